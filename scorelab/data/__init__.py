@@ -1,0 +1,21 @@
+"""Data sets by name, batches by step, and the scale between stored values and what a diffusion sees."""
+
+from scorelab.data.arrays import Arrays
+from scorelab.data.batches import Batches, IteratorAdapter, StatefulIterator
+from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
+from scorelab.data.registry import load, names
+from scorelab.data.transforms import Identity, Pixels
+
+__all__ = [
+    "Arrays",
+    "Batches",
+    "DataCorrupt",
+    "DataNotFound",
+    "Identity",
+    "IteratorAdapter",
+    "Pixels",
+    "PublishedFile",
+    "StatefulIterator",
+    "load",
+    "names",
+]

@@ -1,0 +1,191 @@
+"""Finding, checking and fetching published data files: nothing is handed on before its hash is checked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA_DIR_VARIABLE = "SCORELAB_DATA_DIR"
+CACHE_DIR_VARIABLE = "SCORELAB_CACHE_DIR"
+
+
+class DataNotFound(FileNotFoundError):
+    """A published file is in none of the places looked in and could not be downloaded."""
+
+
+class DataCorrupt(ValueError):
+    """A data file was found, but its content is not the published one; the message names the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedFile:
+    """One published file: its name, its hash, and where it is served.
+
+    `sha256` is the hash of the file as published (of the gzip stream for `.gz`); `raw_sha256` and
+    `raw_size` belong to the uncompressed content, so that a copy which was unpacked or compressed again is
+    recognised too. They are None where the content was never at hand to hash; then only the file exactly as
+    published is accepted.
+    """
+
+    name: str
+    sha256: str
+    urls: tuple[str, ...] = ()
+    raw_sha256: str | None = None
+    raw_size: int | None = None
+
+    def __post_init__(self):
+        for field in ("sha256", "raw_sha256"):
+            value = getattr(self, field)
+            if value is None and field == "raw_sha256":
+                continue
+            if len(value) != 64 or set(value) - set("0123456789abcdef"):
+                raise ValueError(
+                    f"{field}={value!r} of {self.name}: expected 64 lower-case hexadecimal digits"
+                )
+
+    @property
+    def unpacked_name(self) -> str:
+        """The name without `.gz`."""
+        return self.name.removesuffix(".gz")
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def gunzip(data: bytes, path: Path, limit: int | None = None) -> bytes:
+    """Uncompress a gzip stream, at most `limit + 1` bytes; DataCorrupt if it is cut short or damaged."""
+    try:
+        # One byte past the limit is enough to see that the content is too long, without unpacking an
+        # unbounded stream.
+        return gzip.GzipFile(fileobj=io.BytesIO(data)).read(-1 if limit is None else limit + 1)
+    except EOFError as error:
+        raise DataCorrupt(
+            f"{path}: truncated gzip stream ({len(data)} bytes); copy or download the file again"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataCorrupt(
+            f"{path}: not a valid gzip stream ({error}); copy or download the file again"
+        ) from error
+
+
+def read_verified(path: Path, file: PublishedFile, inspect: Callable[[bytes, Path], None]) -> bytes:
+    """Content of `path`, uncompressed where `file` is a gzip, after its hash was compared.
+
+    `inspect(raw, path)` runs before the hash comparison on content that is not bit-for-bit as published: a
+    wrong magic number or size is a more useful message than "the hash differs". Hashing is repeated at
+    every load: it takes 0.1 s for the largest file and leaves no stale verdict to trust. Raises
+    DataCorrupt.
+    """
+    data = path.read_bytes()
+    as_published = sha256(data) == file.sha256
+    raw = gunzip(data, path, file.raw_size) if path.suffix == ".gz" and file.name.endswith(".gz") else data
+    if as_published:
+        return raw
+    inspect(raw, path)
+    if file.raw_sha256 is None:
+        raise DataCorrupt(
+            f"{path}: sha256 {sha256(data)} is not the published {file.sha256}, and only "
+            f"{file.name} exactly as published can be checked (its uncompressed hash is not known)"
+        )
+    if sha256(raw) != file.raw_sha256:
+        raise DataCorrupt(
+            f"{path}: wrong content: the uncompressed sha256 is {sha256(raw)}, expected {file.raw_sha256} "
+            f"(or a file with sha256 {file.sha256}); copy or download the file again"
+        )
+    return raw
+
+
+def cache_dir() -> Path | None:
+    """Download folder: SCORELAB_CACHE_DIR, else pooch's per-user cache, else None (without pooch)."""
+    if chosen := os.environ.get(CACHE_DIR_VARIABLE):
+        return Path(chosen).expanduser()
+    try:
+        import pooch
+    except ImportError:
+        return None
+    return Path(pooch.os_cache("scorelab"))
+
+
+def download(file: PublishedFile, folder: Path) -> tuple[Path | None, list[str]]:
+    """Fetch `file` into `folder`, its mirrors in turn: (path, []) or (None, a reason for each failure).
+
+    pooch writes to a temporary name beside the target, compares the hash and renames, so an interrupted
+    download or a mirror that serves something else leaves nothing behind under the published name.
+    """
+    if not file.urls:
+        return None, [f"{file.name} is published under no address"]
+    try:
+        import pooch
+    except ImportError:
+        return None, ["downloading needs pooch: pip install 'scorelab[data]'"]
+    reasons = []
+    for url in file.urls:
+        try:
+            fetch = pooch.HTTPDownloader(timeout=20)
+            path = pooch.retrieve(
+                url, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=fetch
+            )
+            return Path(path), []
+        # requests' errors are OSErrors; pooch reports a wrong hash as a ValueError.
+        except (OSError, ValueError) as error:
+            reasons.append(f"{url}: {type(error).__name__}: {str(error).splitlines()[0]}")
+    return None, reasons
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shelf:
+    """Where the files of one data set may lie: `<data_dir>/<folder>/` of each folder name, then the cache.
+
+    `data_dir=None` means SCORELAB_DATA_DIR if that is set. A file that is missing there is looked for in
+    the cache, then downloaded unless `may_download=False`, then DataNotFound says everything that was
+    tried. Nothing is ever replaced by another data set.
+    """
+
+    dataset: str
+    folders: tuple[str, ...]
+    data_dir: str | os.PathLike[str] | None = None
+    may_download: bool = True
+
+    def read(self, file: PublishedFile, inspect: Callable[[bytes, Path], None]) -> bytes:
+        """Verified, uncompressed content of `file`; raises DataNotFound or DataCorrupt."""
+        root = self.data_dir if self.data_dir is not None else os.environ.get(DATA_DIR_VARIABLE) or None
+        looked_in = [] if root is None else [Path(root).expanduser() / folder for folder in self.folders]
+        cache = cache_dir()
+        cached = None if cache is None else cache / self.folders[0]
+        if cached is not None:
+            looked_in.append(cached)
+        for folder in looked_in:
+            for name in dict.fromkeys((file.name, file.unpacked_name)):
+                if (folder / name).is_file():
+                    return read_verified(folder / name, file, inspect)
+        reasons = ["downloading was switched off (download=False)"]
+        if self.may_download and cached is None:
+            reasons = ["downloading needs pooch: pip install 'scorelab[data]'"]
+        elif self.may_download:
+            path, reasons = download(file, cached)
+            if path is not None:
+                return read_verified(path, file, inspect)
+        raise DataNotFound(self._message(file, root, looked_in, reasons))
+
+    def _message(self, file: PublishedFile, root, looked_in: list[Path], reasons: list[str]) -> str:
+        lines = [f"{self.dataset}: file {file.name} is missing.", "looked in:"]
+        lines += [
+            f"  {folder}" + ("" if folder.is_dir() else "  (no such folder)") for folder in looked_in
+        ] or ["  nowhere"]
+        lines += ["download:", *(f"  {reason}" for reason in reasons)]
+        state = "is not set" if root is None else f"or data_dir is {root}"
+        lines += [
+            f"set {DATA_DIR_VARIABLE} ({state}) to a folder that holds {self.folders[0]}/{file.name},",
+            f"  sha256 {file.sha256}",
+        ]
+        lines += [f"  from {url}" for url in file.urls]
+        lines += ["offline alternative: load('digits') needs no file (scikit-learn, 8x8 images)."]
+        return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""The data sets by name: the files of each one, their hashes and addresses, and its loader.
+
+A new set is one entry of `SETS`: an object of a class in `loaders.py`, or any object with `name`, `splits`
+and `load(split, request) -> Arrays`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from scorelab.data import toy
+from scorelab.data.arrays import Arrays
+from scorelab.data.files import PublishedFile
+from scorelab.data.loaders import CifarBinary, DataSet, Digits, IdxImages, IdxSplit, NpzImages, Request, Toy
+
+MNIST_MIRRORS = (
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+)
+FASHION_MNIST_MIRRORS = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
+KMNIST_MIRRORS = ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",)
+CIFAR10_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
+
+
+def _idx_set(
+    name: str,
+    mirrors: tuple[str, ...],
+    train: tuple[tuple[str, str | None], ...],
+    test: tuple[tuple[str, str | None], ...],
+) -> IdxImages:
+    """A set laid out as MNIST is; `train` and `test` are ((sha256, raw sha256) of images, of labels)."""
+
+    def file(stem: str, hashes: tuple[str, str | None], raw_size: int) -> PublishedFile:
+        return PublishedFile(
+            name=f"{stem}-ubyte.gz",
+            sha256=hashes[0],
+            raw_sha256=hashes[1],
+            raw_size=raw_size,
+            urls=tuple(f"{mirror}{stem}-ubyte.gz" for mirror in mirrors),
+        )
+
+    def split(prefix: str, n: int, hashes: tuple[tuple[str, str | None], ...]) -> IdxSplit:
+        images = file(f"{prefix}-images-idx3", hashes[0], 16 + n * 784)
+        return IdxSplit(
+            images=images, labels=file(f"{prefix}-labels-idx1", hashes[1], 8 + n), shape=(n, 28, 28)
+        )
+
+    return IdxImages(name=name, train=split("train", 60000, train), test=split("t10k", 10000, test))
+
+
+# sha256 of the published .gz: tensorflow_datasets' checksum lists. sha256 of the content: taken from files
+# with those hashes; the training images of KMNIST were not at hand, so only their .gz can be checked.
+MNIST = _idx_set(
+    "mnist",
+    MNIST_MIRRORS,
+    (
+        (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        (
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ),
+    ),
+    (
+        (
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        ),
+        (
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+)
+FASHION_MNIST = _idx_set(
+    "fashion_mnist",
+    FASHION_MNIST_MIRRORS,
+    (
+        (
+            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        ),
+        (
+            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        ),
+    ),
+    (
+        (
+            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        ),
+        (
+            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+    ),
+)
+KMNIST = _idx_set(
+    "kmnist",
+    KMNIST_MIRRORS,
+    (
+        ("51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4", None),
+        (
+            "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
+            "2a16eeae62da984b8bd24fa32e31d47291f01dac3fe84d5594f304f71e7d374b",
+        ),
+    ),
+    (
+        (
+            "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
+            "76fbd229ce87db80dd281af5e6670de4ad0e42fb30a7bd643972994c47c1f42e",
+        ),
+        (
+            "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
+            "a11dc742be8e781a40a92f53d6a4957e7b7d36df2faa097659131ebfd8fd60c6",
+        ),
+    ),
+)
+CIFAR10 = CifarBinary(
+    name="cifar10",
+    archive=PublishedFile(
+        name="cifar-10-binary.tar.gz",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        urls=tuple(f"{mirror}cifar-10-binary.tar.gz" for mirror in CIFAR10_MIRRORS),
+    ),
+    records=10000,
+)
+# The first 4000 training images, unpacked from lossless PNG sheets; there is no published address or
+# checksum for it.
+CIFAR10_SUBSET = NpzImages(
+    name="cifar10_subset",
+    folders=("cifar10-subset", "cifar10_subset"),
+    file=PublishedFile(
+        name="cifar10_train_first4000_images.npz",
+        sha256="eb14369cfc5a272e5e6e79092f4587c72d3f7064cf6106e942dc69ffdf514040",
+    ),
+    key="images",
+    shape=(4000, 32, 32, 3),
+)
+_TOYS = (
+    toy.eight_gaussians, toy.rings, toy.swiss_roll, toy.checkerboard, toy.pinwheel, toy.two_moons,
+)  # fmt: skip
+
+SETS: Mapping[str, DataSet] = MappingProxyType(
+    {s.name: s for s in (Digits(), MNIST, FASHION_MNIST, KMNIST, CIFAR10, CIFAR10_SUBSET)}
+    | {sample.__name__: Toy(name=sample.__name__, sampler=sample) for sample in _TOYS}
+)
+
+
+def names() -> tuple[str, ...]:
+    """Every name `load` accepts."""
+    return tuple(SETS)
+
+
+def load(
+    name: str,
+    split: str = "train",
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    download: bool = True,
+    n: int | None = None,
+    seed: int | None = None,
+) -> Arrays:
+    """One split of a data set by name, with every byte checked against a published hash.
+
+    Files are looked for in `data_dir` (else SCORELAB_DATA_DIR) under `<name>/`, spelled with `_` or `-`,
+    compressed or not, then in the cache (SCORELAB_CACHE_DIR, else pooch's), then downloaded there unless
+    `download=False`. `n` and `seed` (defaults 10000 and 0) belong to the generated two-dimensional sets and
+    are refused by the others.
+
+    Raises ValueError for an unknown name or split, DataNotFound where a file can be found nowhere,
+    DataCorrupt where one is damaged. One data set is never replaced by another.
+    """
+    if name not in SETS:
+        raise ValueError(f"name={name!r}: expected one of {', '.join(SETS)}")
+    member = SETS[name]
+    if split not in member.splits:
+        raise ValueError(f"split={split!r} of {name}: expected one of {', '.join(member.splits)}")
+    return member.load(split, Request(data_dir=data_dir, download=download, n=n, seed=seed))

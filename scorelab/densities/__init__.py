@@ -1,0 +1,12 @@
+"""Exact laws: sampled, evaluated and noised in closed form."""
+
+from scorelab.densities.base import Density
+from scorelab.densities.empirical import Empirical, IsotropicMixture
+from scorelab.densities.gaussian import Gaussian
+from scorelab.densities.mixture import GaussianMixture
+from scorelab.densities.toy import Boxes, Rings, checkerboard, eight_gaussians, pinwheel, swiss_roll
+
+__all__ = [
+    "Boxes", "Density", "Empirical", "Gaussian", "GaussianMixture", "IsotropicMixture", "Rings", "checkerboard",
+    "eight_gaussians", "pinwheel", "swiss_roll",
+]

@@ -1,0 +1,81 @@
+"""What a law is: it can be sampled, evaluated, and noised by a process in closed form."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.typing import Array, Key
+
+if TYPE_CHECKING:
+    from scorelab.processes.base import Process
+
+
+class Density(abc.ABC):
+    """A law over points of shape ``event``; a pytree whose leaves are its parameters.
+
+    A new law needs ``event``, ``sample``, ``log_prob`` and ``noised``.
+    """
+
+    @property
+    @abc.abstractmethod
+    def event(self) -> tuple[int, ...]:
+        """The shape of one point."""
+
+    @abc.abstractmethod
+    def sample(self, key: Key, n: int) -> Array:
+        """``n`` independent points, ``(n, *event)``."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Array) -> Array:
+        """Log density at ``x`` ``(batch, *event)``, shape ``(batch,)``."""
+
+    @abc.abstractmethod
+    def noised(self, process: Process, t: Array | float) -> Density:
+        r"""The law of :math:`y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon` in the chart, for a scalar ``t``."""
+
+    def score(self, x: Array) -> Array:
+        r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""
+        return jax.grad(lambda z: jnp.sum(self.log_prob(z)))(x)
+
+    def denoise(self, process: Process, y: Array, t: Array | float) -> Array:
+        r""":math:`E[y_0\mid y_t] = (y_t - b_t + \sigma_t^2\nabla\log p_t(y_t))/\alpha_t` (Tweedie)."""
+        score = self.noised(process, t).score(y)
+        return (y - process.offset(t) + process.sigma(t) ** 2 * score) / process.alpha(t)
+
+
+def check_points(law: Density, x: Array) -> Array:
+    """Raise ``ValueError`` unless ``x`` is ``(batch, *event)``; return it as a JAX array."""
+    x = jnp.asarray(x)
+    if x.shape[1:] != law.event or x.ndim == 0:
+        raise ValueError(f"{type(law).__name__} got points of shape {x.shape}: expected (batch, {', '.join(map(str, law.event))})")
+    return x
+
+
+def law_pytree(*leaves: str, static: tuple[str, ...] = ()) -> Callable[[type], type]:
+    """Class decorator: a pytree rebuilt field by field, past the constructor (which validates real numbers)."""
+
+    def register(cls: type) -> type:
+        def flatten(law):
+            return tuple(getattr(law, name) for name in leaves), tuple(getattr(law, name) for name in static)
+
+        def unflatten(meta, data):
+            law = object.__new__(cls)
+            for name, value in zip((*leaves, *static), (*data, *meta), strict=True):
+                setattr(law, name, value)
+            return law
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+        return cls
+
+    return register
+
+
+def as_parameter(value: Array | float) -> Array:
+    """JAX arrays and tracers stay as they are; host numbers become arrays of the default float type."""
+    return value if isinstance(value, jax.Array) else jnp.asarray(np.asarray(value), jnp.result_type(float))

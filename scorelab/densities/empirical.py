@@ -1,0 +1,115 @@
+"""The law of a finite data set, and the isotropic mixture it becomes under noise."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.densities.base import Density, as_parameter, check_points, law_pytree
+from scorelab.typing import Array, Key, require_int
+
+
+@law_pytree("centres", "variance", static=("block",))
+class IsotropicMixture(Density):
+    r""":math:`\tfrac1n\sum_i N(c_i, v I)` with very many centres, evaluated a block of centres at a time.
+
+    Memory is ``batch * block`` whatever ``n`` is: the blocks are folded by a running log-sum-exp.
+
+    Args:
+        centres: ``(n, *event)``.
+        variance: ``v``; 0 makes a mixture of points, which has no density until it is noised.
+        block: centres per block (static).
+    """
+
+    def __init__(self, centres: Array, variance: Array | float, block: int = 1024):
+        require_int(self, 1, block=block)
+        self.centres, self.variance, self.block = as_parameter(centres), as_parameter(variance), block
+
+    @property
+    def event(self):
+        """The shape of one point."""
+        return self.centres.shape[1:]
+
+    def sample(self, key: Key, n: int) -> Array:
+        """``n`` independent points."""
+        key_which, key_noise = jax.random.split(key)
+        centres = self.centres[jax.random.randint(key_which, (n,), 0, len(self.centres))]
+        return centres + jnp.sqrt(self.variance) * jax.random.normal(key_noise, centres.shape, centres.dtype)
+
+    def _posterior(self, x: Array) -> tuple[Array, Array]:
+        r"""``logsumexp_i`` of :math:`-|x-c_i|^2/2v` and the posterior mean of the centre, in one pass over the data."""
+        x = check_points(self, x)
+        flat = x.reshape(len(x), -1)
+        centres = self.centres.reshape(len(self.centres), -1)
+        n, block = len(centres), min(self.block, len(centres))
+        padding = -n % block
+        centres = jnp.pad(centres, ((0, padding), (0, 0))).reshape(-1, block, flat.shape[1])
+        valid = jnp.pad(jnp.ones(n, bool), (0, padding)).reshape(-1, block)
+
+        def fold(carry, chunk):
+            top, total, mean = carry
+            c, ok = chunk
+            # Differences, not |x|^2 - 2xc + |c|^2: at small variance the exponent needs every digit of them.
+            square = jax.lax.map(lambda row: jnp.sum((row - c) ** 2, -1), flat, batch_size=64)
+            logits = jnp.where(ok, -0.5 * square / self.variance, -jnp.inf)
+            new_top = jnp.maximum(top, logits.max(-1))
+            weights = jnp.exp(logits - new_top[:, None])
+            shrink = jnp.exp(top - new_top)
+            return (new_top, total * shrink + weights.sum(-1), mean * shrink[:, None] + weights @ c), None
+
+        start = (jnp.full(len(flat), -jnp.inf, flat.dtype), jnp.zeros(len(flat), flat.dtype), jnp.zeros_like(flat))
+        (top, total, mean), _ = jax.lax.scan(fold, start, (centres, valid))
+        return top + jnp.log(total), (mean / total[:, None]).reshape(x.shape)
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density; raises ``ValueError`` for a mixture of points (variance 0)."""
+        self._require_density()
+        size = max(int(np.prod(self.event)), 1)
+        log_sum, _ = self._posterior(x)
+        return log_sum - jnp.log(1.0 * len(self.centres)) - 0.5 * size * jnp.log(2 * jnp.pi * self.variance)
+
+    def score(self, x: Array) -> Array:
+        r""":math:`(E[c\mid x] - x)/v`."""
+        self._require_density()
+        return (self._posterior(x)[1] - x) / self.variance
+
+    def noised(self, process, t) -> IsotropicMixture:
+        r"""Centres :math:`\alpha c_i + b`, variance :math:`\alpha^2 v + \sigma^2`."""
+        alpha = process.alpha(t)
+        return IsotropicMixture(
+            jnp.asarray(alpha * self.centres + process.offset(t)),
+            jnp.asarray(alpha**2 * self.variance + process.sigma(t) ** 2),
+            self.block,
+        )
+
+    def denoise(self, process, y, t) -> Array:
+        r""":math:`E[y_0\mid y] = \bar c + \alpha v\,(y - b - \alpha\bar c)/(\alpha^2 v + \sigma^2)`, :math:`\bar c` the posterior centre."""
+        alpha, sigma, offset = process.alpha(t), process.sigma(t), process.offset(t)
+        centre = self._posterior_centre(process, y, t)
+        return centre + alpha * self.variance / (alpha**2 * self.variance + sigma**2) * (y - offset - alpha * centre)
+
+    def _posterior_centre(self, process, y, t) -> Array:
+        # Work in the clean coordinate: dividing the noised centres by alpha again would lose digits.
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        clean = IsotropicMixture(self.centres, jnp.asarray(self.variance + (sigma / alpha) ** 2), self.block)
+        return clean._posterior((y - process.offset(t)) / alpha)[1]
+
+    def _require_density(self):
+        if not isinstance(self.variance, jax.core.Tracer) and float(self.variance) == 0:
+            raise ValueError(
+                f"{type(self).__name__} with variance 0 is a set of points and has no density: use noised(process, t)"
+            )
+
+
+@law_pytree("centres", "variance", static=("block",))
+class Empirical(IsotropicMixture):
+    """The delta mixture on a data set: its noised law is what an over-fitted network learns.
+
+    Args:
+        data: ``(n, *event)``, in the process's chart.
+        block: data points per block (static).
+    """
+
+    def __init__(self, data: Array, block: int = 1024):
+        super().__init__(data, 0.0, block)

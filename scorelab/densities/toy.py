@@ -1,0 +1,177 @@
+"""Two-dimensional toy laws with exact density, score and noised versions."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import i0e, log_ndtr
+
+from scorelab.densities.base import Density, as_parameter, check_points, law_pytree
+from scorelab.densities.mixture import GaussianMixture
+from scorelab.typing import Array, Key
+
+
+def eight_gaussians(radius: float = 2.0, std: float = 0.1) -> GaussianMixture:
+    """Eight equal Gaussians of standard deviation ``std`` on a circle of the given radius."""
+    angles = np.arange(8) * (math.pi / 4)
+    return GaussianMixture(np.ones(8), radius * np.stack([np.cos(angles), np.sin(angles)], 1), np.full(8, std**2))
+
+
+def swiss_roll(turns: float = 1.5, radius: float = 2.0, std: float = 0.08, components: int = 128) -> GaussianMixture:
+    """A spiral of Gaussians, equally spaced along its arc: exact as the mixture it is defined to be."""
+    fine = np.linspace(0.25, 1.0, 4096)
+    points = radius * fine[:, None] * np.stack([np.cos(2 * math.pi * turns * fine), np.sin(2 * math.pi * turns * fine)], 1)
+    arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))])
+    where = np.linspace(0.0, arc[-1], components)
+    means = np.stack([np.interp(where, arc, points[:, axis]) for axis in (0, 1)], 1)
+    return GaussianMixture(np.ones(components), means, np.full(components, std**2))
+
+
+def pinwheel(arms: int = 5, components: int = 8, rate: float = 0.25, tangential: float = 0.1) -> GaussianMixture:
+    """Bent arms, each a chain of Gaussians that turn and widen with the radius; exact as that mixture."""
+    means, covs = [], []
+    for arm in range(arms):
+        for radius in np.linspace(0.5, 2.2, components):
+            angle = 2 * math.pi * arm / arms + rate * math.exp(0.6 * radius)
+            axis = np.array([math.cos(angle), math.sin(angle)])
+            # Along the arm: the derivative of radius * axis(radius), so that neighbours overlap along the curve.
+            along = axis + radius * rate * 0.6 * math.exp(0.6 * radius) * np.array([-axis[1], axis[0]])
+            along *= 1.7 / (components - 1) / 2
+            across = tangential * radius / 2 * np.array([-along[1], along[0]]) / np.linalg.norm(along)
+            means.append(radius * axis)
+            covs.append(np.outer(along, along) + np.outer(across, across))
+    return GaussianMixture(np.ones(len(means)), np.array(means), np.array(covs))
+
+
+@law_pytree("radii", "log_weights", "variance", "centre")
+class Rings(Density):
+    r"""Circles about ``centre`` blurred by Gaussian noise: :math:`x = c + r_k(\cos\theta,\sin\theta) + \sqrt v\,n`.
+
+    .. math:: p(x) = \sum_k w_k\,\frac{1}{2\pi v}\,e^{-(|x-c|-r_k)^2/2v}\;e^{-z}I_0(z),\qquad z = |x-c|\,r_k/v .
+
+    Args:
+        radii: ``(K,)``.
+        std: the standard deviation of the blur.
+        weights: ``(K,)``; by default proportional to the radius, which makes the density along each circle equal.
+    """
+
+    def __init__(self, radii: Array = (0.7, 1.4, 2.1), std: float = 0.08, weights: Array | None = None):
+        radii = np.asarray(radii, np.float64)
+        weights = radii if weights is None else np.asarray(weights, np.float64)
+        if radii.ndim != 1 or not np.all(radii > 0) or weights.shape != radii.shape or not np.all(weights > 0):
+            raise ValueError(f"Rings.radii = {radii!r}, weights = {weights!r}: expected equally many positive numbers")
+        self._set(radii, np.log(weights / weights.sum()), std**2, np.zeros(2))
+
+    def _set(self, radii, log_weights, variance, centre):
+        self.radii, self.log_weights = as_parameter(radii), as_parameter(log_weights)
+        self.variance, self.centre = as_parameter(variance), as_parameter(centre)
+        return self
+
+    @property
+    def event(self):
+        """``(2,)``."""
+        return (2,)
+
+    def sample(self, key: Key, n: int) -> Array:
+        """``n`` independent points."""
+        key_ring, key_angle, key_noise = jax.random.split(key, 3)
+        radius = self.radii[jax.random.categorical(key_ring, self.log_weights, shape=(n,))]
+        angle = jax.random.uniform(key_angle, (n,), self.radii.dtype, 0.0, 2 * math.pi)
+        circle = radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
+        return self.centre + circle + jnp.sqrt(self.variance) * jax.random.normal(key_noise, (n, 2), circle.dtype)
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density."""
+        x = check_points(self, x) - self.centre
+        # The tiny offset keeps the gradient of the norm finite at the centre.
+        norm = jnp.sqrt(jnp.sum(x**2, -1) + jnp.finfo(x.dtype).tiny)[:, None]
+        log_bessel = jnp.log(i0e(norm * self.radii / self.variance))
+        terms = self.log_weights - (norm - self.radii) ** 2 / (2 * self.variance) + log_bessel
+        return jax.nn.logsumexp(terms, axis=-1) - jnp.log(2 * math.pi * self.variance)
+
+    def noised(self, process, t) -> Rings:
+        r"""Radii :math:`\alpha r_k`, variance :math:`\alpha^2 v+\sigma^2`."""
+        alpha = process.alpha(t)
+        return object.__new__(Rings)._set(
+            jnp.asarray(alpha * self.radii),
+            self.log_weights,
+            jnp.asarray(alpha**2 * self.variance + process.sigma(t) ** 2),
+            jnp.asarray(alpha * self.centre + process.offset(t)),
+        )
+
+
+@law_pytree("lows", "highs", "std")
+class Boxes(Density):
+    r"""Uniform laws on axis-aligned boxes, blurred by Gaussian noise of variance ``v`` (0 until noised).
+
+    .. math:: p(x) = \sum_k w_k\prod_i\frac{\Phi((x_i-l_{ki})/\sqrt v)-\Phi((x_i-h_{ki})/\sqrt v)}{h_{ki}-l_{ki}} .
+
+    Args:
+        lows: ``(K, d)`` lower corners.
+        highs: ``(K, d)`` upper corners.
+    """
+
+    def __init__(self, lows: Array, highs: Array):
+        lows, highs = np.asarray(lows, np.float64), np.asarray(highs, np.float64)
+        if lows.ndim != 2 or lows.shape != highs.shape or not np.all(lows < highs):
+            raise ValueError(f"Boxes got lows {lows.shape}, highs {highs.shape}: expected (K, d) with lows < highs")
+        self._set(lows, highs, 0.0)
+
+    def _set(self, lows, highs, std):
+        self.lows, self.highs, self.std = as_parameter(lows), as_parameter(highs), as_parameter(std)
+        return self
+
+    @property
+    def event(self):
+        """The shape of one point."""
+        return self.lows.shape[1:]
+
+    @property
+    def _log_volume(self) -> Array:
+        return jnp.sum(jnp.log(self.highs - self.lows), -1)
+
+    def sample(self, key: Key, n: int) -> Array:
+        """``n`` independent points."""
+        key_box, key_in, key_noise = jax.random.split(key, 3)
+        which = jax.random.randint(key_box, (n,), 0, len(self.lows))
+        inside = jax.random.uniform(key_in, (n, *self.event), self.lows.dtype)
+        x = self.lows[which] + inside * (self.highs - self.lows)[which]
+        return x + self.std * jax.random.normal(key_noise, x.shape, x.dtype)
+
+    def log_prob(self, x: Array) -> Array:
+        """Log density; ``-inf`` outside the boxes while ``v`` is 0."""
+        x = check_points(self, x)[:, None, :]
+        above, below = x - self.lows, x - self.highs
+        sharp = jnp.where(jnp.all((above >= 0) & (below <= 0), -1), 0.0, -jnp.inf)
+        scale = jnp.where(self.std > 0, self.std, 1.0)
+        blurred = jnp.sum(log_ndtr_difference(above / scale, below / scale), -1)
+        terms = jnp.where(self.std > 0, blurred, sharp) - self._log_volume
+        return jax.nn.logsumexp(terms, axis=-1) - math.log(len(self.lows))
+
+    def noised(self, process, t) -> Boxes:
+        """Scaled and shifted boxes under more blur."""
+        alpha, offset = process.alpha(t), process.offset(t)
+        return object.__new__(Boxes)._set(
+            jnp.asarray(alpha * self.lows + offset),
+            jnp.asarray(alpha * self.highs + offset),
+            jnp.asarray(jnp.sqrt((alpha * self.std) ** 2 + process.sigma(t) ** 2)),
+        )
+
+
+def log_ndtr_difference(upper: Array, lower: Array) -> Array:
+    r""":math:`\log(\Phi(u)-\Phi(l))` for ``u > l``, reflected into the lower tail where both differ from 0."""
+    flip = lower > 0
+    u, l = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
+    log_u, log_l = log_ndtr(u), log_ndtr(l)
+    return log_u + jnp.log(-jnp.expm1(jnp.minimum(log_l - log_u, -jnp.finfo(log_u.dtype).tiny)))
+
+
+def checkerboard(cells: int = 4, extent: float = 2.0) -> Boxes:
+    """Every other cell of a ``cells`` x ``cells`` board over ``[-extent, extent]^2``, uniformly filled."""
+    side = 2 * extent / cells
+    corners = np.array([(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0])
+    lows = -extent + side * corners
+    return Boxes(lows, lows + side)

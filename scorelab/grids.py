@@ -1,0 +1,171 @@
+r"""Time grids: host float64 arrays from noise to data, built once.
+
+A grid of ``steps`` steps has ``steps + 1`` decreasing times. By default the last one is the time of clean data, so
+the last step lands on :math:`\sigma = 0`; with ``clean=False`` it is ``t_min``. ``t_max`` and ``t_min`` default to
+the process's own range. Where clean data is not at a usable end of the spacing (noise levels spaced by ratio, or
+``VE``, whose clean time is ``-inf``), the first ``steps`` times run from ``t_max`` to ``t_min`` and the clean time is
+appended, as EDM and k-diffusion do.
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import KW_ONLY, dataclass
+
+import numpy as np
+
+from scorelab.processes.base import Process
+from scorelab.typing import require_int, require_positive
+
+
+class Grid(abc.ABC):
+    """The base of all grids."""
+
+    @abc.abstractmethod
+    def times(self, process: Process) -> np.ndarray:
+        """Strictly decreasing float64 times, ``(steps + 1,)``."""
+
+
+@dataclass(frozen=True)
+class Spaced(Grid):
+    """A grid equally spaced in some coordinate of time; a new one states ``coordinate`` and ``inverse``."""
+
+    steps: int
+    _: KW_ONLY
+    t_max: float | None = None
+    t_min: float | None = None
+    clean: bool = True
+
+    def __post_init__(self):
+        require_int(self, 1, steps=self.steps)
+
+    @abc.abstractmethod
+    def coordinate(self, process: Process, t: float) -> float:
+        """The coordinate in which the times are equally spaced."""
+
+    @abc.abstractmethod
+    def inverse(self, process: Process, values: np.ndarray) -> np.ndarray:
+        """Times from coordinates."""
+
+    def times(self, process: Process) -> np.ndarray:
+        """See :class:`Grid`."""
+        start = process.t_max if self.t_max is None else self.t_max
+        end = process.t_min if self.t_min is None else self.t_min
+        zero = process.schedule.clean_time
+        if not zero <= end < start:
+            raise ValueError(f"{self} has t_max = {start}, t_min = {end}: expected {zero} <= t_min < t_max")
+        first = self._finite(process, "t_max", start)
+        if not self.clean:
+            ends, steps, tail = (start, end), self.steps, []
+        elif math.isfinite(zero) and math.isfinite(self.coordinate(process, zero)) and not self.reaches_t_min:
+            ends, steps, tail = (start, zero), self.steps, []
+        else:
+            ends, steps, tail = (start, end), self.steps - 1, [zero]
+        if steps == 0:
+            return np.array([start, *tail])
+        last = self._finite(process, "t_min", ends[1])
+        inner = self.inverse(process, np.linspace(first, last, steps + 1))
+        inner[0], inner[-1] = ends  # the ends exactly, whatever the inverse rounds to
+        return np.concatenate([inner, tail])
+
+    @property
+    def reaches_t_min(self) -> bool:
+        """True where the spacing is defined by both noise levels and the clean time is always appended."""
+        return False
+
+    def _finite(self, process: Process, name: str, t: float) -> float:
+        with np.errstate(divide="ignore"):
+            value = float(self.coordinate(process, np.float64(t)))
+        if not math.isfinite(value):
+            raise ValueError(
+                f"{type(self).__name__}.{name} = {t} has an infinite noise level under {process.schedule}: "
+                f"pass a {name} inside the open range (such as t_max=0.99), or use a Uniform grid"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Uniform(Spaced):
+    """Equal steps in the process's own time."""
+
+    def coordinate(self, process, t):
+        """``t``."""
+        return t
+
+    def inverse(self, process, values):
+        """``t``."""
+        return values.copy()
+
+
+@dataclass(frozen=True)
+class Quadratic(Spaced):
+    r"""Equal steps in :math:`\sqrt t`: denser towards the data."""
+
+    def coordinate(self, process, t):
+        r""":math:`\sqrt t`."""
+        return np.sqrt(t) if t >= 0 else -np.inf
+
+    def inverse(self, process, values):
+        """The square."""
+        return values**2
+
+
+@dataclass(frozen=True)
+class LogSNR(Spaced):
+    r"""Equal steps in :math:`\log(\alpha^2/\sigma^2)` from ``t_max`` to ``t_min``, then the clean time."""
+
+    @property
+    def reaches_t_min(self) -> bool:
+        """Always."""
+        return True
+
+    def coordinate(self, process, t):
+        """The log-SNR."""
+        return process.log_snr(t)
+
+    def inverse(self, process, values):
+        """The schedule's inverse."""
+        return np.asarray(process.schedule.time(values))
+
+
+@dataclass(frozen=True)
+class Karras(Spaced):
+    r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}` from ``t_max`` to ``t_min``, then the clean time (Karras et al. 2022, eq. 5)."""
+
+    rho: float = 7.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, rho=self.rho)
+
+    @property
+    def reaches_t_min(self) -> bool:
+        """Always."""
+        return True
+
+    def coordinate(self, process, t):
+        r""":math:`(\sigma/\alpha)^{1/\rho}`."""
+        return np.exp(-process.log_snr(t) / (2 * self.rho))
+
+    def inverse(self, process, values):
+        """The schedule's inverse."""
+        return np.asarray(process.schedule.time(-2 * self.rho * np.log(values)))
+
+
+@dataclass(frozen=True)
+class Explicit(Grid):
+    """The times as given, as a tuple; end with ``process.schedule.clean_time`` to land on clean data."""
+
+    values: tuple[float, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", tuple(float(v) for v in self.values))
+        if len(self.values) < 2 or not all(a > b for a, b in zip(self.values, self.values[1:], strict=False)):
+            raise ValueError(f"Explicit.values = {self.values}: expected two or more strictly decreasing times")
+
+    def times(self, process):
+        """See :class:`Grid`."""
+        if self.values[-1] < process.schedule.clean_time:
+            raise ValueError(f"Explicit.values ends at {self.values[-1]}, before clean data at {process.schedule.clean_time}")
+        return np.array(self.values, np.float64)

@@ -1,0 +1,38 @@
+"""Scores of samples against data; every number comes with its extractor, its n and its floor."""
+
+from scorelab.metrics.evaluate import report
+from scorelab.metrics.features import Coordinates, Features, RawPixels, SmallCNN, pixels, small_cnn
+from scorelab.metrics.frechet import frechet, frechet_distance
+from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
+from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
+from scorelab.metrics.score import Score
+from scorelab.metrics.smallcnn import WeightsError
+from scorelab.metrics.transport import sinkhorn, sliced_wasserstein, wasserstein_1d
+from scorelab.metrics.vendi import hill_number, vendi, vendi_from_kernel, vendi_from_points
+
+__all__ = [
+    "Coordinates",
+    "Features",
+    "PrecisionRecall",
+    "RawPixels",
+    "Score",
+    "SmallCNN",
+    "WeightsError",
+    "frechet",
+    "frechet_distance",
+    "hill_number",
+    "kid",
+    "median_bandwidth",
+    "mmd",
+    "mmd2_unbiased",
+    "pixels",
+    "precision_recall",
+    "report",
+    "sinkhorn",
+    "sliced_wasserstein",
+    "small_cnn",
+    "vendi",
+    "vendi_from_kernel",
+    "vendi_from_points",
+    "wasserstein_1d",
+]

@@ -1,0 +1,148 @@
+"""Feature extractors: from uint8 images to the vectors the metrics compare, each with an id to print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.data.transforms import Pixels
+from scorelab.metrics import smallcnn
+
+
+class Features(Protocol):
+    """What every metric takes: `features(images)` -> (n, d), and an `id` printed beside every score."""
+
+    @property
+    def id(self) -> str:
+        """Name, with the first eight digits of the weights' SHA-256 where there are weights."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Vectors (n, d) of samples (n, ...)."""
+
+
+def _check_images(images: np.ndarray, levels: int, shape: tuple[int, ...] | None) -> np.ndarray:
+    images = np.asarray(images)
+    wanted = "(n, height, width, channels)" if shape is None else f"(n, {', '.join(map(str, shape))})"
+    if images.dtype != np.uint8 or images.ndim != 4 or (shape is not None and images.shape[1:] != shape):
+        raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 {wanted}")
+    if images.size and int(images.max()) >= levels:
+        raise ValueError(f"images have the value {images.max()}: expected 0 to levels - 1 = {levels - 1}")
+    return images
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawPixels:
+    """The pixels themselves, (x + 1/2) / levels flattened to (n, height * width * channels)."""
+
+    levels: int = 256
+
+    @property
+    def id(self) -> str:
+        """`pixels`."""
+        return "pixels"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Vectors of uint8 images (n, height, width, channels)."""
+        images = _check_images(images, self.levels, None)
+        return (images.reshape(len(images), -1).astype(np.float32) + 0.5) / self.levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """Vectors (n, d) as they are: 2-D data, or features computed before, under the id of their extractor."""
+
+    id: str = "coordinates"
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """The vectors."""
+        vectors = np.asarray(images)
+        if vectors.ndim != 2:
+            raise ValueError(f"vectors have shape {vectors.shape}: expected (n, d)")
+        return vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallCNN:
+    """The stored classifier of one data set: its 64 features, its logits, its class probabilities.
+
+    Input everywhere: uint8 images (n, height, width, channels) with values 0 .. levels - 1, seen by the
+    network as (x + 1/2) / levels, which is `Pixels(levels=levels, low=0, high=1).encode(x)`. Only
+    `unit_logits` takes those floats, so that a reward can be differentiated. Two extractors are equal when
+    their ids (so their weights) are.
+    """
+
+    id: str
+    levels: int
+    architecture: smallcnn.Architecture
+    params: smallcnn.Params = field(compare=False, repr=False)
+    record: dict[str, Any] = field(compare=False, repr=False, default_factory=dict)
+    batch_size: int = field(compare=False, default=500)
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+
+    def _forward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = _check_images(images, self.levels, self.architecture.shape)
+        size = min(self.batch_size, max(len(images), 1))
+        scale = Pixels(levels=self.levels, low=0.0, high=1.0)
+        parts = []
+        for first in range(0, len(images), size):
+            block = images[first : first + size]
+            # The last block is filled up with zeros and cut again: one shape, one compilation.
+            full = np.zeros((size, *images.shape[1:]), np.uint8)
+            full[: len(block)] = block
+            out = smallcnn.apply(self.params, scale.encode(full), self.architecture)
+            parts.append([np.asarray(part)[: len(block)] for part in out])
+        if not parts:
+            raise ValueError(f"images have shape {images.shape}: expected at least one image")
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Features (n, 64) float32."""
+        return self._forward(images)[0]
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """Class logits (n, num_classes) float32."""
+        return self._forward(images)[1]
+
+    def class_probabilities(self, images: np.ndarray) -> np.ndarray:
+        """softmax(logits), (n, num_classes) float32."""
+        return np.asarray(jax.nn.softmax(self._forward(images)[1], axis=-1))
+
+    def unit_logits(self, unit: jax.Array) -> jax.Array:
+        """Class logits of float images in [0, 1], differentiable and jit-safe.
+
+        For values on [low, high] pass (y - low) / (high - low).
+
+        The gradient of a plain convolution inside `lax.scan` is many times slower on the CPU than outside.
+        """
+        return smallcnn.apply(self.params, jnp.asarray(unit, jnp.float32), self.architecture)[1]
+
+
+def pixels(levels: int = 256) -> RawPixels:
+    """Raw pixels as features."""
+    return RawPixels(levels=levels)
+
+
+def small_cnn(dataset_name: str, *, folder: Path | None = None) -> SmallCNN:
+    """The stored classifier trained on `dataset_name`, its weights checked against the recorded SHA-256.
+
+    `folder` is where `index.json` and the weights lie, by default inside the package. `.record` tells how
+    they were made: data hash, command, seed, versions, test accuracy. Raises WeightsError.
+    """
+    params, architecture, record = smallcnn.restore(
+        dataset_name, smallcnn.WEIGHTS if folder is None else folder
+    )
+    return SmallCNN(
+        id=f"smallcnn({dataset_name}-{record['sha256'][:8]})",
+        levels=record["levels"],
+        architecture=architecture,
+        params=params,
+        record=record,
+    )

@@ -1,0 +1,129 @@
+"""Vendi score: the effective number of different items in a set, of any order q."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from scorelab.metrics.features import Features
+from scorelab.metrics.score import Score, extractor_id, points
+
+
+def _check(q: float, weights, n: int) -> np.ndarray:
+    if not q >= 0:
+        raise ValueError(f"q={q!r}: expected a number from 0 to infinity")
+    if weights is None:
+        return np.full(n, 1 / n)
+    w = np.asarray(weights, np.float64)
+    if (
+        w.shape != (n,)
+        or not np.isfinite(w).all()
+        or w.min() < 0
+        or not math.isclose(w.sum(), 1, rel_tol=1e-6)
+    ):
+        raise ValueError(
+            f"weights of shape {w.shape} with sum {w.sum():.6g}: expected {n} non-negative numbers with sum 1"
+        )
+    return w / w.sum()
+
+
+def hill_number(eigenvalues: np.ndarray, q: float) -> float:
+    """(sum l^q)^(1 / (1 - q)) of non-negative numbers l with sum 1, with the limits at q = 0, 1 and infinity.
+
+    q = 1: exp(-sum l log l); q = infinity: 1 / max l; q = 0: how many l exceed n eps max l, the rounding
+    error of an eigenvalue of an n by n matrix. Small negative values are rounding: they are cut and the
+    rest is scaled to sum 1.
+    """
+    l = np.maximum(np.asarray(eigenvalues, np.float64), 0)
+    l = l[l > len(l) * np.finfo(np.float64).eps * l.max()]
+    l = l / l.sum()
+    if q == 0:
+        return float(len(l))
+    if q == 1:
+        return float(np.exp(-np.sum(l * np.log(l))))
+    if math.isinf(q):
+        return float(1 / l.max())
+    # The largest is taken out so that a large q cannot underflow every term.
+    log_sum = q * math.log(l.max()) + math.log(np.sum((l / l.max()) ** q))
+    return float(math.exp(log_sum / (1 - q)))
+
+
+def vendi_from_kernel(kernel: np.ndarray, q: float = 1.0, weights: np.ndarray | None = None) -> float:
+    """Vendi score VS_q of a positive semi-definite similarity matrix K (n, n) with ones on the diagonal.
+
+    Hill number of order q of the eigenvalues of diag(sqrt p) K diag(sqrt p), p = `weights` or 1 / n: n for
+    n unlike items, 1 for equal ones. Small q counts the rare items, large q the common ones. q = 2 needs no
+    eigenvalues: 1 / |.|_F^2. Not defined, so ValueError: another diagonal, an asymmetric or indefinite
+    matrix. Sources: Friedman and Dieng, "The Vendi score", arXiv 2210.02410; for q, Pasarkar and Dieng,
+    arXiv 2310.12952.
+    """
+    k = np.asarray(kernel, np.float64)
+    if k.ndim != 2 or k.shape[0] != k.shape[1] or len(k) < 1:
+        raise ValueError(f"kernel has shape {k.shape}: expected (n, n)")
+    if np.abs(np.diag(k) - 1).max() > 1e-6 or np.abs(k - k.T).max() > 1e-6:
+        raise ValueError(
+            f"kernel has a diagonal from {np.diag(k).min():.6g} to {np.diag(k).max():.6g} and asymmetry "
+            f"{np.abs(k - k.T).max():.2g}: expected ones on the diagonal and a symmetric matrix"
+        )
+    root = np.sqrt(_check(q, weights, len(k)))
+    weighted = root[:, None] * k * root
+    if q == 2:
+        return float(np.trace(weighted) ** 2 / np.sum(weighted**2))
+    eigenvalues = np.linalg.eigvalsh(weighted)
+    if eigenvalues[0] < -1e-6:
+        raise ValueError(
+            f"kernel has the eigenvalue {eigenvalues[0]:.3g}: expected a positive semi-definite matrix"
+        )
+    return hill_number(eigenvalues, q)
+
+
+def vendi_from_points(z: np.ndarray, q: float = 1.0, weights: np.ndarray | None = None) -> float:
+    """Vendi score of the cosine similarity of the rows of z (n, d): rows are scaled to length one, K = z z^T.
+
+    For d < n the eigenvalues are taken of z^T diag(p) z (d, d) instead of the (n, n) matrix: the non-zero
+    ones are the same. A zero row has no direction: ValueError.
+    """
+    z = points(z, None, "z", least=1)
+    norms = np.linalg.norm(z, axis=1)
+    if norms.min() == 0:
+        raise ValueError(
+            f"z has {np.count_nonzero(norms == 0)} zero rows: expected none, cosine similarity needs a length"
+        )
+    z = z / norms[:, None] * np.sqrt(_check(q, weights, len(z)))[:, None]
+    gram = z.T @ z if z.shape[1] < z.shape[0] else z @ z.T
+    if q == 2:
+        return float(np.trace(gram) ** 2 / np.sum(gram**2))
+    return hill_number(np.linalg.eigvalsh(gram), q)
+
+
+def vendi(
+    x: np.ndarray,
+    kernel: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
+    *,
+    features: Features | None = None,
+    q: float = 1.0,
+    weights: np.ndarray | None = None,
+    centre: np.ndarray | None = None,
+) -> Score:
+    """Vendi score of samples, by cosine similarity of their features or by `kernel(z, z)` -> (n, n).
+
+    z = `features(x)`, or x itself (n, d), minus `centre` (d,) if one is given: features share a large mean
+    that makes every cosine nearly one, and taking the mean of the reference data out shows the differences.
+    The score grows with n (at q = 1 slowly to its limit): compare at equal n, kernel and centre, and give
+    q = 2 beside q = 1. `weights` (n,) with sum 1 stand for repeated items. Errors and sources:
+    `vendi_from_kernel`, `vendi_from_points`.
+    """
+    z = points(x, features, "x", least=1)
+    if centre is not None:
+        centre = np.asarray(centre, np.float64)
+        if centre.shape != z.shape[1:]:
+            raise ValueError(f"centre has shape {centre.shape}: expected {z.shape[1:]}, the width of a point")
+        z = z - centre
+    if kernel is None:
+        value = vendi_from_points(z, q, weights)
+    else:
+        value = vendi_from_kernel(kernel(z, z), q, weights)
+    name = f"Vendi(q={q:g}{'' if centre is None else ', centred'})"
+    return Score(name=name, value=value, extractor=extractor_id(features), n=len(z))

@@ -1,0 +1,94 @@
+r"""Guidance: models made of models. Scales and intervals are leaves, so a sweep over them compiles once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.processes.base import Prediction
+from scorelab.typing import Array, Model, Pytree, per_example
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ClassifierFreeGuidance:
+    r"""Classifier-free guidance, :math:`D = D_\varnothing + w\,(D_c - D_\varnothing)` (Ho & Salimans 2022).
+
+    ``w = 1`` is the conditional model, ``w = 0`` the unconditional one. Outside the interval of noise ratios
+    :math:`\sigma/\alpha` the scale is one (Kynkaanniemi et al. 2024).
+
+    Attributes:
+        model: the conditional model, called with ``cond`` and, unless ``unconditional`` is given, without.
+        scale: ``w``, a scalar or ``(batch,)``; a leaf.
+        unconditional: a model of its own for the unconditional prediction, or None.
+        interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
+    """
+
+    model: Model
+    scale: Array | float = 1.0
+    unconditional: Any = None
+    interval: tuple[float, float] = (0.0, float("inf"))
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+        """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
+        conditional = self.model(y, t, cond)
+        free = (self.unconditional or self.model)(y, t, None)
+        return extrapolate(free, conditional, scale_in_interval(conditional, self.scale, self.interval))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Autoguidance:
+    r"""Guidance by a weaker version of the same model, :math:`D = D_{weak} + w\,(D - D_{weak})` (Karras et al. 2024).
+
+    Attributes:
+        model: the good model.
+        weak: a smaller or less trained model under the same condition.
+        scale: ``w``, a scalar or ``(batch,)``; a leaf.
+        interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
+    """
+
+    model: Model
+    weak: Model
+    scale: Array | float = 1.0
+    interval: tuple[float, float] = (0.0, float("inf"))
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+        """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
+        strong = self.model(y, t, cond)
+        return extrapolate(self.weak(y, t, cond), strong, scale_in_interval(strong, self.scale, self.interval))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Conditioned:
+    """A model under a fixed condition; what remains is unconditional for its caller."""
+
+    model: Model
+    cond: Pytree = field(default=None)
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+        """Predict for ``y`` under the stored condition, repeated over the batch."""
+        repeated = jax.tree.map(lambda c: jnp.broadcast_to(c, (y.shape[0], *jnp.shape(c))), self.cond)
+        return self.model(y, t, repeated)
+
+
+def scale_in_interval(prediction: Prediction, scale: Array | float, interval: tuple) -> Array:
+    """``scale`` where the noise ratio lies in ``interval``, one elsewhere."""
+    ratio = prediction.process.noise_ratio(prediction.t)
+    low, high = interval
+    return jnp.where((ratio >= low) & (ratio <= high), scale, 1.0)
+
+
+def extrapolate(weak: Prediction, strong: Prediction, scale: Array) -> Prediction:
+    """``weak + scale (strong - weak)`` in every form of the prediction at once (they are affine in each other)."""
+    w = per_example(scale, strong.denoised).astype(strong.denoised.dtype)
+    return Prediction(
+        denoised=weak.denoised + w * (strong.denoised - weak.denoised),
+        eps=weak.eps + w * (strong.eps - weak.eps),
+        t=strong.t,
+        process=strong.process,
+    )

@@ -1,0 +1,180 @@
+"""U-Net for small images: residual blocks with noise modulation, optional attention."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+from scorelab.models.nets.layers import (
+    Conv,
+    Embedding,
+    GroupNorm,
+    attend,
+    check_common,
+    check_inputs,
+    check_positive,
+    group_count,
+)
+
+
+class ResBlock(nn.Module):
+    """Residual block skip(x) + conv(silu(film(norm(conv(silu(norm(x))))))), skip(x) at initialisation."""
+
+    features: int
+    dropout: float
+    dtype: str
+    loop_safe: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
+        """Map x (batch, height, width, in) and emb (batch, width) to (batch, height, width, features)."""
+        conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
+        film = nn.Dense(2 * self.features, dtype=self.dtype, name="film")(emb)
+        scale, shift = jnp.split(film, 2, axis=-1)
+        h = nn.silu(GroupNorm(group_count(x.shape[-1]), name="norm1")(x))
+        h = Conv(self.features, name="conv1", **conv)(h)
+        h = nn.silu(GroupNorm(group_count(self.features), name="norm2")(h, scale, shift))
+        h = nn.Dropout(self.dropout, deterministic=self.dropout == 0.0)(h)
+        h = Conv(self.features, zero_init=True, name="conv2", **conv)(h)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, kernel=1, name="skip", **conv)(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Residual multi-head self-attention over pixels, identity at initialisation; softmax in float32."""
+
+    heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Attend over the pixels of x (batch, height, width, channels)."""
+        _, height, _, channels = x.shape
+        h = GroupNorm(group_count(channels), name="norm")(x)
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        q, k, v = rearrange(qkv, "b y x (three n d) -> three b (y x) n d", three=3, n=self.heads)
+        h = rearrange(attend(q, k, v), "b (y x) n d -> b y x (n d)", y=height)
+        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+
+
+def upsample(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Nearest-neighbour doubling, cut to ``size``: 4x4 -> 7x7 when the level above was 7x7."""
+    # At odd sizes coarse pixel i is centred on fine pixel 2i, so cutting the end keeps the two aligned.
+    return repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)[:, : size[0], : size[1]]
+
+
+class UNet(nn.Module):
+    """ADM-style U-Net, x (batch, height, width, channels) -> the same shape, float32.
+
+    Per level ``blocks`` residual blocks down and ``blocks + 1`` up with skip connections; strided
+    convolutions down, nearest-neighbour and a convolution up. Odd sizes are fine (28 -> 14 -> 7 -> 4). The
+    output is exactly zero at initialisation. After Dhariwal and Nichol 2021, arXiv:2105.05233, and Karras
+    et al. 2022, arXiv:2206.00364, appendix F.
+
+    Fields:
+        channels: Width of each level; each level after the first halves the image.
+        blocks: Residual blocks per level.
+        attention: Per level, whether its blocks are followed by attention; () for none; None for the last
+            level.
+        heads: Attention heads; must divide the width of the levels that attend.
+        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what cond=None
+            means.
+        dropout: Rate inside residual blocks, used when train=True with a "dropout" rng.
+        dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
+        loop_safe: See ``conv2d``: set it to differentiate the network inside a loop on the CPU. Same
+            parameters.
+        remat: Recompute each block in the backward pass instead of storing its activations.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 64)
+    blocks: int = 1
+    attention: tuple[bool, ...] | None = None
+    heads: int = 2
+    num_classes: int = 0
+    dropout: float = 0.0
+    dtype: str = "float32"
+    loop_safe: bool = False
+    remat: bool = False
+
+    def __post_init__(self):
+        if not isinstance(self.channels, tuple) or not self.channels:
+            raise ValueError(
+                f"UNet.channels={self.channels!r}: accepted are non-empty tuples of integers >= 1"
+            )
+        for width in self.channels:
+            check_positive("UNet", channels=width)
+        check_positive("UNet", blocks=self.blocks, heads=self.heads)
+        check_common("UNet", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        levels = len(self.channels)
+        attention = self.attention
+        if attention is not None and (
+            not isinstance(attention, tuple)
+            or len(attention) not in (0, levels)
+            or not all(isinstance(a, bool) for a in attention)
+        ):
+            raise ValueError(
+                f"UNet.attention={attention!r}: accepted are None, () and tuples of {levels} booleans"
+            )
+        for width, used in zip(self.channels, self._attends, strict=True):
+            if used and width % self.heads:
+                raise ValueError(
+                    f"UNet.heads={self.heads}: accepted are divisors of the attending width {width}"
+                )
+        super().__post_init__()
+
+    @property
+    def _attends(self) -> tuple[bool, ...]:
+        levels = len(self.channels)
+        if self.attention is None:
+            return (*[False] * (levels - 1), True)
+        return self.attention or (False,) * levels
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False
+    ) -> jax.Array:
+        """Evaluate on x (batch, height, width, channels), c_noise (batch,) and labels, () or (batch,)."""
+        check_inputs(x, c_noise)
+        if x.ndim != 4:
+            raise ValueError(f"x has shape {x.shape}: UNet accepts (batch, height, width, channels)")
+        smallest = 2 ** (len(self.channels) - 1)
+        if min(x.shape[1:3]) < smallest:
+            raise ValueError(
+                f"x has shape {x.shape}: UNet with {len(self.channels)} levels accepts sides >= {smallest}"
+            )
+        block_class, attention_class = (
+            (nn.remat(ResBlock), nn.remat(AttentionBlock)) if self.remat else (ResBlock, AttentionBlock)
+        )
+        conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
+        emb = Embedding(4 * self.channels[0], self.num_classes, self.dtype, name="embedding")(c_noise, cond)
+
+        # Names are explicit because remat would change the automatic ones, and with them the parameter tree.
+        def block(h, width, attend_, name):
+            rate = self.dropout if train else 0.0
+            h = block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb)
+            return attention_class(self.heads, self.dtype, name=f"{name}_attention")(h) if attend_ else h
+
+        levels = list(zip(self.channels, self._attends, strict=True))
+        h = Conv(self.channels[0], name="in", **conv)(x.astype(self.dtype))
+        skips = [h]
+        for i, (width, attends) in enumerate(levels):
+            if i:
+                h = Conv(width, stride=2, name=f"down{i}", **conv)(h)
+                skips.append(h)
+            for j in range(self.blocks):
+                h = block(h, width, attends, f"down{i}_{j}")
+                skips.append(h)
+
+        width, attends = levels[-1]
+        h = block(h, width, attends, "middle_0")
+        h = block(h, width, False, "middle_1")
+
+        for i, (width, attends) in reversed(list(enumerate(levels))):
+            if h.shape[1:3] != skips[-1].shape[1:3]:
+                h = Conv(width, name=f"up{i}", **conv)(upsample(h, skips[-1].shape[1:3]))
+            for j in range(self.blocks + 1):
+                h = block(jnp.concatenate([h, skips.pop()], -1), width, attends, f"up{i}_{j}")
+
+        h = nn.silu(GroupNorm(group_count(self.channels[0]), name="norm")(h))
+        return Conv(x.shape[-1], zero_init=True, name="out", **conv)(h).astype(jnp.float32)

@@ -1,0 +1,235 @@
+r"""What noise does: every continuous process is linear-Gaussian in a chart.
+
+.. math:: y = \mathrm{chart}(x), \qquad y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon, \qquad \epsilon\sim N(0, I).
+
+In the chart the SDE is :math:`dy = (f_t (y - b_t) + \dot b_t)\,dt + g_t\,dw`. In data space, with
+:math:`x=\phi(y)`, Ito's formula gives a state-dependent diffusion :math:`G(x) = \phi'(y)^2 g_t^2`, and the reverse
+SDE needs its divergence (Anderson 1982):
+
+.. math:: dx = \big[\mathrm{drift} - \nabla\!\cdot G - G\,\nabla_x\log p_t\big]\,dt + \sqrt{G}\,d\bar w .
+
+Leaving :math:`\nabla\cdot G` out is the classic error; it vanishes only where the noise does not depend on ``x``.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.processes.charts import Chart, Identity
+from scorelab.schedules import Schedule
+from scorelab.typing import Array, Key, per_example
+
+
+class Perturbed(NamedTuple):
+    r"""A noised batch: ``y`` :math:`= \alpha_t y_0 + b_t + \sigma_t\epsilon`, the noise ``eps``, the clean ``y0``, ``t``."""
+
+    y: Array
+    eps: Array
+    y0: Array
+    t: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    r"""A model's belief about ``y`` at ``t``, as the consistent pair :math:`y = \alpha_t D + b_t + \sigma_t\hat\epsilon`.
+
+    Both members are kept because each loses digits when computed from the other at one end of the noise range.
+
+    Attributes:
+        denoised: :math:`D = E[y_0\mid y_t]`, ``(batch, *event)``, in the chart.
+        eps: :math:`\hat\epsilon = E[\epsilon\mid y_t] = -\sigma_t\nabla\log p_t(y_t)`.
+        t: scalar or ``(batch,)``.
+        process: the process it belongs to (static).
+    """
+
+    denoised: Array
+    eps: Array
+    t: Array
+    process: Process = field(metadata={"static": True})
+
+    @property
+    def score(self) -> Array:
+        r""":math:`\nabla_y\log p_t(y_t) = -\hat\epsilon/\sigma_t` (chart space)."""
+        return -self.eps / per_example(self.process.sigma(self.t), self.eps)
+
+    @property
+    def velocity(self) -> Array:
+        r"""Probability-flow velocity :math:`dy/dt = \dot\alpha_t D + \dot b_t + \dot\sigma_t\hat\epsilon`."""
+        p, t, like = self.process, self.t, self.eps
+        d_alpha, d_sigma = per_example(p.d_alpha(t), like), per_example(p.d_sigma(t), like)
+        return d_alpha * self.denoised + d_sigma * self.eps + per_example(p.d_offset(t), like)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process(abc.ABC):
+    """A linear-Gaussian process in a chart; a new one names its ``schedule``, its ``chart`` and its ``offset``."""
+
+    schedule: Schedule
+
+    def __post_init__(self):
+        if not isinstance(self.schedule, Schedule):
+            raise TypeError(f"{type(self).__name__}.schedule = {self.schedule!r}: expected a scorelab.schedules.Schedule")
+
+    @property
+    def chart(self) -> Chart:
+        """The coordinate in which the process is linear-Gaussian."""
+        return Identity()
+
+    # The latent kernel ------------------------------------------------------------------------------------------
+    def offset(self, t: Array | float) -> Array:
+        r"""The deterministic shift :math:`b_t` of the latent kernel."""
+        return 0.0 * _floating(t)
+
+    def d_offset(self, t: Array | float) -> Array:
+        r""":math:`\dot b_t`."""
+        return 0.0 * _floating(t)
+
+    def alpha(self, t: Array | float) -> Array:
+        r""":math:`\alpha_t`."""
+        return self.schedule.alpha(_floating(t))
+
+    def sigma(self, t: Array | float) -> Array:
+        r""":math:`\sigma_t`."""
+        return self.schedule.sigma(_floating(t))
+
+    def log_snr(self, t: Array | float) -> Array:
+        r""":math:`\log(\alpha_t^2/\sigma_t^2)`."""
+        return self.schedule.log_snr(_floating(t))
+
+    def noise_ratio(self, t: Array | float) -> Array:
+        r""":math:`\sigma_t/\alpha_t`."""
+        return self.schedule.noise_ratio(_floating(t))
+
+    def d_alpha(self, t: Array | float) -> Array:
+        r""":math:`\dot\alpha_t`."""
+        return self.schedule.d_alpha(_floating(t))
+
+    def d_sigma(self, t: Array | float) -> Array:
+        r""":math:`\dot\sigma_t`."""
+        return self.schedule.d_sigma(_floating(t))
+
+    @property
+    def t_min(self) -> float:
+        """The smallest time that is trained and sampled."""
+        return self.schedule.t_min
+
+    @property
+    def t_max(self) -> float:
+        """The largest time that is trained and sampled."""
+        return self.schedule.t_max
+
+    # The chart --------------------------------------------------------------------------------------------------
+    def encode(self, x: Array) -> Array:
+        """``y = chart(x)``."""
+        return self.chart.encode(x)
+
+    def decode(self, y: Array) -> Array:
+        """``x`` from ``y``."""
+        return self.chart.decode(y)
+
+    # Training ---------------------------------------------------------------------------------------------------
+    def perturb(self, key: Key, x0: Array, t: Array | float) -> Perturbed:
+        r"""Draw :math:`y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon` with :math:`y_0 = \mathrm{chart}(x_0)`.
+
+        Args:
+            key: PRNG key.
+            x0: data, ``(batch, *event)``.
+            t: scalar or ``(batch,)``.
+        """
+        y0 = self.encode(jnp.asarray(x0))
+        t = jnp.asarray(t, y0.dtype)
+        eps = jax.random.normal(key, y0.shape, y0.dtype)
+        alpha, sigma, offset = (per_example(f(t), y0) for f in (self.alpha, self.sigma, self.offset))
+        return Perturbed(alpha * y0 + offset + sigma * eps, eps, y0, t)
+
+    def kernel_score(self, y: Array, y0: Array, t: Array | float) -> Array:
+        r""":math:`\nabla_y\log p(y_t\mid y_0) = -(y - \alpha_t y_0 - b_t)/\sigma_t^2`."""
+        alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
+        return -(y - alpha * y0 - offset) / sigma**2
+
+    def predict(
+        self,
+        y: Array,
+        t: Array | float,
+        *,
+        denoised: Array | None = None,
+        eps: Array | None = None,
+        score: Array | None = None,
+        velocity: Array | None = None,
+    ) -> Prediction:
+        r"""The full prediction from any of its forms; give exactly one, or both ``denoised`` and ``eps``.
+
+        .. math:: \hat\epsilon = (y-b-\alpha D)/\sigma,\quad D = (y-b-\sigma\hat\epsilon)/\alpha,\quad
+                  \hat\epsilon = -\sigma\,\mathrm{score},\quad
+                  D = \frac{\dot\sigma (y-b) - \sigma(v-\dot b)}{\alpha\dot\sigma - \sigma\dot\alpha}.
+        """
+        given = [n for n, v in dict(denoised=denoised, eps=eps, score=score, velocity=velocity).items() if v is not None]
+        if len(given) != 1 and given != ["denoised", "eps"]:
+            raise ValueError(
+                f"predict was given {given or 'nothing'}: expected one of denoised, eps, score, velocity (or denoised and eps)"
+            )
+        t = jnp.asarray(t, y.dtype)
+        alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
+        centred = y - offset
+        if score is not None:
+            eps = -sigma * score
+        if velocity is not None:
+            d_alpha, d_sigma = per_example(self.d_alpha(t), y), per_example(self.d_sigma(t), y)
+            flow = velocity - per_example(self.d_offset(t), y)
+            det = alpha * d_sigma - sigma * d_alpha
+            denoised = (d_sigma * centred - sigma * flow) / det
+            eps = (alpha * flow - d_alpha * centred) / det
+        elif denoised is None:
+            denoised = (centred - sigma * eps) / alpha
+        elif eps is None:
+            eps = (centred - alpha * denoised) / sigma
+        return Prediction(denoised=denoised, eps=eps, t=t, process=self)
+
+    # The SDE in the chart ---------------------------------------------------------------------------------------
+    def latent_drift(self, y: Array, t: Array | float) -> Array:
+        r""":math:`f_t (y - b_t) + \dot b_t`."""
+        f, offset, d_offset = (
+            per_example(h(t), y) for h in (self.schedule.drift_rate, self.offset, self.d_offset)
+        )
+        return f * (y - offset) + d_offset
+
+    def latent_diffusion(self, t: Array | float) -> Array:
+        r""":math:`g_t`."""
+        rate = self.schedule.diffusion_rate(_floating(t))
+        return jnp.sqrt(rate) if isinstance(rate, jax.Array) else np.sqrt(rate)
+
+    # The SDE in data space --------------------------------------------------------------------------------------
+    def drift(self, x: Array, t: Array | float) -> Array:
+        r"""Ito drift in data space, :math:`\phi'\,(f_t(y-b_t)+\dot b_t) + \tfrac12\phi''g_t^2`."""
+        t = jnp.asarray(t, x.dtype)
+        g2 = per_example(self.latent_diffusion(t), x) ** 2
+        return self.chart.d_decode(x) * self.latent_drift(self.encode(x), t) + 0.5 * self.chart.dd_decode(x) * g2
+
+    def diffusion(self, x: Array, t: Array | float) -> Array:
+        r"""Elementwise noise amplitude in data space, :math:`\phi' g_t`."""
+        return self.chart.d_decode(x) * per_example(self.latent_diffusion(jnp.asarray(t, x.dtype)), x)
+
+    def div_diffusion(self, x: Array, t: Array | float) -> Array:
+        r"""Divergence of :math:`G = (\phi' g_t)^2`: :math:`\partial G_i/\partial x_i = 2\phi'' g_t^2`."""
+        g2 = per_example(self.latent_diffusion(jnp.asarray(t, x.dtype)), x) ** 2
+        return 2 * self.chart.dd_decode(x) * g2
+
+    def reverse_drift(self, x: Array, t: Array | float, score: Array) -> Array:
+        r"""Drift of the reverse SDE for decreasing ``t``, from the data-space score :math:`\nabla_x\log p_t`."""
+        return self.drift(x, t) - self.div_diffusion(x, t) - self.diffusion(x, t) ** 2 * score
+
+    def flow_drift(self, x: Array, t: Array | float, score: Array) -> Array:
+        r"""Probability-flow velocity in data space, :math:`\mathrm{drift} - \tfrac12(\nabla\cdot G + G\,\nabla_x\log p_t)`."""
+        return self.drift(x, t) - 0.5 * (self.div_diffusion(x, t) + self.diffusion(x, t) ** 2 * score)
+
+
+def _floating(t: Array | float) -> Array:
+    """Python and NumPy numbers become float64 (host); JAX arrays stay what they are."""
+    return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)

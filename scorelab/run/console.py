@@ -1,0 +1,72 @@
+"""What a run says: a progress bar on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+# Seconds between two plain progress lines.
+_QUIET = 10.0
+
+
+class Tick(Protocol):
+    """What a stage calls as it goes on."""
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """``done`` of the total is done; ``note`` is shown beside it."""
+        ...
+
+
+class Console:
+    """Messages on standard output."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stdout.isatty()
+
+    def line(self, text: str = "") -> None:
+        """One line."""
+        print(text, flush=True)
+
+    def stage(self, name: str, detail: str) -> None:
+        """The headline of a stage."""
+        self.line(f"{name:<9} {detail}")
+
+    @contextmanager
+    def progress(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+        """Progress of one stage from ``done`` to ``total``."""
+        with (_bar if self.terminal else _lines)(name, total, done) as tick:
+            yield tick
+
+
+@contextmanager
+def _bar(name: str, total: int, done: int) -> Iterator[Tick]:
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with progress.Progress(*columns, transient=True) as bar:
+        task = bar.add_task(f"{name:<9}", total=total, completed=done, note="")
+        yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+@contextmanager
+def _lines(name: str, total: int, done: int) -> Iterator[Tick]:
+    began = last = time.monotonic()
+    first = done
+
+    def tick(done: int, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _QUIET and done < total:
+            return
+        last = now
+        rate = (done - first) / max(now - began, 1e-9)
+        parts = [f"{name:<9} {done}/{total}", note, f"{rate:.3g}/s"]
+        print("  ".join(part for part in parts if part), flush=True)
+
+    yield tick

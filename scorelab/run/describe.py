@@ -1,0 +1,53 @@
+"""Resolved specs as JSON: what was run, without running it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def describe(value: Any) -> Any:
+    """A spec as JSON data: dataclasses with their class and fields, functions with what they close over.
+
+    An optax transformation is a tuple of closures; describing those shows its numbers, so that equal descriptions
+    mean equal specs although the objects themselves never compare equal. Arrays are given by shape and SHA-256.
+    """
+    return _describe(value, ())
+
+
+def _describe(value: Any, above: tuple[int, ...]) -> Any:
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if id(value) in above:
+        return "(recursive)"
+    above = (*above, id(value))
+    if isinstance(value, Mapping):
+        return {str(key): _describe(item, above) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # repr=False marks bulk (network weights) and bookkeeping (a Flax module's parent).
+        fields = {f.name: _describe(getattr(value, f.name), above) for f in dataclasses.fields(value) if f.repr}
+        return {"type": _name(type(value)), **fields}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return {"type": _name(type(value)), **{k: _describe(v, above) for k, v in value._asdict().items()}}
+    if isinstance(value, tuple | list):
+        return [_describe(item, above) for item in value]
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        return {"array": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
+    if inspect.isfunction(value):
+        inside = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
+        return {"function": _name(value), **{k: _describe(v, above) for k, v in sorted(inside.items())}}
+    return _name(value) if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__") else repr(value)
+
+
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"

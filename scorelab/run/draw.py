@@ -1,0 +1,129 @@
+"""The sampling stage: from the newest checkpoint to ``samples.npz`` and its pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+
+from scorelab import viz
+from scorelab.models import ClassifierFreeGuidance
+from scorelab.run.console import Console
+from scorelab.run.describe import describe
+from scorelab.run.experiment import Experiment
+from scorelab.run.train import trained_state
+from scorelab.run.workdir import Workdir, write_bytes, write_npz
+from scorelab.sampling import sample
+from scorelab.training import data_mesh
+from scorelab.typing import Key, Model
+
+# Frames of the trajectory picture, and images of the sample picture.
+FRAMES, PICTURED = 10, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Samples in stored values, their conditions or None, and how they were drawn (JSON data)."""
+
+    x: np.ndarray
+    label: np.ndarray | None
+    record: dict[str, Any]
+
+
+def read_samples(workdir: Workdir) -> Drawn | None:
+    """The samples of a work directory, None where there are none."""
+    if not workdir.samples.is_file():
+        return None
+    with np.load(workdir.samples, allow_pickle=False) as file:
+        label = file["label"] if "label" in file else None
+        return Drawn(x=file["x"], label=label, record=json.loads(str(file["record"])))
+
+
+def draw(
+    experiment: Experiment, workdir: Workdir, console: Console, *, n: int | None = None, seed: int | None = None
+) -> Drawn:
+    """Sample the newest checkpoint, unless these very samples are there already."""
+    spec, data = experiment.sampling, experiment.data
+    n = spec.n if n is None else n
+    state, step = trained_state(experiment, workdir)
+    how = {"step": step, "n": n, "seed": experiment.seed if seed is None else seed, "sampling": describe(spec)}
+    before = read_samples(workdir)
+    pictures = workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file()
+    if before is not None and pictures and all(before.record.get(key) == value for key, value in how.items()):
+        console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
+        return before
+
+    key = experiment.keys()[1] if seed is None else jax.random.key(seed)
+    model = experiment.learner.model(state)
+    if spec.guidance is not None:
+        model = ClassifierFreeGuidance(model=model, scale=spec.guidance)
+    label = spec.conditions(data, n)
+    began = time.monotonic()
+    with console.progress("sample", n) as tick:
+        out = sample(
+            model,
+            experiment.process,
+            solver=spec.solver,
+            grid=spec.grid,
+            start=spec.start,
+            key=key,
+            shape=(n, *data.load().event_shape),
+            cond=label,
+            chunk=spec.chunk,
+            mesh=data_mesh() if jax.device_count() > 1 else None,
+            progress=lambda done, total: tick(done),
+        )
+        x = np.asarray(data.transform.decode(out.x))
+    seconds = time.monotonic() - began
+    calls = int(out.diagnostics["model_calls"])
+    record = {**how, "seconds": seconds, "model_calls": calls}
+    write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
+    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, key, label)))
+    arrays = {"x": x, "record": np.asarray(json.dumps(record))}
+    write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
+    console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s")
+    return Drawn(x=x, label=label, record=record)
+
+
+def picture(x: np.ndarray, experiment: Experiment):
+    """The figure of a set in stored values: the first images, or the points."""
+    levels = experiment.data.load().levels
+    if levels is None:
+        return viz.scatter(x, reference=experiment.data.load().x)
+    return viz.image_grid(x[:PICTURED], levels=levels, columns=10)
+
+
+def _trajectory(experiment: Experiment, model: Model, key: Key, label: np.ndarray | None):
+    spec, data = experiment.sampling, experiment.data
+    levels = data.load().levels
+    n = min(spec.n, spec.shown if levels is not None else 2000)
+    out = sample(
+        model,
+        experiment.process,
+        solver=spec.solver,
+        grid=spec.grid,
+        start=spec.start,
+        key=key,
+        shape=(n, *data.load().event_shape),
+        cond=None if label is None else label[:n],
+        chunk=n,
+        keep="all",
+    )
+    chosen = np.unique(np.linspace(0, len(out.times) - 1, FRAMES).round().astype(int))
+    frames = np.asarray(out.trajectory)[chosen]
+    headings = [f"t = {out.times[i]:.3g}" for i in chosen]
+    if levels is None:
+        return viz.trajectory(frames[:: max(1, len(frames) // 5)], headings[:: max(1, len(frames) // 5)])
+    images = np.stack([np.asarray(data.transform.decode(_in_range(frame, frames[-1]))) for frame in frames])
+    return viz.trajectory(images, headings, levels=levels)
+
+
+def _in_range(frame: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Noise shown at the brightness and contrast of the data: it would be all black and white otherwise."""
+    shrink = min(1.0, float(last.std()) / max(float(frame.std()), 1e-12))
+    return last.mean() + (frame - frame.mean()) * shrink if shrink < 1 else frame

@@ -1,0 +1,250 @@
+"""What a config file builds: data, process, learner, and how to sample and to score the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from scorelab import data as datasets
+from scorelab import grids, metrics, solvers
+from scorelab.data import Arrays
+from scorelab.metrics import Score
+from scorelab.processes import Process
+from scorelab.starts import Start
+from scorelab.training import Prepared
+from scorelab.typing import Key, require_choice, require_int, require_number, require_spec
+
+# Rows of data that are encoded at once; the number itself has no effect on results.
+_BLOCK = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A data set by name, its scale, and whether its labels are the condition.
+
+    Attributes:
+        name: a name that ``scorelab.data.load`` accepts.
+        transform: from stored values to what the process sees: ``Pixels(levels=...)``, ``Identity()``.
+        labels: train with the labels as the condition of the network.
+        n: number of points of a generated set, else None.
+        seed: seed of a generated set, else None.
+    """
+
+    name: str
+    transform: Any = field(default_factory=datasets.Identity)
+    labels: bool = False
+    n: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self):
+        require_choice(self, datasets.names(), name=self.name)
+        require_choice(self, (True, False), labels=self.labels)
+        if not all(callable(getattr(self.transform, name, None)) for name in ("encode", "decode")):
+            raise TypeError(f"DataSpec.transform = {self.transform!r}: expected an object with encode and decode")
+
+    def load(self, split: str = "train") -> Arrays:
+        """One split, kept in memory; errors as ``scorelab.data.load``."""
+        return _load(self.name, split, self.n, self.seed)
+
+    def batches(self, batch_size: int, seed: int) -> Prepared:
+        """The training batches, as ``scorelab.training.fit`` takes them."""
+        batches = datasets.Batches(self.load(), batch_size=batch_size, seed=seed)
+        return Prepared(batches, transform=self.transform, cond="label" if self.labels else None)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, split: str, n: int | None, seed: int | None) -> Arrays:
+    return datasets.load(name, split, n=n, seed=seed)
+
+
+def measured_std(data: DataSpec) -> float:
+    """The standard deviation of the encoded training data over all elements, to four significant digits.
+
+    The value for ``Denoiser.data_std``. Rounded, so that platforms which sum in another order agree on the spec.
+    """
+    if not isinstance(data, DataSpec):
+        raise TypeError(f"measured_std.data = {data!r}: expected a DataSpec")
+    return _std(data)
+
+
+@functools.lru_cache(maxsize=16)
+def _std(data: DataSpec) -> float:
+    x = data.load().x
+    total = square = 0.0
+    for low in range(0, len(x), _BLOCK):
+        y = np.asarray(data.transform.encode(x[low : low + _BLOCK]), np.float64)
+        total, square = total + y.sum(), square + np.square(y).sum()
+    return float(f"{np.sqrt(square / x.size - (total / x.size) ** 2):.4g}")
+
+
+def chained(transforms: tuple[optax.GradientTransformation, ...]) -> optax.GradientTransformation:
+    """``optax.chain`` of a tuple: a config file cannot bind positional arguments."""
+    return optax.chain(*transforms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSpec:
+    """How the trained model is sampled.
+
+    Attributes:
+        solver: the solver.
+        grid: the time grid.
+        start: the law at the first grid time, None for the prior.
+        n: number of samples.
+        guidance: scale of classifier-free guidance, None for the plain model; needs ``DataSpec.labels``.
+        classes: the conditions, given to the samples in turn; () for every class of the data.
+        chunk: samples computed at once, None for as many as fit.
+        shown: samples in the trajectory picture.
+    """
+
+    solver: solvers.Solver = field(default_factory=solvers.Heun)
+    grid: grids.Grid = field(default_factory=lambda: grids.Karras(18))
+    start: Start | None = None
+    n: int = 100
+    guidance: float | None = None
+    classes: tuple[int, ...] = ()
+    chunk: int | None = None
+    shown: int = 6
+
+    def __post_init__(self):
+        require_spec(self, solvers.Solver, solver=self.solver)
+        require_spec(self, grids.Grid, grid=self.grid)
+        if self.start is not None:
+            require_spec(self, Start, start=self.start)
+        require_int(self, 1, n=self.n, shown=self.shown)
+        if self.guidance is not None:
+            require_number(self, -1000.0, 1000.0, guidance=self.guidance)
+        if self.chunk is not None:
+            require_int(self, 1, chunk=self.chunk)
+        object.__setattr__(self, "classes", tuple(self.classes))
+        for label in self.classes:
+            require_int(self, 0, classes=label)
+
+    def conditions(self, data: DataSpec, n: int) -> np.ndarray | None:
+        """The label of each sample ``(n,)`` int32, or None for a model without condition."""
+        if not data.labels:
+            return None
+        classes = self.classes or tuple(range(data.load().num_classes))
+        return np.resize(np.asarray(classes, np.int32), n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEvaluation:
+    """Frechet, KID, precision, recall, density, coverage and Vendi of images, each with its train/test floor.
+
+    Attributes:
+        features: the extractor, such as ``metrics.small_cnn("mnist")`` or ``metrics.pixels()``.
+        n: number of samples, train and test images compared; None for as many as the smallest set has.
+    """
+
+    features: Any
+    n: int | None = None
+
+    def __post_init__(self):
+        if not callable(self.features) or not hasattr(self.features, "id"):
+            raise TypeError(f"ImageEvaluation.features = {self.features!r}: expected an extractor with an id")
+        if self.n is not None:
+            require_int(self, 2, n=self.n)
+
+    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
+        """The scores of ``samples`` (stored values) against ``data``."""
+        return metrics.report(samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointEvaluation:
+    """Sliced Wasserstein distance and MMD of points to fresh exact draws; the floor is another exact draw.
+
+    Attributes:
+        n: number of points compared; None for all samples.
+        projections: directions of the sliced Wasserstein distance.
+        seed: seed of the exact draws; the next one gives the floor.
+    """
+
+    n: int | None = None
+    projections: int = 256
+    seed: int = 1000
+
+    def __post_init__(self):
+        if self.n is not None:
+            require_int(self, 2, n=self.n)
+        require_int(self, 2, projections=self.projections)
+        require_int(self, 0, seed=self.seed)
+
+    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
+        """The scores of ``samples`` (n, d) against the law ``data`` is drawn from."""
+        n = len(samples) if self.n is None else self.n
+        if n > len(samples):
+            raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
+        exact, other = (dataclasses.replace(data, n=n, seed=self.seed + i).load("test").x for i in range(2))
+        width = metrics.median_bandwidth(exact, other)
+
+        def scores(points: np.ndarray) -> list[Score]:
+            return [
+                metrics.sliced_wasserstein(key, points, exact, projections=self.projections),
+                metrics.mmd(points, exact, width),
+            ]
+
+        return [s.with_floor(f) for s, f in zip(scores(np.asarray(samples)[:n]), scores(other), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run from data to scores.
+
+    Attributes:
+        data: the data set.
+        process: the forward process, that of the learner.
+        learner: what is trained: an object with ``init``, ``update`` and ``model`` (``scorelab.training.Learner``).
+        sampling: how it is sampled.
+        evaluation: how the samples are scored: called with (samples, data, key), returns scores; None to skip it.
+        steps: training steps.
+        batch_size: examples in a step, over all devices.
+        seed: seed of batches, parameters, noise and samples.
+        log_every: steps between lines of ``metrics.jsonl``.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: checkpoints kept; the last step's is always one of them.
+        cpu_devices: number of devices the CPU is split into, None for one. More than one trains convolutions
+            faster; results depend on the number in the last digits.
+    """
+
+    data: DataSpec
+    process: Process
+    learner: Any
+    sampling: SamplingSpec = field(default_factory=SamplingSpec)
+    evaluation: Any = None
+    steps: int = 1000
+    batch_size: int = 128
+    seed: int = 0
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    cpu_devices: int | None = None
+
+    def __post_init__(self):
+        require_spec(self, DataSpec, data=self.data)
+        require_spec(self, Process, process=self.process)
+        require_spec(self, SamplingSpec, sampling=self.sampling)
+        if not all(callable(getattr(self.learner, name, None)) for name in ("init", "update", "model")):
+            raise TypeError(f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)")
+        if self.evaluation is not None and not callable(self.evaluation):
+            raise TypeError(f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like")
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+        require_int(self, 1, **{name: getattr(self, name) for name in counts})
+        require_int(self, 0, seed=self.seed)
+        if self.cpu_devices is not None:
+            require_int(self, 1, cpu_devices=self.cpu_devices)
+        if self.sampling.guidance is not None and not self.data.labels:
+            raise ValueError(
+                f"SamplingSpec.guidance = {self.sampling.guidance}: expected None, since DataSpec.labels is False"
+            )
+
+    def keys(self) -> tuple[Key, Key, Key]:
+        """The keys of training, sampling and evaluation."""
+        return tuple(jax.random.split(jax.random.key(self.seed), 3))

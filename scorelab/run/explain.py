@@ -1,0 +1,94 @@
+"""gin's and the specs' errors in one line, with the file and the line of the binding they are about."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gin
+
+from scorelab.run.sources import Binding, ConfigError, Lines, Place, bindings, place_of, shown
+
+AT_LINE = re.compile(r'\n  In file "(?P<file>.+?)", line (?P<line>\d+)')
+IN_CALL = re.compile(r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\))?(?: in scope '(?P<scope>.+?)')?")
+# "Heun.churn = 2", "churn=2" and "missing 1 required keyword-only argument: 'net'" all name a field.
+FIELD = re.compile(r"^(?:\w+\.)?(?P<field>[a-z_]\w*)\s*=(?!=)")
+NO_PARAMETER = re.compile(r"Configurable '(?P<name>.+?)' doesn't have a parameter named '(?P<field>.+?)'")
+NO_ATTRIBUTE = re.compile(r"<module '(?P<module>[\w.]+)'.*> has no attribute (?P<name>\w+)")
+
+
+def one_line(text: str) -> str:
+    """A message without line breaks."""
+    return " ".join(part.strip() for part in text.splitlines() if part.strip())
+
+
+def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigError:
+    """The error as ``file:line: what is wrong``."""
+    if isinstance(error, ConfigError):
+        return error
+    text = str(error)
+    if isinstance(error, SyntaxError):
+        return ConfigError(f"{_syntax_place(error, path, overrides)}: {one_line(error.msg)}: {(error.text or '').strip()}")
+    if at := AT_LINE.search(text):
+        place = _place(Path(at["file"]), int(at["line"]), path, overrides)
+        return ConfigError(f"{place}: {_with_hint(one_line(text[: at.start()]), error)}")
+    call = IN_CALL.search(text)
+    message = one_line(text[: call.start()] if call else text)
+    if not call:
+        return ConfigError(f"{shown(path)}: {_with_kind(message, error)}")
+    place = _binding_place(call["name"].split(".")[-1], message, path, overrides)
+    return ConfigError(f"{place}: {_with_kind(message, error)}")
+
+
+def _with_kind(message: str, error: Exception) -> str:
+    """Keep the exception's name where the message alone would be cryptic."""
+    return message if isinstance(error, ValueError | TypeError | OSError) else f"{type(error).__name__}: {message}"
+
+
+def _place(file: Path, line: int, path: Path, overrides: Sequence[str]) -> Place:
+    if file != path:
+        return Place(source=shown(file), line=line)
+    return place_of(path, line, Lines(path, overrides), overrides)
+
+
+def _syntax_place(error: SyntaxError, path: Path, overrides: Sequence[str]) -> Place:
+    if error.filename is None or error.lineno is None:
+        return Place(source=shown(path))
+    return _place(Path(error.filename), error.lineno, path, overrides)
+
+
+def _binding_place(name: str, message: str, path: Path, overrides: Sequence[str]) -> Place:
+    """Where the field that ``message`` names is bound; else the last binding of the class; else the file."""
+    named = FIELD.match(message)
+    try:
+        known = list(bindings(path, overrides))
+    except (ConfigError, SyntaxError):
+        known = []
+    of_class = [b for b in known if b.selector.split(".")[-1] == name]
+    of_field = [b for b in of_class if named and b.field == named["field"]]
+    found: list[Binding] = of_field or of_class
+    return found[-1].place if found else Place(source=shown(path))
+
+
+def _with_hint(message: str, error: Exception) -> str:
+    """Add the nearest accepted names to an unknown one."""
+    if match := NO_PARAMETER.search(message):
+        try:
+            accepted = list(inspect.signature(gin.get_configurable(match["name"])).parameters)
+        except (ValueError, TypeError):
+            return message
+        near = difflib.get_close_matches(match["field"], accepted, n=1)
+        return f"{message} {_did_you_mean(near)}It has: {', '.join(accepted)}."
+    if match := NO_ATTRIBUTE.search(message):
+        module = sys.modules.get(match["module"])
+        near = difflib.get_close_matches(match["name"], [n for n in dir(module) if not n.startswith("_")], n=3)
+        return f"{match['module']} has no {match['name']}. {_did_you_mean(near)}".strip()
+    return _with_kind(message, error) if not isinstance(error, NameError | ImportError | AttributeError) else message
+
+
+def _did_you_mean(near: Sequence[str]) -> str:
+    return f"Did you mean {' or '.join(near)}? " if near else ""

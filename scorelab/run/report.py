@@ -1,0 +1,154 @@
+"""``report.html``: one file that opens offline, with what a reader asks about a run."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from scorelab import viz
+from scorelab.metrics import Score
+from scorelab.run.config import Config
+from scorelab.run.console import Console
+from scorelab.run.draw import PICTURED, picture, read_samples
+from scorelab.run.experiment import Experiment
+from scorelab.run.sources import shown
+from scorelab.run.workdir import Workdir, read_lines, write_text
+
+
+def write_report(config: Config, workdir: Workdir, console: Console) -> None:
+    """Write the report of a finished run; sections whose files are missing are left out."""
+    experiment = config.experiment
+    scores = workdir.read_json(workdir.metrics) or {"scores": [], "seconds": None}
+    sections = [
+        _pictures(experiment, workdir),
+        _scores([Score(**item) for item in scores["scores"]]),
+        _trajectory(workdir),
+        _training(workdir),
+        _facts("Times", _times(workdir, scores["seconds"])),
+        _facts("Versions", _versions(workdir)),
+        f"<section><h2>Config</h2><details><summary>config.gin</summary><pre>{html.escape(config.text)}</pre></details></section>",
+    ]
+    style = (resources.files("scorelab.run") / "report.css").read_text(encoding="utf-8")
+    title = html.escape(f"{config.name}: {experiment.data.name}")
+    write_text(
+        workdir.report,
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{style}</style></head><body><main>"
+        f"<header><h1>{title}</h1><p>{html.escape(_summary(experiment, workdir))}</p></header>"
+        f"{''.join(section for section in sections if section)}</main></body></html>\n",
+    )
+    console.stage("report", shown(workdir.report))
+
+
+def _summary(experiment: Experiment, workdir: Workdir) -> str:
+    net = getattr(getattr(experiment.learner, "denoiser", None), "net", None)
+    parts = [
+        f"{type(net).__name__} network" if net is not None else type(experiment.learner).__name__,
+        f"{type(experiment.process.schedule).__name__} schedule",
+        f"{experiment.steps:,} steps of {experiment.batch_size}",
+        f"sampled with {type(experiment.sampling.solver).__name__} on {type(experiment.sampling.grid).__name__}",
+    ]
+    if (drawn := read_samples(workdir)) is not None:
+        parts.append(f"{drawn.record['model_calls']} model calls a sample")
+    return ", ".join(parts) + "."
+
+
+def _pictures(experiment: Experiment, workdir: Workdir) -> str:
+    drawn = read_samples(workdir)
+    if drawn is None:
+        return ""
+    train = experiment.data.load()
+    real = train.x[: len(drawn.x)]
+    if drawn.label is not None and train.label is not None:
+        real = train.x[_matching(train.label, drawn.label[:PICTURED])]
+    figures = _figure(viz.to_png_bytes(picture(drawn.x, experiment)), f"Samples, {len(drawn.x):,} drawn")
+    figures += _figure(viz.to_png_bytes(picture(real, experiment)), "Training data")
+    return f'<section><h2>Samples and data</h2><div class="pair">{figures}</div></section>'
+
+
+def _matching(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """Rows of the data with the wanted labels in order, a new one each time."""
+    rows = {int(label): np.flatnonzero(labels == label) for label in np.unique(wanted)}
+    seen = dict.fromkeys(rows, 0)
+    chosen = []
+    for label in map(int, wanted):
+        chosen.append(rows[label][seen[label] % len(rows[label])])
+        seen[label] += 1
+    return np.asarray(chosen)
+
+
+def _scores(scores: Sequence[Score]) -> str:
+    if not scores:
+        return ""
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(score)) + "</tr>" for score in scores
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("score", "value", "floor", "value / floor", "n", "extractor"))
+    return (
+        f"<section><h2>Scores</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        "<p>The floor is the same score with held-out data in the place of the samples, at equal n. "
+        "Scores compare only at equal extractor and n.</p></section>"
+    )
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    error = "" if score.stderr is None else f" ± {score.stderr:.2g}"
+    ratio = "" if not score.floor or score.floor < 0 or score.value < 0 else f"{score.value / score.floor:.2f}"
+    size = f"{score.n:,}" if score.reference_n in (None, score.n) else f"{score.n:,} / {score.reference_n:,}"
+    floor = "" if score.floor is None else f"{score.floor:.4g}"
+    return score.name, f"{score.value:.4g}{error}", floor, ratio, size, score.extractor or ""
+
+
+def _trajectory(workdir: Workdir) -> str:
+    if not workdir.trajectory_picture.is_file():
+        return ""
+    image = _figure(workdir.trajectory_picture.read_bytes(), "From noise to data, contrast adapted to the noise")
+    return f'<section><h2>Denoising trajectory</h2><div class="wide">{image}</div></section>'
+
+
+def _training(workdir: Workdir) -> str:
+    lines = [record for _, record in read_lines(workdir.metrics_log)]
+    if not lines:
+        return ""
+    curve = viz.loss_curve([line["step"] for line in lines], [line["loss"] for line in lines])
+    return f"<section><h2>Training</h2>{_figure(viz.to_png_bytes(curve), 'Loss, mean over each logged window')}</section>"
+
+
+def _times(workdir: Workdir, evaluation: float | None) -> Iterable[tuple[str, str]]:
+    windows = [record for _, record in read_lines(workdir.timings_log)]
+    if windows:
+        total = sum(window["seconds"] for window in windows)
+        # The first window holds the compilation.
+        later = windows[1:] or windows
+        rate = sum(w["step"] - w["first"] + 1 for w in later) / max(sum(w["seconds"] for w in later), 1e-9)
+        yield "training", f"{total:.1f} s, {rate:.3g} steps/s"
+    if (drawn := read_samples(workdir)) is not None:
+        yield "sampling", f"{drawn.record['seconds']:.1f} s for {len(drawn.x):,} samples, compilation included"
+    if evaluation is not None:
+        yield "evaluation", f"{evaluation:.1f} s"
+
+
+def _versions(workdir: Workdir) -> Iterable[tuple[str, str]]:
+    found: dict[str, Any] = workdir.read_json(workdir.versions) or {}
+    if found:
+        devices = found["devices"]
+        yield "device", f"{devices['count']} × {devices['kind']} ({devices['platform']})"
+        yield "python", f"{found['python']} on {found['platform']}"
+        yield from found["packages"].items()
+
+
+def _facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
+    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
+    return f"<section><h2>{title}</h2><dl>{rows}</dl></section>" if rows else ""
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'

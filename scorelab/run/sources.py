@@ -1,0 +1,177 @@
+"""Config files before gin sees them: where they lie, what they include, and where each binding stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gin import config_parser
+
+PACKAGE = Path(__file__).resolve().parent.parent
+# In a wheel the configs lie inside the package; in a checkout they lie beside it.
+CONFIG_ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+INCLUDE = re.compile(r"""^(\s*include\s+)(['"])(.+?)\2\s*(#.*)?$""")
+IMPORT = re.compile(r"^(import|from)\s")
+# Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working folder.
+SCHEME = "scorelab-config:"
+
+
+class ConfigError(Exception):
+    """A mistake in a config file, an override or a command, told in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A line of a config file, or an override (``line`` None)."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """One statement ``selector.field = value``; a macro has the selector "" and its name as ``field``."""
+
+    scope: str
+    selector: str
+    field: str
+    place: Place
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it: relative where it lies below the working folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def find_config(name: str) -> Path:
+    """The file meant by ``name``: a path, or the name of a config shipped with the package.
+
+    ``configs/quickstart.gin``, ``quickstart.gin`` and ``quickstart`` all find the shipped file where no file of that
+    path exists. Raises ConfigError listing what was looked at.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    if not path.is_absolute():
+        inner = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) and len(path.parts) > 1 else path
+        inner = inner if inner.suffix else inner.with_suffix(".gin")
+        for root in CONFIG_ROOTS:
+            if (root / inner).is_file():
+                return (root / inner).resolve()
+    known = ", ".join(dict.fromkeys(str(f.relative_to(r)) for r in CONFIG_ROOTS for f in sorted(r.rglob("*.gin"))))
+    raise ConfigError(f"{name}: no such config file; shipped configs: {known or 'none'}")
+
+
+def config_name(path: Path) -> str:
+    """The name of a config for its work directory: ``mnist/edm`` for a shipped one, the stem for any other."""
+    for root in CONFIG_ROOTS:
+        if path.is_relative_to(root.resolve()):
+            return str(path.relative_to(root.resolve()).with_suffix(""))
+    return path.stem
+
+
+class Lines:
+    """A config file for gin's parser: includes made absolute, overrides appended after the last line.
+
+    Overrides are read in the scope of the file, so they can use everything the file imports.
+    """
+
+    def __init__(self, path: Path, overrides: Sequence[str] = ()):
+        self.name = str(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{shown(path)}: cannot be read: {error}") from error
+        lines = [self._resolved(i, line, path) for i, line in enumerate(text.splitlines(), 1)]
+        # Overrides may also name what only an included file imports.
+        imports = sorted(set(_imports(lines))) if overrides else []
+        self.own_lines = len(lines) + len(imports)
+        self._lines = iter([*lines, *imports, *overrides])
+
+    @staticmethod
+    def _resolved(number: int, line: str, path: Path) -> str:
+        if not (match := INCLUDE.match(line)):
+            return line
+        wanted = match.group(3)
+        candidates = [path.parent / wanted, *(root / wanted for root in CONFIG_ROOTS)]
+        found = next((c.resolve() for c in candidates if c.is_file()), None)
+        if found is None:
+            raise ConfigError(f"{shown(path)}:{number}: include '{wanted}': no such file, looked in {shown(path.parent)}")
+        return f"{match.group(1)}'{SCHEME}{found}'"
+
+    def readline(self) -> str:
+        """The next line with its line end, or "" after the last."""
+        line = next(self._lines, None)
+        return "" if line is None else line + "\n"
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *details) -> None:
+        return None
+
+
+def open_include(path: str) -> Lines:
+    """gin's reader for includes that ``Lines`` has resolved."""
+    return Lines(Path(path.removeprefix(SCHEME)))
+
+
+def is_include(path: str) -> bool:
+    """True for the includes that ``open_include`` reads."""
+    return path.startswith(SCHEME)
+
+
+def _imports(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        if match := INCLUDE.match(line):
+            included = open_include(match.group(3))
+            text = list(iter(included.readline, ""))
+            yield from _imports(text)
+            yield from (s.strip() for s in text if IMPORT.match(s) and "__gin__" not in s)
+
+
+class _Text(config_parser.ParserDelegate):
+    """Reads references and macros as text: finding lines needs no import."""
+
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return f"@{scoped_configurable_name}"
+
+    def macro(self, macro_name):
+        return f"%{macro_name}"
+
+
+def bindings(path: Path, overrides: Sequence[str] = ()) -> Iterator[Binding]:
+    """Every binding of a file, its includes and the overrides, in the order in which they take effect.
+
+    Raises SyntaxError as gin does.
+    """
+    lines = Lines(path, overrides)
+    for statement in config_parser.ConfigParser(lines, _Text()):
+        if isinstance(statement, config_parser.IncludeStatement):
+            yield from bindings(Path(statement.filename.removeprefix(SCHEME)))
+        elif isinstance(statement, config_parser.BindingStatement):
+            place = place_of(path, statement.location.line_num, lines, overrides)
+            selector, field = statement.selector, statement.arg_name
+            if not field:
+                selector, field = "", selector
+            yield Binding(scope=statement.scope, selector=selector, field=field, place=place)
+
+
+def place_of(path: Path, line: int, lines: Lines, overrides: Sequence[str]) -> Place:
+    """A line number of ``lines`` as a place a person can look at."""
+    rest = line - lines.own_lines
+    if rest <= 0:
+        return Place(source=shown(path), line=line)
+    for override in overrides:
+        rest -= override.count("\n") + 1
+        if rest <= 0:
+            return Place(source=f"--set '{override}'")
+    return Place(source=shown(path))

@@ -1,0 +1,224 @@
+"""Sampling: one scan over the solver's table, the same for every model, process and solver."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from scorelab.grids import Grid
+from scorelab.processes.base import Process
+from scorelab.solvers.base import Solver
+from scorelab.starts import Prior, Start
+from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, require_spec
+
+# Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
+CHUNK_ELEMENTS = 2**19
+
+
+class NonFiniteSample(FloatingPointError):
+    """Sampling met a NaN or an infinity; the message names the first step and time at which it appeared."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What :func:`sample` returns.
+
+    Attributes:
+        x: samples in data space, ``(n, *event)``.
+        log_weights: unnormalised log-weights ``(n,)``; zero for a solver that does not weight.
+        log_z: log of the normalising constant; zero for a solver that does not estimate it.
+        diagnostics: ``first_bad_step`` ``(n,)`` (-1 where all steps were finite), ``model_calls``, and the solver's own.
+        trajectory: data-space states ``(steps + 1, n, *event)``, the start included, or None.
+        times: the grid that was walked, ``(steps + 1,)``.
+    """
+
+    x: Array
+    log_weights: Array
+    log_z: Array
+    diagnostics: dict[str, Any]
+    trajectory: Array | None
+    times: np.ndarray
+
+
+def sample(
+    model: Model,
+    process: Process,
+    *,
+    solver: Solver,
+    grid: Grid,
+    key: Key,
+    shape: tuple[int, ...],
+    start: Start | None = None,
+    cond: Pytree = None,
+    keep: Literal["last", "all"] = "last",
+    ids: Array | None = None,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    check_finite: bool = True,
+) -> Samples:
+    r"""Draw samples by walking a solver along a grid, from noise to data.
+
+    The noise of sample ``i`` at step ``k`` comes from ``fold_in(fold_in(key, k), ids[i])``, so a sample depends on the
+    key and its id, not on the batch, the chunks or the devices. The compiled program is keyed by the specs and the
+    shapes: new parameters, guidance scales, times, conditions and sample counts (of one chunk shape) reuse it.
+
+    Args:
+        model: a model pytree, or a function ``(y, t, cond) -> Prediction`` (pass the same function object again).
+        process: the forward process.
+        solver: the solver.
+        grid: the time grid.
+        key: PRNG key.
+        shape: ``(n, *event)``.
+        start: the law at the first grid time; :class:`scorelab.starts.Prior` by default.
+        cond: conditions with leading axis ``n``, or None.
+        keep: ``"all"`` also returns the trajectory; ``"last"`` uses memory that does not grow with the steps.
+        ids: the samples' ids ``(n,)``; ``arange(n)`` by default.
+        chunk: samples computed at once; by default as many as make half a million elements.
+        mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``.
+        progress: called with (samples done, samples wanted) after each chunk.
+        check_finite: raise :class:`NonFiniteSample` when a state is not finite (not possible under an outer ``jit``).
+
+    Returns:
+        The samples.
+
+    Raises:
+        NonFiniteSample: a state became NaN or infinite; the message names the step.
+    """
+    require_spec(sample, Process, process=process)
+    require_spec(sample, Solver, solver=solver)
+    require_spec(sample, Grid, grid=grid)
+    n, event = _check_shape(shape)
+    if keep not in ("last", "all"):
+        raise ValueError(f"sample.keep = {keep!r}: expected 'last' or 'all'")
+    start = Prior() if start is None else start
+    require_spec(sample, Start, start=start)
+    if not is_model_pytree(model):
+        model = jax.tree_util.Partial(model)
+    times = start.times(process, grid.times(process))
+    rows = solver.table(process, times)
+    step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
+    ids = np.arange(n, dtype=np.int32) if ids is None else jnp.asarray(ids)
+    _check_leading(cond, n)
+    size = _chunk_size(n, event, chunk, mesh)
+
+    parts = []
+    for low in range(0, n, size):
+        # The last chunk is filled up by repeating its last sample, so that every chunk has one shape.
+        index = np.minimum(np.arange(low, low + size), n - 1)
+        part_ids, part_cond = ids[index], jax.tree.map(lambda c: jnp.asarray(c)[index], cond)
+        if mesh is not None:
+            spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+            part_ids, part_cond = jax.device_put((jnp.asarray(part_ids), part_cond), spread)
+        part = _walk(
+            model, start, key, part_ids, part_cond, _as_float32(rows), solver=solver, process=process, event=event, keep=keep
+        )
+        part["y_all"] = None if keep == "last" else part["y_all"][np.append(0, 1 + step_ends)]
+        parts.append(jax.tree.map(lambda leaf: leaf, part))
+        done = min(low + size, n)
+        if check_finite and not isinstance(part["bad"], jax.core.Tracer):
+            _raise_if_bad(np.asarray(part["bad"])[: done - low], times)
+        if progress is not None:
+            progress(done, n)
+    return _assemble(parts, process, n, len(rows["step"]), times)
+
+
+@functools.partial(jax.jit, static_argnames=("solver", "process", "event", "keep"))
+def _walk(model, start, key, ids, cond, rows, *, solver, process, event, keep):
+    """The compiled walk of one chunk: the network appears once, in the body of the scan."""
+    key_start, key_path = jax.random.split(key)
+    y = start.draw(per_example_keys(key_start, ids), ids, process, rows["t"][0], event)
+    # Solvers that draw nothing skip making one key per example and row.
+    no_keys = per_example_keys(key_path, ids) if not solver.stochastic else None
+
+    def body(state, row):
+        y, carry, bad = state
+        keys = no_keys
+        if solver.stochastic:
+            keys = per_example_keys(jax.random.fold_in(key_path, row["index"]), ids)
+        result = solver.step(lambda y, t: model(y, t, cond), keys, y, carry, row)
+        # A sum is finite only if all its terms are: one reduction instead of a mask over the state.
+        finite = jnp.isfinite(jnp.sum(result.y, axis=tuple(range(1, y.ndim))))
+        bad = jnp.where((bad < 0) & ~finite, row["step"], bad)
+        return (result.y, result.carry, bad), (result.y if keep == "all" else None)
+
+    rows = rows | {"index": jnp.arange(len(rows["t"]))}
+    state = (y, solver.init(process, y), jnp.full(len(ids), -1, jnp.int32))
+    (last, carry, bad), path = jax.lax.scan(body, state, rows)
+    outputs = solver.outputs(carry)
+    out = dict(x=process.decode(last), bad=bad, outputs=outputs, y_all=None)
+    if keep == "all":
+        out["y_all"] = jax.vmap(process.decode)(jnp.concatenate([y[None], path]))
+    return out
+
+
+def _as_float32(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The table in the working precision (float32, or float64 when JAX runs with x64); indices as int32."""
+    working = jax.dtypes.canonicalize_dtype(np.float64)
+    return {
+        name: column.astype(np.int32 if np.issubdtype(column.dtype, np.integer) else working)
+        for name, column in rows.items()
+    }
+
+
+def _assemble(parts, process, n, calls, times) -> Samples:
+    first = parts[0]
+
+    def join(name, axis=0):
+        if first[name] is None:
+            return None
+        pieces = [part[name] for part in parts]
+        joined = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=axis)
+        return joined if joined.shape[axis] == n else jax.lax.slice_in_dim(joined, 0, n, axis=axis)
+
+    outputs = dict(first["outputs"])
+    if outputs and len(parts) > 1:
+        raise ValueError("a solver that weights or couples its samples needs them in one chunk: pass chunk=n")
+    x = join("x")
+    return Samples(
+        x=x,
+        log_weights=outputs.pop("log_weights", jnp.zeros(n, x.dtype)),
+        log_z=outputs.pop("log_z", jnp.zeros((), x.dtype)),
+        diagnostics=dict(first_bad_step=join("bad"), model_calls=calls, **outputs),
+        trajectory=join("y_all", axis=1),
+        times=times,
+    )
+
+
+def _check_shape(shape) -> tuple[int, tuple[int, ...]]:
+    shape = tuple(shape)
+    if len(shape) < 2 or not all(isinstance(s, int | np.integer) and s > 0 for s in shape):
+        raise ValueError(f"sample.shape = {shape!r}: expected (n, *event) with positive integers")
+    return int(shape[0]), tuple(int(s) for s in shape[1:])
+
+
+def _check_leading(cond: Pytree, n: int) -> None:
+    for leaf in jax.tree.leaves(cond):
+        if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
+            raise ValueError(f"sample.cond has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
+
+
+def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None) -> int:
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"sample.chunk = {chunk!r}: expected a positive integer")
+    size = max(1, CHUNK_ELEMENTS // math.prod(event)) if chunk is None else chunk
+    devices = 1 if mesh is None else mesh.devices.size
+    return -(-min(size, n) // devices) * devices
+
+
+def _raise_if_bad(bad: np.ndarray, times: np.ndarray) -> None:
+    if np.any(bad >= 0):
+        step = int(bad[bad >= 0].min())
+        raise NonFiniteSample(
+            f"{np.sum(bad >= 0)} of {len(bad)} samples are not finite; the first became so in step {step} of "
+            f"{len(times) - 1} (t = {times[step]:.4g} to {times[step + 1]:.4g})"
+        )

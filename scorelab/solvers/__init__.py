@@ -1,0 +1,14 @@
+"""Solvers: how to come back from noise to data."""
+
+from scorelab.solvers.base import Nodes, Rows, Solver, Step
+from scorelab.solvers.corrector import PredictorCorrector
+from scorelab.solvers.euler import EulerMaruyama, ProbabilityFlowEuler
+from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
+from scorelab.solvers.external import Diffrax
+from scorelab.solvers.straight import DEIS, Heun
+from scorelab.solvers.unipc import UniPC
+
+__all__ = [
+    "DDIM", "DEIS", "DPMSolverPP", "Diffrax", "EulerMaruyama", "Heun", "Multistep", "Nodes", "PredictorCorrector",
+    "ProbabilityFlowEuler", "Rows", "Solver", "Step", "UniPC",
+]

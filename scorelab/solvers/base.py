@@ -1,0 +1,106 @@
+r"""What a solver is: a host float64 table of coefficients, and a step that calls the model.
+
+``table`` turns a process and its grid times into a dict of arrays with one row per *model call*; every row has ``t``
+(where the model is called) and ``step`` (which grid step it belongs to). ``step`` gets one row as arrays. The scan
+over the rows therefore holds the network once, however many calls a grid step takes, and its compile time does not
+depend on the number of steps.
+
+The last row is part of the table: a step to :math:`\sigma = 0` has finite coefficients and no branch.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from scorelab.processes.base import Prediction, Process
+from scorelab.typing import Array, Key, Pytree
+
+Rows = dict[str, np.ndarray]
+BoundModel = Callable[[Array, Array], Prediction]
+
+
+class Step(NamedTuple):
+    """The result of one row: the new ``y``, the solver's memory, and what the model said."""
+
+    y: Array
+    carry: Pytree
+    prediction: Prediction
+
+
+class Solver(abc.ABC):
+    """A rule that takes ``y`` from one grid time to the next; a frozen spec.
+
+    Attributes:
+        order: the order of convergence (of the weak error for a stochastic solver); 0 where a bias remains.
+        stochastic: whether steps draw noise.
+        calls_per_step: model calls in one grid step (the last step may take fewer); None where it adapts.
+    """
+
+    order: ClassVar[int] | int
+    stochastic: ClassVar[bool] | bool
+    calls_per_step: ClassVar[int | None] | int | None = 1
+
+    @abc.abstractmethod
+    def table(self, process: Process, times: np.ndarray) -> Rows:
+        """One row of float64 coefficients per model call, for strictly decreasing ``times``."""
+
+    def init(self, process: Process, y: Array) -> Pytree:
+        """The memory before the first row."""
+        return ()
+
+    @abc.abstractmethod
+    def step(self, model: BoundModel, keys: Key, y: Array, carry: Pytree, row: dict[str, Array]) -> Step:
+        """Apply one row. ``keys`` has one key per example, fresh for this row."""
+
+    def outputs(self, carry: Pytree) -> dict[str, Any]:
+        """What the memory adds to the result after the last row (``log_weights``, ``log_z``, diagnostics)."""
+        return {}
+
+
+class Nodes(NamedTuple):
+    """The latent kernel at the grid times, float64, with what solvers derive from it.
+
+    Attributes:
+        t: times ``(N + 1,)``.
+        alpha: signal.
+        sigma: noise; exactly 0 at the clean time.
+        offset: the deterministic shift.
+        half_log_snr: ``log(alpha/sigma)``; ``+inf`` at the clean time, ``-inf`` where alpha is 0.
+        scale: the schedule's straightening scale ``s``.
+        ratio: ``sigma / s``.
+    """
+
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    offset: np.ndarray
+    half_log_snr: np.ndarray
+    scale: np.ndarray
+    ratio: np.ndarray
+
+    @classmethod
+    def at(cls, process: Process, times: np.ndarray) -> Nodes:
+        """Evaluate the process on the host."""
+        times = np.asarray(times, np.float64)
+        alpha, sigma, offset = (
+            np.broadcast_to(np.asarray(f(times), np.float64), times.shape)
+            for f in (process.alpha, process.sigma, process.offset)
+        )
+        half = 0.5 * np.asarray(process.log_snr(times))
+        scale = np.broadcast_to(np.asarray(process.schedule.scale(times), np.float64), times.shape)
+        return cls(times, alpha, sigma, offset, half, scale, sigma / scale)
+
+    @property
+    def slope(self) -> float:
+        r""":math:`\kappa = d(\alpha/s)/d(\sigma/s)`, constant by the definition of ``s``: 0 for ``s = alpha``."""
+        signal = self.alpha / self.scale
+        return float((signal[-1] - signal[0]) / (self.ratio[-1] - self.ratio[0]))
+
+
+def shift(nodes: Nodes, gain: np.ndarray, source: np.ndarray | slice = slice(None, -1)) -> np.ndarray:
+    """The constant that turns ``gain * (y - b_t)`` into ``gain * y``, plus the offset of the target."""
+    return nodes.offset[1:] - gain * nodes.offset[source]

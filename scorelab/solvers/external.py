@@ -1,0 +1,97 @@
+"""Any diffrax solver on the probability flow, adaptive or with fixed steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.solvers.base import Solver, Step
+from scorelab.typing import require_int, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffrax(Solver):
+    r"""Solve :math:`dy/dt = \dot\alpha D + \dot b + \dot\sigma\hat\epsilon` between grid times with a diffrax ODE solver.
+
+    The step size is adapted within each grid interval to ``rtol`` and ``atol`` (one size for the whole batch, so a
+    sample may differ between batches by the tolerance); ``fixed`` substeps turn adaptivity off. A step to sigma = 0 is
+    integrated down to the noise ratio ``floor`` and ends with the denoised mean there, whose error is of order
+    ``floor**2``.
+
+    Attributes:
+        solver: a diffrax ODE solver, by default ``diffrax.Tsit5()``.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        fixed: number of equal substeps per interval, or 0 to adapt.
+        floor: noise ratio at which the last interval stops.
+        max_steps: substeps allowed in one interval.
+    """
+
+    solver: Any = field(default_factory=diffrax.Tsit5)
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    fixed: int = 0
+    floor: float = 1e-3
+    max_steps: int = 4096
+
+    stochastic: ClassVar[bool] = False
+    calls_per_step: ClassVar[None] = None
+
+    def __post_init__(self):
+        if not isinstance(self.solver, diffrax.AbstractSolver) or isinstance(self.solver, diffrax.AbstractItoSolver):
+            raise TypeError(f"Diffrax.solver = {self.solver!r}: expected a diffrax ODE solver")
+        require_positive(self, rtol=self.rtol, atol=self.atol, floor=self.floor)
+        require_int(self, 0, fixed=self.fixed)
+        require_int(self, 1, max_steps=self.max_steps)
+
+    @property
+    def order(self) -> int:
+        """What diffrax states for the solver (of substeps; an adaptive solve has an error set by its tolerance)."""
+        return self.solver.order(diffrax.ODETerm(lambda t, y, args: y))
+
+    def table(self, process, times):
+        """Start and end of each interval; the last one of a grid to sigma = 0 ends at the floor."""
+        ends = np.array(times[1:], np.float64)
+        last = np.zeros(len(ends))
+        if process.sigma(ends[-1]) == 0:
+            floor = min(self.floor, 0.5 * float(process.noise_ratio(times[-2])))
+            ends[-1], last[-1] = process.schedule.time(np.float64(-2 * math.log(floor))), 1.0
+        clean = [float(process.alpha(times[-1])), float(process.offset(times[-1]))]
+        return dict(
+            t=np.array(times[:-1]), end=ends, step=np.arange(len(ends)), last=last, clean=np.tile(clean, (len(ends), 1))
+        )
+
+    def step(self, model, keys, y, carry, row):
+        """Integrate one interval."""
+        term = diffrax.ODETerm(lambda t, y, args: model(y, t).velocity.astype(y.dtype))
+        start, end = row["t"], row["end"]
+        if self.fixed:
+            control = diffrax.StepTo(ts=start + (end - start) * jnp.linspace(0.0, 1.0, self.fixed + 1, dtype=y.dtype))
+        else:
+            control = diffrax.PIDController(rtol=self.rtol, atol=self.atol)
+        solution = diffrax.diffeqsolve(
+            term,
+            self.solver,
+            t0=start,
+            t1=end,
+            dt0=None,
+            y0=y,
+            stepsize_controller=control,
+            saveat=diffrax.SaveAt(t1=True),
+            max_steps=self.max_steps,
+            adjoint=diffrax.ForwardMode(),
+            throw=False,
+        )
+        # A solve that ran out of steps returns what it has, which is not the answer: make it visible as NaN.
+        done = solution.result == diffrax.RESULTS.successful
+        out = jnp.where(done, solution.ys[0], jnp.nan)
+        prediction = model(out, end)
+        alpha_clean, offset_clean = row["clean"]
+        final = alpha_clean * prediction.denoised + offset_clean
+        return Step(jnp.where(row["last"] > 0, final, out), jax.tree.map(lambda c: c, carry), prediction)

@@ -1,0 +1,102 @@
+r"""UniPC: a multistep predictor and corrector that share one model call per step (Zhao et al. 2023), data prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.solvers.base import Nodes, Solver, Step
+from scorelab.solvers.exponential import past_nodes, polynomial_weights
+from scorelab.typing import require_choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniPC(Solver):
+    r"""UniPC with a predictor of order ``order`` and a corrector that adds the newest value.
+
+    At node ``i`` the model is called once, on the predicted state. That value first corrects the state at node ``i``
+    (starting again from the corrected state at ``i-1``) and then predicts the state at ``i+1``. Both are the exact
+    exponential integral of a polynomial through known ``D``, except that the two-point rules use the published weight
+    1/2: with :math:`B = 1-e^{-h}` (bh2) or :math:`B = h` (bh1),
+
+    .. math:: \int \approx (1-e^{-h}) D + \tfrac{B}{2}\,\frac{D_j - D}{r_j} .
+
+    No corrector runs at the first node, and none at the last, where it would need another call.
+
+    Attributes:
+        order: order of the predictor, 1 to 3. Fewer values are used at the start and, on a grid that ends at
+            sigma = 0, on the last steps (orders ..., 3, 2, 1), as published.
+        variant: ``"bh2"`` or ``"bh1"``; the latter needs a grid that ends above sigma = 0.
+    """
+
+    order: int = 2
+    variant: Literal["bh1", "bh2"] = "bh2"
+
+    stochastic: ClassVar[bool] = False
+    calls_per_step: ClassVar[int] = 1
+
+    def __post_init__(self):
+        require_choice(self, (1, 2, 3), order=self.order)
+        require_choice(self, ("bh1", "bh2"), variant=self.variant)
+
+    def _weights(self, points: np.ndarray, h: float) -> np.ndarray:
+        """Weights of values at ``points`` (the current node, 0, first)."""
+        total = -np.expm1(-h)
+        if len(points) == 1:
+            return np.array([total])
+        if len(points) == 2:
+            half = 0.5 * (total if self.variant == "bh2" else h) / points[1]
+            return np.array([total - half, half])
+        return polynomial_weights(points, h)
+
+    def table(self, process, times):
+        """Corrector coefficients (``*c``) of node ``i`` and predictor coefficients of the step from it."""
+        nodes = Nodes.at(process, times)
+        lam, alpha, sigma, offset = nodes.half_log_snr, nodes.alpha, nodes.sigma, nodes.offset
+        n = len(times) - 1
+        if self.variant == "bh1" and not np.isfinite(lam[-1]):
+            raise ValueError('UniPC.variant = "bh1" cannot step to sigma = 0: use "bh2" or a grid with clean=False')
+        width = self.order + 1
+        table = {name: np.zeros(n) for name in ("a", "o", "yc", "basec", "oc")}
+        table |= {"b": np.zeros((n, width)), "bc": np.zeros((n, width))}
+        used = 0
+        for i in range(n):
+            if i == 0:
+                table["yc"][0] = 1.0
+            else:
+                # Corrector of node i: values (new, current = i-1, i-2, ...), as many old ones as the predictor had.
+                h = lam[i] - lam[i - 1]
+                past = past_nodes(lam, i - 1, used)
+                points = np.concatenate([past[:1], [1.0], past[1:]]) if np.isfinite(h) else past[:1]
+                weights = alpha[i] * self._weights(points, h)
+                if len(points) > 1:
+                    weights[[0, 1]] = weights[[1, 0]]
+                    table["bc"][i, : len(weights)] = weights
+                else:
+                    table["bc"][i, 1] = weights[0]
+                table["basec"][i] = sigma[i] / sigma[i - 1]
+                table["oc"][i] = offset[i] - table["basec"][i] * offset[i - 1]
+            cap = n - i if not np.isfinite(lam[-1]) else self.order
+            past = past_nodes(lam, i, min(self.order, cap))
+            used = len(past)
+            table["b"][i, :used] = alpha[i + 1] * self._weights(past, lam[i + 1] - lam[i])
+            table["a"][i] = sigma[i + 1] / sigma[i]
+            table["o"][i] = offset[i + 1] - table["a"][i] * offset[i]
+        return table | dict(t=nodes.t[:-1], step=np.arange(n))
+
+    def init(self, process, y):
+        """The corrected state at the previous node and the past values, newest first."""
+        return jnp.zeros_like(y), (jnp.zeros_like(y),) * self.order
+
+    def step(self, model, keys, y, carry, row):
+        """Correct, then predict."""
+        base, past = carry
+        prediction = model(y, row["t"])
+        values = (prediction.denoised, *past)
+        corrected = row["yc"] * y + row["basec"] * base + row["oc"]
+        corrected = corrected + sum(row["bc"][j] * value for j, value in enumerate(values))
+        out = row["a"] * corrected + row["o"] + sum(row["b"][j] * value for j, value in enumerate(values))
+        return Step(out, (corrected, values[: self.order]), prediction)

@@ -1,0 +1,22 @@
+"""Training: learners, averages of parameters, the loop, data parallelism."""
+
+from scorelab.training.ema import (
+    EMA,
+    Average,
+    PowerEMA,
+    Snapshot,
+    power_exponent,
+    profile_product,
+    synthesis_weights,
+    synthesise,
+)
+from scorelab.training.learner import Learner, ScoreLearner, ScoreState
+from scorelab.training.loop import Hook, NonFiniteLoss, Window, fit
+from scorelab.training.parallel import data_mesh
+from scorelab.training.prepare import Prepare, Prepared
+
+__all__ = [
+    "EMA", "Average", "Hook", "Learner", "NonFiniteLoss", "PowerEMA", "Prepare", "Prepared", "ScoreLearner",
+    "ScoreState", "Snapshot", "Window", "data_mesh", "fit", "power_exponent", "profile_product",
+    "synthesis_weights", "synthesise",
+]

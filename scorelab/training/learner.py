@@ -1,0 +1,148 @@
+"""Learners: the networks being trained, their optimisers and averages. The loop knows none of it."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from scorelab.losses import Batch, Loss
+from scorelab.models.denoiser import Denoiser
+from scorelab.processes.base import Prediction
+from scorelab.training.ema import EMA, Average
+from scorelab.typing import Array, Key, Model, Pytree, require_positive, require_spec
+
+
+class Learner(Protocol):
+    """What the loop trains: a hashable spec of pure functions on a state of any shape.
+
+    The state is a pytree with an int32 scalar attribute ``step``, the number of updates made. It may hold
+    several networks. Equal learners share a compilation, so a learner with arrays among its fields (a
+    teacher's parameters) should put them in the state, or compare by identity (``@dataclass(eq=False)``).
+    """
+
+    def init(self, key: Key, batch: Batch) -> Pytree:
+        """The state before the first update, for data shaped like ``batch``; runs under ``jit``."""
+        ...
+
+    def update(self, state: Pytree, batch: Batch, key: Key) -> tuple[Pytree, dict[str, Array]]:
+        """One update and its scalar metrics, ``"loss"`` among them; the returned ``step`` is one more."""
+        ...
+
+    def model(self, state: Pytree) -> Model:
+        """The model to sample from and to evaluate."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ScoreState:
+    """The state of a :class:`ScoreLearner`; ``averages`` has one entry for each average spec."""
+
+    step: Array
+    params: Pytree
+    opt_state: Pytree
+    averages: tuple[Pytree, ...]
+
+
+@dataclass(frozen=True)
+class ScoreLearner:
+    r"""One network, trained on a loss: gradient, clipping, optimiser step, averages of the parameters.
+
+    A network with a field ``dropout`` above zero is called with ``train=True`` and a dropout key of its own
+    per step.
+
+    Attributes:
+        denoiser: the network with its parameterisation.
+        loss: the loss (:mod:`scorelab.losses`).
+        optimizer: an optax transformation. It is compared by identity: keep the object, since a second
+            ``optax.adam(1e-3)`` compiles anew.
+        ema: an average spec, a tuple of several, or None. The model is the first average where there is one.
+        clip_norm: scale gradients whose global norm is above this down to it,
+            :math:`g \leftarrow g\,\min(1, c/\lVert g\rVert)`; None for no clipping.
+
+    Metrics: those of the loss, ``loss`` (mean over the batch) and ``grad_norm`` (before clipping).
+    """
+
+    denoiser: Denoiser
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    _: KW_ONLY
+    ema: Average | tuple[Average, ...] | None = field(default_factory=EMA)
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        require_spec(self, Denoiser, denoiser=self.denoiser)
+        require_spec(self, optax.GradientTransformation, optimizer=self.optimizer)
+        if not callable(self.loss):
+            raise TypeError(f"ScoreLearner.loss = {self.loss!r}: expected a function of (key, model, batch)")
+        process = getattr(self.loss, "process", self.denoiser.process)
+        if process != self.denoiser.process:
+            raise ValueError(
+                f"ScoreLearner.loss is about {process!r}: "
+                f"expected the process of the denoiser, {self.denoiser.process!r}"
+            )
+        for spec in self._ema_specs:
+            if not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
+                raise TypeError(
+                    f"ScoreLearner.ema = {self.ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None"
+                )
+        if self.clip_norm is not None:
+            require_positive(self, clip_norm=self.clip_norm)
+
+    @property
+    def _ema_specs(self) -> tuple[Average, ...]:
+        if self.ema is None:
+            return ()
+        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
+
+    def init(self, key: Key, batch: Batch) -> ScoreState:
+        """Fresh parameters for data shaped like ``batch``."""
+        params = self.denoiser.init(key, batch["x"], batch.get("cond"))
+        return ScoreState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            averages=tuple(spec.init(params) for spec in self._ema_specs),
+        )
+
+    def update(self, state: ScoreState, batch: Batch, key: Key) -> tuple[ScoreState, dict[str, Array]]:
+        """One optimiser step on ``batch``; see the class for the metrics."""
+        key_loss, key_dropout = jax.random.split(key)
+
+        def objective(params):
+            losses, metrics = self.loss(key_loss, self._training_model(params, key_dropout), batch)
+            return jnp.mean(losses), metrics
+
+        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        norm = optax.global_norm(grads)
+        if self.clip_norm is not None:
+            scale = self.clip_norm / jnp.maximum(norm, self.clip_norm)
+            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        averages = tuple(
+            spec.update(average, params, step) for spec, average in zip(self._ema_specs, state.averages,
+            strict=True)
+        )
+        new = ScoreState(step=step, params=params, opt_state=opt_state, averages=averages)
+        return new, {**metrics, "loss": loss, "grad_norm": norm}
+
+    def model(self, state: ScoreState) -> Model:
+        """The denoiser with the parameters of the first average, or the raw ones when nothing is averaged."""
+        specs = self._ema_specs
+        return self.denoiser.bind(specs[0].params(state.averages[0]) if specs else state.params)
+
+    def _training_model(self, params: Pytree, key: Key) -> Model:
+        if not getattr(self.denoiser.net, "dropout", 0.0):
+            return self.denoiser.bind(params)
+
+        def model(y: Array, t: Array | float, cond: Any = None) -> Prediction:
+            output = self.denoiser.network_output(params, y, t, cond, train=True, rngs={"dropout": key})
+            return self.denoiser.prediction(output, y, t)
+
+        return model

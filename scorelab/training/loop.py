@@ -1,0 +1,220 @@
+"""The training loop: one compiled step, dispatched ahead of the device, for any learner.
+
+Steps are counted from 1: step ``n`` is the update that takes ``state.step`` from ``n - 1`` to ``n``, with the
+batch ``data.at(n - 1)`` and the key ``fold_in(key, n - 1)``. Nothing else varies, so a run that is stopped,
+saved and resumed is bitwise the run that was not.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from scorelab.training.learner import Learner
+from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
+from scorelab.typing import Array, Key, Pytree
+
+# Steps that may wait in the device's queue, each with its batch in device memory. Enough to ride out a slow
+# batch on the host, and a bound on memory.
+STEPS_AHEAD = 32
+# The stream of the initial parameters: no step has this number.
+_INIT_STREAM = 2**32 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Window(Mapping[str, float]):
+    """The metrics of consecutive steps: a mapping from names to means, and the values of every step.
+
+    Attributes:
+        first: the first step of the window.
+        last: its last step.
+        values: by name, ``(last - first + 1,)`` float32 on the host.
+    """
+
+    first: int
+    last: int
+    values: Mapping[str, np.ndarray]
+
+    def __getitem__(self, name: str) -> float:
+        return float(np.mean(self.values[name], dtype=np.float64))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or the gradient norm stopped being finite.
+
+    Attributes:
+        step: the first step that has it.
+        metric: ``"loss"`` or ``"grad_norm"``.
+        value: what it was.
+    """
+
+    def __init__(self, step: int, metric: str, value: float):
+        super().__init__(
+            f"{metric} = {value} at step {step} (batch data.at({step - 1})): expected a finite number"
+        )
+        self.step, self.metric, self.value = step, metric, value
+
+
+class Hook(Protocol):
+    """Something to do every so often: save, sample, evaluate.
+
+    Attributes:
+        every: the hook is called after each step that is a multiple of it, and after the last step.
+    """
+
+    every: int
+
+    def __call__(self, step: int, state: Pytree, window: Window) -> None:
+        """Act on the state after ``step``.
+
+        The state's arrays are consumed by the next step: copy what is to be kept (``np.array``, not
+        ``np.asarray``). ``window`` holds the steps since the last boundary of any kind, not since this hook's
+        last call.
+        """
+        ...
+
+
+def fit(
+    learner: Learner,
+    data: Any,
+    *,
+    steps: int,
+    key: Key,
+    state: Pytree = None,
+    hooks: Sequence[Hook] = (),
+    log: Callable[[Window], None] | None = None,
+    log_every: int = 100,
+    mesh: Mesh | None = None,
+) -> Pytree:
+    """Train ``learner`` until ``state.step == steps`` and return the state.
+
+    Steps are dispatched without waiting for the device, at most ``STEPS_AHEAD`` in advance. Metrics stay on
+    the device until a window ends: at every multiple of ``log_every``, at every multiple of a hook's
+    ``every``, and at the last step. Windows thus partition the steps without gaps, and are the same in a run
+    resumed from a hook's checkpoint as in one that was never stopped (drop the logged windows with ``last``
+    beyond the checkpoint). At the end of a window its metrics are checked, then logged, then the hooks due
+    are called in order.
+
+    Args:
+        learner: a hashable :class:`~scorelab.training.Learner`.
+        data: an object with ``at(step) -> dict`` of host arrays, a pure function of the step, and optionally
+            a hashable ``prepare(batch) -> dict`` that runs inside the compiled step
+            (:class:`~scorelab.training.Prepared`). With several processes it is called as ``at(step, host,
+            hosts)`` and returns this host's share.
+        steps: the total number of updates, those already in ``state`` included.
+        key: PRNG key; the same one when resuming.
+        state: where to start, device or host arrays, which are left alone; None for ``learner.init``.
+        hooks: what to do along the way.
+        log: called with each window as it ends, in order.
+        log_every: the longest window.
+        mesh: devices to train on (:func:`~scorelab.training.data_mesh`); None for all, which must divide the
+            batch.
+
+    Errors:
+        NonFiniteLoss: names the exact step; the finite steps before it have been logged.
+        ValueError: a batch that the devices do not divide, a metric that is not a scalar, no metric
+            ``"loss"``.
+    """
+    _check(learner, data, steps, log_every, hooks)
+    start = 0 if state is None else int(state.step)
+    if start >= steps:
+        return state
+    shard = () if jax.process_count() == 1 else (jax.process_index(), jax.process_count())
+    mesh = data_mesh() if mesh is None else mesh
+    init, update = compiled(learner, getattr(data, "prepare", _as_is), mesh)
+    batch = shard_batch(data.at(start, *shard), mesh)
+    key = replicate(key, mesh)
+    state = init(batch, key) if state is None else replicate(state, mesh)
+
+    pending: list[dict[str, Array]] = []
+    for step in range(start + 1, steps + 1):
+        state, metrics = update(state, batch, key)
+        pending.append(metrics)
+        if step < steps:
+            # Before anything below waits for the device, so that the next batch is on its way meanwhile.
+            batch = shard_batch(data.at(step, *shard), mesh)
+        if len(pending) > STEPS_AHEAD:
+            jax.block_until_ready(pending[-1 - STEPS_AHEAD])
+        due = [hook for hook in hooks if step % hook.every == 0 or step == steps]
+        if due or step % log_every == 0 or step == steps:
+            window = _finish(pending, step, log)
+            pending = []
+            if int(state.step) != step:
+                raise ValueError(f"{learner!r} made step = {state.step} of update {step}: expected {step}")
+            for hook in due:
+                hook(step, state, window)
+    return state
+
+
+@functools.lru_cache(maxsize=16)
+def compiled(learner: Learner, prepare: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
+    """The jitted ``init(batch, key)`` and ``update(state, batch, key)``, one pair for equal arguments.
+
+    Closed over, not static arguments: hashing a learner at every call costs more than dispatching a small
+    step.
+    """
+    whole = replicated(mesh)
+
+    def init(batch, key):
+        return learner.init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch))
+
+    def update(state, batch, key):
+        state, metrics = learner.update(state, prepare(batch), jax.random.fold_in(key, state.step))
+        wrong = {name: value.shape for name, value in metrics.items() if value.shape}
+        if "loss" not in metrics or wrong:
+            raise ValueError(
+                f"{learner!r} returned metrics {sorted(metrics)}, not scalar: {wrong}: "
+                "expected scalars, and 'loss' among them"
+            )
+        return state, metrics
+
+    return jax.jit(init, out_shardings=whole), jax.jit(update, donate_argnums=0, out_shardings=whole)
+
+
+def _finish(pending: list[dict[str, Array]], step: int, log: Callable[[Window], None] | None) -> Window:
+    """Fetch the metrics of the steps up to ``step``, check them and log them."""
+    rows = jax.device_get(pending)
+    first = step - len(rows) + 1
+    values = {name: np.array([row[name] for row in rows], np.float32) for name in sorted(rows[0])}
+    checked = [name for name in ("loss", "grad_norm") if name in values]
+    finite = np.all([np.isfinite(values[name]) for name in checked], axis=0)
+    good = len(rows) if finite.all() else int(np.argmin(finite))
+    window = Window(first, first + good - 1, {name: value[:good] for name, value in values.items()})
+    if log is not None and good:
+        log(window)
+    if good < len(rows):
+        metric = next(name for name in checked if not np.isfinite(values[name][good]))
+        raise NonFiniteLoss(first + good, metric, float(values[metric][good]))
+    return window
+
+
+def _as_is(batch: Pytree) -> Pytree:
+    return batch
+
+
+def _check(learner, data, steps, log_every, hooks) -> None:
+    for name, value in {"steps": steps, "log_every": log_every}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"fit.{name} = {value!r}: expected an integer >= 1")
+    if not callable(getattr(data, "at", None)):
+        raise TypeError(f"fit.data = {data!r}: expected an object with at(step)")
+    for hook in hooks:
+        every = getattr(hook, "every", None)
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"fit.hooks: {hook!r} has every = {every!r}: expected an integer >= 1")
+    try:
+        hash(learner)
+    except TypeError as error:
+        raise TypeError(f"fit.learner of type {type(learner).__name__} is not hashable: {error}") from error

@@ -1,0 +1,88 @@
+"""Array aliases, the shape vocabulary, and what a model is.
+
+Shapes. ``x`` lives in data space and ``y = chart(x)`` in the latent (chart) space of a process; both have shape
+``(batch, *event)``. Times ``t`` are a scalar or ``(batch,)``. Labels and other conditions ``cond`` have a leading
+batch axis. Steps go from ``t`` to ``s`` (``s`` nearer to the data).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+if TYPE_CHECKING:
+    from scorelab.processes.base import Prediction
+
+Array = jax.Array | np.ndarray
+Key = jax.Array
+Pytree = Any
+
+
+class Model(Protocol):
+    """What a network (or an exact law) believes about the clean point behind ``y`` at time ``t``."""
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+        """Return the prediction for ``y`` of shape ``(batch, *event)``."""
+        ...
+
+
+def per_example(value: Array | float, like: Array) -> Array:
+    """Give a scalar or ``(batch,)`` coefficient trailing axes so that it broadcasts against ``like``."""
+    value = jnp.asarray(value)
+    if value.ndim == 0:
+        return value
+    return value.reshape(value.shape + (1,) * (like.ndim - value.ndim))
+
+
+def per_example_keys(key: Key, ids: Array) -> Key:
+    """One key per sample id: what a sample draws depends on its id, never on the batch around it."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+
+
+def per_example_normal(keys: Key, like: Array) -> Array:
+    """Standard normal noise shaped like ``like``, row ``i`` drawn from ``keys[i]``."""
+    return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
+
+
+def is_model_pytree(model: Any) -> bool:
+    """True when ``model`` is a registered pytree (its parameters are leaves), false for a bare function."""
+    return not jax.tree_util.all_leaves([model])
+
+
+def require_positive(spec: object, **fields: float) -> None:
+    """Raise ``ValueError`` naming the first field that is not a finite number above zero."""
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"{type(spec).__name__}.{name} = {value!r}: expected a finite number above 0")
+
+
+def require_int(spec: object, minimum: int, **fields: int) -> None:
+    """Raise ``ValueError`` naming the first field that is not an integer of at least ``minimum``."""
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{type(spec).__name__}.{name} = {value!r}: expected an integer >= {minimum}")
+
+
+def require_choice(spec: object, choices: tuple, **fields: Any) -> None:
+    """Raise ``ValueError`` naming the first field whose value is not one of ``choices``."""
+    for name, value in fields.items():
+        if value not in choices:
+            expected = ", ".join(repr(choice) for choice in choices)
+            raise ValueError(f"{type(spec).__name__}.{name} = {value!r}: expected one of {expected}")
+
+
+def require_number(spec: object, low: float, high: float, **fields: float) -> None:
+    """Raise ``ValueError`` naming the first field that is not a number in ``[low, high]``."""
+    for name, value in fields.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"{type(spec).__name__}.{name} = {value!r}: expected a number in [{low}, {high}]")
+
+
+def require_spec(spec: object, kind: type, **fields: Any) -> None:
+    """Raise ``TypeError`` naming the first field that is not an instance of ``kind``."""
+    for name, value in fields.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{type(spec).__name__}.{name} = {value!r}: expected a {kind.__name__}")

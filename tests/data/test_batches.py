@@ -1,0 +1,105 @@
+"""Laws of batches found by step."""
+
+import numpy as np
+import pytest
+
+from scorelab.data import Arrays, Batches, IteratorAdapter
+
+
+def numbered(n):
+    return {"x": np.arange(n, dtype=np.uint8).reshape(n, 1), "label": np.arange(n, dtype=np.int32)}
+
+
+def test_an_epoch_takes_each_row_at_most_once_and_drops_the_remainder():
+    batches = Batches(numbered(23), batch_size=5, seed=1)
+    assert batches.steps_per_epoch == 4
+    epochs = [np.concatenate([batches.at(e * 4 + i)["label"] for i in range(4)]) for e in range(40)]
+    for rows in epochs:
+        assert len(rows) == len(set(rows)) == 20
+    assert set(np.concatenate(epochs)) == set(range(23))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_an_epoch_that_divides_evenly_takes_every_row():
+    batches = Batches(numbered(20), batch_size=5)
+    assert sorted(np.concatenate([batches.at(i)["label"] for i in range(4)])) == list(range(20))
+
+
+def test_equal_seed_and_step_give_equal_batches_in_any_order():
+    first, again = (Batches(numbered(50), batch_size=8, seed=7) for _ in range(2))
+    forward = [first.at(step) for step in range(30)]
+    for step in reversed(range(30)):
+        batch = again.at(step)
+        for key in ("x", "label"):
+            np.testing.assert_array_equal(batch[key], forward[step][key])
+    other = Batches(numbered(50), batch_size=8, seed=8)
+    assert any(not np.array_equal(other.at(s)["label"], forward[s]["label"]) for s in range(3))
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_out_the_same_batch(hosts):
+    batches = Batches(numbered(50), batch_size=8, seed=3)
+    for step in (0, 5, 6, 13):
+        parts = [batches.at(step, host, hosts)["label"] for host in range(hosts)]
+        assert {len(part) for part in parts} == {8 // hosts}
+        np.testing.assert_array_equal(np.concatenate(parts), batches.at(step)["label"])
+
+
+def test_columns_stay_together_and_keep_their_dtype():
+    batch = Batches(numbered(30), batch_size=6).at(4)
+    assert (batch["x"].dtype, batch["label"].dtype) == (np.uint8, np.int32)
+    np.testing.assert_array_equal(batch["x"][:, 0], batch["label"])
+
+
+def test_an_arrays_without_labels_gives_x_only():
+    arrays = Arrays(x=np.ones((4, 2), np.float32), name="a", split="train")
+    assert set(Batches(arrays, batch_size=2).at(0)) == {"x"}
+
+
+def test_requests_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="batch_size=31: expected 1 to n = 30"):
+        Batches(numbered(30), batch_size=31)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Batches(numbered(30), batch_size=0)
+    with pytest.raises(ValueError, match="seed=-1"):
+        Batches(numbered(30), batch_size=1, seed=-1)
+    with pytest.raises(ValueError, match="lengths"):
+        Batches({"x": np.zeros(3), "label": np.zeros(4)}, batch_size=1)
+    batches = Batches(numbered(30), batch_size=6)
+    with pytest.raises(ValueError, match="multiple of hosts=4"):
+        batches.at(0, 0, 4)
+    with pytest.raises(ValueError, match="host=2, hosts=2"):
+        batches.at(0, 2, 2)
+    with pytest.raises(ValueError, match="step=-1"):
+        batches.at(-1)
+
+
+class Counter:
+    """An iterator with a position, as a streaming pipeline is."""
+
+    def __init__(self):
+        self.position = 0
+
+    def __next__(self):
+        self.position += 1
+        return {"x": np.array([self.position - 1])}
+
+    def get_state(self):
+        return {"next": self.position}
+
+    def set_state(self, state):
+        self.position = state["next"]
+
+
+def test_an_adapted_iterator_resumes_where_its_state_was_taken():
+    stream = IteratorAdapter(Counter())
+    unbroken = [stream.at(step)["x"][0] for step in range(3)]
+    state = stream.get_state()
+    unbroken += [stream.at(step)["x"][0] for step in (3, 4)]
+    resumed = IteratorAdapter(Counter())
+    resumed.set_state(state)
+    assert [resumed.at(step)["x"][0] for step in (3, 4)] == unbroken[3:]
+    with pytest.raises(ValueError, match="step=9: expected 5"):
+        resumed.at(9)
+    with pytest.raises(ValueError, match="made for 0 of 1"):
+        resumed.at(5, 1, 2)

@@ -1,0 +1,116 @@
+"""KID and MMD: unbiasedness and closed forms."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from scorelab.metrics import Coordinates, kid, mmd, mmd2_unbiased
+from scorelab.metrics.kernel import cubic, median_bandwidth
+
+POINTS = Coordinates()
+
+
+def gaussian_overlap(h, delta, variance):
+    """E exp(-|x - y|^2 / 2h^2) for x - y ~ N(delta, diag(variance)): a Gaussian integral."""
+    total = variance + h * h
+    return np.prod(h / np.sqrt(total)) * np.exp(-np.sum(delta**2 / total) / 2)
+
+
+def test_definition_by_explicit_sums():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(5, 3)), rng.normal(size=(4, 3)) + 1
+
+    def k(a, b):
+        return (a @ b / 3 + 1) ** 3
+
+    xx = np.mean([k(a, b) for a, b in itertools.permutations(x, 2)])
+    yy = np.mean([k(a, b) for a, b in itertools.permutations(y, 2)])
+    xy = np.mean([k(a, b) for a in x for b in y])
+    # Float64 rounding of sums of about 40 terms of order 10.
+    assert kid(x, y, POINTS, subsets=1).value == pytest.approx(xx + yy - 2 * xy, rel=1e-12)
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(23, 2)), rng.normal(size=(17, 2))
+    whole = mmd2_unbiased(x, y, cubic)
+    monkeypatch.setattr("scorelab.metrics.kernel._BLOCK", 4)
+    assert mmd2_unbiased(x, y, cubic) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("score", [lambda x, y: kid(x, y, POINTS, subsets=1), lambda x, y: mmd(x, y, 1.0)])
+def test_equal_laws_have_mean_zero(score):
+    rng = np.random.default_rng(2)
+    values = [score(rng.normal(size=(20, 2)), rng.normal(size=(30, 2))).value for _ in range(1500)]
+    assert min(values) < 0
+    # Four standard errors: exceeded by chance once in 16,000.
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
+
+
+def test_cubic_kernel_between_gaussians():
+    """x ~ N(0, 1), y ~ N(m, 1), d = 1: MMD^2 = sum over j = 1..3 of C(3, j) (E x^j - E y^j)^2 = 3 m^2 + 3
+    m^4 + (m^3 + 3m)^2.
+    """
+    m, n, repeats = 0.5, 40, 2000
+    expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
+    rng = np.random.default_rng(3)
+    values = [
+        kid(rng.normal(size=(n, 1)), m + rng.normal(size=(n, 1)), POINTS, subsets=1).value
+        for _ in range(repeats)
+    ]
+    assert abs(np.mean(values) - expected) < 4 * np.std(values) / np.sqrt(repeats)
+
+
+@pytest.mark.parametrize("bandwidth", [0.7, (0.5, 2.0)])
+def test_gaussian_kernel_between_gaussians(bandwidth):
+    delta, s1, s2 = np.array([0.8, -0.3]), np.array([1.0, 0.5]), np.array([0.4, 2.0])
+    expected = np.mean(
+        [
+            gaussian_overlap(h, 0 * delta, 2 * s1)
+            + gaussian_overlap(h, 0 * delta, 2 * s2)
+            - 2 * gaussian_overlap(h, delta, s1 + s2)
+            for h in np.atleast_1d(bandwidth)
+        ]
+    )
+    rng = np.random.default_rng(4)
+    values = [
+        mmd(
+            np.sqrt(s1) * rng.normal(size=(60, 2)), delta + np.sqrt(s2) * rng.normal(size=(50, 2)), bandwidth
+        ).value
+        for _ in range(800)
+    ]
+    assert abs(np.mean(values) - expected) < 4 * np.std(values) / np.sqrt(len(values))
+
+
+def test_standard_error_bounds_the_spread():
+    """`stderr` is that of the block mean, which no unbiased full estimate exceeds; the truth is known from
+    repeats.
+    """
+    rng = np.random.default_rng(5)
+    scores = [
+        kid(rng.normal(size=(100, 2)), rng.normal(size=(100, 2)) + 0.7, POINTS, seed=i) for i in range(150)
+    ]
+    spread = np.std([s.value for s in scores])
+    stated = np.sqrt(np.mean([s.stderr**2 for s in scores]))
+    # 150 repeats of 10 blocks: the ratio of the two deviations has a relative error near 1/sqrt(300) +
+    # 1/sqrt(2700).
+    assert stated > 0.8 * spread
+    assert stated < 3 * spread
+
+
+def test_median_bandwidth_of_known_points():
+    x, y = np.array([[0.0], [1.0]]), np.array([[3.0]])
+    assert median_bandwidth(x, y) == pytest.approx(2.0)
+    assert mmd(x, np.array([[3.0], [3.0]]), None).name == "MMD2(h=2)"
+
+
+def test_requests_that_make_no_sense_are_refused():
+    x = np.zeros((10, 2))
+    with pytest.raises(ValueError, match="subsets=6: expected 1 to 5"):
+        kid(x, x, POINTS, subsets=6)
+    for bad in (0.0, -1.0, (), (1.0, float("inf"))):
+        with pytest.raises(ValueError, match="bandwidth"):
+            mmd(x, x, bad)
+    with pytest.raises(ValueError, match="median distance is zero"):
+        mmd(x, x)

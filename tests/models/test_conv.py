@@ -1,0 +1,189 @@
+"""The loop-safe convolution is the plain one: values and derivatives, every mode, batched or not."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab.models.nets import Conv, GroupNorm
+from scorelab.models.nets.conv import conv2d
+
+# float32 sums of at most 28 * 28 * 3 products of normals in another order: a few hundred ulp at worst.
+RTOL = 1e-5
+SIZES = [(8, 8), (7, 7), (28, 28), (9, 6)]
+
+
+def arrays(size, kernel, batch=3, inner=5, outer=4):
+    kx, kw = jax.random.split(jax.random.key(0))
+    return jax.random.normal(kx, (batch, *size, inner)), jax.random.normal(kw, (kernel, kernel, inner, outer))
+
+
+def pair(stride):
+    return tuple(lambda x, w, s=safe: conv2d(x, w, stride=stride, loop_safe=s) for safe in (True, False))
+
+
+def assert_close(got, expected, rtol=RTOL):
+    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert g.shape == e.shape
+        np.testing.assert_allclose(g, e, rtol=0, atol=rtol * float(jnp.abs(e).max()))
+
+
+def primitives(jaxpr):
+    """Names of all primitives of a jaxpr, nested ones included."""
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kernel", [1, 2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_value_and_both_modes_of_differentiation_match_lax(size, kernel, stride):
+    x, w = arrays(size, kernel)
+
+    def lax_conv(x, w):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=layout)
+
+    def all_of(conv, x, w):
+        y, pullback = jax.vjp(conv, x, w)
+        tangent = jax.jvp(conv, (x, w), (jnp.cos(x), jnp.cos(w)))[1]
+        return y, pullback(jnp.sin(3.0 * y)), tangent
+
+    all_of = jax.jit(all_of, static_argnums=0)
+    expected = all_of(lax_conv, x, w)
+    for conv in pair(stride):
+        got = all_of(conv, x, w)
+        np.testing.assert_array_equal(got[0], expected[0])
+        assert_close(got, expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_second_derivatives_match(stride):
+    x, w = arrays((7, 6), 3)
+
+    def second(conv):
+        def energy(x, w):
+            return jnp.sum(jnp.sin(conv(x, w)))
+
+        def reverse_over_reverse(x, w):
+            gx, gw = jax.grad(energy, (0, 1))(x, w)
+            return jnp.sum(gx**2) + jnp.sum(gw**2)
+
+        forward_over_reverse = jax.jvp(jax.grad(energy, (0, 1)), (x, w), (jnp.cos(x), jnp.cos(w)))[1]
+        return jax.grad(reverse_over_reverse, (0, 1))(x, w), forward_over_reverse
+
+    safe, plain = (jax.jit(lambda c=c: second(c))() for c in pair(stride))
+    assert_close(safe, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (1, 3)], ids=["images", "kernels", "both"])
+def test_vmap_of_gradients_and_gradients_of_vmap_match(axes):
+    x, w = arrays((6, 5), 3)
+    size = 2
+    xs = jnp.stack([x, 2 * x], axes[0]) if axes[0] is not None else x
+    ws = jnp.stack([w, -w], axes[1]) if axes[1] is not None else w
+
+    def both(conv):
+        def value(x, w):
+            return jnp.sum(jnp.sin(conv(x, w)))
+
+        inside = jax.vmap(jax.grad(value, (0, 1)), axes, axis_size=size)
+        outside = jax.grad(lambda x, w: jnp.sum(jax.vmap(value, axes, axis_size=size)(x, w)), (0, 1))
+        return inside(xs, ws), outside(xs, ws)
+
+    safe, plain = (jax.jit(lambda c=c: both(c))() for c in pair(2))
+    assert_close(safe, plain)
+
+
+def test_jacobians_by_forward_and_reverse_mode_agree():
+    x, w = arrays((3, 4), 3, batch=1, inner=2, outer=2)
+    safe, plain = pair(2)
+    expected = jax.jacrev(plain)(x, w)
+    assert_close(jax.jacrev(safe)(x, w), expected)
+    assert_close(jax.jacfwd(safe)(x, w), expected)
+
+
+def test_gradients_inside_a_scan_match_and_contain_no_foreign_convolution():
+    x, w = arrays((8, 8), 3, inner=4)
+
+    def steps(conv):
+        grad = jax.grad(lambda x: jnp.sum(jnp.sin(conv(x, w))))
+        return lambda x: jax.lax.scan(lambda x, _: (x - 0.1 * grad(x), None), x, None, length=2)[0]
+
+    safe, plain = pair(1)
+    assert_close(jax.jit(steps(safe))(x), jax.jit(steps(plain))(x))
+    names = set(
+        primitives(jax.make_jaxpr(jax.grad(lambda w: jnp.sum(steps(safe)(x) * w[0, 0, 0, 0])))(w).jaxpr)
+    )
+    assert "conv_general_dilated" not in names
+    assert "loop_safe_conv" in names
+
+
+def test_bfloat16_gradients_keep_the_dtype():
+    x, w = arrays((8, 8), 3)
+    safe = pair(2)[0]
+    got = jax.grad(lambda x, w: jnp.sum(safe(x, w).astype(jnp.float32) ** 2), (0, 1))
+    low = got(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
+    assert {g.dtype for g in low} == {jnp.dtype("bfloat16")}
+    # bfloat16 keeps 8 bits: 2^-8 per rounding, and three of them (inputs, output, result) lie in a row here.
+    assert_close(jax.tree.map(lambda g: g.astype(jnp.float32), low), got(x, w), rtol=3 * 2**-8)
+
+
+def test_conv_layer_has_the_same_parameters_either_way():
+    x, _ = arrays((8, 8), 3)
+    layer = Conv(6, stride=2)
+    params = layer.init(jax.random.key(0), x)
+    safe = layer.clone(loop_safe=True)
+    assert jax.tree.structure(safe.init(jax.random.key(0), x)) == jax.tree.structure(params)
+    np.testing.assert_array_equal(safe.apply(params, x), layer.apply(params, x))
+    reference = nn.Conv(6, (3, 3), strides=2)
+    np.testing.assert_allclose(layer.apply(params, x), reference.apply(params, x), rtol=1e-5, atol=1e-5)
+    zero = Conv(6, zero_init=True)
+    assert not np.any(zero.apply(zero.init(jax.random.key(0), x), x))
+    assert "bias" not in Conv(6, bias=False).init(jax.random.key(0), x)["params"]
+
+
+def test_invalid_arguments_are_named():
+    x, w = arrays((8, 8), 3)
+    with pytest.raises(ValueError, match="stride=3: accepted"):
+        conv2d(x, w, stride=3)
+    with pytest.raises(ValueError, match="w has shape"):
+        conv2d(x[..., :2], w)
+    with pytest.raises(ValueError, match="x has shape"):
+        conv2d(x[0], w)
+    with pytest.raises(ValueError, match="w has dtype"):
+        conv2d(x, w.astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"Conv\.stride=3"):
+        Conv(4, stride=3)
+    with pytest.raises(ValueError, match=r"Conv\.features=0"):
+        Conv(0)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (12, 3), (6, 6), (4, 1)])
+def test_group_norm_is_flax_group_norm(channels, groups):
+    key = jax.random.key(0)
+    x = 3.0 + 2.0 * jax.random.normal(key, (3, 7, 5, channels))
+    gamma, beta = jax.random.normal(jax.random.key(1), (2, channels))
+    params = {"params": {"scale": gamma, "bias": beta}}
+    ours, theirs = GroupNorm(groups), nn.GroupNorm(groups, epsilon=1e-5)
+    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-5)
+    grads = [jax.grad(lambda x, m=m: jnp.sum(jnp.sin(m.apply(params, x))))(x) for m in (ours, theirs)]
+    np.testing.assert_allclose(*grads, atol=1e-5)
+    scale, shift = jax.random.normal(jax.random.key(2), (2, 3, channels))
+    modulated = theirs.apply(params, x) * (1 + scale)[:, None, None] + shift[:, None, None]
+    np.testing.assert_allclose(ours.apply(params, x, scale, shift), modulated, atol=3e-5)
+
+
+def test_group_norm_statistics_are_float32_and_survive_constant_input():
+    norm = GroupNorm(2)
+    x = jnp.full((2, 6, 6, 8), 100.0, jnp.bfloat16)
+    y = norm.apply(norm.init(jax.random.key(0), x), x)
+    assert y.dtype == jnp.bfloat16
+    assert np.all(np.isfinite(y.astype(jnp.float32)))
+    with pytest.raises(ValueError, match=r"GroupNorm\.groups=3"):
+        GroupNorm(3).init(jax.random.key(0), x)

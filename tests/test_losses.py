@@ -1,0 +1,315 @@
+"""Laws of the losses: the exact denoiser is stationary, weights and times follow their formulas."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from scorelab import losses as L
+from scorelab.models.denoiser import Denoiser
+from scorelab.processes import Gaussian
+from scorelab.processes.base import Prediction
+from scorelab.schedules import EDM, VE, RectifiedFlow, VPCosine, VPLinear
+from scorelab.typing import per_example
+
+PROCESSES = {
+    "edm": Gaussian(schedule=EDM()),
+    "vp": Gaussian(schedule=VPLinear()),
+    "cosine": Gaussian(schedule=VPCosine()),
+    "ve": Gaussian(schedule=VE()),
+    "flow": Gaussian(schedule=RectifiedFlow()),
+}
+WEIGHTINGS = {
+    "edm": L.EDMWeighting(data_std=0.7),
+    "snr": L.SNRWeighting(),
+    "x0": L.X0Weighting(),
+    "v": L.VWeighting(),
+    "minsnr": L.MinSNR(gamma=5.0),
+    "sigmoid": L.SigmoidWeighting(bias=1.0),
+    "likelihood": L.LikelihoodWeighting(),
+}
+TIMES = {
+    "lognormal": L.LogNormalTimes(mean=-0.8, std=0.9),
+    "uniform": L.UniformTimes(),
+    "logitnormal": L.LogitNormalTimes(mean=0.3, std=0.8),
+    "logsnr": L.UniformLogSNRTimes(log_snr_min=-6.0, log_snr_max=5.0),
+}
+MEAN, STD = 0.4, 0.7
+
+
+def gaussian_model(process, gain):
+    """E[y_0|y_t] of N(MEAN, STD^2) when gain is 1: the error from the prior mean is multiplied by gain."""
+
+    def model(y, t, cond=None):
+        t = jnp.broadcast_to(jnp.asarray(t, y.dtype), y.shape[:1])
+        alpha, sigma = per_example(process.alpha(t), y), per_example(process.sigma(t), y)
+        variance = (alpha * STD) ** 2 + sigma**2
+        rest = y - alpha * MEAN
+        # eps has a closed form of its own, so that neither member is computed from the other.
+        shift = (gain - 1) * alpha * STD**2 / variance * rest
+        return Prediction(
+            denoised=MEAN + alpha * STD**2 / variance * rest + shift,
+            eps=sigma / variance * rest - alpha / sigma * shift,
+            t=t,
+            process=process,
+        )
+
+    return model
+
+
+def data(key, n):
+    return MEAN + STD * jax.random.normal(key, (n, 2))
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_the_exact_denoiser_is_stationary(process):
+    process = PROCESSES[process]
+    # A log-SNR range where no weighting is heavy-tailed, so that the standard error means something.
+    times = L.UniformLogSNRTimes(log_snr_min=-4.0, log_snr_max=4.0)
+    many = [L.DenoisingScoreMatching(process, weighting=w, times=times) for w in WEIGHTINGS.values()]
+
+    @jax.jit
+    def gradients(gain, key):
+        # Not fold_in(key, 1): that is the second of split(key), which the loss draws its noise from.
+        key_data, key_loss = jax.random.split(key)
+        batch = {"x": data(key_data, 20_000), "cond": None}
+
+        # One gain per example: the gradient of the sum is then the gradient of each example's loss.
+        def total(gains, loss):
+            return loss(key_loss, gaussian_model(process, gains[:, None]), batch)[0].sum()
+
+        return jnp.stack([jax.grad(total)(jnp.full(20_000, gain), loss) for loss in many])
+
+    def standardised(gain):
+        g = np.asarray(gradients(gain, jax.random.key(3)), np.float64)
+        return np.abs(g.mean(1) / (g.std(1, ddof=1) / math.sqrt(g.shape[1])))
+
+    # 35 cases: |z| < 4 fails by chance once in 450 other seeds.
+    assert standardised(1.0).max() < 4, dict(zip(WEIGHTINGS, standardised(1.0), strict=True))
+    assert standardised(0.8).min() > 8
+    assert standardised(1.2).min() > 8
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A network pair (init, apply) with two parameters."""
+
+    def init(self, key, x, c_noise, cond):
+        return jnp.array([0.3, 0.2])
+
+    def apply(self, params, x, c_noise, cond=None):
+        return params[0] * x + params[1] * jnp.tanh(c_noise)[:, None]
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_parameterisations_agree_after_conversion(process):
+    process, key = PROCESSES[process], jax.random.key(0)
+    loss = L.DenoisingScoreMatching(process, weighting=L.VWeighting(), times=TIMES["logsnr"])
+    batch = {"x": data(key, 256), "cond": None}
+    exact = gaussian_model(process, 0.9)
+    expected, metrics = loss(key, exact, batch)
+    for form in ("denoised", "eps", "score", "velocity"):
+
+        def converted(y, t, cond=None, form=form):
+            return process.predict(y, t, **{form: getattr(exact(y, t), form)})
+
+        value, converted_metrics = loss(key, converted, batch)
+        np.testing.assert_allclose(value, expected, rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(converted_metrics["eps_mse"], metrics["eps_mse"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_edm_weighting_matches_the_raw_output_with_weight_one(process):
+    """w = 1/c_out^2: the loss is the mean square of F minus its target (Karras et al. 2022, eq. 8)."""
+    process, key, std = PROCESSES[process], jax.random.key(1), 0.7
+    loss = L.DenoisingScoreMatching(process, weighting=L.EDMWeighting(data_std=std), times=TIMES["logsnr"])
+    denoiser = Denoiser(net=Linear(), process=process, predict="edm", data_std=std)
+    params, x = denoiser.net.init(None, None, None, None), data(key, 512)
+    value, _ = loss(key, denoiser.bind(params), {"x": x})
+    key_times, key_noise, _ = jax.random.split(key, 3)
+    t = loss.times(key_times, process, len(x))
+    noised = process.perturb(key_noise, x, t)
+    ratio = np.asarray(process.noise_ratio(t), np.float64)
+    c_out = ratio * std / np.sqrt(ratio**2 + std**2)
+    np.testing.assert_allclose(loss.weighting(process, t), 1 / c_out**2, rtol=1e-5)
+    c = denoiser.coefficients(t)
+    target = (noised.y0 - c.p[:, None] * noised.y) / c.q[:, None]
+    output = denoiser.network_output(params, noised.y, t)
+    np.testing.assert_allclose(value, jnp.mean((output - target) ** 2, 1), rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("process", ["edm", "vp"])
+def test_float32_keeps_its_digits_at_both_ends(process):
+    process, key, rng = PROCESSES[process], jax.random.key(5), np.random.default_rng(0)
+    x = jnp.asarray(MEAN + STD * rng.standard_normal((64, 2)), jnp.float32)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Fixed(L.Times):
+        at: float
+
+        def time(self, u, process):
+            return jnp.full(u.shape, self.at)
+
+    for t in (process.t_min, process.t_max):
+        loss = L.DenoisingScoreMatching(process, weighting=L.EDMWeighting(data_std=STD), times=Fixed(at=t))
+        value, _ = loss(key, gaussian_model(process, 0.9), {"x": x})
+        _, key_noise, _ = jax.random.split(key, 3)
+        noised = process.perturb(key_noise, x, jnp.full(64, t))
+        # The same in float64, from the float32 time and draws.
+        t64 = float(np.float32(t))
+        alpha, sigma = float(process.alpha(t64)), float(process.sigma(t64))
+        y0, eps = np.asarray(noised.y0, np.float64), np.asarray(noised.eps, np.float64)
+        rest = alpha * (y0 - MEAN) + sigma * eps
+        error = MEAN + 0.9 * alpha * STD**2 / ((alpha * STD) ** 2 + sigma**2) * rest - y0
+        weight = 1 / STD**2 + (alpha / sigma) ** 2
+        np.testing.assert_allclose(value, weight * np.mean(error**2, 1), rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_weights_follow_their_formulas(process):
+    process = PROCESSES[process]
+    t = np.linspace(process.t_min, process.t_max, 23)[1:-1]
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    snr = (alpha / sigma) ** 2
+    h = 1e-6 * t
+    d_log_snr = (process.log_snr(t + h) - process.log_snr(t - h)) / (2 * h)
+    expected = {
+        "edm": (sigma**2 / alpha**2 + 0.49) / (0.7 * sigma / alpha) ** 2,
+        "snr": snr,
+        "x0": np.ones_like(t),
+        "v": 1 + snr,
+        "minsnr": np.minimum(snr, 5.0),
+        "sigmoid": snr / (1 + np.exp(np.log(snr) - 1.0)),
+        # g^2 = -sigma^2 d(log snr)/dt, and the error in the score is alpha/sigma^2 times that in the data.
+        "likelihood": -(sigma**2) * d_log_snr * (alpha / sigma**2) ** 2,
+    }
+    for name, weighting in WEIGHTINGS.items():
+        weights = weighting(process, jnp.asarray(t, jnp.float32))
+        np.testing.assert_allclose(weights, expected[name], rtol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_times_follow_their_laws(stratified):
+    process, n, key = PROCESSES["vp"], 4000, jax.random.key(7)
+    span = process.t_max - process.t_min
+    cdfs = {
+        "lognormal": lambda t: stats.norm.cdf(np.log(process.noise_ratio(t)), -0.8, 0.9),
+        "uniform": lambda t: (t - process.t_min) / span,
+        "logitnormal": lambda t: stats.norm.cdf(
+            stats.logistic.ppf((t - process.t_min) / span), 0.3, 0.8
+        ),
+        "logsnr": lambda t: (5.0 - process.log_snr(t)) / 11.0,
+    }
+    for name, spec in TIMES.items():
+        spec = type(spec)(**{**vars(spec), "stratified": stratified})
+        t = np.asarray(spec(key, process, n), np.float64)
+        assert t.dtype == np.float64
+        assert process.t_min <= t.min() <= t.max() <= process.t_max + 1e-7
+        u = np.clip(cdfs[name](t), 0, 1)
+        assert stats.kstest(u, "uniform").pvalue > 1e-3, name
+        if stratified:
+            # One time in each of the n strata, up to rounding at their edges.
+            np.testing.assert_allclose(np.sort(u), (np.arange(n) + 0.5) / n, atol=1.5 / n)
+
+
+def test_stratified_times_reduce_the_variance_of_the_batch_loss():
+    process = PROCESSES["vp"]
+
+    def spread(stratified):
+        times = L.UniformTimes(stratified=stratified)
+        loss = L.DenoisingScoreMatching(process, weighting=L.X0Weighting(), times=times)
+
+        def one(key):
+            key_data, key_loss = jax.random.split(key)
+            batch = {"x": data(key_data, 16)}
+            return loss(key_loss, gaussian_model(process, 1.0), batch)[0].mean()
+
+        values = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 1000))
+        return float(values.mean()), float(values.var())
+
+    (mean_a, var_a), (mean_b, var_b) = spread(False), spread(True)
+    assert var_b < 0.9 * var_a
+    assert abs(mean_a - mean_b) < 4 * math.sqrt((var_a + var_b) / 1000)
+
+
+def test_every_stratified_time_is_uniform_by_itself():
+    spec, process = L.UniformTimes(stratified=True), PROCESSES["flow"]
+    first = jax.vmap(lambda key: spec(key, process, 8)[0])(jax.random.split(jax.random.key(0), 2000))
+    u = (np.asarray(first, np.float64) - process.t_min) / (process.t_max - process.t_min)
+    assert stats.kstest(u, "uniform").pvalue > 1e-3
+
+
+def test_rectified_flow_never_trains_where_alpha_is_zero():
+    process = PROCESSES["flow"]
+
+    @dataclass(frozen=True, kw_only=True)
+    class End(L.Times):
+        def time(self, u, process):
+            return jnp.full(u.shape, process.t_max)
+
+    for predict in ("eps", "flow", "x0"):
+        denoiser = Denoiser(net=Linear(), process=process, predict=predict)
+        loss = L.DenoisingScoreMatching(process, weighting=L.SNRWeighting(), times=End())
+
+        def value(params):
+            batch = {"x": data(jax.random.key(1), 16)}
+            return loss(jax.random.key(0), denoiser.bind(params), batch)[0].mean()
+
+        result, gradient = jax.value_and_grad(value)(jnp.array([0.3, 0.2]))
+        assert np.isfinite(result), predict
+        assert np.isfinite(gradient).all(), predict
+
+
+def test_label_dropout_replaces_labels_by_the_null_label():
+    process, seen = PROCESSES["edm"], []
+
+    def model(y, t, cond=None):
+        seen.append(cond)
+        return gaussian_model(process, 1.0)(y, t)
+
+    labels = jnp.arange(4000, dtype=jnp.int32) % 10
+    batch = {"x": jnp.zeros((4000, 1)), "cond": labels}
+    L.DenoisingScoreMatching(process)(jax.random.key(0), model, batch)
+    assert (seen[-1] == labels).all()
+    loss = L.DenoisingScoreMatching(process, label_dropout=0.25, null_label=10)
+    loss(jax.random.key(0), model, batch)
+    dropped = np.asarray(seen[-1] == 10)
+    assert seen[-1].dtype == jnp.int32
+    assert (np.asarray(seen[-1])[~dropped] == np.asarray(labels)[~dropped]).all()
+    assert abs(dropped.mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
+    with pytest.raises(ValueError, match="cond"):
+        loss(jax.random.key(0), model, {"x": batch["x"], "cond": None})
+    embedded = {"class": jnp.ones((6, 3)), "scale": jnp.ones(6)}
+    always = L.DenoisingScoreMatching(process, label_dropout=1.0, null_label=0)
+    always(jax.random.key(0), model, {"x": jnp.zeros((6, 1)), "cond": embedded})
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(seen[-1]))
+
+
+def test_specs_are_hashable_values_that_validate():
+    process = PROCESSES["edm"]
+    a, b = (L.DenoisingScoreMatching(process, times=L.LogNormalTimes(mean=-1.0)) for _ in range(2))
+    assert a == b
+    assert hash(a) == hash(b)
+    for spec in (*WEIGHTINGS.values(), *TIMES.values()):
+        hash(spec)
+    for make, match in [
+        (lambda: L.EDMWeighting(data_std=0.0), "EDMWeighting.data_std"),
+        (lambda: L.MinSNR(gamma=-1.0), "MinSNR.gamma"),
+        (lambda: L.LogNormalTimes(std=0.0), "LogNormalTimes.std"),
+        (lambda: L.UniformLogSNRTimes(log_snr_min=1.0, log_snr_max=0.0), "log_snr_min"),
+        (lambda: L.DenoisingScoreMatching(process, label_dropout=1.5), "label_dropout"),
+        (lambda: L.DenoisingScoreMatching(process, label_dropout=0.1), "null_label"),
+        (lambda: L.UniformLogSNRTimes()(jax.random.key(0), PROCESSES["flow"], 4), "finite"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            make()
+    with pytest.raises(TypeError, match="process"):
+        L.DenoisingScoreMatching("vp")
+    with pytest.raises(TypeError, match="times"):
+        L.DenoisingScoreMatching(process, times="uniform")
+    with pytest.raises(TypeError, match="uint8"):
+        a(jax.random.key(0), gaussian_model(process, 1.0), {"x": jnp.zeros((2, 1), jnp.uint8)})
