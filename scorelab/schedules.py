@@ -139,7 +139,7 @@ class VPLinear(Schedule):
             return np.sqrt(-np.expm1(-integral))
         # XLA's float32 expm1 is off by 3e-7 around 0.02; the Taylor series of (1 - e^-b)/b is off by 1e-7.
         series = jnp.ones_like(integral)
-        for n in range(9, 1, -1):
+        for n in range(15, 1, -1):  # exact to float64 for b <= 1/2
             series = 1 - integral / n * series
         large = integral > 0.5
         return jnp.sqrt(jnp.where(large, 1 - jnp.exp(-integral), integral * jnp.where(large, 1.0, series)))

@@ -101,11 +101,12 @@ class SmallCNN:
             parts.append([np.asarray(part)[: len(block)] for part in out])
         if not parts:
             raise ValueError(f"images have shape {images.shape}: expected at least one image")
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+        features, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return (features - self.params["mean"]) / self.params["scale"], logits
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Features (n, 64) float32."""
-        return self._forward(images)[0]
+        """Features (n, width) float32, with mean 0 and mean square 1 over the training images."""
+        return np.asarray(self._forward(images)[0])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Class logits (n, num_classes) float32."""

@@ -112,10 +112,13 @@ def mmd(
 
     k(a, b) = exp(-|a - b|^2 / (2 h^2)), h = `bandwidth`; None takes the median distance of the pooled
     points, which makes the score depend on both sets: fix h in a comparison. Rows of x (n, d) and y (m, d)
-    are compared as they are unless `features` are given. The name carries the bandwidth. Source: Gretton et
-    al. 2012, equation 3.
+    are compared as they are unless `features` are given. The name carries the bandwidth.
+    Source: Gretton et al. 2012, equation 3.
     """
     a, b = point_pair(x, y, features)
+    # Only differences matter, and |a|^2 + |b|^2 - 2 a.b loses digits where the points are far from the
+    # origin.
+    a, b = a - b.mean(0), b - b.mean(0)
     if bandwidth is None:
         bandwidth = median_bandwidth(a, b)
     widths = tuple(float(h) for h in np.atleast_1d(bandwidth))

@@ -99,6 +99,20 @@ def apply(params: Params, unit: jax.Array, architecture: Architecture) -> tuple[
     return features, logits
 
 
+def with_moments(params: Params, features: np.ndarray) -> Params:
+    """The parameters with the `mean` (width,) of training features and their `scale`, the root mean square
+    about it.
+
+    (features - mean) / scale is what metrics compare: the size of a trained layer is arbitrary, and the
+    cubic kernel (a . b / d + 1)^3 is made for values of order one. One scale for all coordinates keeps
+    their proportions.
+    """
+    f = np.asarray(features, np.float64)
+    mean = f.mean(0)
+    scale = np.sqrt(np.mean((f - mean) ** 2))
+    return {**params, "mean": jnp.asarray(mean, jnp.float32), "scale": jnp.asarray(scale, jnp.float32)}
+
+
 def _replace(path: Path, content: bytes) -> None:
     # Write and rename: a reader sees the old file or the new one, never a part.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -111,7 +125,8 @@ def save(
 ) -> str:
     """Store weights as `<name>.npz` and their record in `index.json`; returns the SHA-256 of the file.
 
-    `provenance` is JSON data and must hold `levels`, the number of grey levels of the images trained on.
+    `params` come from `with_moments`; `provenance` is JSON data and must hold `levels`, the number of grey
+    levels of the images trained on.
     """
     buffer = io.BytesIO()
     np.savez(
@@ -157,6 +172,7 @@ def restore(name: str, folder: Path = WEIGHTS) -> tuple[Params, Architecture, di
     )
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         params = {key: jnp.asarray(archive[key]) for key in archive.files}
-    if (found := {key: value.shape for key, value in params.items()}) != architecture.param_shapes():
-        raise WeightsError(f"{path}: shapes {found}, expected {architecture.param_shapes()}")
+    wanted = architecture.param_shapes() | {"mean": (architecture.width,), "scale": ()}
+    if (found := {key: value.shape for key, value in params.items()}) != wanted:
+        raise WeightsError(f"{path}: shapes {found}, expected {wanted}")
     return params, architecture, record

@@ -58,7 +58,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
             experiment = gin.get_configurable(Experiment)() if _is_registered(Experiment) else None
             if experiment is None:
-                raise ConfigError(f"{shown(path)}: binds nothing of experiment.Experiment: this file runs nothing")
+                raise ConfigError(f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)")
             text = operative_text()
         except Exception as error:
             raise explain(error, path, overrides) from error

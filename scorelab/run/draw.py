@@ -114,7 +114,9 @@ def _trajectory(experiment: Experiment, model: Model, key: Key, label: np.ndarra
         chunk=n,
         keep="all",
     )
-    chosen = np.unique(np.linspace(0, len(out.times) - 1, FRAMES).round().astype(int))
+    # The start, then the later two thirds: before that there is noise of one kind only.
+    last = len(out.times) - 1
+    chosen = np.unique(np.append(0, np.linspace(last / 3, last, FRAMES - 1).round().astype(int)))
     frames = np.asarray(out.trajectory)[chosen]
     headings = [f"t = {out.times[i]:.3g}" for i in chosen]
     if levels is None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gin
+import gin.config
 
 from scorelab.run.sources import Binding, ConfigError, Lines, Place, bindings, place_of, shown
 
@@ -18,6 +19,7 @@ IN_CALL = re.compile(r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\)
 # "Heun.churn = 2", "churn=2" and "missing 1 required keyword-only argument: 'net'" all name a field.
 FIELD = re.compile(r"^(?:\w+\.)?(?P<field>[a-z_]\w*)\s*=(?!=)")
 NO_PARAMETER = re.compile(r"Configurable '(?P<name>.+?)' doesn't have a parameter named '(?P<field>.+?)'")
+NO_MACRO = re.compile(r"No bindings specified for '(?P<name>.+?)/gin\.macro'")
 NO_ATTRIBUTE = re.compile(r"<module '(?P<module>[\w.]+)'.*> has no attribute (?P<name>\w+)")
 
 
@@ -32,7 +34,9 @@ def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigErr
         return error
     text = str(error)
     if isinstance(error, SyntaxError):
-        return ConfigError(f"{_syntax_place(error, path, overrides)}: {one_line(error.msg)}: {(error.text or '').strip()}")
+        return ConfigError(f"{_syntax_place(error, path, overrides)}: {one_line(error.msg).rstrip('.')}: {(error.text or '').strip()}")
+    if macro := NO_MACRO.search(text):
+        return ConfigError(f"{_use_of_macro(macro['name'], path, overrides)}: %{macro['name']} is not defined")
     if at := AT_LINE.search(text):
         place = _place(Path(at["file"]), int(at["line"]), path, overrides)
         return ConfigError(f"{place}: {_with_hint(one_line(text[: at.start()]), error)}")
@@ -64,22 +68,24 @@ def _syntax_place(error: SyntaxError, path: Path, overrides: Sequence[str]) -> P
 def _binding_place(name: str, message: str, path: Path, overrides: Sequence[str]) -> Place:
     """Where the field that ``message`` names is bound; else the last binding of the class; else the file."""
     named = FIELD.match(message)
-    try:
-        known = list(bindings(path, overrides))
-    except (ConfigError, SyntaxError):
-        known = []
-    of_class = [b for b in known if b.selector.split(".")[-1] == name]
+    of_class = [b for b in bindings(path, overrides) if b.selector.split(".")[-1] == name]
     of_field = [b for b in of_class if named and b.field == named["field"]]
     found: list[Binding] = of_field or of_class
     return found[-1].place if found else Place(source=shown(path))
+
+
+def _use_of_macro(name: str, path: Path, overrides: Sequence[str]) -> Place:
+    used = [b for b in bindings(path, overrides) if re.search(rf"%{re.escape(name)}\b", repr(b.value))]
+    return used[-1].place if used else Place(source=shown(path))
 
 
 def _with_hint(message: str, error: Exception) -> str:
     """Add the nearest accepted names to an unknown one."""
     if match := NO_PARAMETER.search(message):
         try:
-            accepted = list(inspect.signature(gin.get_configurable(match["name"])).parameters)
-        except (ValueError, TypeError):
+            known = gin.config._REGISTRY.get_match(match["name"])
+            accepted = [name for name in inspect.signature(known.wrapped).parameters if name not in ("parent", "name")]
+        except (AttributeError, KeyError, ValueError, TypeError):
             return message
         near = difflib.get_close_matches(match["field"], accepted, n=1)
         return f"{message} {_did_you_mean(near)}It has: {', '.join(accepted)}."

@@ -27,8 +27,8 @@ def from_config(name: str, overrides: Sequence[str], root: Path | None, *, resum
     config = configs.load(name, overrides)
     workdir = Workdir(Path("runs", config.name) if root is None else root)
     with _errors(config.path):
-        prepare(config, workdir, resume=resume, console=console)
         _announce(config, workdir, console)
+        prepare(config, workdir, resume=resume, console=console)
         train(config.experiment, workdir, console)
         if whole:
             draw(config.experiment, workdir, console)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import jax
+
 from scorelab.run import config as configs
 from scorelab.run.config import Config
 from scorelab.run.console import Console
 from scorelab.run.sources import ConfigError, shown
+from scorelab.run.train import state_like
 from scorelab.run.workdir import Workdir, write_json, write_text
 
 # What may differ between a run and its continuation: a longer training, or another way to sample and to score.
@@ -13,7 +16,13 @@ _MAY_CHANGE = ("steps", "sampling", "evaluation", "keep_checkpoints")
 
 
 def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console) -> None:
-    """Open the work directory and write down what is about to run."""
+    """Open the work directory and write down what is about to run; nothing is written where specs do not fit."""
+    experiment = config.experiment
+    state_like(experiment)
+    if experiment.batch_size % jax.device_count():
+        raise ConfigError(
+            f"Experiment.batch_size = {experiment.batch_size}: expected a multiple of the {jax.device_count()} devices"
+        )
     workdir.open(resume)
     now, before = configs.versions(), workdir.read_json(workdir.versions)
     if (old := workdir.read_json(workdir.specs)) is not None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gin import config_parser
 
@@ -35,20 +36,22 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """One statement ``selector.field = value``; a macro has the selector "" and its name as ``field``."""
+    """One statement ``selector.field = value``; a macro has the selector "" and its name as ``field``.
+
+    References and macros in ``value`` are text: ``"@name"``, ``"%NAME"``.
+    """
 
     scope: str
     selector: str
     field: str
+    value: Any
     place: Place
 
 
 def shown(path: Path) -> str:
     """A path as a person would type it: relative where it lies below the working folder."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    inside = path.is_relative_to(Path.cwd()) and path != Path.cwd()
+    return str(path.relative_to(Path.cwd())) if inside else str(path)
 
 
 def find_config(name: str) -> Path:
@@ -162,7 +165,7 @@ def bindings(path: Path, overrides: Sequence[str] = ()) -> Iterator[Binding]:
             selector, field = statement.selector, statement.arg_name
             if not field:
                 selector, field = "", selector
-            yield Binding(scope=statement.scope, selector=selector, field=field, place=place)
+            yield Binding(scope=statement.scope, selector=selector, field=field, value=statement.value, place=place)
 
 
 def place_of(path: Path, line: int, lines: Lines, overrides: Sequence[str]) -> Place:

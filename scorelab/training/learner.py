@@ -118,7 +118,7 @@ class ScoreLearner:
             return jnp.mean(losses), metrics
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        norm = optax.global_norm(grads)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g), dtype=jnp.float32) for g in jax.tree.leaves(grads)))
         if self.clip_norm is not None:
             scale = self.clip_norm / jnp.maximum(norm, self.clip_norm)
             grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)

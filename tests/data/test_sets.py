@@ -31,11 +31,11 @@ def test_digits_splits_partition_the_source_by_class():
 
 @pytest.mark.parametrize("name", TOYS)
 def test_toys_are_functions_of_their_seed_and_split(name):
-    a = load(name, n=500, seed=3)
-    assert (a.x.shape, a.x.dtype, a.levels, a.label) == ((500, 2), np.float32, None, None)
-    assert a.sha256 == load(name, n=500, seed=3).sha256
-    assert a.sha256 != load(name, n=500, seed=4).sha256
-    assert a.sha256 != load(name, "test", n=500, seed=3).sha256
+    a = load(name, n=1000, seed=3)
+    assert (a.x.shape, a.x.dtype, a.levels, a.label) == ((1000, 2), np.float32, None, None)
+    assert a.sha256 == load(name, n=1000, seed=3).sha256
+    assert a.sha256 != load(name, n=1000, seed=4).sha256
+    assert a.sha256 != load(name, "test", n=1000, seed=3).sha256
     assert np.abs(a.x).max() < 6
 
 
@@ -51,7 +51,7 @@ def test_toys_are_functions_of_their_seed_and_split(name):
 )
 def test_toys_come_from_the_law_of_their_name(name, law):
     """No point outside the support, and E log p over the set equals E log p over the law's own samples."""
-    n = 4000
+    n = 1000
     density = law()
     ours = np.asarray(density.log_prob(jnp.asarray(load(name, n=n, seed=0).x)), np.float64)
     theirs = np.asarray(density.log_prob(density.sample(jax.random.key(9), n)), np.float64)

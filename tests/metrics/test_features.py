@@ -26,6 +26,13 @@ def test_stored_digits_classifier_reaches_its_recorded_accuracy(digits):
     assert found > 0.95
 
 
+def test_features_are_standardised_over_the_training_images(digits):
+    z = small_cnn("digits")(digits[0].x).astype(np.float64)
+    # Moments of 1500 float32 rows.
+    np.testing.assert_allclose(z.mean(0), 0, atol=1e-4)
+    assert np.mean(z**2) == pytest.approx(1, rel=1e-4)
+
+
 @pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "kmnist"])
 def test_every_stored_classifier_restores(name):
     features = small_cnn(name)
@@ -85,6 +92,7 @@ def test_weights_are_checked_against_their_record(tmp_path):
     architecture = smallcnn.Architecture(shape=(8, 8, 1), convolutions=((4, 1),), width=3, num_classes=2)
     params = smallcnn.init(jax.random.key(0), architecture)
     assert {key: value.shape for key, value in params.items()} == architecture.param_shapes()
+    params = smallcnn.with_moments(params, np.random.default_rng(0).normal(size=(9, 3)))
     digest = smallcnn.save("made_up", params, architecture, {"levels": 17}, tmp_path)
     assert digest == smallcnn.save("made_up", params, architecture, {"levels": 17}, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "made_up.npz"]

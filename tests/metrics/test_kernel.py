@@ -105,6 +105,13 @@ def test_median_bandwidth_of_known_points():
     assert mmd(x, np.array([[3.0], [3.0]]), None).name == "MMD2(h=2)"
 
 
+def test_mmd_of_points_far_from_the_origin():
+    rng = np.random.default_rng(6)
+    x, y = rng.normal(size=(30, 2)), rng.normal(size=(30, 2)) + 1
+    # Adding 1e6 rounds the points themselves at 1e-10.
+    assert mmd(x + 1e6, y + 1e6, 1.0).value == pytest.approx(mmd(x, y, 1.0).value, abs=1e-8)
+
+
 def test_requests_that_make_no_sense_are_refused():
     x = np.zeros((10, 2))
     with pytest.raises(ValueError, match="subsets=6: expected 1 to 5"):

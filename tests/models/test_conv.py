@@ -11,7 +11,6 @@ from scorelab.models.nets.conv import conv2d
 
 # float32 sums of at most 28 * 28 * 3 products of normals in another order: a few hundred ulp at worst.
 RTOL = 1e-5
-SIZES = [(8, 8), (7, 7), (28, 28), (9, 6)]
 
 
 def arrays(size, kernel, batch=3, inner=5, outer=4):
@@ -39,9 +38,12 @@ def primitives(jaxpr):
                 yield from primitives(inner)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("kernel", [1, 2, 3])
-@pytest.mark.parametrize("stride", [1, 2])
+CASES = [
+    (size, kernel, stride) for size in ((8, 8), (7, 7), (28, 28)) for kernel in (1, 3) for stride in (1, 2)
+]
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [*CASES, ((9, 6), 2, 2), ((6, 9), 4, 1)])
 def test_value_and_both_modes_of_differentiation_match_lax(size, kernel, stride):
     x, w = arrays(size, kernel)
 
@@ -49,17 +51,15 @@ def test_value_and_both_modes_of_differentiation_match_lax(size, kernel, stride)
         layout = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=layout)
 
-    def all_of(conv, x, w):
+    def all_of(conv):
         y, pullback = jax.vjp(conv, x, w)
-        tangent = jax.jvp(conv, (x, w), (jnp.cos(x), jnp.cos(w)))[1]
-        return y, pullback(jnp.sin(3.0 * y)), tangent
+        return y, pullback(jnp.sin(3.0 * y)), jax.jvp(conv, (x, w), (jnp.cos(x), jnp.cos(w)))[1]
 
-    all_of = jax.jit(all_of, static_argnums=0)
-    expected = all_of(lax_conv, x, w)
-    for conv in pair(stride):
-        got = all_of(conv, x, w)
-        np.testing.assert_array_equal(got[0], expected[0])
-        assert_close(got, expected)
+    safe, plain = pair(stride)
+    got, expected, y = jax.jit(lambda: (all_of(safe), all_of(lax_conv), plain(x, w)))()
+    np.testing.assert_array_equal(got[0], expected[0])
+    np.testing.assert_array_equal(y, expected[0])
+    assert_close(got, expected)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -86,7 +86,7 @@ def test_vmap_of_gradients_and_gradients_of_vmap_match(axes):
     x, w = arrays((6, 5), 3)
     size = 2
     xs = jnp.stack([x, 2 * x], axes[0]) if axes[0] is not None else x
-    ws = jnp.stack([w, -w], axes[1]) if axes[1] is not None else w
+    ws = jnp.stack([w, jnp.cos(w)], axes[1]) if axes[1] is not None else w
 
     def both(conv):
         def value(x, w):
@@ -103,9 +103,9 @@ def test_vmap_of_gradients_and_gradients_of_vmap_match(axes):
 def test_jacobians_by_forward_and_reverse_mode_agree():
     x, w = arrays((3, 4), 3, batch=1, inner=2, outer=2)
     safe, plain = pair(2)
-    expected = jax.jacrev(plain)(x, w)
-    assert_close(jax.jacrev(safe)(x, w), expected)
-    assert_close(jax.jacfwd(safe)(x, w), expected)
+    expected = jax.jit(jax.jacrev(plain))(x, w)
+    assert_close(jax.jit(jax.jacrev(safe))(x, w), expected)
+    assert_close(jax.jit(jax.jacfwd(safe))(x, w), expected)
 
 
 def test_gradients_inside_a_scan_match_and_contain_no_foreign_convolution():
@@ -164,19 +164,22 @@ def test_invalid_arguments_are_named():
         Conv(0)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (12, 3), (6, 6), (4, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(8, 2), (6, 6)])
 def test_group_norm_is_flax_group_norm(channels, groups):
-    key = jax.random.key(0)
-    x = 3.0 + 2.0 * jax.random.normal(key, (3, 7, 5, channels))
+    x = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (3, 7, 5, channels))
     gamma, beta = jax.random.normal(jax.random.key(1), (2, channels))
+    scale, shift = jax.random.normal(jax.random.key(2), (2, 3, channels))
     params = {"params": {"scale": gamma, "bias": beta}}
     ours, theirs = GroupNorm(groups), nn.GroupNorm(groups, epsilon=1e-5)
-    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-5)
-    grads = [jax.grad(lambda x, m=m: jnp.sum(jnp.sin(m.apply(params, x))))(x) for m in (ours, theirs)]
-    np.testing.assert_allclose(*grads, atol=1e-5)
-    scale, shift = jax.random.normal(jax.random.key(2), (2, 3, channels))
-    modulated = theirs.apply(params, x) * (1 + scale)[:, None, None] + shift[:, None, None]
-    np.testing.assert_allclose(ours.apply(params, x, scale, shift), modulated, atol=3e-5)
+
+    def value_and_grad(norm):
+        return norm.apply(params, x), jax.grad(lambda x: jnp.sum(jnp.sin(norm.apply(params, x))))(x)
+
+    got, expected, modulated = jax.jit(
+        lambda: (value_and_grad(ours), value_and_grad(theirs), ours.apply(params, x, scale, shift))
+    )()
+    assert_close(got, expected)
+    assert_close(modulated, expected[0] * (1 + scale)[:, None, None] + shift[:, None, None])
 
 
 def test_group_norm_statistics_are_float32_and_survive_constant_input():

@@ -15,13 +15,12 @@ from scorelab.models.nets.layers import group_count, noise_features
 CLASSES = 3
 # (network, event): the smallest members that have every part.
 NETS = [
-    pytest.param(MLP(width=16, depth=2, embed=16, num_classes=CLASSES), (2,), id="mlp-2d"),
-    pytest.param(MLP(width=16, depth=1, num_classes=CLASSES), (4, 3, 1), id="mlp-image"),
-    pytest.param(UNet(channels=(8, 12), heads=2, num_classes=CLASSES), (8, 8, 1), id="unet-8"),
+    pytest.param(MLP(width=16, depth=2, embed=16, num_classes=CLASSES), (4, 3, 1), id="mlp"),
+    pytest.param(UNet(channels=(8, 12), num_classes=CLASSES), (8, 8, 1), id="unet"),
     pytest.param(UNet(channels=(4, 8, 8), attention=(), num_classes=CLASSES), (7, 6, 2), id="unet-odd"),
     pytest.param(DiT(patch=4, width=16, depth=2, heads=2, num_classes=CLASSES), (8, 12, 1), id="dit"),
 ]
-UNET, DIT = NETS[2].values[0], NETS[4].values[0]
+NET, UNET, DIT = NETS[0].values[0], NETS[1].values[0], NETS[3].values[0]
 every_net = pytest.mark.parametrize(("net", "event"), NETS)
 
 
@@ -68,10 +67,7 @@ def test_noise_and_label_act_and_none_is_the_null_label(net, event):
     y = apply(net, params, x, c)
     null = jnp.full(x.shape[:1], CLASSES, jnp.int32)
     np.testing.assert_array_equal(apply(net, params, x, c, null), y)
-    # A scalar label means the same as the label repeated.
-    one = apply(net, params, x, c, jnp.int32(1))
-    np.testing.assert_array_equal(one, apply(net, params, x, c, jnp.full(x.shape[:1], 1, jnp.int32)))
-    assert np.abs(one - y).max() > 1e-3
+    assert np.abs(apply(net, params, x, c, 0 * null) - y).max() > 1e-3
     assert np.abs(apply(net, params, x, c + 0.5) - y).max() > 1e-3
 
 
@@ -87,48 +83,31 @@ def test_an_example_does_not_depend_on_the_others(net, event):
         net, params, x[order] * jnp.array([1, 5, 5, 5]).reshape(-1, *[1] * len(event)), c[order], labels
     )
     np.testing.assert_allclose(changed[0], y[0], rtol=1e-5, atol=1e-5)
-    alone = apply(net, params, x[:1], c[:1], labels[:1])
-    np.testing.assert_allclose(alone[0], y[0], rtol=1e-5, atol=1e-5)
 
 
 @every_net
-def test_gradients_are_finite_and_reach_every_parameter(net, event):
+def test_gradients_are_finite_reach_every_parameter_and_are_the_same_loop_safe_and_rematerialised(net, event):
     x, c = inputs(event)
     params = perturbed(initialise(net, x, c))
     labels = jnp.array([0, 1, 2, 3])
 
-    def loss(params, x):
-        return jnp.sum((net.apply(params, x, c, labels) - x) ** 2)
+    def loss(net):
+        return lambda params, x: jnp.sum((net.apply(params, x, c, labels) - x) ** 2)
 
-    grads, dx = jax.jit(jax.grad(loss, (0, 1)))(params, x)
-    for path, g in jax.tree_util.tree_leaves_with_path((grads, dx)):
-        assert np.all(np.isfinite(g)), path
-        assert np.any(g), path
-
-
-@every_net
-def test_loop_safe_and_remat_keep_parameters_output_and_gradient(net, event):
-    x, c = inputs(event)
-    params = perturbed(initialise(net, x, c))
     changed = net.clone(loop_safe=True, remat=True)
-    assert jax.tree.structure(initialise(changed, x, c)) == jax.tree.structure(params)
-
-    def value_and_grad(net):
-        def loss(params, x):
-            return jnp.mean((net.apply(params, x, c) - 1.0) ** 2)
-
-        return jax.jit(jax.value_and_grad(loss, (0, 1)))(params, x)
-
-    got, expected = value_and_grad(changed), value_and_grad(net)
-    for g, e in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(g, e, rtol=0, atol=2e-5 * max(1.0, float(jnp.abs(e).max())))
+    shapes = jax.eval_shape(changed.init, jax.random.key(1), x, c)
+    assert jax.tree.structure(shapes) == jax.tree.structure(params)
+    expected, got = (jax.jit(jax.grad(loss(n), (0, 1)))(params, x) for n in (net, changed))
+    for (path, e), g in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(got), strict=True):
+        assert np.all(np.isfinite(e)), path
+        assert np.any(e), path
+        np.testing.assert_allclose(g, e, rtol=0, atol=3e-5 * float(jnp.abs(e).max()), err_msg=str(path))
 
 
-@every_net
-def test_forward_mode_works_with_loop_safe(net, event):
-    x, c = inputs(event, batch=2)
-    net = net.clone(loop_safe=True)
-    params = perturbed(initialise(net, x, c))
+def test_forward_mode_works_on_a_loop_safe_network():
+    x, c = inputs((8, 8, 1))
+    net = UNET.clone(loop_safe=True)
+    params = perturbed(initialise(UNET, x, c))
     v, u = jax.random.normal(jax.random.key(2), (2, *x.shape))
 
     @jax.jit
@@ -158,29 +137,35 @@ def test_bfloat16_keeps_float32_parameters_and_comes_close(net, event):
 
 
 @every_net
-def test_equal_networks_hash_equal_and_share_a_compilation(net, event):
-    same, other = net.clone(), net.clone(num_classes=CLASSES + 1)
-    assert net == same
-    assert hash(net) == hash(same)
-    assert net != other
+def test_equal_networks_are_equal_and_hash_equal(net, event):
+    assert net == net.clone()
+    assert hash(net) == hash(net.clone())
+    assert net != net.clone(num_classes=CLASSES + 1)
+
+
+def test_equal_networks_share_a_compilation_and_a_scalar_label_is_repeated():
     traces = []
 
     @partial(jax.jit, static_argnums=0)
-    def traced(net, params, x, c):
+    def traced(net, params, x, c, cond):
         traces.append(net)
-        return net.apply(params, x, c)
+        return net.apply(params, x, c, cond)
 
-    x, c = inputs(event)
-    params = initialise(net, x, c)
-    traced(net, params, x, c)
-    traced(same, params, x, c)
+    x, c = inputs((4, 3, 1))
+    params = perturbed(initialise(NET, x, c))
+    y = traced(NET, params, x, c, jnp.int32(1))
+    traced(NET.clone(), params, x, c, jnp.int32(2))
     assert len(traces) == 1
+    np.testing.assert_array_equal(y, apply(NET, params, x, c, jnp.full(4, 1)))
 
 
 @every_net
 def test_wrong_inputs_are_named(net, event):
     x, c = inputs(event)
-    init = partial(net.init, jax.random.key(0))
+
+    def init(*args, net=net):
+        return jax.eval_shape(net.init, jax.random.key(0), *args)
+
     with pytest.raises(ValueError, match="c_noise"):
         init(x, c[:2])
     with pytest.raises(ValueError, match="cond has shape"):
@@ -188,15 +173,15 @@ def test_wrong_inputs_are_named(net, event):
     with pytest.raises(ValueError, match="cond has dtype float32"):
         init(x, c, jnp.zeros(x.shape[:1]))
     with pytest.raises(ValueError, match="num_classes=0"):
-        net.clone(num_classes=0).init(jax.random.key(0), x, c, jnp.zeros(x.shape[:1], jnp.int32))
+        init(x, c, jnp.zeros(x.shape[:1], jnp.int32), net=net.clone(num_classes=0))
 
 
-@pytest.mark.parametrize("net", [MLP(width=16, dropout=0.5), UNET.clone(dropout=0.5), DIT.clone(dropout=0.5)])
-def test_dropout_acts_in_training_only(net):
-    x, c = inputs((8, 8, 1))
-    params = perturbed(initialise(net, x, c))
-    still = net.clone(dropout=0.0)
-    np.testing.assert_array_equal(apply(net, params, x, c), apply(still, params, x, c))
+@every_net
+def test_dropout_acts_in_training_only(net, event):
+    x, c = inputs(event)
+    net, params = net.clone(dropout=0.5), perturbed(initialise(net, x, c))
+    # Outside training no random stream is asked for: flax would raise here.
+    jax.eval_shape(net.apply, params, x, c)
     train = jax.jit(lambda key: net.apply(params, x, c, train=True, rngs={"dropout": key}))
     first = train(jax.random.key(0))
     np.testing.assert_array_equal(first, train(jax.random.key(0)))

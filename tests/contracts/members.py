@@ -1,0 +1,82 @@
+"""The members of each kind: a new process, density or solver adds one row here and inherits every law."""
+
+import numpy as np
+
+from scorelab import densities, processes, schedules, solvers
+
+SCHEDULES = [
+    schedules.VPLinear(),
+    schedules.VPLinear(beta_min=0.5, beta_max=12.0),
+    schedules.VPCosine(),
+    schedules.VE(),
+    schedules.VE(sigma_min=0.002, sigma_max=80.0),
+    schedules.EDM(),
+    schedules.RectifiedFlow(),
+]
+
+PROCESSES = [processes.Gaussian(schedule=schedule) for schedule in SCHEDULES]
+
+
+def _covariances(k, d, seed):
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(k, d, d)) / np.sqrt(d)
+    return 0.3 * a @ a.transpose(0, 2, 1) + 0.05 * np.eye(d)
+
+
+def _orthonormal(d, r, seed):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(d, r)))[0]
+
+
+DENSITIES = {
+    "gaussian_full": densities.Gaussian(np.array([0.5, -0.2]), np.array([[0.6, 0.2], [0.2, 0.3]])),
+    "gaussian_diagonal": densities.Gaussian(np.array([0.5, -0.2, 1.0]), np.array([0.4, 0.1, 0.2])),
+    "gaussian_isotropic": densities.Gaussian(np.zeros((2, 2, 1)), 0.3),
+    "gaussian_low_rank": densities.Gaussian.low_rank(np.ones(5), _orthonormal(5, 2, 0), np.array([1.0, 0.3]), 0.05),
+    "mixture_full": densities.GaussianMixture(
+        [0.5, 0.3, 0.2], np.array([[-1.0, 0.5], [1.2, 0.0], [0.0, -1.0]]), _covariances(3, 2, 1)
+    ),
+    "mixture_low_rank": densities.GaussianMixture.of(
+        [1.0, 2.0],
+        [
+            densities.Gaussian.low_rank(np.full(4, mean), _orthonormal(4, 2, seed), np.array([0.5, 0.2]), 0.04)
+            for seed, mean in enumerate((-0.5, 0.6))
+        ],
+    ),
+    "isotropic_mixture": densities.IsotropicMixture(np.random.default_rng(0).normal(size=(300, 2)), 0.04, block=128),
+    "rings": densities.Rings(),
+    "checkerboard": densities.checkerboard(),
+    "eight_gaussians": densities.eight_gaussians(),
+    "swiss_roll": densities.swiss_roll(),
+    "pinwheel": densities.pinwheel(),
+}
+
+# Solver -> the order its authors prove. UniPC's corrector raises the order of its predictor by one.
+DETERMINISTIC = {
+    solvers.DDIM(): 1,
+    solvers.DPMSolverPP(order=1): 1,
+    solvers.DPMSolverPP(order=2): 2,
+    solvers.DPMSolverPP(order=3): 3,
+    solvers.DEIS(order=1): 1,
+    solvers.DEIS(order=2): 2,
+    solvers.DEIS(order=3): 3,
+    solvers.DEIS(order=4): 4,
+    solvers.UniPC(order=1): 2,
+    solvers.UniPC(order=2): 3,
+    solvers.UniPC(order=2, variant="bh1"): 3,
+    solvers.UniPC(order=3): 4,
+    solvers.Heun(): 2,
+    solvers.ProbabilityFlowEuler(): 1,
+}
+
+# Solver -> weak order on a Gaussian.
+STOCHASTIC = {
+    solvers.DDIM(eta=1.0): 1,
+    solvers.DDIM(eta=0.5): 1,
+    solvers.DPMSolverPP(order=1, eta=1.0): 1,
+    solvers.DPMSolverPP(order=2, eta=1.0): 2,
+    solvers.DPMSolverPP(order=3, eta=1.0): 3,
+    solvers.EulerMaruyama(): 1,
+    solvers.EulerMaruyama(coords="ambient"): 1,
+}
+
+SOLVERS = [*DETERMINISTIC, *STOCHASTIC, solvers.Heun(churn=8.0), solvers.PredictorCorrector(), solvers.Diffrax()]

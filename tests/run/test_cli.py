@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.run.conftest import TINY, with_sets
+
+
+def test_a_run_leaves_everything_it_promises(tiny_run):
+    names = {path.name for path in tiny_run.iterdir()}
+    assert names == {
+        "config.gin", "specs.json", "versions.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "samples.npz",
+        "samples.png", "trajectory.png", "metrics.json", "report.html",
+    }  # fmt: skip
+    assert {path.name for path in (tiny_run / "checkpoints").iterdir()} == {"10", "20"}
+    lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["first"], line["step"]) for line in lines] == [(1, 5), (6, 10), (11, 15), (16, 20)]
+    assert not {"time", "seconds"} & set(lines[0])
+    with np.load(tiny_run / "samples.npz") as file:
+        assert file["x"].shape == (64, 2)
+        assert np.isfinite(file["x"]).all()
+    scores = json.loads((tiny_run / "metrics.json").read_text())["scores"]
+    assert all(score["n"] == 64 and score["floor"] is not None for score in scores)
+    assert json.loads((tiny_run / "specs.json").read_text())["learner"]["denoiser"]["net"]["width"] == 16
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_run, scorelab):
+    before = {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*") if p.is_file() and p.suffix in (".npz", "")}
+    status, out, _ = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume")
+    assert status == 0
+    assert out.count("nothing to do") == 3
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_a_work_directory_is_never_overwritten(tiny_run, scorelab):
+    status, _, err = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run)
+    assert status == 2
+    assert "--resume" in err and "--workdir" in err and len(err.splitlines()) == 1
+
+
+def test_resuming_with_another_config_names_what_differs(tiny_run, scorelab):
+    changed = with_sets(*TINY, "LEARNING_RATE = 0.5")
+    status, _, err = scorelab("run", "toys/eight_gaussians", *changed, "--workdir", tiny_run, "--resume")
+    assert status == 2
+    assert "Experiment.learner differ" in err
+
+
+def test_a_work_directory_can_be_sampled_and_scored_again(tmp_path, scorelab):
+    root = tmp_path / "run"
+    assert scorelab("train", "toys/rings", *with_sets(*TINY), "--workdir", root)[0] == 0
+    assert not (root / "samples.npz").exists()
+    status, _, err = scorelab("evaluate", root)
+    assert status == 2 and "scorelab sample" in err
+    assert scorelab("sample", root, "--n", 10, "--seed", 3)[0] == 0
+    with np.load(root / "samples.npz") as file:
+        first = file["x"]
+    assert first.shape == (10, 2)
+    assert scorelab("sample", root, "--n", 12, "--seed", 3)[0] == 0
+    with np.load(root / "samples.npz") as file:
+        # A sample depends on the seed and its number, not on how many there are.
+        np.testing.assert_array_equal(file["x"][:10], first)
+    assert scorelab("evaluate", root)[0] == 0
+    assert (root / "report.html").is_file()
+
+
+def test_data_prints_what_a_set_is(scorelab):
+    status, out, _ = scorelab("data", "digits")
+    assert status == 0
+    assert "digits/train: uint8 (1500, 8, 8, 1), levels 0 to 16, 10 classes, sha256 " in out
+
+
+QUICK = ("run", "quickstart", "--set")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("run", "nope.gin"), "nope.gin: no such config file; shipped configs: "),
+        ((*QUICK, "nets.MLP.widht = 3"), "--set 'nets.MLP.widht = 3': Configurable 'nets.MLP' doesn't have a parameter"),
+        ((*QUICK, "nets.MLP.widht = 3"), "Did you mean width?"),
+        ((*QUICK, "nets.MPL.width = 3"), "has no MPL. Did you mean MLP?"),
+        ((*QUICK, "nowhere.Thing.x = 3"), "'nowhere' was not provided by an import statement"),
+        ((*QUICK, "nets.MLP.width = 'a'"), "--set 'nets.MLP.width = 'a'': MLP.width='a'"),
+        ((*QUICK, "schedules.EDM.sigma_min = -1"), "EDM.sigma_min = -1: expected a finite number above 0"),
+        ((*QUICK, "experiment.Experiment.steps ="), "--set 'experiment.Experiment.steps =': Unable to parse value"),
+        ((*QUICK, "experiment.Experiment.steps = %NOTHING"), "%NOTHING is not defined"),
+        ((*QUICK, "experiment.Experiment.batch_size = 5000"), "batch_size=5000: expected 1 to n = 1500"),
+        ((*QUICK, "experiment.Experiment.cpu_devices = 'two'"), "Experiment.cpu_devices = 'two': expected an integer"),
+        ((*QUICK, "experiment.Experiment.sampling = @experiment.SamplingSpec"), "write @experiment.SamplingSpec()"),
+        (("sample", "/nowhere"), "holds no run"),
+        (("data", "nope"), "data nope: expected one of digits, mnist"),
+        (("data", "digits", "--split", "validation"), "expected one of train, test"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_two(arguments, expected, scorelab, tmp_path):
+    where = ("--workdir", tmp_path / "run") if arguments[0] == "run" else ()
+    status, _, err = scorelab(*arguments, *where)
+    assert status == 2
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_says_where_it_was_looked_for(scorelab, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCORELAB_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("SCORELAB_CACHE_DIR", str(tmp_path / "cache"))
+    status, _, err = scorelab("data", "mnist", "--no-download")
+    assert status == 2
+    assert "mnist/train-images-idx3-ubyte.gz" in err and str(tmp_path) in err
+    assert len(err.splitlines()) == 1
+
+
+HEAD = "from __gin__ import dynamic_registration\nfrom scorelab.run import experiment\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("from scorelab import nothere\n", "a.gin:3: No module named 'scorelab.nothere'"),
+        ("include 'b.gin'\n", "a.gin:3: include 'b.gin': no such file"),
+        ("\nexperiment.Experiment.steps = 3 4\n", "a.gin:4: Expected newline"),
+        ("\n\nexperiment.Experiment.stepz = 3\n", "a.gin:5: Configurable 'experiment.Experiment' doesn't have"),
+        ("", "a.gin: binds nothing of experiment.Experiment"),
+        ("experiment.Experiment.steps = 3\n", "a.gin:3: Experiment.__init__() missing 3 required"),
+        ("include 'quickstart.gin'\nexperiment.Experiment.steps = 0\n", "a.gin:4: Experiment.steps = 0: expected an integer"),
+        ("include 'quickstart.gin'\nexperiment.DataSpec.name = 'x'\n", "a.gin:4: DataSpec.name = 'x': expected one of"),
+        ("include 'quickstart.gin'\n\nSTEPS = -2\n", "Experiment.steps = -2"),
+        ("include 'quickstart.gin'\nexperiment.Experiment.seed = %WHAT\n", "a.gin:4: %WHAT is not defined"),
+    ],
+)
+def test_mistakes_in_a_file_name_its_line(text, expected, scorelab, tmp_path, monkeypatch):
+    (tmp_path / "a.gin").write_text(HEAD + text)
+    monkeypatch.chdir(tmp_path)
+    status, _, err = scorelab("run", "a.gin")
+    assert status == 2
+    assert expected in err
+    assert len(err.splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from scorelab.run.cli import main
+    from scorelab.run.sources import ConfigError
+
+    with pytest.raises(ConfigError):
+        main(["run", "nope.gin", "--debug"])
+
+
+def test_version_and_help(scorelab):
+    assert scorelab("--version")[1].startswith("scorelab ")
+    status, out, _ = scorelab("--help")
+    assert status == 0 and "scorelab run quickstart" in out
+
+
+def test_exploding_training_names_the_step(scorelab, tmp_path):
+    explode = with_sets(*TINY, "LEARNING_RATE = 1e30", "training.ScoreLearner.clip_norm = None")
+    status, _, err = scorelab("train", "toys/rings", *explode, "--workdir", tmp_path / "run")
+    assert status == 1
+    assert "at step " in err and len(err.splitlines()) == 1

@@ -1,0 +1,128 @@
+"""A run killed at any moment and resumed ends bit-identical to one that was never stopped."""
+
+import json
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from scorelab.run import config
+from scorelab.run.checkpoints import Checkpoints
+from scorelab.run.train import trained_state
+from scorelab.run.workdir import Workdir, append_line, cut_lines, read_lines
+from tests.run.conftest import TINY, start, with_sets
+
+# Checkpoints at every tenth of some hundred quick steps: a kill often falls into the writing of one.
+LONG = (*TINY, "STEPS = 400", "experiment.Experiment.checkpoint_every = 10", "experiment.Experiment.log_every = 4")
+COMMAND = ("train", "toys/eight_gaussians", *with_sets(*LONG))
+
+
+def newest(root):
+    return max((int(p.name) for p in (root / "checkpoints").glob("*") if p.name.isdigit()), default=0)
+
+
+def kill_within(root, first, last, seed):
+    """Start the run, wait until a random checkpoint between two steps, then kill it a random moment later."""
+    rng = random.Random(seed)
+    target, delay = rng.randrange(first, last, 10), rng.uniform(0.0, 0.05)
+    process = start(*COMMAND, "--workdir", root, "--resume")
+    while newest(root) < target and process.poll() is None:
+        time.sleep(0.002)
+    time.sleep(delay)
+    assert process.poll() is None, process.stdout.read()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return newest(root)
+
+
+def state_of(root):
+    experiment = config.load(str(root / "config.gin")).experiment
+    return trained_state(experiment, Workdir(root))
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_equals_unbroken(tmp_path):
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    unbroken = start(*COMMAND, "--workdir", whole)
+    reached = [kill_within(broken, 20, 100, seed=1), kill_within(broken, 150, 300, seed=2)]
+    assert 0 < reached[0] < reached[1] < 400
+    for process in (start(*COMMAND, "--workdir", broken, "--resume"), unbroken):
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+
+    assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["first"] for line in lines] == [1, *(line["step"] + 1 for line in lines[:-1])]
+    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["390", "400"]
+    (state, step), (expected, expected_step) = state_of(broken), state_of(whole)
+    assert step == expected_step == 400
+    # Parameters, averages and the optimiser's moments.
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+def test_a_checkpoint_cut_short_is_not_seen(tmp_path):
+    state = {"w": np.arange(3.0, dtype=np.float32), "step": np.int32(5)}
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(5, state)
+    # What orbax leaves behind when it is killed while writing.
+    remains = tmp_path / "c" / "7.orbax-checkpoint-tmp"
+    remains.mkdir()
+    (remains / "half").write_bytes(b"x")
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.steps() == [5]
+        assert not remains.exists()
+        restored = checkpoints.restore(5, jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, state)))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, {"w": np.full(2, step, np.float32)})
+        assert checkpoints.steps() == [2, 3]
+
+
+def test_logs_are_cut_to_the_checkpoint_and_torn_lines_dropped(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for step in (5, 10, 15):
+        append_line(path, {"step": step})
+    with open(path, "ab") as file:
+        file.write(b'{"step": 2')
+    assert [record["step"] for _, record in read_lines(path)] == [5, 10, 15]
+    cut_lines(path, 10)
+    assert path.read_bytes() == b'{"step": 5}\n{"step": 10}\n'
+
+
+def test_resuming_on_another_number_of_devices_is_refused(tiny_run, scorelab):
+    path = tiny_run / "versions.json"
+    text = path.read_text()
+    changed = json.loads(text)
+    changed["devices"]["count"] = 7
+    try:
+        path.write_text(json.dumps(changed))
+        status, _, err = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume")
+    finally:
+        path.write_text(text)
+    assert status == 2
+    assert "was run on 7 cpu device(s)" in err and "cpu_devices" in err
+
+
+def test_a_run_can_be_made_longer(tmp_path, scorelab):
+    short = with_sets(*TINY, "optax.warmup_cosine_decay_schedule.decay_steps = 40")
+    longer = with_sets(*TINY, "optax.warmup_cosine_decay_schedule.decay_steps = 40", "experiment.Experiment.steps = 30")
+    assert scorelab("train", "toys/rings", *short, "--workdir", tmp_path / "run")[0] == 0
+    status, out, _ = scorelab("train", "toys/rings", *longer, "--workdir", tmp_path / "run", "--resume")
+    assert status == 0 and "steps 21 to 30" in out
+    assert newest(tmp_path / "run") == 30
+
+
+@pytest.mark.slow
+def test_the_number_of_cpu_devices_is_set_before_jax_starts(tmp_path):
+    process = start("train", "toys/rings", *with_sets(*TINY, "experiment.Experiment.cpu_devices = 2"), "--workdir", tmp_path / "run")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "2 x cpu" in output
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["devices"]["count"] == 2

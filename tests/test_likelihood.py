@@ -1,0 +1,89 @@
+"""Log-likelihoods against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import data, densities, likelihood, models, processes, schedules, starts
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def mixture():
+    return densities.GaussianMixture([0.4, 0.6], np.array([[-1.0, 0.3], [0.8, -0.5]]), np.array([0.09, 0.2]))
+
+
+def moments(law):
+    weights, means = np.asarray(law.weights), np.asarray(law.components.mean)
+    mean = weights @ means
+    spread = np.einsum("k,ki,kj->ij", weights, means - mean, means - mean)
+    return densities.Gaussian(mean, spread + np.eye(2) * float(weights @ np.asarray(law.components.tail)))
+
+
+@pytest.mark.parametrize("schedule", [schedules.VPLinear(), schedules.EDM(sigma_max=200.0)], ids=repr)
+def test_equals_the_closed_form_on_a_mixture(float64, schedule):
+    process, law = processes.Gaussian(schedule=schedule), mixture()
+    x = law.sample(KEY, 32)
+    # The flow ends at the Gaussian with the mixture's moments; what is left at t_max is its third cumulant, of
+    # relative size (data scale / sigma)^3 below 1e-6. The flow starts at t_min, so the target is the law there.
+    result = likelihood.log_likelihood(
+        models.ExactModel(law, process), process, x, start=starts.GaussianMoments(moments(law)), rtol=1e-8, atol=1e-8
+    )
+    exact = law.noised(process, process.t_min).log_prob(x)
+    np.testing.assert_allclose(result.log_prob, exact, atol=1e-5)
+    assert result.probes == 0
+
+
+def test_hutchinson_is_unbiased(float64):
+    process, law = processes.Gaussian(schedule=schedules.VPLinear()), mixture()
+    model = models.ExactModel(law, process)
+    x = jnp.broadcast_to(law.sample(KEY, 1), (400, 2))
+    exact = likelihood.log_likelihood(model, process, x[:1]).log_prob[0]
+    estimate = likelihood.log_likelihood(model, process, x, probes=2, key=KEY)
+    assert estimate.probes == 2
+    error = np.asarray(estimate.log_prob - exact)
+    assert error.std() > 1e-3
+    assert abs(error.mean()) < 4 * error.std() / 20
+
+
+def test_the_divergence_is_exact_in_image_shapes(float64):
+    process = processes.Gaussian(schedule=schedules.VPCosine())
+    law = densities.Gaussian(np.zeros((5, 4, 1)), np.linspace(0.1, 0.4, 20).reshape(5, 4, 1))
+    x = law.sample(KEY, 3)
+    result = likelihood.log_likelihood(
+        models.ExactModel(law, process), process, x, start=starts.GaussianMoments(law), rtol=1e-8, atol=1e-8
+    )
+    np.testing.assert_allclose(result.log_prob, law.noised(process, process.t_min).log_prob(x), atol=1e-5)
+
+
+def test_bits_per_dim_of_a_known_density():
+    # Levels drawn uniformly from 16; the model is a broad Gaussian of known density, so bits/dim has a closed form.
+    process = processes.Gaussian(schedule=schedules.VPLinear(t_min=1e-5))
+    law = densities.Gaussian(np.zeros((2, 2, 1)), 0.5)
+    levels = np.random.default_rng(0).integers(0, 16, (64, 2, 2, 1)).astype(np.uint8)
+    transform = data.Pixels(levels=16)
+    bits, result = likelihood.bits_per_dim(
+        models.ExactModel(law, process), process, levels, transform, key=KEY, start=starts.GaussianMoments(law)
+    )
+    y = transform.dequantise(jax.random.split(KEY)[0], levels)
+    nats = law.log_prob(y)
+    expected = -(nats + 4 * np.log(2 / 16)) / (4 * np.log(2))
+    # Tolerance of the solver (1e-5) and of sigma(t_min)^2 = 1e-6 relative to the variance.
+    np.testing.assert_allclose(bits, expected, atol=3e-4)
+    np.testing.assert_allclose(result.log_prob, nats, atol=1e-3)
+
+
+def test_errors():
+    process = processes.Gaussian(schedule=schedules.VPLinear())
+    model = models.ExactModel(densities.Gaussian(np.zeros(2), 0.3), process)
+    with pytest.raises(ValueError, match="key"):
+        likelihood.log_likelihood(model, process, jnp.zeros((1, 2)), probes=1)
+    with pytest.raises(RuntimeError, match="max_steps"):
+        likelihood.log_likelihood(model, process, jnp.zeros((1, 2)), max_steps=2)

@@ -1,0 +1,146 @@
+"""What ``sample`` promises beyond the solvers: compilation, memory, trajectories, errors, devices."""
+
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import NonFiniteSample, densities, grids, models, processes, sample, schedules, solvers
+from scorelab.sampling import _walk
+
+KEY = jax.random.key(0)
+EDM = processes.Gaussian(schedule=schedules.EDM())
+LAW = densities.eight_gaussians()
+MODEL = models.ExactModel(LAW, EDM)
+
+
+def test_the_trajectory_is_kept_only_when_asked():
+    arguments = dict(solver=solvers.Heun(), grid=grids.Karras(6), key=KEY, shape=(5, 2))
+    last, path = sample(MODEL, EDM, **arguments), sample(MODEL, EDM, keep="all", **arguments)
+    assert last.trajectory is None
+    assert path.trajectory.shape == (7, 5, 2)
+    np.testing.assert_array_equal(path.trajectory[-1], path.x)
+    np.testing.assert_array_equal(path.x, last.x)
+    assert np.std(path.trajectory[0]) > 20
+
+
+def test_peak_memory_does_not_grow_with_the_steps():
+    sizes = []
+    for steps in (8, 64):
+        rows = {k: jnp.asarray(v) for k, v in solvers.DDIM().table(EDM, grids.Karras(steps).times(EDM)).items()}
+        arguments = dict(solver=solvers.DDIM(), process=EDM, event=(2,), keep="last")
+        from scorelab.starts import Prior
+
+        compiled = _walk.lower(MODEL, Prior(), KEY, jnp.arange(4096), None, rows, **arguments).compile()
+        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert sizes[1] - sizes[0] < 4096  # the table itself, a few hundred bytes
+
+
+def test_parameters_scales_grids_and_counts_of_one_chunk_shape_share_one_program():
+    _walk.clear_cache()
+    for scale, n, t_max in ((1.0, 8, 80.0), (2.5, 8, 40.0), (7.0, 13, 20.0)):
+        guided = models.ClassifierFreeGuidance(model=MODEL, unconditional=MODEL, scale=scale, interval=(0.1, 10.0 * scale))
+        sample(guided, EDM, solver=solvers.DPMSolverPP(), grid=grids.Karras(5, t_max=t_max), key=KEY, shape=(n, 2), chunk=8)
+    assert _walk._cache_size() == 1
+    sample(guided, EDM, solver=solvers.DPMSolverPP(order=2), grid=grids.Uniform(5), key=KEY, shape=(8, 2), chunk=8)
+    assert _walk._cache_size() == 1  # an equal spec, another kind of grid
+
+
+def test_an_exact_mixture_is_sampled_to_the_floor():
+    # Sliced Wasserstein distance of 20,000 samples against exact draws, beside that of two exact draws.
+    from scorelab.metrics import sliced_wasserstein
+
+    out = sample(MODEL, EDM, solver=solvers.DPMSolverPP(order=2), grid=grids.Karras(20), key=KEY, shape=(20_000, 2))
+    a, b, c = (LAW.sample(jax.random.key(i), 20_000) for i in (1, 2, 3))
+    directions = jax.random.key(5)
+    distances = [sliced_wasserstein(directions, x, y) for x, y in ((out.x, a), (out.x, b), (out.x, c))]
+    floors = [sliced_wasserstein(directions, x, y) for x, y in ((a, b), (a, c), (b, c))]
+    assert np.mean(distances) < 1.5 * np.mean(floors)
+
+
+def test_a_nan_is_reported_with_its_step():
+    def broken(y, t, cond=None):
+        prediction = MODEL(y, t)
+        poison = jnp.where(t < 1.0, jnp.nan, 0.0)
+        return EDM.predict(y, t, denoised=prediction.denoised + poison)
+
+    grid = grids.Karras(8)
+    step = int(np.flatnonzero(grid.times(EDM) < 1.0)[0])
+    arguments = dict(solver=solvers.DDIM(), grid=grid, key=KEY, shape=(3, 2))
+    with pytest.raises(NonFiniteSample, match=rf"3 of 3 samples .* step {step} of 8"):
+        sample(broken, EDM, **arguments)
+    out = sample(broken, EDM, check_finite=False, **arguments)
+    np.testing.assert_array_equal(out.diagnostics["first_bad_step"], [step] * 3)
+
+
+def test_progress_is_told_after_each_chunk():
+    seen = []
+    sample(
+        MODEL, EDM, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(10, 2), chunk=4,
+        progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_conditions_follow_their_samples_through_chunks():
+    def conditional(y, t, cond=None):
+        return EDM.predict(y, t, denoised=jnp.zeros_like(y) + cond["label"][:, None])
+
+    label = np.arange(7.0, dtype=np.float32)
+    out = sample(
+        conditional, EDM, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(7, 2), cond={"label": label}, chunk=3
+    )
+    np.testing.assert_allclose(out.x, np.stack([label, label], 1), atol=1e-5)
+
+
+def test_sample_runs_inside_jit_and_is_differentiable():
+    def mean_of_samples(shift):
+        law = densities.Gaussian(np.zeros(2), 0.3).noised(EDM, 0.0)
+        law.mean = law.mean + shift
+        out = sample(models.ExactModel(law, EDM), EDM, solver=solvers.DDIM(), grid=grids.Karras(6), key=KEY, shape=(4, 2))
+        return jnp.mean(out.x)
+
+    value, gradient = jax.jit(jax.value_and_grad(mean_of_samples))(0.4)
+    finite_difference = (mean_of_samples(0.41) - mean_of_samples(0.39)) / 0.02
+    assert float(gradient) == pytest.approx(float(finite_difference), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (dict(shape=(4,)), ValueError, "shape"),
+        (dict(shape=(0, 2)), ValueError, "shape"),
+        (dict(keep="some"), ValueError, "keep"),
+        (dict(solver="heun"), TypeError, "Solver"),
+        (dict(grid=18), TypeError, "Grid"),
+        (dict(chunk=0), ValueError, "chunk"),
+        (dict(cond=np.zeros(3)), ValueError, "leading axis"),
+    ],
+)
+def test_bad_arguments_are_named(change, error, message):
+    arguments = dict(solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(4, 2)) | change
+    with pytest.raises(error, match=message):
+        sample(MODEL, EDM, **arguments)
+
+
+def test_samples_do_not_depend_on_the_number_of_devices():
+    # A fresh process, since the number of simulated devices is fixed when JAX starts.
+    program = textwrap.dedent("""
+        import jax
+        jax.config.update("jax_num_cpu_devices", 2)
+        import numpy as np
+        from scorelab import densities, grids, models, processes, sample, schedules, solvers, training
+        edm = processes.Gaussian(schedule=schedules.EDM())
+        model = models.ExactModel(densities.eight_gaussians(), edm)
+        for solver in (solvers.Heun(), solvers.DPMSolverPP(order=2, eta=1.0)):
+            arguments = dict(solver=solver, grid=grids.Karras(8), key=jax.random.key(0), shape=(9, 2))
+            one = sample(model, edm, **arguments).x
+            two = sample(model, edm, mesh=training.data_mesh(), **arguments)
+            assert len(jax.devices()) == 2
+            np.testing.assert_allclose(two.x, one, rtol=1e-6, atol=1e-6)
+    """)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

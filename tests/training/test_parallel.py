@@ -1,0 +1,64 @@
+"""One device and two simulated ones train alike; batches that do not divide are refused."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from scorelab.training import data_mesh, fit
+from scorelab.training.parallel import shard_batch
+from tests.training.small import Points, host, learner
+
+
+def trained(mesh=None):
+    # Plain gradient steps: Adam divides by the gradient's size and would blow up the rounding of tiny ones.
+    member = learner(optimizer=optax.sgd(0.05))
+    windows = []
+    state = fit(member, Points(), steps=5, key=jax.random.key(0), log=windows.append, mesh=mesh)
+    return host(state), windows[0].values
+
+
+def main():
+    """Runs in the subprocess, which has two devices."""
+    assert jax.device_count() == 2
+    one, one_metrics = trained(data_mesh(jax.devices()[:1]))
+    two, two_metrics = trained()
+    for name, values in one_metrics.items():
+        np.testing.assert_allclose(two_metrics[name], values, rtol=1e-6)
+    for tree in ("params", "averages"):
+        pair = (jax.tree.leaves(getattr(state, tree)) for state in (one, two))
+        for a, b in zip(*pair, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(a).max())
+    sharded = shard_batch(Points().at(0), data_mesh())["x"]
+    assert [s.data.shape for s in sharded.addressable_shards] == [(16, 2), (16, 2)]
+    with pytest.raises(ValueError, match=r"\['x'\] has shape \(31, 2\)"):
+        fit(learner(), Points(batch_size=31), steps=1, key=jax.random.key(0))
+    print("agree")
+
+
+def test_one_device_equals_two():
+    root = pathlib.Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, str(pathlib.Path(__file__))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "agree" in done.stdout
+
+
+def test_a_mesh_needs_devices():
+    with pytest.raises(ValueError, match="at least one device"):
+        data_mesh([])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from scorelab import viz
+
+
+def images(n=7, channels=1, levels=17):
+    return np.random.default_rng(0).integers(0, levels, (n, 8, 8, channels)).astype(np.uint8)
+
+
+def figures():
+    points = np.random.default_rng(0).standard_normal((50, 2))
+    yield viz.image_grid(images(), levels=17, title="seven")
+    yield viz.image_grid(images(3, 3, 256), columns=2)
+    yield viz.scatter(points, reference=3 * points, title="points")
+    yield viz.loss_curve(range(50), np.geomspace(2, 0.3, 50))
+    yield viz.loss_curve([1, 2, 3], [np.nan, -1.0, 2.0])
+    yield viz.loss_curve([10], [0.5])
+    yield viz.trajectory(np.stack([images()] * 4), ["a", "b", "c", "d"], levels=17)
+    yield viz.trajectory(np.stack([points, points / 2]), ["t = 1", "t = 0"])
+
+
+def test_every_figure_is_a_png_and_the_same_twice(tmp_path):
+    for first, second in zip(figures(), figures(), strict=True):
+        png = viz.to_png_bytes(first)
+        assert png.startswith(b"\x89PNG") and png == viz.to_png_bytes(second)
+        assert viz.save(first, tmp_path / "f.png").read_bytes() == png
+    assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
+
+
+def test_mosaic_keeps_every_pixel():
+    batch = images(5, levels=256)
+    sheet = viz.mosaic(batch, columns=3, zoom=2)
+    assert sheet.shape == (2 * (2 * 9 - 1), 2 * (3 * 9 - 1), 3)
+    np.testing.assert_array_equal(sheet[::2, ::2][9:17, 9:17, 0], batch[4, ..., 0])
+    assert (sheet[::2, ::2][9:, 18:] == 255).all()
+
+
+def test_levels_span_black_to_white():
+    sheet = viz.mosaic(np.array([0, 16], np.uint8).reshape(2, 1, 1, 1), levels=17, gap=0)
+    np.testing.assert_array_equal(sheet[0, :, 0], [0, 255])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: viz.image_grid(images().astype(float)), "expected uint8"),
+        (lambda: viz.image_grid(images(), levels=4), "levels - 1 = 3"),
+        (lambda: viz.mosaic(images(0)), "at least one image"),
+        (lambda: viz.scatter(np.zeros((3, 3))), r"expected \(n, 2\)"),
+        (lambda: viz.loss_curve([1, 2], [1.0]), "equal length"),
+        (lambda: viz.trajectory(np.stack([images()]), ["a", "b"], levels=17), "2 headings for 1 frames"),
+    ],
+)
+def test_errors_say_what_is_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_matplotlib_is_imported_late_and_pyplot_never():
+    code = (
+        "import sys; from scorelab import viz; assert 'matplotlib' not in sys.modules;"
+        "viz.loss_curve([1, 2], [1.0, 2.0]); assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
