@@ -1,13 +1,13 @@
 """What the training loop costs: a step of ``fit`` against the bare jitted step, interleaved in one process.
 
 The bare step is gradient, clipping and Adam in one donated jitted function, driven by a Python loop over batches
-that lie on the device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50 steps, the non-finite
-check, and host batches. The goal is a ratio of at most 1.02.
+that lie on the device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50 steps, the
+non-finite check, and host batches. The goal is a ratio of at most 1.02.
 
-Rounds of both take turns, and the order alternates; wall time and the CPU time of the process are kept. The
-table has the medians over rounds of the ratio within a round, with the quartiles.
+Rounds of both take turns, and the order alternates; wall time and the CPU time of the process are kept. The table
+has the medians over rounds of the ratio within a round, with the quartiles.
 
-    python benchmarks/training.py [--rounds 10] [--only mlp]
+    python benchmarks/training.py [--rounds 10] [--only mlp] [--no-ema]
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def timed(function):
     return (time.perf_counter() - wall, time.process_time() - cpu), result
 
 
-def measure(name, rounds):
+def measure(name, rounds, ema):
     net, event, batch_size, steps = CASES[name]
     process, key = Gaussian(schedule=EDM()), jax.random.key(0)
     learner = ScoreLearner(
-        Denoiser(net=net, process=process), DenoisingScoreMatching(process), optax.adam(1e-4), ema=EMA()
+        Denoiser(net=net, process=process), DenoisingScoreMatching(process), optax.adam(1e-4), ema=ema
     )
     data = Repeated(event, batch_size)
     resident = jax.device_put(data.batches)
@@ -117,11 +117,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", default="")
+    parser.add_argument("--no-ema", action="store_true")
     arguments = parser.parse_args()
     print("| network | bare step, ms | fit / bare, wall | fit / bare, CPU time |\n|---|---|---|---|")
     for name in CASES:
         if arguments.only in name:
-            measure(name, arguments.rounds)
+            measure(name, arguments.rounds, None if arguments.no_ema else EMA())
 
 
 if __name__ == "__main__":

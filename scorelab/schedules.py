@@ -128,7 +128,7 @@ class VPLinear(Schedule):
         """See the class."""
         xp = namespace(log_snr)
         # softplus(-l) = -2 log alpha = B; the positive root of a t^2 + b t = B in the cancellation-free form.
-        integral = xp.logaddexp(0.0 * log_snr if xp is jnp else 0.0, -log_snr)
+        integral = xp.logaddexp(0.0, -log_snr)
         slope = self.beta_max - self.beta_min
         return 2 * integral / (self.beta_min + xp.sqrt(self.beta_min**2 + 2 * slope * integral))
 
@@ -226,7 +226,7 @@ class VE(Schedule):
 
     def log_alpha(self, t):
         """Zero."""
-        return 0.0 * t if namespace(t) is jnp else np.zeros_like(np.asarray(t, np.float64))
+        return namespace(t).zeros_like(t)  # not 0 * t: the clean time is -inf
 
     def log_snr(self, t):
         """See the class."""

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.charts import Chart, Identity
-from scorelab.schedules import Schedule
+from scorelab.schedules import Schedule, namespace
 from scorelab.typing import Array, Key, per_example
 
 
@@ -85,11 +85,11 @@ class Process(abc.ABC):
     # The latent kernel ------------------------------------------------------------------------------------------
     def offset(self, t: Array | float) -> Array:
         r"""The deterministic shift :math:`b_t` of the latent kernel."""
-        return 0.0 * _floating(t)
+        return namespace(t).zeros_like(_floating(t))
 
     def d_offset(self, t: Array | float) -> Array:
         r""":math:`\dot b_t`."""
-        return 0.0 * _floating(t)
+        return namespace(t).zeros_like(_floating(t))
 
     def alpha(self, t: Array | float) -> Array:
         r""":math:`\alpha_t`."""

@@ -96,6 +96,8 @@ class Lines:
         lines = [self._resolved(i, line, path) for i, line in enumerate(text.splitlines(), 1)]
         # Overrides may also name what only an included file imports.
         imports = sorted(set(_imports(lines))) if overrides else []
+        if imports and not any(IMPORT.match(line) for line in lines):
+            imports = ["from __gin__ import dynamic_registration", *imports]
         self.own_lines = len(lines) + len(imports)
         self._lines = iter([*lines, *imports, *overrides])
 

@@ -74,6 +74,6 @@ class PredictorCorrector(Solver):
         predicted = self.predictor.step(lambda *_: prediction, keys, y, carry, row)
         corrected = y + row["drift"] * prediction.eps + row["spread"] * per_example_normal(keys, y)
         is_correction = row["correct"] > 0
-        choose = lambda new, old: jnp.where(is_correction, old, new)  # noqa: E731
+        choose = lambda new, old: jnp.where(is_correction, old, new)
         out = choose(predicted.y, corrected)
         return Step(out, jax.tree.map(choose, predicted.carry, carry), prediction)

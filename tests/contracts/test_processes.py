@@ -41,7 +41,7 @@ def test_kernel_score_is_the_gradient_of_the_kernel(process):
     y0, t = jnp.array([[0.3, -0.4]]), 0.4 * process.t_max
     y = process.perturb(KEY, y0, t).y
     alpha, sigma = process.alpha(t), process.sigma(t)
-    log_kernel = lambda y: jnp.sum(-0.5 * ((y - alpha * y0) / sigma) ** 2)  # noqa: E731
+    log_kernel = lambda y: jnp.sum(-0.5 * ((y - alpha * y0) / sigma) ** 2)
     np.testing.assert_allclose(process.kernel_score(y, y0, t), jax.grad(log_kernel)(y), rtol=1e-5)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from scorelab import densities, grids, models, processes, sample, schedules, solvers, starts
 
+from ..stepping import walk
 from .members import DETERMINISTIC, SOLVERS, STOCHASTIC
 
 KEY = jax.random.key(11)
@@ -77,20 +78,11 @@ def weak_error(solver, process, grid):
     law = densities.Gaussian(np.zeros(1), 0.25)
     times = grid.times(process)
     model = models.ExactModel(law, process)
-    rows = solver.table(process, times)
-    steps = len(rows["t"])
+    steps = len(times) - 1
 
     def respond(impulse):
-        """Run the recursion for start and noises given by ``impulse`` (steps + 1,)."""
-        y = impulse[None, :1]
-        carry = solver.init(process, y)
-        with pytest.MonkeyPatch.context() as patch:
-            for module in ("exponential", "euler", "straight", "corrector"):
-                patch.setattr(f"scorelab.solvers.{module}.per_example_normal", lambda keys, like: keys)
-            for i in range(steps):
-                row = {name: jnp.asarray(column[i]) for name, column in rows.items()}
-                y, carry, _ = solver.step(model, impulse[None, i + 1 : i + 2], y, carry, row)
-        return y[0, 0]
+        """The end point for the start and the noises given by ``impulse`` (steps + 1,)."""
+        return walk(solver, process, model, times, impulse[None, :1], impulse[1:, None, None])[-1, 0, 0]
 
     with jax.enable_x64(True):
         gains = jax.jit(jax.grad(respond))(jnp.zeros(steps + 1))

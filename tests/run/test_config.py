@@ -32,7 +32,7 @@ def test_loads_do_not_see_each_other_nor_the_process():
     second = config.load("quickstart")
     assert second.experiment.process.schedule.sigma_max == schedules.EDM().sigma_max == 80.0
     assert gin.config_str().strip() == ""
-    with pytest.raises(ValueError, match="No configurable matching"):
+    with pytest.raises(ValueError, match="Could not find"):
         gin.get_configurable("schedules.EDM")
 
 

@@ -15,8 +15,8 @@ from scorelab.run.train import trained_state
 from scorelab.run.workdir import Workdir, append_line, cut_lines, read_lines
 from tests.run.conftest import TINY, start, with_sets
 
-# Checkpoints at every tenth of some hundred quick steps: a kill often falls into the writing of one.
-LONG = (*TINY, "STEPS = 400", "experiment.Experiment.checkpoint_every = 10", "experiment.Experiment.log_every = 4")
+# Checkpoints at every tenth of some quick steps: a kill often falls into the writing of one.
+LONG = (*TINY, "STEPS = 200", "experiment.Experiment.checkpoint_every = 10", "experiment.Experiment.log_every = 4")
 COMMAND = ("train", "toys/eight_gaussians", *with_sets(*LONG))
 
 
@@ -47,8 +47,8 @@ def state_of(root):
 def test_killed_and_resumed_equals_unbroken(tmp_path):
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     unbroken = start(*COMMAND, "--workdir", whole)
-    reached = [kill_within(broken, 20, 100, seed=1), kill_within(broken, 150, 300, seed=2)]
-    assert 0 < reached[0] < reached[1] < 400
+    reached = [kill_within(broken, 20, 70, seed=1), kill_within(broken, 90, 150, seed=2)]
+    assert 0 < reached[0] < reached[1] < 200
     for process in (start(*COMMAND, "--workdir", broken, "--resume"), unbroken):
         output, _ = process.communicate()
         assert process.returncode == 0, output
@@ -56,9 +56,9 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
     assert (broken / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["first"] for line in lines] == [1, *(line["step"] + 1 for line in lines[:-1])]
-    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["390", "400"]
+    assert sorted(p.name for p in (broken / "checkpoints").iterdir()) == ["190", "200"]
     (state, step), (expected, expected_step) = state_of(broken), state_of(whole)
-    assert step == expected_step == 400
+    assert step == expected_step == 200
     # Parameters, averages and the optimiser's moments.
     jax.tree.map(np.testing.assert_array_equal, state, expected)
 
@@ -73,6 +73,8 @@ def test_a_checkpoint_cut_short_is_not_seen(tmp_path):
     (remains / "half").write_bytes(b"x")
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.steps() == [5]
+        checkpoints.save(8, state)
+        assert checkpoints.steps() == [5, 8]
         assert not remains.exists()
         restored = checkpoints.restore(5, jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, state)))
     jax.tree.map(np.testing.assert_array_equal, restored, state)

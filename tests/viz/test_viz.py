@@ -26,8 +26,8 @@ def figures():
 def test_every_figure_is_a_png_and_the_same_twice(tmp_path):
     for first, second in zip(figures(), figures(), strict=True):
         png = viz.to_png_bytes(first)
-        assert png.startswith(b"\x89PNG") and png == viz.to_png_bytes(second)
-        assert viz.save(first, tmp_path / "f.png").read_bytes() == png
+        assert png.startswith(b"\x89PNG")
+        assert viz.save(second, tmp_path / "f.png").read_bytes() == png
     assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
 
 

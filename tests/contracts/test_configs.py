@@ -1,0 +1,103 @@
+"""Every file in ``configs/`` parses, resolves and runs two steps; what it records builds equal specs."""
+
+import gzip
+import struct
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+from scorelab.data import PublishedFile, registry
+from scorelab.data.files import sha256
+from scorelab.data.loaders import IdxImages, IdxSplit
+from scorelab.run import config
+from scorelab.run.cli import main
+from scorelab.run.sources import CONFIG_ROOTS, INCLUDE
+
+ROOT = next(root for root in reversed(CONFIG_ROOTS) if root.is_dir()).resolve()
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.gin"))
+BLOCKS = [name for name in FILES if name.startswith("base/")]
+RUNNABLE = [name for name in FILES if name not in BLOCKS]
+
+SHORT = (
+    "STEPS = 2",
+    "WARMUP = 1",
+    "experiment.Experiment.batch_size = 8",
+    "experiment.Experiment.cpu_devices = None",
+    "experiment.SamplingSpec.n = 4",
+    "experiment.SamplingSpec.shown = 2",
+)
+# By the class of the network or the grid: the same thing, small.
+SMALL = {
+    "MLP": ("nets.MLP.width = 16", "nets.MLP.depth = 1"),
+    "UNet": ("nets.UNet.channels = (8, 8, 8)", "nets.UNet.blocks = 1"),
+    "DiT": ("nets.DiT.width = 16", "nets.DiT.depth = 1"),
+    "Karras": ("grids.Karras.steps = 2",),
+    "LogSNR": ("grids.LogSNR.steps = 2",),
+    "Uniform": ("grids.Uniform.steps = 2",),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny_mnist(tmp_path_factory):
+    """A folder laid out as SCORELAB_DATA_DIR with sixty-four generated images in the place of MNIST."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "mnist").mkdir()
+    rng = np.random.default_rng(0)
+
+    def write(name, array):
+        head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+        raw = head + array.tobytes()
+        data = gzip.compress(raw, mtime=0)
+        (folder / "mnist" / name).write_bytes(data)
+        return PublishedFile(name=name, sha256=sha256(data), raw_sha256=sha256(raw), raw_size=len(raw))
+
+    def split(prefix):
+        images = write(f"{prefix}-images-idx3-ubyte.gz", rng.integers(0, 256, (64, 28, 28), np.uint8))
+        labels = write(f"{prefix}-labels-idx1-ubyte.gz", (np.arange(64) % 10).astype(np.uint8))
+        return IdxSplit(images=images, labels=labels, shape=(64, 28, 28))
+
+    tiny = IdxImages(name="mnist", train=split("train"), test=split("t10k"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCORELAB_DATA_DIR", str(folder))
+        patch.setattr(registry, "SETS", MappingProxyType({**registry.SETS, "mnist": tiny}))
+        yield
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_resolves_and_its_record_builds_equal_specs(name, tmp_path):
+    # The number of devices belongs to the process the tests run in.
+    loaded = config.load(name, ["experiment.Experiment.cpu_devices = None"])
+    (tmp_path / "config.gin").write_text(loaded.text)
+    again = config.load(str(tmp_path / "config.gin"))
+    # Descriptions, because optax transformations never compare equal; everything else must.
+    assert again.specs == loaded.specs
+    assert again.text == loaded.text
+    for field in ("data", "process", "sampling", "evaluation"):
+        assert getattr(again.experiment, field) == getattr(loaded.experiment, field)
+    for field in ("denoiser", "loss", "ema"):
+        assert getattr(again.experiment.learner, field) == getattr(loaded.experiment.learner, field)
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_runs_two_steps(name, tmp_path):
+    experiment = config.load(name, ["experiment.Experiment.cpu_devices = None"]).experiment
+    parts = (experiment.learner.denoiser.net, experiment.sampling.grid)
+    bindings = [*SHORT, *(binding for part in parts for binding in SMALL[type(part).__name__])]
+    sets = [argument for binding in bindings for argument in ("--set", binding)]
+    assert main(["train", name, *sets, "--workdir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
+    assert main(["sample", str(tmp_path / "run")]) == 0
+    with np.load(tmp_path / "run" / "samples.npz") as file:
+        assert file["x"].shape == (4, *experiment.data.load().event_shape)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_building_block_is_used(name):
+    included = {
+        (path.parent / match.group(3)).resolve()
+        for path in ROOT.rglob("*.gin")
+        for line in path.read_text().splitlines()
+        if (match := INCLUDE.match(line))
+    }
+    assert (ROOT / name).resolve() in included
