@@ -1,11 +1,11 @@
 """What the training loop costs: a step of ``fit`` against the bare jitted step, interleaved in one process.
 
-The bare step is gradient, clipping and Adam in one donated jitted function, driven by a Python loop over batches
-that lie on the device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50 steps, the
-non-finite check, and host batches. The goal is a ratio of at most 1.02.
+The bare step is gradient, clipping and Adam in one donated jitted function, driven by a Python loop over
+batches that lie on the device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50
+steps, the non-finite check, and host batches. The goal is a ratio of at most 1.02.
 
-Rounds of both take turns, and the order alternates; wall time and the CPU time of the process are kept. The table
-has the medians over rounds of the ratio within a round, with the quartiles.
+Rounds of both take turns, and the order alternates; wall time and the CPU time of the process are kept. The
+table has the medians over rounds of the ratio within a round, with the quartiles.
 
     python benchmarks/training.py [--rounds 10] [--only mlp] [--no-ema]
 """

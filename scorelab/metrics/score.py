@@ -45,6 +45,9 @@ class Score:
                 )
         return replace(self, floor=floor.value)
 
+    def __float__(self) -> float:
+        return float(self.value)
+
     def __str__(self) -> str:
         error = "" if self.stderr is None else f" ± {self.stderr:.2g}"
         size = f"n={self.n}"

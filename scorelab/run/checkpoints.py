@@ -16,9 +16,9 @@ from scorelab.typing import Pytree
 class Checkpoints:
     """The checkpoints of one run, the newest ``keep`` of them.
 
-    A checkpoint is written under a temporary name and renamed, so one that a kill interrupted is never seen, and
-    its remains are removed when the folder is opened again. The state is stored as host arrays: it can be read with
-    another number of devices.
+    A checkpoint is written under a temporary name and renamed, so one that a kill interrupted is never seen,
+    and its remains are removed when the folder is opened again. The state is stored as host arrays: it can be
+    read with another number of devices.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):

@@ -19,7 +19,8 @@ examples:
   scorelab run quickstart --resume                 continue where a run was stopped
   scorelab sample runs/quickstart --n 1000 --seed 7
 
-exit status: 0 done, 2 a mistake in the command, the config or the data, 1 a failure while running, 130 interrupted.
+exit status: 0 done, 2 a mistake in the command, the config or the data, 1 a failure while running, 130
+interrupted.
 """
 
 
@@ -51,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="scorelab", description="Score-based diffusion experiments from config files.", epilog=EPILOG, formatter_class=formatter
+        prog="scorelab",
+        description="Score-based diffusion experiments from config files.",
+        epilog=EPILOG,
+        formatter_class=formatter,
     )
     parser.add_argument("--version", action="version", version=f"scorelab {_version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -61,12 +65,18 @@ def _parser() -> argparse.ArgumentParser:
         ("train", _train, "train only"),
     ):
         sub = _command(commands, name, command, text)
-        sub.add_argument("config", metavar="CONFIG", help="a .gin file, or the name of a shipped one (quickstart, mnist/edm)")
+        sub.add_argument(
+            "config",
+            metavar="CONFIG",
+            help="a .gin file, or the name of a shipped one (quickstart, mnist/edm)",
+        )
         sub.add_argument(
             "--set", dest="overrides", action="append", default=[], metavar="BINDING",
             help="override a value, such as 'experiment.Experiment.steps = 100'; may be repeated",
         )  # fmt: skip
-        sub.add_argument("--workdir", type=Path, metavar="DIR", help="where to write (default: runs/<config name>)")
+        sub.add_argument(
+            "--workdir", type=Path, metavar="DIR", help="where to write (default: runs/<config name>)"
+        )
         sub.add_argument("--resume", action="store_true", help="continue the run in the work directory")
 
     sub = _command(commands, "sample", _sample, "sample the newest checkpoint of a work directory")
@@ -74,11 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--n", type=_positive, help="number of samples (default: that of the config)")
     sub.add_argument("--seed", type=_natural, help="seed (default: that of the config)")
 
-    sub = _command(commands, "evaluate", _evaluate, "score the samples of a work directory and write report.html")
+    sub = _command(
+        commands, "evaluate", _evaluate, "score the samples of a work directory and write report.html"
+    )
     sub.add_argument("workdir", type=Path, metavar="WORKDIR")
 
     sub = _command(commands, "data", _data, "find (or download) a data set and print what it is")
-    sub.add_argument("name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy")
+    sub.add_argument(
+        "name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy"
+    )
     sub.add_argument("--split", help="one split (default: all)")
     sub.add_argument("--no-download", action="store_true", help="look on this machine only")
     return parser
@@ -112,18 +126,22 @@ def _version() -> str:
         return "(not installed)"
 
 
-# Imported inside the commands: `scorelab --help` need not wait for JAX, and the number of CPU devices must be set before
-# anything uses it.
+# Imported inside the commands: `scorelab --help` need not wait for JAX, and the number of CPU devices must be
+# set before anything uses it.
 def _train(arguments: argparse.Namespace) -> None:
     from scorelab.run import pipeline
 
-    pipeline.from_config(arguments.config, arguments.overrides, arguments.workdir, resume=arguments.resume, whole=False)
+    pipeline.from_config(
+        arguments.config, arguments.overrides, arguments.workdir, resume=arguments.resume, whole=False
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from scorelab.run import pipeline
 
-    pipeline.from_config(arguments.config, arguments.overrides, arguments.workdir, resume=arguments.resume, whole=True)
+    pipeline.from_config(
+        arguments.config, arguments.overrides, arguments.workdir, resume=arguments.resume, whole=True
+    )
 
 
 def _sample(arguments: argparse.Namespace) -> None:

@@ -18,7 +18,17 @@ from scorelab.run.explain import explain
 from scorelab.run.gin_state import isolated, operative_text
 from scorelab.run.sources import ConfigError, Lines, config_name, find_config, shown
 
-PACKAGES = ("scorelab", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "numpy", "gin-config")
+PACKAGES = (
+    "scorelab",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "diffrax",
+    "numpy",
+    "gin-config",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +51,12 @@ class Config:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file with overrides such as ``experiment.Experiment.steps = 100`` and build its experiment.
+    """Read a config file with overrides such as ``experiment.Experiment.steps = 100`` and build its
+    experiment.
 
-    ``name`` is a path or the name of a shipped config. ``Experiment.cpu_devices`` takes effect here, before anything
-    uses JAX. Bindings of earlier calls have no effect. Raises ConfigError, with the file and line where known.
+    ``name`` is a path or the name of a shipped config. ``Experiment.cpu_devices`` takes effect here, before
+    anything uses JAX. Bindings of earlier calls have no effect. Raises ConfigError, with the file and line
+    where known.
     """
     path = find_config(name)
     overrides = tuple(overrides)
@@ -58,11 +70,15 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
             experiment = gin.get_configurable(Experiment)() if _is_registered(Experiment) else None
             if experiment is None:
-                raise ConfigError(f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)")
+                raise ConfigError(
+                    f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)"
+                )
             text = operative_text()
         except Exception as error:
             raise explain(error, path, overrides) from error
-    return Config(experiment=experiment, text=text, specs=describe(experiment), path=path, name=config_name(path))
+    return Config(
+        experiment=experiment, text=text, specs=describe(experiment), path=path, name=config_name(path)
+    )
 
 
 def use_cpu_devices(count: int | None) -> None:
@@ -78,7 +94,9 @@ def use_cpu_devices(count: int | None) -> None:
     else:
         return
     if (running := len(jax.devices("cpu"))) != count:
-        raise ConfigError(f"Experiment.cpu_devices = {count}: JAX already runs with {running} in this process")
+        raise ConfigError(
+            f"Experiment.cpu_devices = {count}: JAX already runs with {running} in this process"
+        )
 
 
 def versions() -> dict[str, Any]:
@@ -116,4 +134,6 @@ def _require_evaluated_references() -> None:
         for reference in gin.config.iterate_references(values):
             if not reference.evaluate and reference.configurable.selector in bound:
                 used = f"{selector.split('.')[-1]}.{next(k for k in values)}"
-                raise ConfigError(f"@{reference.selector} (in {used}) has bindings: write @{reference.selector}()")
+                raise ConfigError(
+                    f"@{reference.selector} (in {used}) has bindings: write @{reference.selector}()"
+                )

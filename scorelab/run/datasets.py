@@ -12,17 +12,20 @@ from scorelab.run.sources import ConfigError
 
 
 def print_data(name: str, *, split: str | None = None, download: bool = True) -> None:
-    """Load every split (or one) of a data set, downloading where allowed, and print shapes, labels and hashes.
+    """Load every split (or one) of a data set, downloading where allowed, and print shapes, labels and
+    hashes.
 
-    Raises ConfigError for an unknown name or split, and where nothing can be loaded; a set with one complete split
-    is printed with the reason the other is missing.
+    Raises ConfigError for an unknown name or split, and where nothing can be loaded; a set with one complete
+    split is printed with the reason the other is missing.
     """
     if name not in names():
         raise ConfigError(f"data {name}: expected one of {', '.join(names())}")
     splits = SETS[name].splits
     if split is not None and split not in splits:
         raise ConfigError(f"data {name} --split {split}: expected one of {', '.join(splits)}")
-    print(f"{DATA_DIR_VARIABLE} = {os.environ.get(DATA_DIR_VARIABLE) or '(not set)'}, downloads go to {cache_dir()}")
+    print(
+        f"{DATA_DIR_VARIABLE} = {os.environ.get(DATA_DIR_VARIABLE) or '(not set)'}, downloads go to {cache_dir()}"
+    )
     failures = []
     for part in (split,) if split is not None else splits:
         try:

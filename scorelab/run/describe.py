@@ -15,8 +15,9 @@ import numpy as np
 def describe(value: Any) -> Any:
     """A spec as JSON data: dataclasses with their class and fields, functions with what they close over.
 
-    An optax transformation is a tuple of closures; describing those shows its numbers, so that equal descriptions
-    mean equal specs although the objects themselves never compare equal. Arrays are given by shape and SHA-256.
+    An optax transformation is a tuple of closures; describing those shows its numbers, so that equal
+    descriptions mean equal specs although the objects themselves never compare equal. Arrays are given by
+    shape and SHA-256.
     """
     return _describe(value, ())
 
@@ -33,7 +34,9 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
         return {str(key): _describe(item, above) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # repr=False marks bulk (network weights) and bookkeeping (a Flax module's parent).
-        fields = {f.name: _describe(getattr(value, f.name), above) for f in dataclasses.fields(value) if f.repr}
+        fields = {
+            f.name: _describe(getattr(value, f.name), above) for f in dataclasses.fields(value) if f.repr
+        }
         return {"type": _name(type(value)), **fields}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return {"type": _name(type(value)), **{k: _describe(v, above) for k, v in value._asdict().items()}}
@@ -46,7 +49,11 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if inspect.isfunction(value):
         inside = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
         return {"function": _name(value), **{k: _describe(v, above) for k, v in sorted(inside.items())}}
-    return _name(value) if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__") else repr(value)
+    return (
+        _name(value)
+        if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__"))
+        else repr(value)
+    )
 
 
 def _name(thing: Any) -> str:

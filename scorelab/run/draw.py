@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-
 from scorelab import viz
 from scorelab.models import ClassifierFreeGuidance
 from scorelab.run.console import Console
@@ -45,13 +44,23 @@ def read_samples(workdir: Workdir) -> Drawn | None:
 
 
 def draw(
-    experiment: Experiment, workdir: Workdir, console: Console, *, n: int | None = None, seed: int | None = None
+    experiment: Experiment,
+    workdir: Workdir,
+    console: Console,
+    *,
+    n: int | None = None,
+    seed: int | None = None,
 ) -> Drawn:
     """Sample the newest checkpoint, unless these very samples are there already."""
     spec, data = experiment.sampling, experiment.data
     n = spec.n if n is None else n
     state, step = trained_state(experiment, workdir)
-    how = {"step": step, "n": n, "seed": experiment.seed if seed is None else seed, "sampling": describe(spec)}
+    how = {
+        "step": step,
+        "n": n,
+        "seed": experiment.seed if seed is None else seed,
+        "sampling": describe(spec),
+    }
     before = read_samples(workdir)
     pictures = workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file()
     if before is not None and pictures and all(before.record.get(key) == value for key, value in how.items()):

@@ -46,7 +46,9 @@ class DataSpec:
         require_choice(self, datasets.names(), name=self.name)
         require_choice(self, (True, False), labels=self.labels)
         if not all(callable(getattr(self.transform, name, None)) for name in ("encode", "decode")):
-            raise TypeError(f"DataSpec.transform = {self.transform!r}: expected an object with encode and decode")
+            raise TypeError(
+                f"DataSpec.transform = {self.transform!r}: expected an object with encode and decode"
+            )
 
     def load(self, split: str = "train") -> Arrays:
         """One split, kept in memory; errors as ``scorelab.data.load``."""
@@ -66,7 +68,8 @@ def _load(name: str, split: str, n: int | None, seed: int | None) -> Arrays:
 def measured_std(data: DataSpec) -> float:
     """The standard deviation of the encoded training data over all elements, to four significant digits.
 
-    The value for ``Denoiser.data_std``. Rounded, so that platforms which sum in another order agree on the spec.
+    The value for ``Denoiser.data_std``. Rounded, so that platforms which sum in another order agree on the
+    spec.
     """
     if not isinstance(data, DataSpec):
         raise TypeError(f"measured_std.data = {data!r}: expected a DataSpec")
@@ -154,7 +157,9 @@ class ImageEvaluation:
 
     def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
         """The scores of ``samples`` (stored values) against ``data``."""
-        return metrics.report(samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key)
+        return metrics.report(
+            samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +186,9 @@ class PointEvaluation:
         """The scores of ``samples`` (n, d) against the law ``data`` is drawn from."""
         n = len(samples) if self.n is None else self.n
         if n > len(samples):
-            raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
+            raise ValueError(
+                f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}"
+            )
         exact, other = (dataclasses.replace(data, n=n, seed=self.seed + i).load("test").x for i in range(2))
         width = metrics.median_bandwidth(exact, other)
 
@@ -201,9 +208,11 @@ class Experiment:
     Attributes:
         data: the data set.
         process: the forward process, that of the learner.
-        learner: what is trained: an object with ``init``, ``update`` and ``model`` (``scorelab.training.Learner``).
+        learner: what is trained: an object with ``init``, ``update`` and ``model``
+            (``scorelab.training.Learner``).
         sampling: how it is sampled.
-        evaluation: how the samples are scored: called with (samples, data, key), returns scores; None to skip it.
+        evaluation: how the samples are scored: called with (samples, data, key), returns scores; None to skip
+            it.
         steps: training steps.
         batch_size: examples in a step, over all devices.
         seed: seed of batches, parameters, noise and samples.
@@ -232,9 +241,13 @@ class Experiment:
         require_spec(self, Process, process=self.process)
         require_spec(self, SamplingSpec, sampling=self.sampling)
         if not all(callable(getattr(self.learner, name, None)) for name in ("init", "update", "model")):
-            raise TypeError(f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)")
+            raise TypeError(
+                f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)"
+            )
         if self.evaluation is not None and not callable(self.evaluation):
-            raise TypeError(f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like")
+            raise TypeError(
+                f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like"
+            )
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         require_int(self, 1, **{name: getattr(self, name) for name in counts})
         require_int(self, 0, seed=self.seed)

@@ -15,7 +15,9 @@ import gin.config
 from scorelab.run.sources import Binding, ConfigError, Lines, Place, bindings, place_of, shown
 
 AT_LINE = re.compile(r'\n  In file "(?P<file>.+?)", line (?P<line>\d+)')
-IN_CALL = re.compile(r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\))?(?: in scope '(?P<scope>.+?)')?")
+IN_CALL = re.compile(
+    r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\))?(?: in scope '(?P<scope>.+?)')?"
+)
 # "Heun.churn = 2", "churn=2" and "missing 1 required keyword-only argument: 'net'" all name a field.
 FIELD = re.compile(r"^(?:\w+\.)?(?P<field>[a-z_]\w*)\s*=(?!=)")
 NO_PARAMETER = re.compile(r"Configurable '(?P<name>.+?)' doesn't have a parameter named '(?P<field>.+?)'")
@@ -34,9 +36,13 @@ def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigErr
         return error
     text = str(error)
     if isinstance(error, SyntaxError):
-        return ConfigError(f"{_syntax_place(error, path, overrides)}: {one_line(error.msg).rstrip('.')}: {(error.text or '').strip()}")
+        return ConfigError(
+            f"{_syntax_place(error, path, overrides)}: {one_line(error.msg).rstrip('.')}: {(error.text or '').strip()}"
+        )
     if macro := NO_MACRO.search(text):
-        return ConfigError(f"{_use_of_macro(macro['name'], path, overrides)}: %{macro['name']} is not defined")
+        return ConfigError(
+            f"{_use_of_macro(macro['name'], path, overrides)}: %{macro['name']} is not defined"
+        )
     if at := AT_LINE.search(text):
         place = _place(Path(at["file"]), int(at["line"]), path, overrides)
         return ConfigError(f"{place}: {_with_hint(one_line(text[: at.start()]), error)}")
@@ -50,7 +56,11 @@ def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigErr
 
 def _with_kind(message: str, error: Exception) -> str:
     """Keep the exception's name where the message alone would be cryptic."""
-    return message if isinstance(error, ValueError | TypeError | OSError) else f"{type(error).__name__}: {message}"
+    return (
+        message
+        if isinstance(error, ValueError | TypeError | OSError)
+        else f"{type(error).__name__}: {message}"
+    )
 
 
 def _place(file: Path, line: int, path: Path, overrides: Sequence[str]) -> Place:
@@ -84,16 +94,24 @@ def _with_hint(message: str, error: Exception) -> str:
     if match := NO_PARAMETER.search(message):
         try:
             known = gin.config._REGISTRY.get_match(match["name"])
-            accepted = [name for name in inspect.signature(known.wrapped).parameters if name not in ("parent", "name")]
+            accepted = [
+                name for name in inspect.signature(known.wrapped).parameters if name not in ("parent", "name")
+            ]
         except (AttributeError, KeyError, ValueError, TypeError):
             return message
         near = difflib.get_close_matches(match["field"], accepted, n=1)
         return f"{message} {_did_you_mean(near)}It has: {', '.join(accepted)}."
     if match := NO_ATTRIBUTE.search(message):
         module = sys.modules.get(match["module"])
-        near = difflib.get_close_matches(match["name"], [n for n in dir(module) if not n.startswith("_")], n=3)
+        near = difflib.get_close_matches(
+            match["name"], [n for n in dir(module) if not n.startswith("_")], n=3
+        )
         return f"{match['module']} has no {match['name']}. {_did_you_mean(near)}".strip()
-    return _with_kind(message, error) if not isinstance(error, NameError | ImportError | AttributeError) else message
+    return (
+        _with_kind(message, error)
+        if not isinstance(error, NameError | ImportError | AttributeError)
+        else message
+    )
 
 
 def _did_you_mean(near: Sequence[str]) -> str:

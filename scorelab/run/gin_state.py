@@ -11,8 +11,8 @@ import gin.config
 
 from scorelab.run.sources import is_include, open_include
 
-# Everything gin keeps in module globals. There is no public way to save it, and clear_config keeps registrations:
-# one config's imports would then decide how the next one's operative text is spelled.
+# Everything gin keeps in module globals. There is no public way to save it, and clear_config keeps
+# registrations: one config's imports would then decide how the next one's operative text is spelled.
 STATE = (
     "_REGISTRY", "_INVERSE_REGISTRY", "_RENAMED_SELECTORS", "_CONFIG", "_IMPORTS", "_OPERATIVE_CONFIG",
     "_CONFIG_IS_LOCKED", "_INTERACTIVE_MODE", "_CONSTANTS", "_SINGLETONS", "_FILE_READERS",
@@ -38,13 +38,15 @@ def isolated() -> Iterator[None]:
 def operative_text() -> str:
     """gin's operative config, a config file with every value that was used.
 
-    A macro is evaluated in a scope of its name, which gin writes down: ``PROCESS/schedules.EDM.sigma_max``. Such a
-    binding would win over any later override of ``schedules.EDM.sigma_max``. Where the scope makes no difference it
-    is taken off.
+    A macro is evaluated in a scope of its name, which gin writes down: ``PROCESS/schedules.EDM.sigma_max``.
+    Such a binding would win over any later override of ``schedules.EDM.sigma_max``. Where the scope makes no
+    difference it is taken off.
     """
     config = gin.config._OPERATIVE_CONFIG
     macros = {scope for scope, selector in gin.config._CONFIG if _is_macro(selector)}
-    in_use = {name for scope, selector in gin.config._CONFIG if scope not in macros for name in scope.split("/")}
+    in_use = {
+        name for scope, selector in gin.config._CONFIG if scope not in macros for name in scope.split("/")
+    }
     merged: dict = {}
     for (scope, selector), values in config.items():
         kept = [] if _is_macro(selector) else [s for s in scope.split("/") if s not in macros or s in in_use]

@@ -21,7 +21,9 @@ from scorelab.run.train import train
 from scorelab.run.workdir import Workdir
 
 
-def from_config(name: str, overrides: Sequence[str], root: Path | None, *, resume: bool, whole: bool) -> Workdir:
+def from_config(
+    name: str, overrides: Sequence[str], root: Path | None, *, resume: bool, whole: bool
+) -> Workdir:
     """Train a config in its work directory; with ``whole`` also sample, evaluate and report."""
     console = Console()
     config = configs.load(name, overrides)
@@ -64,7 +66,9 @@ def _announce(config: Config, workdir: Workdir, console: Console) -> None:
     denoiser = getattr(config.experiment.learner, "denoiser", None)
     if denoiser is not None:
         measured = "measured_std" in config.text
-        console.stage("data", f"{config.experiment.data.name}, data_std {denoiser.data_std}{' (measured)' * measured}")
+        console.stage(
+            "data", f"{config.experiment.data.name}, data_std {denoiser.data_std}{' (measured)' * measured}"
+        )
 
 
 @contextmanager

@@ -7,22 +7,20 @@ import jax
 from scorelab.run import config as configs
 from scorelab.run.config import Config
 from scorelab.run.console import Console
+from scorelab.run.experiment import Experiment
 from scorelab.run.sources import ConfigError, shown
 from scorelab.run.train import state_like
 from scorelab.run.workdir import Workdir, write_json, write_text
+from scorelab.starts import Prior
 
-# What may differ between a run and its continuation: a longer training, or another way to sample and to score.
+# What may differ between a run and its continuation: a longer training, or another way to sample and to
+# score.
 _MAY_CHANGE = ("steps", "sampling", "evaluation", "keep_checkpoints")
 
 
 def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console) -> None:
     """Open the work directory and write down what is about to run; nothing is written where specs do not fit."""
-    experiment = config.experiment
-    state_like(experiment)
-    if experiment.batch_size % jax.device_count():
-        raise ConfigError(
-            f"Experiment.batch_size = {experiment.batch_size}: expected a multiple of the {jax.device_count()} devices"
-        )
+    check_fit(config.experiment)
     workdir.open(resume)
     now, before = configs.versions(), workdir.read_json(workdir.versions)
     if (old := workdir.read_json(workdir.specs)) is not None:
@@ -30,14 +28,35 @@ def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console)
     if before is not None:
         _require_devices(before["devices"], now["devices"], workdir)
         if before != now:
-            console.line(f"note: other versions than those in {shown(workdir.versions)}; bits may differ from here on")
+            console.line(
+                f"note: other versions than those in {shown(workdir.versions)}; bits may differ from here on"
+            )
     write_text(workdir.config, config.text)
     write_json(workdir.specs, config.specs)
     write_json(workdir.versions, now)
 
 
+def check_fit(experiment: Experiment) -> None:
+    """Raise ValueError or TypeError where the parts of an experiment do not fit one another; computes
+    nothing.
+
+    The data and the network, the batch and the devices, and the sampler and the process: what would otherwise
+    only show after the training.
+    """
+    state_like(experiment)
+    if experiment.batch_size % jax.device_count():
+        raise ValueError(
+            f"Experiment.batch_size = {experiment.batch_size}: expected a multiple of the {jax.device_count()} devices"
+        )
+    spec, process = experiment.sampling, experiment.process
+    times = (Prior() if spec.start is None else spec.start).times(process, spec.grid.times(process))
+    spec.solver.table(process, times)
+
+
 def _require_same(old: dict, new: dict, workdir: Workdir) -> None:
-    differing = sorted(k for k in old.keys() | new.keys() if k not in _MAY_CHANGE and old.get(k) != new.get(k))
+    differing = sorted(
+        k for k in old.keys() | new.keys() if k not in _MAY_CHANGE and old.get(k) != new.get(k)
+    )
     if differing:
         raise ConfigError(
             f"{shown(workdir.root)} was run with another config: Experiment.{', Experiment.'.join(differing)} differ "
@@ -51,5 +70,3 @@ def _require_devices(old: dict, new: dict, workdir: Workdir) -> None:
             f"{shown(workdir.root)} was run on {old['count']} {old['platform']} device(s), now there are {new['count']} "
             f"{new['platform']}: results would differ; set Experiment.cpu_devices, or pass another --workdir"
         )
-
-

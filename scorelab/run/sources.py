@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 INCLUDE = re.compile(r"""^(\s*include\s+)(['"])(.+?)\2\s*(#.*)?$""")
 IMPORT = re.compile(r"^(import|from)\s")
-# Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working folder.
+# Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working
+# folder.
 SCHEME = "scorelab-config:"
 
 
@@ -57,8 +58,8 @@ def shown(path: Path) -> str:
 def find_config(name: str) -> Path:
     """The file meant by ``name``: a path, or the name of a config shipped with the package.
 
-    ``configs/quickstart.gin``, ``quickstart.gin`` and ``quickstart`` all find the shipped file where no file of that
-    path exists. Raises ConfigError listing what was looked at.
+    ``configs/quickstart.gin``, ``quickstart.gin`` and ``quickstart`` all find the shipped file where no file
+    of that path exists. Raises ConfigError listing what was looked at.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -69,7 +70,9 @@ def find_config(name: str) -> Path:
         for root in CONFIG_ROOTS:
             if (root / inner).is_file():
                 return (root / inner).resolve()
-    known = ", ".join(dict.fromkeys(str(f.relative_to(r)) for r in CONFIG_ROOTS for f in sorted(r.rglob("*.gin"))))
+    known = ", ".join(
+        dict.fromkeys(str(f.relative_to(r)) for r in CONFIG_ROOTS for f in sorted(r.rglob("*.gin")))
+    )
     raise ConfigError(f"{name}: no such config file; shipped configs: {known or 'none'}")
 
 
@@ -109,7 +112,9 @@ class Lines:
         candidates = [path.parent / wanted, *(root / wanted for root in CONFIG_ROOTS)]
         found = next((c.resolve() for c in candidates if c.is_file()), None)
         if found is None:
-            raise ConfigError(f"{shown(path)}:{number}: include '{wanted}': no such file, looked in {shown(path.parent)}")
+            raise ConfigError(
+                f"{shown(path)}:{number}: include '{wanted}': no such file, looked in {shown(path.parent)}"
+            )
         return f"{match.group(1)}'{SCHEME}{found}'"
 
     def readline(self) -> str:
@@ -167,7 +172,9 @@ def bindings(path: Path, overrides: Sequence[str] = ()) -> Iterator[Binding]:
             selector, field = statement.selector, statement.arg_name
             if not field:
                 selector, field = "", selector
-            yield Binding(scope=statement.scope, selector=selector, field=field, value=statement.value, place=place)
+            yield Binding(
+                scope=statement.scope, selector=selector, field=field, value=statement.value, place=place
+            )
 
 
 def place_of(path: Path, line: int, lines: Lines, overrides: Sequence[str]) -> Place:

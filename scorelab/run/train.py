@@ -27,7 +27,9 @@ def train(experiment: Experiment, workdir: Workdir, console: Console) -> Any:
             done = steps[-1]
             state = checkpoints.restore(done, like)
         if done > experiment.steps:
-            raise ConfigError(f"{shown(workdir.checkpoints)} is at step {done}, past Experiment.steps = {experiment.steps}")
+            raise ConfigError(
+                f"{shown(workdir.checkpoints)} is at step {done}, past Experiment.steps = {experiment.steps}"
+            )
         for log in (workdir.metrics_log, workdir.timings_log):
             cut_lines(log, done)
         if done == experiment.steps:
@@ -52,7 +54,9 @@ def train(experiment: Experiment, workdir: Workdir, console: Console) -> Any:
                 log=log,
                 log_every=experiment.log_every,
             )
-        console.stage("train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
+        console.stage(
+            "train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}"
+        )
     return state
 
 
@@ -79,7 +83,7 @@ class _Log:
 def state_like(experiment: Experiment) -> Pytree:
     """The structure, shapes and dtypes of the training state."""
     data = experiment.data.batches(experiment.batch_size, experiment.seed)
-    init = lambda key, batch: experiment.learner.init(key, data.prepare(batch))  # noqa: E731
+    init = lambda key, batch: experiment.learner.init(key, data.prepare(batch))
     return jax.eval_shape(init, jax.random.key(0), data.at(0))
 
 

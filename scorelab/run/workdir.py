@@ -120,7 +120,9 @@ class Workdir:
     def require_run(self) -> None:
         """Raise ConfigError unless the folder holds a run."""
         if not self.config.is_file():
-            raise ConfigError(f"{shown(self.root)} holds no run (no config.gin): expected the work directory of a run")
+            raise ConfigError(
+                f"{shown(self.root)} holds no run (no config.gin): expected the work directory of a run"
+            )
 
     def read_json(self, path: Path) -> Any:
         """The content of one of the JSON files, None where it is missing."""

@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def trajectory(frames: np.ndarray, headings: Sequence[str], *, levels: int = 256, width: float = 9.0) -> Figure:
+def trajectory(
+    frames: np.ndarray, headings: Sequence[str], *, levels: int = 256, width: float = 9.0
+) -> Figure:
     """States over time: images uint8 (times, n, height, width, channels), or points (times, n, 2).
 
-    Images are laid out with one row per sample and one column per time, under its heading; points in one panel per
-    time, each with axes of its own, as their scale changes by orders of magnitude. Raises ValueError where
-    ``headings`` and ``frames`` differ in length.
+    Images are laid out with one row per sample and one column per time, under its heading; points in one
+    panel per time, each with axes of its own, as their scale changes by orders of magnitude. Raises
+    ValueError where ``headings`` and ``frames`` differ in length.
     """
     frames = np.asarray(frames)
     if len(frames) != len(headings) or len(frames) < 1:
-        raise ValueError(f"{len(headings)} headings for {len(frames)} frames: expected equally many, at least one")
+        raise ValueError(
+            f"{len(headings)} headings for {len(frames)} frames: expected equally many, at least one"
+        )
     return (_images if frames.ndim == 5 else _points)(frames, headings, levels, width)
 
 
@@ -41,7 +45,15 @@ def _images(frames: np.ndarray, headings: Sequence[str], levels: int, width: flo
     axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     for i, heading in enumerate(headings):
-        figure.text((i + 0.5) / times, 1 - 0.5 * head / (high + head), heading, ha="center", va="center", fontsize=7, color=MUTED)
+        figure.text(
+            (i + 0.5) / times,
+            1 - 0.5 * head / (high + head),
+            heading,
+            ha="center",
+            va="center",
+            fontsize=7,
+            color=MUTED,
+        )
     return figure
 
 

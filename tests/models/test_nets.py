@@ -1,6 +1,6 @@
 """Laws every network obeys, and what is special to each."""
 
-from functools import partial
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,21 @@ CLASSES = 3
 # (network, event): the smallest members that have every part.
 NETS = [
     pytest.param(MLP(width=16, depth=2, embed=16, num_classes=CLASSES), (4, 3, 1), id="mlp"),
-    pytest.param(UNet(channels=(8, 12), num_classes=CLASSES), (8, 8, 1), id="unet"),
-    pytest.param(UNet(channels=(4, 8, 8), attention=(), num_classes=CLASSES), (7, 6, 2), id="unet-odd"),
+    pytest.param(UNet(channels=(4, 8), num_classes=CLASSES), (7, 6, 2), id="unet"),
     pytest.param(DiT(patch=4, width=16, depth=2, heads=2, num_classes=CLASSES), (8, 12, 1), id="dit"),
 ]
-NET, UNET, DIT = NETS[0].values[0], NETS[1].values[0], NETS[3].values[0]
+NET, UNET, DIT = NETS[0].values[0], NETS[1].values[0], NETS[2].values[0]
 every_net = pytest.mark.parametrize(("net", "event"), NETS)
 
 
 def inputs(event, batch=4):
-    kx, kc = jax.random.split(jax.random.key(0))
-    return jax.random.normal(kx, (batch, *event)), jax.random.normal(kc, (batch,))
+    rng = np.random.default_rng(1)
+    return jnp.asarray(rng.normal(size=(batch, *event)), "float32"), jnp.asarray(
+        rng.normal(size=batch), "float32"
+    )
 
 
+@lru_cache
 def parameters(net, event):
     """Random parameters with nothing at its zero initialisation, so that every one of them acts."""
     # Drawn by NumPy: compiling the initialisers of a network takes longer than compiling the network.
@@ -52,7 +54,8 @@ def apply(net, params, x, c_noise, cond=None):
 @every_net
 def test_output_is_zero_at_initialisation_and_has_the_shape_of_x(net, event):
     x, c = inputs(event)
-    y, params = jax.jit(net.init_with_output)(jax.random.key(1), x, c)
+    # This kind of key compiles in a fraction of the default's time.
+    y, params = jax.jit(net.init_with_output)(jax.random.key(1, impl="rbg"), x, c)
     assert y.shape == x.shape
     assert y.dtype == jnp.float32
     assert not np.any(y)

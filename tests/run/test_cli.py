@@ -25,8 +25,12 @@ def test_a_run_leaves_everything_it_promises(tiny_run):
 
 
 def test_a_finished_run_is_left_as_it_is(tiny_run, scorelab):
-    before = {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*") if p.is_file() and p.suffix in (".npz", "")}
-    status, out, _ = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume")
+    before = {
+        p: p.stat().st_mtime_ns for p in tiny_run.rglob("*") if p.is_file() and p.suffix in (".npz", "")
+    }
+    status, out, _ = scorelab(
+        "run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume"
+    )
     assert status == 0
     assert out.count("nothing to do") == 3
     assert before == {p: p.stat().st_mtime_ns for p in before}
@@ -76,17 +80,30 @@ QUICK = ("run", "quickstart", "--set")
     ("arguments", "expected"),
     [
         (("run", "nope.gin"), "nope.gin: no such config file; shipped configs: "),
-        ((*QUICK, "nets.MLP.widht = 3"), "--set 'nets.MLP.widht = 3': Configurable 'nets.MLP' doesn't have a parameter"),
+        (
+            (*QUICK, "nets.MLP.widht = 3"),
+            "--set 'nets.MLP.widht = 3': Configurable 'nets.MLP' doesn't have a parameter",
+        ),
         ((*QUICK, "nets.MLP.widht = 3"), "Did you mean width?"),
         ((*QUICK, "nets.MPL.width = 3"), "has no MPL. Did you mean MLP?"),
         ((*QUICK, "nowhere.Thing.x = 3"), "'nowhere' was not provided by an import statement"),
         ((*QUICK, "nets.MLP.width = 'a'"), "--set 'nets.MLP.width = 'a'': MLP.width='a'"),
         ((*QUICK, "schedules.EDM.sigma_min = -1"), "EDM.sigma_min = -1: expected a finite number above 0"),
-        ((*QUICK, "experiment.Experiment.steps ="), "--set 'experiment.Experiment.steps =': Unable to parse value"),
+        (
+            (*QUICK, "experiment.Experiment.steps ="),
+            "--set 'experiment.Experiment.steps =': Unable to parse value",
+        ),
         ((*QUICK, "experiment.Experiment.steps = %NOTHING"), "%NOTHING is not defined"),
         ((*QUICK, "experiment.Experiment.batch_size = 5000"), "batch_size=5000: expected 1 to n = 1500"),
-        ((*QUICK, "experiment.Experiment.cpu_devices = 'two'"), "Experiment.cpu_devices = 'two': expected an integer"),
-        ((*QUICK, "experiment.Experiment.sampling = @experiment.SamplingSpec"), "write @experiment.SamplingSpec()"),
+        (
+            (*QUICK, "experiment.Experiment.cpu_devices = 'two'"),
+            "Experiment.cpu_devices = 'two': expected an integer",
+        ),
+        (
+            (*QUICK, "experiment.Experiment.sampling = @experiment.SamplingSpec"),
+            "write @experiment.SamplingSpec()",
+        ),
+        ((*QUICK, "grids.Karras.t_max = 1e-9"), "expected 0.0 <= t_min < t_max"),
         (("sample", "/nowhere"), "holds no run"),
         (("data", "nope"), "data nope: expected one of digits, mnist"),
         (("data", "digits", "--split", "validation"), "expected one of train, test"),
@@ -119,11 +136,20 @@ HEAD = "from __gin__ import dynamic_registration\nfrom scorelab.run import exper
         ("from scorelab import nothere\n", "a.gin:3: No module named 'scorelab.nothere'"),
         ("include 'b.gin'\n", "a.gin:3: include 'b.gin': no such file"),
         ("\nexperiment.Experiment.steps = 3 4\n", "a.gin:4: Expected newline"),
-        ("\n\nexperiment.Experiment.stepz = 3\n", "a.gin:5: Configurable 'experiment.Experiment' doesn't have"),
+        (
+            "\n\nexperiment.Experiment.stepz = 3\n",
+            "a.gin:5: Configurable 'experiment.Experiment' doesn't have",
+        ),
         ("", "a.gin: binds nothing of experiment.Experiment"),
         ("experiment.Experiment.steps = 3\n", "a.gin:3: Experiment.__init__() missing 3 required"),
-        ("include 'quickstart.gin'\nexperiment.Experiment.steps = 0\n", "a.gin:4: Experiment.steps = 0: expected an integer"),
-        ("include 'quickstart.gin'\nexperiment.DataSpec.name = 'x'\n", "a.gin:4: DataSpec.name = 'x': expected one of"),
+        (
+            "include 'quickstart.gin'\nexperiment.Experiment.steps = 0\n",
+            "a.gin:4: Experiment.steps = 0: expected an integer",
+        ),
+        (
+            "include 'quickstart.gin'\nexperiment.DataSpec.name = 'x'\n",
+            "a.gin:4: DataSpec.name = 'x': expected one of",
+        ),
         ("include 'quickstart.gin'\n\nSTEPS = -2\n", "Experiment.steps = -2"),
         ("include 'quickstart.gin'\nexperiment.Experiment.seed = %WHAT\n", "a.gin:4: %WHAT is not defined"),
     ],

@@ -9,7 +9,9 @@ class Links(HTMLParser):
         self.targets, self.text = [], []
 
     def handle_starttag(self, tag, attrs):
-        self.targets += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "poster")]
+        self.targets += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "action", "poster")
+        ]
 
     def handle_data(self, data):
         self.text.append(data)
@@ -29,7 +31,16 @@ def test_the_report_holds_what_a_reader_asks_for(tiny_run):
     parsed = Links()
     parsed.feed((tiny_run / "report.html").read_text())
     text = " ".join(parsed.text)
-    for needed in ("Samples and data", "Scores", "floor", "Denoising trajectory", "Training", "Config", "Versions", "Times"):
+    for needed in (
+        "Samples and data",
+        "Scores",
+        "floor",
+        "Denoising trajectory",
+        "Training",
+        "Config",
+        "Versions",
+        "Times",
+    ):
         assert needed in text
     assert len(parsed.targets) == 4
     assert "experiment.Experiment.batch_size = 32" in text

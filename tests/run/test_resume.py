@@ -16,7 +16,12 @@ from scorelab.run.workdir import Workdir, append_line, cut_lines, read_lines
 from tests.run.conftest import TINY, start, with_sets
 
 # Checkpoints at every tenth of some quick steps: a kill often falls into the writing of one.
-LONG = (*TINY, "STEPS = 200", "experiment.Experiment.checkpoint_every = 10", "experiment.Experiment.log_every = 4")
+LONG = (
+    *TINY,
+    "STEPS = 200",
+    "experiment.Experiment.checkpoint_every = 10",
+    "experiment.Experiment.log_every = 4",
+)
 COMMAND = ("train", "toys/eight_gaussians", *with_sets(*LONG))
 
 
@@ -105,7 +110,9 @@ def test_resuming_on_another_number_of_devices_is_refused(tiny_run, scorelab):
     changed["devices"]["count"] = 7
     try:
         path.write_text(json.dumps(changed))
-        status, _, err = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume")
+        status, _, err = scorelab(
+            "run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume"
+        )
     finally:
         path.write_text(text)
     assert status == 2
@@ -114,7 +121,9 @@ def test_resuming_on_another_number_of_devices_is_refused(tiny_run, scorelab):
 
 def test_a_run_can_be_made_longer(tmp_path, scorelab):
     short = with_sets(*TINY, "optax.warmup_cosine_decay_schedule.decay_steps = 40")
-    longer = with_sets(*TINY, "optax.warmup_cosine_decay_schedule.decay_steps = 40", "experiment.Experiment.steps = 30")
+    longer = with_sets(
+        *TINY, "optax.warmup_cosine_decay_schedule.decay_steps = 40", "experiment.Experiment.steps = 30"
+    )
     assert scorelab("train", "toys/rings", *short, "--workdir", tmp_path / "run")[0] == 0
     status, out, _ = scorelab("train", "toys/rings", *longer, "--workdir", tmp_path / "run", "--resume")
     assert status == 0 and "steps 21 to 30" in out
@@ -123,7 +132,13 @@ def test_a_run_can_be_made_longer(tmp_path, scorelab):
 
 @pytest.mark.slow
 def test_the_number_of_cpu_devices_is_set_before_jax_starts(tmp_path):
-    process = start("train", "toys/rings", *with_sets(*TINY, "experiment.Experiment.cpu_devices = 2"), "--workdir", tmp_path / "run")
+    process = start(
+        "train",
+        "toys/rings",
+        *with_sets(*TINY, "experiment.Experiment.cpu_devices = 2"),
+        "--workdir",
+        tmp_path / "run",
+    )
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "2 x cpu" in output

@@ -148,7 +148,8 @@ def conv2d(x: jax.Array, w: jax.Array, *, stride: int = 1, loop_safe: bool = Fal
     inside ``scan``, ``fori_loop`` and ``while_loop`` than outside: its fast path in a loop body covers the
     ordinary channel-last layout only. With ``loop_safe`` the input gradient is a channel-last convolution
     and the kernel gradient k*k matrix products, fast everywhere. The forward pass is the same operation,
-    and reverse mode, forward mode, ``vmap`` and derivatives of any order work with both.
+    and reverse mode, forward mode, ``vmap`` and derivatives of any order work with both. Under ``shard_map``
+    ``loop_safe`` wants x and w to vary over the same mesh axes: ``jax.lax.pcast`` the parameters first.
 
     Args:
         x: Images, (batch, height, width, in).
