@@ -82,7 +82,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def use_cpu_devices(count: int | None) -> None:
-    """Split the CPU into ``count`` devices; must come before JAX is used, else ConfigError unless it has as many."""
+    """Split the CPU into ``count`` devices, before JAX is used; later, ConfigError unless it has as many."""
     if count is None:
         return
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:

@@ -47,7 +47,8 @@ def _bar(name: str, total: int, done: int) -> Iterator[Tick]:
 
     columns = (
         progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
-        progress.TimeElapsedColumn(), progress.TimeRemainingColumn(), progress.TextColumn("{task.fields[note]}"),
+        progress.TimeElapsedColumn(), progress.TimeRemainingColumn(),
+        progress.TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with progress.Progress(*columns, transient=True) as bar:
         task = bar.add_task(f"{name:<9}", total=total, completed=done, note="")

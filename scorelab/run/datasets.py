@@ -24,7 +24,8 @@ def print_data(name: str, *, split: str | None = None, download: bool = True) ->
     if split is not None and split not in splits:
         raise ConfigError(f"data {name} --split {split}: expected one of {', '.join(splits)}")
     print(
-        f"{DATA_DIR_VARIABLE} = {os.environ.get(DATA_DIR_VARIABLE) or '(not set)'}, downloads go to {cache_dir()}"
+        f"{DATA_DIR_VARIABLE} = {os.environ.get(DATA_DIR_VARIABLE) or '(not set)'}, "
+        f"downloads go to {cache_dir()}"
     )
     failures = []
     for part in (split,) if split is not None else splits:

@@ -21,8 +21,8 @@ from scorelab.sampling import sample
 from scorelab.training import data_mesh
 from scorelab.typing import Key, Model
 
-# Frames of the trajectory picture, and images of the sample picture.
-FRAMES, PICTURED = 10, 100
+# Frames of a trajectory of images and of points, and images of the sample picture.
+FRAMES, POINT_FRAMES, PICTURED = 10, 5, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def read_samples(workdir: Workdir) -> Drawn | None:
     if not workdir.samples.is_file():
         return None
     with np.load(workdir.samples, allow_pickle=False) as file:
-        label = file["label"] if "label" in file else None
+        label = file.get("label", None)
         return Drawn(x=file["x"], label=label, record=json.loads(str(file["record"])))
 
 
@@ -124,12 +124,12 @@ def _trajectory(experiment: Experiment, model: Model, key: Key, label: np.ndarra
         keep="all",
     )
     # The start, then the later two thirds: before that there is noise of one kind only.
-    last = len(out.times) - 1
-    chosen = np.unique(np.append(0, np.linspace(last / 3, last, FRAMES - 1).round().astype(int)))
+    last, count = len(out.times) - 1, POINT_FRAMES if levels is None else FRAMES
+    chosen = np.unique(np.append(0, np.linspace(last / 3, last, count - 1).round().astype(int)))
     frames = np.asarray(out.trajectory)[chosen]
     headings = [f"t = {out.times[i]:.3g}" for i in chosen]
     if levels is None:
-        return viz.trajectory(frames[:: max(1, len(frames) // 5)], headings[:: max(1, len(frames) // 5)])
+        return viz.trajectory(frames, headings)
     images = np.stack([np.asarray(data.transform.decode(_in_range(frame, frames[-1]))) for frame in frames])
     return viz.trajectory(images, headings, levels=levels)
 

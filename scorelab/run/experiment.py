@@ -255,7 +255,8 @@ class Experiment:
             require_int(self, 1, cpu_devices=self.cpu_devices)
         if self.sampling.guidance is not None and not self.data.labels:
             raise ValueError(
-                f"SamplingSpec.guidance = {self.sampling.guidance}: expected None, since DataSpec.labels is False"
+                f"SamplingSpec.guidance = {self.sampling.guidance}: "
+                "expected None, since DataSpec.labels is False"
             )
 
     def keys(self) -> tuple[Key, Key, Key]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import gin
 import gin.config
 
-from scorelab.run.sources import Binding, ConfigError, Lines, Place, bindings, place_of, shown
+from scorelab.run.sources import ConfigError, Lines, Place, bindings, place_of, shown
 
 AT_LINE = re.compile(r'\n  In file "(?P<file>.+?)", line (?P<line>\d+)')
 IN_CALL = re.compile(
@@ -36,9 +36,8 @@ def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigErr
         return error
     text = str(error)
     if isinstance(error, SyntaxError):
-        return ConfigError(
-            f"{_syntax_place(error, path, overrides)}: {one_line(error.msg).rstrip('.')}: {(error.text or '').strip()}"
-        )
+        place, what = _syntax_place(error, path, overrides), one_line(error.msg).rstrip(".")
+        return ConfigError(f"{place}: {what}: {(error.text or '').strip()}")
     if macro := NO_MACRO.search(text):
         return ConfigError(
             f"{_use_of_macro(macro['name'], path, overrides)}: %{macro['name']} is not defined"
@@ -78,10 +77,16 @@ def _syntax_place(error: SyntaxError, path: Path, overrides: Sequence[str]) -> P
 def _binding_place(name: str, message: str, path: Path, overrides: Sequence[str]) -> Place:
     """Where the field that ``message`` names is bound; else the last binding of the class; else the file."""
     named = FIELD.match(message)
-    of_class = [b for b in bindings(path, overrides) if b.selector.split(".")[-1] == name]
+    known = list(bindings(path, overrides))
+    of_class = [b for b in known if b.selector.split(".")[-1] == name]
     of_field = [b for b in of_class if named and b.field == named["field"]]
-    found: list[Binding] = of_field or of_class
-    return found[-1].place if found else Place(source=shown(path))
+    if not (found := of_field or of_class):
+        return Place(source=shown(path))
+    # A value that is a macro is wrong where the macro is set.
+    macro = (
+        str(found[-1].value).removeprefix("%") if of_field and str(found[-1].value).startswith("%") else None
+    )
+    return ([b for b in known if macro and not b.selector and b.field == macro] or found)[-1].place
 
 
 def _use_of_macro(name: str, path: Path, overrides: Sequence[str]) -> Place:

@@ -73,7 +73,7 @@ def _announce(config: Config, workdir: Workdir, console: Console) -> None:
 
 @contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """Mistakes that only show when the data meets the specs (a batch larger than the set), as config errors."""
+    """Mistakes that only show when data meets specs (a batch larger than the set), as config errors."""
     try:
         yield
     except (DataNotFound, DataCorrupt, WeightsError, ValueError, TypeError) as error:

@@ -19,7 +19,7 @@ _MAY_CHANGE = ("steps", "sampling", "evaluation", "keep_checkpoints")
 
 
 def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console) -> None:
-    """Open the work directory and write down what is about to run; nothing is written where specs do not fit."""
+    """Open the work directory and write down what is about to run; nothing where specs do not fit."""
     check_fit(config.experiment)
     workdir.open(resume)
     now, before = configs.versions(), workdir.read_json(workdir.versions)
@@ -46,7 +46,8 @@ def check_fit(experiment: Experiment) -> None:
     state_like(experiment)
     if experiment.batch_size % jax.device_count():
         raise ValueError(
-            f"Experiment.batch_size = {experiment.batch_size}: expected a multiple of the {jax.device_count()} devices"
+            f"Experiment.batch_size = {experiment.batch_size}: "
+            f"expected a multiple of the {jax.device_count()} devices"
         )
     spec, process = experiment.sampling, experiment.process
     times = (Prior() if spec.start is None else spec.start).times(process, spec.grid.times(process))
@@ -59,7 +60,8 @@ def _require_same(old: dict, new: dict, workdir: Workdir) -> None:
     )
     if differing:
         raise ConfigError(
-            f"{shown(workdir.root)} was run with another config: Experiment.{', Experiment.'.join(differing)} differ "
+            f"{shown(workdir.root)} was run with another config: "
+            f"Experiment.{', Experiment.'.join(differing)} differ "
             f"(see {shown(workdir.specs)}); resume with the same config, or pass another --workdir"
         )
 
@@ -67,6 +69,7 @@ def _require_same(old: dict, new: dict, workdir: Workdir) -> None:
 def _require_devices(old: dict, new: dict, workdir: Workdir) -> None:
     if (old["platform"], old["count"]) != (new["platform"], new["count"]):
         raise ConfigError(
-            f"{shown(workdir.root)} was run on {old['count']} {old['platform']} device(s), now there are {new['count']} "
-            f"{new['platform']}: results would differ; set Experiment.cpu_devices, or pass another --workdir"
+            f"{shown(workdir.root)} was run on {old['count']} {old['platform']} device(s), "
+            f"now there are {new['count']} {new['platform']}: results would differ; "
+            "set Experiment.cpu_devices, or pass another --workdir"
         )

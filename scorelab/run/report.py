@@ -52,7 +52,8 @@ def _summary(experiment: Experiment, workdir: Workdir) -> str:
         f"{type(net).__name__} network" if net is not None else type(experiment.learner).__name__,
         f"{type(experiment.process.schedule).__name__} schedule",
         f"{experiment.steps:,} steps of {experiment.batch_size}",
-        f"sampled with {type(experiment.sampling.solver).__name__} on {type(experiment.sampling.grid).__name__}",
+        f"sampled with {type(experiment.sampling.solver).__name__} "
+        f"on a {type(experiment.sampling.grid).__name__} grid",
     ]
     if (drawn := read_samples(workdir)) is not None:
         parts.append(f"{drawn.record['model_calls']} model calls a sample")
@@ -114,7 +115,7 @@ def _trajectory(workdir: Workdir) -> str:
     if not workdir.trajectory_picture.is_file():
         return ""
     image = _figure(
-        workdir.trajectory_picture.read_bytes(), "From noise to data, contrast adapted to the noise"
+        workdir.trajectory_picture.read_bytes(), "From noise to data; contrast or scale follow the noise"
     )
     return f'<section><h2>Denoising trajectory</h2><div class="wide">{image}</div></section>'
 
@@ -124,7 +125,8 @@ def _training(workdir: Workdir) -> str:
     if not lines:
         return ""
     curve = viz.loss_curve([line["step"] for line in lines], [line["loss"] for line in lines])
-    return f"<section><h2>Training</h2>{_figure(viz.to_png_bytes(curve), 'Loss, mean over each logged window')}</section>"
+    figure = _figure(viz.to_png_bytes(curve), "Loss, mean over each logged window")
+    return f"<section><h2>Training</h2>{figure}</section>"
 
 
 def _times(workdir: Workdir, evaluation: float | None) -> Iterable[tuple[str, str]]:
@@ -161,4 +163,5 @@ def _facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
 def _figure(png: bytes, caption: str) -> str:
     data = base64.b64encode(png).decode()
     text = html.escape(caption)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{text}"><figcaption>{text}</figcaption></figure>'
+    image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

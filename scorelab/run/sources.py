@@ -11,8 +11,10 @@ from typing import Any
 from gin import config_parser
 
 PACKAGE = Path(__file__).resolve().parent.parent
-# In a wheel the configs lie inside the package; in a checkout they lie beside it.
-CONFIG_ROOTS = (PACKAGE / "configs", PACKAGE.parent / "configs")
+# In a checkout the configs lie beside the package; in a wheel they lie inside it.
+CONFIG_ROOTS = (
+    (PACKAGE.parent / "configs",) if (PACKAGE.parent / "pyproject.toml").is_file() else (PACKAGE / "configs",)
+)
 INCLUDE = re.compile(r"""^(\s*include\s+)(['"])(.+?)\2\s*(#.*)?$""")
 IMPORT = re.compile(r"^(import|from)\s")
 # Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working
@@ -77,7 +79,7 @@ def find_config(name: str) -> Path:
 
 
 def config_name(path: Path) -> str:
-    """The name of a config for its work directory: ``mnist/edm`` for a shipped one, the stem for any other."""
+    """The name of a config for its work directory: ``mnist/edm`` for a shipped one, else the stem."""
     for root in CONFIG_ROOTS:
         if path.is_relative_to(root.resolve()):
             return str(path.relative_to(root.resolve()).with_suffix(""))

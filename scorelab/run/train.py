@@ -38,8 +38,9 @@ def train(experiment: Experiment, workdir: Workdir, console: Console) -> Any:
         size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(getattr(like, "params", ())))
         console.stage(
             "train",
-            f"{experiment.data.name}, {len(experiment.data.load())} examples, {size:,} parameters, steps {done + 1} to "
-            f"{experiment.steps}, batch {experiment.batch_size}, {jax.device_count()} x {jax.devices()[0].device_kind}",
+            f"{experiment.data.name}, {len(experiment.data.load())} examples, {size:,} parameters, "
+            f"steps {done + 1} to {experiment.steps}, batch {experiment.batch_size}, "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         )
         began = time.monotonic()
         with console.progress("train", experiment.steps, done) as tick:

@@ -108,13 +108,20 @@ class Workdir:
         return self.root / "report.html"
 
     def open(self, resume: bool) -> None:
-        """Make the folder; ConfigError where it holds something and ``resume`` is not asked for."""
+        """Make the folder; ConfigError where it holds something that is not a run to resume."""
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{shown(self.root)} is a file: expected a folder; pass another --workdir")
-        if self.root.is_dir() and any(self.root.iterdir()) and not resume:
-            raise ConfigError(
-                f"{shown(self.root)} is not empty: pass --resume to continue the run in it, or --workdir for another folder"
-            )
+        leftovers = list(self.root.glob(".*.tmp")) if self.root.is_dir() else []
+        if self.root.is_dir() and len(list(self.root.iterdir())) > len(leftovers):
+            if not resume:
+                raise ConfigError(
+                    f"{shown(self.root)} is not empty: pass --resume to continue the run in it, "
+                    "or --workdir for another folder"
+                )
+            self.require_run()
+        # What a kill left of files that were being written.
+        for path in leftovers:
+            path.unlink(missing_ok=True)
         self.root.mkdir(parents=True, exist_ok=True)
 
     def require_run(self) -> None:
@@ -130,7 +137,7 @@ class Workdir:
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """The complete lines of a JSON-lines file, as bytes and parsed; a last line cut short by a kill is left out."""
+    """The complete lines of a JSON-lines file, as bytes and parsed; a torn last line is left out."""
     if not path.is_file():
         return
     for line in path.read_bytes().splitlines(keepends=True):

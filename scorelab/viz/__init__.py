@@ -1,4 +1,4 @@
-"""Figures: image grids, point clouds, training curves, trajectories. The only package that knows matplotlib."""
+"""Figures: image grids, point clouds, curves, trajectories. The only package that knows matplotlib."""
 
 from scorelab.viz.curves import loss_curve
 from scorelab.viz.figures import save, to_png_bytes

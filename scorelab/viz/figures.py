@@ -15,7 +15,8 @@ DPI = 150
 INK, MUTED, FAINT = "#1f2933", "#616e7c", "#d5dbe1"
 # A colour-blind safe order (Okabe and Ito 2008), ten entries for ten classes.
 COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#8c6d31", "#7f7f7f", "#1f2933",
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b4c9a", "#8c6d31",
+    "#7f7f7f", "#1f2933",
 )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def image_grid(
     title: str | None = None,
     width: float = 5.0,
 ) -> Figure:
-    """A figure of stored images uint8 (n, height, width, channels); ``width`` in inches is the most it takes."""
+    """A figure of stored images uint8 (n, height, width, channels), at most ``width`` inches wide."""
     sheet = mosaic(images, levels=levels, columns=columns)
     zoom = max(1, int(width * DPI) // sheet.shape[1])
     sheet = sheet.repeat(zoom, 0).repeat(zoom, 1)

@@ -34,7 +34,7 @@ def trajectory(
 
 
 def _images(frames: np.ndarray, headings: Sequence[str], levels: int, width: float) -> Figure:
-    times, n = frames.shape[:2]
+    times, _n = frames.shape[:2]
     sheet = mosaic(rearrange(frames, "t n h w k -> (n t) h w k"), levels=levels, columns=times)
     zoom = max(1, int(width * DPI) // sheet.shape[1])
     sheet = sheet.repeat(zoom, 0).repeat(zoom, 1)

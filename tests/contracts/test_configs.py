@@ -4,6 +4,7 @@ import gzip
 import struct
 from types import MappingProxyType
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ from scorelab.run import config
 from scorelab.run.cli import main
 from scorelab.run.prepare import check_fit
 from scorelab.run.sources import CONFIG_ROOTS, INCLUDE
+from scorelab.run.train import state_like
 
 ROOT = next(root for root in reversed(CONFIG_ROOTS) if root.is_dir()).resolve()
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.gin"))
@@ -26,12 +28,17 @@ SHORT = (
     "experiment.Experiment.batch_size = 8",
     "experiment.Experiment.cpu_devices = None",
 )
-# By the class of the network: the same thing, small.
-SMALL = {
-    "MLP": ("nets.MLP.width = 16", "nets.MLP.depth = 1"),
-    "UNet": ("nets.UNet.channels = (8,)", "nets.UNet.attention = ()", "nets.UNet.blocks = 1"),
-    "DiT": ("nets.DiT.width = 16", "nets.DiT.depth = 1"),
-}
+# A tiny network that compiles in a second; the config's own network is traced at full size without compiling.
+TINY_NET = ("NET = @nets.MLP()", "nets.MLP.width = 16", "nets.MLP.depth = 1")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Two steps compile for ten times as long as they run, and nothing here depends on how well."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,14 +67,27 @@ def tiny_mnist(tmp_path_factory):
         yield
 
 
+def trace_update(experiment):
+    data = experiment.data.batches(experiment.batch_size, experiment.seed)
+
+    def update(state, batch, key):
+        return experiment.learner.update(state, data.prepare(batch), key)
+
+    state = state_like(experiment)
+    after, metrics = jax.eval_shape(update, state, data.at(0), jax.random.key(0))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert "loss" in metrics
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_resolves_and_its_record_builds_equal_specs(name, tmp_path):
     # The number of devices belongs to the process the tests run in.
     loaded = config.load(name, ["experiment.Experiment.cpu_devices = None"])
     (tmp_path / "config.gin").write_text(loaded.text)
     again = config.load(str(tmp_path / "config.gin"))
-    # At full size: the network fits the data, the grid fits the process; nothing is computed.
+    # At full size: the network fits the data and the loss, the grid fits the process; nothing is computed.
     check_fit(loaded.experiment)
+    trace_update(loaded.experiment)
     # Descriptions, because optax transformations never compare equal; everything else must.
     assert again.specs == loaded.specs
     assert again.text == loaded.text
@@ -79,8 +99,8 @@ def test_resolves_and_its_record_builds_equal_specs(name, tmp_path):
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_runs_two_steps(name, tmp_path):
-    experiment = config.load(name, ["experiment.Experiment.cpu_devices = None"]).experiment
-    bindings = (*SHORT, *SMALL[type(experiment.learner.denoiser.net).__name__])
+    labels = config.load(name, ["experiment.Experiment.cpu_devices = None"]).experiment.data.labels
+    bindings = (*SHORT, *TINY_NET, f"nets.MLP.num_classes = {10 * labels}")
     sets = [argument for binding in bindings for argument in ("--set", binding)]
     assert main(["train", name, *sets, "--workdir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()

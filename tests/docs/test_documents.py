@@ -1,6 +1,8 @@
 """The examples of the documents are executed, and obey the laws that the documents say they do."""
 
 import importlib
+import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +19,8 @@ from ..run.conftest import with_sets
 from .blocks import BLOCK, ROOT, blocks, named
 
 CONTRIBUTED = named("CONTRIBUTING.md")
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def test_the_first_example_lands_on_its_floor(capsys):
     scope = {}
     exec(compile(example, "README.md", "exec"), scope)
     assert "floor" in capsys.readouterr().out
-    # The distance of two exact draws fluctuates with the counts of the eight modes, by half its value and more.
+    # The distance of two exact draws varies with the counts of the eight modes, often by half its value.
     assert scope["distance"].value < 3 * scope["floor"].value
 
 
@@ -54,7 +57,8 @@ def test_the_training_example_runs(capsys):
 
 
 def test_the_ci_script_runs_the_commands_of_the_readme():
-    (command,) = [line for block in blocks("README.md", "sh") for line in block.splitlines() if "pytest" in line]
+    lines = "".join(blocks("README.md", "sh")).splitlines()
+    (command,) = [line for line in lines if "pytest" in line]
     script = (ROOT / ".ci" / "run").read_text()
     steps = [part.strip().replace(".venv/bin/", "") for part in command.split("&&")]
     assert steps[0] == "python -m venv .venv"
@@ -81,6 +85,13 @@ def test_links_between_documents_lead_somewhere(page):
         # Pictures are made by runs; a text may name one that has not been drawn yet.
         if "://" not in target and not target.endswith(".png"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_extractor_ids_in_the_documents_are_those_of_the_package():
+    index = json.loads((ROOT / "scorelab" / "metrics" / "weights" / "index.json").read_text())
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    found = set(re.findall(r"smallcnn\((\w+)-([0-9a-f]{8})\)", text))
+    assert found == {(name, record["sha256"][:8]) for name, record in index.items()}
 
 
 def test_python_blocks_parse():
@@ -171,11 +182,15 @@ def standardised_gradient(loss, process, law, shift):
     def losses(shift, key):
         key_data, key_loss = jax.random.split(key)
         x = law.sample(key_data, 20_000)
-        model = lambda y, t, cond=None: process.predict(y, t, denoised=exact(y, t).denoised + shift)  # noqa: E731
+
+        def model(y, t, cond=None):
+            return process.predict(y, t, denoised=exact(y, t).denoised + shift)
+
         return loss(key_loss, model, {"x": x})[0]
 
-    gradient = jax.jit(lambda s: jax.jvp(lambda s: losses(s, jax.random.key(5)), (s,), (jnp.ones_like(s),))[1])
-    g = np.asarray(gradient(jnp.float32(shift)), np.float64)
+    at_key = lambda shift: losses(shift, jax.random.key(5))
+    shift = jnp.float32(shift)
+    g = np.asarray(jax.jit(lambda s: jax.jvp(at_key, (s,), (jnp.ones_like(s),))[1])(shift), np.float64)
     return abs(g.mean()) / (g.std(ddof=1) / np.sqrt(len(g)))
 
 
@@ -197,17 +212,33 @@ def test_the_loss_is_stationary_where_its_docstring_says(contributed):
 def test_the_config_runs_the_three_of_them_without_touching_the_library(contributed):
     folder, _ = contributed
     tiny = with_sets(
-        "nets.MLP.width = 8", "nets.MLP.depth = 1", "experiment.SamplingSpec.n = 8", "STEPS = 3", "WARMUP = 1",
-        "grids.Karras.steps = 3", "experiment.Experiment.evaluation = None",
-    )  # fmt: skip
+        "nets.MLP.width = 8",
+        "nets.MLP.depth = 1",
+        "experiment.SamplingSpec.n = 8",
+        "experiment.Experiment.evaluation = None",
+        "grids.Karras.steps = 3",
+        "STEPS = 3",
+        "WARMUP = 1",
+    )
     command = [sys.executable, "-m", "scorelab.run.cli", "run", "mine.gin", *tiny, "--workdir", "run"]
-    environment = {**__import__("os").environ, "PYTHONPATH": f"{folder}:{ROOT}", "JAX_PLATFORMS": "cpu"}
+    path = os.pathsep.join(map(str, (folder, ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     specs = (folder / "run" / "specs.json").read_text()
     for name in ("logit_process.LogitGaussian", "midpoint.ExponentialMidpoint", "pseudo_huber.PseudoHuber"):
         assert name in specs
     assert (folder / "run" / "report.html").is_file()
+
+
+def test_the_example_of_the_config_page_resolves(tmp_path):
+    from scorelab.run.config import load
+
+    (example,) = [block for block in blocks("docs/configs.md", "text") if "__gin__" in block]
+    (tmp_path / "example.gin").write_text(example)
+    sampling = load(str(tmp_path / "example.gin")).experiment.sampling
+    assert sampling.solver == sl.solvers.DPMSolverPP(order=3)
+    assert sampling.grid == sl.grids.Karras(30)
 
 
 def test_the_configs_data_std_is_that_of_the_logits(contributed):

@@ -107,8 +107,9 @@ def test_gradients_are_finite_reach_every_parameter_and_are_the_same_loop_safe_a
 
 def test_forward_mode_works_on_a_loop_safe_network():
     x, c = inputs((8, 8, 1))
-    net = UNET.clone(loop_safe=True)
-    params = parameters(UNET, (8, 8, 1))
+    # One level: what is special to strides is tested on the convolution itself.
+    net = UNet(channels=(4,), attention=(), loop_safe=True)
+    params = parameters(net, (8, 8, 1))
     v, u = jax.random.normal(jax.random.key(2), (2, *x.shape))
 
     @jax.jit
@@ -279,9 +280,9 @@ def test_mlp_learns_to_denoise_in_two_dimensions():
         updates, state = optimizer.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), value
 
-    keys = jax.random.split(jax.random.key(2), 600)
+    keys = jax.random.split(jax.random.key(2), 300)
     _, losses = jax.jit(lambda: jax.lax.scan(step, (params, optimizer.init(params)), keys))()
-    # eps has unit variance. Along the ring half of it is unpredictable at small noise: the loss of the exact
-    # predictor lies between 0.25 and 0.5 here, so half of the initial loss tells learning from not learning.
+    # eps has unit variance. At small noise the exact predictor knows its part across the ring, not the part
+    # along it, half of the variance; at larger noise it knows more. So its loss is below a half.
     assert abs(losses[0] - 1.0) < 0.15
     assert np.mean(losses[-50:]) < 0.5

@@ -9,7 +9,8 @@ from tests.run.conftest import TINY, with_sets
 def test_a_run_leaves_everything_it_promises(tiny_run):
     names = {path.name for path in tiny_run.iterdir()}
     assert names == {
-        "config.gin", "specs.json", "versions.json", "metrics.jsonl", "timings.jsonl", "checkpoints", "samples.npz",
+        "config.gin", "specs.json", "versions.json", "metrics.jsonl", "timings.jsonl", "checkpoints",
+        "samples.npz",
         "samples.png", "trajectory.png", "metrics.json", "report.html",
     }  # fmt: skip
     assert {path.name for path in (tiny_run / "checkpoints").iterdir()} == {"10", "20"}
@@ -39,7 +40,21 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, scorelab):
 def test_a_work_directory_is_never_overwritten(tiny_run, scorelab):
     status, _, err = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run)
     assert status == 2
-    assert "--resume" in err and "--workdir" in err and len(err.splitlines()) == 1
+    assert "--resume" in err
+    assert "--workdir" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_resuming_needs_a_run_and_clears_what_a_kill_left(tmp_path, scorelab):
+    command = ("train", "toys/rings", *with_sets(*TINY), "--workdir", tmp_path / "run", "--resume")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    status, _, err = scorelab(*command)
+    assert status == 2
+    assert "holds no run" in err
+    (tmp_path / "run" / "notes.txt").rename(tmp_path / "run" / ".config.gin.77.tmp")
+    assert scorelab(*command)[0] == 0
+    assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
 def test_resuming_with_another_config_names_what_differs(tiny_run, scorelab):
@@ -54,7 +69,8 @@ def test_a_work_directory_can_be_sampled_and_scored_again(tmp_path, scorelab):
     assert scorelab("train", "toys/rings", *with_sets(*TINY), "--workdir", root)[0] == 0
     assert not (root / "samples.npz").exists()
     status, _, err = scorelab("evaluate", root)
-    assert status == 2 and "scorelab sample" in err
+    assert status == 2
+    assert "scorelab sample" in err
     assert scorelab("sample", root, "--n", 10, "--seed", 3)[0] == 0
     with np.load(root / "samples.npz") as file:
         first = file["x"]
@@ -123,7 +139,8 @@ def test_missing_data_says_where_it_was_looked_for(scorelab, tmp_path, monkeypat
     monkeypatch.setenv("SCORELAB_CACHE_DIR", str(tmp_path / "cache"))
     status, _, err = scorelab("data", "mnist", "--no-download")
     assert status == 2
-    assert "mnist/train-images-idx3-ubyte.gz" in err and str(tmp_path) in err
+    assert "mnist/train-images-idx3-ubyte.gz" in err
+    assert str(tmp_path) in err
     assert len(err.splitlines()) == 1
 
 
@@ -150,7 +167,7 @@ HEAD = "from __gin__ import dynamic_registration\nfrom scorelab.run import exper
             "include 'quickstart.gin'\nexperiment.DataSpec.name = 'x'\n",
             "a.gin:4: DataSpec.name = 'x': expected one of",
         ),
-        ("include 'quickstart.gin'\n\nSTEPS = -2\n", "Experiment.steps = -2"),
+        ("include 'quickstart.gin'\n\nPREDICT = 'noise'\n", "a.gin:5: Denoiser.predict = 'noise'"),
         ("include 'quickstart.gin'\nexperiment.Experiment.seed = %WHAT\n", "a.gin:4: %WHAT is not defined"),
     ],
 )
@@ -174,11 +191,13 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_version_and_help(scorelab):
     assert scorelab("--version")[1].startswith("scorelab ")
     status, out, _ = scorelab("--help")
-    assert status == 0 and "scorelab run quickstart" in out
+    assert status == 0
+    assert "scorelab run quickstart" in out
 
 
 def test_exploding_training_names_the_step(scorelab, tmp_path):
     explode = with_sets(*TINY, "LEARNING_RATE = 1e30", "training.ScoreLearner.clip_norm = None")
     status, _, err = scorelab("train", "toys/rings", *explode, "--workdir", tmp_path / "run")
     assert status == 1
-    assert "at step " in err and len(err.splitlines()) == 1
+    assert "at step " in err
+    assert len(err.splitlines()) == 1

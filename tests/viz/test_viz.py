@@ -63,6 +63,7 @@ def test_errors_say_what_is_expected(call, message):
 def test_matplotlib_is_imported_late_and_pyplot_never():
     code = (
         "import sys; from scorelab import viz; assert 'matplotlib' not in sys.modules;"
-        "viz.loss_curve([1, 2], [1.0, 2.0]); assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+        "viz.loss_curve([1, 2], [1.0, 2.0]);"
+        "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
