@@ -64,9 +64,9 @@ def bare_calls(model, event, batch, calls):
     return lambda: jax.block_until_ready(run(model, y, ts))
 
 
-def sampler(model, event, batch, steps, solver, key=jax.random.key(3)):
+def sampler(model, event, batch, steps, solver):
     grid = sl.grids.Karras(steps)
-    arguments = dict(solver=solver, grid=grid, key=key, shape=(batch, *event))
+    arguments = dict(solver=solver, grid=grid, key=jax.random.key(3), shape=(batch, *event))
     return lambda: jax.block_until_ready(sl.sample(model, EDM, **arguments).x)
 
 
@@ -108,7 +108,7 @@ def interleaved(functions, rounds):
 
 def ratios(wall, cpu, name, base, calls, base_calls):
     """Medians over rounds of the per-call ratio to the base of the same round."""
-    pair = lambda table: statistics.median(  # noqa: E731
+    pair = lambda table: statistics.median(
         (a / calls) / (b / base_calls) for a, b in zip(table[name], table[base], strict=True)
     )
     return pair(wall), pair(cpu)
@@ -127,7 +127,7 @@ def overhead(rounds):
         for name in SOLVERS:
             w, c = ratios(wall, cpu, name, "limit", calls[name], calls["limit"])
             results.append(dict(net=net, batch=batch, solver=name, calls=calls[name], wall=w, cpu=c, limit_ms=per_call))
-            print(f"{net:5} batch {batch:4}  {name:16} {calls[name]:3} calls  wall {w:5.2f}  cpu {c:5.2f}  (call {per_call:.2f} ms)")
+            print(f"{net:5} batch {batch:4}  {name:16} {calls[name]:3} calls  wall {w:.2f}  cpu {c:.2f}  (call {per_call:.2f} ms)")
     return results
 
 
@@ -167,7 +167,7 @@ def compilation():
             )  # fmt: skip
     # One chunk shape for n >= 256 and one for the smaller count.
     print(f"programs compiled for 4 guidance scales x 3 sample counts: {_walk._cache_size()} (2 chunk shapes)")
-    return results + [dict(programs=_walk._cache_size())]
+    return [*results, dict(programs=_walk._cache_size())]
 
 
 def against_diffrax(rounds):

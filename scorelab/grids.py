@@ -131,7 +131,7 @@ class LogSNR(Spaced):
 
 @dataclass(frozen=True)
 class Karras(Spaced):
-    r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}` from ``t_max`` to ``t_min``, then the clean time (Karras et al. 2022, eq. 5)."""
+    r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}` from ``t_max`` to ``t_min``, then clean (Karras et al. 2022, eq. 5)."""
 
     rho: float = 7.0
 

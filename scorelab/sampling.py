@@ -69,7 +69,8 @@ def sample(
     r"""Draw samples by walking a solver along a grid, from noise to data.
 
     The noise of sample ``i`` at step ``k`` comes from ``fold_in(fold_in(key, k), ids[i])``, so a sample depends on the
-    key and its id, not on the batch, the chunks or the devices. The compiled program is keyed by the specs and the
+    key and its id, not on the batch, the chunks or the devices: bitwise under one explicit ``chunk`` size, up to
+    rounding otherwise (the compiler sums matrix products of another shape in another order). The compiled program is keyed by the specs and the
     shapes: new parameters, guidance scales, times, conditions and sample counts (of one chunk shape) reuse it.
 
     Args:
@@ -83,7 +84,8 @@ def sample(
         cond: conditions with leading axis ``n``, or None.
         keep: ``"all"`` also returns the trajectory; ``"last"`` uses memory that does not grow with the steps.
         ids: the samples' ids ``(n,)``; ``arange(n)`` by default.
-        chunk: samples computed at once; by default as many as make half a million elements.
+        chunk: samples computed at once, whatever ``n`` is (a smaller ``n`` is filled up); by default ``n`` or as
+            many as make half a million elements.
         mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``.
         progress: called with (samples done, samples wanted) after each chunk.
         check_finite: raise :class:`NonFiniteSample` when a state is not finite (not possible under an outer ``jit``).
@@ -210,9 +212,9 @@ def _check_leading(cond: Pytree, n: int) -> None:
 def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None) -> int:
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"sample.chunk = {chunk!r}: expected a positive integer")
-    size = max(1, CHUNK_ELEMENTS // math.prod(event)) if chunk is None else chunk
+    size = min(n, max(1, CHUNK_ELEMENTS // math.prod(event))) if chunk is None else chunk
     devices = 1 if mesh is None else mesh.devices.size
-    return -(-min(size, n) // devices) * devices
+    return -(-size // devices) * devices
 
 
 def _raise_if_bad(bad: np.ndarray, times: np.ndarray) -> None:

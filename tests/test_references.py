@@ -114,7 +114,7 @@ def test_same_trajectory_in_float32(file, case):
 
 def test_adams_bashforth_is_the_linear_multistep_of_k_diffusion():
     # k-diffusion keeps order 4 on the step to sigma = 0, as this rule does.
-    data, mixture, info, _ = load("k_diffusion", "lms_4")
+    data, mixture, _, _ = load("k_diffusion", "lms_4")
     with jax.enable_x64(True):
         process = COORDINATES["ve"]
         model = models.ExactModel(densities.GaussianMixture(*mixture), process)

@@ -84,7 +84,7 @@ class IsotropicMixture(Density):
         )
 
     def denoise(self, process, y, t) -> Array:
-        r""":math:`E[y_0\mid y] = \bar c + \alpha v\,(y - b - \alpha\bar c)/(\alpha^2 v + \sigma^2)`, :math:`\bar c` the posterior centre."""
+        r""":math:`\bar c + \alpha v\,(y - b - \alpha\bar c)/(\alpha^2 v + \sigma^2)`, with :math:`\bar c` the posterior centre."""
         alpha, sigma, offset = process.alpha(t), process.sigma(t), process.offset(t)
         centre = self._posterior_centre(process, y, t)
         return centre + alpha * self.variance / (alpha**2 * self.variance + sigma**2) * (y - offset - alpha * centre)

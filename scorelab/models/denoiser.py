@@ -70,7 +70,8 @@ class Denoiser:
 
     Attributes:
         net: a pair of functions ``init(key, x, c_noise, cond)`` and ``apply(params, x, c_noise, cond)``; every
-            Flax linen module is one.
+            Flax linen module is one. ``c_noise`` is ``(batch,)``; a net with the attribute ``shares_noise_level``
+            gets ``(1,)`` where the whole batch has one noise level.
         process: the forward process.
         predict: ``"eps"``, ``"x0"``, ``"v"`` (:math:`(\alpha\epsilon-\sigma y_0)/\sqrt{\alpha^2+\sigma^2}`),
             ``"flow"`` (:math:`\epsilon - y_0`) or ``"edm"`` (Karras et al. 2022 preconditioning).
@@ -104,13 +105,16 @@ class Denoiser:
 
     def network_output(self, params: Pytree, y: Array, t: Array, cond: Pytree = None, **options: Any) -> Array:
         """``F``, the raw output of the network on the preconditioned input; ``options`` go to the network."""
-        t = jnp.broadcast_to(jnp.asarray(t, y.dtype), y.shape[:1])
+        t = jnp.asarray(t, y.dtype)
+        # While sampling, t is one number: networks that say so embed it once, which spares the MLP half its arithmetic.
+        rows = (1,) if t.ndim == 0 and getattr(self.net, "shares_noise_level", False) else y.shape[:1]
+        t = jnp.broadcast_to(t, rows)
         alpha, sigma = self.process.alpha(t), self.process.sigma(t)
         # alpha = 0 (pure noise at the end of rectified flow) has an infinite log ratio; the network gets a large one.
         c_noise = jnp.clip(-self.process.log_snr(t) / 8, -4.0, 4.0)
         scale = 1 / jnp.sqrt((alpha * self.data_std) ** 2 + sigma**2)
-        centred = y - per_example(self.process.offset(t), y)
-        return self.net.apply(params, per_example(scale, y) * centred, c_noise, cond, **options).astype(y.dtype)
+        centred = y - self.process.offset(t).reshape(rows + (1,) * (y.ndim - 1))
+        return self.net.apply(params, scale.reshape(rows + (1,) * (y.ndim - 1)) * centred, c_noise, cond, **options).astype(y.dtype)
 
     def prediction(self, output: Array, y: Array, t: Array) -> Prediction:
         """The network's output ``F`` as a prediction."""

@@ -1,5 +1,7 @@
 """Laws of every process: the kernel against the SDE, and the way back under the exact score."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +26,7 @@ def test_perturb_has_the_moments_of_the_simulated_sde(process):
     x0 = 0.7
     y = process.alpha(begin) * x0 + process.sigma(begin) * rng.normal(size=n)
     ts = np.geomspace(begin, end, k + 1)
-    for t, s in zip(ts, ts[1:], strict=False):
+    for t, s in itertools.pairwise(ts):
         drift, diffusion = process.schedule.drift_rate(t) * y, process.latent_diffusion(t)
         y = y + drift * (s - t) + diffusion * np.sqrt(s - t) * rng.normal(size=n)
     z = process.perturb(KEY, jnp.full((n, 1), x0), end).y[:, 0]

@@ -71,20 +71,17 @@ def test_order_is_the_declared_one():
 def weak_error(solver, process, grid):
     """Error of the standard deviation of a 1-D Gaussian: exact in the limit of many samples, so computed from the map.
 
-    For Gaussian data every step is affine in (y, z), so the output variance is the squared response to the start plus
-    the sum of squared responses to each step's noise. Responses are read off with unit impulses.
+    For centred Gaussian data every step is linear in (y, z), so the output variance is the squared response to the
+    start plus the sum of squared responses to each step's noise. Responses are read off with unit impulses.
     """
     law = densities.Gaussian(np.zeros(1), 0.25)
     times = grid.times(process)
     model = models.ExactModel(law, process)
     steps = len(times) - 1
-
-    def respond(impulse):
-        """The end point for the start and the noises given by ``impulse`` (steps + 1,)."""
-        return walk(solver, process, model, times, impulse[None, :1], impulse[1:, None, None])[-1, 0, 0]
-
     with jax.enable_x64(True):
-        gains = jax.jit(jax.grad(respond))(jnp.zeros(steps + 1))
+        # Example 0 responds to the start, example i + 1 to the noise of step i.
+        impulses = jnp.eye(steps + 1)[:, :, None]
+        gains = walk(solver, process, model, times, impulses[0], impulses[1:])[-1, :, 0]
         start = float(law.noised(process, jnp.asarray(times[0])).eigenvalues.sum() + law.noised(process, times[0]).tail)
         variance = float(gains[0] ** 2 * start + jnp.sum(gains[1:] ** 2))
         exact = float(process.alpha(times[-1]) ** 2 * 0.25 + process.sigma(times[-1]) ** 2)
@@ -93,9 +90,9 @@ def weak_error(solver, process, grid):
 
 @pytest.mark.parametrize(("solver", "order"), STOCHASTIC.items(), ids=str)
 def test_weak_order_of_the_variance(solver, order):
-    counts = (24, 48)
-    errors = [weak_error(solver, VP, grids.LogSNR(n, t_max=0.8, t_min=0.05, clean=False)) for n in counts]
-    assert np.log2(errors[0] / errors[1]) > order - 0.25
+    # From 128 steps on: below, two terms of the second-order rule's error cancel and its slope means nothing.
+    errors = [weak_error(solver, VP, grids.LogSNR(n, t_max=0.8, t_min=0.05, clean=False)) for n in (128, 256)]
+    assert np.log2(errors[0] / errors[1]) > order - 0.15
 
 
 # Every solver on one process, and one solver of each family on the others: the rest is the schedule's own contract.
@@ -159,12 +156,18 @@ def test_a_sample_does_not_depend_on_its_batch(solver):
     process = EDM
     model = models.ExactModel(LAW, process)
     arguments = dict(solver=solver, grid=grids.Karras(6), key=KEY)
-    whole = sample(model, process, shape=(12, 2), **arguments).x
-    same = dict(atol=0, rtol=0) if solver.calls_per_step is not None else dict(atol=1e-3)  # adaptive: to its tolerance
-    np.testing.assert_allclose(sample(model, process, shape=(12, 2), chunk=5, **arguments).x, whole, **same)
-    np.testing.assert_allclose(sample(model, process, shape=(7, 2), **arguments).x, whole[:7], **same)
     some = np.array([9, 2, 4])
-    np.testing.assert_allclose(sample(model, process, shape=(3, 2), ids=some, **arguments).x, whole[some], **same)
+    chunked = sample(model, process, shape=(12, 2), chunk=5, **arguments).x
+    if solver.calls_per_step is not None:  # an adaptive solver has one step size for its batch
+        for x, ids in (
+            (sample(model, process, shape=(7, 2), chunk=5, **arguments).x, np.arange(7)),
+            (sample(model, process, shape=(3, 2), chunk=5, ids=some, **arguments).x, some),
+        ):
+            np.testing.assert_array_equal(x, chunked[ids])
+    # Another batch shape sums the model's 2 x 2 products in another order (1e-7), and multistep weights of up to 10
+    # carry that on; an adaptive solver differs by its tolerance.
+    rounding = 1e-5 if solver.calls_per_step is not None else 1e-3
+    np.testing.assert_allclose(sample(model, process, shape=(12, 2), **arguments).x, chunked, atol=rounding)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)

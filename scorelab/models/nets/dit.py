@@ -108,6 +108,9 @@ class DiT(nn.Module):
     loop_safe: bool = False
     remat: bool = False
 
+    # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
+    shares_noise_level = True
+
     def __post_init__(self):
         check_positive(
             "DiT",

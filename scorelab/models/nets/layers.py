@@ -141,7 +141,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, c_noise: jax.Array, cond: jax.Array | None) -> jax.Array:
-        """Embed c_noise (batch,) and cond: None, an integer scalar, or integers (batch,)."""
+        """Embed c_noise (batch,) or (1,) and cond: None, an integer scalar, or integers (batch,)."""
         features = noise_features(c_noise, 2 * max(8, self.width // 4))
         h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(features))
         h = nn.Dense(self.width, dtype=self.dtype, name="out")(h)
@@ -162,6 +162,8 @@ class Embedding(nn.Module):
             raise ValueError(
                 f"cond has dtype {cond.dtype}: accepted are integer labels 0..{self.num_classes}"
             )
+        if batch == 1 and cond.ndim == 1:  # one noise level for a batch of labels
+            return cond
         if cond.shape not in ((), (batch,)):
             raise ValueError(f"cond has shape {cond.shape}: accepted are () and ({batch},)")
         return jnp.broadcast_to(cond, (batch,))
@@ -175,8 +177,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def check_inputs(x: jax.Array, c_noise: jax.Array) -> None:
-    """Raise ValueError unless there is one noise level per example."""
-    if x.ndim < 2 or c_noise.shape != x.shape[:1]:
+    """Raise ValueError unless there is one noise level per example, or one row for all of them."""
+    if x.ndim < 2 or c_noise.shape not in (x.shape[:1], (1,)):
         raise ValueError(
-            f"x has shape {x.shape} and c_noise {c_noise.shape}: accepted are (batch, *event) and (batch,)"
+            f"x has shape {x.shape} and c_noise {c_noise.shape}: accepted are (batch, *event) and (batch,) or (1,)"
         )

@@ -56,6 +56,9 @@ class MLP(nn.Module):
     loop_safe: bool = False
     remat: bool = False
 
+    # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
+    shares_noise_level = True
+
     def __post_init__(self):
         check_positive("MLP", width=self.width, depth=self.depth, embed=self.embed)
         check_common("MLP", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
@@ -65,7 +68,7 @@ class MLP(nn.Module):
     def __call__(
         self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False
     ) -> jax.Array:
-        """Evaluate on x (batch, *event), c_noise (batch,) and labels cond, () or (batch,)."""
+        """Evaluate on x (batch, *event), c_noise (batch,) or (1,) and labels cond, () or (batch,)."""
         check_inputs(x, c_noise)
         size = math.prod(x.shape[1:])
         emb = Embedding(self.embed, self.num_classes, self.dtype, name="embedding")(c_noise, cond)
