@@ -107,7 +107,7 @@ class DPMSolverPP(Multistep):
     Attributes:
         order: 1, 2 or 3; lower while there are fewer past values, and 1 on a step to sigma = 0.
         eta: noise strength; 0 is the ODE, 1 the reverse SDE. The deterministic order is declared; with noise the
-            weak order is measured to be the same on Gaussians.
+            weak order measured on Gaussians is 1, 2 and (held back by the starting steps) 2.
     """
 
     order: int = 2

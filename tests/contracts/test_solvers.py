@@ -34,8 +34,12 @@ def flow_error(solver, process, law, grid, n=16):
     return float(jnp.sqrt(jnp.mean((out.x - flow_image(law, process, y, times[0], times[-1])) ** 2)))
 
 
-@pytest.mark.parametrize("process", [VP, VE], ids=lambda p: type(p.schedule).__name__)
-@pytest.mark.parametrize(("solver", "order"), DETERMINISTIC.items(), ids=str)
+# Orders above two are measured on VP alone: on VE the leading error terms of a Gaussian change sign in this range.
+@pytest.mark.parametrize(
+    ("solver", "order", "process"),
+    [*((s, k, VP) for s, k in DETERMINISTIC.items()), *((s, k, VE) for s, k in DETERMINISTIC.items() if k <= 2)],
+    ids=str,
+)
 def test_order_of_convergence(solver, order, process):
     # Slope of the error between N and 2N steps of equal log-SNR, in float64. One-sided above: on a given Gaussian the
     # leading error term of the third-order rules nearly cancels and the measured slope is higher than the theorem's.
@@ -62,10 +66,8 @@ def test_third_order_on_a_uniform_grid(solver):
 
 
 def test_order_is_the_declared_one():
-    for solver, order in {**DETERMINISTIC, **STOCHASTIC}.items():
-        assert solver.order <= order
-        if not isinstance(solver, solvers.UniPC):
-            assert solver.order == order
+    for solver, order in DETERMINISTIC.items():
+        assert solver.order == (order - 1 if isinstance(solver, solvers.UniPC) else order)
 
 
 def weak_error(solver, process, grid):
@@ -172,11 +174,11 @@ def test_a_sample_does_not_depend_on_its_batch(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_jit_equals_no_jit(solver):
-    model = models.ExactModel(LAW, VP)
+    model = models.ExactModel(LAW, EDM)
     arguments = dict(solver=solver, grid=grids.LogSNR(4), key=KEY, shape=(3, 2))
-    jitted = sample(model, VP, **arguments).x
+    jitted = sample(model, EDM, **arguments).x
     with jax.disable_jit():
-        plain = sample(model, VP, **arguments).x
+        plain = sample(model, EDM, **arguments).x
     # Fusion changes rounding only; multistep coefficients amplify it by their size (below 10).
     np.testing.assert_allclose(jitted, plain, rtol=1e-4, atol=2e-5)
 
