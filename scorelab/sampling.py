@@ -71,7 +71,8 @@ def sample(
     The noise of sample ``i`` at step ``k`` comes from ``fold_in(fold_in(key, k), ids[i])``, so a sample depends on the
     key and its id, not on the batch, the chunks or the devices: bitwise under one explicit ``chunk`` size, up to
     rounding otherwise (the compiler sums matrix products of another shape in another order). The compiled program is
-    keyed by the specs and the shapes: new parameters, guidance scales, times, conditions and sample counts (of one chunk shape) reuse it.
+    keyed by the specs and the shapes: new parameters, guidance scales, times, conditions and
+    sample counts (of one chunk shape) reuse it.
 
     Args:
         model: a model pytree, or a function ``(y, t, cond) -> Prediction`` (pass the same function object again).
