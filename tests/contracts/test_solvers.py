@@ -53,7 +53,7 @@ def test_order_of_convergence(solver, order, process):
     assert slope > order - 0.15
     if order < 3:
         assert slope < order + 0.15
-    assert errors[1] < 0.05
+    assert errors[1] < (0.05 if order == 1 else 1e-3)  # converges to the true flow, not to something else
 
 
 @pytest.mark.parametrize("solver", [solvers.DPMSolverPP(order=3), solvers.DEIS(order=3), solvers.UniPC(order=2)], ids=str)
