@@ -91,7 +91,7 @@ def log_likelihood(
         max_steps: solver steps allowed.
 
     Raises:
-        ValueError: probes without a key.
+        ValueError: probes without a key, or data outside the domain of the chart.
         RuntimeError: the solver did not reach ``t_max``.
     """
     require_int(log_likelihood, 0, probes=probes)
@@ -103,7 +103,7 @@ def log_likelihood(
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
     x = jnp.asarray(x, jnp.result_type(float))
     log_prob, latent, steps, done = _flow(
-        model, Prior() if start is None else start, x, key, cond, jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype),
+        model, Prior() if start is None else start, x, process.encode(x), key, cond, jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype),
         rtol, atol, process=process, probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
     )  # fmt: skip
     if not isinstance(done, jax.core.Tracer) and not bool(done):
@@ -135,9 +135,7 @@ def bits_per_dim(
 
 
 @functools.partial(jax.jit, static_argnames=("process", "probes", "solver", "max_steps"))
-def _flow(model, start, x, key, cond, t0, t1, rtol, atol, *, process, probes, solver, max_steps):
-    y0 = process.encode(x)
-
+def _flow(model, start, x, y0, key, cond, t0, t1, rtol, atol, *, process, probes, solver, max_steps):
     def velocity(t):
         return lambda y: model(y, t, cond).velocity.astype(y.dtype)
 

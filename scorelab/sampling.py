@@ -36,7 +36,8 @@ class Samples:
         x: samples in data space, ``(n, *event)``.
         log_weights: unnormalised log-weights ``(n,)``; zero for a solver that does not weight.
         log_z: log of the normalising constant; zero for a solver that does not estimate it.
-        diagnostics: ``first_bad_step`` ``(n,)`` (-1 where all steps were finite), ``model_calls``, and the solver's own.
+        diagnostics: ``first_bad_step`` ``(n,)`` (-1 where all steps were finite), ``model_calls``, and the solver's own
+            (``sign_flips`` ``(n,)`` where multiplicative noise is simulated in data space).
         trajectory: data-space states ``(steps + 1, n, *event)``, the start included, or None.
         times: the grid that was walked, ``(steps + 1,)``.
     """
@@ -125,14 +126,14 @@ def sample(
         part = _walk(
             model, start, key, part_ids, part_cond, _as_float32(rows), solver=solver, process=process, event=event, keep=keep
         )
-        part["y_all"] = None if keep == "last" else part["y_all"][np.append(0, 1 + step_ends)]
-        parts.append(jax.tree.map(lambda leaf: leaf, part))
+        part["path"] = None if keep == "last" else part["path"][np.append(0, 1 + step_ends)]
+        parts.append(part)
         done = min(low + size, n)
         if check_finite and not isinstance(part["bad"], jax.core.Tracer):
             _raise_if_bad(np.asarray(part["bad"])[: done - low], times)
         if progress is not None:
             progress(done, n)
-    return _assemble(parts, process, n, len(rows["step"]), times)
+    return _assemble(parts, solver, n, len(rows["step"]), times)
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "process", "event", "keep"))
@@ -143,6 +144,12 @@ def _walk(model, start, key, ids, cond, rows, *, solver, process, event, keep):
     # Solvers that draw nothing skip making one key per example and row.
     no_keys = per_example_keys(key_path, ids) if not solver.stochastic else None
 
+    signs = start.signs(ids, event)
+
+    def point(y, carry):
+        x = solver.decode(process, y, carry)
+        return x if signs is None else x * signs.astype(x.dtype)
+
     def body(state, row):
         y, carry, bad = state
         keys = no_keys
@@ -152,15 +159,15 @@ def _walk(model, start, key, ids, cond, rows, *, solver, process, event, keep):
         # A sum is finite only if all its terms are: one reduction instead of a mask over the state.
         finite = jnp.isfinite(jnp.sum(result.y, axis=tuple(range(1, y.ndim))))
         bad = jnp.where((bad < 0) & ~finite, row["step"], bad)
-        return (result.y, result.carry, bad), (result.y if keep == "all" else None)
+        return (result.y, result.carry, bad), (point(result.y, result.carry) if keep == "all" else None)
 
     rows = rows | {"index": jnp.arange(len(rows["t"]))}
-    state = (y, solver.init(process, y), jnp.full(len(ids), -1, jnp.int32))
-    (last, carry, bad), path = jax.lax.scan(body, state, rows)
-    outputs = solver.outputs(carry)
-    out = dict(x=process.decode(last), bad=bad, outputs=outputs, y_all=None)
+    carry = solver.init(process, y)
+    begin = point(y, carry)
+    (last, carry, bad), path = jax.lax.scan(body, (y, carry, jnp.full(len(ids), -1, jnp.int32)), rows)
+    out = dict(x=point(last, carry), bad=bad, outputs=solver.outputs(carry), path=None)
     if keep == "all":
-        out["y_all"] = jax.vmap(process.decode)(jnp.concatenate([y[None], path]))
+        out["path"] = jnp.concatenate([begin[None], path])
     return out
 
 
@@ -173,26 +180,26 @@ def _as_float32(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _assemble(parts, process, n, calls, times) -> Samples:
-    first = parts[0]
-
-    def join(name, axis=0):
-        if first[name] is None:
+def _assemble(parts, solver, n, calls, times) -> Samples:
+    def join(pieces, axis=0):
+        if pieces[0] is None:
             return None
-        pieces = [part[name] for part in parts]
         joined = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=axis)
         return joined if joined.shape[axis] == n else jax.lax.slice_in_dim(joined, 0, n, axis=axis)
 
-    outputs = dict(first["outputs"])
-    if outputs and len(parts) > 1:
-        raise ValueError("a solver that weights or couples its samples needs them in one chunk: pass chunk=n")
-    x = join("x")
+    if solver.coupled:
+        if len(parts) > 1:
+            raise ValueError(f"{type(solver).__name__} couples its samples: expected one chunk, pass chunk={n}")
+        outputs = dict(parts[0]["outputs"])
+    else:
+        outputs = {name: join([part["outputs"][name] for part in parts]) for name in parts[0]["outputs"]}
+    x = join([part["x"] for part in parts])
     return Samples(
         x=x,
         log_weights=outputs.pop("log_weights", jnp.zeros(n, x.dtype)),
         log_z=outputs.pop("log_z", jnp.zeros((), x.dtype)),
-        diagnostics=dict(first_bad_step=join("bad"), model_calls=calls, **outputs),
-        trajectory=join("y_all", axis=1),
+        diagnostics=dict(first_bad_step=join([part["bad"] for part in parts]), model_calls=calls, **outputs),
+        trajectory=join([part["path"] for part in parts], axis=1),
         times=times,
     )
 

@@ -7,6 +7,7 @@ batch axis. Steps go from ``t`` to ``s`` (``s`` nearer to the data).
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
@@ -81,8 +82,9 @@ def require_number(spec: object, low: float, high: float, **fields: float) -> No
             raise ValueError(f"{type(spec).__name__}.{name} = {value!r}: expected a number in [{low}, {high}]")
 
 
-def require_spec(spec: object, kind: type, **fields: Any) -> None:
+def require_spec(spec: object, kind: type | UnionType, **fields: Any) -> None:
     """Raise ``TypeError`` naming the first field that is not an instance of ``kind``."""
     for name, value in fields.items():
         if not isinstance(value, kind):
-            raise TypeError(f"{type(spec).__name__}.{name} = {value!r}: expected a {kind.__name__}")
+            wanted = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
+            raise TypeError(f"{type(spec).__name__}.{name} = {value!r}: expected a {wanted}")

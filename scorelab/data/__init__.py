@@ -4,7 +4,7 @@ from scorelab.data.arrays import Arrays
 from scorelab.data.batches import Batches, IteratorAdapter, StatefulIterator
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.registry import load, names
-from scorelab.data.transforms import Identity, Pixels
+from scorelab.data.transforms import Identity, Pixels, Positive
 
 __all__ = [
     "Arrays",
@@ -14,6 +14,7 @@ __all__ = [
     "Identity",
     "IteratorAdapter",
     "Pixels",
+    "Positive",
     "PublishedFile",
     "StatefulIterator",
     "load",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -93,6 +93,26 @@ class IdxImages:
         return Arrays(
             x=images[..., None], label=label, name=self.name, split=split, num_classes=10, levels=256
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves:
+    """One split of another set as a set of its own: its images 0, 2, 4, .. are train, 1, 3, 5, .. are test.
+
+    For sets of which only one split is at hand.
+    """
+
+    name: str
+    source: DataSet
+    of: str = "test"
+    splits: tuple[str, ...] = ("train", "test")
+
+    def load(self, split: str, request: Request) -> Arrays:
+        """Every second image of the split ``of`` of the source."""
+        whole = self.source.load(self.of, request)
+        chosen = slice(self.splits.index(split), None, 2)
+        label = None if whole.label is None else whole.label[chosen]
+        return replace(whole, x=whole.x[chosen], label=label, name=self.name, split=split)
 
 
 @dataclass(frozen=True, kw_only=True)

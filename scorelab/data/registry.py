@@ -13,7 +13,7 @@ from types import MappingProxyType
 from scorelab.data import toy
 from scorelab.data.arrays import Arrays
 from scorelab.data.files import PublishedFile
-from scorelab.data.loaders import CifarBinary, DataSet, Digits, IdxImages, IdxSplit, NpzImages, Request, Toy
+from scorelab.data.loaders import CifarBinary, DataSet, Digits, Halves, IdxImages, IdxSplit, NpzImages, Request, Toy
 
 MNIST_MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -142,12 +142,13 @@ CIFAR10_SUBSET = NpzImages(
     key="images",
     shape=(4000, 32, 32, 3),
 )
+KMNIST_HALVES = Halves(name="kmnist_halves", source=KMNIST)
 _TOYS = (
     toy.eight_gaussians, toy.rings, toy.swiss_roll, toy.checkerboard, toy.pinwheel, toy.two_moons,
 )  # fmt: skip
 
 SETS: Mapping[str, DataSet] = MappingProxyType(
-    {s.name: s for s in (Digits(), MNIST, FASHION_MNIST, KMNIST, CIFAR10, CIFAR10_SUBSET)}
+    {s.name: s for s in (Digits(), MNIST, FASHION_MNIST, KMNIST, KMNIST_HALVES, CIFAR10, CIFAR10_SUBSET)}
     | {sample.__name__: Toy(name=sample.__name__, sampler=sample) for sample in _TOYS}
 )
 

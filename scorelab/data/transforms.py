@@ -17,28 +17,24 @@ def _bits_per_dim(log_prob, log_det: float, event_shape: tuple[int, ...]):
     return -(log_prob + log_det) / (math.prod(event_shape) * math.log(2))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pixels:
-    """Integer levels x in {0, .., levels - 1} on the interval [low, high], each level a cell of equal width.
+class Cells:
+    """Integer levels x in {0, .., levels - 1} on cells of equal width that fill the interval [low, high].
 
-    y = low + (high - low) (x + u) / levels, with u = 1/2 in `encode` (cell centres, so 0 maps to low + half
-    a cell) and u uniform on (0, 1) in `dequantise`. Both stay strictly inside (low, high): with low = 0
-    every y is positive, as a multiplicative process needs. `decode` returns the cell y lies in, so it
-    undoes both exactly.
+    y = low + (high - low) (x + u) / levels, with u = 1/2 in `encode` (cell centres) and u uniform on (0, 1)
+    in `dequantise`. Both stay strictly inside (low, high). `decode` returns the cell y lies in, so it undoes
+    both exactly. A subclass says `levels`, `low` and `high`.
     """
 
-    levels: int = 256
-    low: float = -1.0
-    high: float = 1.0
+    levels: int
+    low: float
+    high: float
 
-    def __post_init__(self):
+    def _check(self, **fields: float) -> None:
         if not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
             raise ValueError(f"levels={self.levels!r}: expected an integer from 2 to 256 (samples are uint8)")
-        for field in ("low", "high"):
-            if not math.isfinite(getattr(self, field)):
-                raise ValueError(f"{field}={getattr(self, field)!r}: expected a finite number")
-        if not self.low < self.high:
-            raise ValueError(f"low={self.low}, high={self.high}: expected low < high")
+        for field, value in fields.items():
+            if not math.isfinite(value):
+                raise ValueError(f"{field}={value!r}: expected a finite number")
 
     def _affine(self, value: jax.Array) -> jax.Array:
         return self.low + value * ((self.high - self.low) / self.levels)
@@ -84,6 +80,54 @@ class Pixels:
         Source: Theis et al. 2016, section 3.1 (Jensen's inequality on P(x) = integral of p over the cell).
         """
         return _bits_per_dim(log_prob, self.log_det(event_shape), event_shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels(Cells):
+    """Levels as cells of [low, high]: 0 maps to half a cell above low, levels - 1 to half a cell below high."""
+
+    levels: int = 256
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self):
+        self._check(low=self.low, high=self.high)
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low}, high={self.high}: expected low < high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positive(Cells):
+    """Images as positive numbers, y = offset + scale img with img = x / (levels - 1) in [0, 1].
+
+    What multiplicative diffusion needs: raw pixels are mostly zero, and zero never moves. The levels are the
+    centres of cells as in `Pixels`; values beyond the outermost cells decode to the outermost levels.
+    Source: arXiv 2510.02730, with offset = scale = 1.
+    """
+
+    levels: int = 256
+    offset: float = 1.0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        self._check(offset=self.offset, scale=self.scale)
+        if self.scale <= 0:
+            raise ValueError(f"scale={self.scale}: expected a number above 0")
+        if self.low <= 0:
+            raise ValueError(
+                f"offset={self.offset}: expected more than scale / (2 (levels - 1)) = "
+                f"{self.offset - self.low:.4g}, so that the whole cell of level 0 is positive"
+            )
+
+    @property
+    def low(self) -> float:
+        """The lower end of the cell of level 0."""
+        return self.offset - 0.5 * self.scale / (self.levels - 1)
+
+    @property
+    def high(self) -> float:
+        """The upper end of the cell of the last level."""
+        return self.offset + self.scale + 0.5 * self.scale / (self.levels - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,11 @@
 from scorelab.densities.base import Density
 from scorelab.densities.empirical import Empirical, IsotropicMixture
 from scorelab.densities.gaussian import Gaussian
+from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
 from scorelab.densities.toy import Boxes, Rings, checkerboard, eight_gaussians, pinwheel, swiss_roll
 
 __all__ = [
-    "Boxes", "Density", "Empirical", "Gaussian", "GaussianMixture", "IsotropicMixture", "Rings", "checkerboard",
+    "Boxes", "Density", "Empirical", "Gaussian", "GaussianMixture", "IsotropicMixture", "LogNormalMixture", "Rings", "checkerboard",
     "eight_gaussians", "pinwheel", "swiss_roll",
 ]

@@ -14,6 +14,7 @@ from scorelab.typing import Array, Key
 
 if TYPE_CHECKING:
     from scorelab.processes.base import Process
+    from scorelab.processes.charts import Chart
 
 
 class Density(abc.ABC):
@@ -38,6 +39,10 @@ class Density(abc.ABC):
     @abc.abstractmethod
     def noised(self, process: Process, t: Array | float) -> Density:
         r"""The law of :math:`y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon` in the chart, for a scalar ``t``."""
+
+    def in_chart(self, chart: Chart) -> Density:
+        """The law of ``chart(x)``. A law is one of chart points and stays itself, unless it says otherwise."""
+        return self
 
     def score(self, x: Array) -> Array:
         r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""

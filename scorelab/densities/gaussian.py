@@ -39,6 +39,15 @@ class Gaussian(Density):
         self._set(mean, basis, eigenvalues, tail, mean.shape)
 
     @classmethod
+    def from_data(cls, points: Array) -> Gaussian:
+        """The Gaussian with the mean and the covariance (unbiased, float64) of points ``(n, *event)``, ``n >= 2``."""
+        points = np.asarray(points, np.float64)
+        if points.ndim < 2 or len(points) < 2:
+            raise ValueError(f"Gaussian.from_data got points of shape {points.shape}: expected (n, *event) with n >= 2")
+        flat = points.reshape(len(points), -1)
+        return cls(points.mean(0), np.atleast_2d(np.cov(flat, rowvar=False)).reshape(flat.shape[1], -1))
+
+    @classmethod
     def low_rank(cls, mean: Array, basis: Array, eigenvalues: Array, tail: Array | float = 0.0) -> Gaussian:
         """From orthonormal columns ``basis`` ``(d, r)``, variances ``(r,)`` along them and ``tail`` across them."""
         mean, basis = np.asarray(mean, np.float64), np.asarray(basis, np.float64)

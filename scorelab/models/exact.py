@@ -22,7 +22,8 @@ class ExactModel:
     The law's parameters are leaves, so a sweep over them does not recompile.
 
     Args:
-        law: the law of the data (:mod:`scorelab.densities`).
+        law: the law of the data in the chart, or a law in data space that the chart knows
+            (:class:`scorelab.densities.LogNormalMixture`).
         process: the forward process (static).
     """
 
@@ -32,10 +33,11 @@ class ExactModel:
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)``; ``cond`` is ignored."""
         t = jnp.asarray(t, y.dtype)
+        law = self.law.in_chart(self.process.chart)
 
         def one_time(y, t):
-            noised = self.law.noised(self.process, t)
-            return self.law.denoise(self.process, y, t), -self.process.sigma(t) * noised.score(y)
+            noised = law.noised(self.process, t)
+            return law.denoise(self.process, y, t), -self.process.sigma(t) * noised.score(y)
 
         if t.ndim == 0:
             denoised, eps = one_time(y, t)
@@ -52,16 +54,17 @@ class FunctionModel:
     Args:
         fn: the function (static: pass the same object again, not a new lambda, or the sampler recompiles).
         process: the forward process (static).
-        returns: what ``fn`` returns: ``"denoised"``, ``"eps"``, ``"score"`` or ``"velocity"``.
+        returns: what ``fn`` returns: ``"denoised"``, ``"eps"``, ``"score"`` (of the chart), ``"velocity"`` or ``"stein"``
+            (the score in data space).
     """
 
     fn: Callable[[Array, Array, Pytree], Array] = field(metadata={"static": True})
     process: Process = field(metadata={"static": True})
-    returns: Literal["denoised", "eps", "score", "velocity"] = field(default="denoised", metadata={"static": True})
+    returns: Literal["denoised", "eps", "score", "velocity", "stein"] = field(default="denoised", metadata={"static": True})
 
     def __post_init__(self):
         require_spec(self, Process, process=self.process)
-        require_choice(self, ("denoised", "eps", "score", "velocity"), returns=self.returns)
+        require_choice(self, ("denoised", "eps", "score", "velocity", "stein"), returns=self.returns)
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""

@@ -1,7 +1,8 @@
 """Forward processes: what noise does."""
 
 from scorelab.processes.base import Perturbed, Prediction, Process
-from scorelab.processes.charts import Chart, Identity
+from scorelab.processes.charts import Chart, Identity, Log
 from scorelab.processes.gaussian import Gaussian
+from scorelab.processes.multiplicative import GeometricBrownianMotion
 
-__all__ = ["Chart", "Gaussian", "Identity", "Perturbed", "Prediction", "Process"]
+__all__ = ["Chart", "Gaussian", "GeometricBrownianMotion", "Identity", "Log", "Perturbed", "Prediction", "Process"]

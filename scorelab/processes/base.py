@@ -66,6 +66,23 @@ class Prediction:
         d_alpha, d_sigma = per_example(p.d_alpha(t), like), per_example(p.d_sigma(t), like)
         return d_alpha * self.denoised + d_sigma * self.eps + per_example(p.d_offset(t), like)
 
+    @property
+    def x(self) -> Array:
+        """The point of data space the prediction is about, ``decode(y)``."""
+        p = self.process
+        alpha, sigma, offset = (per_example(f(self.t), self.eps) for f in (p.alpha, p.sigma, p.offset))
+        return p.decode(alpha * self.denoised + offset + sigma * self.eps)
+
+    @property
+    def stein_score(self) -> Array:
+        r"""The score in data space, :math:`\nabla_x\log p_t(x)`."""
+        return self.process.chart.ambient_score(self.x, self.score)
+
+    @property
+    def hyvarinen_score(self) -> Array:
+        r"""The score of multiplicative perturbations, :math:`x\circ\nabla_x\log p_t(x)`; on the log chart ``score - 1``."""
+        return self.x * self.stein_score
+
 
 @dataclass(frozen=True, kw_only=True)
 class Process(abc.ABC):
@@ -163,21 +180,27 @@ class Process(abc.ABC):
         eps: Array | None = None,
         score: Array | None = None,
         velocity: Array | None = None,
+        stein: Array | None = None,
     ) -> Prediction:
         r"""The full prediction from any of its forms; give exactly one, or both ``denoised`` and ``eps``.
 
         .. math:: \hat\epsilon = (y-b-\alpha D)/\sigma,\quad D = (y-b-\sigma\hat\epsilon)/\alpha,\quad
                   \hat\epsilon = -\sigma\,\mathrm{score},\quad
                   D = \frac{\dot\sigma (y-b) - \sigma(v-\dot b)}{\alpha\dot\sigma - \sigma\dot\alpha}.
+
+        ``score`` is that of the chart, ``stein`` that of data space, :math:`\nabla_x\log p_t(x)`.
         """
-        given = [n for n, v in dict(denoised=denoised, eps=eps, score=score, velocity=velocity).items() if v is not None]
+        forms = dict(denoised=denoised, eps=eps, score=score, velocity=velocity, stein=stein)
+        given = [n for n, v in forms.items() if v is not None]
         if len(given) != 1 and given != ["denoised", "eps"]:
             raise ValueError(
-                f"predict was given {given or 'nothing'}: expected one of denoised, eps, score, velocity (or denoised and eps)"
+                f"predict was given {given or 'nothing'}: expected one of denoised, eps, score, velocity, stein (or denoised and eps)"
             )
         t = jnp.asarray(t, y.dtype)
         alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
         centred = y - offset
+        if stein is not None:
+            score = self.chart.latent_score(self.decode(y), stein)
         if score is not None:
             eps = -sigma * score
         if velocity is not None:

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 
-from scorelab.typing import Array
+from scorelab.typing import Array, require_choice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart(abc.ABC):
-    """An invertible elementwise map; a new one needs the four methods below."""
+    """An invertible elementwise map; a new one needs the four methods below.
+
+    Attributes:
+        mirrored: ``x`` and ``-x`` have the same coordinate, so that a step in data space may change the sign of ``x``.
+    """
+
+    mirrored: ClassVar[bool] = False
 
     @abc.abstractmethod
     def encode(self, x: Array) -> Array:
@@ -39,9 +47,14 @@ class Chart(abc.ABC):
         return -jnp.sum(jnp.log(jnp.abs(self.d_decode(x))), axis=tuple(range(1, x.ndim)))
 
     def ambient_score(self, x: Array, score: Array) -> Array:
-        r"""The data-space score :math:`\nabla_x\log p_X = \nabla_y\log p_Y/\phi' - \phi''/\phi'^2`."""
+        r"""The data-space (Stein) score :math:`\nabla_x\log p_X = \nabla_y\log p_Y/\phi' - \phi''/\phi'^2`."""
         slope = self.d_decode(x)
         return score / slope - self.dd_decode(x) / slope**2
+
+    def latent_score(self, x: Array, stein: Array) -> Array:
+        r"""The chart's score from the data-space one, :math:`\nabla_y\log p_Y = \phi'\,\nabla_x\log p_X + \phi''/\phi'`."""
+        slope = self.d_decode(x)
+        return slope * stein + self.dd_decode(x) / slope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +76,60 @@ class Identity(Chart):
     def dd_decode(self, x):
         """Zero."""
         return jnp.zeros_like(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log(Chart):
+    r""":math:`y = \log x` for positive data, or :math:`y = \log|x|` for signed data whose signs never change.
+
+    Then :math:`\phi = \phi' = \phi'' = e^y`, and the scores are related by
+    :math:`x\,\nabla_x\log p_X = \nabla_y\log p_Y - 1`.
+
+    Attributes:
+        signed: accept negative data. The sign is not part of ``y``: it stays as it is (Dale's law), and what decodes
+            to :math:`e^y > 0` gets it back from where sampling began (:class:`scorelab.starts.Signed`).
+
+    Raises:
+        ValueError: (``encode`` outside ``jit``) data that is not positive, or zero or not a number where ``signed``.
+    """
+
+    signed: bool = False
+
+    mirrored: ClassVar[bool] = True
+
+    def __post_init__(self):
+        require_choice(self, (True, False), signed=self.signed)
+
+    def encode(self, x):
+        r""":math:`\log x`, or :math:`\log|x|`."""
+        x = jnp.asarray(x)
+        if not isinstance(x, jax.core.Tracer):
+            self._require_domain(x)
+        return jnp.log(jnp.abs(x) if self.signed else x)
+
+    def decode(self, y):
+        """The exponential."""
+        return jnp.exp(y)
+
+    def d_decode(self, x):
+        """``x``."""
+        return x
+
+    def dd_decode(self, x):
+        """``x``."""
+        return x
+
+    def _require_domain(self, x: Array) -> None:
+        size = jnp.abs(x) if self.signed else x
+        if count := int(jnp.sum(~(size > 0))):
+            wanted, remedy = ("x != 0", _SIGNED_REMEDY) if self.signed else ("x > 0", _REMEDY)
+            raise ValueError(
+                f"{count} of the {x.size} values of x are outside the domain of multiplicative noise (the least is "
+                f"{float(jnp.min(x)):.6g}): expected {wanted}; {remedy}"
+            )
+
+
+_REMEDY = (
+    "shift images with scorelab.data.Positive(offset=1.0, scale=1.0), give the process signed=True for data of both signs"
+)
+_SIGNED_REMEDY = "leave out elements that are zero, which multiplicative noise never moves"

@@ -18,6 +18,7 @@ from scorelab.run.experiment import Experiment
 from scorelab.run.train import trained_state
 from scorelab.run.workdir import Workdir, write_bytes, write_npz
 from scorelab.sampling import sample
+from scorelab.starts import Start
 from scorelab.training import data_mesh
 from scorelab.typing import Key, Model
 
@@ -72,6 +73,7 @@ def draw(
     if spec.guidance is not None:
         model = ClassifierFreeGuidance(model=model, scale=spec.guidance)
     label = spec.conditions(data, n)
+    start = spec.begin(data, experiment.process, label)
     began = time.monotonic()
     with console.progress("sample", n) as tick:
         out = sample(
@@ -79,7 +81,7 @@ def draw(
             experiment.process,
             solver=spec.solver,
             grid=spec.grid,
-            start=spec.start,
+            start=start,
             key=key,
             shape=(n, *data.load().event_shape),
             cond=label,
@@ -92,7 +94,7 @@ def draw(
     calls = int(out.diagnostics["model_calls"])
     record = {**how, "seconds": seconds, "model_calls": calls}
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
-    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, key, label)))
+    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, start, key, label)))
     arrays = {"x": x, "record": np.asarray(json.dumps(record))}
     write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
     console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s")
@@ -107,7 +109,7 @@ def picture(x: np.ndarray, experiment: Experiment):
     return viz.image_grid(x[:PICTURED], levels=levels, columns=10)
 
 
-def _trajectory(experiment: Experiment, model: Model, key: Key, label: np.ndarray | None):
+def _trajectory(experiment: Experiment, model: Model, start: Start | None, key: Key, label: np.ndarray | None):
     spec, data = experiment.sampling, experiment.data
     levels = data.load().levels
     n = min(spec.n, spec.shown if levels is not None else 2000)
@@ -116,7 +118,7 @@ def _trajectory(experiment: Experiment, model: Model, key: Key, label: np.ndarra
         experiment.process,
         solver=spec.solver,
         grid=spec.grid,
-        start=spec.start,
+        start=start,
         key=key,
         shape=(n, *data.load().event_shape),
         cond=None if label is None else label[:n],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,8 @@ from scorelab import data as datasets
 from scorelab import grids, metrics, solvers
 from scorelab.data import Arrays
 from scorelab.metrics import Score
-from scorelab.processes import Process
+from scorelab.processes import Chart, Identity, Process
+from scorelab.run.data_start import DataStart
 from scorelab.starts import Start
 from scorelab.training import Prepared
 from scorelab.typing import Key, require_choice, require_int, require_number, require_spec
@@ -54,6 +56,12 @@ class DataSpec:
         """One split, kept in memory; errors as ``scorelab.data.load``."""
         return _load(self.name, split, self.n, self.seed)
 
+    def encoded(self, chart: Chart, split: str = "train") -> Iterator[np.ndarray]:
+        """The points of a split in the chart, float64, in blocks of rows."""
+        x = self.load(split).x
+        for low in range(0, len(x), _BLOCK):
+            yield np.asarray(chart.encode(self.transform.encode(x[low : low + _BLOCK])), np.float64)
+
     def batches(self, batch_size: int, seed: int) -> Prepared:
         """The training batches, as ``scorelab.training.fit`` takes them."""
         batches = datasets.Batches(self.load(), batch_size=batch_size, seed=seed)
@@ -65,25 +73,25 @@ def _load(name: str, split: str, n: int | None, seed: int | None) -> Arrays:
     return datasets.load(name, split, n=n, seed=seed)
 
 
-def measured_std(data: DataSpec) -> float:
-    """The standard deviation of the encoded training data over all elements, to four significant digits.
+def measured_std(data: DataSpec, process: Process | None = None) -> float:
+    """The standard deviation of the training data in the chart of the process, to four significant digits.
 
-    The value for ``Denoiser.data_std``. Rounded, so that platforms which sum in another order agree on the
-    spec.
+    The value for ``Denoiser.data_std``, over all elements; without a process, of the data as they are. Rounded,
+    so that platforms which sum in another order agree on the spec. ValueError where the chart does not take
+    the data.
     """
     if not isinstance(data, DataSpec):
         raise TypeError(f"measured_std.data = {data!r}: expected a DataSpec")
-    return _std(data)
+    return _std(data, Identity() if process is None else process.chart)
 
 
 @functools.lru_cache(maxsize=16)
-def _std(data: DataSpec) -> float:
-    x = data.load().x
+def _std(data: DataSpec, chart: Chart) -> float:
     total = square = 0.0
-    for low in range(0, len(x), _BLOCK):
-        y = np.asarray(data.transform.encode(x[low : low + _BLOCK]), np.float64)
+    size = data.load().x.size
+    for y in data.encoded(chart):
         total, square = total + y.sum(), square + np.square(y).sum()
-    return float(f"{np.sqrt(square / x.size - (total / x.size) ** 2):.4g}")
+    return float(f"{np.sqrt(square / size - (total / size) ** 2):.4g}")
 
 
 def chained(transforms: tuple[optax.GradientTransformation, ...]) -> optax.GradientTransformation:
@@ -98,7 +106,8 @@ class SamplingSpec:
     Attributes:
         solver: the solver.
         grid: the time grid.
-        start: the law at the first grid time, None for the prior.
+        start: the law at the first grid time, a ``DataStart`` to take it from the training data, None for the
+            prior.
         n: number of samples.
         guidance: scale of classifier-free guidance, None for the plain model; needs ``DataSpec.labels``.
         classes: the conditions, given to the samples in turn; () for every class of the data.
@@ -108,7 +117,7 @@ class SamplingSpec:
 
     solver: solvers.Solver = field(default_factory=solvers.Heun)
     grid: grids.Grid = field(default_factory=lambda: grids.Karras(18))
-    start: Start | None = None
+    start: Start | DataStart | None = None
     n: int = 100
     guidance: float | None = None
     classes: tuple[int, ...] = ()
@@ -119,7 +128,7 @@ class SamplingSpec:
         require_spec(self, solvers.Solver, solver=self.solver)
         require_spec(self, grids.Grid, grid=self.grid)
         if self.start is not None:
-            require_spec(self, Start, start=self.start)
+            require_spec(self, Start | DataStart, start=self.start)
         require_int(self, 1, n=self.n, shown=self.shown)
         if self.guidance is not None:
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
@@ -128,6 +137,10 @@ class SamplingSpec:
         object.__setattr__(self, "classes", tuple(self.classes))
         for label in self.classes:
             require_int(self, 0, classes=label)
+
+    def begin(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start | None:
+        """The start of samples with the conditions ``label``; the training data is read where it is needed."""
+        return self.start(data, process, label) if isinstance(self.start, DataStart) else self.start
 
     def conditions(self, data: DataSpec, n: int) -> np.ndarray | None:
         """The label of each sample ``(n,)`` int32, or None for a model without condition."""

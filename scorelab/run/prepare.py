@@ -11,7 +11,7 @@ from scorelab.run.experiment import Experiment
 from scorelab.run.sources import ConfigError, shown
 from scorelab.run.train import state_like
 from scorelab.run.workdir import Workdir, write_json, write_text
-from scorelab.starts import Prior
+from scorelab.starts import Prior, Start
 
 # What may differ between a run and its continuation: a longer training, or another way to sample and to
 # score.
@@ -37,12 +37,12 @@ def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console)
 
 
 def check_fit(experiment: Experiment) -> None:
-    """Raise ValueError or TypeError where the parts of an experiment do not fit one another; computes
-    nothing.
+    """Raise ValueError or TypeError where the parts of an experiment do not fit one another.
 
-    The data and the network, the batch and the devices, and the sampler and the process: what would otherwise
-    only show after the training.
+    The data, the process and the network, the batch and the devices, and the sampler and the process: what
+    would otherwise only show after the training. Encodes one block of the data and computes nothing else.
     """
+    next(experiment.data.encoded(experiment.process.chart))
     state_like(experiment)
     if experiment.batch_size % jax.device_count():
         raise ValueError(
@@ -50,7 +50,8 @@ def check_fit(experiment: Experiment) -> None:
             f"expected a multiple of the {jax.device_count()} devices"
         )
     spec, process = experiment.sampling, experiment.process
-    times = (Prior() if spec.start is None else spec.start).times(process, spec.grid.times(process))
+    start = spec.start if isinstance(spec.start, Start) else Prior()
+    times = start.times(process, spec.grid.times(process))
     spec.solver.table(process, times)
 
 

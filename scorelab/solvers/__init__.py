@@ -2,13 +2,14 @@
 
 from scorelab.solvers.base import Nodes, Rows, Solver, Step
 from scorelab.solvers.corrector import PredictorCorrector
-from scorelab.solvers.euler import EulerMaruyama, ProbabilityFlowEuler
+from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
 from scorelab.solvers.external import Diffrax
+from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.straight import DEIS, Heun
 from scorelab.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DEIS", "DPMSolverPP", "Diffrax", "EulerMaruyama", "Heun", "Multistep", "Nodes", "PredictorCorrector",
-    "ProbabilityFlowEuler", "Rows", "Solver", "Step", "UniPC",
+    "DDIM", "DEIS", "DPMSolverPP", "Diffrax", "EulerMaruyama", "Heun", "Milstein", "MultiplicativeAnnealed", "Multistep", "Nodes",
+    "PredictorCorrector", "ProbabilityFlowEuler", "Rows", "Solver", "Step", "UniPC",
 ]

@@ -38,11 +38,13 @@ class Solver(abc.ABC):
         order: the order of convergence (of the weak error for a stochastic solver); 0 where a bias remains.
         stochastic: whether steps draw noise.
         calls_per_step: model calls in one grid step (the last step may take fewer); None where it adapts.
+        coupled: the samples of one call depend on one another, so that they cannot be drawn in chunks.
     """
 
     order: ClassVar[int] | int
     stochastic: ClassVar[bool] | bool
     calls_per_step: ClassVar[int | None] | int | None = 1
+    coupled: ClassVar[bool] = False
 
     @abc.abstractmethod
     def table(self, process: Process, times: np.ndarray) -> Rows:
@@ -56,8 +58,15 @@ class Solver(abc.ABC):
     def step(self, model: BoundModel, keys: Key, y: Array, carry: Pytree, row: dict[str, Array]) -> Step:
         """Apply one row. ``keys`` has one key per example, fresh for this row."""
 
+    def decode(self, process: Process, y: Array, carry: Pytree) -> Array:
+        """The point of data space; other than ``process.decode(y)`` where the memory knows what ``y`` does not."""
+        return process.decode(y)
+
     def outputs(self, carry: Pytree) -> dict[str, Any]:
-        """What the memory adds to the result after the last row (``log_weights``, ``log_z``, diagnostics)."""
+        """What the memory adds to the result after the last row (``log_weights``, ``log_z``, diagnostics).
+
+        Arrays with one row per sample, unless the solver is ``coupled``.
+        """
         return {}
 
 

@@ -3,14 +3,58 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.base import Process
 from scorelab.solvers.base import Nodes, Rows, Solver, Step
-from scorelab.typing import per_example_normal, require_choice
+from scorelab.typing import Array, per_example_normal, require_choice
+
+
+class SignMemory(NamedTuple):
+    """What the log chart forgets of a walk in data space: the signs now, and how often they changed.
+
+    Attributes:
+        sign: relative to the beginning, ``(batch, *event)``.
+        flips: changes of sign so far, over all elements of an example, ``(batch,)``.
+    """
+
+    sign: Array
+    flips: Array
+
+    @classmethod
+    def fresh(cls, process: Process, y: Array) -> SignMemory | tuple[()]:
+        """No change yet; nothing to remember where the chart is not mirrored."""
+        if not process.chart.mirrored:
+            return ()
+        return cls(jnp.ones_like(y), jnp.zeros(len(y), jnp.int32))
+
+
+def land(process: Process, x: Array, memory: SignMemory | tuple[()]) -> tuple[Array, SignMemory | tuple[()]]:
+    """The coordinate of a point that was positive before a step in data space, and the memory of its sign."""
+    if not memory:
+        return process.encode(x), memory
+    flipped = x < 0
+    flips = memory.flips + jnp.sum(flipped, axis=tuple(range(1, x.ndim)), dtype=jnp.int32)
+    return process.encode(jnp.abs(x)), SignMemory(jnp.where(flipped, -memory.sign, memory.sign), flips)
+
+
+class InDataSpace:
+    """What solvers share that step in data space: signs are remembered, and their changes reported."""
+
+    def init(self, process, y):
+        """The memory of the signs."""
+        return SignMemory.fresh(process, y)
+
+    def decode(self, process, y, carry):
+        """With the sign that the walk has given to ``x``."""
+        return process.decode(y) * carry.sign if carry else process.decode(y)
+
+    def outputs(self, carry):
+        """``sign_flips``, ``(n,)``, where the chart is mirrored."""
+        return dict(sign_flips=carry.flips) if carry else {}
 
 
 def time_rows(solver: Solver, process: Process, times: np.ndarray, denoise: bool) -> tuple[Nodes, Rows]:
@@ -63,13 +107,52 @@ class ProbabilityFlowEuler(Solver):
         return Step(finish(prediction, out, row), carry, prediction)
 
 
+class ReverseSDE(InDataSpace, Solver):
+    """The table that Euler-Maruyama and Milstein share; a subclass has a field ``denoise``."""
+
+    calls_per_step: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+
+    def table(self, process, times):
+        """Rates of the SDE at the beginning of each step."""
+        nodes, rows = time_rows(self, process, times, self.denoise)
+        t = nodes.t[:-1]
+        f, g2 = np.asarray(process.schedule.drift_rate(t)), np.asarray(process.schedule.diffusion_rate(t))
+        dt = rows["dt"]
+        a = 1 + dt * f
+        clean = np.tile([nodes.alpha[-1], nodes.offset[-1]], (len(dt), 1))
+        o = nodes.offset[:-1] * (1 - a) + dt * np.broadcast_to(process.d_offset(t), dt.shape)
+        return rows | dict(a=a, e=dt * g2 / nodes.sigma[:-1], n=np.sqrt(-dt * g2), root_dt=np.sqrt(-dt), o=o, clean=clean)
+
+    def step_in_data_space(self, model, keys, y, carry, row, correction: float) -> Step:
+        """One step of the data-space SDE, with ``correction`` times Milstein's second-order term."""
+        prediction = model(y, row["t"])
+        process, t = prediction.process, row["t"]
+        x, noise = process.decode(y), per_example_normal(keys, y)
+        drift = process.reverse_drift(x, t, process.chart.ambient_score(x, prediction.score))
+        out = x + row["dt"] * drift + row["root_dt"] * process.diffusion(x, t) * noise
+        if correction:
+            # b b' = phi'' g^2 for the diagonal diffusion b = phi' g, and div(b^2) = 2 phi'' g^2.
+            out = out - row["dt"] * correction * 0.25 * process.div_diffusion(x, t) * (noise**2 - 1)
+        # A row that ends in the denoised mean has dt = 0: x stays where it is, and so do its signs.
+        out, carry = land(process, out, carry)
+        return Step(finish(prediction, out, row), carry, prediction)
+
+
 @dataclass(frozen=True, kw_only=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(ReverseSDE):
     r"""Euler-Maruyama on the reverse SDE, in the chart or in data space.
 
     Latent: :math:`y_s = y_t + [f(y-b) + \dot b - g^2\nabla\log p_t]\,(s-t) + g\sqrt{t-s}\,z`. Ambient: the same rule for
     :math:`x`, with the divergence of the state-dependent diffusion (:mod:`scorelab.processes.base`). The two agree on
-    the identity chart.
+    the identity chart. Under geometric Brownian motion, with the Hyvarinen score :math:`h` and :math:`\delta=t-s`, they
+    are the two samplers of "Dale meets Langevin" (arXiv 2510.02730),
+
+    .. math:: \text{latent (Dale-Langevin)}\quad& x \leftarrow x\,e^{\delta(\sigma^2h-\mu+\frac32\sigma^2)+\sqrt\delta\sigma z},\\
+              \text{ambient (sign-agnostic)}\quad& x \leftarrow x\,(1+\delta(\sigma^2h-\mu+2\sigma^2)+\sqrt\delta\sigma z).
+
+    The second may change signs when steps are large; ``diagnostics["sign_flips"]`` counts them for each sample. Weak
+    order 1 both; strong order 1 latent (the noise of the log chart is additive) and 1/2 ambient.
 
     Attributes:
         coords: ``"latent"`` (chart) or ``"ambient"`` (data space).
@@ -80,35 +163,44 @@ class EulerMaruyama(Solver):
     denoise: bool = True
 
     order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-    calls_per_step: ClassVar[int] = 1
 
     def __post_init__(self):
         require_choice(self, ("latent", "ambient"), coords=self.coords)
         require_choice(self, (True, False), denoise=self.denoise)
 
-    def table(self, process, times):
-        """See the class."""
-        nodes, rows = time_rows(self, process, times, self.denoise)
-        t = nodes.t[:-1]
-        f, g2 = np.asarray(process.schedule.drift_rate(t)), np.asarray(process.schedule.diffusion_rate(t))
-        dt = rows["dt"]
-        a = 1 + dt * f
-        clean = np.tile([nodes.alpha[-1], nodes.offset[-1]], (len(dt), 1))
-        o = nodes.offset[:-1] * (1 - a) + dt * np.broadcast_to(process.d_offset(t), dt.shape)
-        return rows | dict(a=a, e=dt * g2 / nodes.sigma[:-1], n=np.sqrt(-dt * g2), root_dt=np.sqrt(-dt), o=o, clean=clean)
+    def init(self, process, y):
+        """The memory of the signs in data space."""
+        return super().init(process, y) if self.coords == "ambient" else ()
 
     def step(self, model, keys, y, carry, row):
         """See the class."""
+        if self.coords == "ambient":
+            return self.step_in_data_space(model, keys, y, carry, row, 0.0)
         prediction = model(y, row["t"])
-        noise = per_example_normal(keys, y)
-        if self.coords == "latent":
-            out = row["a"] * y + row["e"] * prediction.eps + row["o"] + row["n"] * noise
-        else:
-            process = prediction.process
-            x = process.decode(y)
-            score = process.chart.ambient_score(x, prediction.score)
-            drift = process.reverse_drift(x, row["t"], score)
-            x = x + row["dt"] * drift + row["root_dt"] * process.diffusion(x, row["t"]) * noise
-            out = process.encode(x)
+        out = row["a"] * y + row["e"] * prediction.eps + row["o"] + row["n"] * per_example_normal(keys, y)
         return Step(finish(prediction, out, row), carry, prediction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Milstein(ReverseSDE):
+    r"""Milstein's rule on the reverse SDE in data space: strong order 1 where the noise depends on the state.
+
+    .. math:: x_s = x_{\text{Euler-Maruyama}} + \tfrac12 b\,b'\,\delta\,(z^2-1),\qquad b = \phi' g,\quad b\,b' = \phi'' g^2 ,
+
+    elementwise, with :math:`\delta = t - s`. On the identity chart it is Euler-Maruyama; under geometric Brownian motion
+    it adds :math:`\tfrac12\delta\sigma^2(z^2-1)` to the factor of the sign-agnostic step.
+
+    Attributes:
+        denoise: end a step to sigma = 0 with the denoised mean instead of a noisy step.
+    """
+
+    denoise: bool = True
+
+    order: ClassVar[int] = 1
+
+    def __post_init__(self):
+        require_choice(self, (True, False), denoise=self.denoise)
+
+    def step(self, model, keys, y, carry, row):
+        """See the class."""
+        return self.step_in_data_space(model, keys, y, carry, row, 1.0)

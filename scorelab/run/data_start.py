@@ -1,0 +1,51 @@
+"""Starts taken from the training data when sampling begins, so that a config can name them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from scorelab.densities import Gaussian
+from scorelab.processes import Process
+from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Prior, Signed, Start
+from scorelab.typing import require_choice
+
+if TYPE_CHECKING:
+    from scorelab.run.experiment import DataSpec
+
+KINDS = ("moments", "lognormal", "class_average", "signed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataStart:
+    """A start whose numbers come from the training data, in the chart of the process.
+
+    Attributes:
+        kind: ``"moments"``: the noised Gaussian with the mean and covariance of the data
+            (:class:`scorelab.starts.GaussianMoments`); ``"lognormal"``: one mean and one deviation for all
+            elements (:class:`scorelab.starts.LogNormal`); ``"class_average"``: the noised average of the
+            sample's class (:class:`scorelab.starts.ClassAverage`); ``"signed"``: the prior, with the signs of
+            the training points (:class:`scorelab.starts.Signed`).
+    """
+
+    kind: Literal["moments", "lognormal", "class_average", "signed"] = "moments"
+
+    def __post_init__(self):
+        require_choice(self, KINDS, kind=self.kind)
+
+    def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start:
+        """The start of samples with the conditions ``label``, ValueError where the data has no classes."""
+        if self.kind == "signed":
+            return Signed(Prior(), np.sign(data.load().x))
+        y = np.concatenate(list(data.encoded(process.chart)))
+        if self.kind == "moments":
+            return GaussianMoments(Gaussian.from_data(y))
+        if self.kind == "lognormal":
+            return LogNormal.matched(y.mean(), y.std(), process)
+        classes = data.load().label
+        if classes is None:
+            raise ValueError(f"DataStart.kind = 'class_average' for {data.name}: expected a data set with labels")
+        means = np.stack([y[classes == c].mean(0) for c in range(data.load().num_classes)])
+        return ClassAverage(means, label)

@@ -1,0 +1,102 @@
+"""The clock of geometric Brownian motion, with constant or time-varying volatility."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.schedules.base import Schedule, namespace, on_host, require_time_range
+from scorelab.typing import Array, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class GBMClock(Schedule):
+    r"""The clock of geometric Brownian motion: :math:`\alpha_t = 1`, :math:`\sigma_t^2 = \int_0^t \mathrm{volatility}(s)^2 ds`.
+
+    Attributes:
+        volatility: a positive number, or a hashable function of time written with ``jax.numpy`` (such as
+            :class:`Ramp`), positive on ``(0, t_max]``; its square is integrated by Gauss-Legendre quadrature.
+    """
+
+    volatility: float | Callable[[Array], Array] = 0.8
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def __post_init__(self):
+        if not callable(self.volatility):
+            require_positive(self, volatility=self.volatility)
+        require_time_range(self)
+
+    def variance(self, t: Array | float) -> Array:
+        r""":math:`v(t) = \sigma_t^2`."""
+        if callable(self.volatility):
+            return integral(lambda s: self.volatility(s) ** 2, t)
+        return self.volatility**2 * t
+
+    def log_alpha(self, t):
+        """Zero."""
+        return namespace(t).zeros_like(t)
+
+    def log_snr(self, t):
+        """See the class."""
+        with np.errstate(divide="ignore"):
+            return -namespace(t).log(self.variance(t))
+
+    def time(self, log_snr):
+        """See the class; with a function, by bisection on ``[0, t_max]``."""
+        variance = namespace(log_snr).exp(-log_snr)
+        return bisect(self.variance, variance, self.t_max) if callable(self.volatility) else variance / self.volatility**2
+
+    def sigma(self, t):
+        """See the class."""
+        return namespace(t).sqrt(self.variance(t))
+
+    def diffusion_rate(self, t):
+        """The squared volatility."""
+        if callable(self.volatility):
+            return on_host(self.volatility, t) ** 2
+        return self.volatility**2 * namespace(t).ones_like(t)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A coefficient that is linear in time, ``start + (end - start) t``: for ``GBMClock`` and its drift."""
+
+    start: float
+    end: float
+
+    def __call__(self, t: Array | float) -> Array:
+        """The value at ``t``."""
+        return self.start + (self.end - self.start) * t
+
+
+def integral(fn, t: Array | float) -> Array:
+    r""":math:`\int_0^t` of an elementwise JAX function, by 32 Gauss-Legendre nodes: exact to rounding where it is smooth."""
+    nodes, weights = np.polynomial.legendre.leggauss(32)
+
+    def quadrature(t):
+        return t * jnp.sum(0.5 * weights * fn(0.5 * (1 + nodes) * t[..., None]), axis=-1)
+
+    return on_host(quadrature, t)
+
+
+def bisect(fn, value: Array, high: float) -> Array:
+    """Where the increasing ``fn`` on ``[0, high]`` has ``value``; the nearer end where it has it nowhere."""
+    xp = namespace(value)
+
+    def halve(_, ends):
+        low, high = ends
+        middle = 0.5 * (low + high)
+        above = fn(middle) > value
+        return xp.where(above, low, middle), xp.where(above, middle, high)
+
+    ends = xp.zeros_like(value), xp.full_like(value, high)
+    if xp is jnp:
+        return jax.lax.fori_loop(0, 64, halve, ends)[1]
+    for step in range(80):
+        ends = halve(step, ends)
+    return ends[1] * (value > 0)

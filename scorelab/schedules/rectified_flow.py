@@ -1,0 +1,70 @@
+"""Straight lines between data and noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.schedules.base import Schedule, namespace, require_time_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class RectifiedFlow(Schedule):
+    r"""Straight lines between data and noise: :math:`\alpha_t = 1-t`, :math:`\sigma_t = t` (Liu et al. 2023).
+
+    The path is straight in ``y`` itself, so ``scale`` is one and ``alpha`` may be zero at ``t_max = 1``.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self):
+        require_time_range(self)
+        if self.t_max > 1:
+            raise ValueError(f"RectifiedFlow.t_max = {self.t_max!r}: expected at most 1")
+
+    def alpha(self, t):
+        """See the class."""
+        return 1 - t
+
+    def sigma(self, t):
+        """See the class."""
+        return t if namespace(t) is jnp else np.asarray(t, np.float64)
+
+    def log_alpha(self, t):
+        """See the class."""
+        with np.errstate(divide="ignore"):
+            return namespace(t).log1p(-t)
+
+    def log_snr(self, t):
+        """See the class."""
+        xp = namespace(t)
+        with np.errstate(divide="ignore"):
+            return 2 * (xp.log1p(-t) - xp.log(t))
+
+    def time(self, log_snr):
+        """See the class."""
+        with np.errstate(over="ignore"):
+            return 1 / (1 + namespace(log_snr).exp(log_snr / 2))
+
+    def scale(self, t):
+        """One: the path is straight in ``y``."""
+        return namespace(t).ones_like(t)
+
+    def d_alpha(self, t):
+        """Minus one."""
+        return -namespace(t).ones_like(t)
+
+    def d_sigma(self, t):
+        """One."""
+        return namespace(t).ones_like(t)
+
+    def drift_rate(self, t):
+        """See the class."""
+        return -1 / (1 - t)
+
+    def diffusion_rate(self, t):
+        r""":math:`g_t^2 = 2t/(1-t)`."""
+        return 2 * t / (1 - t)
