@@ -103,8 +103,9 @@ def log_likelihood(
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
     x = jnp.asarray(x, jnp.result_type(float))
     log_prob, latent, steps, done = _flow(
-        model, Prior() if start is None else start, x, process.encode(x), key, cond, jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype),
-        rtol, atol, process=process, probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
+        model, Prior() if start is None else start, x, process.encode(x), key, cond,
+        jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
+        process=process, probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
     )  # fmt: skip
     if not isinstance(done, jax.core.Tracer) and not bool(done):
         raise RuntimeError(

@@ -194,7 +194,7 @@ class Process(abc.ABC):
         given = [n for n, v in forms.items() if v is not None]
         if len(given) != 1 and given != ["denoised", "eps"]:
             raise ValueError(
-                f"predict was given {given or 'nothing'}: expected one of denoised, eps, score, velocity, stein (or denoised and eps)"
+                f"predict was given {given or 'nothing'}: expected one of {', '.join(forms)} (or denoised and eps)"
             )
         t = jnp.asarray(t, y.dtype)
         alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))

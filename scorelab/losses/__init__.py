@@ -1,0 +1,36 @@
+r"""What a network is trained on: denoising score matching, its weightings, and the laws of training times.
+
+A loss owns time, noise and weighting; learners and the training loop know none of them. What is minimised is
+
+.. math:: E_{t\sim p}\,E_{y_0,\epsilon}\Big[w(t)\,\tfrac1d\,\lVert D(y_t, t) - y_0\rVert^2\Big],
+
+so the density of the times and the weight multiply: the *effective* weight of a time is :math:`p(t)\,w(t)`.
+Neither corrects for the other. A weighting that a paper states together with a law of the times means what
+the paper says only with that law (each docstring below names it).
+"""
+
+from scorelab.losses.denoising import Batch, DenoisingScoreMatching, Loss
+from scorelab.losses.multiplicative import (
+    MultiplicativeDenoisingScoreMatching,
+    MultiplicativeExplicitScoreMatching,
+    NonNegativeScoreMatching,
+    VarianceWeighting,
+)
+from scorelab.losses.times import LogitNormalTimes, LogNormalTimes, Times, UniformLogSNRTimes, UniformTimes
+from scorelab.losses.weightings import (
+    EDMWeighting,
+    LikelihoodWeighting,
+    MinSNR,
+    SigmoidWeighting,
+    SNRWeighting,
+    VWeighting,
+    Weighting,
+    X0Weighting,
+)
+
+__all__ = [
+    "Batch", "DenoisingScoreMatching", "EDMWeighting", "LikelihoodWeighting", "LogNormalTimes", "LogitNormalTimes", "Loss",
+    "MinSNR", "MultiplicativeDenoisingScoreMatching", "MultiplicativeExplicitScoreMatching", "NonNegativeScoreMatching",
+    "SNRWeighting", "SigmoidWeighting", "Times", "UniformLogSNRTimes", "UniformTimes", "VWeighting", "VarianceWeighting",
+    "Weighting", "X0Weighting",
+]

@@ -1,0 +1,122 @@
+"""Denoising score matching."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.losses.times import LogNormalTimes, Times
+from scorelab.losses.weightings import EDMWeighting, Weighting
+from scorelab.processes.base import Process
+from scorelab.typing import Array, Key, Model, Pytree, per_example, require_int, require_number, require_spec
+
+Batch = dict[str, Pytree]
+
+
+class Loss(Protocol):
+    """What a learner minimises."""
+
+    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        """The loss of each example, ``(batch,)``, and scalar metrics by name.
+
+        ``batch`` is ``{"x": (batch, *event) floating point in data space, "cond": pytree or None}``.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DenoisingScoreMatching:
+    r"""Weighted denoising: :math:`w(t)\,\lVert D(y_t,t)-y_0\rVert^2/d` at a random time with random noise.
+
+    With :math:`r=\sigma/\alpha` the errors are :math:`D-y_0 = -r\,(\hat\epsilon-\epsilon)`. In float32 the
+    left side loses digits where the noise is small and the right side where it is large, so each is used on
+    its side of :math:`r=1`. The minimiser is :math:`D=E[y_0\mid y_t]` for every weighting and every law of
+    the times with full support (Vincent 2011).
+
+    Attributes:
+        process: the forward process; errors are measured in its chart.
+        weighting: ``w``, a function of ``(process, t)``.
+        times: the law of ``t``.
+        label_dropout: probability with which an example's condition is replaced by the null one, which trains
+            the unconditional model of classifier-free guidance alongside (Ho & Salimans 2022).
+        null_label: the null condition; needed when ``label_dropout`` is above zero. Networks of this library
+            take ``num_classes`` for it, and no condition at all means the same. Every leaf of ``cond`` gets
+            this value, so for float embeddings 0 is the zero vector.
+
+    Errors:
+        TypeError: ``batch["x"]`` is not floating point (raw pixels: scale them in the ``prepare`` of the
+            data).
+        ValueError: ``label_dropout`` is above zero and the batch has no ``cond``.
+    """
+
+    process: Process
+    _: KW_ONLY
+    weighting: Weighting = field(default_factory=EDMWeighting)
+    times: Times = field(default_factory=LogNormalTimes)
+    label_dropout: float = 0.0
+    null_label: int | None = None
+
+    def __post_init__(self):
+        require_spec(self, Process, process=self.process)
+        require_spec(self, Times, times=self.times)
+        if not callable(self.weighting):
+            raise TypeError(
+                f"{type(self).__name__}.weighting = {self.weighting!r}: expected a function of "
+                "(process, t), such as EDMWeighting()"
+            )
+        require_number(self, 0.0, 1.0, label_dropout=self.label_dropout)
+        if self.null_label is not None:
+            require_int(self, 0, null_label=self.null_label)
+        elif self.label_dropout > 0:
+            raise ValueError(
+                "DenoisingScoreMatching.null_label = None: expected the null condition (num_classes of the "
+                f"network), since label_dropout = {self.label_dropout}"
+            )
+
+    def weight(self, t: Array) -> Array:
+        """The weight of the error in the denoised data at ``t``."""
+        return self.weighting(self.process, t)
+
+    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        r"""The loss of each example, ``(batch,)``, and ``eps_mse``, the unweighted error in the noise."""
+        x, cond = batch["x"], batch.get("cond")
+        require_floating(x)
+        key_times, key_noise, key_labels = jax.random.split(key, 3)
+        t = self.times(key_times, self.process, x.shape[0])
+        noised = self.process.perturb(key_noise, x, t)
+        prediction = model(noised.y, t, self._drop(key_labels, cond, x.shape[0]))
+
+        ratio = self.process.noise_ratio(t)
+        # The ratio is capped in the branch that is not taken: alpha = 0 would put inf * 0 into its gradient.
+        small = jnp.minimum(ratio, 1.0)
+        denoised_error = prediction.denoised - noised.y0
+        eps_error = prediction.eps - noised.eps
+        error = jnp.where(per_example(ratio <= 1, x), per_example(small, x) * eps_error, denoised_error)
+        square = mean_square(error)
+        return self.weight(t) * square, {"eps_mse": jnp.mean(mean_square(eps_error))}
+
+    def _drop(self, key: Key, cond: Pytree, n: int) -> Pytree:
+        if self.label_dropout == 0:
+            return cond
+        if cond is None:
+            raise ValueError(f'batch["cond"] = None: expected one, label_dropout = {self.label_dropout}')
+        dropped = jax.random.bernoulli(key, self.label_dropout, (n,))
+
+        def replace(c):
+            return jnp.where(per_example(dropped, c), jnp.asarray(self.null_label, c.dtype), c)
+
+        return jax.tree.map(replace, cond)
+
+
+def require_floating(x: Array) -> None:
+    """Raise ``TypeError`` for raw integer data."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f'batch["x"] has dtype {x.dtype}: expected floating point, scaled by the prepare of the data')
+
+
+def mean_square(error: Array) -> Array:
+    """Mean over the event of the square, ``(batch,)``."""
+    return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)

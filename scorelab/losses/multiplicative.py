@@ -1,0 +1,163 @@
+r"""Losses of multiplicative diffusion, in the Hyvarinen score :math:`h = x\circ\nabla_x\log p_t(x)`.
+
+In the log chart :math:`h = \nabla_y\log p_t(y) - 1 = -1 - \hat\epsilon/\sqrt v`, and the kernel has
+:math:`x_t\circ\nabla\log p(x_t\mid x_0) = -1 - \epsilon/\sqrt v`. So an error in :math:`h` is an error in the noise over
+:math:`\sqrt v`, and what follows is score matching in ``y`` with other names and weights:
+
+.. math:: \text{M-DSM}\ \tfrac12\lambda\,\lVert h_\theta + 1 + \epsilon/\sqrt v\rVert^2
+          = \tfrac{\lambda}{2v}\lVert\hat\epsilon-\epsilon\rVert^2 .
+
+Norms are means over the elements, as in every loss of the library. Source: arXiv 2510.02730; Hyvarinen (2007).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import KW_ONLY, dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.densities.base import Density
+from scorelab.losses.denoising import Batch, DenoisingScoreMatching, mean_square, require_floating
+from scorelab.losses.times import Times, UniformTimes
+from scorelab.losses.weightings import Weighting
+from scorelab.models.exact import ExactModel
+from scorelab.processes.base import Process
+from scorelab.processes.multiplicative import GeometricBrownianMotion
+from scorelab.typing import Array, Key, Model, require_int, require_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceWeighting:
+    r""":math:`\lambda = v(t)`, under which M-DSM is :math:`\tfrac12\lVert\hat\epsilon-\epsilon\rVert^2`.
+
+    Without a weight the target of M-DSM has the variance :math:`1/v`, which is infinite at ``t = 0``.
+    """
+
+    def __call__(self, process: Process, t: Array) -> Array:
+        """See the class."""
+        return process.sigma(t) ** 2
+
+
+@dataclass(frozen=True)
+class MultiplicativeDenoisingScoreMatching(DenoisingScoreMatching):
+    r"""M-DSM, :math:`\tfrac12\lambda(t)\,\lVert x_t\circ s_\theta(x_t,t) + 1 + \epsilon/\sqrt{v(t)}\rVert^2/d`.
+
+    It is :class:`DenoisingScoreMatching` with :math:`w = \lambda/(2v^2)`: its minimiser is the Hyvarinen score
+    :math:`x\circ\nabla\log p_t`, and it equals M-ESM up to a constant of the data.
+
+    Attributes:
+        process: a :class:`scorelab.processes.GeometricBrownianMotion`.
+        weighting: :math:`\lambda`, a function of ``(process, t)``; a weight of the error in ``h``.
+        times, label_dropout, null_label: see :class:`DenoisingScoreMatching`.
+    """
+
+    _: KW_ONLY
+    weighting: Weighting = field(default_factory=VarianceWeighting)
+    times: Times = field(default_factory=UniformTimes)
+
+    def __post_init__(self):
+        require_spec(self, GeometricBrownianMotion, process=self.process)
+        super().__post_init__()
+
+    def weight(self, t: Array) -> Array:
+        r""":math:`\lambda/(2v^2)`."""
+        return 0.5 * self.weighting(self.process, t) / self.process.sigma(t) ** 4
+
+
+@dataclass(frozen=True, eq=False)
+class MultiplicativeExplicitScoreMatching:
+    r"""M-ESM, :math:`\tfrac12\lambda(t)\,\lVert x_t\circ s_\theta(x_t,t) - x_t\circ\nabla\log p_t(x_t)\rVert^2/d`.
+
+    It needs the law of the data, so it is for analyses: its value is M-DSM's less a constant. Two of these losses
+    are equal only if they are one object (a law has arrays).
+
+    Attributes:
+        process: a :class:`scorelab.processes.GeometricBrownianMotion`.
+        law: the law of the data, such as :class:`scorelab.densities.LogNormalMixture`.
+        weighting: :math:`\lambda`.
+        times: the law of ``t``.
+    """
+
+    process: Process
+    law: Density
+    _: KW_ONLY
+    weighting: Weighting = field(default_factory=VarianceWeighting)
+    times: Times = field(default_factory=UniformTimes)
+
+    def __post_init__(self):
+        require_spec(self, GeometricBrownianMotion, process=self.process)
+        require_spec(self, Density, law=self.law)
+        require_spec(self, Times, times=self.times)
+
+    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        """The loss of each example, ``(batch,)``, on the noise that M-DSM draws from the same key."""
+        x = batch["x"]
+        require_floating(x)
+        key_times, key_noise, _ = jax.random.split(key, 3)
+        t = self.times(key_times, self.process, x.shape[0])
+        y = self.process.perturb(key_noise, x, t).y
+        error = model(y, t, batch.get("cond")).eps - ExactModel(self.law, self.process)(y, t).eps
+        return 0.5 * self.weighting(self.process, t) / self.process.sigma(t) ** 2 * mean_square(error), {}
+
+
+@dataclass(frozen=True)
+class NonNegativeScoreMatching:
+    r"""Hyvarinen's score matching for non-negative data, without noise targets.
+
+    .. math:: J = E\Big[\tfrac1d\sum_i 2x_i\psi_i + x_i^2\,\partial_i\psi_i + \tfrac12x_i^2\psi_i^2\Big]
+                = E\Big[\tfrac1d\sum_i h_i + x_i\,\partial_ih_i + \tfrac12h_i^2\Big],
+
+    with the model's score :math:`\psi` and :math:`h = x\circ\psi`; equal to M-ESM with :math:`\lambda = 1` up to
+    :math:`E\lVert h^*\rVert^2/2d`. In the log chart :math:`x_i\partial_{x_i} = \partial_{y_i}`, so the derivative is the
+    divergence of the model in ``y``.
+
+    Attributes:
+        process: a :class:`scorelab.processes.GeometricBrownianMotion`.
+        probes: 0 for the exact divergence (one forward-mode product per element), else the number of Rademacher
+            probes of Hutchinson's unbiased estimate.
+        times: the law of ``t`` at which the data are noised; None for the data themselves, shown to the model with
+            ``t_min`` (the case of Hyvarinen 2007).
+    """
+
+    process: Process
+    _: KW_ONLY
+    probes: int = 0
+    times: Times | None = None
+
+    def __post_init__(self):
+        require_spec(self, GeometricBrownianMotion, process=self.process)
+        require_int(self, 0, probes=self.probes)
+        if self.times is not None:
+            require_spec(self, Times, times=self.times)
+
+    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        """The loss of each example, ``(batch,)``; it has no lower bound at zero."""
+        x = batch["x"]
+        require_floating(x)
+        key_times, key_noise, key_probes = jax.random.split(key, 3)
+        if self.times is None:
+            y, t = self.process.encode(x), jnp.full(len(x), self.process.t_min, x.dtype)
+        else:
+            t = self.times(key_times, self.process, len(x))
+            y = self.process.perturb(key_noise, x, t).y
+
+        def hyvarinen(y):
+            return model(y, t, batch.get("cond")).score - 1
+
+        size = math.prod(y.shape[1:])
+        if self.probes:
+            directions = jax.random.rademacher(key_probes, (self.probes, *y.shape), y.dtype)
+            share = 1 / self.probes
+        else:
+            units = jnp.eye(size, dtype=y.dtype).reshape(size, 1, *y.shape[1:])
+            directions, share = jnp.broadcast_to(units, (size, *y.shape)), 1.0
+
+        def quadratic(v):
+            h, product = jax.jvp(hyvarinen, (y,), (v,))
+            return h, jnp.mean((v * product).reshape(len(y), -1), axis=1)
+
+        h, terms = jax.vmap(quadratic, out_axes=(None, 0))(directions)
+        divergence = share * jnp.sum(terms, axis=0)
+        return jnp.mean(h.reshape(len(y), -1), axis=1) + divergence + 0.5 * mean_square(h), {}

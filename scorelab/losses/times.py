@@ -1,0 +1,134 @@
+"""Laws of the training times, as quantile functions."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtri
+
+from scorelab.processes.base import Process
+from scorelab.typing import Array, Key, require_number, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times(abc.ABC):
+    r"""The law of the training times, through its quantile function ``time(u, process)``.
+
+    Attributes:
+        stratified: draw :math:`u_i = (U + i/n) \bmod 1` with one uniform ``U`` instead of ``n`` independent
+            ones. Every :math:`u_i` stays uniform, so the expected loss is the same, and the batch covers the
+            range evenly (Kingma et al. 2021, "Variational diffusion models", appendix I). Neighbouring rows
+            get neighbouring times; rows of a shuffled batch are exchangeable, so no permutation is needed.
+    """
+
+    stratified: bool = False
+
+    @abc.abstractmethod
+    def time(self, u: Array, process: Process) -> Array:
+        """The time below which a fraction ``u`` of the training times lies; ``u`` in (0, 1)."""
+
+    def __call__(self, key: Key, process: Process, n: int) -> Array:
+        """Draw ``n`` times, ``(n,)`` float32, inside ``[process.t_min, process.t_max]``."""
+        if self.stratified:
+            u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
+        else:
+            u = jax.random.uniform(key, (n,))
+        # The quantiles of 0 and 1 may be infinite; a float32 uniform can be 0, and the stratified one can
+        # round to 1.
+        t = self.time(jnp.clip(u, 2.0**-25, 1 - 2.0**-24), process)
+        high = np.float32(process.t_max)
+        if not float(process.alpha(process.t_max)) > 0:
+            # At alpha = 0 (rectified flow at t = 1) the denoised point of an eps network is infinite.
+            high = np.nextafter(high, np.float32(process.t_min))
+        return jnp.clip(t, process.t_min, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformTimes(Times):
+    """Uniform in the time of the schedule, on ``[t_min, t_max]``."""
+
+    def time(self, u, process):
+        """See the class."""
+        return process.t_min + (process.t_max - process.t_min) * u
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormalTimes(Times):
+    r""":math:`\log(\sigma/\alpha)\sim N(m, s^2)`, clipped to the range of the process.
+
+    The law of EDM (Karras et al. 2022, Table 1).
+
+    Clipping leaves the mass beyond an end of the range at that end (1.5e-5 below and 2e-6 above with the
+    defaults on noise ratios 0.002 to 80).
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self):
+        require_number(self, -50.0, 50.0, mean=self.mean)
+        require_positive(self, std=self.std)
+
+    def time(self, u, process):
+        """See the class."""
+        return process.schedule.time(-2 * (self.mean + self.std * ndtri(u)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitNormalTimes(Times):
+    r""":math:`t = t_{\min} + (t_{\max}-t_{\min})\,\mathrm{sigmoid}(m + sz)`, ``z`` standard normal.
+
+    Esser et al. (2024), stated for rectified flow, where it favours the middle of the path.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self):
+        require_number(self, -50.0, 50.0, mean=self.mean)
+        require_positive(self, std=self.std)
+
+    def time(self, u, process):
+        """See the class."""
+        place = jax.nn.sigmoid(self.mean + self.std * ndtri(u))
+        return process.t_min + (process.t_max - process.t_min) * place
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformLogSNRTimes(Times):
+    r"""Uniform in :math:`\lambda=\log(\alpha^2/\sigma^2)` (Kingma et al. 2021).
+
+    Attributes:
+        log_snr_min: lower end; None for that of the process at ``t_max``, which must then be finite (on
+            rectified flow, where alpha reaches zero, it is not).
+        log_snr_max: upper end; None for that of the process at ``t_min``.
+    """
+
+    log_snr_min: float | None = None
+    log_snr_max: float | None = None
+
+    def __post_init__(self):
+        for name in ("log_snr_min", "log_snr_max"):
+            if getattr(self, name) is not None:
+                require_number(self, -100.0, 100.0, **{name: getattr(self, name)})
+        if None not in (self.log_snr_min, self.log_snr_max) and self.log_snr_min >= self.log_snr_max:
+            raise ValueError(
+                f"UniformLogSNRTimes.log_snr_min = {self.log_snr_min!r}: "
+                f"expected less than log_snr_max = {self.log_snr_max!r}"
+            )
+
+    def time(self, u, process):
+        """See the class."""
+        low = float(process.log_snr(process.t_max)) if self.log_snr_min is None else self.log_snr_min
+        high = float(process.log_snr(process.t_min)) if self.log_snr_max is None else self.log_snr_max
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                f"UniformLogSNRTimes on {process!r} ranges over log-SNR {low} to {high}: "
+                "expected finite, increasing ends; set log_snr_min and log_snr_max"
+            )
+        return process.schedule.time(high - (high - low) * u)
