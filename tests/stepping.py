@@ -1,19 +1,25 @@
 """Drive a solver row by row with given noise, where a test must know or choose what each step draws."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 
 def walk(solver, process, model, times, y, noise):
     """All states at the grid nodes; ``noise[i]`` is what step ``i`` draws (every row of a step sees the same)."""
-    rows = solver.table(process, times)
-    carry, states = solver.init(process, y), [y]
+    table = solver.table(process, times)
+    rows = {name: jnp.asarray(column, y.dtype) for name, column in table.items()}
+    ends = np.append(np.flatnonzero(np.diff(table["step"])), len(table["step"]) - 1)
+
+    def one_row(state, scanned):
+        y, carry = state
+        row, drawn = scanned
+        y, carry, _ = solver.step(model, drawn, y, carry, row)
+        return (y, carry), y
+
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("exponential", "euler", "straight", "corrector"):
+        for module in ("exponential", "euler", "straight", "corrector", "multiplicative"):
             patch.setattr(f"scorelab.solvers.{module}.per_example_normal", lambda keys, like: keys)
-        for i, step in enumerate(rows["step"]):
-            row = {name: jnp.asarray(column[i], y.dtype) for name, column in rows.items()}
-            y, carry, _ = solver.step(model, noise[step], y, carry, row)
-            if i + 1 == len(rows["step"]) or rows["step"][i + 1] != step:
-                states.append(y)
-    return jnp.stack(states)
+        _, states = jax.lax.scan(one_row, (y, solver.init(process, y)), (rows, jnp.asarray(noise)[table["step"]]))
+    return jnp.concatenate([y[None], states[ends]])

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scorelab.typing import Array, require_choice
 
@@ -104,7 +105,7 @@ class Log(Chart):
         r""":math:`\log x`, or :math:`\log|x|`."""
         x = jnp.asarray(x)
         if not isinstance(x, jax.core.Tracer):
-            self._require_domain(x)
+            self._require_domain(np.asarray(x))
         return jnp.log(jnp.abs(x) if self.signed else x)
 
     def decode(self, y):
@@ -119,13 +120,14 @@ class Log(Chart):
         """``x``."""
         return x
 
-    def _require_domain(self, x: Array) -> None:
-        size = jnp.abs(x) if self.signed else x
-        if count := int(jnp.sum(~(size > 0))):
+    def _require_domain(self, x: np.ndarray) -> None:
+        # On the host: under an outer jit, jax.numpy would trace even values that are known.
+        size = np.abs(x) if self.signed else x
+        if count := int(np.sum(~(size > 0))):
             wanted, remedy = ("x != 0", _SIGNED_REMEDY) if self.signed else ("x > 0", _REMEDY)
             raise ValueError(
                 f"{count} of the {x.size} values of x are outside the domain of multiplicative noise (the least is "
-                f"{float(jnp.min(x)):.6g}): expected {wanted}; {remedy}"
+                f"{float(np.min(x)):.6g}): expected {wanted}; {remedy}"
             )
 
 

@@ -12,9 +12,16 @@ SCHEDULES = [
     schedules.VE(sigma_min=0.002, sigma_max=80.0),
     schedules.EDM(),
     schedules.RectifiedFlow(),
+    schedules.GBMClock(),
+    schedules.GBMClock(volatility=schedules.Ramp(0.3, 1.2)),
 ]
 
-PROCESSES = [processes.Gaussian(schedule=schedule) for schedule in SCHEDULES]
+# The multiplicative processes have enough noise at t_max that their prior is the law there, and a drift of order one.
+PROCESSES = [
+    *(processes.Gaussian(schedule=s) for s in SCHEDULES if not isinstance(s, schedules.GBMClock)),
+    processes.GeometricBrownianMotion(sigma=25.0, mu=25.0**2 / 2 + 2.0),
+    processes.GeometricBrownianMotion(sigma=schedules.Ramp(10.0, 40.0)),
+]
 
 
 def _covariances(k, d, seed):
@@ -77,6 +84,7 @@ STOCHASTIC = {
     solvers.DPMSolverPP(order=3, eta=1.0): 2,
     solvers.EulerMaruyama(): 1,
     solvers.EulerMaruyama(coords="ambient"): 1,
+    solvers.Milstein(): 1,
 }
 
 # bh1 cannot step to sigma = 0, which the laws below do; its order is tested above.

@@ -11,7 +11,7 @@ from scorelab import densities, grids, models, sample, solvers, starts
 
 from .members import PROCESSES
 
-pytestmark = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: repr(p.schedule))
+pytestmark = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{type(p).__name__}-{p.schedule!r}")
 
 KEY = jax.random.key(7)
 
@@ -23,27 +23,29 @@ def test_perturb_has_the_moments_of_the_simulated_sde(process):
     rng = np.random.default_rng(0)
     end = 0.6 * process.t_max
     begin = min(0.05 * process.t_max, 0.5)
-    x0 = 0.7
-    y = process.alpha(begin) * x0 + process.sigma(begin) * rng.normal(size=n)
+    y0 = 0.7
+    mean = lambda t: process.alpha(t) * y0 + process.offset(t)
+    y = mean(begin) + process.sigma(begin) * rng.normal(size=n)
     ts = np.geomspace(begin, end, k + 1)
     for t, s in itertools.pairwise(ts):
-        drift, diffusion = process.schedule.drift_rate(t) * y, process.latent_diffusion(t)
+        f, offset, d_offset = process.schedule.drift_rate(t), process.offset(t), process.d_offset(t)
+        drift, diffusion = f * (y - offset) + d_offset, process.latent_diffusion(t)
         y = y + drift * (s - t) + diffusion * np.sqrt(s - t) * rng.normal(size=n)
-    z = process.perturb(KEY, jnp.full((n, 1), x0), end).y[:, 0]
+    z = process.perturb(KEY, process.decode(jnp.full((n, 1), y0)), end).y[:, 0]
     std = process.sigma(end)
     tolerance = 3 * std / np.sqrt(n)
     log_range = abs(float(process.log_snr(begin) - process.log_snr(end)))
-    assert abs(z.mean() - process.alpha(end) * x0) < tolerance
+    assert abs(z.mean() - mean(end)) < tolerance
     assert abs(z.std() / std - 1) < 3 / np.sqrt(2 * n)
-    assert abs(y.mean() - process.alpha(end) * x0) < tolerance + 4 * log_range / k * abs(x0)
+    assert abs(y.mean() - mean(end)) < tolerance + 4 * log_range / k * abs(y0)
     assert abs(y.std() / std - 1) < 3 / np.sqrt(2 * n) + 4 * log_range / k
 
 
 def test_kernel_score_is_the_gradient_of_the_kernel(process):
     y0, t = jnp.array([[0.3, -0.4]]), 0.4 * process.t_max
-    y = process.perturb(KEY, y0, t).y
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    log_kernel = lambda y: jnp.sum(-0.5 * ((y - alpha * y0) / sigma) ** 2)
+    y = process.perturb(KEY, process.decode(y0), t).y
+    alpha, sigma, offset = process.alpha(t), process.sigma(t), process.offset(t)
+    log_kernel = lambda y: jnp.sum(-0.5 * ((y - alpha * y0 - offset) / sigma) ** 2)
     np.testing.assert_allclose(process.kernel_score(y, y0, t), jax.grad(log_kernel)(y), rtol=1e-5)
 
 
@@ -51,7 +53,7 @@ def test_conversions_agree_with_one_another(process):
     law = densities.Gaussian(np.array([0.5, -0.2]), np.array([[0.6, 0.2], [0.2, 0.3]]))
     model = models.ExactModel(law, process)
     for t in (0.1 * process.t_max, 0.5 * process.t_max, 0.9 * process.t_max):
-        y = process.perturb(KEY, law.sample(KEY, 64), t).y
+        y = process.perturb(KEY, process.decode(law.sample(KEY, 64)), t).y
         exact = model(y, t)
         scale = float(jnp.max(jnp.abs(y)))
         for form in ("denoised", "eps", "score", "velocity"):
@@ -69,7 +71,7 @@ def test_velocity_is_the_flow_of_the_marginals(process):
         model = models.ExactModel(law, process)
         t = 0.45 * process.t_max
         h = 1e-4 * t
-        y = process.perturb(KEY, law.sample(KEY, 32), t).y
+        y = process.perturb(KEY, process.decode(law.sample(KEY, 32)), t).y
         rate = (law.noised(process, t + h).log_prob(y) - law.noised(process, t - h).log_prob(y)) / (2 * h)
         jacobian = jax.vmap(jax.jacfwd(lambda z: model(z[None], t).velocity[0]))(y)
         prediction = model(y, t)
@@ -87,9 +89,10 @@ def test_the_way_back_returns_a_mixture(process, solver):
     mean, cov = np.asarray(exact.mean(0)), np.cov(np.asarray(exact).T)
     # Four standard errors, plus the first-order bias of 300 Euler-Maruyama steps over about 20 nats of log-SNR.
     bias = 0.0 if solver.order == 2 else 0.05
-    np.testing.assert_allclose(out.x.mean(0), mean, atol=4 * np.sqrt(cov.max() / n) + 0.3 * bias)
-    np.testing.assert_allclose(np.cov(np.asarray(out.x).T), cov, atol=6 * cov.max() / np.sqrt(n) + bias)
-    assert abs(float((out.x[:, 0] < 0).mean()) - float((exact[:, 0] < 0).mean())) < 4 * 0.46 / np.sqrt(n) + bias
+    y = process.encode(out.x)
+    np.testing.assert_allclose(y.mean(0), mean, atol=4 * np.sqrt(cov.max() / n) + 0.3 * bias)
+    np.testing.assert_allclose(np.cov(np.asarray(y).T), cov, atol=6 * cov.max() / np.sqrt(n) + bias)
+    assert abs(float((y[:, 0] < 0).mean()) - float((exact[:, 0] < 0).mean())) < 4 * 0.46 / np.sqrt(n) + bias
 
 
 def test_prior_is_the_law_at_the_first_grid_time(process):
@@ -98,14 +101,14 @@ def test_prior_is_the_law_at_the_first_grid_time(process):
     t = jnp.float32(grid.times(process)[0])
     y = starts.Prior().draw(keys, jnp.arange(20_000), process, t, (2,))
     assert abs(float(y.std() / process.sigma(float(t))) - 1) < 4 / np.sqrt(2 * y.size)
-    expected = densities.Gaussian(np.zeros(2), float(process.sigma(float(t))) ** 2).log_prob(y[:5])
+    expected = densities.Gaussian(np.full(2, float(process.offset(float(t)))), float(process.sigma(float(t))) ** 2).log_prob(y[:5])
     np.testing.assert_allclose(starts.Prior().log_prob(y[:5], process, t), expected, rtol=1e-5)
 
 
 def test_finite_in_float32_near_clean_data(process):
     law = densities.Gaussian(np.zeros(2), 0.3)
     t = jnp.full(4, max(process.t_min, 1e-6))
-    y = process.perturb(KEY, law.sample(KEY, 4), t).y
+    y = process.perturb(KEY, process.decode(law.sample(KEY, 4)), t).y
     prediction = models.ExactModel(law, process)(y, t)
     for value in (prediction.denoised, prediction.eps, prediction.score, prediction.velocity):
         assert jnp.all(jnp.isfinite(value))
@@ -114,7 +117,7 @@ def test_finite_in_float32_near_clean_data(process):
 def test_per_example_times_match_scalar_times(process):
     law = densities.Gaussian(np.array([0.1, 0.2]), 0.3)
     ts = jnp.array([0.2, 0.4, 0.8]) * process.t_max
-    x0 = law.sample(KEY, 3)
+    x0 = process.decode(law.sample(KEY, 3))
     batch = process.perturb(KEY, x0, ts)
     for i, t in enumerate(ts):
         np.testing.assert_allclose(process.perturb(KEY, x0, t).y[i], batch.y[i], rtol=1e-6)

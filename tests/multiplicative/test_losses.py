@@ -1,0 +1,171 @@
+"""The equivalences between the losses of multiplicative diffusion, against quadrature and closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import densities, losses, models, processes, schedules
+
+from .targets import PAPER, PROCESSES, correlated, three_modes
+
+KEY = jax.random.key(3)
+TIMES = losses.UniformLogSNRTimes(log_snr_min=0.5, log_snr_max=6.0)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+class Distorted:
+    """The exact model plus a fixed smooth error in the predicted noise."""
+
+    def __init__(self, law, process, size=0.4, frequency=2.0):
+        self.exact, self.process, self.size, self.frequency = models.ExactModel(law, process), process, size, frequency
+
+    def __call__(self, y, t, cond=None):
+        error = self.size * jnp.sin(self.frequency * y[..., ::-1] + 0.3)
+        return self.process.predict(y, t, eps=self.exact(y, t).eps + error)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_m_dsm_with_the_variance_as_weight_is_noise_matching(name):
+    process = PROCESSES[name]
+    law = correlated()
+    x, model = law.sample(KEY, 64), Distorted(law, process)
+    loss = losses.MultiplicativeDenoisingScoreMatching(process, times=TIMES)
+    got, metrics = loss(KEY, model, {"x": x})
+    key_times, key_noise, _ = jax.random.split(KEY, 3)
+    t = TIMES(key_times, process, 64)
+    noised = process.perturb(key_noise, x, t)
+    eps_error = model(noised.y, t).eps - noised.eps
+    np.testing.assert_allclose(got, 0.5 * jnp.mean(eps_error**2, 1), rtol=1e-12)
+    assert float(metrics["eps_mse"]) == pytest.approx(float(jnp.mean(eps_error**2)), rel=1e-12)
+
+
+def test_m_dsm_is_its_formula_for_any_weight():
+    # 1/2 lambda || x o s + 1 + eps / sqrt(v) ||^2 with the Stein score s of the model, written out.
+    law = correlated()
+    x, model = law.sample(KEY, 64), Distorted(law, PAPER)
+
+    def weighting(process, t):
+        return 1.0 + jnp.sin(5 * t) ** 2
+
+    loss = losses.MultiplicativeDenoisingScoreMatching(PAPER, times=TIMES, weighting=weighting)
+    key_times, key_noise, _ = jax.random.split(KEY, 3)
+    t = TIMES(key_times, PAPER, 64)
+    noised = PAPER.perturb(key_noise, x, t)
+    x_t, root_v = PAPER.decode(noised.y), PAPER.sigma(t)[:, None]
+    error = x_t * model(noised.y, t).stein_score + 1 + noised.eps / root_v
+    np.testing.assert_allclose(loss(KEY, model, {"x": x})[0], 0.5 * weighting(PAPER, t) * jnp.mean(error**2, 1), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_m_dsm_is_m_esm_up_to_a_constant_of_the_data(name):
+    process, law, n = PROCESSES[name], correlated(), 200_000
+    x = law.sample(jax.random.key(1), n)
+    dsm = losses.MultiplicativeDenoisingScoreMatching(process, times=TIMES)
+    esm = losses.MultiplicativeExplicitScoreMatching(process, law, times=TIMES)
+    value = lambda loss, model: np.asarray(jax.jit(lambda x: loss(KEY, model, {"x": x})[0])(x))
+    model, exact = Distorted(law, process), models.ExactModel(law, process)
+    explicit = value(esm, model)
+    difference = value(dsm, model) - value(dsm, exact) - explicit
+    assert abs(difference.mean()) < 3 * difference.std() / np.sqrt(n)
+    assert explicit.mean() > 30 * difference.std() / np.sqrt(n)
+    np.testing.assert_allclose(value(esm, exact), 0.0, atol=1e-20)
+
+
+def implicit_and_explicit(law, model, side, process=PAPER):
+    """Both objectives by the trapezoid rule on a grid of log x, per element."""
+    y = jnp.stack(jnp.meshgrid(*[side] * law.event[0], indexing="ij"), -1).reshape(-1, law.event[0])
+    weight = jnp.exp(law.logs.log_prob(y)) * (side[1] - side[0]) ** law.event[0]
+    x = jnp.exp(y)
+    implicit = jax.jit(losses.NonNegativeScoreMatching(process).__call__)(KEY, jax.tree_util.Partial(model), {"x": x})[0]
+    t = jnp.full(len(x), process.t_min)
+    error = model(y, t).hyvarinen_score - law.hyvarinen_score(x)
+    return float(weight @ implicit), float(weight @ (0.5 * jnp.mean(error**2, 1)))
+
+
+def random_model(seed, y, t, cond=None):
+    a, b, c = np.random.default_rng(seed).normal(size=3)
+    return PAPER.predict(y, t, score=a * jnp.tanh(b * y) + c * jnp.sin(y[..., ::-1]) - 0.5 * y)
+
+
+@pytest.mark.parametrize("law", [three_modes(), correlated(2, seed=4)], ids=["1d", "2d"])
+def test_implicit_score_matching_is_explicit_score_matching_less_half_the_square_of_the_score(law):
+    side = np.linspace(-6.0, 6.0, 40_001 if law.event == (1,) else 401)
+    constants = []
+    for seed in range(4):
+        implicit, explicit = implicit_and_explicit(law, functools.partial(random_model, seed), side)
+        constants.append(explicit - implicit)
+    y = np.stack(np.meshgrid(*[side] * law.event[0], indexing="ij"), -1).reshape(-1, law.event[0])
+    weight = np.exp(np.asarray(law.logs.log_prob(y))) * (side[1] - side[0]) ** law.event[0]
+    half_square = weight @ (0.5 * np.mean(np.asarray(law.hyvarinen_score(np.exp(y))) ** 2, 1))
+    np.testing.assert_allclose(constants, half_square, atol=1e-5)
+
+
+def test_hutchinsons_estimate_of_the_implicit_loss_is_unbiased():
+    law = correlated(3)
+    x, model = jnp.broadcast_to(law.sample(KEY, 1), (2000, 3)), functools.partial(random_model, 1)
+    exact = losses.NonNegativeScoreMatching(PAPER)(KEY, model, {"x": x[:1]})[0][0]
+    estimate = np.asarray(losses.NonNegativeScoreMatching(PAPER, probes=2)(KEY, model, {"x": x})[0])
+    assert estimate.std() > 1e-3
+    assert abs(estimate.mean() - exact) < 4 * estimate.std() / np.sqrt(len(x))
+
+
+def test_implicit_score_matching_of_noised_data_has_its_minimum_at_the_exact_score():
+    # Directional derivative at the exact model: zero within its standard error; away from it, not.
+    law, n = correlated(), 100_000
+    x = law.sample(jax.random.key(1), n)
+    loss = losses.NonNegativeScoreMatching(PAPER, times=TIMES)
+
+    @jax.jit
+    def slopes(at):
+        value = lambda size: loss(KEY, Distorted(law, PAPER, size), {"x": x})[0]
+        return jax.jvp(value, (at,), (1.0,))[1]
+
+    for at, low, high in ((0.0, 0.0, 4.0), (0.3, 8.0, np.inf)):
+        g = np.asarray(slopes(at))
+        assert low <= abs(g.mean()) / (g.std() / np.sqrt(n)) < high
+
+
+def test_regression_on_the_m_dsm_target_recovers_the_hyvarinen_score():
+    # 169 Gaussian bumps, a constant and log x: the least-squares fit of -1 - eps / sqrt(v) at t = 0.3. What remains is
+    # the noise of n targets on 172 coefficients (about 172 / n of the target's variance) and what the bumps cannot hold.
+    law, t, n = correlated(), 0.3, 200_000
+    noised = PAPER.perturb(KEY, law.sample(jax.random.key(1), n), t)
+    target = -1 - noised.eps / PAPER.sigma(t)
+    centres = np.stack(np.meshgrid(*[np.linspace(-3.0, 3.0, 13)] * 2), -1).reshape(-1, 2)
+
+    @jax.jit
+    def features(y):
+        bumps = jnp.exp(-jnp.sum((y[:, None] - centres) ** 2, -1) / (2 * 0.5**2))
+        return jnp.concatenate([bumps, jnp.ones((len(y), 1)), y], 1)
+
+    gram, moment = 1e-6 * np.eye(172), np.zeros((172, 2))
+    for part in np.array_split(np.arange(n), 10):
+        f = np.asarray(features(noised.y[part]))
+        gram, moment = gram + f.T @ f, moment + f.T @ np.asarray(target[part])
+    fitted = np.asarray(features(noised.y[:20_000])) @ np.linalg.solve(gram, moment)
+    exact = np.asarray(law.noised(PAPER, t).hyvarinen_score(PAPER.decode(noised.y[:20_000])))
+    assert np.mean((fitted - exact) ** 2) / np.mean(exact**2) < 1e-3
+
+
+def test_the_losses_name_what_they_were_given():
+    additive = processes.Gaussian(schedule=schedules.EDM())
+    for build in (
+        lambda: losses.MultiplicativeDenoisingScoreMatching(additive),
+        lambda: losses.NonNegativeScoreMatching(additive),
+        lambda: losses.MultiplicativeExplicitScoreMatching(additive, three_modes()),
+    ):
+        with pytest.raises(TypeError, match="GeometricBrownianMotion"):
+            build()
+    with pytest.raises(TypeError, match="Density"):
+        losses.MultiplicativeExplicitScoreMatching(PAPER, densities)
+    with pytest.raises(TypeError, match="floating"):
+        losses.NonNegativeScoreMatching(PAPER)(KEY, random_model, {"x": jnp.ones((2, 1), jnp.int32)})
+    assert hash(losses.MultiplicativeDenoisingScoreMatching(PAPER)) == hash(losses.MultiplicativeDenoisingScoreMatching(PAPER))

@@ -1,0 +1,257 @@
+"""Geometric Brownian motion against its closed forms: kernel, scores, Fokker-Planck equation, flow, likelihood."""
+
+from dataclasses import dataclass
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import densities, grids, likelihood, models, processes, sample, schedules, solvers, starts
+
+from .targets import PAPER, PROCESSES, correlated, three_modes
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=PROCESSES)
+def process(request):
+    return PROCESSES[request.param]
+
+
+def test_coefficients_are_the_integrals_of_the_sde():
+    # a(t) and v(t) of linear coefficients in closed form.
+    process, t = PROCESSES["time-varying"], np.linspace(0.0, 1.5, 7)
+    v = ((0.3 + 0.9 * t) ** 3 - 0.3**3) / (3 * 0.9)
+    np.testing.assert_allclose(process.sigma(t) ** 2, v, rtol=1e-13)
+    np.testing.assert_allclose(process.offset(t), 0.5 * t - 0.7 * t**2 - v / 2, atol=1e-14)
+    np.testing.assert_allclose(process.d_offset(t), 0.5 - 1.4 * t - (0.3 + 0.9 * t) ** 2 / 2, atol=1e-14)
+    np.testing.assert_array_equal(PAPER.offset(t), 0.0)
+    assert PAPER.sigma(1.0) == pytest.approx(0.8)
+
+
+def test_log_moments_of_the_forward_sample(process):
+    n, t, x0 = 100_000, 0.7, 1.3
+    logs = np.log(process.decode(process.perturb(KEY, jnp.full((n, 1), x0), t).y))
+    v = float(process.sigma(t)) ** 2
+    assert abs(logs.mean() - np.log(x0) - process.offset(t)) < 4 * np.sqrt(v / n)
+    assert abs(logs.var() - v) < 4 * v * np.sqrt(2 / n)
+
+
+@pytest.mark.parametrize(
+    ("name", "mu"), [("paper", lambda t: 0.32), ("growing", lambda t: 0.7), ("time-varying", lambda t: 0.5 - 1.4 * t)]
+)
+def test_the_ambient_sde_has_drift_mu_x_and_noise_sigma_x(name, mu):
+    process, x = PROCESSES[name], jnp.array([[0.3, 2.0]])
+    for t in (0.1, 0.9):
+        np.testing.assert_allclose(process.drift(x, t), mu(t) * x, rtol=1e-12)
+        np.testing.assert_allclose(process.diffusion(x, t) ** 2, process.schedule.diffusion_rate(t) * x**2, rtol=1e-12)
+        np.testing.assert_allclose(process.div_diffusion(x, t), 2 * process.schedule.diffusion_rate(t) * x, rtol=1e-12)
+
+
+def test_the_ito_sde_simulated_in_data_space_has_the_law_of_the_kernel(process):
+    # Milstein's rule on dX = mu X dt + sigma X dW: strong order 1, so the bias is of order 1/steps.
+    n, steps, end, x0 = 40_000, 200, 0.9, 1.4
+    rng, dt = np.random.default_rng(1), end / steps
+    x = np.full((n, 1), x0)
+    drift, diffusion = jax.jit(process.drift), jax.jit(process.diffusion)
+    for k in range(steps):
+        z, b = rng.standard_normal(x.shape), np.asarray(diffusion(x, k * dt))
+        x = x + np.asarray(drift(x, k * dt)) * dt + b * np.sqrt(dt) * z + 0.5 * b**2 / x * dt * (z**2 - 1)
+    logs, std = np.log(x), process.sigma(end)
+    assert abs(logs.mean() - np.log(x0) - process.offset(end)) < 4 * std / np.sqrt(n) + 1 / steps
+    assert abs(logs.std() / std - 1) < 4 / np.sqrt(2 * n) + 1 / steps
+
+
+def test_the_hyvarinen_score_is_x_times_the_stein_score(process):
+    for law in (three_modes(), correlated(3)):
+        noised = law.noised(process, 0.4)
+        x = noised.sample(KEY, 32)
+        stein = jax.grad(lambda x, noised=noised: jnp.sum(noised.log_prob(x)))(x)
+        chart = noised.logs.score(jnp.log(x))
+        prediction = models.ExactModel(law, process)(process.encode(x), 0.4)
+        for got in (noised.hyvarinen_score(x), prediction.hyvarinen_score, chart - 1):
+            np.testing.assert_allclose(got, x * stein, rtol=1e-12, atol=1e-12)
+        for got in (noised.score(x), prediction.stein_score):
+            np.testing.assert_allclose(got, stein, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(prediction.x, x, rtol=1e-12)
+
+
+def test_a_network_that_gives_the_stein_score_is_a_model(process):
+    law, t = correlated(), 0.5
+
+    def stein(y, t, cond):
+        return law.noised(process, t).score(jnp.exp(y))
+
+    y = process.encode(law.noised(process, t).sample(KEY, 16))
+    got = models.FunctionModel(fn=stein, process=process, returns="stein")(y, t)
+    exact = models.ExactModel(law, process)(y, t)
+    np.testing.assert_allclose(got.eps, exact.eps, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(got.denoised, exact.denoised, rtol=1e-10, atol=1e-12)
+
+
+def test_the_kernel_score(process):
+    # x o grad log p(x_t | x_0) = -1 - eps / sqrt(v), with the log-normal density differentiated by JAX.
+    t = 0.6
+    x0 = jnp.array([[0.7, 1.9]])
+    noised = process.perturb(KEY, x0, t)
+    x, v = process.decode(noised.y), process.sigma(t) ** 2
+
+    def log_density(x):
+        return jnp.sum(-0.5 * (jnp.log(x / x0) - process.offset(t)) ** 2 / v - jnp.log(x))
+
+    np.testing.assert_allclose(x * jax.grad(log_density)(x), -1 - noised.eps / np.sqrt(v), rtol=1e-12)
+    np.testing.assert_allclose(process.kernel_score(noised.y, noised.y0, t) - 1, -1 - noised.eps / np.sqrt(v), rtol=1e-12)
+
+
+def test_posterior_means_by_quadrature(process):
+    # E[target | x_t] is the Hyvarinen score and E[log x_0 | x_t] the log-Tweedie mean; trapezoid rule in log x_0,
+    # spectrally accurate.
+    law, t = three_modes(), 0.3
+    y0 = np.linspace(-4.0, 4.0, 8001)[:, None]
+    sigma, offset = float(process.sigma(t)), float(process.offset(t))
+    for y in (-0.8, 0.05, 0.7):
+        log_weight = np.asarray(law.logs.log_prob(y0)) - 0.5 * ((y - y0[:, 0] - offset) / sigma) ** 2
+        weight = np.exp(log_weight - log_weight.max())
+        weight /= weight.sum()
+        eps = (y - y0[:, 0] - offset) / sigma
+        prediction = models.ExactModel(law, process)(jnp.array([[y]]), t)
+        assert float(prediction.hyvarinen_score[0, 0]) == pytest.approx(weight @ (-1 - eps / sigma), abs=1e-10)
+        assert float(prediction.denoised[0, 0]) == pytest.approx(weight @ y0[:, 0], abs=1e-10)
+        tweedie = y - offset + sigma**2 * (1 + float(prediction.hyvarinen_score[0, 0]))
+        assert float(prediction.denoised[0, 0]) == pytest.approx(tweedie, abs=1e-10)
+
+
+def test_fokker_planck_and_continuity_equations(process):
+    """d/dt p = -d(mu x p) + 1/2 d^2(sigma^2 x^2 p) = -d(v p), with the drift and the flow that the process states."""
+    law, t = three_modes(), 0.5
+    density = lambda x, t: jnp.exp(law.noised(process, t).log_prob(x.reshape(1, 1))[0])
+    at = lambda f, x, t: f(x.reshape(1, 1), t)[0, 0]
+    flux = lambda x, t: at(process.drift, x, t) * density(x, t)
+    spread = lambda x, t: at(process.diffusion, x, t) ** 2 * density(x, t)
+
+    def current(x, t):
+        score = law.noised(process, t).score(x.reshape(1, 1))
+        return process.flow_drift(x.reshape(1, 1), t, score)[0, 0] * density(x, t)
+
+    for x in jnp.array([0.4, 0.9, 1.6, 3.0]):
+        t = jnp.asarray(t)
+        rate = jax.grad(density, argnums=1)(x, t)
+        fokker_planck = -jax.grad(flux)(x, t) + 0.5 * jax.grad(jax.grad(spread))(x, t)
+        scale = max(1.0, abs(float(rate)))
+        assert float(rate) == pytest.approx(float(fokker_planck), abs=1e-12 * scale)
+        assert float(rate) == pytest.approx(float(-jax.grad(current)(x, t)), abs=1e-12 * scale)
+
+
+def test_general_growth_is_a_shift_of_the_logarithm():
+    plain, growing = processes.GeometricBrownianMotion(sigma=0.6), processes.GeometricBrownianMotion(sigma=0.6, mu=0.7)
+    law, y = correlated(), jnp.array([[0.2, -0.4], [1.0, 0.3]])
+    for t in (0.2, 0.9):
+        shift = growing.offset(t)
+        a, b = models.ExactModel(law, plain)(y, t), models.ExactModel(law, growing)(y + shift, t)
+        np.testing.assert_allclose(a.hyvarinen_score, b.hyvarinen_score, rtol=1e-10)
+        np.testing.assert_allclose(a.denoised, b.denoised, rtol=1e-10)
+
+
+def solve(field, y, t0, t1, rtol=1e-9):
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, y, args: field(y, t)), diffrax.Dopri8(), t0, t1, None, y,
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=rtol), max_steps=20_000,
+    ).ys[0]  # fmt: skip
+
+
+def test_the_flow_in_data_space_is_the_flow_of_the_logarithm_and_returns(process):
+    law = correlated()
+    model = models.ExactModel(law, process)
+    x = law.noised(process, 1.0).sample(KEY, 8)
+    latent = lambda y, t: model(y, t).velocity
+    ambient = lambda x, t: process.flow_drift(x, t, law.noised(process, t).score(x))
+    down = solve(latent, jnp.log(x), 1.0, 0.01)
+    np.testing.assert_allclose(jnp.log(solve(ambient, x, 1.0, 0.01)), down, atol=1e-7)
+    np.testing.assert_allclose(solve(latent, down, 0.01, 1.0), jnp.log(x), atol=1e-7)
+
+
+def test_the_flow_of_one_log_normal_is_known(process):
+    # y_s = m + a(s) + U sqrt((L + v_s) / (L + v_t)) U^T (y_t - m - a(t)).
+    cov = np.array([[0.3, 0.1], [0.1, 0.2]])
+    law = densities.LogNormalMixture([1.0], np.array([[0.4, -0.2]]), cov[None])
+    values, vectors = np.linalg.eigh(cov)
+    y, t, s = np.log(law.noised(process, 1.0).sample(KEY, 6)), 1.0, 0.05
+    gain = np.sqrt((values + process.sigma(s) ** 2) / (values + process.sigma(t) ** 2))
+    mean = np.array([0.4, -0.2])
+    exact = mean + process.offset(s) + ((y - mean - process.offset(t)) @ vectors * gain) @ vectors.T
+    out = sample(
+        models.ExactModel(law, process), process, solver=solvers.Diffrax(solver=diffrax.Dopri8(), rtol=1e-10, atol=1e-10),
+        grid=grids.Explicit((t, s)), key=KEY, shape=y.shape, start=starts.Fixed(y),
+    )  # fmt: skip
+    np.testing.assert_allclose(np.log(out.x), exact, atol=1e-8)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ExactStart(starts.Start):
+    """The exact law at the first grid time."""
+
+    law: densities.Density
+
+    def draw(self, keys, ids, process, t, event):
+        noised = self.law.noised(process, t)
+        return jax.vmap(lambda key: noised.sample(key, 1)[0])(keys)
+
+    def log_prob(self, y, process, t):
+        return self.law.noised(process, t).log_prob(y)
+
+
+def test_the_likelihood_in_data_space_has_the_jacobian_of_the_logarithm(process):
+    law = correlated()
+    x = law.sample(KEY, 16)
+    result = likelihood.log_likelihood(
+        models.ExactModel(law, process), process, x, start=ExactStart(law.logs), t_min=1e-3, rtol=1e-9, atol=1e-9
+    )
+    np.testing.assert_allclose(result.log_prob, law.noised(process, 1e-3).log_prob(x), atol=1e-6)
+
+
+def test_a_log_normal_law_has_a_density_on_positive_points_only():
+    law = correlated(2)
+    side = np.exp(np.linspace(-5.0, 5.0, 401))
+    x = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+    cell = np.prod(x, axis=1) * (10.0 / 400) ** 2  # dx = x dlog x
+    assert float(jnp.exp(law.log_prob(x)) @ cell) == pytest.approx(1.0, abs=1e-6)
+    assert np.all(np.asarray(law.log_prob(jnp.array([[1.0, 0.0], [-1.0, 2.0]]))) == -np.inf)
+    with pytest.raises(ValueError, match="log chart"):
+        law.noised(processes.Gaussian(schedule=schedules.EDM()), 1.0)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_data_outside_the_domain_is_counted_and_the_remedy_named(signed):
+    process = processes.GeometricBrownianMotion(signed=signed)
+    x = np.array([[0.5, 0.0], [np.nan, -2.0]])
+    count, remedy = ("2 of the 4", "leave out") if signed else ("3 of the 4", "Positive")
+    for encode in (process.encode, lambda x: process.perturb(KEY, x, 0.5)):
+        with pytest.raises(ValueError, match=count) as caught:
+            encode(x)
+        assert remedy in str(caught.value)
+    with pytest.raises(ValueError, match="1 of the 2"):
+        likelihood.log_likelihood(models.ExactModel(correlated(), PAPER), PAPER, jnp.array([[1.0, 0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(sigma=-0.8), "GeometricBrownianMotion.sigma = -0.8"),
+        (dict(sigma="0.8"), "GeometricBrownianMotion.sigma"),
+        (dict(mu="x"), "GeometricBrownianMotion.mu"),
+        (dict(t_min=2.0), "GeometricBrownianMotion.t_min"),
+        (dict(signed=1.5), "signed"),
+    ],
+)
+def test_bad_coefficients_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        processes.GeometricBrownianMotion(**arguments)

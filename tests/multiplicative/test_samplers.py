@@ -1,0 +1,271 @@
+"""The samplers of multiplicative diffusion: their formulas, orders, laws and signs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import densities, grids, models, processes, sample, solvers, starts
+from scorelab.metrics import wasserstein_1d
+
+from ..stepping import walk
+from .targets import PAPER, PROCESSES, correlated, three_modes
+
+KEY = jax.random.key(5)
+DALE, AGNOSTIC = solvers.EulerMaruyama(denoise=False), solvers.EulerMaruyama(coords="ambient", denoise=False)
+MILSTEIN = solvers.Milstein(denoise=False)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def one_step(solver, process, law, x, t, delta, z):
+    """The state after one step of size ``delta`` with the noise ``z``, and the Hyvarinen score it used."""
+    model = models.ExactModel(law, process)
+    y = process.encode(x)
+    end = walk(solver, process, model, np.array([t, t - delta]), y, z[None])[-1]
+    return process.decode(end), model(y, t).hyvarinen_score
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_steps_are_the_published_ones(name, float64):
+    process, law, t, delta = PROCESSES[name], correlated(), 0.5, 0.02
+    x, z = law.noised(process, t).sample(KEY, 8), jax.random.normal(jax.random.key(1), (8, 2))
+    sigma2 = float(process.schedule.diffusion_rate(t))
+    mu = float(process.d_offset(t)) + sigma2 / 2
+    noise = np.sqrt(delta * sigma2) * z
+    annealed = dict(delta=delta, anneal=0.5, mode="paper")
+    for solver, expected in (
+        (DALE, lambda h: jnp.exp(delta * (sigma2 * h - mu + 1.5 * sigma2) + noise)),
+        (AGNOSTIC, lambda h: 1 + delta * (sigma2 * h - mu + 2 * sigma2) + noise),
+        (MILSTEIN, lambda h: 1 + delta * (sigma2 * h - mu + 2 * sigma2) + noise + 0.5 * delta * sigma2 * (z**2 - 1)),
+        (solvers.MultiplicativeAnnealed(), lambda h: jnp.exp(delta * (sigma2 * h - mu + 1.5 * sigma2) + noise)),
+        (
+            solvers.MultiplicativeAnnealed(coords="ambient", **annealed),
+            lambda h: 1 + delta * (sigma2 * h - mu + 2 * sigma2) + noise,
+        ),
+    ):
+        got, h = one_step(solver, process, law, x, t, delta, z)
+        np.testing.assert_allclose(got, x * expected(h), rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["paper", "corrected"])
+@pytest.mark.parametrize("coords", ["latent", "ambient"])
+def test_annealing_turns_the_noise_down_from_one_grid_time_to_the_next(mode, coords, float64):
+    # Three grid times, two inner updates each; the last update, at k = 2, has the factor a = anneal^2.
+    process, law, delta, anneal = PROCESSES["growing"], correlated(), 0.01, 0.8
+    solver = solvers.MultiplicativeAnnealed(mode=mode, coords=coords, delta=delta, inner=2, anneal=anneal, polish=1)
+    model = models.ExactModel(law, process)
+    times = np.array([0.9, 0.6, 0.3, 0.0])
+    x, z = law.noised(process, 0.9).sample(KEY, 4), jax.random.normal(jax.random.key(1), (3, 4, 2))
+    got = process.decode(walk(solver, process, model, times, process.encode(x), z)[-1])
+    for k, t in [(0, 0.9), (0, 0.9), (1, 0.6), (1, 0.6), (2, 0.3), (2, 0.3), (None, 0.3)]:
+        a = 0.0 if k is None else anneal**k
+        h = model(process.encode(x), t).hyvarinen_score
+        drift, noise = 0.36 * h - 0.7, a * np.sqrt(delta) * 0.6 * z[2 if k is None else k]
+        if coords == "latent":
+            x = x * jnp.exp(delta * (drift + 1.5 * 0.36) + noise)
+        else:
+            x = x * (1 + delta * (drift + (2 if mode == "paper" else 1.5 + 0.5 * a**2) * 0.36) + noise)
+    np.testing.assert_allclose(got, x, rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", ["paper", "growing"])
+def test_ddim_and_ancestral_steps_are_multiplicative_updates(name, float64):
+    process, law, t, delta = PROCESSES[name], correlated(), 0.6, 0.25
+    s = t - delta
+    x, z = law.noised(process, t).sample(KEY, 8), jax.random.normal(jax.random.key(1), (8, 2))
+    v_t, v_s = float(process.sigma(t)) ** 2, float(process.sigma(s)) ** 2
+    drift = float(process.offset(s) - process.offset(t))
+    for solver, expected in (
+        (solvers.DDIM(), lambda h: (v_t - np.sqrt(v_s * v_t)) * (1 + h)),
+        (solvers.DDIM(eta=1.0), lambda h: (v_t - v_s) * (1 + h) + np.sqrt(v_s * (v_t - v_s) / v_t) * z),
+    ):
+        got, h = one_step(solver, process, law, x, t, delta, z)
+        np.testing.assert_allclose(got, x * jnp.exp(expected(h) + drift), rtol=1e-11)
+
+
+def test_milsteins_step_is_the_dale_langevin_step_up_to_the_three_halves_power(float64):
+    law, x = three_modes(), jnp.exp(jnp.linspace(-1.0, 1.2, 400))[:, None]
+    z = jax.random.normal(KEY, x.shape)
+    gaps = []
+    for delta in (1e-2, 5e-3, 2.5e-3, 1.25e-3):
+        step = lambda solver, delta=delta: one_step(solver, PAPER, law, x, 0.4, delta, z)[0]
+        gaps.append(float(jnp.mean(jnp.abs(step(MILSTEIN) - step(DALE)))))
+    ratios = np.array(gaps[:-1]) / gaps[1:]
+    assert np.all((ratios > 2.6) & (ratios < 3.1)), ratios  # 2^(3/2) = 2.83
+
+
+def test_general_growth_shifts_the_path_by_its_offset(float64):
+    plain, growing = processes.GeometricBrownianMotion(sigma=0.6), PROCESSES["growing"]
+    law, times = correlated(), np.linspace(1.0, 0.0, 9)
+    y, z = law.logs.noised(plain, 1.0).sample(KEY, 4), jax.random.normal(KEY, (8, 4, 2))
+    for solver in (DALE, solvers.Heun(), solvers.MultiplicativeAnnealed()):
+        a = walk(solver, plain, models.ExactModel(law, plain), times, y, z)
+        b = walk(solver, growing, models.ExactModel(law, growing), times, y + growing.offset(1.0), z)
+        np.testing.assert_allclose(b - growing.offset(times)[:, None, None], a, atol=1e-10)
+
+
+def test_strong_orders(float64):
+    """Against Brownian paths: Dale-Langevin and Milstein have strong order 1, the sign-agnostic rule 1/2."""
+    law, n, fine, counts = three_modes(), 2000, 2048, (16, 32, 64, 128, 256)
+    model = models.ExactModel(law, PAPER)
+    y = law.logs.noised(PAPER, 1.0).sample(KEY, n)
+    increments = jax.random.normal(jax.random.key(2), (fine, n, 1))
+
+    @jax.jit
+    def ends(increments):
+        def end(solver, steps):
+            z = increments.reshape(steps, fine // steps, n, 1).sum(1) / np.sqrt(fine // steps)
+            return walk(solver, PAPER, model, np.linspace(1.0, 0.2, steps + 1), y, z)[-1]
+
+        return end(DALE, fine), [[end(solver, steps) for steps in counts] for solver in (DALE, MILSTEIN, AGNOSTIC)]
+
+    reference, found = ends(increments)
+    for solver, found_ends, (low, high) in zip("DMA", found, ((0.9, 1.15), (0.9, 1.15), (0.4, 0.7)), strict=True):
+        errors = [float(jnp.mean(jnp.abs(end - reference))) for end in found_ends]
+        slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+        assert low < slope < high, (solver, slope)
+
+
+def exact_start(law, process, n, key=KEY):
+    return starts.Fixed(law.logs.noised(process, process.t_max).sample(key, n))
+
+
+@pytest.mark.parametrize("process", [PAPER, PROCESSES["growing"]], ids=["paper", "growing"])
+@pytest.mark.parametrize("solver", [DALE, AGNOSTIC], ids=["dale", "agnostic"])
+def test_both_samplers_recover_the_mixture_with_weak_order_one(solver, process):
+    law, n = three_modes(), 50_000
+    exact = np.asarray(law.logs.sample(jax.random.key(8), 400_000))[:, 0]
+    distance, logs = {}, {}
+    for steps in (80, 640):
+        out = sample(
+            models.ExactModel(law, process), process, solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
+            start=exact_start(law, process, n),
+        )  # fmt: skip
+        logs[steps] = np.log(np.asarray(out.x))[:, 0]
+        distance[steps] = float(wasserstein_1d(logs[steps][:, None], exact[:, None], p=1)[0])
+    # The floor of two exact samples of this size is 0.002; the bias halves with the step.
+    assert distance[640] < 0.008
+    if process is PAPER:
+        assert 0.012 < distance[80] < 0.022
+    for low, high in ((-np.inf, -0.2), (-0.2, 0.55), (0.55, np.inf)):
+        inside = lambda z, low=low, high=high: np.mean((z > low) & (z < high))
+        assert inside(logs[640]) == pytest.approx(inside(exact), abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["paper", "growing"])
+def test_the_reverse_sde_needs_its_divergence(name):
+    process, law, n, steps = PROCESSES[name], densities.LogNormalMixture([1.0], np.array([[0.3]]), np.array([0.36])), 40_000, 400
+
+    class Classic(processes.GeometricBrownianMotion):
+        def div_diffusion(self, x, t):
+            return jnp.zeros_like(x)
+
+    def moments(process):
+        out = sample(
+            models.ExactModel(law, process), process, solver=AGNOSTIC, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
+            start=exact_start(law, process, n),
+        )  # fmt: skip
+        logs = np.log(np.abs(np.asarray(out.x, np.float64)))
+        return np.array([logs.mean(), logs.std()])
+
+    # Three standard errors plus the first-order bias, measured as 0.4 / steps on this law.
+    error = np.array([3 * 0.6 / np.sqrt(n), 3 * 0.6 / np.sqrt(2 * n)]) + 0.5 / steps
+    assert np.all(np.abs(moments(process) - [0.3, 0.6]) < error)
+    classic = Classic() if name == "paper" else Classic(sigma=0.6, mu=0.7)
+    assert abs(moments(classic)[0] - 0.3) > 20 * error[0]
+
+
+@pytest.mark.parametrize("steps", [2, 5, 40])
+def test_the_sign_preserving_sampler_keeps_every_sign(steps):
+    process, law, n = processes.GeometricBrownianMotion(signed=True), correlated(3), 2000
+    pattern = np.random.default_rng(0).choice([-1.0, 1.0], size=(50, 3))
+    for solver in (DALE, solvers.MultiplicativeAnnealed(), solvers.Heun(), solvers.DDIM(eta=1.0)):
+        out = sample(
+            models.ExactModel(law, process), process, solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 3),
+            start=starts.Signed(starts.Prior(), pattern), keep="all",
+        )  # fmt: skip
+        assert np.all(np.isfinite(out.x))
+        # Along the whole path, not only at its end.
+        np.testing.assert_array_equal(np.sign(out.trajectory), np.broadcast_to(pattern[np.arange(n) % 50], (steps + 1, n, 3)))
+        assert "sign_flips" not in out.diagnostics
+        x0 = process.perturb(KEY, out.x, 0.5)
+        np.testing.assert_allclose(x0.y0, np.log(np.abs(out.x)), rtol=1e-6)
+
+
+def test_sign_changes_of_the_sign_agnostic_sampler_are_counted():
+    law, n = three_modes(), 40_000
+    for steps, low, high in ((5, 0.005, 0.04), (10, 2e-4, 5e-3), (40, 0.0, 1e-4)):
+        out = sample(
+            models.ExactModel(law, PAPER), PAPER, solver=AGNOSTIC, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
+            start=exact_start(law, PAPER, n), keep="all", chunk=15_000,
+        )  # fmt: skip
+        flips = np.asarray(out.diagnostics["sign_flips"])
+        assert flips.shape == (n,)
+        assert low <= np.mean(flips > 0) <= high
+        signs = np.sign(np.asarray(out.trajectory))[:, :, 0]
+        np.testing.assert_array_equal(flips, np.sum(signs[1:] != signs[:-1], axis=0))
+        np.testing.assert_array_equal(np.sign(out.x)[:, 0], signs[-1])
+    assert np.all(np.asarray(out.trajectory)[0] > 0)
+
+
+def test_annealing_biases_the_law_and_the_correction_takes_the_shift_away():
+    # The published MNIST setting with the exact score; Dale-Langevin and the corrected sign-agnostic rule agree.
+    law, n = three_modes(), 20_000
+    settings = dict(delta=1.43845e-4, inner=4, anneal=0.995)
+
+    def logs(**fields):
+        out = sample(
+            models.ExactModel(law, PAPER), PAPER, solver=solvers.MultiplicativeAnnealed(**fields), grid=grids.Uniform(1000),
+            key=KEY, shape=(n, 1), start=exact_start(law, PAPER, n),
+        )  # fmt: skip
+        return np.log(np.asarray(out.x, np.float64))
+
+    latent = logs(mode="corrected", coords="latent", **settings)
+    corrected = logs(mode="corrected", coords="ambient", **settings)
+    published = logs(mode="paper", coords="ambient", **settings)
+    # The runs share start and noise, so that their difference has no sampling error to speak of.
+    assert abs(corrected.mean() - latent.mean()) < 0.005
+    assert published.mean() - latent.mean() > 0.08
+    assert latent.std() < 0.56  # the law has 0.573: noise below 1 takes spread away
+
+
+@pytest.mark.parametrize("t", [1.0, 1e-3])
+def test_gradients_through_a_step_are_finite_in_float32(t):
+    law = correlated()
+    model = models.ExactModel(law, PAPER)
+
+    def end(x, z):
+        y = walk(DALE, PAPER, model, np.array([t, t - 1e-3]), PAPER.encode(x)[None], z[None, None])[-1]
+        return jnp.sum(PAPER.decode(y) ** 2)
+
+    x, z = law.sample(KEY, 8), jax.random.normal(KEY, (8, 2))
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(end)))(x, z)
+    assert values.dtype == jnp.float32
+    assert np.all(np.isfinite(values))
+    assert np.all(np.isfinite(gradients))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: solvers.MultiplicativeAnnealed(mode="annealed"), ValueError, "mode"),
+        (lambda: solvers.MultiplicativeAnnealed(delta=0.1), ValueError, "delta = 0.1: expected None"),
+        (lambda: solvers.MultiplicativeAnnealed(anneal=0.9), ValueError, "anneal = 0.9: expected 1.0"),
+        (lambda: solvers.MultiplicativeAnnealed(mode="paper"), ValueError, "delta = None"),
+        (lambda: solvers.MultiplicativeAnnealed(mode="paper", delta=0.1, anneal=1.5), ValueError, "anneal"),
+        (lambda: solvers.MultiplicativeAnnealed(coords="x"), ValueError, "coords"),
+        (
+            lambda: solvers.MultiplicativeAnnealed().table(processes.Gaussian(schedule=PAPER.schedule), np.array([1.0, 0.0])),
+            TypeError,
+            "GeometricBrownianMotion",
+        ),
+    ],
+)
+def test_errors_name_the_field(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
