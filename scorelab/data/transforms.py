@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-# Fraction bits of the dequantisation noise: 8 bits of level + 14 + half a step fit float32's 24 exactly,
-# see `dequantise`.
+# Most fraction bits of the dequantisation noise: on [-1, 1] 8 bits of level + 14 + half a step fit float32's 24
+# exactly, see `dequantise`.
 _NOISE_BITS = 14
 
 
@@ -35,6 +35,11 @@ class Cells:
         for field, value in fields.items():
             if not math.isfinite(value):
                 raise ValueError(f"{field}={value!r}: expected a finite number")
+        if self.low < self.high and self.noise_bits < 4:
+            raise ValueError(
+                f"{type(self).__name__}: cells of [{self.low}, {self.high}] / {self.levels} are too narrow for float32: "
+                "expected an interval nearer to zero, or a wider one"
+            )
 
     def _affine(self, value: jax.Array) -> jax.Array:
         return self.low + value * ((self.high - self.low) / self.levels)
@@ -57,14 +62,22 @@ class Cells:
     def dequantise(self, key: jax.Array, x) -> jax.Array:
         """Uniform noise inside each level's cell: uint8 (...) -> float32 (...), `decode` undoes it exactly.
 
-        u is uniform on the midpoints of 2^14 equal parts of (0, 1): mean 1/2 and variance (1 - 2^-28) / 12.
-        A float32 uniform number near one would be rounded into the next cell at the upper levels.
+        u is uniform on the midpoints of 2^b equal parts of (0, 1): mean 1/2 and variance (1 - 4^-b) / 12, with
+        b = `noise_bits`. A float32 uniform number near one would be rounded into the next cell at the upper
+        levels.
         Source: Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, arXiv
         1511.01844.
         """
         x = self._as_float(x)
-        bits = jax.random.bits(key, x.shape, jnp.uint16) >> (16 - _NOISE_BITS)
-        return self._affine(x + (bits.astype(jnp.float32) + 0.5) * 2.0**-_NOISE_BITS)
+        bits = jax.random.bits(key, x.shape, jnp.uint16) >> (16 - self.noise_bits)
+        return self._affine(x + (bits.astype(jnp.float32) + 0.5) * 2.0**-self.noise_bits)
+
+    @property
+    def noise_bits(self) -> int:
+        """Bits of the dequantisation noise: half a part of a cell is at least four float32 steps of y, at most 14."""
+        largest = max(abs(self.low), abs(self.high))
+        step = 2.0 ** (math.ceil(math.log2(largest)) - 24)
+        return min(_NOISE_BITS, math.floor(math.log2((self.high - self.low) / (self.levels * step))) - 3)
 
     def log_det(self, event_shape: tuple[int, ...]) -> float:
         """log |dy / d(x + u)| = d log((high - low) / levels) in nats, d the number of values in an event."""
