@@ -196,14 +196,14 @@ class Digits:
 
 @dataclass(frozen=True, kw_only=True)
 class Toy:
-    """A generated two-dimensional set; train and test come from independent streams of the same seed."""
+    """A generated set of points; train and test come from independent streams of the same seed."""
 
     name: str
     sampler: Callable[[tuple[int, int], int], np.ndarray]
     splits: tuple[str, ...] = ("train", "test")
 
     def load(self, split: str, request: Request) -> Arrays:
-        """Points (n, 2) float32; n defaults to 10000 and seed to 0; no labels."""
+        """Points (n, d) float32, d = 2 for most; n defaults to 10000 and seed to 0; no labels."""
         n = 10000 if request.n is None else request.n
         seed = 0 if request.seed is None else request.seed
         return Arrays(x=self.sampler((seed, self.splits.index(split)), n), name=self.name, split=split)

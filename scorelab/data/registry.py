@@ -145,6 +145,7 @@ CIFAR10_SUBSET = NpzImages(
 KMNIST_HALVES = Halves(name="kmnist_halves", source=KMNIST)
 _TOYS = (
     toy.eight_gaussians, toy.rings, toy.swiss_roll, toy.checkerboard, toy.pinwheel, toy.two_moons,
+    toy.concentrations, toy.synaptic_weights,
 )  # fmt: skip
 
 SETS: Mapping[str, DataSet] = MappingProxyType(
@@ -171,8 +172,8 @@ def load(
 
     Files are looked for in `data_dir` (else SCORELAB_DATA_DIR) under `<name>/`, spelled with `_` or `-`,
     compressed or not, then in the cache (SCORELAB_CACHE_DIR, else pooch's), then downloaded there unless
-    `download=False`. `n` and `seed` (defaults 10000 and 0) belong to the generated two-dimensional sets and
-    are refused by the others.
+    `download=False`. `n` and `seed` (defaults 10000 and 0) belong to the generated sets and are refused by
+    the others.
 
     Raises ValueError for an unknown name or split, DataNotFound where a file can be found nowhere,
     DataCorrupt where one is damaged. One data set is never replaced by another.

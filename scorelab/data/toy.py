@@ -1,4 +1,4 @@
-"""Seeded samples of the two-dimensional toy sets: (seed, n) -> (n, 2) float32.
+"""Seeded samples of the generated sets: (seed, n) -> (n, d) float32, most of them points in the plane.
 
 Where `scorelab.densities` has the law of a set, the samples are drawn from exactly that law, so that a
 model trained on `load("rings")` can be held against the density, score and noised versions of
@@ -47,6 +47,17 @@ def checkerboard(seed: Seed, n: int) -> np.ndarray:
 def pinwheel(seed: Seed, n: int) -> np.ndarray:
     """Samples of `densities.pinwheel()`."""
     return _draw(densities.pinwheel(), seed, n)
+
+
+def concentrations(seed: Seed, n: int) -> np.ndarray:
+    """Samples of `densities.concentrations()`, (n, 2), positive."""
+    return _draw(densities.concentrations(), seed, n)
+
+
+def synaptic_weights(seed: Seed, n: int) -> np.ndarray:
+    """Samples of `densities.synaptic_weights()` with their signs, (n, 16): each column has one sign (Dale's law)."""
+    signs, law = densities.synaptic_weights()
+    return signs.astype(np.float32) * _draw(law, seed, n)
 
 
 def two_moons(seed: Seed, n: int) -> np.ndarray:

@@ -5,9 +5,18 @@ from scorelab.densities.empirical import Empirical, IsotropicMixture
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
-from scorelab.densities.toy import Boxes, Rings, checkerboard, eight_gaussians, pinwheel, swiss_roll
+from scorelab.densities.toy import (
+    Boxes,
+    Rings,
+    checkerboard,
+    concentrations,
+    eight_gaussians,
+    pinwheel,
+    swiss_roll,
+    synaptic_weights,
+)
 
 __all__ = [
     "Boxes", "Density", "Empirical", "Gaussian", "GaussianMixture", "IsotropicMixture", "LogNormalMixture", "Rings", "checkerboard",
-    "eight_gaussians", "pinwheel", "swiss_roll",
+    "concentrations", "eight_gaussians", "pinwheel", "swiss_roll", "synaptic_weights",
 ]

@@ -1,4 +1,4 @@
-"""Two-dimensional toy laws with exact density, score and noised versions."""
+"""Toy laws with exact density, score and noised versions: points in the plane, and positive data for multiplicative noise."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from jax.scipy.special import i0e, log_ndtr
 
 from scorelab.densities.base import Density, as_parameter, check_points, law_pytree
+from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
 from scorelab.typing import Array, Key
 
@@ -175,3 +176,36 @@ def checkerboard(cells: int = 4, extent: float = 2.0) -> Boxes:
     corners = np.array([(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2 == 0])
     lows = -extent + side * corners
     return Boxes(lows, lows + side)
+
+
+def concentrations() -> LogNormalMixture:
+    """Two concentrations (or gross returns) that move together, with calm times and crises: positive, with heavy tails.
+
+    In 85 of 100 draws both logs are normal about 0 with deviation 0.3 and correlation 0.6; in the others they are about
+    0.8 and 0.4 with deviation 0.9 and correlation 0.9. The numbers are made up.
+    """
+    calm, crisis = (std**2 * np.array([[1.0, corr], [corr, 1.0]]) for std, corr in ((0.3, 0.6), (0.9, 0.9)))
+    return LogNormalMixture([0.85, 0.15], [[0.0, 0.0], [0.8, 0.4]], np.stack([calm, crisis]))
+
+
+def synaptic_weights(excitatory: int = 12, inhibitory: int = 4) -> tuple[np.ndarray, LogNormalMixture]:
+    r"""The synapses of one neuron: fixed signs (Dale's law) and correlated log-normal strengths, :math:`w = s \circ e^{y}`.
+
+    Every log strength has deviation 0.94; its mean is -0.70 for excitatory synapses and 0.30 for inhibitory ones, which
+    are therefore ``e`` times stronger. Logs correlate by 0.4 within a population and 0.2 between the two.
+
+    Returns:
+        ``(signs, law)``: the signs ``(d,)``, 1 for the excitatory synapses, which come first, and -1 for the others, and
+        the law of the strengths :math:`|w|`, with ``d = excitatory + inhibitory``.
+
+    Raises:
+        ValueError: a number of synapses below 1.
+
+    Source: mean and deviation of the excitatory logs (of millivolts) as Song et al. (2005), "Highly nonrandom features of
+    synaptic connectivity in local cortical circuits", measured them; the other numbers are made up.
+    """
+    if not (excitatory >= 1 and inhibitory >= 1):
+        raise ValueError(f"synaptic_weights got excitatory = {excitatory}, inhibitory = {inhibitory}: expected at least 1 of each")
+    signs = np.repeat([1.0, -1.0], [excitatory, inhibitory])
+    corr = np.where(np.equal.outer(signs, signs), 0.4, 0.2) + 0.6 * np.eye(len(signs))
+    return signs, LogNormalMixture([1.0], np.where(signs > 0, -0.7, 0.3)[None], 0.94**2 * corr[None])

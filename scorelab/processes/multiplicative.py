@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from scorelab.processes.charts import Chart, Log
 from scorelab.schedules import GBMClock
 from scorelab.schedules.base import namespace, on_host
 from scorelab.schedules.multiplicative import integral
-from scorelab.typing import Array, require_number
+from scorelab.typing import Array, require_choice, require_number, require_spec
 
 
 @dataclass(frozen=True, kw_only=True, init=False)
@@ -26,11 +26,13 @@ class GeometricBrownianMotion(Process):
     :math:`\sqrt{v(t)}` and ``offset(t)`` is :math:`a(t)`.
 
     Args:
-        sigma: the volatility: a positive number, or a function of time (see :class:`scorelab.schedules.GBMClock`).
+        sigma: the volatility: a positive number (0.8 by default), or a function of time (see
+            :class:`scorelab.schedules.GBMClock`).
         mu: the growth rate: a number, a function of time, or None for :math:`\sigma(t)^2/2`, which makes ``a = 0``.
-        t_max: the time at which sampling begins.
-        t_min: the smallest time that is trained.
+        t_max: the time at which sampling begins, 1 by default.
+        t_min: the smallest time that is trained, 1e-5 by default.
         signed: accept negative data; signs stay as they are (see :class:`scorelab.processes.Log`).
+        schedule: the clock itself; what is given beside it is changed in it.
 
     Source: "Dale meets Langevin" (arXiv 2510.02730), which uses ``sigma=0.8``, ``mu=None`` and ``t_max=1``.
     """
@@ -38,24 +40,29 @@ class GeometricBrownianMotion(Process):
     mu: float | Callable[[Array], Array] | None
     signed: bool
 
+    # Not generated: the method sigma(t) of every process takes the name that the field of the paper's volatility would have.
     def __init__(
         self,
         *,
-        sigma: float | Callable[[Array], Array] = 0.8,
+        sigma: float | Callable[[Array], Array] | None = None,
         mu: float | Callable[[Array], Array] | None = None,
-        t_max: float = 1.0,
-        t_min: float = 1e-5,
+        t_max: float | None = None,
+        t_min: float | None = None,
         signed: bool = False,
+        schedule: GBMClock | None = None,
     ):
+        clock = GBMClock() if schedule is None else schedule
+        require_spec(self, GBMClock, schedule=clock)
+        given = {"volatility": sigma, "t_max": t_max, "t_min": t_min}
         try:
-            schedule = GBMClock(volatility=sigma, t_max=t_max, t_min=t_min)
+            clock = replace(clock, **{name: value for name, value in given.items() if value is not None})
         except ValueError as error:
             message = str(error).replace("GBMClock.volatility", "GeometricBrownianMotion.sigma")
             raise ValueError(message.replace("GBMClock.", "GeometricBrownianMotion.")) from None
         if mu is not None and not callable(mu):
             require_number(self, -1e6, 1e6, mu=mu)
-        Log(signed=signed)
-        for name, value in (("schedule", schedule), ("mu", mu), ("signed", signed)):
+        require_choice(self, (True, False), signed=signed)
+        for name, value in (("schedule", clock), ("mu", mu), ("signed", signed)):
             object.__setattr__(self, name, value)
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 
 from scorelab.densities import Gaussian
 from scorelab.processes import Process
-from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Prior, Signed, Start
+from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start
 from scorelab.typing import require_choice
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class DataStart:
         kind: ``"moments"``: the noised Gaussian with the mean and covariance of the data
             (:class:`scorelab.starts.GaussianMoments`); ``"lognormal"``: one mean and one deviation for all
             elements (:class:`scorelab.starts.LogNormal`); ``"class_average"``: the noised average of the
-            sample's class (:class:`scorelab.starts.ClassAverage`); ``"signed"``: the prior, with the signs of
-            the training points (:class:`scorelab.starts.Signed`).
+            sample's class (:class:`scorelab.starts.ClassAverage`); ``"signed"``: as ``"moments"``, with the
+            signs of the training points (:class:`scorelab.starts.Signed`).
     """
 
     kind: Literal["moments", "lognormal", "class_average", "signed"] = "moments"
@@ -37,11 +37,10 @@ class DataStart:
 
     def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start:
         """The start of samples with the conditions ``label``, ValueError where the data has no classes."""
-        if self.kind == "signed":
-            return Signed(Prior(), np.sign(data.load().x))
         y = np.concatenate(list(data.encoded(process.chart)))
-        if self.kind == "moments":
-            return GaussianMoments(Gaussian.from_data(y))
+        if self.kind in ("moments", "signed"):
+            start = GaussianMoments(Gaussian.from_data(y))
+            return Signed(start, np.sign(data.load().x)) if self.kind == "signed" else start
         if self.kind == "lognormal":
             return LogNormal.matched(y.mean(), y.std(), process)
         classes = data.load().label

@@ -102,11 +102,23 @@ def draw(
 
 
 def picture(x: np.ndarray, experiment: Experiment):
-    """The figure of a set in stored values: the first images, or the points."""
-    levels = experiment.data.load().levels
-    if levels is None:
-        return viz.scatter(x, reference=experiment.data.load().x)
-    return viz.image_grid(x[:PICTURED], levels=levels, columns=10)
+    """The figure of a set in stored values: the first images, or the points in the chart of the process.
+
+    Points that are not in the plane become a histogram of all their coordinates beside that of the training data.
+    """
+    data = experiment.data.load()
+    if data.levels is not None:
+        return viz.image_grid(x[:PICTURED], levels=data.levels, columns=10)
+    points, reference = _in_chart(x, experiment), _in_chart(data.x, experiment)
+    if data.event_shape == (2,):
+        return viz.scatter(points, reference=reference)
+    return viz.histogram({"samples": points, "data": reference})
+
+
+def _in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
+    """Where points are shown: logarithms fill a picture that heavy tails would leave empty."""
+    # Compiled, the chart does not refuse a sample that has underflowed to 0: a picture is no reason to lose a run.
+    return np.asarray(jax.jit(experiment.process.chart.encode)(experiment.data.transform.encode(x)))
 
 
 def _trajectory(experiment: Experiment, model: Model, start: Start | None, key: Key, label: np.ndarray | None):
@@ -131,7 +143,10 @@ def _trajectory(experiment: Experiment, model: Model, start: Start | None, key: 
     frames = np.asarray(out.trajectory)[chosen]
     headings = [f"t = {out.times[i]:.3g}" for i in chosen]
     if levels is None:
-        return viz.trajectory(frames, headings)
+        frames = np.stack([np.asarray(jax.jit(experiment.process.chart.encode)(frame)) for frame in frames])
+        if data.load().event_shape == (2,):
+            return viz.trajectory(frames, headings)
+        return viz.histogram(dict(zip(headings, frames, strict=True)), columns=len(frames), width=9.0)
     images = np.stack([np.asarray(data.transform.decode(_in_range(frame, frames[-1]))) for frame in frames])
     return viz.trajectory(images, headings, levels=levels)
 

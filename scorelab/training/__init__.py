@@ -10,6 +10,7 @@ from scorelab.training.ema import (
     synthesis_weights,
     synthesise,
 )
+from scorelab.training.exponentiated import exponentiated_gradient
 from scorelab.training.learner import Learner, ScoreLearner, ScoreState
 from scorelab.training.loop import Hook, NonFiniteLoss, Window, fit
 from scorelab.training.parallel import data_mesh
@@ -17,6 +18,6 @@ from scorelab.training.prepare import Prepare, Prepared
 
 __all__ = [
     "EMA", "Average", "Hook", "Learner", "NonFiniteLoss", "PowerEMA", "Prepare", "Prepared", "ScoreLearner",
-    "ScoreState", "Snapshot", "Window", "data_mesh", "fit", "power_exponent", "profile_product",
-    "synthesis_weights", "synthesise",
+    "ScoreState", "Snapshot", "Window", "data_mesh", "exponentiated_gradient", "fit", "power_exponent",
+    "profile_product", "synthesis_weights", "synthesise",
 ]

@@ -1,9 +1,15 @@
-"""Figures: image grids, point clouds, curves, trajectories. The only package that knows matplotlib."""
+"""Figures: image grids, point clouds, histograms, curves, trajectories. The only package that knows matplotlib."""
 
 from scorelab.viz.curves import loss_curve
+from scorelab.viz.dots import dots
 from scorelab.viz.figures import save, to_png_bytes
+from scorelab.viz.histograms import histogram
 from scorelab.viz.images import image_grid, mosaic
+from scorelab.viz.lines import Panel, lines, panels
 from scorelab.viz.points import scatter
 from scorelab.viz.trajectories import trajectory
 
-__all__ = ["image_grid", "loss_curve", "mosaic", "save", "scatter", "to_png_bytes", "trajectory"]
+__all__ = [
+    "Panel", "dots", "histogram", "image_grid", "lines", "loss_curve", "mosaic", "panels", "save", "scatter",
+    "to_png_bytes", "trajectory",
+]

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+from dataclasses import replace
 from types import MappingProxyType
 
 import jax
@@ -32,38 +33,36 @@ SHORT = (
 TINY_NET = ("NET = @nets.MLP()", "nets.MLP.width = 16", "nets.MLP.depth = 1")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Two steps compile for ten times as long as they run, and nothing here depends on how well."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def tiny_mnist(tmp_path_factory):
-    """A folder laid out as SCORELAB_DATA_DIR with 256 generated images in the place of MNIST."""
+def tiny_image_sets(tmp_path_factory):
+    """A folder laid out as SCORELAB_DATA_DIR with 256 generated images in the place of each set of 28x28 images."""
     folder = tmp_path_factory.mktemp("data")
-    (folder / "mnist").mkdir()
     rng = np.random.default_rng(0)
 
-    def write(name, array):
+    def write(name, file, array):
         head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
         raw = head + array.tobytes()
-        data = gzip.compress(raw, mtime=0)
-        (folder / "mnist" / name).write_bytes(data)
-        return PublishedFile(name=name, sha256=sha256(data), raw_sha256=sha256(raw), raw_size=len(raw))
+        packed = gzip.compress(raw, mtime=0)
+        (folder / name / file).write_bytes(packed)
+        return PublishedFile(name=file, sha256=sha256(packed), raw_sha256=sha256(raw), raw_size=len(raw))
 
-    def split(prefix):
-        images = write(f"{prefix}-images-idx3-ubyte.gz", rng.integers(0, 256, (256, 28, 28), np.uint8))
-        labels = write(f"{prefix}-labels-idx1-ubyte.gz", (np.arange(256) % 10).astype(np.uint8))
+    def split(name, prefix):
+        images = write(name, f"{prefix}-images-idx3-ubyte.gz", rng.integers(0, 256, (256, 28, 28), np.uint8))
+        labels = write(name, f"{prefix}-labels-idx1-ubyte.gz", (np.arange(256) % 10).astype(np.uint8))
         return IdxSplit(images=images, labels=labels, shape=(256, 28, 28))
 
-    tiny = IdxImages(name="mnist", train=split("train"), test=split("t10k"))
+    def tiny(name):
+        (folder / name).mkdir()
+        return IdxImages(name=name, train=split(name, "train"), test=split(name, "t10k"))
+
+    sets = {name: tiny(name) for name in ("mnist", "fashion_mnist", "kmnist")}
+    sets["kmnist_halves"] = replace(registry.SETS["kmnist_halves"], source=sets["kmnist"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCORELAB_DATA_DIR", str(folder))
-        patch.setattr(registry, "SETS", MappingProxyType({**registry.SETS, "mnist": tiny}))
+        patch.setattr(registry, "SETS", MappingProxyType({**registry.SETS, **sets}))
         yield
 
 

@@ -10,6 +10,8 @@ from scorelab import densities, grids, models, processes, sample, schedules, sol
 from ..stepping import walk
 from .members import DETERMINISTIC, SOLVERS, STOCHASTIC
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(11)
 LAW = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
 VP = processes.Gaussian(schedule=schedules.VPLinear())

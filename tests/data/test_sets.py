@@ -70,6 +70,46 @@ def test_two_moons_lie_on_their_arcs():
     assert np.abs(x.mean(0)).max() < 5 / np.sqrt(4000)
 
 
+@pytest.mark.parametrize("name", ["concentrations", "synaptic_weights"])
+def test_log_normal_sets_have_the_moments_of_their_law(name):
+    """Mean and covariance of log |x| against the mixture's, within 4 standard errors; signs fixed by the coordinate."""
+    n = 20000
+    x = load(name, n=n, seed=0).x
+    made = getattr(densities, name)()
+    signs, law = made if isinstance(made, tuple) else (np.ones(2), made)
+    assert (x.shape, x.dtype) == ((n, len(signs)), np.float32)
+    np.testing.assert_array_equal(np.sign(x), np.broadcast_to(signs, x.shape))
+    assert not np.array_equal(x, load(name, "test", n=n, seed=0).x)
+
+    weights, parts = np.asarray(law.weights, np.float64), law.logs.components
+    means = np.asarray(parts.mean, np.float64)
+    covs = np.asarray(jax.vmap(lambda part: part.covariance())(parts), np.float64)
+    mean = weights @ means
+    centred = means - mean
+    cov = np.einsum("k,kij->ij", weights, covs + centred[:, :, None] * centred[:, None, :])
+
+    logs = np.log(np.abs(x, dtype=np.float64))
+    assert (np.abs(logs.mean(0) - mean) < 4 * logs.std(0) / np.sqrt(n)).all()
+    products = (logs - mean)[:, :, None] * (logs - mean)[:, None, :]
+    assert (np.abs(products.mean(0) - cov) < 4 * products.std(0) / np.sqrt(n)).all()
+
+
+def test_the_sets_of_positive_data_are_what_their_docs_say():
+    x = load("concentrations", n=20000, seed=0).x
+    logs = np.log(x)
+    # Normal logs have excess kurtosis 0 with standard error sqrt(24 / n) = 0.035.
+    assert (((logs - logs.mean(0)) ** 4).mean(0) / logs.var(0) ** 2 > 4).all()
+    assert np.corrcoef(logs.T)[0, 1] > 0.6
+    weights = load("synaptic_weights", n=20000, seed=0).x
+    # Equal deviations, means of the logs that differ by 1: inhibitory synapses are e times stronger.
+    ratio = -weights[:, 12:].mean() / weights[:, :12].mean()
+    assert abs(ratio - np.e) < 0.1
+    with pytest.raises(ValueError, match="inhibitory = 0: expected at least 1"):
+        densities.synaptic_weights(inhibitory=0)
+    signs, law = densities.synaptic_weights(excitatory=2, inhibitory=3)
+    assert (signs.tolist(), law.event) == ([1, 1, -1, -1, -1], (5,))
+
+
 def test_requests_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"name='mnst'.*digits"):
         load("mnst")

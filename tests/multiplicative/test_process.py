@@ -1,6 +1,6 @@
 """Geometric Brownian motion against its closed forms: kernel, scores, Fokker-Planck equation, flow, likelihood."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import diffrax
 import jax
@@ -242,11 +242,19 @@ def test_data_outside_the_domain_is_counted_and_the_remedy_named(signed):
         likelihood.log_likelihood(models.ExactModel(correlated(), PAPER), PAPER, jnp.array([[1.0, 0.0]]))
 
 
+def test_a_process_with_one_coefficient_changed():
+    changed = replace(PROCESSES["growing"], sigma=0.9)
+    assert changed == processes.GeometricBrownianMotion(sigma=0.9, mu=0.7)
+    assert replace(changed, mu=None, t_max=2.0) == processes.GeometricBrownianMotion(sigma=0.9, t_max=2.0)
+    assert hash(replace(changed, sigma=0.6)) == hash(PROCESSES["growing"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (dict(sigma=-0.8), "GeometricBrownianMotion.sigma = -0.8"),
         (dict(sigma="0.8"), "GeometricBrownianMotion.sigma"),
+        (dict(sigma=0.0), "GeometricBrownianMotion.sigma"),
         (dict(mu="x"), "GeometricBrownianMotion.mu"),
         (dict(t_min=2.0), "GeometricBrownianMotion.t_min"),
         (dict(signed=1.5), "signed"),

@@ -21,6 +21,8 @@ def figures():
     yield viz.loss_curve([10], [0.5])
     yield viz.trajectory(np.stack([images()] * 4), ["a", "b", "c", "d"], levels=17)
     yield viz.trajectory(np.stack([points, points / 2]), ["t = 1", "t = 0"])
+    yield viz.histogram({"one": points, "other": 3 * points[:20]}, normal=True)
+    yield viz.histogram({"a": points, "b": [0, 1, np.inf], "c": np.exp(points)}, normal=True, log=True, columns=2, bins=10)
 
 
 def test_every_figure_is_a_png_and_the_same_twice(tmp_path):
@@ -29,6 +31,21 @@ def test_every_figure_is_a_png_and_the_same_twice(tmp_path):
         assert png.startswith(b"\x89PNG")
         assert viz.save(second, tmp_path / "f.png").read_bytes() == png
     assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
+
+
+def test_histograms_are_densities_over_common_bins():
+    rng = np.random.default_rng(0)
+    sets = {"a": rng.normal(1, 2, 2000), "b": rng.normal(0, 1, (100, 5))}
+    axes = viz.histogram(sets, bins=40, normal=True).axes[0]
+    outlines = [patch.get_data() for patch in axes.patches if not patch.get_fill()]
+    assert len(outlines) == len(axes.lines) == 2
+    np.testing.assert_array_equal(outlines[0].edges, outlines[1].edges)
+    for outline, values, curve in zip(outlines, sets.values(), axes.lines, strict=True):
+        inside = np.mean((values >= outline.edges[0]) & (values <= outline.edges[-1]))
+        assert np.sum(outline.values * np.diff(outline.edges)) == pytest.approx(inside)
+        at, height = curve.get_data()
+        assert height.max() == pytest.approx(1 / (values.std() * np.sqrt(2 * np.pi)), rel=1e-3)
+        assert at[height.argmax()] == pytest.approx(values.mean(), abs=0.02)
 
 
 def test_mosaic_keeps_every_pixel():
@@ -52,6 +69,9 @@ def test_levels_span_black_to_white():
         (lambda: viz.mosaic(images(0)), "at least one image"),
         (lambda: viz.scatter(np.zeros((3, 3))), r"expected \(n, 2\)"),
         (lambda: viz.loss_curve([1, 2], [1.0]), "equal length"),
+        (lambda: viz.histogram({}), "at least one"),
+        (lambda: viz.histogram({"a": [1.0, np.nan]}), r"samples\['a'\] has 1 different finite numbers"),
+        (lambda: viz.histogram({"a": [0, 1]}, bins=0), "bins = 0: expected at least 1"),
         (lambda: viz.trajectory(np.stack([images()]), ["a", "b"], levels=17), "2 headings for 1 frames"),
     ],
 )

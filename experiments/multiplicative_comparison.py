@@ -1,0 +1,131 @@
+"""Multiplicative against additive diffusion on images: the same network and training budget, the same number of model calls.
+
+    python experiments/multiplicative_comparison.py --data digits --seeds 3
+    python experiments/multiplicative_comparison.py --data mnist --seeds 3 --n 500
+
+Trains `paper/2510.02730/DATA.gin` and `DATA_additive.gin` once per seed (work directories are reused), then draws samples
+with every combination of sampler, start and grid, and scores them. The table gives the mean over the seeds and their
+standard deviation, beside the score of test images (the floor).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from multiplicative_common import record
+
+from scorelab import grids, sample, solvers, viz
+from scorelab.run import config as configs
+from scorelab.run.console import Console
+from scorelab.run.data_start import DataStart
+from scorelab.run.prepare import prepare
+from scorelab.run.train import train, trained_state
+from scorelab.run.workdir import Workdir
+
+CALLS = 36
+SAMPLERS = {
+    "Dale-Langevin": (solvers.EulerMaruyama(), CALLS),
+    "sign-agnostic": (solvers.EulerMaruyama(coords="ambient"), CALLS),
+    "Heun": (solvers.Heun(), CALLS // 2),
+}
+STARTS = {"log-normal": DataStart(kind="lognormal"), "moments": DataStart(kind="moments")}
+GRIDS = {"uniform": grids.Uniform, "Karras": grids.Karras}
+SCORES = ("FID", "KID", "precision", "recall")
+
+
+def ways(additive: bool, quick: bool, long: int) -> dict[str, tuple]:
+    """Name -> (solver, grid, start) of the ways to sample; ``long`` adds the plain schemes with that many steps."""
+    if additive:
+        return {"additive, Heun, Karras": (*SAMPLERS["Heun"][:1], grids.Karras(CALLS // 2), None)}
+    found = {
+        f"{name}, {start}, {grid}": (solver, make(steps), kind)
+        for name, (solver, steps) in SAMPLERS.items()
+        for start, kind in STARTS.items()
+        for grid, make in GRIDS.items()
+        if not quick or grid == "Karras"
+    }
+    for name in ("Dale-Langevin", "sign-agnostic") if long else ():
+        for start, kind in STARTS.items():
+            found[f"{name}, {start}, {long} uniform steps"] = (SAMPLERS[name][0], grids.Uniform(long), kind)
+    return found
+
+
+def trained(name: str, seed: int, arguments: argparse.Namespace):
+    """The experiment of one config and seed, and its trained model."""
+    sets = [f"experiment.Experiment.seed = {seed}"] + ([f"STEPS = {arguments.steps}"] if arguments.steps else [])
+    loaded = configs.load(f"paper/2510.02730/{name}.gin", sets)
+    workdir, console = Workdir(arguments.workdirs / f"{name}-seed{seed}"), Console()
+    prepare(loaded, workdir, resume=workdir.root.exists(), console=console)
+    train(loaded.experiment, workdir, console)
+    state, _ = trained_state(loaded.experiment, workdir)
+    return loaded.experiment, loaded.experiment.learner.model(state)
+
+
+def draw(experiment, model, way: tuple, n: int) -> tuple[np.ndarray, int]:
+    """Samples in stored values, and the number of samples in which a sign changed."""
+    solver, grid, start = way
+    data, label = experiment.data, experiment.sampling.conditions(experiment.data, n)
+    begin = dataclasses.replace(experiment.sampling, start=start).begin(data, experiment.process, label)
+    out = sample(
+        model, experiment.process, solver=solver, grid=grid, start=begin, key=experiment.keys()[1],
+        shape=(n, *data.load().event_shape), cond=label,
+    )  # fmt: skip
+    flips = out.diagnostics.get("sign_flips", np.zeros(n))
+    return np.asarray(data.transform.decode(out.x)), int(np.sum(np.asarray(flips) > 0))
+
+
+def main() -> None:
+    """Train, draw, score, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits", choices=("digits", "mnist", "fashion_mnist", "kmnist"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--n", type=int, default=0, help="samples of each way; 0 for the number in the config")
+    parser.add_argument("--steps", type=int, default=0, help="training steps; 0 for the number in the config")
+    parser.add_argument("--quick", type=int, default=0, help="1 leaves the uniform grids out")
+    parser.add_argument("--long", type=int, default=0, help="also the plain schemes with this many steps")
+    parser.add_argument("--workdirs", type=Path, default=Path("runs/comparison"), help="folder of the trained models")
+    parser.add_argument("--out", type=Path, default=Path("runs/figures/multiplicative_comparison"))
+    arguments = parser.parse_args()
+
+    scores, floors, pictures = {}, {}, {}
+    for seed in range(arguments.seeds):
+        for additive in (False, True):
+            experiment, model = trained(arguments.data + "_additive" * additive, seed, arguments)
+            n = arguments.n or experiment.sampling.n
+            judge = dataclasses.replace(experiment.evaluation, n=min(n, experiment.evaluation.n))
+            for name, way in ways(additive, bool(arguments.quick), arguments.long).items():
+                x, flipped = draw(experiment, model, way, n)
+                if seed == 0 and ("Karras" in name and "log-normal" not in name):
+                    pictures[name] = x[:10]
+                # One evaluation key for all seeds: the same reference images and the same floor.
+                for score in judge(x, experiment.data, jax.random.key(0)):
+                    if (kind := score.name.split("(")[0]) in SCORES:
+                        scores.setdefault(name, {}).setdefault(kind, []).append(score.value)
+                        floors[kind] = score.floor
+                scores[name].setdefault("samples with a changed sign", []).append(flipped)
+                print(f"seed {seed}: {name}: FID {scores[name]['FID'][-1]:.3f}, KID {scores[name]['KID'][-1]:.4f}", flush=True)
+
+    print(f"\n{'':52s}" + "".join(f"{name:>18s}" for name in SCORES))
+    for name, found in {"test images (floor)": {k: [v] for k, v in floors.items()}, **scores}.items():
+        cells = "".join(f"{np.mean(found[s]):10.4f} ± {np.std(found[s], ddof=len(found[s]) > 1):.3f}" for s in SCORES)
+        print(f"{name:52s}{cells}")
+    levels = experiment.data.load().levels
+    numbers = dict(extractor=experiment.evaluation.features.id, n=n, calls=CALLS, floors=floors, scores=scores)
+    record(
+        arguments, "multiplicative_comparison", {arguments.data: numbers},
+        **{
+            f"{arguments.data}_fid": viz.dots(
+                {name: found["FID"] for name, found in scores.items()}, reference={"test images": floors["FID"]}, logx=True,
+                xlabel=f"FID-{numbers['extractor']}, n = {n}, {CALLS - 1} or {CALLS} model calls (mean, and each seed)",
+            ),
+            f"{arguments.data}_samples": viz.image_grid(np.concatenate(list(pictures.values())), levels=levels, columns=10),
+        },
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
