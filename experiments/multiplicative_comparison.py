@@ -1,10 +1,10 @@
 """Multiplicative against additive diffusion on images: the same network and training budget, the same number of model calls.
 
-    python experiments/multiplicative_comparison.py --data digits --seeds 3
+    python experiments/multiplicative_comparison.py --data digits --seeds 3 --long 1000 --wide 1
     python experiments/multiplicative_comparison.py --data mnist --seeds 3 --n 500
 
-Trains `paper/2510.02730/DATA.gin` and `DATA_additive.gin` once per seed (work directories are reused), then draws samples
-with every combination of sampler, start and grid, and scores them. The table gives the mean over the seeds and their
+Trains `paper/2510.02730/DATA.gin`, `DATA_additive.gin` and on request `DATA_wide.gin` once per seed (work directories are
+reused), then draws samples with every combination of sampler, start and grid, and scores them. The table gives the mean over the seeds and their
 standard deviation, beside the score of test images (the floor).
 """
 
@@ -37,10 +37,15 @@ GRIDS = {"uniform": grids.Uniform, "Karras": grids.Karras}
 SCORES = ("FID", "KID", "precision", "recall")
 
 
-def ways(additive: bool, quick: bool, long: int) -> dict[str, tuple]:
-    """Name -> (solver, grid, start) of the ways to sample; ``long`` adds the plain schemes with that many steps."""
-    if additive:
-        return {"additive, Heun, Karras": (*SAMPLERS["Heun"][:1], grids.Karras(CALLS // 2), None)}
+def ways(kind: str, quick: bool, long: int) -> dict[str, tuple]:
+    """Name -> (solver, grid, start) of the ways to sample; ``long`` adds the two schemes with that many steps."""
+    if kind == "_additive":
+        return {"additive, Heun, Karras": (solvers.Heun(), grids.Karras(CALLS // 2), None)}
+    if kind == "_wide":
+        return {
+            f"{name}, moments, Karras, sigma = 4": (solver, grids.Karras(steps), STARTS["moments"])
+            for name, (solver, steps) in SAMPLERS.items()
+        }
     found = {
         f"{name}, {start}, {grid}": (solver, make(steps), kind)
         for name, (solver, steps) in SAMPLERS.items()
@@ -86,26 +91,27 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=0, help="samples of each way; 0 for the number in the config")
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0 for the number in the config")
     parser.add_argument("--quick", type=int, default=0, help="1 leaves the uniform grids out")
-    parser.add_argument("--long", type=int, default=0, help="also the plain schemes with this many steps")
+    parser.add_argument("--long", type=int, default=0, help="also the two schemes with this many uniform steps")
+    parser.add_argument("--wide", type=int, default=0, help="1 adds the model with sigma = 4 (digits)")
     parser.add_argument("--workdirs", type=Path, default=Path("runs/comparison"), help="folder of the trained models")
     parser.add_argument("--out", type=Path, default=Path("runs/figures/multiplicative_comparison"))
     arguments = parser.parse_args()
 
     scores, floors, pictures = {}, {}, {}
     for seed in range(arguments.seeds):
-        for additive in (False, True):
-            experiment, model = trained(arguments.data + "_additive" * additive, seed, arguments)
+        for kind in ("", "_wide", "_additive") if arguments.wide else ("", "_additive"):
+            experiment, model = trained(arguments.data + kind, seed, arguments)
             n = arguments.n or experiment.sampling.n
             judge = dataclasses.replace(experiment.evaluation, n=min(n, experiment.evaluation.n))
-            for name, way in ways(additive, bool(arguments.quick), arguments.long).items():
+            for name, way in ways(kind, bool(arguments.quick), arguments.long).items():
                 x, flipped = draw(experiment, model, way, n)
                 if seed == 0 and ("Karras" in name and "log-normal" not in name):
                     pictures[name] = x[:10]
                 # One evaluation key for all seeds: the same reference images and the same floor.
                 for score in judge(x, experiment.data, jax.random.key(0)):
-                    if (kind := score.name.split("(")[0]) in SCORES:
-                        scores.setdefault(name, {}).setdefault(kind, []).append(score.value)
-                        floors[kind] = score.floor
+                    if (metric := score.name.split("(")[0]) in SCORES:
+                        scores.setdefault(name, {}).setdefault(metric, []).append(score.value)
+                        floors[metric] = score.floor
                 scores[name].setdefault("samples with a changed sign", []).append(flipped)
                 print(f"seed {seed}: {name}: FID {scores[name]['FID'][-1]:.3f}, KID {scores[name]['KID'][-1]:.4f}", flush=True)
 
