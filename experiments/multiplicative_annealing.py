@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from multiplicative_common import MODEL, PROCESS, density, exact_start, parse, quantiles, record, w1
+from multiplicative_common import MODEL, PROCESS, density, exact_start, quantiles, w1
+from recording import parse, record
 
 import scorelab as sl
 from scorelab import viz

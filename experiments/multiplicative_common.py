@@ -1,17 +1,11 @@
-"""What the experiments on multiplicative diffusion share: a target with known answers, its exact start, and the record of a run."""
+"""A target with known answers for the experiments on multiplicative diffusion, and its exact start."""
 
 from __future__ import annotations
-
-import argparse
-import json
-import platform
-from pathlib import Path
 
 import jax
 import numpy as np
 
 import scorelab as sl
-from scorelab import viz
 
 PROCESS = sl.processes.GeometricBrownianMotion()
 WEIGHTS, MEANS, STDS = np.array([0.30, 0.45, 0.25]), np.array([-0.6, 0.1, 0.9]), np.array([0.12, 0.18, 0.10])
@@ -20,7 +14,7 @@ MODEL = sl.models.ExactModel(TARGET, PROCESS)
 
 
 def exact_start(key, n: int) -> sl.starts.Fixed:
-    """``n`` draws of the law of ``log x`` at ``t_max``."""
+    """``n`` draws of the law of ``log x`` at ``t_max``, the same for every sampler that is compared."""
     return sl.starts.Fixed(TARGET.logs.noised(PROCESS, PROCESS.t_max).sample(key, n))
 
 
@@ -39,23 +33,3 @@ def quantiles(n: int) -> np.ndarray:
 def w1(logs: np.ndarray) -> float:
     """The Wasserstein-1 distance of points ``(n,)`` to the law of ``log x``."""
     return float(np.mean(np.abs(np.sort(np.asarray(logs, np.float64)) - quantiles(len(logs)))))
-
-
-def parse(doc: str, name: str, **options: int) -> argparse.Namespace:
-    """The command line: ``--out``, and integer options with these defaults."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/figures") / name, help="folder of the figures and numbers")
-    for option, default in options.items():
-        parser.add_argument(f"--{option}", type=int, default=default)
-    return parser.parse_args()
-
-
-def record(arguments: argparse.Namespace, name: str, numbers, **figures) -> None:
-    """Write the numbers with the command and the versions, and each figure as ``{name}_{its name}.png``."""
-    options = "".join(f" --{option} {value}" for option, value in vars(arguments).items() if not isinstance(value, Path))
-    versions = dict(scorelab=sl.__version__, python=platform.python_version(), jax=jax.__version__, numpy=np.__version__)
-    document = dict(command=f"python experiments/{name}.py{options}", versions=versions, numbers=numbers)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
-    for label, figure in figures.items():
-        print("wrote", viz.save(figure, arguments.out / f"{name}_{label}.png"))

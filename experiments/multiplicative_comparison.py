@@ -4,8 +4,8 @@
     python experiments/multiplicative_comparison.py --data mnist --seeds 3 --n 500
 
 Trains `paper/2510.02730/DATA.gin`, `DATA_additive.gin` and on request `DATA_wide.gin` once per seed (work directories are
-reused), then draws samples with every combination of sampler, start and grid, and scores them. The table gives the mean over the seeds and their
-standard deviation, beside the score of test images (the floor).
+reused), then draws samples with every combination of sampler, start and grid, and scores them. The table gives the mean over
+the seeds and their standard deviation, beside the score of test images (the floor).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from multiplicative_common import record
+from recording import record
 
 from scorelab import grids, sample, solvers, viz
 from scorelab.run import config as configs
@@ -42,20 +42,22 @@ def ways(kind: str, quick: bool, long: int) -> dict[str, tuple]:
     if kind == "_additive":
         return {"additive, Heun, Karras": (solvers.Heun(), grids.Karras(CALLS // 2), None)}
     if kind == "_wide":
+        # The sign-agnostic rule does not survive 36 steps from this noise: values leave float32.
         return {
             f"{name}, moments, Karras, sigma = 4": (solver, grids.Karras(steps), STARTS["moments"])
             for name, (solver, steps) in SAMPLERS.items()
+            if name != "sign-agnostic"
         }
     found = {
-        f"{name}, {start}, {grid}": (solver, make(steps), kind)
+        f"{name}, {start}, {grid}": (solver, make(steps), from_data)
         for name, (solver, steps) in SAMPLERS.items()
-        for start, kind in STARTS.items()
+        for start, from_data in STARTS.items()
         for grid, make in GRIDS.items()
         if not quick or grid == "Karras"
     }
     for name in ("Dale-Langevin", "sign-agnostic") if long else ():
-        for start, kind in STARTS.items():
-            found[f"{name}, {start}, {long} uniform steps"] = (SAMPLERS[name][0], grids.Uniform(long), kind)
+        for start, from_data in STARTS.items():
+            found[f"{name}, {start}, {long} uniform steps"] = (SAMPLERS[name][0], grids.Uniform(long), from_data)
     return found
 
 
@@ -122,13 +124,13 @@ def main() -> None:
     levels = experiment.data.load().levels
     numbers = dict(extractor=experiment.evaluation.features.id, n=n, calls=CALLS, floors=floors, scores=scores)
     record(
-        arguments, "multiplicative_comparison", {arguments.data: numbers},
+        arguments, "multiplicative_comparison", {arguments.data: numbers}, label=f"multiplicative_comparison_{arguments.data}",
         **{
-            f"{arguments.data}_fid": viz.dots(
+            "fid": viz.dots(
                 {name: found["FID"] for name, found in scores.items()}, reference={"test images": floors["FID"]}, logx=True,
                 xlabel=f"FID-{numbers['extractor']}, n = {n}, {CALLS - 1} or {CALLS} model calls (mean, and each seed)",
             ),
-            f"{arguments.data}_samples": viz.image_grid(np.concatenate(list(pictures.values())), levels=levels, columns=10),
+            "samples": viz.image_grid(np.concatenate(list(pictures.values())), levels=levels, columns=10),
         },
     )  # fmt: skip
 

@@ -17,7 +17,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from multiplicative_common import MODEL, PROCESS, TARGET, exact_start, parse, record, w1
+from multiplicative_common import MODEL, PROCESS, TARGET, exact_start, w1
+from recording import parse, record
 
 import scorelab as sl
 from scorelab import viz

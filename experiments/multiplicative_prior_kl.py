@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from multiplicative_common import parse, record
+from recording import parse, record
 
 import scorelab as sl
 from scorelab import viz

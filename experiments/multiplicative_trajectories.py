@@ -13,7 +13,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from multiplicative_common import MODEL, PROCESS, TARGET, density, exact_start, parse, record
+from multiplicative_common import MODEL, PROCESS, TARGET, density, exact_start
+from recording import parse, record
 
 import scorelab as sl
 from scorelab import viz

@@ -11,22 +11,19 @@ batches, and from each of two starts of the same deviation:
 
 Written for the matrix between the hidden layers (16384 weights): skewness and excess kurtosis (0 for a normal law) of w and of
 log |w|, before and after, and the signs that changed. The rates were chosen once, so that both fit the training data. Biases
-are trained by gradient descent in every run. A minute on two CPU cores; ``--results FILE`` writes the numbers once more.
+are trained by gradient descent in every run. A minute on two CPU cores.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
-import platform
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from recording import parse, record
 
 from scorelab import viz
 from scorelab.data import load
@@ -99,13 +96,7 @@ def hidden(params) -> np.ndarray:
 
 def main() -> None:
     """Parse the command line, train, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/figures/weight_histograms"), help="folder of figure and numbers")
-    parser.add_argument("--results", type=Path, default=None, help="another file for the numbers")
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-
+    arguments = parse(__doc__, "weight_histograms", steps=4000, seed=0)
     keys = jax.random.split(jax.random.key(arguments.seed))
     test_x, test_label = images("test")
     numbers, weights, logs = {}, {}, {}
@@ -134,20 +125,10 @@ def main() -> None:
                 flush=True,
             )
     n = len(hidden(first))
-    document = dict(
-        command=f"python experiments/weight_histograms.py --steps {arguments.steps} --seed {arguments.seed}",
-        versions=dict(python=platform.python_version(), jax=jax.__version__, optax=optax.__version__, numpy=np.__version__),
-        weights=n,
-        # Of independent normal numbers.
-        standard_errors=dict(skewness=math.sqrt(6 / n), excess_kurtosis=math.sqrt(24 / n)),
-        numbers=numbers,
-    )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for path in filter(None, (arguments.out / "weight_histograms.json", arguments.results)):
-        path.write_text(json.dumps(document, indent=1) + "\n")
-        print("wrote", path)
+    # Standard errors of independent normal numbers.
+    errors = dict(skewness=math.sqrt(6 / n), excess_kurtosis=math.sqrt(24 / n))
     figure = viz.histogram(weights | logs, normal=True, columns=len(weights), width=13)
-    print("wrote", viz.save(figure, arguments.out / "weight_histograms.png"))
+    record(arguments, "weight_histograms", dict(weights=n, standard_errors=errors, runs=numbers), histograms=figure)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def sample(
 
     Raises:
         NonFiniteSample: a state became NaN or infinite; the message names the step.
+        ValueError: an argument that does not fit the others, such as a start without signs for data of both signs.
     """
     require_spec(sample, Process, process=process)
     require_spec(sample, Solver, solver=solver)
@@ -112,8 +113,12 @@ def sample(
     rows = solver.table(process, times)
     step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
     ids = np.arange(n, dtype=np.int32) if ids is None else jnp.asarray(ids)
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):
+        start.check(int(np.max(ids)) + 1, event, process)
     _check_leading(cond, n)
     size = _chunk_size(n, event, chunk, mesh)
+    if solver.coupled and size < n:
+        raise ValueError(f"{type(solver).__name__} couples its samples: expected one chunk, pass chunk={n}")
 
     parts = []
     for low in range(0, n, size):
@@ -188,8 +193,6 @@ def _assemble(parts, solver, n, calls, times) -> Samples:
         return joined if joined.shape[axis] == n else jax.lax.slice_in_dim(joined, 0, n, axis=axis)
 
     if solver.coupled:
-        if len(parts) > 1:
-            raise ValueError(f"{type(solver).__name__} couples its samples: expected one chunk, pass chunk={n}")
         outputs = dict(parts[0]["outputs"])
     else:
         outputs = {name: join([part["outputs"][name] for part in parts]) for name in parts[0]["outputs"]}

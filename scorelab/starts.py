@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,28 @@ from scorelab.typing import Array, Key, per_example_normal, require_spec
 
 
 class Start(abc.ABC):
-    """The law of ``y`` at the first grid time; a new one needs ``draw`` and ``log_prob``."""
+    """The law of ``y`` at the first grid time; a new one needs ``draw`` and ``log_prob``.
+
+    Attributes:
+        has_signs: it says which signs the samples keep (:class:`Signed`).
+    """
+
+    has_signs: ClassVar[bool] = False
+
+    def check(self, count: int, event: tuple[int, ...], process: Process) -> None:
+        """Raise ValueError where the start does not fit samples with the ids ``0 .. count - 1``; called outside ``jit``."""
+        if process.chart.signed and not self.has_signs:
+            raise ValueError(
+                f"sample.start = {type(self).__name__} for data of both signs: expected starts.Signed(start, pattern), "
+                "since the process keeps signs and does not draw them"
+            )
+        if self.has_signs and not process.chart.signed:
+            raise ValueError(f"sample.start has signs, under {process!r}: expected a process with signed=True")
+        self.check_arrays(count, event)
+
+    def check_arrays(self, count: int, event: tuple[int, ...]) -> None:
+        """Raise ValueError where an array of the start is too short or of another shape."""
+        return None
 
     def signs(self, ids: Array, event: tuple[int, ...]) -> Array | None:
         """Signs that the samples keep from beginning to end, ``(batch, *event)``, or None where all are positive."""
@@ -55,7 +77,29 @@ class Prior(Start):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class GaussianMoments(Start):
+class Noised(Start):
+    """The exact law at the first grid time of data with a known law: no error of the start is left.
+
+    Args:
+        law: the law of the data in the chart, or one in data space that the chart knows
+            (:class:`scorelab.densities.LogNormalMixture`).
+    """
+
+    law: Density
+
+    def draw(self, keys, ids, process, t, event):
+        """See :class:`Start`."""
+        noised = self.law.in_chart(process.chart).noised(process, t)
+        return jax.vmap(lambda key: noised.sample(key, 1)[0])(keys).astype(t.dtype)
+
+    def log_prob(self, y, process, t):
+        """See :class:`Start`."""
+        return self.law.in_chart(process.chart).noised(process, t).log_prob(y)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class GaussianMoments(Noised):
     r"""The noised law of a Gaussian with the data's moments, :math:`N(\alpha_t\mu+b_t,\ \alpha_t^2\Sigma+\sigma_t^2 I)`.
 
     Args:
@@ -69,15 +113,6 @@ class GaussianMoments(Start):
         if isinstance(self.law, Density):
             require_spec(self, Gaussian, law=self.law)
 
-    def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
-        noised = self.law.noised(process, t)
-        return jax.vmap(lambda key: noised.sample(key, 1)[0])(keys).astype(t.dtype)
-
-    def log_prob(self, y, process, t):
-        """See :class:`Start`."""
-        return self.law.noised(process, t).log_prob(y)
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -85,7 +120,7 @@ class LogNormal(Start):
     r"""One normal law for every element of ``y``, :math:`y_i \sim N(m, s^2)`: on the log chart a log-normal ``x``.
 
     The start of arXiv 2510.02730. It ignores what :class:`GaussianMoments` knows: on MNIST at the paper's noise it is
-    14 nats per image away from the law it stands for.
+    at least 14 nats per image away from the noised data.
 
     Args:
         mean: ``m``, at the first grid time.
@@ -94,6 +129,11 @@ class LogNormal(Start):
 
     mean: Array | float
     std: Array | float
+
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        if not np.all(np.asarray(self.std) > 0):
+            raise ValueError(f"LogNormal.std = {self.std!r}: expected a number above 0")
 
     @classmethod
     def matched(cls, mean: float, std: float, process: Process, t: float | None = None) -> LogNormal:
@@ -125,6 +165,17 @@ class ClassAverage(Start):
     means: Array
     label: Array | None = None
 
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        if np.shape(self.means)[1:] != tuple(event):
+            raise ValueError(f"ClassAverage.means has shape {np.shape(self.means)}: expected (classes, *{event})")
+        if self.label is not None:
+            _require_rows("ClassAverage.label", self.label, count)
+            label = np.asarray(self.label)
+            low, high, last = label.min(), label.max(), len(self.means) - 1
+            if low < 0 or high > last:
+                raise ValueError(f"ClassAverage.label has values {low} to {high}: expected 0 to {last}")
+
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""
         if self.label is None:
@@ -153,22 +204,27 @@ class Signed(Start):
 
     Args:
         start: where ``y`` begins.
-        pattern: values -1 and 1; one pattern ``event`` for all samples, or patterns ``(k, *event)`` of which sample
+        pattern: values -1 and 1, one pattern ``event`` for all samples, or patterns ``(k, *event)`` of which sample
             ``i`` takes number ``i mod k``.
     """
 
     start: Start
     pattern: Array
 
-    def __post_init__(self):
-        if isinstance(self.pattern, np.ndarray | list | tuple) and not np.all(np.abs(np.asarray(self.pattern)) == 1):
+    has_signs: ClassVar[bool] = True
+
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        pattern = np.asarray(self.pattern)
+        if pattern.shape[-len(event) :] != tuple(event) or pattern.ndim > len(event) + 1:
+            raise ValueError(f"Signed.pattern has shape {pattern.shape}: expected {event} or (k, *{event})")
+        if not np.all(np.abs(pattern) == 1):
             raise ValueError("Signed.pattern has values other than -1 and 1: expected signs")
+        self.start.check_arrays(count, event)
 
     def signs(self, ids, event):
         """See :class:`Start`."""
         pattern = jnp.asarray(self.pattern)
-        if pattern.shape[-len(event) :] != tuple(event) or pattern.ndim > len(event) + 1:
-            raise ValueError(f"Signed.pattern has shape {pattern.shape}: expected {event} or (k, *{event})")
         return pattern[ids % len(pattern)] if pattern.ndim > len(event) else jnp.broadcast_to(pattern, (len(ids), *event))
 
     def draw(self, keys, ids, process, t, event):
@@ -191,6 +247,12 @@ class Fixed(Start):
 
     points: Array
 
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        _require_rows("Fixed.points", self.points, count)
+        if np.shape(self.points)[1:] != tuple(event):
+            raise ValueError(f"Fixed.points has shape {np.shape(self.points)}: expected (n, *{event})")
+
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""
         return jnp.asarray(self.points, t.dtype)[ids]
@@ -198,3 +260,8 @@ class Fixed(Start):
     def log_prob(self, y, process, t):
         """Zero: given points have no law."""
         return jnp.zeros(len(y), y.dtype)
+
+
+def _require_rows(name: str, array: Array, count: int) -> None:
+    if len(array) < count:
+        raise ValueError(f"{name} has {len(array)} rows: expected one for each sample id, so at least {count}")

@@ -33,11 +33,12 @@ class Cells:
         if not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
             raise ValueError(f"levels={self.levels!r}: expected an integer from 2 to 256 (samples are uint8)")
         for field, value in fields.items():
-            if not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{field}={value!r}: expected a finite number")
         if self.low < self.high and self.noise_bits < 4:
+            given = ", ".join(f"{field}={value}" for field, value in fields.items())
             raise ValueError(
-                f"{type(self).__name__}: cells of [{self.low}, {self.high}] / {self.levels} are too narrow for float32: "
+                f"{given}: cells of [{self.low}, {self.high}] / {self.levels} are too narrow for float32: "
                 "expected an interval nearer to zero, or a wider one"
             )
 

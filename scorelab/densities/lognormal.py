@@ -61,11 +61,11 @@ class LogNormalMixture(Density):
         return jnp.where(inside, self.logs.log_prob(logs) - log_det, -jnp.inf)
 
     def score(self, x: Array) -> Array:
-        r"""The Stein score :math:`\nabla_x\log p(x) = (\nabla_y\log p_{\log}(\log x) - 1)/x`."""
+        r"""The Stein score :math:`\nabla_x\log p(x) = (\nabla_y\log p_{\log}(\log x) - 1)/x`; NaN unless ``x > 0``."""
         return self.hyvarinen_score(x) / x
 
     def hyvarinen_score(self, x: Array) -> Array:
-        r""":math:`x\circ\nabla_x\log p(x) = \nabla_y\log p_{\log}(\log x) - 1`."""
+        r""":math:`x\circ\nabla_x\log p(x) = \nabla_y\log p_{\log}(\log x) - 1`; NaN unless ``x > 0``."""
         return self.logs.score(jnp.log(x)) - 1
 
     def in_chart(self, chart: Chart) -> Density:

@@ -62,17 +62,13 @@ class DenoisingScoreMatching:
     def __post_init__(self):
         require_spec(self, Process, process=self.process)
         require_spec(self, Times, times=self.times)
-        if not callable(self.weighting):
-            raise TypeError(
-                f"{type(self).__name__}.weighting = {self.weighting!r}: expected a function of "
-                "(process, t), such as EDMWeighting()"
-            )
+        require_weighting(self)
         require_number(self, 0.0, 1.0, label_dropout=self.label_dropout)
         if self.null_label is not None:
             require_int(self, 0, null_label=self.null_label)
         elif self.label_dropout > 0:
             raise ValueError(
-                "DenoisingScoreMatching.null_label = None: expected the null condition (num_classes of the "
+                f"{type(self).__name__}.null_label = None: expected the null condition (num_classes of the "
                 f"network), since label_dropout = {self.label_dropout}"
             )
 
@@ -109,6 +105,14 @@ class DenoisingScoreMatching:
             return jnp.where(per_example(dropped, c), jnp.asarray(self.null_label, c.dtype), c)
 
         return jax.tree.map(replace, cond)
+
+
+def require_weighting(loss: object) -> None:
+    """Raise ``TypeError`` where ``weighting`` is not a function."""
+    if not callable(loss.weighting):
+        raise TypeError(
+            f"{type(loss).__name__}.weighting = {loss.weighting!r}: expected a function of (process, t), such as EDMWeighting()"
+        )
 
 
 def require_floating(x: Array) -> None:

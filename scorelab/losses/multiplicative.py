@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.densities.base import Density
-from scorelab.losses.denoising import Batch, DenoisingScoreMatching, mean_square, require_floating
+from scorelab.losses.denoising import Batch, DenoisingScoreMatching, mean_square, require_floating, require_weighting
 from scorelab.losses.times import Times, UniformTimes
 from scorelab.losses.weightings import Weighting
 from scorelab.models.exact import ExactModel
@@ -75,7 +75,7 @@ class MultiplicativeExplicitScoreMatching:
 
     Attributes:
         process: a :class:`scorelab.processes.GeometricBrownianMotion`.
-        law: the law of the data, such as :class:`scorelab.densities.LogNormalMixture`.
+        law: the law of the data, a :class:`scorelab.densities.LogNormalMixture`, or that of their logarithm.
         weighting: :math:`\lambda`.
         times: the law of ``t``.
     """
@@ -90,6 +90,7 @@ class MultiplicativeExplicitScoreMatching:
         require_spec(self, GeometricBrownianMotion, process=self.process)
         require_spec(self, Density, law=self.law)
         require_spec(self, Times, times=self.times)
+        require_weighting(self)
 
     def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
         """The loss of each example, ``(batch,)``, on the noise that M-DSM draws from the same key."""
@@ -115,8 +116,9 @@ class NonNegativeScoreMatching:
 
     Attributes:
         process: a :class:`scorelab.processes.GeometricBrownianMotion`.
-        probes: 0 for the exact divergence (one forward-mode product per element), else the number of Rademacher
-            probes of Hutchinson's unbiased estimate.
+        probes: 0 for the exact divergence, one forward-mode product per element, all at once (memory grows with the
+            square of the elements: for points, not for images), else the number of Rademacher probes of Hutchinson's
+            unbiased estimate.
         times: the law of ``t`` at which the data are noised; None for the data themselves, shown to the model with
             ``t_min`` (the case of Hyvarinen 2007).
     """
@@ -131,6 +133,10 @@ class NonNegativeScoreMatching:
         require_int(self, 0, probes=self.probes)
         if self.times is not None:
             require_spec(self, Times, times=self.times)
+        elif self.process.t_min <= 0:
+            raise ValueError(
+                f"NonNegativeScoreMatching.process has t_min = {self.process.t_min}: expected a time above 0 to show the model"
+            )
 
     def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
         """The loss of each example, ``(batch,)``; it has no lower bound at zero."""

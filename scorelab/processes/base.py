@@ -68,7 +68,7 @@ class Prediction:
 
     @property
     def x(self) -> Array:
-        """The point of data space the prediction is about, ``decode(y)``."""
+        """The point of data space the prediction is about, ``decode(y)``: of signed data, its absolute value."""
         p = self.process
         alpha, sigma, offset = (per_example(f(self.t), self.eps) for f in (p.alpha, p.sigma, p.offset))
         return p.decode(alpha * self.denoised + offset + sigma * self.eps)
@@ -246,11 +246,16 @@ class Process(abc.ABC):
 
     def reverse_drift(self, x: Array, t: Array | float, score: Array) -> Array:
         r"""Drift of the reverse SDE for decreasing ``t``, from the data-space score :math:`\nabla_x\log p_t`."""
-        return self.drift(x, t) - self.div_diffusion(x, t) - self.diffusion(x, t) ** 2 * score
+        return self.drift(x, t) - self.div_diffusion(x, t) - self._spread(x, t, score)
 
     def flow_drift(self, x: Array, t: Array | float, score: Array) -> Array:
         r"""Probability-flow velocity in data space, :math:`\mathrm{drift} - \tfrac12(\nabla\cdot G + G\,\nabla_x\log p_t)`."""
-        return self.drift(x, t) - 0.5 * (self.div_diffusion(x, t) + self.diffusion(x, t) ** 2 * score)
+        return self.drift(x, t) - 0.5 * (self.div_diffusion(x, t) + self._spread(x, t, score))
+
+    def _spread(self, x: Array, t: Array | float, score: Array) -> Array:
+        """``G score``, in an order in which nothing is squared: ``x**2`` may leave float32 where the product does not."""
+        amplitude = self.diffusion(x, t)
+        return amplitude * (amplitude * score)
 
 
 def _floating(t: Array | float) -> Array:

@@ -23,9 +23,11 @@ class Chart(abc.ABC):
 
     Attributes:
         mirrored: ``x`` and ``-x`` have the same coordinate, so that a step in data space may change the sign of ``x``.
+        signed: the data has signs that are not part of ``y``; sampling must be told them.
     """
 
     mirrored: ClassVar[bool] = False
+    signed: ClassVar[bool] | bool = False
 
     @abc.abstractmethod
     def encode(self, x: Array) -> Array:
@@ -49,8 +51,9 @@ class Chart(abc.ABC):
 
     def ambient_score(self, x: Array, score: Array) -> Array:
         r"""The data-space (Stein) score :math:`\nabla_x\log p_X = \nabla_y\log p_Y/\phi' - \phi''/\phi'^2`."""
+        # No square of the slope: on the log chart it leaves float32 where |y| is 44.
         slope = self.d_decode(x)
-        return score / slope - self.dd_decode(x) / slope**2
+        return (score - self.dd_decode(x) / slope) / slope
 
     def latent_score(self, x: Array, stein: Array) -> Array:
         r"""The chart's score from the data-space one, :math:`\nabla_y\log p_Y = \phi'\,\nabla_x\log p_X + \phi''/\phi'`."""

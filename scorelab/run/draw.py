@@ -93,11 +93,16 @@ def draw(
     seconds = time.monotonic() - began
     calls = int(out.diagnostics["model_calls"])
     record = {**how, "seconds": seconds, "model_calls": calls}
+    changed = ""
+    if (flips := out.diagnostics.get("sign_flips")) is not None:
+        # Decoding to pixels clips what is negative, so this is where a change of sign would be lost.
+        record["samples_with_a_changed_sign"] = int(np.sum(np.asarray(flips) > 0))
+        changed = f", {record['samples_with_a_changed_sign']} with a changed sign"
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
     write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, start, key, label)))
     arrays = {"x": x, "record": np.asarray(json.dumps(record))}
     write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
-    console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s")
+    console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s{changed}")
     return Drawn(x=x, label=label, record=record)
 
 

@@ -7,6 +7,7 @@ import jax
 from scorelab.run import config as configs
 from scorelab.run.config import Config
 from scorelab.run.console import Console
+from scorelab.run.data_start import DataStart
 from scorelab.run.experiment import Experiment
 from scorelab.run.sources import ConfigError, shown
 from scorelab.run.train import state_like
@@ -50,6 +51,8 @@ def check_fit(experiment: Experiment) -> None:
             f"expected a multiple of the {jax.device_count()} devices"
         )
     spec, process = experiment.sampling, experiment.process
+    if isinstance(spec.start, DataStart):
+        spec.start.check(experiment.data, process)
     start = spec.start if isinstance(spec.start, Start) else Prior()
     times = start.times(process, spec.grid.times(process))
     spec.solver.table(process, times)

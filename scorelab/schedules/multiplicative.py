@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.schedules.base import Schedule, namespace, on_host, require_time_range
-from scorelab.typing import Array, require_positive
+from scorelab.typing import Array, require_number, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,19 @@ class GBMClock(Schedule):
     t_max: float = 1.0
 
     def __post_init__(self):
+        require_time_range(self)
         if not callable(self.volatility):
             require_positive(self, volatility=self.volatility)
-        require_time_range(self)
+            return
+        try:
+            hash(self.volatility)
+        except TypeError:
+            message = f"GBMClock.volatility = {self.volatility!r}: expected a hashable function, such as Ramp or a frozen dataclass"
+            raise ValueError(message) from None
+        values = on_host(self.volatility, np.linspace(0.0, self.t_max, 33)[1:])
+        if not np.all(np.isfinite(values) & (values > 0)):
+            worst = float(np.min(values))
+            raise ValueError(f"GBMClock.volatility = {self.volatility!r} is {worst:.4g} somewhere: expected numbers above 0")
 
     def variance(self, t: Array | float) -> Array:
         r""":math:`v(t) = \sigma_t^2`."""
@@ -69,6 +79,9 @@ class Ramp:
     start: float
     end: float
 
+    def __post_init__(self):
+        require_number(self, -1e6, 1e6, start=self.start, end=self.end)
+
     def __call__(self, t: Array | float) -> Array:
         """The value at ``t``."""
         return self.start + (self.end - self.start) * t
@@ -96,7 +109,7 @@ def bisect(fn, value: Array, high: float) -> Array:
 
     ends = xp.zeros_like(value), xp.full_like(value, high)
     if xp is jnp:
-        return jax.lax.fori_loop(0, 64, halve, ends)[1]
+        return jax.lax.fori_loop(0, 64, halve, ends)[1] * (value > 0)
     for step in range(80):
         ends = halve(step, ends)
     return ends[1] * (value > 0)

@@ -24,7 +24,8 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
 
     with the Hyvarinen score :math:`h`. Modes:
 
-    - ``"exact"``: one update with full noise and :math:`\delta` the step of the grid: Euler-Maruyama, without annealing.
+    - ``"exact"``: one update with full noise and :math:`\delta` the step of the grid, without annealing: Euler-Maruyama
+      with ``denoise=False``.
     - ``"paper"``: the published heuristic, :math:`c = 2`. **It does not sample the data law even with the exact score**:
       :math:`a < 1` takes spread away, a total reverse time ``delta * inner * steps`` below ``t_max`` adds some, and in
       data space :math:`c = 2`, right for full noise only, shifts :math:`\log x` upwards (by about 0.1 on a mixture of
@@ -79,7 +80,7 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
 
     @property
     def calls_per_step(self) -> int:
-        """The inner updates."""
+        """The inner updates; those of the polish come once, after the last step."""
         return self.inner
 
     def table(self, process, times):

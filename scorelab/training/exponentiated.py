@@ -46,7 +46,8 @@ def exponentiated_gradient(learning_rate: float | optax.Schedule, *, max_exponen
         learning_rate: :math:`\eta`, above 0, or a schedule, a function of the number of updates so far.
         max_exponent: the largest size of the exponent of one step. Shrinking is limited further to a factor of eight
             units of the rounding of the weights' type (``exp(-13.9)`` in float32, 1/16 in bfloat16): optax adds
-            updates, and closer to ``-w`` the sum would round to 0. Magnitudes stay between 1e-30 and 1e30, or what of
+            updates, and closer to ``-w`` the sum would round to 0. An infinite gradient becomes the largest step, NaN stays
+            NaN. Magnitudes stay between 1e-30 and 1e30, or what of
             that the type can hold.
 
     Raises:

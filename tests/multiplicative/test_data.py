@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab import data, densities, grids, models, sample, solvers, starts
+from scorelab import data, densities, grids, processes, sample, schedules, solvers, starts
 from scorelab.run.data_start import DataStart
 from scorelab.run.experiment import DataSpec, SamplingSpec, measured_std
 
-from .targets import PAPER, PROCESSES, correlated
+from .targets import PAPER, PROCESSES
 
 KEY = jax.random.key(1)
 DIGITS = DataSpec(name="digits", transform=data.Positive(levels=17), labels=True)
@@ -101,20 +101,42 @@ def test_class_averages():
 def test_starts_for_data_of_both_signs():
     pattern = np.array([1.0, -1.0, 1.0])
     start = starts.Signed(starts.Prior(), pattern)
-    out = sample(
-        models.ExactModel(correlated(3), PAPER), PAPER, solver=solvers.DDIM(), grid=grids.Uniform(3), key=KEY, shape=(4, 3),
-        start=start,
-    )  # fmt: skip
-    np.testing.assert_array_equal(np.sign(out.x), np.tile(pattern, (4, 1)))
+    np.testing.assert_array_equal(np.sign(draw(SIGNED, start).x), np.tile(pattern, (4, 1)))
     y = jnp.ones((2, 3))
     np.testing.assert_array_equal(start.log_prob(y, PAPER, 1.0), starts.Prior().log_prob(y, PAPER, 1.0))
-    with pytest.raises(ValueError, match="signs"):
-        starts.Signed(starts.Prior(), np.array([1.0, 0.5]))
-    with pytest.raises(ValueError, match="pattern has shape"):
-        sample(
-            models.ExactModel(correlated(3), PAPER), PAPER, solver=solvers.DDIM(), grid=grids.Uniform(3), key=KEY,
-            shape=(4, 3), start=starts.Signed(starts.Prior(), np.ones(2)),
-        )  # fmt: skip
+
+
+SIGNED = processes.GeometricBrownianMotion(signed=True)
+EDM = processes.Gaussian(schedule=schedules.EDM())
+
+
+def draw(process, start):
+    def model(y, t, cond=None):
+        return process.predict(y, t, denoised=jnp.zeros_like(y))
+
+    return sample(model, process, solver=solvers.DDIM(), grid=grids.Uniform(3), key=KEY, shape=(4, 3), start=start)
+
+
+@pytest.mark.parametrize(
+    ("process", "start", "message"),
+    [
+        (SIGNED, None, "Signed"),
+        (SIGNED, starts.LogNormal(0.0, 1.0), "Signed"),
+        (PAPER, starts.Signed(starts.Prior(), np.ones(3)), "signed=True"),
+        (EDM, starts.Signed(starts.Prior(), np.ones(3)), "signed=True"),
+        (SIGNED, starts.Signed(starts.Prior(), jnp.array([1.0, 0.5, 1.0])), "expected signs"),
+        (SIGNED, starts.Signed(starts.Prior(), np.ones(2)), "pattern has shape"),
+        (PAPER, starts.Fixed(np.zeros((2, 3))), "2 rows"),
+        (PAPER, starts.Fixed(np.zeros((4, 2))), "points has shape"),
+        (PAPER, starts.ClassAverage(np.zeros((2, 3)), np.zeros(3, int)), "3 rows"),
+        (PAPER, starts.ClassAverage(np.zeros((2, 3)), np.array([0, 1, 2, 0])), "expected 0 to 1"),
+        (PAPER, starts.ClassAverage(np.zeros((2, 4))), "means has shape"),
+        (PAPER, starts.LogNormal(0.0, -1.0), r"LogNormal\.std"),
+    ],
+)
+def test_a_start_that_does_not_fit_the_samples_is_refused(process, start, message):
+    with pytest.raises(ValueError, match=message):
+        draw(process, start)
 
 
 def test_a_start_from_data_is_a_spec():
@@ -124,8 +146,20 @@ def test_a_start_from_data_is_a_spec():
         DataStart(kind="mean")
     with pytest.raises(TypeError, match="Start or DataStart"):
         SamplingSpec(start="moments")
+    points = DataSpec(name="concentrations", n=50, seed=0)
     with pytest.raises(ValueError, match="labels"):
-        DataStart(kind="class_average")(DataSpec(name="concentrations", n=50, seed=0), PAPER, None)
+        DataStart(kind="class_average").check(points, PAPER)
+    with pytest.raises(ValueError, match="expected 'signed'"):
+        DataStart(kind="moments").check(points, SIGNED)
+    with pytest.raises(ValueError, match="'moments'"):
+        DataStart(kind="signed").check(points, PAPER)
+
+
+def test_the_signs_are_those_of_the_data_that_the_process_sees():
+    # Stored levels are never negative; on [-1, 1.1] those below the middle are.
+    spec = DataSpec(name="digits", transform=data.Pixels(levels=17, high=1.1))
+    start = DataStart(kind="signed")(spec, SIGNED, None)
+    np.testing.assert_array_equal(start.pattern, np.sign(spec.transform.encode(spec.load().x)))
 
 
 @pytest.mark.parametrize(("name", "split", "nats"), [("mnist", "train", 13.9), ("fashion_mnist", "train", 25.3)])

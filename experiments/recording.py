@@ -1,0 +1,38 @@
+"""The command line and the record of an experiment: numbers with the command and the versions that made them, and figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import scorelab as sl
+from scorelab import viz
+
+
+def parse(doc: str, name: str, **options: int) -> argparse.Namespace:
+    """The command line: ``--out``, and integer options with these defaults."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/figures") / name, help="folder of the figures and numbers")
+    for option, default in options.items():
+        parser.add_argument(f"--{option}", type=int, default=default)
+    return parser.parse_args()
+
+
+def record(arguments: argparse.Namespace, name: str, numbers, *, label: str | None = None, **figures) -> None:
+    """Write the numbers with the command and the versions to ``{label}.json``, each figure to ``{label}_{its name}.png``.
+
+    ``name`` is that of the script, and the label unless another one is given.
+    """
+    label = name if label is None else label
+    options = "".join(f" --{option} {value}" for option, value in vars(arguments).items() if not isinstance(value, Path))
+    versions = dict(scorelab=sl.__version__, python=platform.python_version(), jax=jax.__version__, numpy=np.__version__)
+    document = dict(command=f"python experiments/{name}.py{options}", versions=versions, numbers=numbers)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{label}.json").write_text(json.dumps(document, indent=1) + "\n")
+    for which, figure in figures.items():
+        print("wrote", viz.save(figure, arguments.out / f"{label}_{which}.png"))
