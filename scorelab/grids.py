@@ -62,6 +62,10 @@ class Spaced(Grid):
             ends, steps, tail = (start, zero), self.steps, []
         else:
             ends, steps, tail = (start, end), self.steps - 1, [zero]
+        if tail and end <= zero:
+            raise ValueError(
+                f"{self} has t_min = {end}: expected more than {zero}, the time of clean data, which is appended to this grid"
+            )
         if steps == 0:
             return np.array([start, *tail])
         last = self._finite(process, "t_min", ends[1])

@@ -63,7 +63,8 @@ class MultiplicativeDenoisingScoreMatching(DenoisingScoreMatching):
 
     def weight(self, t: Array) -> Array:
         r""":math:`\lambda/(2v^2)`."""
-        return 0.5 * self.weighting(self.process, t) / self.process.sigma(t) ** 4
+        v = self.process.sigma(t) ** 2
+        return 0.5 * self.weighting(self.process, t) / v / v  # v**2 may leave float32 where the quotient does not
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,7 @@ class Prediction:
     @property
     def hyvarinen_score(self) -> Array:
         r"""The score of multiplicative perturbations, :math:`x\circ\nabla_x\log p_t(x)`; on the log chart ``score - 1``."""
-        return self.x * self.stein_score
+        return self.process.chart.hyvarinen_score(self.x, self.score)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,10 @@ class Chart(abc.ABC):
         slope = self.d_decode(x)
         return (score - self.dd_decode(x) / slope) / slope
 
+    def hyvarinen_score(self, x: Array, score: Array) -> Array:
+        r""":math:`x\circ\nabla_x\log p_X` from the chart's score."""
+        return x * self.ambient_score(x, score)
+
     def latent_score(self, x: Array, stein: Array) -> Array:
         r"""The chart's score from the data-space one, :math:`\nabla_y\log p_Y = \phi'\,\nabla_x\log p_X + \phi''/\phi'`."""
         slope = self.d_decode(x)
@@ -122,6 +126,10 @@ class Log(Chart):
     def dd_decode(self, x):
         """``x``."""
         return x
+
+    def hyvarinen_score(self, x, score):
+        """``score - 1``, also where ``x`` leaves the range of its type."""
+        return score - 1
 
     def _require_domain(self, x: np.ndarray) -> None:
         # On the host: under an outer jit, jax.numpy would trace even values that are known.

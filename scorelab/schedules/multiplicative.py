@@ -68,7 +68,7 @@ class GBMClock(Schedule):
     def diffusion_rate(self, t):
         """The squared volatility."""
         if callable(self.volatility):
-            return on_host(self.volatility, t) ** 2
+            return on_host(self.volatility, t) ** 2 * namespace(t).ones_like(t)
         return self.volatility**2 * namespace(t).ones_like(t)
 
 
@@ -92,7 +92,8 @@ def integral(fn, t: Array | float) -> Array:
     nodes, weights = np.polynomial.legendre.leggauss(32)
 
     def quadrature(t):
-        return t * jnp.sum(0.5 * weights * fn(0.5 * (1 + nodes) * t[..., None]), axis=-1)
+        x, w = jnp.asarray(0.5 * (1 + nodes), t.dtype), jnp.asarray(0.5 * weights, t.dtype)
+        return t * jnp.sum(w * fn(x * t[..., None]), axis=-1)
 
     return on_host(quadrature, t)
 

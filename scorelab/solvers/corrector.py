@@ -54,6 +54,11 @@ class PredictorCorrector(Solver):
         """The predictor's rows, each followed by its corrections."""
         rows = self.predictor.table(process, times)
         steps = len(times) - 1
+        if len(rows["step"]) != steps:
+            raise ValueError(
+                f"PredictorCorrector.predictor = {self.predictor}: expected one model call per step, not {len(rows['step'])} "
+                f"in {steps} steps"
+            )
         sigma = np.asarray(process.sigma(times))
         # Row i of the predictor, then (except at sigma = 0) corrections that reuse its columns but not its effect.
         source = np.concatenate([np.full(1 + self.corrections * (sigma[i + 1] > 0), i) for i in range(steps)])
@@ -67,6 +72,14 @@ class PredictorCorrector(Solver):
     def init(self, process, y):
         """The predictor's memory."""
         return self.predictor.init(process, y)
+
+    def decode(self, process, y, carry):
+        """As the predictor."""
+        return self.predictor.decode(process, y, carry)
+
+    def outputs(self, carry):
+        """Those of the predictor."""
+        return self.predictor.outputs(carry)
 
     def step(self, model, keys, y, carry, row):
         """Both results are formed from one model call; the row says which one counts."""

@@ -239,6 +239,7 @@ def test_fixed_step_diffrax_solvers_are_accepted():
         (lambda: grids.Uniform(0), "steps"),
         (lambda: grids.Explicit((0.1, 0.2)), "decreasing"),
         (lambda: grids.Karras(5).times(FLOW), "t_max"),
+        (lambda: grids.Karras(5, t_min=0.0).times(EDM), "t_min"),
         (lambda: grids.Uniform(5, t_max=0.001, t_min=0.5).times(VP), "t_min"),
         (lambda: solvers.UniPC(variant="bh1").table(VP, grids.Uniform(4).times(VP)), "bh1"),
         (lambda: solvers.EulerMaruyama().table(FLOW, grids.Uniform(4).times(FLOW)), "alpha is 0"),

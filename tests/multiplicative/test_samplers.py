@@ -192,6 +192,19 @@ def test_members_obey_the_contract_on_the_log_chart(solver):
     assert hash(solver) == hash(dataclasses.replace(solver))
 
 
+def test_a_corrector_passes_on_the_signs_of_its_predictor():
+    arguments = dict(grid=grids.Uniform(5), key=KEY, shape=(4000, 1), start=starts.Noised(three_modes()))
+    model = models.ExactModel(three_modes(), PAPER)
+    plain = sample(model, PAPER, solver=AGNOSTIC, **arguments)
+    wrapped = sample(model, PAPER, solver=solvers.PredictorCorrector(predictor=AGNOSTIC, corrections=0), **arguments)
+    np.testing.assert_array_equal(wrapped.x, plain.x)
+    np.testing.assert_array_equal(wrapped.diagnostics["sign_flips"], plain.diagnostics["sign_flips"])
+    assert np.sum(np.asarray(plain.diagnostics["sign_flips"])) > 0
+    polished = solvers.MultiplicativeAnnealed(mode="paper", delta=0.02, polish=2)
+    with pytest.raises(ValueError, match="one model call per step"):
+        solvers.PredictorCorrector(predictor=polished).table(PAPER, np.linspace(1.0, 0.0, 6))
+
+
 def test_the_sampler_in_data_space_reaches_far_logarithms():
     # Log-normals of deviation 10 have values beyond exp(+-44), whose square is not a float32.
     process = processes.GeometricBrownianMotion(sigma=10.0)
