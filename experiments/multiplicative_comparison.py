@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="training steps; 0 for the number in the config")
     parser.add_argument("--quick", type=int, default=0, help="1 leaves the uniform grids out")
     parser.add_argument("--long", type=int, default=0, help="also the two schemes with this many uniform steps")
-    parser.add_argument("--wide", type=int, default=0, help="1 adds the model with sigma = 4 (digits)")
+    parser.add_argument("--wide", type=int, default=0, help="1 adds the model with sigma = 4 (digits and mnist)")
     parser.add_argument("--workdirs", type=Path, default=Path("runs/comparison"), help="folder of the trained models")
     parser.add_argument("--out", type=Path, default=Path("runs/figures/multiplicative_comparison"))
     arguments = parser.parse_args()
@@ -103,10 +103,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for kind in ("", "_wide", "_additive") if arguments.wide else ("", "_additive"):
             experiment, model = trained(arguments.data + kind, seed, arguments)
-            n = arguments.n or experiment.sampling.n
-            judge = dataclasses.replace(experiment.evaluation, n=min(n, experiment.evaluation.n))
+            drawn = arguments.n or experiment.sampling.n
+            n = min(drawn, experiment.evaluation.n)
+            judge = dataclasses.replace(experiment.evaluation, n=n)
             for name, way in ways(kind, bool(arguments.quick), arguments.long).items():
-                x, flipped = draw(experiment, model, way, n)
+                x, flipped = draw(experiment, model, way, drawn)
                 if seed == 0 and ("Karras" in name and "log-normal" not in name):
                     pictures[name] = x[:10]
                 # One evaluation key for all seeds: the same reference images and the same floor.
@@ -122,13 +123,14 @@ def main() -> None:
         cells = "".join(f"{np.mean(found[s]):10.4f} ± {np.std(found[s], ddof=len(found[s]) > 1):.3f}" for s in SCORES)
         print(f"{name:52s}{cells}")
     levels = experiment.data.load().levels
-    numbers = dict(extractor=experiment.evaluation.features.id, n=n, calls=CALLS, floors=floors, scores=scores)
+    numbers = dict(extractor=experiment.evaluation.features.id, drawn=drawn, n=n, calls=CALLS, floors=floors, scores=scores)
     record(
         arguments, "multiplicative_comparison", {arguments.data: numbers}, label=f"multiplicative_comparison_{arguments.data}",
         **{
             "fid": viz.dots(
                 {name: found["FID"] for name, found in scores.items()}, reference={"test images": floors["FID"]}, logx=True,
-                xlabel=f"FID-{numbers['extractor']}, n = {n}, {CALLS - 1} or {CALLS} model calls (mean, and each seed)",
+                title=f"{arguments.data}, {CALLS - 1} or {CALLS} model calls: every seed, and the mean",
+                xlabel=f"FID-{numbers['extractor']}, n = {n}",
             ),
             "samples": viz.image_grid(np.concatenate(list(pictures.values())), levels=levels, columns=10),
         },

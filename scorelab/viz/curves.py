@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scorelab.viz.figures import COLOURS, MUTED, new_figure, quiet
+from scorelab.viz.figures import COLOURS, MUTED, few_log_ticks, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,8 @@ def loss_curve(
             x[finite], _running_mean(y[finite], max(3, finite.sum() // 20)), color=COLOURS[0], linewidth=1.6
         )
     if finite.any() and (y[finite] > 0).all():
-        _few_log_ticks(axes, y[finite])
+        axes.set_yscale("log")
+        few_log_ticks(axes.yaxis, y[finite])
     axes.set_xlabel("step", fontsize=8, color=MUTED)
     axes.set_ylabel(label, fontsize=8, color=MUTED)
     return figure
@@ -44,13 +45,3 @@ def _running_mean(values: np.ndarray, size: int) -> np.ndarray:
     """Centred mean over ``size`` neighbours, fewer at the ends; the same length as ``values``."""
     kernel = np.ones(size)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
-
-
-def _few_log_ticks(axes, values: np.ndarray) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axes.set_yscale("log")
-    decades = np.log10(values.max() / values.min())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scorelab.viz.figures import COLOURS, INK, MUTED, new_figure, quiet
+from scorelab.viz.figures import COLOURS, INK, MUTED, few_log_ticks, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +40,7 @@ def dots(
     axes.invert_yaxis()
     if logx:
         axes.set_xscale("log")
+        few_log_ticks(axes.xaxis, np.concatenate([*map(np.ravel, rows.values()), list((reference or {}).values())]))
     axes.set_xlabel(xlabel, fontsize=8, color=MUTED)
     if reference:
         axes.legend(fontsize=7, frameon=False)

@@ -7,8 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 DPI = 150
@@ -37,6 +40,16 @@ def quiet(axes: Axes) -> Axes:
     axes.grid(color=FAINT, linewidth=0.5, alpha=0.7)
     axes.set_axisbelow(True)
     return axes
+
+
+def few_log_ticks(axis: Axis, values: np.ndarray) -> None:
+    """Plain numbers at 1, 2, 5 of each decade, at powers of ten only where there are more than three decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    decades = np.log10(np.max(values) / np.min(values))
+    axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def to_png_bytes(figure: Figure) -> bytes:
