@@ -14,6 +14,8 @@ from scorelab.run.experiment import DataSpec, SamplingSpec, measured_std
 
 from .targets import PAPER, PROCESSES
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(1)
 DIGITS = DataSpec(name="digits", transform=data.Positive(levels=17), labels=True)
 

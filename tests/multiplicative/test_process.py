@@ -12,6 +12,8 @@ from scorelab import densities, grids, likelihood, models, processes, sample, sc
 
 from .targets import PAPER, PROCESSES, correlated, three_modes
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 
