@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scorelab.typing import Pytree
@@ -32,7 +33,7 @@ def replicate(tree: Pytree, mesh: Mesh) -> Pytree:
 
     Always a copy: the training step consumes its state, which must leave the caller's arrays alive.
     """
-    return jax.device_put(jax.tree.map(_strong, tree), replicated(mesh), may_alias=False)
+    return jax.device_put(jax.tree.map(_strong, _own(tree)), replicated(mesh), may_alias=False)
 
 
 def shard_batch(batch: Pytree, mesh: Mesh) -> Pytree:
@@ -49,10 +50,17 @@ def shard_batch(batch: Pytree, mesh: Mesh) -> Pytree:
                 f"a multiple of {count} devices; change the batch size, or pass mesh=data_mesh(devices)"
             )
     sharding = NamedSharding(mesh, PartitionSpec("data"))
+    # The caller may reuse its host buffer while the step is still waiting in the queue.
+    batch = _own(batch)
     if jax.process_count() == 1:
-        # A copy, since the caller may reuse its host buffer while the step is still waiting in the queue.
-        return jax.device_put(batch, sharding, may_alias=False)
+        return jax.device_put(batch, sharding)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def _own(tree: Pytree) -> Pytree:
+    # device_put(may_alias=False) does not hold for NumPy arrays: on the CPU the device array is the caller's memory
+    # wherever that happens to be aligned.
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def _strong(leaf: Pytree) -> Pytree:

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from scorelab.training import data_mesh, fit
-from scorelab.training.parallel import shard_batch
+from scorelab.training.parallel import replicate, shard_batch
 from tests.training.small import Points, host, learner
 
 
@@ -62,3 +62,14 @@ def test_a_mesh_needs_devices():
 
 if __name__ == "__main__":
     main()
+
+
+@pytest.mark.parametrize("place", [replicate, shard_batch])
+def test_host_arrays_may_be_reused_at_once(place):
+    # Aligned to 64 bytes, where JAX would share the memory with the CPU device.
+    memory = np.zeros(4096 + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    buffer = memory[start : start + 4096].view(np.float32).reshape(512, 2)
+    placed = place({"x": buffer}, data_mesh())["x"]
+    buffer[:] = 1
+    np.testing.assert_array_equal(placed, 0)
