@@ -109,7 +109,7 @@ def sample(
     require_spec(sample, Start, start=start)
     if not is_model_pytree(model):
         model = jax.tree_util.Partial(model)
-    times = start.times(process, grid.times(process))
+    start, times = start.on_grid(process, grid.times(process), model, cond)
     rows = solver.table(process, times)
     step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
     ids = np.arange(n, dtype=np.int32) if ids is None else jnp.asarray(ids)

@@ -54,7 +54,7 @@ def check_fit(experiment: Experiment) -> None:
     if isinstance(spec.start, DataStart):
         spec.start.check(experiment.data, process)
     start = spec.start if isinstance(spec.start, Start) else Prior()
-    times = start.times(process, spec.grid.times(process))
+    _, times = start.on_grid(process, spec.grid.times(process))
     spec.solver.table(process, times)
 
 

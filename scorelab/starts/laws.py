@@ -1,11 +1,9 @@
-"""Where sampling begins: the law of ``y`` at the first grid time. A start is a pytree; its parameters are leaves."""
+"""Starts that are laws: noise, noised data, and what lies between."""
 
 from __future__ import annotations
 
-import abc
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,48 +12,8 @@ import numpy as np
 from scorelab.densities import Gaussian
 from scorelab.densities.base import Density
 from scorelab.processes.base import Process
-from scorelab.typing import Array, Key, per_example_normal, require_spec
-
-
-class Start(abc.ABC):
-    """The law of ``y`` at the first grid time; a new one needs ``draw`` and ``log_prob``.
-
-    Attributes:
-        has_signs: it says which signs the samples keep (:class:`Signed`).
-    """
-
-    has_signs: ClassVar[bool] = False
-
-    def check(self, count: int, event: tuple[int, ...], process: Process) -> None:
-        """Raise ValueError where the start does not fit samples with the ids ``0 .. count - 1``; called outside ``jit``."""
-        if process.chart.signed and not self.has_signs:
-            raise ValueError(
-                f"sample.start = {type(self).__name__} for data of both signs: expected starts.Signed(start, pattern), "
-                "since the process keeps signs and does not draw them"
-            )
-        if self.has_signs and not process.chart.signed:
-            raise ValueError(f"sample.start has signs, under {process!r}: expected a process with signed=True")
-        self.check_arrays(count, event)
-
-    def check_arrays(self, count: int, event: tuple[int, ...]) -> None:
-        """Raise ValueError where an array of the start is too short or of another shape."""
-        return None
-
-    def signs(self, ids: Array, event: tuple[int, ...]) -> Array | None:
-        """Signs that the samples keep from beginning to end, ``(batch, *event)``, or None where all are positive."""
-        return None
-
-    def times(self, process: Process, times: np.ndarray) -> np.ndarray:
-        """The part of the host float64 grid that is left to walk; all of it unless a start skips ahead."""
-        return times
-
-    @abc.abstractmethod
-    def draw(self, keys: Key, ids: Array, process: Process, t: Array, event: tuple[int, ...]) -> Array:
-        """One point of the chart per key, ``(batch, *event)``, at the first grid time ``t``."""
-
-    @abc.abstractmethod
-    def log_prob(self, y: Array, process: Process, t: Array) -> Array:
-        """The log-density of ``draw``, ``(batch,)``."""
+from scorelab.starts.base import Start, require_rows
+from scorelab.typing import Array, per_example_normal, require_spec
 
 
 @jax.tree_util.register_dataclass
@@ -170,7 +128,7 @@ class ClassAverage(Start):
         if np.shape(self.means)[1:] != tuple(event):
             raise ValueError(f"ClassAverage.means has shape {np.shape(self.means)}: expected (classes, *{event})")
         if self.label is not None:
-            _require_rows("ClassAverage.label", self.label, count)
+            require_rows("ClassAverage.label", self.label, count)
             label = np.asarray(self.label)
             low, high, last = label.min(), label.max(), len(self.means) - 1
             if low < 0 or high > last:
@@ -195,73 +153,3 @@ class ClassAverage(Start):
         noise = Prior()
         log_probs = jax.vmap(lambda mean: noise.log_prob(y - process.alpha(t) * mean, process, t))(means)
         return jax.nn.logsumexp(log_probs, axis=0) - math.log(len(means))
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Signed(Start):
-    """Another start, with signs for data of both signs (Dale's law: multiplicative noise never changes a sign).
-
-    Args:
-        start: where ``y`` begins.
-        pattern: values -1 and 1, one pattern ``event`` for all samples, or patterns ``(k, *event)`` of which sample
-            ``i`` takes number ``i mod k``.
-    """
-
-    start: Start
-    pattern: Array
-
-    has_signs: ClassVar[bool] = True
-
-    def check_arrays(self, count, event):
-        """See :class:`Start`."""
-        pattern = np.asarray(self.pattern)
-        if pattern.shape[-len(event) :] != tuple(event) or pattern.ndim > len(event) + 1:
-            raise ValueError(f"Signed.pattern has shape {pattern.shape}: expected {event} or (k, *{event})")
-        if not np.all(np.abs(pattern) == 1):
-            raise ValueError("Signed.pattern has values other than -1 and 1: expected signs")
-        self.start.check_arrays(count, event)
-
-    def signs(self, ids, event):
-        """See :class:`Start`."""
-        pattern = jnp.asarray(self.pattern)
-        return pattern[ids % len(pattern)] if pattern.ndim > len(event) else jnp.broadcast_to(pattern, (len(ids), *event))
-
-    def draw(self, keys, ids, process, t, event):
-        """That of ``start``."""
-        return self.start.draw(keys, ids, process, t, event)
-
-    def log_prob(self, y, process, t):
-        """That of ``start``, given the signs."""
-        return self.start.log_prob(y, process, t)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Fixed(Start):
-    """Given points of the chart: sample ``i`` begins at ``points[i]`` (paired comparisons, interpolations).
-
-    Args:
-        points: ``(n, *event)`` at the first grid time.
-    """
-
-    points: Array
-
-    def check_arrays(self, count, event):
-        """See :class:`Start`."""
-        _require_rows("Fixed.points", self.points, count)
-        if np.shape(self.points)[1:] != tuple(event):
-            raise ValueError(f"Fixed.points has shape {np.shape(self.points)}: expected (n, *{event})")
-
-    def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
-        return jnp.asarray(self.points, t.dtype)[ids]
-
-    def log_prob(self, y, process, t):
-        """Zero: given points have no law."""
-        return jnp.zeros(len(y), y.dtype)
-
-
-def _require_rows(name: str, array: Array, count: int) -> None:
-    if len(array) < count:
-        raise ValueError(f"{name} has {len(array)} rows: expected one for each sample id, so at least {count}")

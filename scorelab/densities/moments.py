@@ -1,0 +1,156 @@
+"""Means and leading covariance directions of data, from arrays or from an iterator over blocks that is read once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from sklearn.decomposition import IncrementalPCA
+from sklearn.utils.extmath import randomized_svd
+
+METHODS = ("eigh", "randomized", "streaming")
+# Rows that are turned to float64 at once.
+_BLOCK = 8192
+
+
+class Moments(NamedTuple):
+    r"""Float64 statistics of points: :math:`\Sigma \approx U\,\mathrm{diag}(w)\,U^\top + \tau(I - UU^\top)`.
+
+    Attributes:
+        mean: ``event``.
+        basis: ``(d, r)``, orthonormal columns in order of decreasing variance.
+        eigenvalues: ``(r,)``, clipped at 0.
+        tail: the variance in every other direction.
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    eigenvalues: np.ndarray
+    tail: float
+
+
+def moments(
+    points: np.ndarray | Iterable[np.ndarray],
+    *,
+    rank: int | None = None,
+    method: Literal["eigh", "randomized", "streaming"] = "eigh",
+    tail: Literal["zero", "mean"] = "zero",
+    seed: int = 0,
+    ddof: int = 1,
+) -> Moments:
+    """Mean and covariance, accumulated in float64 whatever the dtype of the points; see :meth:`Gaussian.from_data`.
+
+    ``ddof`` is subtracted from the number of points in the denominator of the covariance.
+
+    Raises:
+        ValueError: too few points, blocks of different shapes, a value that is not finite, or a rank that the method
+            cannot give.
+    """
+    for name, value, choices in (("method", method, METHODS), ("tail", tail, ("zero", "mean"))):
+        if value not in choices:
+            raise ValueError(f"from_data.{name} = {value!r}: expected one of {', '.join(map(repr, choices))}")
+    blocks = _Blocks(points)
+    first = blocks.first
+    size = first[0].size
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 1 <= rank <= size):
+        raise ValueError(f"from_data.rank = {rank!r}: expected None or an integer from 1 to the dimension {size}")
+    if rank is None and method != "eigh":
+        raise ValueError(f"from_data.rank = None with method = {method!r}: expected a rank, the number of directions to find")
+    find = {"eigh": _eigh, "randomized": _randomized, "streaming": _streaming}[method]
+    n, mean, basis, squares, total = find(blocks, rank, seed)
+    if n <= ddof:
+        raise ValueError(f"from_data got {n} points: expected at least {ddof + 1}")
+    eigenvalues = np.maximum(squares, 0.0) / (n - ddof)
+    rest = size - len(eigenvalues)
+    left = max(total / (n - ddof) - eigenvalues.sum(), 0.0) / rest if rest and tail == "mean" else 0.0
+    return Moments(mean.reshape(first.shape[1:]), basis, eigenvalues, left)
+
+
+def elementwise(points: np.ndarray | Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and unbiased variance of every element, each of the event shape; errors as :func:`moments`."""
+    blocks = _Blocks(points)
+    n, mean, square = 0, 0.0, 0.0
+    for block in blocks:
+        count, shift = len(block), block.mean(axis=0) - mean
+        square = square + block.var(axis=0) * count + shift**2 * (n * count / (n + count))
+        mean, n = mean + shift * (count / (n + count)), n + count
+    return mean.reshape(blocks.first.shape[1:]), (square / max(n - 1, 1)).reshape(blocks.first.shape[1:])
+
+
+class _Blocks:
+    """Flat float64 blocks of the points; ``first`` is the first one in its own shape."""
+
+    def __init__(self, points: np.ndarray | Iterable[np.ndarray]):
+        if hasattr(points, "shape"):
+            if points.ndim < 2:
+                raise ValueError(f"from_data got points of shape {points.shape}: expected (n, *event)")
+            self._source: Iterator = (points[low : low + _BLOCK] for low in range(0, len(points), _BLOCK))
+        elif isinstance(points, Iterable):
+            self._source = iter(points)
+        else:
+            raise TypeError(f"from_data.points = {points!r}: expected an array or an iterator over arrays")
+        block = next(self._source, None)
+        if block is None or np.ndim(block) < 2 or np.size(block) == 0:
+            raise ValueError(f"from_data got {'no points' if block is None else np.shape(block)}: expected blocks (n, *event)")
+        self.first = np.asarray(block)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        block, event, low = self.first, self.first.shape[1:], 0
+        while block is not None:
+            block = np.asarray(block)
+            if block.shape[1:] != event:
+                raise ValueError(f"from_data got blocks of shape (n, *{event}) and {block.shape}: expected one event shape")
+            flat = block.reshape(len(block), math.prod(event)).astype(np.float64)
+            if not np.all(np.isfinite(flat)):
+                bad = low + int(np.argmin(np.isfinite(flat).all(axis=1)))
+                raise ValueError(f"from_data: point {bad} has a value that is not finite")
+            yield flat
+            low += len(block)
+            block = next(self._source, None)
+
+
+def _eigh(blocks, rank, seed):
+    """One pass over the blocks, merging their centred second moments (Chan, Golub & LeVeque 1979)."""
+    n, mean, scatter = 0, 0.0, 0.0
+    for block in blocks:
+        count, centre = len(block), block.mean(axis=0)
+        centred, shift = block - centre, centre - mean
+        scatter = scatter + centred.T @ centred + np.outer(shift, shift) * (n * count / (n + count))
+        mean = mean + shift * (count / (n + count))
+        n += count
+    squares, basis = np.linalg.eigh(scatter)
+    kept = slice(None, None if rank is None else rank)
+    return n, mean, basis[:, ::-1][:, kept], squares[::-1][kept], float(np.trace(scatter))
+
+
+def _randomized(blocks, rank, seed):
+    """Halko, Martinsson & Tropp (2011) on the centred points, which are held in memory."""
+    points = np.concatenate(list(blocks))
+    if rank > min(points.shape):
+        raise ValueError(f"from_data.rank = {rank} with method 'randomized': expected at most {min(points.shape)}")
+    mean = points.mean(axis=0)
+    points -= mean
+    _, singular, rows = randomized_svd(points, rank, n_iter=7, random_state=seed)
+    return len(points), mean, rows.T, singular**2, float(np.sum(points**2))
+
+
+def _streaming(blocks, rank, seed):
+    """Incremental SVD (Ross et al. 2008): memory for one block and ``rank`` directions, not for ``d x d`` numbers."""
+    pca = IncrementalPCA(n_components=rank)
+    waiting: list[np.ndarray] = []
+    # Every call needs at least `rank` rows, so short blocks wait, and what is left at the end joins the last full block.
+    full = None
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= rank:
+            if full is not None:
+                pca.partial_fit(full)
+            full, waiting = np.concatenate(waiting), []
+    if full is None:
+        count = sum(map(len, waiting))
+        raise ValueError(f"from_data.rank = {rank} with method 'streaming': expected at most the number of points, {count}")
+    pca.partial_fit(np.concatenate([full, *waiting]))
+    n = int(pca.n_samples_seen_)
+    return n, pca.mean_, pca.components_.T, pca.singular_values_**2, float(np.sum(pca.var_)) * n

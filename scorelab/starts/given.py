@@ -1,0 +1,84 @@
+"""Starts with something given: the points, or the signs that the samples keep."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.starts.base import Start, require_rows
+from scorelab.typing import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Signed(Start):
+    """Another start, with signs for data of both signs (Dale's law: multiplicative noise never changes a sign).
+
+    Args:
+        start: where ``y`` begins.
+        pattern: values -1 and 1, one pattern ``event`` for all samples, or patterns ``(k, *event)`` of which sample
+            ``i`` takes number ``i mod k``.
+    """
+
+    start: Start
+    pattern: Array
+
+    has_signs: ClassVar[bool] = True
+
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        pattern = np.asarray(self.pattern)
+        if pattern.shape[-len(event) :] != tuple(event) or pattern.ndim > len(event) + 1:
+            raise ValueError(f"Signed.pattern has shape {pattern.shape}: expected {event} or (k, *{event})")
+        if not np.all(np.abs(pattern) == 1):
+            raise ValueError("Signed.pattern has values other than -1 and 1: expected signs")
+        self.start.check_arrays(count, event)
+
+    def on_grid(self, process, times, model=None, cond=None):
+        """That of ``start``."""
+        start, times = self.start.on_grid(process, times, model, cond)
+        return dataclasses.replace(self, start=start), times
+
+    def signs(self, ids, event):
+        """See :class:`Start`."""
+        pattern = jnp.asarray(self.pattern)
+        return pattern[ids % len(pattern)] if pattern.ndim > len(event) else jnp.broadcast_to(pattern, (len(ids), *event))
+
+    def draw(self, keys, ids, process, t, event):
+        """That of ``start``."""
+        return self.start.draw(keys, ids, process, t, event)
+
+    def log_prob(self, y, process, t):
+        """That of ``start``, given the signs."""
+        return self.start.log_prob(y, process, t)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Fixed(Start):
+    """Given points of the chart: sample ``i`` begins at ``points[i]`` (paired comparisons, interpolations).
+
+    Args:
+        points: ``(n, *event)`` at the first grid time.
+    """
+
+    points: Array
+
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        require_rows("Fixed.points", self.points, count)
+        if np.shape(self.points)[1:] != tuple(event):
+            raise ValueError(f"Fixed.points has shape {np.shape(self.points)}: expected (n, *{event})")
+
+    def draw(self, keys, ids, process, t, event):
+        """See :class:`Start`."""
+        return jnp.asarray(self.points, t.dtype)[ids]
+
+    def log_prob(self, y, process, t):
+        """Zero: given points have no law."""
+        return jnp.zeros(len(y), y.dtype)

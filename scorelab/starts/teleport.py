@@ -1,0 +1,196 @@
+r"""Teleportation: the first part of sampling in closed form, with the probability flow of a Gaussian.
+
+At high noise the score of any data is that of the Gaussian with its mean and covariance, to within a fraction that falls
+with the square of :math:`\sqrt{\lambda_{\max}}/\sigma`. Its probability flow is known, so the steps at high noise cost no
+model call. Source: Wang & Vastola, "The Unreasonable Effectiveness of Gaussian Score Approximation", arXiv 2412.09726.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.densities import Gaussian, GaussianMixture
+from scorelab.processes.base import Process
+from scorelab.starts.base import Start
+from scorelab.starts.laws import Prior
+from scorelab.typing import Array, Model, Pytree, require_int, require_positive, require_spec
+
+# Noise ratios in units of the largest standard deviation of the law along any direction: where "auto" jumps to, and below
+# which a jump is warned about. Measured in experiments/teleport_quality.py.
+AUTO, DOUBTFUL = 3.0, 2.0
+
+
+class TeleportWarning(UserWarning):
+    """A jump in a place where the data, or the model, is not the Gaussian that the jump takes it for."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Teleport(Start):
+    r"""Noise, carried to a lower noise level by the probability flow of a Gaussian: no model call, the same noise.
+
+    .. math:: y_t = \alpha_t\mu + b_t + \Big(\frac{\alpha_t^2\Sigma+\sigma_t^2}{\alpha_T^2\Sigma+\sigma_T^2}\Big)^{1/2}
+              (y_T - \alpha_T\mu - b_T)
+
+    The solver then walks the rest of the same grid, a multistep solver with its own first steps. A jump over no step is the
+    plain start, bit for bit.
+
+    Args:
+        law: the Gaussian with the data's moments in the chart (:meth:`scorelab.densities.Gaussian.from_data`), or for
+            class-conditional models a mixture of one per class (:meth:`scorelab.densities.GaussianMixture.per_class`).
+        sigma_skip: the noise ratio :math:`\sigma_t/\alpha_t` to jump to, in the units of the chart: the last grid time at
+            or above it. ``"auto"`` takes three times the largest standard deviation of the law along any direction. None
+            where ``skip_steps`` is given.
+        skip_steps: the number of grid steps to jump over, instead of ``sigma_skip``.
+        label: the component of each sample, ``(n,)`` integers looked up by its id; needed with a mixture.
+        start: where the jump begins.
+        t_from: the time at which it begins; None for the first grid time. With it, a short grid can begin where the jump
+            ends: ``Teleport(law, skip_steps=0, t_from=process.t_max)`` on ``Karras(5, t_max=...)``.
+
+    Raises:
+        ValueError: both or neither of ``sigma_skip`` and ``skip_steps``, a value out of range, a jump over the whole grid.
+
+    Warns:
+        TeleportWarning: a jump to less than twice the largest standard deviation; guidance that acts during the jump; a
+            model with conditions and a law without them.
+    """
+
+    law: Gaussian | GaussianMixture
+    sigma_skip: float | Literal["auto"] | None = field(default="auto", metadata={"static": True})
+    skip_steps: int | None = field(default=None, kw_only=True, metadata={"static": True})
+    label: Array | None = field(default=None, kw_only=True)
+    start: Start = field(default=Prior(), kw_only=True)
+    t_from: Array | float | None = field(default=None, kw_only=True)
+
+    def __post_init__(self):
+        # Pytree reconstruction passes placeholders through here, so only laws of the wrong kind are refused.
+        if isinstance(self.law, Start):
+            raise TypeError(f"Teleport.law = {self.law!r}: expected a Gaussian or a GaussianMixture")
+        if self.skip_steps is not None:
+            if self.sigma_skip == "auto":
+                object.__setattr__(self, "sigma_skip", None)
+            require_int(self, 0, skip_steps=self.skip_steps)
+        if (self.sigma_skip is None) == (self.skip_steps is None):
+            raise ValueError(
+                f"Teleport.sigma_skip = {self.sigma_skip!r}, skip_steps = {self.skip_steps!r}: expected exactly one of them"
+            )
+        if self.sigma_skip not in (None, "auto"):
+            require_positive(self, sigma_skip=self.sigma_skip)
+
+    def on_grid(self, process, times, model=None, cond=None):
+        """The jump with its beginning fixed, and the times after it; see :class:`Start`."""
+        require_spec(self, Gaussian | GaussianMixture, law=self.law)
+        begin = float(times[0] if self.t_from is None else self.t_from)
+        if not begin >= times[0]:
+            raise ValueError(f"Teleport.t_from = {begin}: expected at least the first grid time, {times[0]}")
+        count = self.steps_over(process, times)
+        if count == 0 and begin == times[0]:
+            return self.start.on_grid(process, times, model, cond)
+        self._warn(process, float(times[count]), begin, model, cond)
+        return dataclasses.replace(self, sigma_skip=None, skip_steps=0, t_from=begin), times[count:]
+
+    def steps_over(self, process: Process, times: np.ndarray) -> int:
+        """The number of steps of the host grid ``times`` that the jump replaces."""
+        last = len(times) - 2
+        if self.skip_steps is not None:
+            if self.skip_steps > last:
+                raise ValueError(
+                    f"Teleport.skip_steps = {self.skip_steps} on a grid of {last + 1} steps: expected at most {last}, "
+                    "since a step by the model has to be left"
+                )
+            return self.skip_steps
+        target = AUTO * self._spread() if self.sigma_skip == "auto" else self.sigma_skip
+        # A node that the caller named by its rounded noise level is that node.
+        ratios = np.asarray(process.noise_ratio(times[: last + 1]))
+        return max(int(np.sum(ratios >= target * (1 - 1e-6))) - 1, 0)
+
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        if self.law.event != tuple(event):
+            raise ValueError(f"Teleport.law is over points of shape {self.law.event}: expected {tuple(event)}")
+        if isinstance(self.law, GaussianMixture) != (self.label is not None):
+            wanted = "the class of each sample" if self.label is None else "None with a law that is a single Gaussian"
+            raise ValueError(f"Teleport.label = {self.label!r} with a {type(self.law).__name__}: expected {wanted}")
+        if self.label is not None:
+            label, classes = np.asarray(self.label), len(self.law.log_weights)
+            if label.ndim != 1 or len(label) < count or not np.issubdtype(label.dtype, np.integer):
+                raise ValueError(f"Teleport.label is {label.dtype} {label.shape}: expected integers (n,) with n >= {count}")
+            if label.min() < 0 or label.max() >= classes:
+                raise ValueError(f"Teleport.label has values {label.min()} to {label.max()}: expected 0 to {classes - 1}")
+        self.start.check_arrays(count, event)
+
+    def draw(self, keys, ids, process, t, event):
+        """See :class:`Start`."""
+        begin = self._begin(process, t)
+        y = self.start.draw(keys, ids, process, begin, event)
+        if self.label is None:
+            return self.law.flow(process, y, begin, t).astype(y.dtype)
+        label = jnp.asarray(self.label)[ids]
+
+        # One class after the other: gathering a basis per sample would take samples x d x d numbers.
+        def fold(out, part):
+            k, component = part
+            moved = component.flow(process, y, begin, t).astype(y.dtype)
+            return jnp.where((label == k).reshape(-1, *(1,) * len(event)), moved, out), None
+
+        classes = jnp.arange(len(self.law.log_weights))
+        return jax.lax.scan(fold, y, (classes, self.law.components))[0]
+
+    def log_prob(self, y, process, t):
+        """The log-density of the points the jump lands on; ValueError with a mixture, whose samples have classes."""
+        if self.label is not None or isinstance(self.law, GaussianMixture):
+            raise ValueError("Teleport.log_prob with a mixture: expected a single Gaussian, a law of the point alone")
+        begin = self._begin(process, t)
+        back = self.law.flow(process, y, t, begin)
+        return self.start.log_prob(back, process, begin) + self.law.flow_log_det(process, t, begin)
+
+    def _begin(self, process: Process, t: Array) -> Array:
+        begin = process.t_max if self.t_from is None else self.t_from
+        return jnp.asarray(begin, jnp.asarray(t).dtype)
+
+    def _spread(self) -> float:
+        """The largest standard deviation of the law, or of a component, along any direction."""
+        gaussian = self.law.components if isinstance(self.law, GaussianMixture) else self.law
+        leaves = (gaussian.eigenvalues, gaussian.tail)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            raise ValueError("Teleport.sigma_skip = 'auto' with a traced law: expected a number, since the grid is cut on the host")
+        return float(np.sqrt(max(np.max(leaf, initial=0.0) for leaf in map(np.asarray, leaves))))
+
+    def _warn(self, process: Process, t: float, begin: float, model: Model, cond: Pytree) -> None:
+        ratio, top = float(process.noise_ratio(t)), float(process.noise_ratio(begin))
+        leaf = jax.tree.leaves(self.law)[0]
+        if not isinstance(leaf, jax.core.Tracer) and ratio < DOUBTFUL * (spread := self._spread()) * (1 - 1e-6):
+            _warn(
+                f"to the noise ratio {ratio:.3g}, below {DOUBTFUL:g} times the largest standard deviation of the data "
+                f"({spread:.3g}), where its score is not that of a Gaussian: expected sigma_skip >= {DOUBTFUL * spread:.3g}"
+            )
+        if (interval := guided(model)) is not None and interval[0] < top and interval[1] > ratio:
+            _warn(
+                f"over the noise ratios {top:.3g} to {ratio:.3g}, where {type(model).__name__} is active: the jump follows the "
+                f"law without guidance; expected guidance with interval=(0, {ratio:.3g}), or a jump that ends above it"
+            )
+        if cond is not None and not isinstance(self.law, GaussianMixture):
+            _warn(
+                "with conditions and the law of all data: what the condition says about the mean is ignored until "
+                f"{ratio:.3g}; expected GaussianMixture.per_class and label for classes"
+            )
+
+
+def guided(model: Model | None) -> tuple[float, float] | None:
+    """The noise ratios between which a model is extrapolated by guidance; None for a plain model, or where that is traced."""
+    found = getattr(model, "scale", None), getattr(model, "interval", None)
+    if any(value is None for value in found) or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found)):
+        return None
+    scale, (low, high) = found
+    return None if np.all(np.asarray(scale) == 1) else (float(low), float(high))
+
+
+def _warn(what: str) -> None:
+    warnings.warn(f"Teleport jumps {what}", TeleportWarning, stacklevel=5)
