@@ -5,6 +5,7 @@ from scorelab.densities.empirical import Empirical, IsotropicMixture
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
+from scorelab.densities.store import load_gaussian, save_gaussian
 from scorelab.densities.toy import (
     Boxes,
     Rings,
@@ -18,5 +19,5 @@ from scorelab.densities.toy import (
 
 __all__ = [
     "Boxes", "Density", "Empirical", "Gaussian", "GaussianMixture", "IsotropicMixture", "LogNormalMixture", "Rings", "checkerboard",
-    "concentrations", "eight_gaussians", "pinwheel", "swiss_roll", "synaptic_weights",
+    "concentrations", "eight_gaussians", "load_gaussian", "pinwheel", "save_gaussian", "swiss_roll", "synaptic_weights",
 ]

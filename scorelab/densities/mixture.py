@@ -85,7 +85,7 @@ class GaussianMixture(Density):
         """
         points = np.asarray(points)
         for name, value in {"components": components, "batch_size": batch_size}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"GaussianMixture.fit.{name} = {value!r}: expected an integer >= 1")
         if components > len(points):
             raise ValueError(f"GaussianMixture.fit.components = {components}: expected at most the {len(points)} points")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from scorelab.densities import Gaussian
+from scorelab.densities import Gaussian, GaussianMixture
+from scorelab.densities.moments import METHODS
 from scorelab.processes import Process
-from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start
-from scorelab.typing import require_choice
+from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
+from scorelab.typing import require_choice, require_int
 
 if TYPE_CHECKING:
     from scorelab.run.experiment import DataSpec
@@ -18,8 +20,20 @@ if TYPE_CHECKING:
 KINDS = ("moments", "lognormal", "class_average", "signed")
 
 
+class FromData(abc.ABC):
+    """A start whose numbers come from the training data when sampling begins."""
+
+    @abc.abstractmethod
+    def check(self, data: DataSpec, process: Process, times: np.ndarray | None = None) -> None:
+        """Raise ValueError where the data, the process or the grid cannot give this start, before anything is trained."""
+
+    @abc.abstractmethod
+    def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start:
+        """The start of samples with the conditions ``label``; ValueError as ``check``."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class DataStart:
+class DataStart(FromData):
     """A start whose numbers come from the training data, in the chart of the process.
 
     Attributes:
@@ -35,20 +49,16 @@ class DataStart:
     def __post_init__(self):
         require_choice(self, KINDS, kind=self.kind)
 
-    def check(self, data: DataSpec, process: Process) -> None:
-        """Raise ValueError where the data cannot give this start, before anything is trained."""
+    def check(self, data: DataSpec, process: Process, times: np.ndarray | None = None) -> None:
+        """See :class:`FromData`."""
         if process.chart.signed != (self.kind == "signed"):
             wanted = "'signed'" if process.chart.signed else f"one of {', '.join(map(repr, KINDS[:-1]))}"
             raise ValueError(f"DataStart.kind = {self.kind!r} under {process!r}: expected {wanted}")
         if self.kind == "class_average":
-            label, classes = data.load().label, data.load().num_classes
-            if label is None:
-                raise ValueError(f"DataStart.kind = 'class_average' for {data.name}: expected a data set with labels")
-            if len(np.unique(label)) < classes:
-                raise ValueError(f"DataStart.kind = 'class_average' for {data.name}: expected examples of all {classes} classes")
+            _require_classes("DataStart.kind = 'class_average'", data)
 
     def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start:
-        """The start of samples with the conditions ``label``; ValueError as ``check``."""
+        """See :class:`FromData`."""
         self.check(data, process)
         y = np.concatenate(list(data.encoded(process.chart)))
         if self.kind in ("moments", "signed"):
@@ -59,3 +69,63 @@ class DataStart:
         classes = data.load().label
         means = np.stack([y[classes == c].mean(0) for c in range(data.load().num_classes)])
         return ClassAverage(means, label)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataTeleport(FromData):
+    """A jump along the probability flow of the Gaussian with the moments of the data (:class:`scorelab.starts.Teleport`).
+
+    A model with labels gets the moments of each class.
+
+    Attributes:
+        sigma_skip: the noise ratio to jump to, or ``"auto"``.
+        skip_steps: the number of grid steps to jump over, instead.
+        rank: directions kept of the covariance, None for all.
+        method: how they are found (:meth:`scorelab.densities.Gaussian.from_data`).
+    """
+
+    sigma_skip: float | Literal["auto"] | None = "auto"
+    skip_steps: int | None = None
+    rank: int | None = None
+    method: Literal["eigh", "randomized", "streaming"] = "eigh"
+
+    def __post_init__(self):
+        self._jump(Gaussian(np.zeros(1), 1.0))
+        require_choice(self, METHODS, method=self.method)
+        if self.rank is not None:
+            require_int(self, 1, rank=self.rank)
+        elif self.method != "eigh":
+            raise ValueError(f"DataTeleport.rank = None with method = {self.method!r}: expected a number of directions")
+
+    def check(self, data: DataSpec, process: Process, times: np.ndarray | None = None) -> None:
+        """See :class:`FromData`."""
+        size = int(np.prod(data.load().event_shape))
+        if self.rank is not None and self.rank > size:
+            raise ValueError(f"DataTeleport.rank = {self.rank} for {data.name}: expected at most its dimension {size}")
+        if process.chart.signed:
+            raise ValueError(f"DataTeleport under {process!r}: expected a process that does not keep signs")
+        if data.labels:
+            _require_classes("DataTeleport", data)
+        if times is not None:
+            self._jump(Gaussian(np.zeros(1), 1.0)).steps_over(process, times)
+
+    def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Teleport:
+        """See :class:`FromData`."""
+        self.check(data, process)
+        options = dict(rank=self.rank, method=self.method)
+        if label is None:
+            return self._jump(Gaussian.from_data(data.encoded(process.chart), **options))
+        y, arrays = np.concatenate(list(data.encoded(process.chart))), data.load()
+        law = GaussianMixture.per_class(y, arrays.label, num_classes=arrays.num_classes, **options)
+        return self._jump(law, label)
+
+    def _jump(self, law: Gaussian | GaussianMixture, label: np.ndarray | None = None) -> Teleport:
+        return Teleport(law, self.sigma_skip, skip_steps=self.skip_steps, label=label)
+
+
+def _require_classes(owner: str, data: DataSpec) -> None:
+    label, classes = data.load().label, data.load().num_classes
+    if label is None:
+        raise ValueError(f"{owner} for {data.name}: expected a data set with labels")
+    if len(np.unique(label)) < classes:
+        raise ValueError(f"{owner} for {data.name}: expected examples of all {classes} classes")

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from scorelab import viz
+from scorelab.files import write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
 from scorelab.run.experiment import Experiment
 from scorelab.run.train import trained_state
-from scorelab.run.workdir import Workdir, write_bytes, write_npz
+from scorelab.run.workdir import Workdir
 from scorelab.sampling import sample
 from scorelab.starts import Start
 from scorelab.training import data_mesh

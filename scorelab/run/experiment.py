@@ -17,7 +17,11 @@ from scorelab import grids, metrics, solvers
 from scorelab.data import Arrays
 from scorelab.metrics import Score
 from scorelab.processes import Chart, Identity, Process
-from scorelab.run.data_start import DataStart
+
+# Config files name everything an experiment is made of through this module.
+from scorelab.run.data_start import DataStart as DataStart
+from scorelab.run.data_start import DataTeleport as DataTeleport
+from scorelab.run.data_start import FromData
 from scorelab.starts import Start
 from scorelab.training import Prepared
 from scorelab.typing import Key, require_choice, require_int, require_number, require_spec
@@ -106,8 +110,8 @@ class SamplingSpec:
     Attributes:
         solver: the solver.
         grid: the time grid.
-        start: the law at the first grid time, a ``DataStart`` to take it from the training data, None for the
-            prior.
+        start: the law at the first grid time, a ``DataStart`` or ``DataTeleport`` to take it from the training
+            data, None for the prior.
         n: number of samples.
         guidance: scale of classifier-free guidance, None for the plain model; needs ``DataSpec.labels``.
         classes: the conditions, given to the samples in turn; () for every class of the data.
@@ -117,7 +121,7 @@ class SamplingSpec:
 
     solver: solvers.Solver = field(default_factory=solvers.Heun)
     grid: grids.Grid = field(default_factory=lambda: grids.Karras(18))
-    start: Start | DataStart | None = None
+    start: Start | FromData | None = None
     n: int = 100
     guidance: float | None = None
     classes: tuple[int, ...] = ()
@@ -128,7 +132,7 @@ class SamplingSpec:
         require_spec(self, solvers.Solver, solver=self.solver)
         require_spec(self, grids.Grid, grid=self.grid)
         if self.start is not None:
-            require_spec(self, Start | DataStart, start=self.start)
+            require_spec(self, Start | FromData, start=self.start)
         require_int(self, 1, n=self.n, shown=self.shown)
         if self.guidance is not None:
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
@@ -140,7 +144,7 @@ class SamplingSpec:
 
     def begin(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start | None:
         """The start of samples with the conditions ``label``; the training data is read where it is needed."""
-        return self.start(data, process, label) if isinstance(self.start, DataStart) else self.start
+        return self.start(data, process, label) if isinstance(self.start, FromData) else self.start
 
     def conditions(self, data: DataSpec, n: int) -> np.ndarray | None:
         """The label of each sample ``(n,)`` int32, or None for a model without condition."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import jax
 
+from scorelab.files import write_json, write_text
 from scorelab.run import config as configs
 from scorelab.run.config import Config
 from scorelab.run.console import Console
-from scorelab.run.data_start import DataStart
+from scorelab.run.data_start import FromData
 from scorelab.run.experiment import Experiment
 from scorelab.run.sources import ConfigError, shown
 from scorelab.run.train import state_like
-from scorelab.run.workdir import Workdir, write_json, write_text
-from scorelab.starts import Prior, Start
+from scorelab.run.workdir import Workdir
 
 # What may differ between a run and its continuation: a longer training, or another way to sample and to
 # score.
@@ -51,10 +51,11 @@ def check_fit(experiment: Experiment) -> None:
             f"expected a multiple of the {jax.device_count()} devices"
         )
     spec, process = experiment.sampling, experiment.process
-    if isinstance(spec.start, DataStart):
-        spec.start.check(experiment.data, process)
-    start = spec.start if isinstance(spec.start, Start) else Prior()
-    _, times = start.on_grid(process, spec.grid.times(process))
+    times = spec.grid.times(process)
+    if isinstance(spec.start, FromData):
+        spec.start.check(experiment.data, process, times)
+    elif spec.start is not None:
+        _, times = spec.start.on_grid(process, times)
     spec.solver.table(process, times)
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from scorelab import viz
+from scorelab.files import write_text
 from scorelab.metrics import Score
 from scorelab.run.config import Config
 from scorelab.run.console import Console
 from scorelab.run.draw import PICTURED, picture, read_samples
 from scorelab.run.experiment import Experiment
 from scorelab.run.sources import shown
-from scorelab.run.workdir import Workdir, read_lines, write_text
+from scorelab.run.workdir import Workdir, read_lines
 
 
 def write_report(config: Config, workdir: Workdir, console: Console) -> None:

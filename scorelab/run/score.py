@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from scorelab.files import write_json
 from scorelab.metrics import Score
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
 from scorelab.run.draw import read_samples
 from scorelab.run.experiment import Experiment
 from scorelab.run.sources import ConfigError, shown
-from scorelab.run.workdir import Workdir, write_json
+from scorelab.run.workdir import Workdir
 
 
 def score(experiment: Experiment, workdir: Workdir, console: Console) -> list[Score]:

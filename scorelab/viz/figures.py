@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from scorelab.files import write_bytes
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -61,11 +63,4 @@ def to_png_bytes(figure: Figure) -> bytes:
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write the figure as PNG, complete or not at all, and return its path."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(to_png_bytes(figure))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_bytes(Path(path), to_png_bytes(figure))

@@ -14,16 +14,25 @@ PROCESS = processes.Gaussian(schedule=schedules.VPLinear())
 KEY = jax.random.key(3)
 
 
+@jax.jit
+def log_prob(law, x):
+    return law.log_prob(x)
+
+
 @pytest.fixture(params=DENSITIES, ids=str)
 def law(request):
     return DENSITIES[request.param]
 
 
 def test_score_is_the_gradient_of_log_prob(law):
-    noised = law.noised(PROCESS, 0.2)
-    x = noised.sample(KEY, 64)
-    gradient = jax.grad(lambda z: jnp.sum(noised.log_prob(z)))(x)
-    np.testing.assert_allclose(noised.score(x), gradient, rtol=2e-4, atol=2e-5)
+    @jax.jit
+    def both(law):
+        noised = law.noised(PROCESS, 0.2)
+        x = noised.sample(KEY, 64)
+        return noised.score(x), jax.grad(lambda z: jnp.sum(noised.log_prob(z)))(x)
+
+    score, gradient = both(law)
+    np.testing.assert_allclose(score, gradient, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, law in DENSITIES.items() if law.event == (2,)])
@@ -32,15 +41,19 @@ def test_noised_law_integrates_to_one(name):
     noised = law.noised(PROCESS, 0.25)
     side = np.linspace(-6, 6, 301)
     points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
-    mass = np.exp(np.asarray(noised.log_prob(points), np.float64)).sum() * (side[1] - side[0]) ** 2
+    mass = np.exp(np.asarray(log_prob(noised, points), np.float64)).sum() * (side[1] - side[0]) ** 2
     # The trapezoid rule is spectrally accurate for densities this smooth; what is left is float32 rounding.
     assert mass == pytest.approx(1.0, abs=2e-5)
 
 
 def test_samples_of_the_noised_law_are_noised_samples(law):
     n, t = 20_000, 0.3
-    direct = np.asarray(law.noised(PROCESS, t).sample(jax.random.key(1), n)).reshape(n, -1)
-    noised = np.asarray(PROCESS.perturb(jax.random.key(2), law.sample(KEY, n), t).y).reshape(n, -1)
+
+    @jax.jit
+    def both(law):
+        return law.noised(PROCESS, t).sample(jax.random.key(1), n), PROCESS.perturb(jax.random.key(2), law.sample(KEY, n), t).y
+
+    direct, noised = (np.asarray(y).reshape(n, -1) for y in both(law))
     directions = np.random.default_rng(0).normal(size=(3, direct.shape[1]))
     for direction in directions:
         # Three tests a law, some forty in all: a p-value below 1e-4 by chance in 1 run of 250; seeds are fixed.
@@ -49,18 +62,28 @@ def test_samples_of_the_noised_law_are_noised_samples(law):
 
 def test_log_prob_is_the_density_of_the_samples(law):
     # E[q/p] under p is 1 for any normalised q that p covers: here q is the law noised a little more.
-    noised, wider = law.noised(PROCESS, 0.3), law.noised(PROCESS, 0.29)
-    x = noised.sample(KEY, 20_000)
-    ratio = np.exp(np.asarray(wider.log_prob(x) - noised.log_prob(x), np.float64))
+    @jax.jit
+    def log_ratio(law):
+        noised, wider = law.noised(PROCESS, 0.3), law.noised(PROCESS, 0.29)
+        x = noised.sample(KEY, 20_000)
+        return wider.log_prob(x) - noised.log_prob(x)
+
+    ratio = np.exp(np.asarray(log_ratio(law), np.float64))
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
 
 
 def test_denoise_is_the_posterior_mean(law):
     # The residual y_0 - E[y_0 | y_t] is uncorrelated with any function of y_t.
     n, t = 40_000, 0.2
-    x = law.sample(KEY, n)
-    y = PROCESS.perturb(jax.random.key(5), x, t).y
-    residual = np.asarray(x - law.denoise(PROCESS, y, t), np.float64).reshape(n, -1)
+
+    @jax.jit
+    def pairs(law):
+        x = law.sample(KEY, n)
+        y = PROCESS.perturb(jax.random.key(5), x, t).y
+        return x - law.denoise(PROCESS, y, t), y
+
+    residual, y = pairs(law)
+    residual = np.asarray(residual, np.float64).reshape(n, -1)
     flat = np.asarray(y, np.float64).reshape(n, -1)
     for function in (np.ones_like(flat), flat, np.tanh(2 * flat), np.sin(3 * flat)):
         product = residual * function
@@ -104,8 +127,9 @@ def test_noised_empirical_law_is_the_explicit_mixture():
     alpha, sigma = float(PROCESS.alpha(0.3)), float(PROCESS.sigma(0.3))
     mixture = densities.GaussianMixture(np.ones(70), alpha * data, np.full(70, sigma**2))
     x = mixture.sample(KEY, 33)
-    np.testing.assert_allclose(noised.log_prob(x), mixture.log_prob(x), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(noised.score(x), mixture.score(x), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(log_prob(noised, x), log_prob(mixture, x), rtol=1e-5, atol=1e-5)
+    score = jax.jit(lambda law, x: law.score(x))
+    np.testing.assert_allclose(score(noised, x), score(mixture, x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_set_of_points_has_no_density():

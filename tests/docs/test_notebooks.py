@@ -1,6 +1,7 @@
-"""The notebooks run from top to bottom, and are stored without outputs."""
+"""The notebooks run from top to bottom, their training cut short, and are stored without outputs."""
 
 import os
+import re
 
 import pytest
 
@@ -27,6 +28,12 @@ def test_notebooks_run(path, monkeypatch):
     # The kernel is a process of its own: it must see the package that is being tested.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(path, as_version=4)
+    # Every cell runs as it is stored, but for the number of training steps: no picture is compared.
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            fits = cell.source.count("training.fit(")
+            cell.source, changes = re.subn(r"(training\.fit\(.*?\bsteps=)\d[\d_]*", r"\g<1>40", cell.source, flags=re.DOTALL)
+            assert changes == fits
     here = {"metadata": {"path": str(ROOT)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources=here).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -146,7 +146,7 @@ def test_a_start_from_data_is_a_spec():
     assert hash(DataStart()) == hash(DataStart(kind="moments"))
     with pytest.raises(ValueError, match=r"DataStart\.kind = 'mean'"):
         DataStart(kind="mean")
-    with pytest.raises(TypeError, match="Start or DataStart"):
+    with pytest.raises(TypeError, match="Start or FromData"):
         SamplingSpec(start="moments")
     points = DataSpec(name="concentrations", n=50, seed=0)
     with pytest.raises(ValueError, match="labels"):

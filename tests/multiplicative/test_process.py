@@ -12,8 +12,6 @@ from scorelab import densities, grids, likelihood, models, processes, sample, sc
 
 from .targets import PAPER, PROCESSES, correlated, three_modes
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KEY = jax.random.key(0)
 
 
@@ -76,14 +74,20 @@ def test_the_hyvarinen_score_is_x_times_the_stein_score(process):
     for law in (three_modes(), correlated(3)):
         noised = law.noised(process, 0.4)
         x = noised.sample(KEY, 32)
-        stein = jax.grad(lambda x, noised=noised: jnp.sum(noised.log_prob(x)))(x)
-        chart = noised.logs.score(jnp.log(x))
-        prediction = models.ExactModel(law, process)(process.encode(x), 0.4)
-        for got in (noised.hyvarinen_score(x), prediction.hyvarinen_score, chart - 1):
+
+        @jax.jit
+        def scores(x, law=law, noised=noised):
+            stein = jax.grad(lambda x: jnp.sum(noised.log_prob(x)))(x)
+            prediction = models.ExactModel(law, process)(process.encode(x), 0.4)
+            hyvarinen = noised.hyvarinen_score(x), prediction.hyvarinen_score, noised.logs.score(jnp.log(x)) - 1
+            return stein, hyvarinen, (noised.score(x), prediction.stein_score), prediction.x
+
+        stein, hyvarinen, steins, same = scores(x)
+        for got in hyvarinen:
             np.testing.assert_allclose(got, x * stein, rtol=1e-12, atol=1e-12)
-        for got in (noised.score(x), prediction.stein_score):
+        for got in steins:
             np.testing.assert_allclose(got, stein, rtol=1e-12, atol=1e-12)
-        np.testing.assert_allclose(prediction.x, x, rtol=1e-12)
+        np.testing.assert_allclose(same, x, rtol=1e-12)
 
 
 def test_a_network_that_gives_the_stein_score_is_a_model(process):
@@ -119,12 +123,13 @@ def test_posterior_means_by_quadrature(process):
     law, t = three_modes(), 0.3
     y0 = np.linspace(-4.0, 4.0, 8001)[:, None]
     sigma, offset = float(process.sigma(t)), float(process.offset(t))
+    predict = jax.jit(lambda y: models.ExactModel(law, process)(y, t))
     for y in (-0.8, 0.05, 0.7):
         log_weight = np.asarray(law.logs.log_prob(y0)) - 0.5 * ((y - y0[:, 0] - offset) / sigma) ** 2
         weight = np.exp(log_weight - log_weight.max())
         weight /= weight.sum()
         eps = (y - y0[:, 0] - offset) / sigma
-        prediction = models.ExactModel(law, process)(jnp.array([[y]]), t)
+        prediction = predict(jnp.array([[y]]))
         assert float(prediction.hyvarinen_score[0, 0]) == pytest.approx(weight @ (-1 - eps / sigma), abs=1e-10)
         assert float(prediction.denoised[0, 0]) == pytest.approx(weight @ y0[:, 0], abs=1e-10)
         tweedie = y - offset + sigma**2 * (1 + float(prediction.hyvarinen_score[0, 0]))
@@ -143,13 +148,17 @@ def test_fokker_planck_and_continuity_equations(process):
         score = law.noised(process, t).score(x.reshape(1, 1))
         return process.flow_drift(x.reshape(1, 1), t, score)[0, 0] * density(x, t)
 
-    for x in jnp.array([0.4, 0.9, 1.6, 3.0]):
-        t = jnp.asarray(t)
-        rate = jax.grad(density, argnums=1)(x, t)
+    @jax.jit
+    @jax.vmap
+    def sides(x):
+        rate = jax.grad(density, argnums=1)(x, jnp.asarray(t))
         fokker_planck = -jax.grad(flux)(x, t) + 0.5 * jax.grad(jax.grad(spread))(x, t)
-        scale = max(1.0, abs(float(rate)))
-        assert float(rate) == pytest.approx(float(fokker_planck), abs=1e-12 * scale)
-        assert float(rate) == pytest.approx(float(-jax.grad(current)(x, t)), abs=1e-12 * scale)
+        return rate, fokker_planck, -jax.grad(current)(x, t)
+
+    rate, fokker_planck, continuity = sides(jnp.array([0.4, 0.9, 1.6, 3.0]))
+    scale = np.maximum(1.0, np.abs(rate))
+    np.testing.assert_allclose(fokker_planck / scale, rate / scale, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(continuity / scale, rate / scale, rtol=0, atol=1e-12)
 
 
 def test_general_growth_is_a_shift_of_the_logarithm():

@@ -42,7 +42,7 @@ def test_the_steps_are_the_published_ones(name, float64):
     mu = float(process.d_offset(t)) + sigma2 / 2
     noise = np.sqrt(delta * sigma2) * z
     annealed = dict(delta=delta, anneal=0.5, mode="paper")
-    for solver, expected in (
+    formulas = (
         (DALE, lambda h: jnp.exp(delta * (sigma2 * h - mu + 1.5 * sigma2) + noise)),
         (AGNOSTIC, lambda h: 1 + delta * (sigma2 * h - mu + 2 * sigma2) + noise),
         (MILSTEIN, lambda h: 1 + delta * (sigma2 * h - mu + 2 * sigma2) + noise + 0.5 * delta * sigma2 * (z**2 - 1)),
@@ -51,8 +51,9 @@ def test_the_steps_are_the_published_ones(name, float64):
             solvers.MultiplicativeAnnealed(coords="ambient", **annealed),
             lambda h: 1 + delta * (sigma2 * h - mu + 2 * sigma2) + noise,
         ),
-    ):
-        got, h = one_step(solver, process, law, x, t, delta, z)
+    )
+    steps = jax.jit(lambda x, z: [one_step(solver, process, law, x, t, delta, z) for solver, _ in formulas])(x, z)
+    for (_, expected), (got, h) in zip(formulas, steps, strict=True):
         np.testing.assert_allclose(got, x * expected(h), rtol=1e-12)
 
 
@@ -63,12 +64,13 @@ def test_annealing_turns_the_noise_down_from_one_grid_time_to_the_next(mode, coo
     process, law, delta, anneal = PROCESSES["growing"], correlated(), 0.01, 0.8
     solver = solvers.MultiplicativeAnnealed(mode=mode, coords=coords, delta=delta, inner=2, anneal=anneal, polish=1)
     model = models.ExactModel(law, process)
+    hyvarinen_score = jax.jit(lambda x, t: model(process.encode(x), t).hyvarinen_score)
     times = np.array([0.9, 0.6, 0.3, 0.0])
     x, z = law.noised(process, 0.9).sample(KEY, 4), jax.random.normal(jax.random.key(1), (3, 4, 2))
     got = process.decode(walk(solver, process, model, times, process.encode(x), z)[-1])
     for k, t in [(0, 0.9), (0, 0.9), (1, 0.6), (1, 0.6), (2, 0.3), (2, 0.3), (None, 0.3)]:
         a = 0.0 if k is None else anneal**k
-        h = model(process.encode(x), t).hyvarinen_score
+        h = hyvarinen_score(x, t)
         drift, noise = 0.36 * h - 0.7, a * np.sqrt(delta) * 0.6 * z[2 if k is None else k]
         if coords == "latent":
             x = x * jnp.exp(delta * (drift + 1.5 * 0.36) + noise)
@@ -95,11 +97,13 @@ def test_ddim_and_ancestral_steps_are_multiplicative_updates(name, float64):
 def test_milsteins_step_is_the_dale_langevin_step_up_to_the_three_halves_power(float64):
     law, x = three_modes(), jnp.exp(jnp.linspace(-1.0, 1.2, 400))[:, None]
     z = jax.random.normal(KEY, x.shape)
-    gaps = []
-    for delta in (1e-2, 5e-3, 2.5e-3, 1.25e-3):
-        step = lambda solver, delta=delta: one_step(solver, PAPER, law, x, 0.4, delta, z)[0]
-        gaps.append(float(jnp.mean(jnp.abs(step(MILSTEIN) - step(DALE)))))
-    ratios = np.array(gaps[:-1]) / gaps[1:]
+
+    def gap(delta, x, z):
+        step = lambda solver: one_step(solver, PAPER, law, x, 0.4, delta, z)[0]
+        return jnp.mean(jnp.abs(step(MILSTEIN) - step(DALE)))
+
+    gaps = np.array(jax.jit(lambda x, z: [gap(delta, x, z) for delta in (1e-2, 5e-3, 2.5e-3, 1.25e-3)])(x, z))
+    ratios = gaps[:-1] / gaps[1:]
     assert np.all((ratios > 2.6) & (ratios < 3.1)), ratios  # 2^(3/2) = 2.83
 
 
@@ -187,8 +191,8 @@ def test_members_obey_the_contract_on_the_log_chart(solver):
     if "sign_flips" in chunked.diagnostics:
         assert chunked.diagnostics["sign_flips"].shape == (12,)
     with jax.disable_jit():
-        plain = sample(exact, process, shape=(12, 2), chunk=5, **arguments)
-    np.testing.assert_allclose(plain.x, chunked.x, rtol=2e-5)
+        plain = sample(exact, process, shape=(5, 2), chunk=5, **arguments)  # the first chunk
+    np.testing.assert_allclose(plain.x, chunked.x[:5], rtol=2e-5)
     assert hash(solver) == hash(dataclasses.replace(solver))
 
 
@@ -216,13 +220,20 @@ def test_the_sampler_in_data_space_reaches_far_logarithms():
     np.testing.assert_allclose(step(AGNOSTIC), step(DALE), atol=0.1)
 
 
-@pytest.mark.parametrize("process", [PAPER, PROCESSES["growing"]], ids=["paper", "growing"])
-@pytest.mark.parametrize("solver", [DALE, AGNOSTIC], ids=["dale", "agnostic"])
+@pytest.mark.parametrize(
+    ("solver", "process"),
+    # The sign-preserving path of a growing process is that of one without growth, shifted: tested above to 1e-10.
+    [
+        pytest.param(DALE, PAPER, id="dale-paper"),
+        pytest.param(AGNOSTIC, PAPER, id="agnostic-paper"),
+        pytest.param(AGNOSTIC, PROCESSES["growing"], id="agnostic-growing"),
+    ],
+)
 def test_both_samplers_recover_the_mixture(solver, process):
     law, n = three_modes(), 20_000
     exact = np.asarray(law.logs.sample(jax.random.key(8), 400_000))[:, 0]
     distance, logs = {}, {}
-    for steps in (80, 640):
+    for steps in (80, 640) if process is PAPER else (640,):
         out = sample(
             models.ExactModel(law, process), process, solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
             start=starts.Noised(law),
@@ -240,7 +251,7 @@ def test_both_samplers_recover_the_mixture(solver, process):
 
 
 @pytest.mark.parametrize("name", ["paper", "growing"])
-def test_the_reverse_sde_needs_its_divergence(name):
+def test_the_reverse_sde_needs_its_divergence(name, optimised):
     process, law, n, steps = PROCESSES[name], densities.LogNormalMixture([1.0], np.array([[0.3]]), np.array([0.36])), 40_000, 400
 
     class Classic(processes.GeometricBrownianMotion):
@@ -296,7 +307,7 @@ def test_sign_changes_of_the_sign_agnostic_sampler_are_counted():
     assert np.all(np.asarray(out.trajectory)[0] > 0)
 
 
-def test_annealing_biases_the_law_and_the_correction_takes_the_shift_away():
+def test_annealing_biases_the_law_and_the_correction_takes_the_shift_away(optimised):
     # The published MNIST setting with the exact score; Dale-Langevin and the corrected sign-agnostic rule agree.
     law, n = three_modes(), 4_000
     settings = dict(delta=1.43845e-4, inner=4, anneal=0.995)

@@ -3,7 +3,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,15 +25,6 @@ TINY = (
 
 def with_sets(*bindings):
     return [part for binding in bindings for part in ("--set", binding)]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_compilation():
-    """These runs take a second and compile for ten; nothing here depends on how well."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
@@ -64,8 +54,7 @@ def tiny_run(tmp_path_factory):
 
 def start(*arguments, **extra):
     """Start the command line in a process of its own."""
-    quick = {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    environment = {**os.environ, **quick, **extra}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **extra}
     command = [sys.executable, "-m", "scorelab.run.cli", *map(str, arguments)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -122,7 +122,8 @@ def test_flow_carries_the_noised_law():
 def test_half_of_a_feature_is_there_at_sqrt_3_lambda():
     law, y = gaussian(), noise(scale=80.0)
     for k in (0, 5, 12):
-        coordinate = [(law.denoise(EDM, law.flow(EDM, y, 80.0, s), s) - MEAN) @ BASIS[:, k] for s in (np.sqrt(3 * VARIANCES[k]), 1e-12)]
+        sigmas = np.sqrt(3 * VARIANCES[k]), 1e-12
+        coordinate = [(law.denoise(EDM, law.flow(EDM, y, 80.0, s), s) - MEAN) @ BASIS[:, k] for s in sigmas]
         np.testing.assert_allclose(coordinate[0] / coordinate[1], 0.5, atol=1e-8)
 
 
@@ -208,6 +209,26 @@ def test_values_in_0_1_and_in_minus_1_1():
     np.testing.assert_allclose(moved.mean, again.mean, atol=1e-12)
     np.testing.assert_allclose(moved.eigenvalues, again.eigenvalues, atol=1e-12)
     np.testing.assert_allclose(moved.covariance(), again.covariance(), atol=1e-12)
+
+
+def test_a_stored_gaussian_knows_its_data_and_range(tmp_path):
+    x = points(200)
+    stored = densities.save_gaussian(tmp_path / "moments.npz", densities.Gaussian.from_data(x), data_sha256="ab12", interval=(0, 1))
+    same = densities.load_gaussian(stored, data_sha256="ab12")
+    np.testing.assert_array_equal(same.covariance(), densities.Gaussian.from_data(x).covariance())
+    moved, again = densities.load_gaussian(stored, interval=(-1, 1)), densities.Gaussian.from_data(2 * x - 1)
+    np.testing.assert_allclose(moved.mean, again.mean, atol=1e-12)
+    np.testing.assert_allclose(moved.covariance(), again.covariance(), atol=1e-11)
+    assert [path.name for path in tmp_path.iterdir()] == ["moments.npz"]
+    with pytest.raises(ValueError, match="data with hash ab12: expected cd34"):
+        densities.load_gaussian(stored, data_sha256="cd34")
+    with pytest.raises(ValueError, match=r"interval = .1, 0.: expected two finite"):
+        densities.load_gaussian(stored, interval=(1, 0))
+    np.savez(tmp_path / "other.npz", x=x)
+    with pytest.raises(ValueError, match="has no basis"):
+        densities.load_gaussian(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match=r"ends in \.npz"):
+        densities.save_gaussian(tmp_path / "moments", densities.Gaussian(x[0], 1.0), data_sha256="")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(4)
 MEAN, BASIS, VARIANCES = spectrum(6, high=4.0, low=1e-3, seed=2)
 LAW = densities.Gaussian(MEAN, covariance(BASIS, VARIANCES))
+ONE_CLASS = densities.GaussianMixture.of([1.0], [LAW])
 VE = processes.Gaussian(schedule=schedules.VE(sigma_min=0.02, sigma_max=40.0))
 GRIDS = {EDM: grids.Karras(12), VE: grids.Karras(12), VP: grids.LogSNR(12), FLOW: grids.Uniform(12), LOG: grids.Uniform(12)}
 
@@ -148,7 +149,7 @@ def test_auto_goes_to_three_standard_deviations():
 
 
 def test_one_class_is_no_class():
-    start = starts.Teleport(densities.GaussianMixture.of([1.0], [LAW]), skip_steps=4, label=np.zeros(16, int))
+    start = starts.Teleport(ONE_CLASS, skip_steps=4, label=np.zeros(16, int))
     np.testing.assert_array_equal(run(start=start).x, run(start=starts.Teleport(LAW, skip_steps=4)).x)
 
 
@@ -220,14 +221,14 @@ def test_signed_data_jump_in_magnitude():
         (lambda: run(start=starts.Teleport(LAW, skip_steps=12)), "skip_steps = 12 on a grid of 12 steps: expected at most 11"),
         (lambda: run(start=starts.Teleport(LAW, skip_steps=2, t_from=10.0)), "t_from = 10.0"),
         (lambda: run(start=starts.Teleport(densities.Gaussian(np.zeros(5), 1.0), 9.0)), r"points of shape \(5,\)"),
-        (lambda: run(start=starts.Teleport(densities.GaussianMixture.of([1.0], [LAW]), 9.0)), "label = None with a GaussianMixture"),
+        (lambda: run(start=starts.Teleport(ONE_CLASS, 9.0)), "label = None with a GaussianMixture"),
         (lambda: run(start=starts.Teleport(LAW, 9.0, label=np.zeros(16, int))), "with a Gaussian: expected None"),
         (
-            lambda: run(start=starts.Teleport(densities.GaussianMixture.of([1.0], [LAW]), 9.0, label=np.ones(16, int))),
+            lambda: run(start=starts.Teleport(ONE_CLASS, 9.0, label=np.ones(16, int))),
             "values 1 to 1: expected 0 to 0",
         ),
         (
-            lambda: run(start=starts.Teleport(densities.GaussianMixture.of([1.0], [LAW]), 9.0, label=np.zeros(3, int))),
+            lambda: run(start=starts.Teleport(ONE_CLASS, 9.0, label=np.zeros(3, int))),
             r"expected integers \(n,\) with n >= 16",
         ),
     ],

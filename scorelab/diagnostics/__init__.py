@@ -1,0 +1,10 @@
+"""What a model has learned, beside laws in closed form: explained variance of its score, paths, features, sensitivity."""
+
+from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
+from scorelab.diagnostics.features import Emergence, feature_emergence
+from scorelab.diagnostics.trajectories import denoised_along, perturbation_sensitivity, planarity, trajectory_error
+
+__all__ = [
+    "Emergence", "ExplainedVariance", "denoised_along", "explained_variance", "feature_emergence", "perturbation_sensitivity",
+    "planarity", "trajectory_error",
+]

@@ -1,0 +1,30 @@
+"""Many points in blocks of one size, so that memory is bounded and one program is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from scorelab.typing import Pytree
+
+
+def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Row numbers in blocks of ``min(n, size)``, the last filled up with its last row, and how many of each count."""
+    size = min(n, size)
+    for low in range(0, n, size):
+        yield np.minimum(np.arange(low, low + size), n - 1), min(size, n - low)
+
+
+def require_batch(function: str, batch: int) -> None:
+    """Raise ``ValueError`` unless ``batch`` is a positive integer."""
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"{function}.batch = {batch!r}: expected a positive integer")
+
+
+def require_leading(function: str, cond: Pytree, n: int) -> None:
+    """Raise ``ValueError`` where a condition does not have one row per point."""
+    for leaf in jax.tree.leaves(cond):
+        if np.shape(leaf)[:1] != (n,):
+            raise ValueError(f"{function}.cond has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
