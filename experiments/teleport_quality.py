@@ -74,9 +74,10 @@ def main() -> None:
         fine, calls = draw(seed, solvers.Heun(), grids.Karras(REFERENCE))
         skipped.setdefault("fine", {}).setdefault("0", []).append(judged(fine, calls, fine))
         for name, solver in members.items():
+            plain = None
             for k in SKIPS:
                 x, calls = draw(seed, solver, grids.Karras(STEPS), starts.Teleport(law, skip_steps=k))
-                plain = x if k == 0 else plain
+                plain = x if plain is None else plain
                 found = judged(x, calls, fine, plain)
                 skipped.setdefault(name, {}).setdefault(str(k), []).append(found)
                 if seed == 0 and name == "Heun":
@@ -107,8 +108,9 @@ def main() -> None:
         for name in table:
             x, _ = mean(table, name, "calls")
             for i, k in enumerate(x):
-                row = {w: mean(table, name, w)[1][i] for w in table[name][str(k)][0]}
-                print(f"{name:18s} {what} {k:3d}  " + "  ".join(f"{w} {v.mean():.4f} ± {v.std(ddof=len(v) > 1):.4f}" for w, v in row.items()))
+                row = {which: mean(table, name, which)[1][i] for which in table[name][str(k)][0]}
+                cells = (f"{which} {v.mean():.4f} ± {v.std(ddof=len(v) > 1):.4f}" for which, v in row.items())
+                print(f"{name:18s} {what} {k:3d}  " + "  ".join(cells))
 
     def panel(table, which, title, xlabel, names, floor=None):
         series = {name: mean(table, name, which) for name in names}

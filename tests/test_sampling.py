@@ -18,7 +18,7 @@ LAW = densities.eight_gaussians()
 MODEL = models.ExactModel(LAW, EDM)
 
 
-def test_the_trajectory_is_kept_only_when_asked():
+def test_the_trajectory_is_kept_only_when_asked(optimised):
     arguments = dict(solver=solvers.Heun(), grid=grids.Karras(6), key=KEY, shape=(5, 2))
     last, path = sample(MODEL, EDM, **arguments), sample(MODEL, EDM, keep="all", **arguments)
     assert last.trajectory is None

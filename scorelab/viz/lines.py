@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scorelab.viz.figures import COLOURS, INK, MUTED, new_figure, quiet
+from scorelab.viz.figures import COLOURS, INK, MUTED, few_log_ticks, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,6 +106,10 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str], reference: Seque
         _plain_ticks(axes.xaxis, np.unique(np.concatenate([x for x, _ in panel.series.values()])))
     if panel.logy:
         axes.set_yscale("log")
+        values = np.concatenate([np.ravel(y) for _, y in panel.series.values()])
+        values = values[np.isfinite(values) & (values > 0)]
+        if panel.ylim is None and values.size and values.max() < 1e3 * values.min():
+            few_log_ticks(axes.yaxis, values)
     if panel.ylim is not None:
         axes.set_ylim(panel.ylim)
     axes.set_xlabel(panel.xlabel, fontsize=8, color=MUTED)
@@ -116,10 +120,12 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str], reference: Seque
 
 
 def _plain_ticks(axis, values: np.ndarray) -> None:
-    """Name the values themselves, where they are few, instead of powers of ten."""
+    """Name the values themselves where they are few, plain numbers where they are close, instead of powers of ten."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     if len(values) <= 8:
         axis.set_major_locator(FixedLocator(values))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    elif values[0] > 0 and values[-1] < 1e3 * values[0]:
+        few_log_ticks(axis, values)

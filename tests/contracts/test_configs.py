@@ -1,8 +1,10 @@
 """Every file in ``configs/`` parses, resolves and runs two steps; what it records builds equal specs."""
 
 import gzip
+import io
 import json
 import struct
+import tarfile
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -12,7 +14,7 @@ import pytest
 
 from scorelab.data import PublishedFile, registry
 from scorelab.data.files import sha256
-from scorelab.data.loaders import IdxImages, IdxSplit
+from scorelab.data.loaders import CifarBinary, IdxImages, IdxSplit
 from scorelab.run import config
 from scorelab.run.cli import main
 from scorelab.run.prepare import check_fit
@@ -35,7 +37,7 @@ TINY_NET = ("NET = @nets.MLP()", "nets.MLP.width = 16", "nets.MLP.depth = 1")
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_image_sets(tmp_path_factory):
-    """A folder laid out as SCORELAB_DATA_DIR with 256 generated images in the place of each set of 28x28 images."""
+    """A folder laid out as SCORELAB_DATA_DIR with 256 generated images in the place of each set of images."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
 
@@ -55,7 +57,21 @@ def tiny_image_sets(tmp_path_factory):
         (folder / name).mkdir()
         return IdxImages(name=name, train=split(name, "train"), test=split(name, "t10k"))
 
-    sets = {name: tiny(name) for name in ("mnist", "fashion_mnist", "kmnist")}
+    def cifar10():
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            for file in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+                rows = np.concatenate([np.arange(50)[:, None] % 10, rng.integers(0, 256, (50, 3072))], axis=1)
+                member = tarfile.TarInfo(f"cifar-10-batches-bin/{file}")
+                member.size = rows.size
+                archive.addfile(member, io.BytesIO(rows.astype(np.uint8).tobytes()))
+        (folder / "cifar10").mkdir()
+        packed = buffer.getvalue()
+        (folder / "cifar10" / "cifar-10-binary.tar.gz").write_bytes(packed)
+        file = PublishedFile(name="cifar-10-binary.tar.gz", sha256=sha256(packed))
+        return CifarBinary(name="cifar10", archive=file, records=50)
+
+    sets = {name: tiny(name) for name in ("mnist", "fashion_mnist", "kmnist")} | {"cifar10": cifar10()}
     sets["kmnist_halves"] = replace(registry.SETS["kmnist_halves"], source=sets["kmnist"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCORELAB_DATA_DIR", str(folder))

@@ -101,6 +101,12 @@ def test_the_mean_of_ratios_is_an_average_over_angles():
         np.testing.assert_allclose(found.standard_error[k], share.std() / np.sqrt(n), rtol=0.08)
 
 
+def test_a_law_in_data_space_is_taken_into_the_chart():
+    laws = {"logs": OTHER, "points": densities.LogNormalMixture([1.0], [OTHER_MEAN], [OTHER_COV])}
+    found = diagnostics.explained_variance(models.ExactModel(LAW, LOG), laws, np.exp(clean(20)), SIGMAS)
+    np.testing.assert_allclose(found["points"].mean_of_ratios, found["logs"].mean_of_ratios, rtol=1e-4)
+
+
 def test_noise_depends_on_key_point_and_level_only():
     model, data = models.ExactModel(LAW, EDM), clean(50)
     whole = diagnostics.explained_variance(model, OTHER, data, SIGMAS, key=KEY)
@@ -236,9 +242,9 @@ def test_denoised_along_a_path_under_conditions():
     ("process", "grid"), [(EDM, grids.Karras(60)), (VP, grids.LogSNR(60)), (LOG, grids.LogSNR(60))], ids=["EDM", "VP", "LOG"]
 )
 def test_features_emerge_at_sqrt_3_lambda(process, grid):
-    # Variances in increasing order, as the constructor leaves them, and a direction that has none.
-    law = densities.Gaussian(MEAN, covariance(BASIS, np.append(VARIANCES[:4], 0.0)))
+    # Variances in increasing order, as eigh gives them, the first of a null direction after rounding.
     variances = VARIANCES[:4]
+    law = densities.Gaussian.low_rank(MEAN, BASIS[:, ::-1], np.append(1e-17, variances[::-1]))
     _, out = walked(process, grid.times(process))
     denoised = diagnostics.denoised_along(models.ExactModel(densities.Gaussian(MEAN, COV), process), out, process)
     found = diagnostics.feature_emergence(denoised, out.times, law, process)

@@ -43,7 +43,7 @@ def oracle(digits):
 
 def draw(oracle, law, skip, **options):
     # Given noise, so that the paths are the same in every precision.
-    start = starts.Fixed((80 * np.random.default_rng(0).normal(size=(1000, 64)))[:N])
+    start = starts.Fixed(80 * np.random.default_rng(0).normal(size=(N, 64)))
     if skip:
         start = starts.Teleport(law, skip_steps=skip, start=start)
     with warnings.catch_warnings():

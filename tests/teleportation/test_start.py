@@ -96,7 +96,7 @@ def _noise(n=16):
 
 @pytest.mark.parametrize("fraction", [0, 4])
 def test_the_order_of_heun_stays(fraction):
-    # B-12 of the method: slopes 2.16 to 2.01 on 36 to 576 steps; the jump itself is exact.
+    # Slopes were 2.16 to 2.01 on 36 to 576 steps; the jump itself is exact.
     with jax.enable_x64(True):
         law = densities.Gaussian(MEAN, covariance(BASIS, VARIANCES))
         model, y = models.ExactModel(law, EDM), 80.0 * np.random.default_rng(0).normal(size=(8, 6))

@@ -1,0 +1,71 @@
+"""What a network learns first: the share of its score that simple laws explain, along the checkpoints of its training.
+
+    scorelab train paper/2412.09726/digits --workdir runs/digits_gaussian
+    python experiments/teleport_training.py --data digits --workdir runs/digits_gaussian
+
+The config keeps every checkpoint. The Gaussian with the data's moments is matched early; later the network goes on towards the
+mixtures and the training set, and away from the Gaussian.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from recording import record
+from teleport_common import parse, subject
+from teleport_explained_variance import laws_of
+
+SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0)
+LAWS = ("Gaussian", "{few} Gaussians", "training set")
+
+
+def main() -> None:
+    arguments = parse(__doc__, "teleport_training", points=256, few=10, checkpoints=40)
+    if arguments.workdir is None:
+        raise SystemExit("teleport_training needs the checkpoints of a training: pass --workdir")
+    who = subject(arguments)
+
+    from scorelab import viz
+    from scorelab.diagnostics import explained_variance
+    from scorelab.run.checkpoints import Checkpoints
+    from scorelab.run.train import state_like
+    from scorelab.run.workdir import Workdir
+
+    laws = laws_of(who.y, (arguments.few,))
+    names = [name.format(few=arguments.few) for name in LAWS]
+    load = who.experiment.data.load()
+    chosen = np.sort(np.random.default_rng(0).permutation(len(load))[: arguments.points])
+    x = np.asarray(who.experiment.data.transform.encode(load.x[chosen]))
+    like = state_like(who.experiment)
+    found = {name: [] for name in names}
+    with Checkpoints(Workdir(arguments.workdir).checkpoints, keep=10_000) as checkpoints:
+        steps = np.array(checkpoints.steps())
+        # As many as asked for, equally spaced in the logarithm: most happens early.
+        wanted = np.geomspace(steps[0], steps[-1], arguments.checkpoints)
+        steps = np.unique([steps[np.argmin(np.abs(steps - w))] for w in wanted])
+        for step in steps.tolist():
+            model = who.experiment.learner.model(checkpoints.restore(step, like))
+            for name, ev in explained_variance(model, {name: laws[name] for name in names}, x, SIGMAS).items():
+                found[name].append(ev.mean_of_ratios)
+            print(f"step {step}: " + ", ".join(f"{n} {np.round(v[-1], 4).tolist()}" for n, v in found.items()), flush=True)
+    table = {name: np.array(values) for name, values in found.items()}
+
+    for k, sigma in enumerate(SIGMAS):
+        curve = table["Gaussian"][:, k]
+        best = int(np.argmax(curve))
+        print(f"sigma {sigma}: the Gaussian explains at most {curve[best]:.4f} (step {steps[best]}), at the end {curve[-1]:.4f}")
+    content = [
+        viz.Panel(
+            series={name: (steps, np.maximum(table[name][:, SIGMAS.index(sigma)], -1)) for name in names},
+            title=f"{arguments.data}, noise level {sigma:g}", xlabel="training step", ylabel="explained variance", logx=True,
+        )
+        for sigma in (0.2, 0.5, 1.0)
+    ]  # fmt: skip
+    record(
+        arguments, "teleport_training",
+        {arguments.data: dict(sigmas=SIGMAS, steps=steps.tolist(), **{n: t.tolist() for n, t in table.items()})},
+        label=f"teleport_training_{arguments.data}", curves=viz.panels(content, width=11.0),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
