@@ -61,7 +61,7 @@ def tiny_image_sets(tmp_path_factory):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
             for file in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
-                rows = np.concatenate([np.arange(50)[:, None] % 10, rng.integers(0, 256, (50, 3072))], axis=1)
+                rows = np.concatenate([np.arange(60)[:, None] % 10, rng.integers(0, 256, (60, 3072))], axis=1)
                 member = tarfile.TarInfo(f"cifar-10-batches-bin/{file}")
                 member.size = rows.size
                 archive.addfile(member, io.BytesIO(rows.astype(np.uint8).tobytes()))
@@ -69,7 +69,7 @@ def tiny_image_sets(tmp_path_factory):
         packed = buffer.getvalue()
         (folder / "cifar10" / "cifar-10-binary.tar.gz").write_bytes(packed)
         file = PublishedFile(name="cifar-10-binary.tar.gz", sha256=sha256(packed))
-        return CifarBinary(name="cifar10", archive=file, records=50)
+        return CifarBinary(name="cifar10", archive=file, records=60)
 
     sets = {name: tiny(name) for name in ("mnist", "fashion_mnist", "kmnist")} | {"cifar10": cifar10()}
     sets["kmnist_halves"] = replace(registry.SETS["kmnist_halves"], source=sets["kmnist"])
