@@ -17,8 +17,8 @@ import numpy as np
 from recording import record
 from teleport_common import parse, subject
 
-STEPS, REFERENCE = 18, 100
-SKIPS = (0, 2, 3, 4, 5, 6, 7, 8, 10, 12)
+STEPS, REFERENCE = 18, 60
+SKIPS = (0, 4, 5, 6, 7, 8, 10, 12)
 CALLS = (5, 7, 9, 11)
 SCORES = ("FID", "KID")
 

@@ -246,3 +246,14 @@ def test_the_configs_data_std_is_that_of_the_logits(contributed):
     images = sl.data.Pixels(levels=17, low=0.0, high=1.0).encode(sl.data.load("digits").x)
     logits = contributed[1]("logit_process").Logit().encode(images)
     assert float(jnp.std(logits)) == pytest.approx(stated, abs=0.005)
+
+
+def test_the_teleportation_page_runs(capsys):
+    scope = {}
+    for number, body in enumerate(blocks("docs/teleportation.md", "python")):
+        exec(compile(body, f"docs/teleportation.md, block {number}", "exec"), scope)
+    assert scope["plain"].diagnostics["model_calls"] == 35
+    assert scope["jumped"].diagnostics["model_calls"] == 23
+    # The jump lands at seven times the largest deviation of these points: nothing that can be seen in them.
+    assert np.sqrt(np.mean((scope["plain"].x - scope["jumped"].x) ** 2)) < 0.03 * scope["data"].std()
+    assert set(scope["explained"]) == {"Gaussian", "isotropic"}
