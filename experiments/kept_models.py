@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -48,10 +49,16 @@ def kept(name: str) -> tuple[Experiment, object, dict]:
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         record = json.loads(str(file["record"]))
         leaves = [file[key] for key in sorted(set(file) - {"record"})]
-    experiment = configs.load(f"paper/2412.09726/{name}.gin", []).experiment
+    # The config it was trained with, whatever the file in configs/ has become.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.gin"
+        path.write_text(record["config"], encoding="utf-8")
+        experiment = configs.load(str(path), []).experiment
+    if (found := experiment.data.load().sha256) != record["data_sha256"]:
+        raise ValueError(f"{name}.npz was trained on data with the hash {record['data_sha256']}: expected it here, not {found}")
     like = state_like(experiment).params
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(like)]:
-        raise ValueError(f"{name}.npz does not fit configs/paper/2412.09726/{name}.gin: expected the network it was trained with")
+        raise ValueError(f"{name}.npz does not fit its own config: expected the network it was trained with")
     params = jax.tree.unflatten(jax.tree.structure(like), leaves)
     return experiment, experiment.learner.denoiser.bind(params), record
 

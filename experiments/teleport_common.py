@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from kept_models import kept
 
+from scorelab.densities import Gaussian
 from scorelab.run import config as configs
 from scorelab.run.experiment import Experiment
 from scorelab.run.train import trained_state
@@ -26,7 +28,7 @@ def parse(doc: str, name: str, **options: int) -> argparse.Namespace:
     return parser.parse_args()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Subject:
     """A trained model and the data it was trained on.
 
@@ -42,11 +44,9 @@ class Subject:
     made: dict
     y: np.ndarray
 
-    @property
-    def law(self):
+    @functools.cached_property
+    def law(self) -> Gaussian:
         """The Gaussian with the moments of the training data."""
-        from scorelab.densities import Gaussian
-
         return Gaussian.from_data(self.y)
 
 

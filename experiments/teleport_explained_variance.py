@@ -25,7 +25,8 @@ def laws_of(y: np.ndarray, components: tuple[int, ...]) -> dict:
         "mean": Gaussian.from_data(y, covariance="zero"),
         "isotropic Gaussian": Gaussian.from_data(y, covariance="isotropic"),
         "Gaussian": Gaussian.from_data(y),
-        **{f"{k} Gaussians": GaussianMixture.fit(y, k) for k in components},
+        # A hundred full covariances of images of more than a thousand numbers would not fit in memory.
+        **{f"{k} Gaussians": GaussianMixture.fit(y, k, rank=None if y[0].size <= 1024 else 256) for k in components},
         "training set": Empirical(y),
     }
 
@@ -40,7 +41,10 @@ def main() -> None:
 
     laws = laws_of(who.y, (arguments.few, arguments.many))
     size = int(np.prod(who.y.shape[1:]))
-    ranks = {r: Gaussian.from_data(who.y, rank=r) for r in RANKS if r < size}
+    whole = laws["Gaussian"]
+    ranks = {
+        r: Gaussian.low_rank(whole.mean, whole.basis[:, :r], whole.eigenvalues[:r]) for r in RANKS if r < size
+    }
     load = who.experiment.data.load()
     chosen = np.sort(np.random.default_rng(0).permutation(len(load))[: arguments.points])
     x = np.asarray(who.experiment.data.transform.encode(load.x[chosen]))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,16 +46,28 @@ class Gaussian(Density):
         self._set(mean, basis, eigenvalues, tail, mean.shape)
 
     @classmethod
-    def from_data(cls, points: Array | Iterable[np.ndarray], *, covariance: str = "full", **options: Any) -> Gaussian:
+    def from_data(
+        cls,
+        points: Array | Iterable[np.ndarray],
+        *,
+        rank: int | None = None,
+        method: Literal["eigh", "randomized", "streaming"] = "eigh",
+        tail: Literal["zero", "mean"] = "zero",
+        seed: int = 0,
+        covariance: Literal["full", "isotropic", "zero"] = "full",
+    ) -> Gaussian:
         r"""The Gaussian with the mean and the unbiased covariance of points, accumulated in float64.
 
         Args:
-            points: ``(n, *event)`` with ``n >= 2``, or an iterator over blocks of such rows, which is read once.
-            covariance: ``"full"``; ``"isotropic"``, :math:`\mathrm{tr}\,\Sigma/d` times the identity; ``"zero"``, the mean alone.
-            **options: for the full covariance. ``rank``: keep that many directions of largest variance (None for all);
-                ``method``: ``"eigh"`` of the ``d x d`` matrix, ``"randomized"`` SVD of the points, or ``"streaming"``, an
-                incremental SVD in memory for ``rank`` directions; ``tail``: the variance in the directions left out,
-                ``"zero"`` or their ``"mean"``; ``seed`` of the randomized SVD.
+            points: ``(n, *event)`` with ``n >= 2`` (one is enough for a mean alone), or an iterator over blocks of such
+                rows, which is read once.
+            rank: keep that many directions of largest variance; None for all.
+            method: ``"eigh"`` of the ``d x d`` matrix, ``"randomized"`` SVD of the points, or ``"streaming"``, an incremental
+                SVD in memory for one block and ``rank`` directions.
+            tail: the variance in the directions left out, ``"zero"`` or their ``"mean"``.
+            seed: of the randomized SVD.
+            covariance: ``"full"``; ``"isotropic"``, :math:`\mathrm{tr}\,\Sigma/d` times the identity; ``"zero"``, the mean
+                alone. The last two take none of the options above.
 
         Raises:
             ValueError: an option that is not one of these, too few points, or a value that is not finite.
@@ -63,11 +75,16 @@ class Gaussian(Density):
         if covariance not in ("full", "isotropic", "zero"):
             raise ValueError(f"from_data.covariance = {covariance!r}: expected 'full', 'isotropic' or 'zero'")
         if covariance == "full":
-            found = moments(points, **options)
+            found = moments(points, rank=rank, method=method, tail=tail, seed=seed)
             return cls._make(*found, found.mean.shape)
-        if options:
-            raise ValueError(f"from_data got {', '.join(options)} with covariance = {covariance!r}: expected covariance = 'full'")
-        mean, variances = elementwise(points)
+        if (rank, method, tail) != (None, "eigh", "zero"):
+            raise ValueError(
+                f"from_data got rank = {rank}, method = {method!r}, tail = {tail!r} with covariance = {covariance!r}: "
+                "expected covariance = 'full', or none of them"
+            )
+        n, mean, variances = elementwise(points)
+        if covariance == "isotropic" and n < 2:
+            raise ValueError(f"from_data got {n} points with covariance = 'isotropic': expected at least 2")
         return cls(mean, variances.mean() if covariance == "isotropic" else 0.0)
 
     @classmethod
@@ -79,8 +96,11 @@ class Gaussian(Density):
                 f"Gaussian.low_rank got basis {basis.shape} and eigenvalues {np.shape(eigenvalues)}: "
                 f"expected ({mean.size}, r) and (r,)"
             )
-        if np.max(np.abs(basis.T @ basis - np.eye(basis.shape[1])), initial=0.0) > 1e-5:
+        if not np.max(np.abs(basis.T @ basis - np.eye(basis.shape[1])), initial=0.0) <= 1e-5:
             raise ValueError("Gaussian.low_rank.basis has columns that are not orthonormal (tolerance 1e-5)")
+        for name, variances in {"eigenvalues": eigenvalues, "tail": tail}.items():
+            if not np.all((np.asarray(variances) >= 0) & np.isfinite(variances)):
+                raise ValueError(f"Gaussian.low_rank.{name} has a value that is negative or not finite: expected variances")
         return cls._make(mean, basis, eigenvalues, tail, mean.shape)
 
     @classmethod
@@ -146,8 +166,8 @@ class Gaussian(Density):
         alpha, sigma = process.alpha(t), process.sigma(t)
         noised = self.noised(process, t)
         flat, inside = noised._centred(y)
-        gain = alpha * self.eigenvalues / (alpha**2 * self.eigenvalues + sigma**2)
-        return self.mean + self._spectral(flat, inside, gain, alpha * self.tail / (alpha**2 * self.tail + sigma**2))
+        gain, tail_gain = (alpha * _ratio(w, alpha**2 * w + sigma**2) for w in (self.eigenvalues, self.tail))
+        return self.mean + self._spectral(flat, inside, gain, tail_gain)
 
     def covariance(self) -> Array:
         """The covariance as a ``(d, d)`` matrix."""
@@ -186,8 +206,14 @@ class Gaussian(Density):
 
     @staticmethod
     def _gains(begin: Gaussian, end: Gaussian) -> tuple[Array, Array]:
-        # The quotient of the deviations: where both variances leave float32, that of the variances would be 0 / 0.
-        return tuple(jnp.sqrt(b) / jnp.sqrt(a) for a, b in ((begin.eigenvalues, end.eigenvalues), (begin.tail, end.tail)))
+        gain, tail_gain = (jnp.sqrt(b) / jnp.sqrt(a) for a, b in ((begin.eigenvalues, end.eigenvalues), (begin.tail, end.tail)))
+        # Nothing lies across a full basis, whatever its tail says.
+        return gain, jnp.zeros_like(tail_gain) if begin.eigenvalues.shape[-1] == begin.size else tail_gain
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """``part / whole``, 0 where both are: a direction without variance stays at its mean."""
+    return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
 
 
 def decompose(cov: np.ndarray, event: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -51,7 +51,9 @@ def moments(
     for name, value, choices in (("method", method, METHODS), ("tail", tail, ("zero", "mean"))):
         if value not in choices:
             raise ValueError(f"from_data.{name} = {value!r}: expected one of {', '.join(map(repr, choices))}")
-    blocks = _Blocks(points)
+    # An incremental SVD of a block costs its rows squared or more: blocks are as small as the method allows.
+    rows = max(2 * rank, 256) if method == "streaming" and isinstance(rank, int) else _BLOCK
+    blocks = _Blocks(points, rows)
     first = blocks.first
     size = first[0].size
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | np.integer) or not 1 <= rank <= size):
@@ -68,25 +70,26 @@ def moments(
     return Moments(mean.reshape(first.shape[1:]), basis, eigenvalues, left)
 
 
-def elementwise(points: np.ndarray | Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased variance of every element, each of the event shape; errors as :func:`moments`."""
+def elementwise(points: np.ndarray | Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
+    """Number of points, mean and unbiased variance of every element (of the event shape); errors as :func:`moments`."""
     blocks = _Blocks(points)
     n, mean, square = 0, 0.0, 0.0
     for block in blocks:
         count, shift = len(block), block.mean(axis=0) - mean
         square = square + block.var(axis=0) * count + shift**2 * (n * count / (n + count))
         mean, n = mean + shift * (count / (n + count)), n + count
-    return mean.reshape(blocks.first.shape[1:]), (square / max(n - 1, 1)).reshape(blocks.first.shape[1:])
+    event = blocks.first.shape[1:]
+    return n, mean.reshape(event), (square / max(n - 1, 1)).reshape(event)
 
 
 class _Blocks:
     """Flat float64 blocks of the points; ``first`` is the first one in its own shape."""
 
-    def __init__(self, points: np.ndarray | Iterable[np.ndarray]):
+    def __init__(self, points: np.ndarray | Iterable[np.ndarray], rows: int = _BLOCK):
         if hasattr(points, "shape"):
             if points.ndim < 2:
                 raise ValueError(f"from_data got points of shape {points.shape}: expected (n, *event)")
-            self._source: Iterator = (points[low : low + _BLOCK] for low in range(0, len(points), _BLOCK))
+            self._source: Iterator = (points[low : low + rows] for low in range(0, len(points), rows))
         elif isinstance(points, Iterable):
             self._source = iter(points)
         else:
@@ -106,18 +109,22 @@ class _Blocks:
             if not np.all(np.isfinite(flat)):
                 bad = low + int(np.argmin(np.isfinite(flat).all(axis=1)))
                 raise ValueError(f"from_data: point {bad} has a value that is not finite")
-            yield flat
+            if len(flat):
+                yield flat
             low += len(block)
             block = next(self._source, None)
 
 
 def _eigh(blocks, rank, seed):
     """One pass over the blocks, merging their centred second moments (Chan, Golub & LeVeque 1979)."""
-    n, mean, scatter = 0, 0.0, 0.0
+    size = blocks.first[0].size
+    n, mean, scatter = 0, np.zeros(size), np.zeros((size, size))
     for block in blocks:
         count, centre = len(block), block.mean(axis=0)
         centred, shift = block - centre, centre - mean
-        scatter = scatter + centred.T @ centred + np.outer(shift, shift) * (n * count / (n + count))
+        # One more row carries the distance of the two means, so that a single product is added in place.
+        rows = np.concatenate([centred, np.sqrt(n * count / (n + count)) * np.atleast_2d(shift)])
+        scatter += rows.T @ rows
         mean = mean + shift * (count / (n + count))
         n += count
     squares, basis = np.linalg.eigh(scatter)

@@ -33,7 +33,7 @@ def load_gaussian(
     r"""Read a Gaussian, as the law of the same data in another range of values where one is given.
 
     From :math:`[a, b]` to :math:`[c, d]` the mean goes through the affine map and the variances take the factor
-    :math:`((d-c)/(b-a))^2`.
+    :math:`((d-c)/(b-a))^2`. That holds for values of the data, not for a law of their logarithms.
 
     Args:
         path: a file written by :func:`save_gaussian`.

@@ -80,12 +80,15 @@ class DataTeleport(FromData):
     Attributes:
         sigma_skip: the noise ratio to jump to, or ``"auto"``.
         skip_steps: the number of grid steps to jump over, instead.
+        t_from: the time at which the jump begins, None for the first grid time; with ``skip_steps = 0``, a short grid can
+            begin where the jump ends.
         rank: directions kept of the covariance, None for all.
         method: how they are found (:meth:`scorelab.densities.Gaussian.from_data`).
     """
 
     sigma_skip: float | Literal["auto"] | None = "auto"
     skip_steps: int | None = None
+    t_from: float | None = None
     rank: int | None = None
     method: Literal["eigh", "randomized", "streaming"] = "eigh"
 
@@ -120,7 +123,7 @@ class DataTeleport(FromData):
         return self._jump(law, label)
 
     def _jump(self, law: Gaussian | GaussianMixture, label: np.ndarray | None = None) -> Teleport:
-        return Teleport(law, self.sigma_skip, skip_steps=self.skip_steps, label=label)
+        return Teleport(law, self.sigma_skip, skip_steps=self.skip_steps, t_from=self.t_from, label=label)
 
 
 def _require_classes(owner: str, data: DataSpec) -> None:

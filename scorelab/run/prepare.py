@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 
 from scorelab.files import write_json, write_text
@@ -55,7 +57,10 @@ def check_fit(experiment: Experiment) -> None:
     if isinstance(spec.start, FromData):
         spec.start.check(experiment.data, process, times)
     elif spec.start is not None:
-        _, times = spec.start.on_grid(process, times)
+        with warnings.catch_warnings():
+            # What does not suit the model is said when it is sampled.
+            warnings.simplefilter("ignore")
+            _, times = spec.start.on_grid(process, times)
     spec.solver.table(process, times)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Gaussian, GaussianMixture
+from scorelab.models import Autoguidance, ClassifierFreeGuidance, Conditioned
 from scorelab.processes.base import Process
 from scorelab.starts.base import Start
 from scorelab.starts.laws import Prior
@@ -52,14 +53,15 @@ class Teleport(Start):
         label: the component of each sample, ``(n,)`` integers looked up by its id; needed with a mixture.
         start: where the jump begins.
         t_from: the time at which it begins; None for the first grid time. With it, a short grid can begin where the jump
-            ends: ``Teleport(law, skip_steps=0, t_from=process.t_max)`` on ``Karras(5, t_max=...)``.
+            ends: ``Teleport(law, skip_steps=0, t_from=process.t_max)`` on ``Karras(5, t_max=...)``. In this form it is also
+            a law that :func:`scorelab.likelihood.log_likelihood` takes, from that ``t_max``.
 
     Raises:
         ValueError: both or neither of ``sigma_skip`` and ``skip_steps``, a value out of range, a jump over the whole grid.
 
     Warns:
-        TeleportWarning: a jump to less than twice the largest standard deviation; guidance that acts during the jump; a
-            model with conditions and a law without them.
+        TeleportWarning: a jump to less than twice the largest standard deviation; a noise ratio that the grid does not
+            reach, so that there is no jump; guidance that acts during the jump; a model with conditions and a law without.
     """
 
     law: Gaussian | GaussianMixture
@@ -71,8 +73,8 @@ class Teleport(Start):
 
     def __post_init__(self):
         # Pytree reconstruction passes placeholders through here, so only laws of the wrong kind are refused.
-        if isinstance(self.law, Start):
-            raise TypeError(f"Teleport.law = {self.law!r}: expected a Gaussian or a GaussianMixture")
+        if isinstance(self.start, Teleport) or (isinstance(self.start, Start) and self.start.has_signs):
+            raise ValueError(f"Teleport.start = {self.start!r}: expected a start without a jump and without signs")
         if self.skip_steps is not None:
             if self.sigma_skip == "auto":
                 object.__setattr__(self, "sigma_skip", None)
@@ -87,14 +89,17 @@ class Teleport(Start):
     def on_grid(self, process, times, model=None, cond=None):
         """The jump with its beginning fixed, and the times after it; see :class:`Start`."""
         require_spec(self, Gaussian | GaussianMixture, law=self.law)
+        require_spec(self, Start, start=self.start)
+        if isinstance(self.t_from, jax.core.Tracer):
+            raise ValueError("Teleport.t_from is traced: expected a number, since the grid is cut on the host")
         begin = float(times[0] if self.t_from is None else self.t_from)
-        if not begin >= times[0]:
-            raise ValueError(f"Teleport.t_from = {begin}: expected at least the first grid time, {times[0]}")
+        if not times[0] <= begin <= process.t_max:
+            raise ValueError(f"Teleport.t_from = {begin}: expected {times[0]}, the first grid time, to t_max = {process.t_max}")
         count = self.steps_over(process, times)
-        if count == 0 and begin == times[0]:
-            return self.start.on_grid(process, times, model, cond)
-        self._warn(process, float(times[count]), begin, model, cond)
-        return dataclasses.replace(self, sigma_skip=None, skip_steps=0, t_from=begin), times[count:]
+        jumps = count > 0 or begin > times[0]
+        self._warn(process, float(times[count]), begin, jumps, model, cond)
+        # Where there is no jump, None says so: the start itself is drawn.
+        return dataclasses.replace(self, sigma_skip=None, skip_steps=0, t_from=begin if jumps else None), times[count:]
 
     def steps_over(self, process: Process, times: np.ndarray) -> int:
         """The number of steps of the host grid ``times`` that the jump replaces."""
@@ -106,7 +111,7 @@ class Teleport(Start):
                     "since a step by the model has to be left"
                 )
             return self.skip_steps
-        target = AUTO * self._spread() if self.sigma_skip == "auto" else self.sigma_skip
+        target = self._target()
         # A node that the caller named by its rounded noise level is that node.
         ratios = np.asarray(process.noise_ratio(times[: last + 1]))
         return max(int(np.sum(ratios >= target * (1 - 1e-6))) - 1, 0)
@@ -128,49 +133,71 @@ class Teleport(Start):
 
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""
-        begin = self._begin(process, t)
+        if (begin := self._begin(t)) is None:
+            return self.start.draw(keys, ids, process, t, event)
         y = self.start.draw(keys, ids, process, begin, event)
-        if self.label is None:
-            return self.law.flow(process, y, begin, t).astype(y.dtype)
+        if self.label is None or len(self.law.log_weights) == 1:
+            law = self.law if self.label is None else jax.tree.map(lambda leaf: leaf[0], self.law.components)
+            return law.flow(process, y, begin, t).astype(y.dtype)
         label = jnp.asarray(self.label)[ids]
 
-        # One class after the other: gathering a basis per sample would take samples x d x d numbers.
+        # One class of the batch after the other: gathering a basis per sample would take samples x d x d numbers.
         def fold(out, part):
             k, component = part
-            moved = component.flow(process, y, begin, t).astype(y.dtype)
-            return jnp.where((label == k).reshape(-1, *(1,) * len(event)), moved, out), None
+            mine = (label == k).reshape(-1, *(1,) * len(event))
+            moved = lambda: jnp.where(mine, component.flow(process, y, begin, t).astype(y.dtype), out)
+            return jax.lax.cond(jnp.any(mine), moved, lambda: out), None
 
         classes = jnp.arange(len(self.law.log_weights))
         return jax.lax.scan(fold, y, (classes, self.law.components))[0]
 
     def log_prob(self, y, process, t):
         """The log-density of the points the jump lands on; ValueError with a mixture, whose samples have classes."""
-        if self.label is not None or isinstance(self.law, GaussianMixture):
+        if (begin := self._begin(t)) is None:
+            return self.start.log_prob(y, process, t)
+        if isinstance(self.law, GaussianMixture):
             raise ValueError("Teleport.log_prob with a mixture: expected a single Gaussian, a law of the point alone")
-        begin = self._begin(process, t)
         back = self.law.flow(process, y, t, begin)
         return self.start.log_prob(back, process, begin) + self.law.flow_log_det(process, t, begin)
 
-    def _begin(self, process: Process, t: Array) -> Array:
-        begin = process.t_max if self.t_from is None else self.t_from
-        return jnp.asarray(begin, jnp.asarray(t).dtype)
+    def _begin(self, t: Array) -> Array | None:
+        """Where the jump to ``t`` begins, None where there is no jump."""
+        if self.sigma_skip is not None or self.skip_steps != 0:
+            raise ValueError(
+                f"Teleport(sigma_skip={self.sigma_skip!r}, skip_steps={self.skip_steps!r}) without a grid to cut: expected "
+                "skip_steps=0 and t_from, the time at which the jump begins"
+            )
+        return None if self.t_from is None else jnp.asarray(self.t_from, jnp.asarray(t).dtype)
+
+    def _target(self) -> float:
+        return AUTO * self._spread() if self.sigma_skip == "auto" else self.sigma_skip
 
     def _spread(self) -> float:
         """The largest standard deviation of the law, or of a component, along any direction."""
-        gaussian = self.law.components if isinstance(self.law, GaussianMixture) else self.law
-        leaves = (gaussian.eigenvalues, gaussian.tail)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if self._traced():
             raise ValueError("Teleport.sigma_skip = 'auto' with a traced law: expected a number, since the grid is cut on the host")
-        return float(np.sqrt(max(np.max(leaf, initial=0.0) for leaf in map(np.asarray, leaves))))
+        gaussian = self.law.components if isinstance(self.law, GaussianMixture) else self.law
+        return float(np.sqrt(max(np.max(np.asarray(w), initial=0.0) for w in (gaussian.eigenvalues, gaussian.tail))))
 
-    def _warn(self, process: Process, t: float, begin: float, model: Model, cond: Pytree) -> None:
+    def _traced(self) -> bool:
+        return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.law))
+
+    def _warn(self, process: Process, t: float, begin: float, jumps: bool, model: Model, cond: Pytree) -> None:
         ratio, top = float(process.noise_ratio(t)), float(process.noise_ratio(begin))
-        leaf = jax.tree.leaves(self.law)[0]
-        if not isinstance(leaf, jax.core.Tracer) and ratio < DOUBTFUL * (spread := self._spread()) * (1 - 1e-6):
+        if not jumps:
+            if self.skip_steps is None:
+                _warn(
+                    f"over no step: sigma_skip = {self._target():.3g} lies above the second noise ratio of the grid, which begins "
+                    f"at {top:.3g}; expected a lower one, a finer grid or a process with more noise"
+                )
+            return
+        if not self._traced() and ratio < DOUBTFUL * (spread := self._spread()) * (1 - 1e-6):
             _warn(
                 f"to the noise ratio {ratio:.3g}, below {DOUBTFUL:g} times the largest standard deviation of the data "
                 f"({spread:.3g}), where its score is not that of a Gaussian: expected sigma_skip >= {DOUBTFUL * spread:.3g}"
             )
+        if isinstance(model, Conditioned):
+            model, cond = model.model, model.cond
         if (interval := guided(model)) is not None and interval[0] < top and interval[1] > ratio:
             _warn(
                 f"over the noise ratios {top:.3g} to {ratio:.3g}, where {type(model).__name__} is active: the jump follows the "
@@ -184,12 +211,13 @@ class Teleport(Start):
 
 
 def guided(model: Model | None) -> tuple[float, float] | None:
-    """The noise ratios between which a model is extrapolated by guidance; None for a plain model, or where that is traced."""
-    found = getattr(model, "scale", None), getattr(model, "interval", None)
-    if any(value is None for value in found) or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found)):
+    """The noise ratios between which guidance acts; None for another model, at scale 1, or where that is traced."""
+    if not isinstance(model, ClassifierFreeGuidance | Autoguidance):
         return None
-    scale, (low, high) = found
-    return None if np.all(np.asarray(scale) == 1) else (float(low), float(high))
+    settings = model.scale, model.interval
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(settings)) or np.all(np.asarray(model.scale) == 1):
+        return None
+    return float(model.interval[0]), float(model.interval[1])
 
 
 def _warn(what: str) -> None:

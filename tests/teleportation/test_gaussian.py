@@ -79,6 +79,19 @@ def test_flow_is_a_semigroup(process):
     np.testing.assert_allclose(law.flow_log_det(process, s, t), np.linalg.slogdet(jacobian)[1], rtol=1e-10)
 
 
+@pytest.mark.parametrize("process", [EDM, FLOW, LOG], ids=repr)
+def test_flow_and_denoiser_at_clean_data(process):
+    law, x, t = gaussian(), noise(), 0.6 * process.t_max
+    y = law.flow(process, x, 0.0, t)
+    np.testing.assert_allclose(law.flow(process, y, t, 0.0), x, atol=1e-9)
+    root = covariance(BASIS, np.sqrt((process.alpha(t) ** 2 * VARIANCES + process.sigma(t) ** 2) / VARIANCES))
+    np.testing.assert_allclose(y, process.alpha(t) * MEAN + process.offset(t) + (x - MEAN) @ root, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(law.denoise(process, x, 0.0), x, atol=1e-12)
+    part = densities.Gaussian.low_rank(MEAN, BASIS[:, :3], VARIANCES[:3])  # at clean data, its own points stay
+    on_support = MEAN + noise(d=3) @ BASIS[:, :3].T
+    np.testing.assert_allclose(part.denoise(process, on_support, 0.0), on_support, atol=1e-12)
+
+
 def test_flow_from_the_noise_of_rectified_flow():
     # alpha = 0 at t = 1, where there is no noise ratio: N(0, I) goes to N(m, C) by m + C^(1/2) z.
     root = covariance(BASIS, np.sqrt(VARIANCES))
@@ -144,7 +157,7 @@ def test_moments_are_those_of_the_data():
     assert np.all(np.diff(law.eigenvalues) <= 0)  # leading directions first
 
 
-@pytest.mark.parametrize("sizes", [(3000,), (1, 2999), (7,) * 428 + (4,)], ids=["whole", "uneven", "small"])
+@pytest.mark.parametrize("sizes", [(3000,), (1, 0, 2999, 0), (7,) * 428 + (4,)], ids=["whole", "uneven", "small"])
 def test_an_iterator_of_blocks_gives_the_same(sizes):
     x = points()
     ends = list(itertools.accumulate(sizes))
@@ -236,6 +249,7 @@ def test_a_stored_gaussian_knows_its_data_and_range(tmp_path):
     [
         (dict(points=np.zeros(5)), r"shape \(5,\)"),
         (dict(points=np.zeros((1, 5))), "1 points: expected at least 2"),
+        (dict(points=np.zeros((1, 5)), covariance="isotropic"), "1 points with covariance = 'isotropic': expected at least 2"),
         (dict(points=np.full((4, 2), np.nan)), "point 0 has a value that is not finite"),
         (dict(points=iter([np.zeros((3, 2)), np.zeros((3, 4))])), "one event shape"),
         (dict(points=iter([])), "no points"),
@@ -251,6 +265,19 @@ def test_a_stored_gaussian_knows_its_data_and_range(tmp_path):
 def test_bad_points_and_options_are_named(arguments, match):
     with pytest.raises(ValueError, match=match):
         densities.Gaussian.from_data(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("basis", "eigenvalues", "tail", "match"),
+    [
+        (np.full((3, 1), np.nan), [1.0], 0.0, "not orthonormal"),
+        (np.eye(3)[:, :1], [-1.0], 0.0, "low_rank.eigenvalues has a value that is negative"),
+        (np.eye(3)[:, :1], [1.0], np.nan, "low_rank.tail has a value that is negative or not finite"),
+    ],
+)
+def test_bad_low_rank_gaussians_are_named(basis, eigenvalues, tail, match):
+    with pytest.raises(ValueError, match=match):
+        densities.Gaussian.low_rank(np.zeros(3), basis, eigenvalues, tail)
 
 
 # Mixtures -----------------------------------------------------------------------------------------------------------

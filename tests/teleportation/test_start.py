@@ -1,5 +1,6 @@
 """Teleport as a start: the same noise, the tail of the same grid, any solver, no model call."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab import densities, grids, models, processes, sample, sampling, schedules, solvers, starts
+from scorelab import densities, grids, likelihood, models, processes, sample, sampling, schedules, solvers, starts
 
 from ..contracts.members import DETERMINISTIC, SOLVERS
 from .targets import EDM, FLOW, LOG, VP, covariance, spectrum
@@ -44,8 +45,12 @@ def test_the_jump_takes_the_same_noise_along_the_flow_of_the_law(process):
 
 def test_no_jump_is_the_plain_start_bit_for_bit():
     plain = run()
-    for start in (starts.Teleport(LAW, skip_steps=0), starts.Teleport(LAW, 1000.0), starts.Teleport(LAW, 75.0)):
-        np.testing.assert_array_equal(run(start=start).x, plain.x)
+    np.testing.assert_array_equal(run(start=starts.Teleport(LAW, skip_steps=0)).x, plain.x)
+    for sigma_skip in (1000.0, 75.0):
+        with pytest.warns(starts.TeleportWarning, match="over no step"):
+            np.testing.assert_array_equal(run(start=starts.Teleport(LAW, sigma_skip)).x, plain.x)
+    with pytest.raises(ValueError, match=r"points of shape \(5,\)"):
+        run(start=starts.Teleport(densities.Gaussian(np.zeros(5), 1.0), skip_steps=0))
 
 
 @pytest.mark.parametrize("skip", [0, 1, 5, 11])
@@ -183,13 +188,49 @@ def test_from_the_noised_law_it_lands_on_the_noised_law():
     # In the log chart: log x at the landing time is N(m + b, C + v I), by the moments of 40,000 samples.
     n, times = 40_000, grids.Uniform(12).times(LOG)
     start = starts.Teleport(LAW, skip_steps=6, start=starts.GaussianMoments(LAW))
-    start, rest = start.on_grid(LOG, times)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", starts.TeleportWarning)
+        start, rest = start.on_grid(LOG, times)
     y = np.asarray(start.draw(jax.random.split(KEY, n), jnp.arange(n), LOG, jnp.float32(rest[0]), (6,)), np.float64)
     exact = LAW.noised(LOG, rest[0])
     cov = np.asarray(exact.covariance(), np.float64)
     assert np.all(np.abs(y.mean(0) - exact.mean) < 4 * np.sqrt(np.diag(cov) / n))
     # The relative Frobenius error of a covariance is at most sqrt((tr(C)^2 / |C|^2 + 1) / n), here 1.3 %.
     assert np.linalg.norm(np.cov(y.T) - cov) < 0.03 * np.linalg.norm(cov)
+
+
+def test_the_likelihood_of_a_teleported_sampler():
+    # The flow of a Gaussian model from clean data to the landing, then the jump back to the noise: the exact density.
+    t = 6.0
+    start = starts.Teleport(LAW, skip_steps=0, t_from=80.0)
+    x = LAW.sample(KEY, 5)
+    model, options = models.ExactModel(LAW, EDM), dict(t_max=t, rtol=1e-6, atol=1e-6)
+    found = likelihood.log_likelihood(model, EDM, x, start=start, **options)
+    back = LAW.flow(EDM, x, EDM.t_min, 80.0)
+    exact = starts.Prior().log_prob(back, EDM, jnp.float32(80.0)) + LAW.flow_log_det(EDM, EDM.t_min, 80.0)
+    np.testing.assert_allclose(found.log_prob, exact, atol=2e-3)
+    start = dataclasses.replace(start, start=starts.GaussianMoments(LAW))
+    found = likelihood.log_likelihood(model, EDM, x, start=start, **options)
+    np.testing.assert_allclose(found.log_prob, LAW.noised(EDM, EDM.t_min).log_prob(x), atol=2e-3)
+    with pytest.raises(ValueError, match="without a grid to cut"):
+        likelihood.log_likelihood(models.ExactModel(LAW, EDM), EDM, x, start=starts.Teleport(LAW, 6.0))
+    with pytest.raises(ValueError, match="with a mixture"):
+        starts.Teleport(ONE_CLASS, skip_steps=0, label=np.zeros(5, int), t_from=80.0).log_prob(x, EDM, jnp.float32(t))
+
+
+def test_gradients_and_batches_of_laws():
+    def mean_of_samples(shift):
+        law = densities.Gaussian.low_rank(MEAN, BASIS, VARIANCES)
+        law = jax.tree.unflatten(jax.tree.structure(law), [law.mean + shift, *jax.tree.leaves(law)[1:]])
+        start = starts.Teleport(law, 9.0)
+        options = dict(solver=solvers.DDIM(), grid=grids.Karras(6), key=KEY, shape=(2, 6), check_finite=False)
+        return jnp.mean(sample(models.ExactModel(LAW, EDM), EDM, start=start, **options).x)
+
+    values = jax.vmap(mean_of_samples)(jnp.array([0.0, 1.0]))
+    slope = jax.grad(mean_of_samples)(0.0)
+    # Everything is linear in the mean of the law.
+    np.testing.assert_allclose(slope, values[1] - values[0], rtol=1e-3)
+    assert float(slope) > 0.01
 
 
 def test_another_law_compiles_nothing():
@@ -203,9 +244,13 @@ def test_signed_data_jump_in_magnitude():
     signed = processes.GeometricBrownianMotion(sigma=2.0, signed=True)
     pattern = np.array([1, -1, 1, 1, -1, -1])
     start = starts.Signed(starts.Teleport(LAW, skip_steps=5), pattern)
-    out = run(signed, grid=grids.Uniform(12), start=start)
-    assert len(out.times) == 8
+    with pytest.warns(starts.TeleportWarning):
+        out = run(signed, grid=grids.Uniform(12), start=start, keep="all")
+    plain = run(signed, grid=grids.Uniform(12), start=starts.Signed(starts.Prior(), pattern), keep="all")
     np.testing.assert_array_equal(np.sign(out.x), np.broadcast_to(pattern, out.x.shape))
+    landed = LAW.flow(signed, np.log(np.abs(plain.trajectory[0])), plain.times[0], out.times[0])
+    assert len(out.times) == 8
+    np.testing.assert_allclose(np.log(np.abs(out.trajectory[0])), landed, rtol=1e-4, atol=1e-4)
 
 
 # What is refused, and what is warned about ---------------------------------------------------------------------------
@@ -220,6 +265,9 @@ def test_signed_data_jump_in_magnitude():
         (lambda: starts.Teleport(LAW, skip_steps=-1), "skip_steps = -1"),
         (lambda: run(start=starts.Teleport(LAW, skip_steps=12)), "skip_steps = 12 on a grid of 12 steps: expected at most 11"),
         (lambda: run(start=starts.Teleport(LAW, skip_steps=2, t_from=10.0)), "t_from = 10.0"),
+        (lambda: run(start=starts.Teleport(LAW, skip_steps=2, t_from=90.0)), "t_from = 90.0: expected 80.0, the first grid time"),
+        (lambda: starts.Teleport(LAW, skip_steps=2, start=starts.Teleport(LAW, skip_steps=3)), "a start without a jump"),
+        (lambda: starts.Teleport(LAW, 5.0, start=starts.Signed(starts.Prior(), np.ones(6))), "without signs"),
         (lambda: run(start=starts.Teleport(densities.Gaussian(np.zeros(5), 1.0), 9.0)), r"points of shape \(5,\)"),
         (lambda: run(start=starts.Teleport(ONE_CLASS, 9.0)), "label = None with a GaussianMixture"),
         (lambda: run(start=starts.Teleport(LAW, 9.0, label=np.zeros(16, int))), "with a Gaussian: expected None"),
@@ -243,22 +291,45 @@ def test_a_law_that_is_no_gaussian_is_refused():
         run(start=starts.Teleport(densities.Empirical(np.zeros((3, 6))), 9.0))
 
 
-def test_a_jump_to_where_data_is_not_gaussian_is_warned_about():
-    with pytest.warns(starts.TeleportWarning, match="to the noise ratio .*, below 2 times"):
-        run(start=starts.Teleport(LAW, 1.0))
-
-
-@pytest.mark.parametrize(("interval", "warned"), [((0.0, float("inf")), True), ((0.0, 5.0), False)])
-def test_guidance_that_acts_during_the_jump_is_warned_about(interval, warned):
-    guided = models.ClassifierFreeGuidance(
-        model=models.ExactModel(LAW, EDM), scale=2.0, unconditional=models.ExactModel(LAW, EDM), interval=interval
-    )
+@pytest.mark.parametrize(("deviations", "warned"), [(1.9, True), (2.1, False)])
+def test_a_jump_to_where_data_is_not_gaussian_is_warned_about(deviations, warned):
+    grid = grids.Explicit((80.0, 2.0 * deviations, 1.0, 0.0))  # the largest standard deviation of LAW is 2
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run(model=guided, start=starts.Teleport(LAW, skip_steps=4))
-    assert any("guidance" in str(w.message) for w in caught) == warned
+        run(grid=grid, start=starts.Teleport(LAW, skip_steps=1))
+    assert any("below 2 times the largest standard deviation" in str(w.message) for w in caught) == warned
+    assert len(caught) == warned
+
+
+EXACT = models.ExactModel(LAW, EDM)
+GUIDED = models.ClassifierFreeGuidance(model=EXACT, scale=2.0, unconditional=EXACT)
+
+
+@pytest.mark.parametrize(
+    ("model", "warned"),
+    [
+        (GUIDED, True),
+        (dataclasses.replace(GUIDED, interval=(0.0, 5.0)), False),
+        (dataclasses.replace(GUIDED, interval=(90.0, 100.0)), False),
+        (dataclasses.replace(GUIDED, scale=1.0), False),
+        (models.Conditioned(model=GUIDED), True),
+        (models.Autoguidance(model=EXACT, weak=EXACT, scale=jnp.full(16, 3.0)), True),
+    ],
+)
+def test_guidance_that_acts_during_the_jump_is_warned_about(model, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        starts.Teleport(LAW, skip_steps=4).on_grid(EDM, grids.Karras(12).times(EDM), model)
+    assert any("is active: the jump follows the law without guidance" in str(w.message) for w in caught) == warned
+    assert len(caught) == warned
 
 
 def test_conditions_without_classes_are_warned_about():
+    times, cond = grids.Karras(12).times(EDM), np.zeros(16, np.int32)
     with pytest.warns(starts.TeleportWarning, match="the law of all data"):
-        run(start=starts.Teleport(LAW, skip_steps=4), cond=np.zeros(16, np.int32))
+        run(start=starts.Teleport(LAW, skip_steps=4), cond=cond)
+    with pytest.warns(starts.TeleportWarning, match="the law of all data"):
+        starts.Teleport(LAW, skip_steps=4).on_grid(EDM, times, models.Conditioned(model=EXACT, cond=np.int32(3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        starts.Teleport(ONE_CLASS, skip_steps=4, label=cond).on_grid(EDM, times, EXACT, cond)
