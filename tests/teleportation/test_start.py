@@ -230,7 +230,7 @@ def test_gradients_and_batches_of_laws():
     slope = jax.grad(mean_of_samples)(0.0)
     # Everything is linear in the mean of the law.
     np.testing.assert_allclose(slope, values[1] - values[0], rtol=1e-3)
-    assert float(slope) > 0.01
+    assert float(slope) > 1e-3
 
 
 def test_another_law_compiles_nothing():
