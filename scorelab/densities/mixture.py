@@ -94,6 +94,11 @@ class GaussianMixture(Density):
         flat = points.reshape(len(points), -1)
         cluster = MiniBatchKMeans(components, batch_size=batch_size, random_state=seed, n_init=3).fit_predict(flat)
         clusters = [points[cluster == k] for k in range(components) if np.any(cluster == k)]
+        if method != "eigh" and rank is not None and (least := min(map(len, clusters))) < rank:
+            raise ValueError(
+                f"GaussianMixture.fit.rank = {rank} with method = {method!r}: expected at most the {least} points of the smallest "
+                "of the clusters, or method = 'eigh'"
+            )
         found = [moments(members, rank=rank, method=method, ddof=0) for members in clusters]
         laws = [Gaussian._make(m.mean, m.basis, m.eigenvalues + floor, m.tail + floor, m.mean.shape) for m in found]
         return cls.of([len(members) for members in clusters], laws)

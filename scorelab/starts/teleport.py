@@ -93,10 +93,12 @@ class Teleport(Start):
         if isinstance(self.t_from, jax.core.Tracer):
             raise ValueError("Teleport.t_from is traced: expected a number, since the grid is cut on the host")
         begin = float(times[0] if self.t_from is None else self.t_from)
-        if not times[0] <= begin <= process.t_max:
+        # As far as the process goes, or a grid that its user takes further.
+        slack = 1e-6 * abs(begin)
+        if not times[0] - slack <= begin <= max(times[0], process.t_max) + slack:
             raise ValueError(f"Teleport.t_from = {begin}: expected {times[0]}, the first grid time, to t_max = {process.t_max}")
         count = self.steps_over(process, times)
-        jumps = count > 0 or begin > times[0]
+        jumps = count > 0 or begin > times[0] + slack
         self._warn(process, float(times[count]), begin, jumps, model, cond)
         # Where there is no jump, None says so: the start itself is drawn.
         return dataclasses.replace(self, sigma_skip=None, skip_steps=0, t_from=begin if jumps else None), times[count:]

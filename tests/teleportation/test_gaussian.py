@@ -352,6 +352,7 @@ def test_equal_points_are_an_isotropic_gaussian():
         (lambda x, k: densities.GaussianMixture.fit(x, 0), "components = 0"),
         (lambda x, k: densities.GaussianMixture.fit(x, 10_000), "at most the 900 points"),
         (lambda x, k: densities.GaussianMixture.fit(x, 2, floor=-1.0), "floor = -1"),
+        (lambda x, k: densities.GaussianMixture.fit(x[:30], 20, rank=4, method="randomized"), "points of the smallest"),
         (lambda x, k: densities.GaussianMixture.per_class(x, k[:5]), "label is int64"),
         (lambda x, k: densities.GaussianMixture.per_class(x, k, num_classes=4), "expected two or more of each of 4"),
     ],

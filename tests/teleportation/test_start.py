@@ -128,6 +128,13 @@ def test_float32_is_within_1e_5_of_float64(process):
     assert error < 1e-5
 
 
+def test_a_grid_may_begin_above_the_process():
+    grid = grids.Karras(12, t_max=100.0)
+    out = run(grid=grid, start=starts.Teleport(LAW, skip_steps=4), keep="all")
+    landed = LAW.flow(EDM, run(grid=grid, keep="all").trajectory[0], 100.0, out.times[0])
+    np.testing.assert_allclose(out.trajectory[0], landed, rtol=1e-5, atol=1e-4)
+
+
 def test_sigma_skip_names_the_last_grid_time_at_or_above_it():
     times = grids.Karras(18).times(EDM)
     for start, node in [
