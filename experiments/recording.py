@@ -29,7 +29,9 @@ def record(arguments: argparse.Namespace, name: str, numbers, *, label: str | No
     ``name`` is that of the script, and the label unless another one is given.
     """
     label = name if label is None else label
-    options = "".join(f" --{option} {value}" for option, value in vars(arguments).items() if not isinstance(value, Path))
+    # Folders differ from machine to machine: only the name of the run that was looked at is kept.
+    given = {option: f"runs/{v.name}" if option == "workdir" and v else v for option, v in vars(arguments).items()}
+    options = "".join(f" --{option} {v}" for option, v in given.items() if v is not None and not isinstance(v, Path))
     versions = dict(scorelab=sl.__version__, python=platform.python_version(), jax=jax.__version__, numpy=np.__version__)
     document = dict(command=f"python experiments/{name}.py{options}", versions=versions, numbers=numbers)
     arguments.out.mkdir(parents=True, exist_ok=True)
