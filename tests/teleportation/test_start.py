@@ -31,6 +31,7 @@ def run(process=EDM, solver=None, grid=None, start=None, n=16, law=LAW, **option
     return sample(model, process, solver=solver, grid=grid, start=start, key=KEY, shape=(n, *law.event), **options)
 
 
+@pytest.mark.filterwarnings("ignore::scorelab.starts.TeleportWarning")
 @pytest.mark.parametrize("process", GRIDS, ids=repr)
 def test_the_jump_takes_the_same_noise_along_the_flow_of_the_law(process):
     out = run(process, start=starts.Teleport(LAW, skip_steps=4), keep="all")
