@@ -2,13 +2,12 @@ import os
 
 import pytest
 
-
 # The suite measures laws, not devices: one CPU device, whatever the machine has, unless the caller chose otherwise.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most tests compile for longer than they run, so programs are compiled quickly, in this process and in those it starts.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
-import jax  # noqa: E402  (reads the environment)
+import jax
 
 
 def compilation(quick):
