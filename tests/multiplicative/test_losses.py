@@ -70,7 +70,7 @@ def test_m_dsm_is_its_formula_for_any_weight():
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_m_dsm_is_m_esm_up_to_a_constant_of_the_data(name):
-    process, law, n = PROCESSES[name], correlated(), 100_000
+    process, law, n = PROCESSES[name], correlated(), 200_000
     x = law.sample(jax.random.key(1), n)
     dsm = losses.MultiplicativeDenoisingScoreMatching(process, times=TIMES)
     esm = losses.MultiplicativeExplicitScoreMatching(process, law, times=TIMES)
