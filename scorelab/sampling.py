@@ -11,11 +11,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scorelab.grids import Grid
 from scorelab.processes.base import Process
-from scorelab.solvers.base import Solver
+from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
 from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, require_spec
 
@@ -34,10 +35,12 @@ class Samples:
 
     Attributes:
         x: samples in data space, ``(n, *event)``.
-        log_weights: unnormalised log-weights ``(n,)``; zero for a solver that does not weight.
-        log_z: log of the normalising constant; zero for a solver that does not estimate it.
+        log_weights: unnormalised log-weights ``(n,)``; those of the start for a solver that does not weight, mostly zero.
+        log_z: log of the normalising constant, of each population where there are several; zero for a solver that does not
+            estimate it.
         diagnostics: ``first_bad_step`` ``(n,)`` (-1 where all steps were finite), ``model_calls``, and the solver's own
-            (``sign_flips`` ``(n,)`` where multiplicative noise is simulated in data space).
+            (``sign_flips`` ``(n,)`` where multiplicative noise is simulated in data space; those of
+            :class:`scorelab.fk.FeynmanKac`).
         trajectory: data-space states ``(steps + 1, n, *event)``, the start included, or None.
         times: the grid that was walked, ``(steps + 1,)``.
     """
@@ -116,9 +119,10 @@ def sample(
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):
         start.check(int(np.max(ids)) + 1, event, process)
     _check_leading(cond, n)
-    size = _chunk_size(n, event, chunk, mesh)
-    if solver.coupled and size < n:
-        raise ValueError(f"{type(solver).__name__} couples its samples: expected one chunk, pass chunk={n}")
+    population = solver.population(n)
+    size = _chunk_size(n, event, chunk, mesh, population)
+    # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
+    traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
 
     parts = []
     for low in range(0, n, size):
@@ -129,27 +133,32 @@ def sample(
             spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
             part_ids, part_cond = jax.device_put((jnp.asarray(part_ids), part_cond), spread)
         part = _walk(
-            model, start, key, part_ids, part_cond, _as_float32(rows), solver=solver, process=process, event=event, keep=keep
+            model, start, key, part_ids, part_cond, _as_float32(rows), traced, solver=fixed, process=process, event=event, keep=keep
         )
         part["path"] = None if keep == "last" else part["path"][np.append(0, 1 + step_ends)]
         parts.append(part)
         done = min(low + size, n)
         if check_finite and not isinstance(part["bad"], jax.core.Tracer):
-            _raise_if_bad(np.asarray(part["bad"])[: done - low], times)
+            _raise_if_bad(on_host(part["bad"])[: done - low], times)
         if progress is not None:
             progress(done, n)
-    return _assemble(parts, solver, n, len(rows["step"]), times)
+    samples = _assemble(parts, n, len(rows["step"]), times)
+    if not isinstance(samples.x, jax.core.Tracer):
+        solver.review(samples.diagnostics)
+    return samples
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "process", "event", "keep"))
-def _walk(model, start, key, ids, cond, rows, *, solver, process, event, keep):
+def _walk(model, start, key, ids, cond, rows, traced=None, *, solver, process, event, keep):
     """The compiled walk of one chunk: the network appears once, in the body of the scan."""
+    solver = traced if solver is None else solver
     key_start, key_path = jax.random.split(key)
     y = start.draw(per_example_keys(key_start, ids), ids, process, rows["t"][0], event)
     # Solvers that draw nothing skip making one key per example and row.
     no_keys = per_example_keys(key_path, ids) if not solver.stochastic else None
 
     signs = start.signs(ids, event)
+    bound = BoundModel(model, cond)
 
     def point(y, carry):
         x = solver.decode(process, y, carry)
@@ -160,17 +169,19 @@ def _walk(model, start, key, ids, cond, rows, *, solver, process, event, keep):
         keys = no_keys
         if solver.stochastic:
             keys = per_example_keys(jax.random.fold_in(key_path, row["index"]), ids)
-        result = solver.step(lambda y, t: model(y, t, cond), keys, y, carry, row)
+        result = solver.step(bound, keys, y, carry, row)
         # A sum is finite only if all its terms are: one reduction instead of a mask over the state.
         finite = jnp.isfinite(jnp.sum(result.y, axis=tuple(range(1, y.ndim))))
         bad = jnp.where((bad < 0) & ~finite, row["step"], bad)
-        return (result.y, result.carry, bad), (point(result.y, result.carry) if keep == "all" else None)
+        return (result.y, result.carry, bad), (point(result.y, result.carry) if keep == "all" else None, result.record)
 
     rows = rows | {"index": jnp.arange(len(rows["t"]))}
-    carry = solver.init(process, y)
+    log_weights = start.log_weight(y, process, rows["t"][0], cond)
+    carry = solver.weighted(solver.init(process, y), log_weights)
     begin = point(y, carry)
-    (last, carry, bad), path = jax.lax.scan(body, (y, carry, jnp.full(len(ids), -1, jnp.int32)), rows)
-    out = dict(x=point(last, carry), bad=bad, outputs=solver.outputs(carry), path=None)
+    (last, carry, bad), (path, records) = jax.lax.scan(body, (y, carry, jnp.full(len(ids), -1, jnp.int32)), rows)
+    outputs = dict(log_weights=log_weights) | solver.outputs(carry, records)
+    out = dict(x=point(last, carry), bad=bad, outputs=outputs, path=None)
     if keep == "all":
         out["path"] = jnp.concatenate([begin[None], path])
     return out
@@ -185,21 +196,23 @@ def _as_float32(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _assemble(parts, solver, n, calls, times) -> Samples:
+def _assemble(parts, n, calls, times) -> Samples:
+    size = len(parts[0]["x"])
+
     def join(pieces, axis=0):
         if pieces[0] is None:
             return None
-        joined = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=axis)
-        return joined if joined.shape[axis] == n else jax.lax.slice_in_dim(joined, 0, n, axis=axis)
+        if len(pieces) == 1 and size == n:
+            return pieces[0]
+        joined = jnp.concatenate(pieces, axis=axis)
+        # Rows of populations are fewer than those of samples, in proportion.
+        return jax.lax.slice_in_dim(joined, 0, n * pieces[0].shape[axis] // size, axis=axis)
 
-    if solver.coupled:
-        outputs = dict(parts[0]["outputs"])
-    else:
-        outputs = {name: join([part["outputs"][name] for part in parts]) for name in parts[0]["outputs"]}
+    outputs = {name: join([part["outputs"][name] for part in parts]) for name in parts[0]["outputs"]}
     x = join([part["x"] for part in parts])
     return Samples(
         x=x,
-        log_weights=outputs.pop("log_weights", jnp.zeros(n, x.dtype)),
+        log_weights=outputs.pop("log_weights"),
         log_z=outputs.pop("log_z", jnp.zeros((), x.dtype)),
         diagnostics=dict(first_bad_step=join([part["bad"] for part in parts]), model_calls=calls, **outputs),
         trajectory=join([part["path"] for part in parts], axis=1),
@@ -220,12 +233,30 @@ def _check_leading(cond: Pytree, n: int) -> None:
             raise ValueError(f"sample.cond has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
 
 
-def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None) -> int:
+def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None, population: int) -> int:
     if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"sample.chunk = {chunk!r}: expected a positive integer")
-    size = min(n, max(1, CHUNK_ELEMENTS // math.prod(event))) if chunk is None else chunk
+    if n % population:
+        raise ValueError(f"sample.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
+    if chunk is not None and population > 1 and (chunk % population or chunk > n):
+        raise ValueError(f"sample.chunk = {chunk}: expected a multiple of {population}, the samples of one population, up to {n}")
     devices = 1 if mesh is None else mesh.devices.size
-    return -(-size // devices) * devices
+    # Whole populations on each device where there are enough of them, and else one population spread over the devices.
+    unit = population * devices if n >= population * devices else math.lcm(population, devices)
+    if population > 1 and n % unit:
+        raise ValueError(
+            f"sample.shape = ({n}, ...) in populations of {population} on {devices} devices: expected a multiple of {unit}, so "
+            "that nothing has to be filled up"
+        )
+    size = min(n, max(1, CHUNK_ELEMENTS // math.prod(event))) if chunk is None else chunk
+    return -(-size // unit) * unit
+
+
+def on_host(array: jax.Array) -> np.ndarray:
+    """The values, also of an array that is spread over several processes."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
 
 
 def _raise_if_bad(bad: np.ndarray, times: np.ndarray) -> None:

@@ -7,6 +7,8 @@ batch axis. Steps go from ``t`` to ``s`` (``s`` nearer to the data).
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +48,38 @@ def per_example_keys(key: Key, ids: Array) -> Key:
 def per_example_normal(keys: Key, like: Array) -> Array:
     """Standard normal noise shaped like ``like``, row ``i`` drawn from ``keys[i]``."""
     return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
+
+
+def partly_static(*names: str) -> Callable[[type], type]:
+    """Class decorator: a dataclass becomes a pytree whose named fields hold the leaves; all other fields are static.
+
+    Functions and specs among those fields are static too, so that a bare function and a callable pytree (whose numbers are
+    leaves) may stand in the same place. Fields are restored past the constructor, which validates real numbers.
+    """
+
+    def register(cls: type) -> type:
+        others = tuple(field.name for field in dataclasses.fields(cls) if field.name not in names)
+
+        def flatten(spec):
+            leaves, structure = jax.tree.flatten(tuple(getattr(spec, name) for name in names))
+            fixed = tuple(leaf if callable(leaf) or dataclasses.is_dataclass(leaf) else None for leaf in leaves)
+            numbers = tuple(leaf for leaf, kept in zip(leaves, fixed, strict=True) if kept is None)
+            return numbers, (structure, fixed, tuple(getattr(spec, name) for name in others))
+
+        def unflatten(static, numbers):
+            structure, fixed, values = static
+            numbers = iter(numbers)
+            leaves = [next(numbers) if kept is None else kept for kept in fixed]
+            spec = object.__new__(cls)
+            fields = (*zip(names, jax.tree.unflatten(structure, leaves), strict=True), *zip(others, values, strict=True))
+            for name, value in fields:
+                object.__setattr__(spec, name, value)
+            return spec
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+        return cls
+
+    return register
 
 
 def is_model_pytree(model: Any) -> bool:

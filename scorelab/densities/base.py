@@ -13,6 +13,7 @@ import numpy as np
 from scorelab.typing import Array, Key
 
 if TYPE_CHECKING:
+    from scorelab.densities.gaussian import Gaussian
     from scorelab.processes.base import Process
     from scorelab.processes.charts import Chart
 
@@ -43,6 +44,10 @@ class Density(abc.ABC):
     def in_chart(self, chart: Chart) -> Density:
         """The law of ``chart(x)``. A law is one of chart points and stays itself, unless it says otherwise."""
         return self
+
+    def matched(self) -> Gaussian | None:
+        """The Gaussian with the mean and the covariance of the law, None where they have no closed form here."""
+        return None
 
     def score(self, x: Array) -> Array:
         r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""

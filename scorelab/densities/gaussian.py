@@ -169,6 +169,10 @@ class Gaussian(Density):
         gain, tail_gain = (alpha * _ratio(w, alpha**2 * w + sigma**2) for w in (self.eigenvalues, self.tail))
         return self.mean + self._spectral(flat, inside, gain, tail_gain)
 
+    def matched(self) -> Gaussian:
+        """Itself."""
+        return self
+
     def covariance(self) -> Array:
         """The covariance as a ``(d, d)`` matrix."""
         outside = self.tail * (jnp.eye(self.size) - _product(self.basis, self.basis.T))

@@ -154,6 +154,15 @@ class GaussianMixture(Density):
         gamma = self.noised(process, t).responsibilities(y)
         return self._average(gamma, jax.vmap(lambda g: g.denoise(process, y, t))(self.components))
 
+    def matched(self) -> Gaussian:
+        r"""The Gaussian with mean :math:`\sum_k w_k\mu_k` and covariance :math:`\sum_k w_k(\Sigma_k+\delta_k\delta_k^\top)`."""
+        w, g = np.asarray(self.weights, np.float64), self.components
+        means = np.asarray(g.mean, np.float64)
+        mean = np.tensordot(w, means, axes=1)
+        delta = (means - mean).reshape(len(w), -1)
+        covs = np.asarray(jax.vmap(Gaussian.covariance)(g), np.float64)
+        return Gaussian(mean, np.tensordot(w, covs, axes=1) + (w[:, None] * delta).T @ delta)
+
     def _average(self, gamma: Array, values: Array) -> Array:
         return jnp.sum(jnp.expand_dims(gamma, tuple(range(2, values.ndim))) * values, axis=0)
 

@@ -45,6 +45,10 @@ class ExactModel:
             denoised, eps = jax.vmap(lambda y, t: jax.tree.map(lambda a: a[0], one_time(y[None], t)))(y, t)
         return Prediction(denoised=denoised, eps=eps, t=t, process=self.process)
 
+    def log_prob(self, y: Array, t: Array | float) -> Array:
+        r""":math:`\log p_t(y)` in the chart at one time ``t``, ``(batch,)``."""
+        return self.law.in_chart(self.process.chart).noised(self.process, jnp.asarray(t, y.dtype)).log_prob(y)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)

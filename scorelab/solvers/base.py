@@ -11,24 +11,41 @@ The last row is part of the table: a step to :math:`\sigma = 0` has finite coeff
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from scorelab.models.guided import Guided
 from scorelab.processes.base import Prediction, Process
-from scorelab.typing import Array, Key, Pytree
+from scorelab.typing import Array, Key, Model, Pytree
 
 Rows = dict[str, np.ndarray]
-BoundModel = Callable[[Array, Array], Prediction]
+
+
+class BoundModel(NamedTuple):
+    """What a step calls: a model under its conditions, ``(y, t) -> Prediction``."""
+
+    model: Model
+    cond: Pytree
+
+    def __call__(self, y: Array, t: Array) -> Prediction:
+        """Predict for ``y`` of shape ``(batch, *event)``."""
+        return self.model(y, t, self.cond)
+
+    def pull(self, y: Array, t: Array) -> tuple[Prediction, Array | None]:
+        """The prediction, and what a guided model would add to its score, kept apart; None for another model."""
+        if isinstance(self.model, Guided):
+            return self.model.pull(y, t, self.cond)
+        return self(y, t), None
 
 
 class Step(NamedTuple):
-    """The result of one row: the new ``y``, the solver's memory, and what the model said."""
+    """The result of one row: the new ``y``, the solver's memory, what the model said, and what is to be reported of the row."""
 
     y: Array
     carry: Pytree
     prediction: Prediction
+    record: Pytree = ()
 
 
 class Solver(abc.ABC):
@@ -38,21 +55,27 @@ class Solver(abc.ABC):
         order: the order of convergence (of the weak error for a stochastic solver); 0 where a bias remains.
         stochastic: whether steps draw noise.
         calls_per_step: model calls in one grid step (the last step may take fewer); None where it adapts.
-        coupled: the samples of one call depend on one another, so that they cannot be drawn in chunks.
     """
 
     order: ClassVar[int] | int
     stochastic: ClassVar[bool] | bool
     calls_per_step: ClassVar[int | None] | int | None = 1
-    coupled: ClassVar[bool] = False
 
     @abc.abstractmethod
     def table(self, process: Process, times: np.ndarray) -> Rows:
         """One row of float64 coefficients per model call, for strictly decreasing ``times``."""
 
+    def population(self, n: int) -> int:
+        """How many samples in a row, of ``n``, depend on one another: they are drawn in one chunk. 1 for independent ones."""
+        return 1
+
     def init(self, process: Process, y: Array) -> Pytree:
-        """The memory before the first row."""
+        """The memory before the first row; every leaf has a leading axis of the batch."""
         return ()
+
+    def weighted(self, carry: Pytree, log_weights: Array) -> Pytree:
+        """The memory of ``init``, with the log-weights of the start taken up by a solver that weights."""
+        return carry
 
     @abc.abstractmethod
     def step(self, model: BoundModel, keys: Key, y: Array, carry: Pytree, row: dict[str, Array]) -> Step:
@@ -62,12 +85,21 @@ class Solver(abc.ABC):
         """The point of data space; other than ``process.decode(y)`` where the memory knows what ``y`` does not."""
         return process.decode(y)
 
-    def outputs(self, carry: Pytree) -> dict[str, Any]:
-        """What the memory adds to the result after the last row (``log_weights``, ``log_z``, diagnostics).
+    def noise(self, row: dict[str, Array]) -> Array | None:
+        """The deviation ``n`` of a row that is a mean plus ``n`` times standard normal noise; None for another form."""
+        return None
 
-        Arrays with one row per sample, unless the solver is ``coupled``.
+    def outputs(self, carry: Pytree, records: Pytree) -> dict[str, Any]:
+        """What the walk adds to the result (``log_weights``, ``log_z``, diagnostics).
+
+        Arrays with one row per sample or per population, of any shape where one population is all there is. ``records`` holds
+        the ``record`` of every row, stacked along axis 0.
         """
         return {}
+
+    def review(self, diagnostics: dict[str, Any]) -> None:
+        """Warn about the finished result where it calls for it; never called under ``jit``."""
+        return None
 
 
 class Nodes(NamedTuple):

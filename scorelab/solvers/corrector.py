@@ -77,9 +77,9 @@ class PredictorCorrector(Solver):
         """As the predictor."""
         return self.predictor.decode(process, y, carry)
 
-    def outputs(self, carry):
+    def outputs(self, carry, records):
         """Those of the predictor."""
-        return self.predictor.outputs(carry)
+        return self.predictor.outputs(carry, records)
 
     def step(self, model, keys, y, carry, row):
         """Both results are formed from one model call; the row says which one counts."""

@@ -52,7 +52,7 @@ class InDataSpace:
         """With the sign that the walk has given to ``x``."""
         return process.decode(y) * carry.sign if carry else process.decode(y)
 
-    def outputs(self, carry):
+    def outputs(self, carry, records):
         """``sign_flips``, ``(n,)``, where the chart is mirrored."""
         return dict(sign_flips=carry.flips) if carry else {}
 
@@ -171,6 +171,10 @@ class EulerMaruyama(ReverseSDE):
     def init(self, process, y):
         """The memory of the signs in data space."""
         return super().init(process, y) if self.coords == "ambient" else ()
+
+    def noise(self, row):
+        """The noise of a latent step; in data space it depends on the state."""
+        return row["n"] * (1 - row["last"]) if self.coords == "latent" else None
 
     def step(self, model, keys, y, carry, row):
         """See the class."""

@@ -43,6 +43,10 @@ class Multistep(Solver):
         """Past values, newest first; the first rows have zero coefficients for those that do not exist yet."""
         return (jnp.zeros_like(y),) * self.history
 
+    def noise(self, row):
+        """See :class:`Solver`."""
+        return row["n"] if self.stochastic else None
+
     def value(self, prediction, row) -> Array:
         """The quantity that is combined: the denoised mean."""
         return prediction.denoised

@@ -4,7 +4,9 @@ from scorelab.starts.base import Start
 from scorelab.starts.given import Fixed, Signed
 from scorelab.starts.laws import ClassAverage, GaussianMoments, LogNormal, Noised, Prior
 from scorelab.starts.teleport import Teleport, TeleportWarning
+from scorelab.starts.tempered import Tempered
 
 __all__ = [
     "ClassAverage", "Fixed", "GaussianMoments", "LogNormal", "Noised", "Prior", "Signed", "Start", "Teleport", "TeleportWarning",
+    "Tempered",
 ]

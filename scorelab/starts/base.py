@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from typing import ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.base import Process
@@ -51,6 +52,10 @@ class Start(abc.ABC):
     @abc.abstractmethod
     def draw(self, keys: Key, ids: Array, process: Process, t: Array, event: tuple[int, ...]) -> Array:
         """One point of the chart per key, ``(batch, *event)``, at the first grid time ``t``."""
+
+    def log_weight(self, y: Array, process: Process, t: Array, cond: Pytree = None) -> Array:
+        """Log-weights of points from ``draw`` where another law is wanted, ``(batch,)``; zero where it is the law itself."""
+        return jnp.zeros(len(y), y.dtype)
 
     @abc.abstractmethod
     def log_prob(self, y: Array, process: Process, t: Array) -> Array:

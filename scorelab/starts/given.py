@@ -53,6 +53,10 @@ class Signed(Start):
         """That of ``start``."""
         return self.start.draw(keys, ids, process, t, event)
 
+    def log_weight(self, y, process, t, cond=None):
+        """That of ``start``."""
+        return self.start.log_weight(y, process, t, cond)
+
     def log_prob(self, y, process, t):
         """That of ``start``, given the signs."""
         return self.start.log_prob(y, process, t)

@@ -1,0 +1,192 @@
+r"""Feynman-Kac correctors: annealed, multiplied, guided and tilted laws, sampled rightly instead of by their score alone.
+
+Each function returns ``(model, potential, start)`` for one call of :func:`scorelab.sample` with
+``solver=FeynmanKac(base, potential)``. Source: Skreta et al., arXiv 2503.02819; the anchored form is ours
+(:mod:`scorelab.fk.composition`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.densities import Gaussian
+from scorelab.fk.composition import Composition, Tilt, signal_fraction
+from scorelab.fk.potentials import Potential, Seen
+from scorelab.models import Conditioned
+from scorelab.starts import Tempered
+from scorelab.typing import Array, Model, require_choice, require_int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrector(Potential):
+    r"""The weights :math:`\int h\,d\tau` of a :class:`Composition`, between the grid times at which there is noise.
+
+    On a grid that ends at clean data the target is that of the last time with noise, and the last step only removes it.
+
+    Attributes:
+        rule: ``"trapezoid"`` (both ends of a step; each call serves two steps) or ``"left"``.
+        probes: for the divergence of the anchored form, as in :meth:`Composition.evaluate`.
+    """
+
+    rule: Literal["trapezoid", "left"] = "trapezoid"
+    probes: int | None = None
+
+    closes = True
+
+    def __post_init__(self):
+        require_choice(self, ("trapezoid", "left"), rule=self.rule)
+        if self.probes is not None:
+            require_int(self, 0, probes=self.probes)
+
+    def table(self, process, times):
+        """The parts of the steps before and after every node."""
+        dt = -np.diff(times)
+        sigma = np.asarray(process.sigma(np.asarray(times, np.float64)))
+        dt = np.where((sigma[1:] > 0) & np.isfinite(dt), dt, 0.0)
+        before, after = np.append(0.0, dt), np.append(dt, 0.0)
+        if self.rule == "trapezoid":
+            return dict(before=before / 2, after=after / 2)
+        return dict(before=0 * before, after=after)
+
+    def init(self, y):
+        """What the beginning of the step has put in, and the tilt at the last node."""
+        return jnp.zeros(len(y), y.dtype), jnp.zeros(len(y), y.dtype)
+
+    def see(self, model, keys, y, row):
+        """The composition's prediction, rate and tilt."""
+        if not isinstance(model.model, Composition):
+            raise TypeError(
+                f"Corrector got the model {type(model.model).__name__}: expected the one that annealed, product, geometric, tilted "
+                "or weighted returned"
+            )
+        prediction, rate, tilt = model.model.evaluate(y, row["t"], model.cond, keys, self.probes)
+        return Seen(prediction, None, (rate, tilt))
+
+    def weigh(self, memory, y, seen, keys, row, cond):
+        """The step that ends here."""
+        rate, tilt = seen.notes
+        return memory[0] + row["before"] * rate, (row["after"] * rate, tilt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiltCorrector(Corrector):
+    r"""A corrector whose target ends at :math:`q\,e^{\lambda r}` whatever the ramp is worth at the last node.
+
+    Attributes:
+        tilt: that of the composition.
+    """
+
+    tilt: Tilt
+
+    def finish(self, memory, x, cond):
+        r""":math:`\lambda r(x) - R` at the last node."""
+        return self.tilt.final(x, cond) - memory[1]
+
+
+class Corrected(NamedTuple):
+    """What one call of ``sample`` needs."""
+
+    model: Composition
+    potential: Potential
+    start: Tempered
+
+
+def weighted(
+    models: Sequence[Model],
+    exponents: Sequence[Array | float | Callable[[Array], Array]],
+    *,
+    tilt: Any = None,
+    anchor: Literal["score", "flow"] = "flow",
+    noise: Array | float = 1.0,
+    rule: Literal["trapezoid", "left"] = "trapezoid",
+    probes: int | None = None,
+    laws: Sequence[Gaussian] | None = None,
+) -> Corrected:
+    r""":math:`\prod_i q_i^{b_i}\,e^R`: what the functions below are cases of.
+
+    Args:
+        models: the experts, under one process.
+        exponents: :math:`b_i`, numbers or functions of the process's time; negative ones are allowed as long as the product is
+            normalisable at every time.
+        tilt: a :class:`Tilt`, or a function ``(y, t, process, cond) -> (batch,)`` of the chart's points.
+        anchor: ``"flow"`` needs the divergence of the scores, and its weights are quiet at high noise; ``"score"`` does not,
+            and its weights are noise there. Without effect where all exponents sum to one with one expert.
+        noise: :math:`c^2/g^2` of the base solver; the weights do not depend on it, the drift does.
+        rule: of the integral of the weights.
+        probes: Hutchinson probes, 0 for the exact divergence, None for exact in up to 16 dimensions and 8 above.
+        laws: Gaussians with the moments of the experts, one for all or one for each, for a start at moderate noise. None takes
+            those of exact models that know them.
+
+    Raises:
+        ValueError: exponents that do not fit the models, or have no positive sum.
+    """
+    models, exponents = tuple(models), tuple(exponents)
+    composition = Composition(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
+    if laws is None:
+        found = [_moments(model) for model in models]
+        laws = found if all(law is not None for law in found) else ()
+    elif len(laws) not in (1, len(models)):
+        raise ValueError(f"weighted.laws has {len(laws)} laws: expected one for all {len(models)} models, or one for each")
+    start = Tempered(exponents=exponents, laws=tuple(laws), target=composition)
+    if isinstance(tilt, Tilt):
+        return Corrected(composition, TiltCorrector(rule=rule, probes=probes, tilt=tilt), start)
+    return Corrected(composition, Corrector(rule=rule, probes=probes), start)
+
+
+def annealed(model: Model, beta: Array | float, **options: Any) -> Corrected:
+    r""":math:`q^\beta`: the law at the temperature :math:`1/\beta`. ``options`` as in :func:`weighted`.
+
+    The power is that of the density in the chart; on the log chart :math:`q_X^\beta` of data space needs the tilt
+    :math:`(1-\beta)\sum_i y_i` on top.
+    """
+    return weighted([model], [_positive("annealed", beta)], **options)
+
+
+def product(models: Sequence[Model], beta: Array | float = 1.0, **options: Any) -> Corrected:
+    r""":math:`\big(\prod_i q_i\big)^\beta`: what all models believe in at once. ``options`` as in :func:`weighted`."""
+    return weighted(models, [_positive("product", beta)] * len(models), **options)
+
+
+def geometric(unconditional: Model, conditional: Model, beta: Array | float, **options: Any) -> Corrected:
+    r""":math:`q_\varnothing^{1-\beta}\,q_c^\beta`: what classifier-free guidance with the scale :math:`\beta` is meant to sample.
+
+    ``conditional`` gets the conditions of the samples, ``unconditional`` none. ``options`` as in :func:`weighted`; the exponents
+    sum to one, so that ``anchor="score"``, the default here, has quiet weights and needs no divergence.
+    """
+    # An exact model takes no conditions, and keeps its log-density.
+    free = unconditional if hasattr(unconditional, "log_prob") else Conditioned(model=unconditional)
+    return weighted([free, conditional], [1 - beta, beta], **({"anchor": "score"} | options))
+
+
+def tilted(
+    model: Model,
+    reward: Callable[..., Array],
+    scale: Array | float = 1.0,
+    *,
+    ramp: Callable = signal_fraction,
+    with_cond: bool = False,
+    **options: Any,
+) -> Corrected:
+    r""":math:`q\,e^{\lambda r}` along :math:`q_t\,e^{\lambda u(t)\,r}`, with the gradient of the reward in the drift.
+
+    The reward is that of the noisy point itself, so it must be defined everywhere and differentiable; no gradient goes through
+    the network. ``options`` as in :func:`weighted`; one expert with the exponent one needs no divergence.
+    """
+    tilt = Tilt(reward=reward, scale=scale, ramp=ramp, with_cond=with_cond)
+    return weighted([model], [1.0], tilt=tilt, **({"anchor": "score"} | options))
+
+
+def _positive(name: str, beta: Array | float) -> Array | float:
+    if isinstance(beta, int | float) and not 0 < beta < float("inf"):
+        raise ValueError(f"{name}.beta = {beta!r}: expected a finite number above 0")
+    return beta
+
+
+def _moments(model: Model) -> Gaussian | None:
+    law, process = getattr(model, "law", None), getattr(model, "process", None)
+    return None if law is None or process is None else law.in_chart(process.chart).matched()

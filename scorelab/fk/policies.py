@@ -1,0 +1,197 @@
+r"""Policies: when to resample, and what the weights are afterwards.
+
+A policy takes the log-weights of one population to :class:`Moved`: ancestors, the log-weights they carry on, and what went into
+the normalising constant. **Weights are never dropped**: where nothing is done they are carried as they are.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import KW_ONLY, dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.fk.resampling import Resampler, multinomial
+from scorelab.fk.weights import ess, log_mean_exp
+from scorelab.typing import Array, Key, require_int, require_number, require_spec
+
+
+class Moved(NamedTuple):
+    """What a policy decided for one population.
+
+    Attributes:
+        index: the ancestor of each particle, ``(N,)``.
+        log_weights: the weights after it, ``(N,)``.
+        log_z: what moved from the weights into the normalising constant.
+        resampled: whether anything was done.
+    """
+
+    index: Array
+    log_weights: Array
+    log_z: Array
+    resampled: Array
+
+
+@dataclass(frozen=True)
+class Policy(abc.ABC):
+    """What is done with the weights; a new one that only says when to resample is a :class:`When`.
+
+    Attributes:
+        window: the part of the walk, as fractions of its steps, in which resampling is allowed. Weights accumulate outside.
+    """
+
+    _: KW_ONLY
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        low, high = self.window
+        require_number(self, 0.0, 1.0, window=low)
+        require_number(self, low, 1.0, window=high)
+        object.__setattr__(self, "window", (float(low), float(high)))
+
+    @abc.abstractmethod
+    def move(self, key: Key, log_weights: Array, resampler: Resampler, node: Array, progress: Array) -> Moved:
+        """Decide for one population; ``node`` counts the grid times from 0, ``progress`` goes from 0 to 1."""
+
+    def may(self, log_weights: Array, progress: Array) -> Array:
+        """Inside the window, and some weight is finite: else there is nothing to choose from, and the mass stays zero."""
+        return (progress >= self.window[0]) & (progress <= self.window[1]) & (jnp.max(log_weights) > -jnp.inf)
+
+
+@dataclass(frozen=True)
+class When(Policy):
+    """Resampling at some times; a new one states ``wants``."""
+
+    @abc.abstractmethod
+    def wants(self, log_weights: Array, node: Array) -> Array:
+        """Whether to resample now."""
+
+    def move(self, key, log_weights, resampler, node, progress):
+        """Resample where the policy wants to and may."""
+        now = self.may(log_weights, progress) & self.wants(log_weights, node)
+        index = jnp.where(now, resampler(key, log_weights), jnp.arange(len(log_weights), dtype=jnp.int32))
+        gained = jnp.where(now, log_mean_exp(log_weights), 0.0)
+        return Moved(index, jnp.where(now, 0.0, log_weights), gained, now)
+
+
+@dataclass(frozen=True)
+class Never(When):
+    """Sequential importance sampling: weights only."""
+
+    def wants(self, log_weights, node):
+        """False."""
+        return jnp.zeros((), bool)
+
+
+@dataclass(frozen=True)
+class Always(When):
+    """At every node where weights change."""
+
+    def wants(self, log_weights, node):
+        """True."""
+        return jnp.ones((), bool)
+
+
+@dataclass(frozen=True)
+class Every(When):
+    """At the grid times whose number is a multiple of ``steps`` (0 is the start)."""
+
+    steps: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_int(self, 1, steps=self.steps)
+
+    def wants(self, log_weights, node):
+        """By the number of the node."""
+        return node % self.steps == 0
+
+
+@dataclass(frozen=True)
+class EssBelow(When):
+    """Where the effective sample size is below the fraction ``threshold`` of the particles.
+
+    The decision depends on the particles: the estimate of the normalising constant stays consistent, and loses a little of
+    its unbiasedness.
+    """
+
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_number(self, 0.0, 1.0, threshold=self.threshold)
+
+    def wants(self, log_weights, node):
+        """By the weights."""
+        return ess(log_weights) < self.threshold * len(log_weights)
+
+
+@dataclass(frozen=True)
+class BirthDeath(Policy):
+    r"""Jumps instead of weights: deaths at the rate :math:`(h_i-\bar h)^-`, births in proportion to :math:`(h_i-\bar h)^+`.
+
+    For the increments :math:`\delta_i` of the log-weights in a step, particle ``i`` dies with probability
+    :math:`1-e^{-(\delta_i-\bar\delta)^-}`, and a copy of ``j``, drawn in proportion to :math:`(\delta_j-\bar\delta)^+`, takes its
+    place. No weights are carried, and :math:`\log Z` grows by :math:`\bar\delta`. Exact in the limit of small steps. The weights
+    of the start, which are no increments of a rate, are resampled. Outside the window nothing is done and weights accumulate.
+
+    Source: arXiv 2503.02819, Proposition 4.1.
+    """
+
+    def move(self, key, log_weights, resampler, node, progress):
+        """See the class."""
+        n = len(log_weights)
+        now = self.may(log_weights, progress)
+        # A dead particle would take the mean to -inf: it dies surely and is left out of the mean.
+        finite = log_weights > -jnp.inf
+        mean = jnp.sum(jnp.where(finite, log_weights, 0.0)) / jnp.maximum(jnp.sum(finite), 1)
+        rate = jnp.where(finite, log_weights - mean, -jnp.inf)
+        key_die, key_born, key_start = jax.random.split(key, 3)
+        dies = jax.random.uniform(key_die, (n,), log_weights.dtype) < -jnp.expm1(jnp.minimum(rate, 0.0))
+        # Nobody is above the mean where all are equal, and then nobody dies.
+        parents = multinomial(key_born, jnp.log(jnp.maximum(rate, 0.0)))
+        place = jnp.arange(n, dtype=jnp.int32)
+        start = node == 0
+        index = jnp.where(start, resampler(key_start, log_weights), jnp.where(dies, parents, place))
+        gained = jnp.where(start, log_mean_exp(log_weights), mean + jnp.log(jnp.mean(finite)))
+        carried, gained = jnp.where(now, 0.0, log_weights), jnp.where(now, gained, 0.0)
+        return Moved(jnp.where(now, index, place), carried, gained, now & jnp.any(index != place))
+
+
+@dataclass(frozen=True)
+class Islands(Policy):
+    """Resampling inside islands, which carry their mass in the weights, and rarely across all of them.
+
+    Particles of different islands may live on different devices: only the masses are exchanged until ``across`` fires.
+
+    Attributes:
+        count: islands in a population; the particles are dealt out evenly, in order.
+        inside: the policy of each island.
+        across: the policy of the population as a whole, for the weights the islands end up with.
+    """
+
+    count: int
+    inside: Policy = field(default_factory=EssBelow)
+    across: Policy = field(default_factory=lambda: EssBelow(0.2))
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_int(self, 1, count=self.count)
+        require_spec(self, Policy, inside=self.inside, across=self.across)
+
+    def move(self, key, log_weights, resampler, node, progress):
+        """See the class."""
+        n = len(log_weights)
+        if n % self.count:
+            raise ValueError(f"Islands.count = {self.count}: expected a divisor of the {n} particles of a population")
+        key_inside, key_across = jax.random.split(key)
+        parts = log_weights.reshape(self.count, -1)
+        decide = jax.vmap(lambda k, lw: self.inside.move(k, lw, resampler, node, progress))
+        local = decide(jax.random.split(key_inside, self.count), parts)
+        # What an island would put into the constant stays with its particles: islands are weighed against one another.
+        carried = (local.log_weights + local.log_z[:, None]).reshape(n)
+        index = (local.index + jnp.arange(self.count)[:, None] * (n // self.count)).reshape(n)
+        moved = self.across.move(key_across, carried, resampler, node, progress)
+        return Moved(index[moved.index], moved.log_weights, moved.log_z, jnp.any(local.resampled) | moved.resampled)

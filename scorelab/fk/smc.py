@@ -1,0 +1,328 @@
+r"""Feynman-Kac sequential Monte Carlo: a population of weighted particles around any stochastic solver.
+
+At every grid time the model is called, the potential adds to the log-weights, the policy may resample, and the base solver moves
+the particles with the prediction that is there already. A path has the weight :math:`\prod_k G_k\,p/\tau`, with the ratio of the
+base chain ``p`` to a guided proposal :math:`\tau`, and
+
+.. math:: E\Big[\prod_{\text{resamplings}} \tfrac1N\sum_i w_i\Big] = Z
+
+without bias for any number of particles, when the times of resampling are fixed in advance.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from scorelab.fk.policies import EssBelow, Moved, Never, Policy
+from scorelab.fk.potentials import Potential, Zero
+from scorelab.fk.resampling import Resampler, systematic
+from scorelab.fk.weights import ess, log_mean_exp, usable
+from scorelab.models.guided import pulled
+from scorelab.processes.base import Prediction
+from scorelab.solvers import DDIM
+from scorelab.solvers.base import Solver, Step
+from scorelab.typing import (
+    Array,
+    Pytree,
+    partly_static,
+    per_example_normal,
+    require_choice,
+    require_int,
+    require_positive,
+    require_spec,
+)
+
+# Streams of a particle's key beside the base solver's own noise, which is drawn from the key itself.
+_RESAMPLE, _POTENTIAL = 1_000_003, 1_000_033
+
+
+class WeightsWarning(UserWarning):
+    """Log-weights that were NaN or infinite, or a population in which no weight was above zero."""
+
+
+class Cloud(NamedTuple):
+    """The memory of a run. All but the last three have a leading axis of particles, and are gathered together.
+
+    Attributes:
+        base: the memory of the base solver.
+        memory: that of the potential.
+        root: the place in its population at which the ancestor of each particle began.
+        log_w: log-weights.
+        log_z: what has left the weights of each population.
+        bad: log-weights that were not numbers, of each population.
+    """
+
+    base: Pytree
+    memory: Pytree
+    root: Array
+    log_w: Array
+    log_z: Array
+    bad: Array
+
+
+@partly_static("potential")
+@dataclass(frozen=True, kw_only=True)
+class FeynmanKac(Solver):
+    r"""Weighted particles: a solver for :func:`scorelab.sample`, where samples in a row are the particles of a population.
+
+    ``sample(..., shape=(populations * particles, *event))`` runs independent populations side by side; conditions, if any, must
+    be the same within each. The result has ``log_weights`` ``(n,)`` and ``log_z``, of each population where ``particles`` is given.
+    Averages: :func:`scorelab.fk.weighted_mean`; equally weighted samples: ``resample_final=True``.
+
+    Diagnostics: ``ess`` and ``resampled`` at every model call, ``final_ess``, ``unique_roots`` (how many of the first particles
+    have descendants), ``root`` ``(n,)``, ``bad_weights``, ``clipped``, and ``ancestors`` where asked for.
+
+    Attributes:
+        base: the solver that moves the particles. A deterministic one needs ``policy=Never()``: copies would stay copies.
+        potential: the weights (:mod:`scorelab.fk.potentials`, :mod:`scorelab.fk.correctors`).
+        resampler: a function ``(key, log_weights) -> indices`` (:mod:`scorelab.fk.resampling`).
+        policy: when to resample (:mod:`scorelab.fk.policies`).
+        particles: in a population; None for one population of all samples.
+        resample_final: resample at the end, and return equal weights.
+        clip: limit every increment of the log-weights to its population's mean plus or minus this number. **A bias**, in exchange
+            for variance; None for none.
+        record_ancestors: keep the ancestor of every particle at every model call, in ``diagnostics["ancestors"]``
+            ``(populations, calls, particles)``.
+    """
+
+    base: Solver = field(default_factory=lambda: DDIM(eta=1.0))
+    potential: Potential = field(default_factory=Zero)
+    resampler: Resampler = systematic
+    policy: Policy = field(default_factory=EssBelow)
+    particles: int | None = None
+    resample_final: bool = False
+    clip: float | None = None
+    record_ancestors: bool = False
+
+    stochastic: ClassVar[bool] = True
+
+    def __post_init__(self):
+        require_spec(self, Solver, base=self.base)
+        require_spec(self, Potential, potential=self.potential)
+        require_spec(self, Policy, policy=self.policy)
+        require_choice(self, (True, False), resample_final=self.resample_final, record_ancestors=self.record_ancestors)
+        if not callable(self.resampler):
+            raise TypeError(f"FeynmanKac.resampler = {self.resampler!r}: expected a function (key, log_weights) -> indices")
+        if isinstance(self.base, FeynmanKac):
+            raise ValueError("FeynmanKac.base is itself a FeynmanKac: expected the solver that moves the particles")
+        if self.particles is not None:
+            require_int(self, 1, particles=self.particles)
+        if self.clip is not None:
+            require_positive(self, clip=self.clip)
+        if not self.base.stochastic and (self.resample_final or not isinstance(self.policy, Never)):
+            raise ValueError(
+                f"FeynmanKac.base = {self.base!r}: expected a stochastic solver, such as DDIM(eta=1.0), since copies of a particle "
+                "would never separate; or policy=Never() and resample_final=False"
+            )
+
+    @property
+    def order(self) -> int:
+        """That of the base."""
+        return self.base.order
+
+    @property
+    def calls_per_step(self) -> int | None:
+        """Those of the base; a potential that closes takes one more on a grid that ends in noise."""
+        return self.base.calls_per_step
+
+    def population(self, n):
+        """The particles of one population."""
+        return n if self.particles is None else self.particles
+
+    def table(self, process, times):
+        """The base's rows, with those of the potential at the node each row begins at."""
+        if process.chart.signed:
+            raise ValueError(
+                f"FeynmanKac under {process!r}: expected signed=False, since a copied particle would need its signs copied"
+            )
+        rows = self.base.table(process, times)
+        steps = len(times) - 1
+        enter = np.append(1, np.diff(rows["step"])).astype(np.int32)
+        last = np.zeros(len(enter), np.int32)
+        last[-1] = 1
+        rows = rows | dict(enter=enter, stay=np.zeros_like(last), last_row=last)
+        if self.potential.closes and process.sigma(np.asarray(times, np.float64))[-1] > 0:
+            # One more call, at the last time, after which nothing moves.
+            rows = {name: np.concatenate([column, column[-1:]]) for name, column in rows.items()}
+            rows["t"][-1], rows["enter"][-1], rows["stay"][-1], rows["last_row"][-2] = times[-1], 1, 1, 0
+        node = rows["step"] + rows["stay"]
+        own = {name: np.asarray(column)[node] for name, column in self.potential.table(process, times).items()}
+        if clash := sorted(set(own) & set(rows)):
+            raise ValueError(f"{type(self.potential).__name__}.table has the columns {clash}: expected other names than the base's")
+        return rows | own | dict(node=node, progress=node / steps)
+
+    def init(self, process, y):
+        """Equal weights, every particle its own root."""
+        groups = len(y) // self.population(len(y))
+        zeros = jnp.zeros(groups, y.dtype)
+        root = jnp.tile(jnp.arange(len(y) // groups, dtype=jnp.int32), groups)
+        weights = jnp.zeros(len(y), y.dtype)
+        return Cloud(self.base.init(process, y), self.potential.init(y), root, weights, zeros, jnp.zeros(groups, jnp.int32))
+
+    def weighted(self, carry, log_weights):
+        """With the weights of the start."""
+        return carry._replace(log_w=carry.log_w + log_weights)
+
+    def decode(self, process, y, carry):
+        """As the base."""
+        return self.base.decode(process, y, carry.base)
+
+    def step(self, model, keys, y, carry, row):
+        """See the module."""
+        groups = len(carry.log_z)
+        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _POTENTIAL))(keys)
+        seen = self.potential.see(model, own_keys, y, row)
+        process = seen.prediction.process
+        entering = row["enter"] > 0
+
+        increment, memory = self.potential.weigh(carry.memory, y, seen, own_keys, row, model.cond)
+        increment = jnp.where(entering, increment, 0.0)
+        memory = jax.tree.map(lambda new, old: jnp.where(entering, new, old), memory, carry.memory)
+        log_w, bad, clipped = self._add(carry.log_w, increment, groups)
+        worth = ess(log_w)
+        moved = self._move(keys, log_w, row, entering)
+
+        y, base, memory, root, seen = self._gather(moved, (y, carry.base, memory, carry.root, seen), groups)
+        result = self.base.step(_given(model, y, row["t"], seen.prediction), keys, y, base, row)
+        log_w = moved.log_weights.reshape(-1)
+        if seen.gradient is not None:
+            result, ratio = self._guide(model, keys, y, base, result, seen, row)
+            log_w = log_w + ratio
+        stays = row["stay"] > 0
+        out, base = jax.tree.map(lambda new, old: jnp.where(stays, old, new), (result.y, result.carry), (y, base))
+
+        def finish():
+            # The sample itself, in data space, in the place of any prediction.
+            return self.potential.finish(memory, self.base.decode(process, out, base), model.cond).astype(log_w.dtype)
+
+        log_w, bad_end, clipped_end = self._add(
+            log_w, jax.lax.cond(row["last_row"] > 0, finish, lambda: jnp.zeros_like(log_w)), groups
+        )
+        log_w, log_z = log_w.reshape(-1), carry.log_z + moved.log_z
+        record = dict(ess=worth, resampled=moved.resampled, clipped=clipped + clipped_end)
+        if self.record_ancestors:
+            record["ancestors"] = moved.index
+        carry = Cloud(base, memory, root, log_w, log_z, carry.bad + bad + bad_end)
+        if self.resample_final:
+            out, carry = self._close(keys, out, carry, row, groups)
+        return Step(out, carry, seen.prediction, record)
+
+    def outputs(self, carry, records):
+        """The weights, the constant, and how the run went."""
+        log_w = carry.log_w.reshape(len(carry.log_z), -1)
+        roots = carry.root.reshape(log_w.shape)
+        seen = jax.vmap(lambda r: jnp.zeros(log_w.shape[1], jnp.int32).at[r].set(1))(roots)
+        whole = dict(
+            log_z=carry.log_z + log_mean_exp(log_w), final_ess=ess(log_w), unique_roots=jnp.sum(seen, axis=1),
+            bad_weights=carry.bad, clipped=jnp.sum(records["clipped"], axis=0),
+            **{name: jnp.moveaxis(records[name], 0, 1) for name in ("ess", "resampled", "ancestors") if name in records},
+        )  # fmt: skip
+        if self.particles is None:
+            whole = {name: value[0] for name, value in whole.items()}
+        return dict(log_weights=carry.log_w, root=carry.root, **whole, **self.base.outputs(carry.base, ()))
+
+    def review(self, diagnostics):
+        """Warn about weights that were not numbers, and about populations without any."""
+        bad, dead = np.sum(np.asarray(diagnostics["bad_weights"])), np.sum(np.asarray(diagnostics["final_ess"]) == 0)
+        if bad or dead:
+            warnings.warn(
+                f"FeynmanKac met {bad} log-weights that were NaN or +inf, which count as zero; {dead} populations ended without "
+                "any weight above zero: expected a potential that is finite somewhere in every population",
+                WeightsWarning,
+                stacklevel=3,
+            )
+
+    def _add(self, log_w: Array, increment: Array, groups: int) -> tuple[Array, Array, Array]:
+        """New log-weights ``(groups, particles)``, how many were not numbers, and how many increments were limited."""
+        increment = increment.reshape(groups, -1)
+        clipped = jnp.zeros(groups, jnp.int32)
+        if self.clip is not None:
+            finite = jnp.isfinite(increment)
+            count = jnp.maximum(jnp.sum(finite, axis=1, keepdims=True), 1)
+            mean = jnp.sum(jnp.where(finite, increment, 0.0), axis=1, keepdims=True) / count
+            limited = jnp.clip(increment, mean - self.clip, mean + self.clip)
+            clipped = jnp.sum(finite & (limited != increment), axis=1, dtype=jnp.int32)
+            increment = jnp.where(finite, limited, increment)
+        log_w, bad = usable(log_w.reshape(groups, -1) + increment)
+        return log_w, bad, clipped
+
+    def _move(self, keys, log_w, row, entering) -> Moved:
+        """What the policy decides for each population; in the middle of a step nothing is done."""
+
+        def decide(key, lw):
+            return self.policy.move(key, lw, self.resampler, row["node"], row["progress"])
+
+        own = self._group_keys(keys, len(log_w))
+        moved = jax.vmap(decide)(own, log_w)
+        index = jnp.where(entering, moved.index, jnp.arange(log_w.shape[1], dtype=jnp.int32))
+        return Moved(
+            index, jnp.where(entering, moved.log_weights, log_w), jnp.where(entering, moved.log_z, 0.0), moved.resampled & entering
+        )
+
+    @staticmethod
+    def _group_keys(keys, groups):
+        # The first particle's: it does not depend on how many populations run beside this one.
+        return jax.vmap(lambda key: jax.random.fold_in(key, _RESAMPLE))(keys[:: len(keys) // groups])
+
+    @staticmethod
+    def _gather(moved: Moved, everything: Pytree, groups: int) -> Pytree:
+        """One gather for all that belongs to a particle."""
+        particles = moved.index.shape[1]
+
+        def gather(leaf):
+            # Numbers that all particles share, such as the time of a prediction, stay.
+            if jnp.ndim(leaf) == 0:
+                return leaf
+            split = rearrange(leaf, "(g p) ... -> g p ...", g=groups, p=particles)
+            return jax.vmap(lambda values, index: values[index])(split, moved.index).reshape(leaf.shape)
+
+        def all_of_them():
+            return jax.tree.map(gather, everything)
+
+        if groups > 1:
+            # Looking whether any population moved would make them wait for one another.
+            return all_of_them()
+        return jax.lax.cond(jnp.any(moved.resampled), all_of_them, lambda: everything)
+
+    def _guide(self, model, keys, y, base, plain: Step, seen, row) -> tuple[Step, Array]:
+        r"""The step of the guided proposal, and :math:`\log p/\tau` of it."""
+        noise = self.base.noise(row)
+        if noise is None:
+            raise ValueError(
+                f"FeynmanKac.base = {self.base!r} with {type(model.model).__name__}: expected a solver whose step is a mean plus "
+                "Gaussian noise, such as DDIM(eta=1.0) or EulerMaruyama(), to weigh the guidance by"
+            )
+        guided = self.base.step(_given(model, y, row["t"], pulled(seen.prediction, seen.gradient)), keys, y, base, row)
+        # A step without noise has no density to weigh by: it is not guided.
+        moves = (noise > 0) & (row["stay"] == 0)
+        shift = jnp.where(moves, guided.y - plain.y, 0.0)
+        scale = jnp.where(moves, noise, 1.0)
+        z, axes = per_example_normal(keys, y), tuple(range(1, y.ndim))
+        ratio = -jnp.sum(z * shift, axis=axes) / scale - jnp.sum(shift**2, axis=axes) / (2 * scale**2)
+        # The base solver remembers what was not guided, so that the chain it is compared with is its own.
+        return plain._replace(y=plain.y + shift), ratio
+
+    def _close(self, keys, y, carry: Cloud, row, groups):
+        """Resample once more after the last row."""
+        log_w = carry.log_w.reshape(groups, -1)
+        alive = jnp.max(log_w, axis=1) > -jnp.inf
+        now = (row["last_row"] > 0) & alive
+        own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._group_keys(keys, groups))
+        index = jnp.where(now[:, None], jax.vmap(self.resampler)(own, log_w), jnp.arange(log_w.shape[1], dtype=jnp.int32))
+        moved = Moved(index, None, None, now)
+        y, base, memory, root = self._gather(moved, (y, carry.base, carry.memory, carry.root), groups)
+        log_z = carry.log_z + jnp.where(now, log_mean_exp(log_w), 0.0)
+        log_w = jnp.where(now[:, None], 0.0, log_w).reshape(-1)
+        return y, Cloud(base, memory, root, log_w, log_z, carry.bad)
+
+
+def _given(model, y: Array, t: Array, prediction: Prediction):
+    """The model for the base solver: what is known already where it asks for that, a call where it asks elsewhere."""
+    return lambda at, time: prediction if at is y and time is t else model(at, time)

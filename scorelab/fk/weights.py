@@ -1,0 +1,55 @@
+r"""Weights on the log scale: how many particles they are worth, what they average, what cannot be used."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.typing import Array
+
+
+def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
+    r""":math:`\log\frac1N\sum_i e^{\ell_i}`, without overflow; ``-inf`` where all are."""
+    return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])
+
+
+def ess(log_weights: Array, axis: int = -1) -> Array:
+    r"""The effective sample size :math:`(\sum_i w_i)^2/\sum_i w_i^2`, from 1 to N; 0 where no weight is finite.
+
+    Source: Kong, Liu & Wong (1994).
+    """
+    top = jnp.max(log_weights, axis=axis, keepdims=True)
+    # Relative to the largest: the quotient of two sums of which each has a one.
+    w = jnp.exp(log_weights - jnp.where(jnp.isfinite(top), top, 0.0))
+    total, square = jnp.sum(w, axis=axis), jnp.sum(w**2, axis=axis)
+    return jnp.where(square > 0, total**2 / jnp.where(square > 0, square, 1.0), 0.0)
+
+
+def normalised(log_weights: Array, axis: int = -1) -> Array:
+    """Weights with sum one; equal ones where none is finite."""
+    dead = jnp.max(log_weights, axis=axis, keepdims=True) == -jnp.inf
+    return jax.nn.softmax(jnp.where(dead, 0.0, log_weights), axis=axis)
+
+
+def weighted_mean(values: Array, log_weights: Array) -> Array:
+    r""":math:`\sum_i W_i v_i`, for ``values`` ``(n, ...)`` and ``log_weights`` ``(n,)``.
+
+    Averages are better taken so than after resampling, which only adds noise.
+    """
+    return jnp.tensordot(normalised(jnp.asarray(log_weights)), jnp.asarray(values), axes=1)
+
+
+class Usable(NamedTuple):
+    """Log-weights without NaN, and how many there were."""
+
+    log_weights: Array
+    bad: Array
+
+
+def usable(log_weights: Array) -> Usable:
+    """NaN (and ``+inf``, a division of densities gone wrong) become ``-inf``, and are counted along the last axis."""
+    bad = jnp.isnan(log_weights) | (log_weights == jnp.inf)
+    return Usable(jnp.where(bad, -jnp.inf, log_weights), jnp.sum(bad, axis=-1, dtype=jnp.int32))

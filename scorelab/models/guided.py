@@ -1,0 +1,103 @@
+r"""Models pulled towards a target: a base model plus the gradient of how likely the target is.
+
+By Bayes' rule the score under a target is :math:`\nabla\log p_t(y) + G`, :math:`G = \nabla_y\log p(\text{target}\mid y_t)`.
+In the consistent pair of :class:`scorelab.processes.Prediction` this is
+
+.. math:: D \to D + \frac{\sigma^2}{\alpha}\,G,\qquad \hat\epsilon \to \hat\epsilon - \sigma\,G .
+
+Only the exact ``G`` gives the exact law; every class here says what it puts in its place.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.processes.base import Prediction
+from scorelab.typing import Array, Model, Pytree, partly_static, per_example, require_choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided(abc.ABC):
+    """A base model and a pull; a subclass gives :meth:`pull` and is registered as a pytree.
+
+    Attributes:
+        model: the base model; a bare function is static, a pytree keeps its leaves.
+    """
+
+    model: Model
+
+    @abc.abstractmethod
+    def pull(self, y: Array, t: Array | float, cond: Pytree = None) -> tuple[Prediction, Array]:
+        r"""The base model's prediction, and ``G`` in place of :math:`\nabla_y\log p(\text{target}\mid y_t)`, shaped like ``y``.
+
+        Args:
+            y: ``(batch, *event)`` in the chart.
+            t: scalar or ``(batch,)``.
+            cond: conditions of the base model.
+        """
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+        """The guided prediction for ``y`` of shape ``(batch, *event)``; where alpha is 0, its ``denoised`` is the base model's."""
+        return pulled(*self.pull(y, t, cond))
+
+
+@partly_static("model", "reward", "scale")
+@dataclass(frozen=True, kw_only=True)
+class RewardGradient(Guided):
+    r"""The gradient of a reward of the denoised point, :math:`G = w\,\nabla_y\,r(\mathrm{decode}(D(y, t)))`.
+
+    It replaces :math:`\log E[e^{w r(x_0)}\mid y_t]` by the reward of the mean: exact where the noise is gone, and for a
+    linear reward under a Gaussian law up to nothing but the decoding. One backward pass that shares the forward one.
+
+    Attributes:
+        reward: ``reward(x)`` or, under ``with_cond``, ``reward(x, cond)``: points of data space ``(batch, *event)`` to
+            ``(batch,)``. A bare function is static (pass the same object again), a callable pytree keeps its leaves.
+        scale: ``w``, a scalar or ``(batch,)``; a leaf.
+        with_cond: whether the reward takes the conditions.
+
+    Raises:
+        ValueError: when the reward is not ``(batch,)``.
+    """
+
+    reward: Callable[..., Array]
+    scale: Array | float = 1.0
+    with_cond: bool = False
+
+    def __post_init__(self):
+        require_choice(self, (True, False), with_cond=self.with_cond)
+
+    def pull(self, y, t, cond=None):
+        """See the class."""
+
+        def total(y):
+            prediction = self.model(y, t, cond)
+            x = prediction.process.decode(prediction.denoised)
+            rewards = self.reward(x, cond) if self.with_cond else self.reward(x)
+            if jnp.shape(rewards) != y.shape[:1]:
+                raise ValueError(f"RewardGradient.reward returned the shape {jnp.shape(rewards)}: expected {y.shape[:1]}")
+            # The sum's gradient is each example's own: examples do not see one another.
+            return jnp.sum(rewards), prediction
+
+        (_, prediction), gradient = jax.value_and_grad(total, has_aux=True)(y)
+        return prediction, per_example(self.scale, y).astype(y.dtype) * gradient
+
+
+def pulled(base: Prediction, gradient: Array) -> Prediction:
+    """The prediction with ``gradient`` added to its score."""
+    sigma = per_example(base.process.sigma(base.t), gradient)
+    denoised = base.denoised + per_example(tweedie_factor(base), gradient) * gradient
+    return Prediction(denoised=denoised, eps=base.eps - sigma * gradient, t=base.t, process=base.process)
+
+
+def tweedie_factor(prediction: Prediction) -> Array:
+    r""":math:`\sigma^2/\alpha`, scalar or ``(batch,)``: times ``dD/dy`` it is the covariance of ``y_0`` given ``y_t``.
+
+    0 at :math:`\alpha = 0`, where ``dD/dy`` vanishes and the product cannot be had from it.
+    """
+    alpha, sigma = prediction.process.alpha(prediction.t), prediction.process.sigma(prediction.t)
+    return jnp.where(alpha > 0, sigma**2 / jnp.where(alpha > 0, alpha, 1.0), 0.0)

@@ -1,0 +1,121 @@
+r"""The start of a composition: noise at the temperature of the product, from which a Feynman-Kac run weighs on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.densities import Gaussian
+from scorelab.processes.base import Process
+from scorelab.starts.base import Start
+from scorelab.typing import Array, partly_static
+
+
+@partly_static("exponents", "laws", "target")
+@dataclass(frozen=True, kw_only=True)
+class Tempered(Start):
+    r"""The Gaussian stand-in for :math:`\prod_i q_i^{b_i}` at the first grid time, with the log-weights that make it right.
+
+    .. math:: \prod_i N(\alpha_t\mu_i+b_t,\ \alpha_t^2\Sigma_i+\sigma_t^2)^{b_i},\qquad
+              \text{without moments}\quad N(b_t,\ \sigma_t^2/B),\quad B=\textstyle\sum_i b_i .
+
+    Without moments it needs a start at high noise; with them it may begin in the middle, where a composition has just begun to
+    differ from a Gaussian. Log-weights are :math:`\Phi - \log q` with the :math:`\Phi` of ``target`` where that is known, and with
+    that of the Gaussians otherwise, so that ``log_z`` means :math:`\log\int e^\Phi` either way.
+
+    Args:
+        exponents: :math:`b_i`, numbers or functions of time, with a sum above zero.
+        laws: Gaussians with the moments of the experts in the chart (:meth:`scorelab.densities.Gaussian.from_data`), one for all
+            experts or one for each; () where they are not known.
+        target: what ``log_density(y, t, cond)`` and ``log_tilt(y, t, cond)`` are asked of, a :class:`scorelab.fk.Composition`.
+
+    Raises:
+        ValueError: exponents whose sum is not positive; a product that is not normalisable at the first grid time.
+    """
+
+    exponents: tuple[Array | float | Callable[[Array], Array], ...] = (1.0,)
+    laws: tuple[Gaussian, ...] = ()
+    target: Any = field(default=None)
+
+    def on_grid(self, process, times, model=None, cond=None):
+        """Itself, after a look at whether the product at the first time has a variance."""
+        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self.exponents, self.laws))):
+            with jax.ensure_compile_time_eval():
+                # Any event shape will do where there are no moments.
+                law = self.at(process, jnp.asarray(times[0], jnp.float32), self.laws[0].event if self.laws else (1,))
+                variances = np.concatenate([np.ravel(law.eigenvalues), np.ravel(law.tail) if law.basis.shape[1] < law.size else []])
+                exponents = tuple(float(b) for b in self._at(jnp.asarray(times[0], jnp.float32)))
+            if not np.all((variances > 0) & np.isfinite(variances)):
+                raise ValueError(
+                    f"Tempered.exponents = {exponents} at t = {times[0]:.4g}: expected a product with a "
+                    "positive variance in every direction; start at higher noise or with smaller exponents"
+                )
+        return self, times
+
+    def check_arrays(self, count, event):
+        """See :class:`Start`."""
+        for law in self.laws:
+            if law.event != tuple(event):
+                raise ValueError(f"Tempered.laws has points of shape {law.event}: expected {tuple(event)}")
+
+    def at(self, process: Process, t: Array, event: tuple[int, ...]) -> Gaussian:
+        """The Gaussian at the time ``t``."""
+        exponents = self._at(t)
+        total = sum(exponents)
+        if not self.laws:
+            prior = Gaussian._make(jnp.zeros(event, t.dtype), jnp.zeros((math.prod(event), 0)), jnp.zeros(0), 0.0, event)
+            return _tempered(prior.noised(process, t), total)
+        noised = [law.noised(process, t) for law in self.laws]
+        return _tempered(noised[0], total) if len(noised) == 1 else _product(noised, exponents)
+
+    def draw(self, keys, ids, process, t, event):
+        """See :class:`Start`."""
+        law = self.at(process, t, event)
+        return jax.vmap(lambda key: law.sample(key, 1)[0])(keys).astype(t.dtype)
+
+    def log_prob(self, y, process, t):
+        """The log-density of the Gaussian."""
+        return self.at(process, t, y.shape[1:]).log_prob(y)
+
+    def log_weight(self, y, process, t, cond=None):
+        r""":math:`\Phi(y, t) - \log q(y)`."""
+        log_density = None if self.target is None else self.target.log_density(y, t, cond)
+        if log_density is None:
+            tilt = 0.0 if self.target is None else self.target.log_tilt(y, t, cond)
+            log_density = self._stand_in(y, process, t) + tilt
+        return log_density - self.log_prob(y, process, t)
+
+    def _stand_in(self, y: Array, process: Process, t: Array) -> Array:
+        r""":math:`\sum_i b_i\log N_i(y)`."""
+        if len(self.laws) > 1:
+            return sum(b * law.noised(process, t).log_prob(y) for b, law in zip(self._at(t), self.laws, strict=True))
+        one = Tempered(exponents=(1.0,), laws=self.laws).at(process, t, y.shape[1:])
+        return sum(self._at(t)) * one.log_prob(y)
+
+    def _at(self, t: Array) -> tuple[Array | float, ...]:
+        return tuple(b(t) if callable(b) else b for b in self.exponents)
+
+
+def _tempered(law: Gaussian, power: Array | float) -> Gaussian:
+    return Gaussian._make(law.mean, law.basis, law.eigenvalues / power, law.tail / power, law.event)
+
+
+def _product(laws: list[Gaussian], exponents: tuple[Array | float, ...]) -> Gaussian:
+    """The normalised product of powers of Gaussians; variances of any sign where there is none."""
+    event, size = laws[0].event, laws[0].size
+    precision, pull = jnp.zeros((size, size)), jnp.zeros(size)
+    for law, b in zip(laws, exponents, strict=True):
+        inside = law.basis / law.eigenvalues
+        across = 0.0 if law.basis.shape[1] == size else (jnp.eye(size) - law.basis @ law.basis.T) / law.tail
+        mine = b * (jnp.matmul(inside, law.basis.T, precision="highest") + across)
+        precision = precision + mine
+        pull = pull + jnp.matmul(mine, law.mean.reshape(-1), precision="highest")
+    values, vectors = jnp.linalg.eigh(precision)
+    mean = jnp.matmul(vectors, (vectors.T @ pull) / values, precision="highest")
+    return Gaussian._make(mean.reshape(event), vectors, 1 / values, jnp.zeros(()), event)

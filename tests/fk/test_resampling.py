@@ -1,0 +1,167 @@
+"""Resampling schemes, policies and weights by their laws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import fk
+
+SCHEMES = [fk.systematic, fk.stratified, fk.residual, fk.multinomial, fk.killing, fk.ssp]
+N, DRAWS = 64, 20_000
+LOG_W = np.random.default_rng(0).normal(size=N)
+W = np.exp(LOG_W) / np.exp(LOG_W).sum()
+
+
+@pytest.fixture(scope="module")
+def offspring():
+    """Offspring counts of every scheme, ``(draws, N)``."""
+    keys = jax.random.split(jax.random.key(1), DRAWS)
+
+    def counts(scheme):
+        index = jax.jit(jax.vmap(lambda key: scheme(key, jnp.asarray(LOG_W, jnp.float32))))(keys)
+        return np.stack([np.bincount(row, minlength=N) for row in np.asarray(index)])
+
+    return {scheme: counts(scheme) for scheme in SCHEMES}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.__name__)
+def test_every_particle_has_its_share_of_offspring_on_average(scheme, offspring):
+    counts = offspring[scheme]
+    assert np.all(counts.sum(1) == N)
+    # Five standard errors (64 comparisons); schemes that round have no variance where the share is a whole number.
+    error = counts.std(0) / np.sqrt(DRAWS)
+    assert np.all(np.abs(counts.mean(0) - N * W) < 5 * error + 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "bound"), [(fk.systematic, 1.0), (fk.ssp, 1.0), (fk.stratified, 2.0)], ids=["systematic", "ssp", "stratified"]
+)
+def test_rounding_schemes_stay_near_the_share(scheme, bound, offspring):
+    assert np.abs(offspring[scheme] - N * W).max() < bound + 1e-4
+
+
+def test_the_schemes_are_ordered_by_their_noise(offspring):
+    noise = {scheme.__name__: counts.var(0).sum() for scheme, counts in offspring.items()}
+    assert noise["systematic"] < noise["stratified"] < noise["residual"] < noise["multinomial"]
+    # Independent draws: n W (1 - W) each; chi-squared with 20,000 draws is within 2 % of it.
+    assert noise["multinomial"] == pytest.approx(N * np.sum(W * (1 - W)), rel=0.02)
+
+
+def test_survivors_of_killing_keep_their_place():
+    index = np.asarray(fk.killing(jax.random.key(0), jnp.asarray(LOG_W)))
+    best = int(np.argmax(LOG_W))
+    assert index[best] == best
+    assert np.mean(index == np.arange(N)) > 0.2  # sum of w / max w is 0.2 to 0.3 here; independent draws keep 1/64
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.__name__)
+def test_weights_of_zero_have_no_offspring(scheme):
+    for zeros in (np.arange(N) % 2 == 0, np.arange(N) >= 40, np.arange(N) < 50):
+        log_w = jnp.where(zeros, -jnp.inf, jnp.asarray(LOG_W))
+        index = jax.vmap(lambda key: scheme(key, log_w))(jax.random.split(jax.random.key(2), 200))
+        assert not np.any(zeros[np.asarray(index)])
+        with_nan = jax.vmap(lambda key: scheme(key, log_w.at[np.flatnonzero(zeros)[0]].set(jnp.nan)))(
+            jax.random.split(jax.random.key(2), 200)
+        )
+        np.testing.assert_array_equal(index, with_nan)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.__name__)
+def test_without_any_weight_it_is_the_identity(scheme):
+    for log_w in (jnp.full(5, -jnp.inf), jnp.full(5, jnp.nan)):
+        np.testing.assert_array_equal(scheme(jax.random.key(0), log_w), np.arange(5))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.__name__)
+def test_only_ratios_of_weights_matter(scheme):
+    key, log_w = jax.random.key(3), jnp.asarray(LOG_W, jnp.float32)
+    np.testing.assert_array_equal(scheme(key, log_w), scheme(key, log_w - 512.0))
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s is not fk.killing], ids=lambda s: s.__name__)
+def test_other_numbers_than_there_are_particles(scheme):
+    # The mean of five draws per particle: within 1 of the share for the rounding schemes, 5 sigma of a Poisson else.
+    counts = np.bincount(np.asarray(scheme(jax.random.key(4), jnp.asarray(LOG_W), 5 * N)), minlength=N)
+    assert counts.sum() == 5 * N
+    assert np.all(np.abs(counts - 5 * N * W) < 5 * np.sqrt(5 * N * W) + 2)
+
+
+def test_a_hundred_thousand_particles_in_float32():
+    # The cumulative sum in float32: shares of 1 to 20 are met to 2 copies (its error is a few units in the last place of 1).
+    log_w = jnp.asarray(np.random.default_rng(1).normal(size=100_000), jnp.float32)
+    w = np.exp(np.asarray(log_w, np.float64))
+    counts = np.bincount(np.asarray(fk.systematic(jax.random.key(5), log_w)), minlength=len(w))
+    assert np.abs(counts - len(w) * w / w.sum()).max() < 2
+
+
+def test_effective_sample_size_and_means():
+    assert float(fk.ess(jnp.zeros(10) + 900.0)) == pytest.approx(10, rel=1e-6)
+    assert float(fk.ess(jnp.asarray([0.0, -jnp.inf, -jnp.inf]))) == 1
+    assert float(fk.ess(jnp.full(3, -jnp.inf))) == 0
+    w = np.exp(LOG_W)
+    assert float(fk.ess(jnp.asarray(LOG_W))) == pytest.approx(w.sum() ** 2 / (w**2).sum(), rel=1e-5)
+    assert float(fk.log_mean_exp(jnp.asarray(LOG_W) + 1000.0)) == pytest.approx(1000 + np.log(w.mean()), abs=1e-3)
+    x = np.random.default_rng(2).normal(size=(N, 3))
+    np.testing.assert_allclose(fk.weighted_mean(x, LOG_W), W @ x, atol=1e-6)
+
+
+class TestPolicies:
+    """Of one population with the weights above."""
+
+    def move(self, policy, log_w=LOG_W, node=7, progress=0.5, key=0):
+        moved = policy.move(jax.random.key(key), jnp.asarray(log_w), fk.systematic, jnp.asarray(node), jnp.asarray(progress))
+        return jax.tree.map(np.asarray, moved)
+
+    @pytest.mark.parametrize(
+        ("policy", "fires"),
+        [
+            (fk.Never(), False), (fk.Always(), True), (fk.Every(7), True), (fk.Every(5), False), (fk.EssBelow(0.9), True),
+            (fk.EssBelow(0.1), False), (fk.Always(window=(0.6, 1.0)), False), (fk.Always(window=(0.2, 0.6)), True),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_weights_are_spent_or_kept(self, policy, fires):
+        moved = self.move(policy)
+        assert bool(moved.resampled) == fires
+        if fires:
+            np.testing.assert_array_equal(moved.log_weights, 0.0)
+            assert float(moved.log_z) == pytest.approx(np.log(np.exp(LOG_W).mean()), abs=1e-5)
+        else:
+            np.testing.assert_array_equal(moved.index, np.arange(N))
+            np.testing.assert_allclose(moved.log_weights, LOG_W, rtol=1e-6)
+            assert float(moved.log_z) == 0
+
+    def test_islands_keep_their_mass(self):
+        moved = self.move(fk.Islands(4, fk.Always(), fk.Never()))
+        masses = np.log(np.exp(LOG_W).reshape(4, -1).mean(1))
+        np.testing.assert_allclose(moved.log_weights, np.repeat(masses, N // 4), atol=1e-5)
+        assert float(moved.log_z) == 0
+        np.testing.assert_array_equal(moved.index // (N // 4), np.repeat(np.arange(4), N // 4))  # nobody left an island
+        # The whole population has the mass it had, so that the estimate does not change.
+        assert float(fk.log_mean_exp(jnp.asarray(moved.log_weights))) == pytest.approx(np.log(np.exp(LOG_W).mean()), abs=1e-5)
+
+    def test_islands_meet_where_their_masses_differ_too_much(self):
+        log_w = LOG_W + np.repeat([0.0, 0.0, 0.0, 9.0], N // 4)
+        moved = self.move(fk.Islands(4, fk.Always(), fk.EssBelow(0.5)), log_w)
+        assert np.mean(moved.index >= 48) > 0.9
+        np.testing.assert_array_equal(moved.log_weights, 0.0)
+        assert float(moved.log_z) == pytest.approx(np.log(np.exp(log_w).mean()), abs=1e-4)
+
+    def test_birth_and_death_follow_the_weights_to_first_order(self):
+        # For small increments d the expected offspring is 1 + d - mean(d), as that of weights exp(d).
+        increments = 0.05 * (LOG_W - LOG_W.mean())
+        policy = fk.BirthDeath()
+        move = lambda key: policy.move(key, jnp.asarray(increments), fk.systematic, jnp.asarray(7), jnp.asarray(0.5))
+        moved = jax.vmap(move)(jax.random.split(jax.random.key(6), DRAWS))
+        counts = np.stack([np.bincount(row, minlength=N) for row in np.asarray(moved.index)])
+        # Six standard errors of a count with variance below 0.1, and the second order of the increments (0.1^2).
+        np.testing.assert_allclose(counts.mean(0), 1 + increments, atol=6 * np.sqrt(0.1 / DRAWS) + 0.01)
+        np.testing.assert_allclose(moved.log_z, increments.mean(), atol=1e-6)
+        np.testing.assert_array_equal(moved.log_weights, 0.0)
+
+    def test_a_population_without_weights_stays(self):
+        for policy in (fk.Always(), fk.BirthDeath(), fk.Islands(4)):
+            moved = self.move(policy, np.full(N, -np.inf))
+            np.testing.assert_array_equal(moved.index, np.arange(N))
+            np.testing.assert_array_equal(moved.log_weights, -np.inf)

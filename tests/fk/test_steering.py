@@ -1,0 +1,293 @@
+"""Steering on a linear-Gaussian chain, whose tilted law and constant are known exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import fk, models, sample, solvers
+
+from .chains import BASE, GRID, MODEL, SCALE, VP, chain_law, moments, reward, tilted_law
+
+KEY = jax.random.key(5)
+PARTICLES, GROUPS = 512, 64
+MEAN, VARIANCE, LOG_Z = tilted_law(*chain_law())
+GUIDED = models.RewardGradient(model=MODEL, reward=reward, scale=0.5 * SCALE)
+
+
+def run(potential, model=MODEL, policy=None, particles=PARTICLES, groups=GROUPS, key=KEY, base=BASE, grid=GRID, **options):
+    solver = fk.FeynmanKac(base=base, potential=potential, policy=policy or fk.EssBelow(0.5), particles=particles, **options)
+    return sample(model, VP, solver=solver, grid=grid, key=key, shape=(particles * groups, 1), chunk=particles * groups)
+
+
+def assert_tilted(out, groups=GROUPS):
+    mean, variance = moments(out, groups)
+    # Four standard errors of the average over populations, plus the bias of a ratio estimate, of order 1 / particles.
+    for values, exact in ((mean, MEAN), (variance, VARIANCE)):
+        assert abs(values.mean() - exact) < 4 * values.std(ddof=1) / np.sqrt(groups) + 2 / PARTICLES
+    z = np.exp(np.asarray(out.log_z, np.float64) - LOG_Z)
+    # E[Z] is unbiased whatever the number of particles; adaptive resampling costs a bias of order 1 / particles.
+    assert abs(z.mean() - 1) < 3 * z.std(ddof=1) / np.sqrt(groups) + 1 / PARTICLES
+
+
+POLICIES = [fk.Never(), fk.Always(), fk.Every(10), fk.EssBelow(0.5), fk.Islands(4)]
+# The schemes themselves are in test_resampling.py.
+SCHEMES = [fk.multinomial, fk.killing]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+def test_the_tilted_law_and_its_constant_under_every_policy(policy):
+    assert_tilted(run(fk.Difference(reward, SCALE, every=5), policy=policy))
+
+
+@pytest.mark.parametrize("resampler", SCHEMES, ids=lambda r: r.__name__)
+def test_the_tilted_law_and_its_constant_under_every_scheme(resampler):
+    assert_tilted(run(fk.Difference(reward, SCALE, every=5), policy=fk.Always(), resampler=resampler))
+
+
+@pytest.mark.parametrize(
+    "potential",
+    [
+        fk.FinalOnly(reward, SCALE),
+        fk.Difference(reward, SCALE, every=3, window=(0.2, 0.9)),
+        fk.Difference(reward, SCALE, every=5, temper=lambda p: p**2),
+        fk.Difference(reward, SCALE, every=5, intermediate=fk.Posterior(samples=3, data_std=1.0)),
+        fk.Difference(reward, SCALE, every=5, intermediate=fk.Posterior(samples=3, data_std=1.0, temper_inside=False)),
+        fk.Difference(reward, SCALE, every=5, intermediate=fk.Learned(lambda y, t: -0.5 * (y[:, 0] - 1.0) ** 2)),
+        fk.Together((fk.Difference(reward, 0.5 * SCALE, every=5), fk.Difference(reward, 0.5 * SCALE, every=7))),
+    ],
+    ids=["final", "window", "temper", "posterior", "posterior-outside", "learned", "together"],
+)
+def test_every_way_of_splitting_the_reward_has_the_same_target(potential):
+    assert_tilted(run(potential))
+
+
+@pytest.mark.parametrize("rule", [fk.Difference, fk.FinalOnly], ids=lambda r: r.__name__)
+def test_a_guided_proposal_is_weighed_by_its_density(rule):
+    assert_tilted(run(rule(reward, SCALE, every=5), model=GUIDED))
+
+
+def test_a_guided_proposal_of_another_base_solver():
+    # The target is the law of the base chain; that of DDIM is read off unweighted samples.
+    n, base = 200_000, solvers.DDIM(eta=1.0)
+    plain = np.asarray(sample(MODEL, VP, solver=base, grid=GRID, key=KEY, shape=(n, 1)).x, np.float64)
+    out = run(fk.Difference(reward, SCALE, every=5), model=GUIDED, base=base)
+    mean, variance, log_z = tilted_law(plain.mean(), plain.var())
+    found, spread = moments(out, GROUPS)
+    # Errors of the reference: 1/sqrt(n) on the mean, sqrt(2/n) on the variance, times factors below one.
+    assert abs(found.mean() - mean) < 4 * found.std() / np.sqrt(GROUPS) + 4 / np.sqrt(n) + 2 / PARTICLES
+    assert abs(spread.mean() - variance) < 4 * spread.std() / np.sqrt(GROUPS) + 4 / np.sqrt(n) + 2 / PARTICLES
+    z = np.exp(np.asarray(out.log_z, np.float64) - log_z)
+    assert abs(z.mean() - 1) < 3 * z.std() / np.sqrt(GROUPS) + 10 / np.sqrt(n)
+
+
+def test_guidance_lowers_the_variance_of_the_constant():
+    spread = lambda out: float(np.std(np.asarray(out.log_z)))
+    potential = fk.Difference(reward, SCALE, every=5)
+    assert spread(run(potential, model=GUIDED)) < 0.6 * spread(run(potential, policy=fk.EssBelow(0.5)))
+
+
+@pytest.mark.parametrize("policy", [fk.Never(), fk.Always(), fk.EssBelow(0.5)], ids=lambda p: type(p).__name__)
+def test_sixteen_particles_estimate_the_constant_without_bias(policy):
+    out = run(fk.Difference(reward, SCALE, every=10), policy=policy, particles=16, groups=4096)
+    z = np.exp(np.asarray(out.log_z, np.float64) - LOG_Z)
+    assert abs(z.mean() - 1) < 3 * z.std(ddof=1) / np.sqrt(len(z))
+    # Its logarithm is biased (Jensen), so this is a test of the mean and of nothing else.
+    assert np.log(z).mean() < -2 * np.log(z).std() / np.sqrt(len(z))
+
+
+def test_dropping_the_weights_where_nothing_is_resampled_would_be_seen():
+    # The published code forgets the weights of a step that it does not resample at.
+    class Forgetful(fk.EssBelow):
+        def move(self, key, log_weights, resampler, node, progress):
+            moved = super().move(key, log_weights, resampler, node, progress)
+            return moved._replace(log_weights=jnp.zeros_like(log_weights))
+
+    out = run(fk.Difference(reward, SCALE, every=5), policy=Forgetful(0.5))
+    mean, _ = moments(out, GROUPS)
+    assert abs(mean.mean() - MEAN) > 5 * mean.std() / np.sqrt(GROUPS)
+
+
+RULES = [fk.Difference, fk.Max, fk.Sum, fk.AsIs, fk.FinalOnly]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
+def test_the_log_g_of_a_path_sum_to_the_reward_of_its_end(rule):
+    # Along the path of every survivor: what is summed is gathered with the particle.
+    with jax.enable_x64(True):
+        out = run(rule(reward, SCALE, every=5), policy=fk.Every(10), particles=8, groups=3, record_ancestors=True)
+        assert out.diagnostics["resampled"].sum() == 3 * 5
+        # What is left in the weights is what came after the last resampling.
+        rest = np.asarray(SCALE * reward(out.x)).reshape(3, 8) - replayed(rule, out, every=5, again=10)
+        np.testing.assert_allclose(np.asarray(out.log_weights).reshape(3, 8), rest, atol=1e-9)
+
+
+def replayed(rule, out, every, again):
+    """The sum of log G up to the last resampling, along the lineage of every survivor, from the recorded path."""
+    ancestors = np.asarray(out.diagnostics["ancestors"])
+    groups, calls, particles = ancestors.shape
+    # The same run with the trajectory; states at a node are those before resampling there.
+    solver = fk.FeynmanKac(base=BASE, potential=rule(reward, SCALE, every=every), policy=fk.Every(again), particles=particles)
+    path = sample(MODEL, VP, solver=solver, grid=GRID, key=KEY, shape=(groups * particles, 1), keep="all")
+    states, times = np.asarray(path.trajectory), path.times
+    place = np.tile(np.arange(particles), (groups, 1))
+    lineage = {}
+    for node in range(calls - 1, -1, -1):
+        place = np.take_along_axis(ancestors[:, node], place, axis=1)
+        lineage[node] = place
+    total, memory = np.zeros((groups, particles)), np.full((groups, particles), -np.inf if rule is fk.Max else 0.0)
+    last = max(node for node in range(1, calls) if node % again == 0)
+    for node in range(1, last + 1):
+        if node % every or rule is fk.FinalOnly:
+            continue
+        y = states[node].reshape(groups, particles, 1)
+        y = np.take_along_axis(y, lineage[node][:, :, None], axis=1).reshape(-1, 1)
+        value = SCALE * np.asarray(reward(MODEL(jnp.asarray(y), times[node]).denoised)).reshape(groups, particles)
+        if rule is fk.Difference:
+            gain = value - total
+        elif rule is fk.AsIs:
+            gain = value
+        else:
+            memory = np.maximum(memory, value) if rule is fk.Max else memory + value
+            gain = memory
+        total = total + gain
+    return total
+
+
+def test_max_and_sum_concentrate_more_than_they_should():
+    # What their docstrings say: far fewer particles are left in effect than under the difference.
+    rules = (fk.Difference, fk.Max, fk.Sum)
+    left = {rule: float(np.mean(run(rule(reward, SCALE, every=5)).diagnostics["final_ess"])) for rule in rules}
+    assert left[fk.Sum] < left[fk.Max] < 0.2 * left[fk.Difference]
+
+
+@pytest.mark.parametrize("base", [BASE, solvers.DDIM(eta=1.0), solvers.DPMSolverPP(order=2, eta=1.0), solvers.Milstein()], ids=str)
+def test_without_weights_it_is_the_base_solver_to_the_bit(base):
+    plain = sample(MODEL, VP, solver=base, grid=GRID, key=KEY, shape=(64, 1))
+    out = sample(MODEL, VP, solver=fk.FeynmanKac(base=base, policy=fk.Always(), particles=16), grid=GRID, key=KEY, shape=(64, 1))
+    # Systematic resampling of equal weights is the identity.
+    np.testing.assert_array_equal(out.x, plain.x)
+    np.testing.assert_allclose(out.log_weights, 0.0)
+    np.testing.assert_allclose(out.log_z, 0.0, atol=1e-5)
+    np.testing.assert_array_equal(out.diagnostics["root"], np.tile(np.arange(16), 4))
+
+
+def test_weights_that_are_not_spent_are_those_of_importance_sampling():
+    with jax.enable_x64(True):
+        every = run(fk.Difference(reward, SCALE, every=5), policy=fk.Never(), groups=4)
+        final = run(fk.FinalOnly(reward, SCALE), policy=fk.Never(), groups=4)
+        np.testing.assert_array_equal(every.x, final.x)
+        np.testing.assert_allclose(every.log_weights, final.log_weights, atol=1e-12)
+        np.testing.assert_allclose(every.log_z, final.log_z, atol=1e-12)
+        np.testing.assert_allclose(final.log_weights, SCALE * reward(final.x), atol=1e-12)
+
+
+def test_populations_do_not_see_one_another():
+    solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward, SCALE, every=5), particles=32)
+    options = dict(solver=solver, grid=GRID, key=KEY)
+    whole = sample(MODEL, VP, shape=(128, 1), chunk=64, **options)
+    part = sample(MODEL, VP, shape=(64, 1), chunk=64, ids=np.arange(64, 128), **options)
+    np.testing.assert_array_equal(whole.x[64:], part.x)
+    np.testing.assert_array_equal(whole.log_z[2:], part.log_z)
+    assert whole.diagnostics["ess"].shape == (4, 50)
+    assert whole.log_z.shape == whole.diagnostics["unique_roots"].shape == (4,)
+    # One population of all samples reports itself without the axis of populations.
+    one = sample(MODEL, VP, shape=(32, 1), **options | dict(solver=fk.FeynmanKac(base=BASE, potential=solver.potential)))
+    assert (one.log_z.shape, one.diagnostics["ess"].shape) == ((), (50,))
+    np.testing.assert_allclose(one.log_z, whole.log_z[0], atol=1e-5)
+
+
+def test_resampling_at_the_end_keeps_the_law_and_the_constant():
+    weighted = run(fk.Difference(reward, SCALE, every=5))
+    equal = run(fk.Difference(reward, SCALE, every=5), resample_final=True)
+    assert_tilted(equal)
+    np.testing.assert_array_equal(equal.log_weights, 0.0)
+    np.testing.assert_allclose(equal.log_z, weighted.log_z, atol=1e-5)
+
+
+def test_scales_and_rewards_with_numbers_reuse_the_program():
+    from scorelab.sampling import _walk
+
+    reward_at = jax.tree_util.Partial(lambda centre, x: -0.5 * (x[:, 0] - centre) ** 2, jnp.asarray(2.0))
+    before = _walk._cache_size()
+    for scale, centre in ((1.0, 2.0), (3.0, -1.0)):
+        bound = jax.tree_util.Partial(reward_at.func, jnp.asarray(centre))
+        run(fk.Difference(bound, scale, every=5), groups=1)
+    assert _walk._cache_size() == before + 1
+
+
+def test_diagnostics_count_roots_and_ancestors():
+    out = run(fk.Difference(reward, SCALE, every=5), groups=2, policy=fk.Every(10), record_ancestors=True)
+    roots = np.asarray(out.diagnostics["root"]).reshape(2, -1)
+    np.testing.assert_array_equal(out.diagnostics["unique_roots"], [len(np.unique(r)) for r in roots])
+    ancestors = np.asarray(out.diagnostics["ancestors"])
+    lineage = np.tile(np.arange(PARTICLES), (2, 1))
+    for node in range(ancestors.shape[1] - 1, -1, -1):
+        lineage = np.take_along_axis(ancestors[:, node], lineage, axis=1)
+    np.testing.assert_array_equal(lineage, roots)
+    np.testing.assert_array_equal(np.flatnonzero(out.diagnostics["resampled"][0]), [0, 10, 20, 30, 40])
+
+
+def test_weights_that_are_not_numbers_count_as_zero_and_are_reported():
+    broken = lambda x: jnp.where(x[:, 0] > 1.0, jnp.nan, reward(x))
+    with pytest.warns(fk.WeightsWarning, match="NaN"):
+        out = run(fk.FinalOnly(broken, SCALE), groups=2)
+    assert np.all(np.asarray(out.log_weights)[np.asarray(out.x)[:, 0] > 1.0] == -np.inf)
+    np.testing.assert_array_equal(out.diagnostics["bad_weights"], (np.asarray(out.x).reshape(2, -1) > 1.0).sum(1))
+    with pytest.warns(fk.WeightsWarning, match="2 populations"):
+        dead = run(fk.Difference(lambda x: jnp.full(len(x), -jnp.inf), SCALE, every=10), groups=2)
+    plain = sample(MODEL, VP, solver=BASE, grid=GRID, key=KEY, shape=(2 * PARTICLES, 1), chunk=2 * PARTICLES)
+    np.testing.assert_array_equal(dead.x, plain.x)  # nothing to choose from: the identity
+    np.testing.assert_array_equal(dead.log_z, -np.inf)
+
+
+def test_limited_increments_are_counted():
+    out = run(fk.Difference(reward, SCALE, every=5), groups=2, clip=0.5)
+    assert np.all(np.asarray(out.diagnostics["clipped"]) > 0)
+    free = run(fk.Difference(reward, SCALE, every=5), groups=2)
+    np.testing.assert_array_equal(free.diagnostics["clipped"], 0)
+
+
+def test_conditions_reach_the_reward():
+    target = lambda x, cond: -0.5 * (x[:, 0] - cond) ** 2
+    solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(target, SCALE, every=5, with_cond=True), particles=PARTICLES)
+    centres = np.repeat([-2.0, 2.0], PARTICLES)
+    model = models.Conditioned(model=MODEL)
+    out = sample(model, VP, solver=solver, grid=GRID, key=KEY, shape=(2 * PARTICLES, 1), cond=centres)
+    found, _ = moments(out, 2)
+    mean, variance = chain_law()
+    exact = (mean / variance + SCALE * np.array([-2.0, 2.0])) / (1 / variance + SCALE)
+    np.testing.assert_allclose(found, exact, atol=4 * np.sqrt(VARIANCE / PARTICLES) * 2)
+
+
+def sampled(solver):
+    return sample(MODEL, VP, solver=solver, grid=GRID, key=KEY, shape=(10, 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: fk.FeynmanKac(base=solvers.DDIM()), ValueError, "expected a stochastic solver"),
+        (lambda: fk.FeynmanKac(base=fk.FeynmanKac()), ValueError, "itself"),
+        (lambda: fk.FeynmanKac(particles=0), ValueError, "particles = 0"),
+        (lambda: fk.FeynmanKac(clip=-1.0), ValueError, "clip = -1.0"),
+        (lambda: fk.FeynmanKac(potential=reward), TypeError, "potential"),
+        (lambda: fk.EssBelow(1.5), ValueError, "threshold = 1.5"),
+        (lambda: fk.Always(window=(0.5, 0.2)), ValueError, "window"),
+        (lambda: fk.Difference(3.0), TypeError, "reward = 3.0"),
+        (lambda: fk.Difference(reward, every=0), ValueError, "every = 0"),
+        (lambda: fk.Posterior(samples=0), ValueError, "samples = 0"),
+        (lambda: fk.Together((fk.Zero(), fk.Corrector())), ValueError, "first place"),
+        (lambda: run(fk.Difference(lambda x: x, SCALE), groups=1), ValueError, "one per sample"),
+        (lambda: run(fk.Zero(), policy=fk.Islands(5), groups=1), ValueError, "divisor"),
+        (lambda: sampled(fk.FeynmanKac(particles=7)), ValueError, "multiple of 7"),
+        (lambda: sampled(fk.FeynmanKac(potential=fk.Corrector())), TypeError, "annealed"),
+        (lambda: run(fk.Zero(), model=GUIDED, base=solvers.EulerMaruyama(coords="ambient"), groups=1), ValueError, "mean plus"),
+        (lambda: fk.killing(KEY, jnp.zeros(4), 5), ValueError, "killing.n = 5"),
+        (lambda: fk.systematic(KEY, jnp.zeros((2, 4))), ValueError, "log_weights has shape"),
+    ],
+)
+def test_errors_name_the_field(build, error, message):
+    with pytest.raises(error, match=message):
+        build()
+
