@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scorelab.grids import Grid
 from scorelab.processes.base import Process
 from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, on_host, per_example_keys, require_spec
 
 # Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
 CHUNK_ELEMENTS = 2**19
@@ -132,17 +132,20 @@ def sample(
         if mesh is not None:
             spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
             part_ids, part_cond = jax.device_put((jnp.asarray(part_ids), part_cond), spread)
-        part = _walk(
-            model, start, key, part_ids, part_cond, _as_float32(rows), traced, solver=fixed, process=process, event=event, keep=keep
-        )
+        # The mesh is known while tracing: populations that span it agree on their weights by it.
+        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+            part = _walk(
+                model, start, key, part_ids, part_cond, working_precision(rows), traced,
+                solver=fixed, process=process, event=event, keep=keep,
+            )  # fmt: skip
         part["path"] = None if keep == "last" else part["path"][np.append(0, 1 + step_ends)]
         parts.append(part)
         done = min(low + size, n)
         if check_finite and not isinstance(part["bad"], jax.core.Tracer):
-            _raise_if_bad(on_host(part["bad"])[: done - low], times)
+            raise_if_bad(on_host(part["bad"])[: done - low], times)
         if progress is not None:
             progress(done, n)
-    samples = _assemble(parts, n, len(rows["step"]), times)
+    samples = assemble(parts, n, len(rows["step"]), times)
     if not isinstance(samples.x, jax.core.Tracer):
         solver.review(samples.diagnostics)
     return samples
@@ -152,42 +155,52 @@ def sample(
 def _walk(model, start, key, ids, cond, rows, traced=None, *, solver, process, event, keep):
     """The compiled walk of one chunk: the network appears once, in the body of the scan."""
     solver = traced if solver is None else solver
-    key_start, key_path = jax.random.split(key)
-    y = start.draw(per_example_keys(key_start, ids), ids, process, rows["t"][0], event)
-    # Solvers that draw nothing skip making one key per example and row.
-    no_keys = per_example_keys(key_path, ids) if not solver.stochastic else None
-
+    state, log_weights = begin(solver, start, key, ids, cond, rows["t"][0], process=process, event=event)
     signs = start.signs(ids, event)
     bound = BoundModel(model, cond)
 
-    def point(y, carry):
-        x = solver.decode(process, y, carry)
+    def point(state):
+        x = solver.decode(process, state[0], state[1])
         return x if signs is None else x * signs.astype(x.dtype)
 
     def body(state, row):
-        y, carry, bad = state
-        keys = no_keys
-        if solver.stochastic:
-            keys = per_example_keys(jax.random.fold_in(key_path, row["index"]), ids)
-        result = solver.step(bound, keys, y, carry, row)
-        # A sum is finite only if all its terms are: one reduction instead of a mask over the state.
-        finite = jnp.isfinite(jnp.sum(result.y, axis=tuple(range(1, y.ndim))))
-        bad = jnp.where((bad < 0) & ~finite, row["step"], bad)
-        return (result.y, result.carry, bad), (point(result.y, result.carry) if keep == "all" else None, result.record)
+        keys = row_keys(solver, key, ids, row["index"])
+        result = solver.step(bound, keys, state[0], state[1], row)
+        state = result.y, result.carry, first_bad(state[2], result.y, row)
+        return state, (point(state) if keep == "all" else None, result.record)
 
     rows = rows | {"index": jnp.arange(len(rows["t"]))}
-    log_weights = start.log_weight(y, process, rows["t"][0], cond)
-    carry = solver.weighted(solver.init(process, y), log_weights)
-    begin = point(y, carry)
-    (last, carry, bad), (path, records) = jax.lax.scan(body, (y, carry, jnp.full(len(ids), -1, jnp.int32)), rows)
-    outputs = dict(log_weights=log_weights) | solver.outputs(carry, records)
-    out = dict(x=point(last, carry), bad=bad, outputs=outputs, path=None)
+    first = point(state)
+    state, (path, records) = jax.lax.scan(body, state, rows)
+    outputs = dict(log_weights=log_weights) | solver.outputs(state[1], records)
+    out = dict(x=point(state), bad=state[2], outputs=outputs, path=None)
     if keep == "all":
-        out["path"] = jnp.concatenate([begin[None], path])
+        out["path"] = jnp.concatenate([first[None], path])
     return out
 
 
-def _as_float32(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def begin(solver, start, key, ids, cond, t, *, process, event):
+    """The state before the first row, ``(y, carry, first bad step)``, and the log-weights of the start."""
+    y = start.draw(per_example_keys(jax.random.split(key)[0], ids), ids, process, t, event)
+    log_weights = start.log_weight(y, process, t, cond)
+    carry = solver.weighted(solver.init(process, y), log_weights)
+    return (y, carry, jnp.full(len(ids), -1, jnp.int32)), log_weights
+
+
+def row_keys(solver, key, ids, index):
+    """The keys of one row, one per example; a solver that draws nothing gets the same at every row, which costs nothing."""
+    key_path = jax.random.split(key)[1]
+    return per_example_keys(jax.random.fold_in(key_path, index) if solver.stochastic else key_path, ids)
+
+
+def first_bad(bad, y, row):
+    """The first step after which each example was not finite, -1 so far."""
+    # A sum is finite only if all its terms are: one reduction instead of a mask over the state.
+    finite = jnp.isfinite(jnp.sum(y, axis=tuple(range(1, y.ndim))))
+    return jnp.where((bad < 0) & ~finite, row["step"], bad)
+
+
+def working_precision(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The table in the working precision (float32, or float64 when JAX runs with x64); indices as int32."""
     working = jax.dtypes.canonicalize_dtype(np.float64)
     return {
@@ -196,7 +209,8 @@ def _as_float32(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _assemble(parts, n, calls, times) -> Samples:
+def assemble(parts, n, calls, times) -> Samples:
+    """The result, from what the walks of the chunks returned."""
     size = len(parts[0]["x"])
 
     def join(pieces, axis=0):
@@ -252,14 +266,8 @@ def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | 
     return -(-size // unit) * unit
 
 
-def on_host(array: jax.Array) -> np.ndarray:
-    """The values, also of an array that is spread over several processes."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
-
-
-def _raise_if_bad(bad: np.ndarray, times: np.ndarray) -> None:
+def raise_if_bad(bad: np.ndarray, times: np.ndarray) -> None:
+    """Raise :class:`NonFiniteSample` where a first bad step ``(n,)`` is not -1."""
     if np.any(bad >= 0):
         step = int(bad[bad >= 0].min())
         raise NonFiniteSample(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 if TYPE_CHECKING:
     from scorelab.processes.base import Prediction
@@ -80,6 +81,13 @@ def partly_static(*names: str) -> Callable[[type], type]:
         return cls
 
     return register
+
+
+def on_host(array: Array) -> np.ndarray:
+    """The values, also of an array that is spread over several processes (all of which have to ask)."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
 
 
 def is_model_pytree(model: Any) -> bool:

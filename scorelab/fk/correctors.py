@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -189,4 +190,7 @@ def _positive(name: str, beta: Array | float) -> Array | float:
 
 def _moments(model: Model) -> Gaussian | None:
     law, process = getattr(model, "law", None), getattr(model, "process", None)
-    return None if law is None or process is None else law.in_chart(process.chart).matched()
+    if law is None or process is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(law)):
+        return None
+    with jax.ensure_compile_time_eval():
+        return law.in_chart(process.chart).matched()

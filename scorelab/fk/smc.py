@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.sharding import PartitionSpec
 
-from scorelab.fk.policies import EssBelow, Moved, Never, Policy
-from scorelab.fk.potentials import Potential, Zero
+from scorelab.fk.policies import Always, EssBelow, Moved, Never, Policy
+from scorelab.fk.potentials import Potential, Seen, Zero
 from scorelab.fk.resampling import Resampler, systematic
 from scorelab.fk.weights import ess, log_mean_exp, usable
 from scorelab.models.guided import pulled
@@ -31,6 +32,7 @@ from scorelab.solvers.base import Solver, Step
 from scorelab.typing import (
     Array,
     Pytree,
+    on_host,
     partly_static,
     per_example_normal,
     require_choice,
@@ -175,19 +177,30 @@ class FeynmanKac(Solver):
         return self.base.decode(process, y, carry.base)
 
     def step(self, model, keys, y, carry, row):
-        """See the module."""
-        groups = len(carry.log_z)
-        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _POTENTIAL))(keys)
-        seen = self.potential.see(model, own_keys, y, row)
+        """Look, advance, and after the last row conclude; see the module."""
+        seen = self.look(model, keys, y, row)
+        y, carry, record = self.advance(model, keys, y, carry, row, seen)
         process = seen.prediction.process
-        entering = row["enter"] > 0
+        conclude = lambda: self.conclude(process, keys, y, carry, model.cond)
+        y, carry = jax.lax.cond(row["last_row"] > 0, conclude, lambda: (y, carry))
+        return Step(y, carry, seen.prediction, record)
 
-        increment, memory = self.potential.weigh(carry.memory, y, seen, own_keys, row, model.cond)
+    def look(self, model, keys, y, row) -> Seen:
+        """The one call of the model, and what the potential finds out by it."""
+        return self.potential.see(model, _own_keys(keys), y, row)
+
+    def advance(self, model, keys, y, carry, row, seen) -> tuple[Array, Cloud, dict[str, Array]]:
+        """Weigh, perhaps resample, and move; returns the new state and the record of the row."""
+        groups = len(carry.log_z)
+        entering = row["enter"] > 0
+        increment, memory = self.potential.weigh(carry.memory, y, seen, _own_keys(keys), row, model.cond)
         increment = jnp.where(entering, increment, 0.0)
         memory = jax.tree.map(lambda new, old: jnp.where(entering, new, old), memory, carry.memory)
         log_w, bad, clipped = self._add(carry.log_w, increment, groups)
-        worth = ess(log_w)
         moved = self._move(keys, log_w, row, entering)
+        record = dict(ess=ess(log_w), resampled=moved.resampled, clipped=clipped)
+        if self.record_ancestors:
+            record["ancestors"] = moved.index
 
         y, base, memory, root, seen = self._gather(moved, (y, carry.base, memory, carry.root, seen), groups)
         result = self.base.step(_given(model, y, row["t"], seen.prediction), keys, y, base, row)
@@ -196,23 +209,22 @@ class FeynmanKac(Solver):
             result, ratio = self._guide(model, keys, y, base, result, seen, row)
             log_w = log_w + ratio
         stays = row["stay"] > 0
-        out, base = jax.tree.map(lambda new, old: jnp.where(stays, old, new), (result.y, result.carry), (y, base))
+        y, base = jax.tree.map(lambda new, old: jnp.where(stays, old, new), (result.y, result.carry), (y, base))
+        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad), record
 
-        def finish():
-            # The sample itself, in data space, in the place of any prediction.
-            return self.potential.finish(memory, self.base.decode(process, out, base), model.cond).astype(log_w.dtype)
-
-        log_w, bad_end, clipped_end = self._add(
-            log_w, jax.lax.cond(row["last_row"] > 0, finish, lambda: jnp.zeros_like(log_w)), groups
-        )
-        log_w, log_z = log_w.reshape(-1), carry.log_z + moved.log_z
-        record = dict(ess=worth, resampled=moved.resampled, clipped=clipped + clipped_end)
-        if self.record_ancestors:
-            record["ancestors"] = moved.index
-        carry = Cloud(base, memory, root, log_w, log_z, carry.bad + bad + bad_end)
-        if self.resample_final:
-            out, carry = self._close(keys, out, carry, row, groups)
-        return Step(out, carry, seen.prediction, record)
+    def conclude(self, process, keys, y, carry, cond) -> tuple[Array, Cloud]:
+        """The last factor, for the samples themselves in the place of any prediction; and the last resampling."""
+        groups = len(carry.log_z)
+        rest = self.potential.finish(carry.memory, self.base.decode(process, y, carry.base), cond).astype(y.dtype)
+        log_w, bad, _ = self._add(carry.log_w, rest, groups)
+        carry = carry._replace(log_w=log_w.reshape(-1), bad=carry.bad + bad)
+        if not self.resample_final:
+            return y, carry
+        own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._group_keys(keys, groups))
+        always = jax.vmap(lambda key, lw: Always().move(key, lw, self.resampler, jnp.asarray(0), jnp.asarray(1.0)))
+        moved = always(own, log_w)
+        y, base, memory, root = self._gather(moved, (y, carry.base, carry.memory, carry.root), groups)
+        return y, Cloud(base, memory, root, moved.log_weights.reshape(-1), carry.log_z + moved.log_z, carry.bad)
 
     def outputs(self, carry, records):
         """The weights, the constant, and how the run went."""
@@ -230,7 +242,7 @@ class FeynmanKac(Solver):
 
     def review(self, diagnostics):
         """Warn about weights that were not numbers, and about populations without any."""
-        bad, dead = np.sum(np.asarray(diagnostics["bad_weights"])), np.sum(np.asarray(diagnostics["final_ess"]) == 0)
+        bad, dead = np.sum(on_host(diagnostics["bad_weights"])), np.sum(on_host(diagnostics["final_ess"]) == 0)
         if bad or dead:
             warnings.warn(
                 f"FeynmanKac met {bad} log-weights that were NaN or +inf, which count as zero; {dead} populations ended without "
@@ -260,6 +272,10 @@ class FeynmanKac(Solver):
             return self.policy.move(key, lw, self.resampler, row["node"], row["progress"])
 
         own = self._group_keys(keys, len(log_w))
+        if len(log_w) == 1 and not jax.sharding.get_abstract_mesh().empty:
+            # One population over several devices: each sums all the weights in the order of one device, so that the indices are
+            # the same whatever the number of devices.
+            log_w = jax.lax.with_sharding_constraint(log_w, PartitionSpec())
         moved = jax.vmap(decide)(own, log_w)
         index = jnp.where(entering, moved.index, jnp.arange(log_w.shape[1], dtype=jnp.int32))
         return Moved(
@@ -309,18 +325,9 @@ class FeynmanKac(Solver):
         # The base solver remembers what was not guided, so that the chain it is compared with is its own.
         return plain._replace(y=plain.y + shift), ratio
 
-    def _close(self, keys, y, carry: Cloud, row, groups):
-        """Resample once more after the last row."""
-        log_w = carry.log_w.reshape(groups, -1)
-        alive = jnp.max(log_w, axis=1) > -jnp.inf
-        now = (row["last_row"] > 0) & alive
-        own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._group_keys(keys, groups))
-        index = jnp.where(now[:, None], jax.vmap(self.resampler)(own, log_w), jnp.arange(log_w.shape[1], dtype=jnp.int32))
-        moved = Moved(index, None, None, now)
-        y, base, memory, root = self._gather(moved, (y, carry.base, carry.memory, carry.root), groups)
-        log_z = carry.log_z + jnp.where(now, log_mean_exp(log_w), 0.0)
-        log_w = jnp.where(now[:, None], 0.0, log_w).reshape(-1)
-        return y, Cloud(base, memory, root, log_w, log_z, carry.bad)
+
+def _own_keys(keys):
+    return jax.vmap(lambda key: jax.random.fold_in(key, _POTENTIAL))(keys)
 
 
 def _given(model, y: Array, t: Array, prediction: Prediction):

@@ -116,14 +116,16 @@ class SmallCNN:
         """softmax(logits), (n, num_classes) float32."""
         return np.asarray(jax.nn.softmax(self._forward(images)[1], axis=-1))
 
-    def unit_logits(self, unit: jax.Array) -> jax.Array:
+    def unit_logits(self, unit: jax.Array, *, loop_safe: bool = False) -> jax.Array:
         """Class logits of float images in [0, 1], differentiable and jit-safe.
 
         For values on [low, high] pass (y - low) / (high - low).
 
-        The gradient of a plain convolution inside `lax.scan` is many times slower on the CPU than outside.
+        The gradient of a plain convolution inside `lax.scan` is slower on the CPU than outside, for wide
+        layers many times: set `loop_safe` there.
         """
-        return smallcnn.apply(self.params, jnp.asarray(unit, jnp.float32), self.architecture)[1]
+        unit = jnp.asarray(unit, jnp.float32)
+        return smallcnn.apply(self.params, unit, self.architecture, loop_safe=loop_safe)[1]
 
 
 def pixels(levels: int = 256) -> RawPixels:

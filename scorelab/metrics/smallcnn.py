@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.models.nets.conv import conv2d
+
 WEIGHTS = Path(__file__).parent / "weights"
 
 Params = dict[str, jax.Array]
@@ -82,17 +84,29 @@ def init(key: jax.Array, architecture: Architecture) -> Params:
     }
 
 
-@functools.partial(jax.jit, static_argnames="architecture")
-def apply(params: Params, unit: jax.Array, architecture: Architecture) -> tuple[jax.Array, jax.Array]:
-    """Features (n, width) and logits (n, num_classes) of float images (n, *shape) in [0, 1]."""
+@functools.partial(jax.jit, static_argnames=("architecture", "loop_safe"))
+def apply(
+    params: Params, unit: jax.Array, architecture: Architecture, *, loop_safe: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Features (n, width) and logits (n, num_classes) of float images (n, *shape) in [0, 1].
+
+    `loop_safe` is for gradients inside `lax.scan` and other loops on the CPU, where those of a plain
+    convolution are slow; values and gradients are the same up to the order of sums.
+    """
     # Full float32 products everywhere: scores must not depend on the accelerator's default precision.
     precision = jax.lax.Precision.HIGHEST
+    # The CPU knows no other precision. Accelerators do, and their loops are as fast with plain convolutions.
+    loop_safe = loop_safe and jax.default_backend() == "cpu"
     h = 2 * unit - 1
     for i, (_, stride) in enumerate(architecture.convolutions):
-        h = jax.lax.conv_general_dilated(
-            h, params[f"conv{i}_w"], (stride, stride), "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision,
-        )  # fmt: skip
+        kernel = params[f"conv{i}_w"]
+        if loop_safe:
+            h = conv2d(h, kernel, stride=stride, loop_safe=True)
+        else:
+            h = jax.lax.conv_general_dilated(
+                h, kernel, (stride, stride), "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision,
+            )  # fmt: skip
         h = jax.nn.relu(h + params[f"conv{i}_b"])
     features = jnp.matmul(h.mean((1, 2)), params["feature_w"], precision=precision) + params["feature_b"]
     logits = jnp.matmul(jax.nn.relu(features), params["class_w"], precision=precision) + params["class_b"]
@@ -148,18 +162,23 @@ def save(
     return digest
 
 
-def restore(name: str, folder: Path = WEIGHTS) -> tuple[Params, Architecture, dict[str, Any]]:
-    """Parameters, architecture and record of stored weights; WeightsError unless the SHA-256 agrees."""
+def recorded(name: str, folder: Path = WEIGHTS) -> dict[str, Any]:
+    """The record of stored weights, without reading them; WeightsError where there are none of this name."""
     index_path = folder / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
     if name not in index:
         raise WeightsError(
             f"name={name!r}: {index_path} has weights for {', '.join(sorted(index)) or 'no data set'}"
         )
-    record = index[name]
+    return index[name]
+
+
+def restore(name: str, folder: Path = WEIGHTS) -> tuple[Params, Architecture, dict[str, Any]]:
+    """Parameters, architecture and record of stored weights; WeightsError unless the SHA-256 agrees."""
+    record = recorded(name, folder)
     path = folder / record["file"]
     if not path.is_file():
-        raise WeightsError(f"{path} is missing, though {index_path} lists it")
+        raise WeightsError(f"{path} is missing, though {folder / 'index.json'} lists it")
     content = path.read_bytes()
     if (digest := hashlib.sha256(content).hexdigest()) != record["sha256"]:
         raise WeightsError(f"{path}: sha256 is {digest}, expected {record['sha256']}")

@@ -41,25 +41,28 @@ def test_the_rate_balances_the_fokker_planck_equation(anchor, process, time, exp
         y = jax.random.normal(jax.random.key(0), (16, 2))
         keys = jax.random.split(jax.random.key(1), 16)
         t = jnp.asarray(time)
-        for kappa in (0.0, 0.5, 1.0, 2.0):
-            model, _, _ = fk.weighted(members, exponents, tilt=tilt, anchor=anchor, noise=kappa)
 
-            def phi(y, t, model=model):
+        @jax.jit
+        def both_sides(kappa):
+            model, _, _ = fk.weighted(members, exponents, tilt=tilt, anchor=anchor, noise=kappa)
+            g2 = process.schedule.diffusion_rate(t)
+
+            def phi(y, t):
                 return model.log_density(y[None], t)[0]
 
-            def velocity(y, model=model, kappa=kappa):
-                g2 = process.schedule.diffusion_rate(t)
-                score = model(y[None], t).score[0]
-                return -process.latent_drift(y[None], t)[0] + 0.5 * g2 * (1 + kappa) * score
+            def velocity(y):
+                return -process.latent_drift(y[None], t)[0] + 0.5 * g2 * (1 + kappa) * model(y[None], t).score[0]
 
-            def master(y, phi=phi, velocity=velocity, kappa=kappa):
+            def master(y):
                 gradient, hessian = jax.grad(phi)(y, t), jax.hessian(phi)(y, t)
-                c2 = kappa * process.schedule.diffusion_rate(t)
                 flow = -jax.grad(phi, argnums=1)(y, t) + jnp.trace(jax.jacfwd(velocity)(y)) + velocity(y) @ gradient
-                return flow - 0.5 * c2 * (jnp.trace(hessian) + gradient @ gradient)
+                return flow - 0.5 * kappa * g2 * (jnp.trace(hessian) + gradient @ gradient)
 
-            rate = model.evaluate(y, t, None, keys, 0).rate
-            np.testing.assert_allclose(rate, jax.vmap(master)(y), rtol=1e-10, atol=1e-9)
+            return model.evaluate(y, t, None, keys, 0).rate, jax.vmap(master)(y)
+
+        for kappa in (0.0, 0.5, 1.0, 2.0):
+            rate, balance = both_sides(kappa)
+            np.testing.assert_allclose(rate, balance, rtol=1e-10, atol=1e-9)
 
 
 def test_published_cases():
@@ -71,7 +74,8 @@ def test_published_cases():
         s1, s2, g2 = q1(y, t).score, q2(y, t).score, VP.schedule.diffusion_rate(t)
         dot = lambda a, b: jnp.sum(a * b, axis=1)
         div_f = 2 * VP.schedule.drift_rate(t)
-        rate = lambda corrected: corrected.model.evaluate(y, t, None, keys, 0).rate
+        evaluate = jax.jit(lambda model: model.evaluate(y, t, None, keys, 0).rate)
+        rate = lambda corrected: evaluate(corrected.model)
         b = 2.3
         np.testing.assert_allclose(rate(fk.geometric(q1, q2, b)), 0.5 * g2 * b * (b - 1) * dot(s1 - s2, s1 - s2), rtol=1e-10)
         power = (b - 1) * (div_f + 0.5 * g2 * b * dot(s1, s1))
@@ -97,13 +101,14 @@ def test_hutchinson_probes_are_unbiased_for_the_divergence():
         model, _, _ = fk.annealed(models.ExactModel(law, VP), 2.0)
         y, t = jnp.tile(jax.random.normal(jax.random.key(0), (1, 20)), (4000, 1)), jnp.asarray(0.3)
         keys = jax.random.split(jax.random.key(1), 4000)
-        exact = model.evaluate(y[:1], t, None, keys[:1], 0).rate[0]
-        estimates = {probes: np.asarray(model.evaluate(y, t, None, keys, probes).rate) for probes in (1, 8)}
+        rate = jax.jit(lambda y, keys, probes: model.evaluate(y, t, None, keys, probes).rate, static_argnums=2)
+        exact = rate(y[:1], keys[:1], 0)[0]
+        estimates = {probes: np.asarray(rate(y, keys, probes)) for probes in (1, 8)}
         for probes, values in estimates.items():
             assert abs(values.mean() - exact) < 4 * values.std() / np.sqrt(4000), probes
         assert estimates[8].var() == pytest.approx(estimates[1].var() / 8, rel=0.15)
         # More than 16 dimensions: eight probes unless told otherwise.
-        np.testing.assert_allclose(model.evaluate(y, t, None, keys, None).rate, estimates[8], rtol=1e-12)
+        np.testing.assert_allclose(rate(y, keys, None), estimates[8], rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""Rewards that are Python functions: called back from the compiled walk, or between its pieces."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.fk.intermediate import Denoised
+from scorelab.fk.potentials import Steering
+from scorelab.fk.smc import FeynmanKac
+from scorelab.grids import Grid
+from scorelab.processes.base import Process
+from scorelab.sampling import Samples, assemble, begin, first_bad, raise_if_bad, row_keys, working_precision
+from scorelab.solvers.base import BoundModel
+from scorelab.starts import Prior, Start
+from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, require_spec
+
+
+@dataclass(frozen=True)
+class Callback:
+    """A reward from any Python function of a NumPy batch ``(n, *event) -> (n,)``: another framework, a program, a person.
+
+    Inside :func:`scorelab.sample` it is called through ``jax.pure_callback``, once per event with all particles of a chunk. It must
+    be a function of its argument alone (JAX may call it again), must not use JAX itself, and has no gradient.
+    :func:`sample_between` calls it outside compiled code instead, where it may do anything.
+
+    Attributes:
+        fn: the function.
+    """
+
+    fn: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, x: Array) -> Array:
+        """Rewards ``(n,)``, in the type of ``x``."""
+        return jax.pure_callback(self.on_host, jax.ShapeDtypeStruct(x.shape[:1], x.dtype), x, vmap_method="sequential")
+
+    def on_host(self, x: Array) -> np.ndarray:
+        """The function's answer, checked."""
+        x = np.asarray(x)
+        r = np.asarray(self.fn(x))
+        if r.shape != x.shape[:1] or not np.issubdtype(r.dtype, np.number):
+            raise ValueError(f"Callback.fn returned {r.dtype} of shape {r.shape}: expected numbers {x.shape[:1]}, one per sample")
+        return r.astype(x.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Known:
+    """Rewards that were found elsewhere, in the place of the function: values are leaves, so that they share a program."""
+
+    values: Array
+
+    def __call__(self, x: Array) -> Array:
+        """The values, whatever the points."""
+        return self.values
+
+
+def sample_between(
+    model: Model,
+    process: Process,
+    *,
+    solver: FeynmanKac,
+    grid: Grid,
+    key: Key,
+    shape: tuple[int, ...],
+    start: Start | None = None,
+    cond: Pytree = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """:func:`scorelab.sample` for a :class:`Callback` reward, which is called between compiled stretches of the walk.
+
+    The noise and the result are those of ``sample``. The steps between two events run as one scan; at an event the model is called,
+    the reward is asked on the host, and a second program weighs, resamples and moves.
+
+    Args:
+        model: as in ``sample``.
+        process: as in ``sample``.
+        solver: with a steering potential whose reward is a :class:`Callback` of the denoised mean.
+        grid: as in ``sample``.
+        key: as in ``sample``.
+        shape: as in ``sample``; all samples are one chunk.
+        start: as in ``sample``.
+        cond: as in ``sample``.
+        progress: called with (model calls done, model calls wanted) after every stretch and event.
+
+    Raises:
+        TypeError: another potential, reward or intermediate reward.
+        NonFiniteSample: as in ``sample``.
+    """
+    require_spec(sample_between, FeynmanKac, solver=solver)
+    require_spec(sample_between, Steering, potential=solver.potential)
+    require_spec(sample_between, Callback, reward=solver.potential.reward)
+    require_spec(sample_between, Denoised, intermediate=solver.potential.intermediate)
+    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
+    start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
+    n, event = shape[0], tuple(shape[1:])
+    ids = jnp.arange(n, dtype=jnp.int32)
+    start.check(n, event, process)
+    reward, silent = solver.potential.reward, _with_rewards(solver, jnp.zeros(n))
+    rows = working_precision(solver.table(process, times))
+    rows["index"], calls = np.arange(len(rows["t"]), dtype=np.int32), len(rows["t"])
+    rows["last_row"] = np.zeros_like(rows["last_row"])  # the end is concluded below, with the samples' own rewards
+
+    state = _begin(silent, start, key, ids, cond, rows["t"][0], process=process, event=event)
+    records, at = [], 0
+    while at < calls:
+        until = at + int(np.argmax(rows["event"][at:] > 0)) if np.any(rows["event"][at:]) else calls
+        if until > at:
+            stretch = {name: column[at:until] for name, column in rows.items()}
+            state, record = _stretch(silent, model, key, ids, cond, state, stretch)
+        else:
+            row = {name: column[at] for name, column in rows.items()}
+            seen, x = _look(silent, model, key, ids, cond, state, row)
+            known = _with_rewards(solver, reward.on_host(x))
+            state, record = _advance(known, model, key, ids, cond, state, row, seen)
+            until = at + 1
+        records.append(record)
+        at = until
+        if progress is not None:
+            progress(at, calls)
+    x = silent.decode(process, state[0], state[1])
+    known = _with_rewards(solver, reward.on_host(x))
+    joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
+    part = _conclude(known, key, ids, cond, state, calls - 1, joined, process=process)
+    raise_if_bad(np.asarray(part["bad"]), times)
+    samples = assemble([part], n, calls, times)
+    solver.review(samples.diagnostics)
+    return samples
+
+
+def _with_rewards(solver: FeynmanKac, values: Array) -> FeynmanKac:
+    potential = dataclasses.replace(solver.potential, reward=Known(jnp.asarray(values)), with_cond=False)
+    return dataclasses.replace(solver, potential=potential)
+
+
+@functools.partial(jax.jit, static_argnames=("process", "event"))
+def _begin(solver, start, key, ids, cond, t, *, process, event):
+    return begin(solver, start, key, ids, cond, t, process=process, event=event)[0]
+
+
+@jax.jit
+def _stretch(solver, model, key, ids, cond, state, rows):
+    def body(state, row):
+        result = solver.step(BoundModel(model, cond), row_keys(solver, key, ids, row["index"]), state[0], state[1], row)
+        return (result.y, result.carry, first_bad(state[2], result.y, row)), result.record
+
+    return jax.lax.scan(body, state, rows)
+
+
+@jax.jit
+def _look(solver, model, key, ids, cond, state, row):
+    seen = solver.look(BoundModel(model, cond), row_keys(solver, key, ids, row["index"]), state[0], row)
+    return seen, seen.prediction.process.decode(seen.prediction.denoised)
+
+
+@jax.jit
+def _advance(solver, model, key, ids, cond, state, row, seen):
+    keys = row_keys(solver, key, ids, row["index"])
+    y, carry, record = solver.advance(BoundModel(model, cond), keys, state[0], state[1], row, seen)
+    return (y, carry, first_bad(state[2], y, row)), jax.tree.map(lambda leaf: leaf[None], record)
+
+
+@functools.partial(jax.jit, static_argnames="process")
+def _conclude(solver, key, ids, cond, state, index, records, *, process):
+    y, carry = solver.conclude(process, row_keys(solver, key, ids, index), state[0], state[1], cond)
+    return dict(x=solver.decode(process, y, carry), bad=state[2], outputs=solver.outputs(carry, records), path=None)

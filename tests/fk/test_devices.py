@@ -1,0 +1,130 @@
+"""Populations over several devices and processes; each part runs apart, since devices are fixed when JAX starts."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+COLLECTIVES = r"all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter"
+
+
+def launch(part, **extra):
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.fk.test_devices", part]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment | extra, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out[-3000:]
+    return out
+
+
+def test_four_devices():
+    assert "agree" in finish(launch("devices", JAX_NUM_CPU_DEVICES="4"))
+
+
+def test_two_processes():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [launch("processes", JAX_NUM_CPU_DEVICES="2", COORDINATOR=address, PROCESS=str(i)) for i in range(2)]
+    for process in both:
+        assert "agree" in finish(process)
+
+
+def populations(particles=64):
+    from scorelab import fk
+
+    from .chains import BASE, SCALE, reward
+
+    potential = fk.Difference(reward, SCALE, every=5)
+    return fk.FeynmanKac(base=BASE, potential=potential, particles=particles, record_ancestors=True)
+
+
+def walk(solver, n, mesh=None, **options):
+    import jax
+
+    from scorelab import sample
+
+    from .chains import GRID, MODEL, VP
+
+    return sample(MODEL, VP, solver=solver, grid=GRID, key=jax.random.key(0), shape=(n, 1), mesh=mesh, **options)
+
+
+def compiled(solver, n, mesh):
+    """The program as it is run on the devices of ``mesh``."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from scorelab.sampling import _walk, working_precision
+    from scorelab.starts import Prior
+
+    from .chains import GRID, MODEL, VP
+
+    ids = jax.device_put(jnp.arange(n, dtype=jnp.int32), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
+    rows = working_precision(solver.table(VP, GRID.times(VP)))
+    with jax.set_mesh(mesh):
+        lowered = _walk.lower(
+            MODEL, Prior(), jax.random.key(0), ids, None, rows, solver, solver=None, process=VP, event=(1,), keep="last"
+        )  # fmt: skip
+        return lowered.compile().as_text()
+
+
+def devices():
+    import jax
+    import numpy as np
+    import pytest
+
+    from scorelab.training import data_mesh
+
+    assert jax.device_count() == 4
+    mesh = data_mesh()
+    # Whole populations on each device: nothing is exchanged.
+    assert not re.findall(COLLECTIVES, compiled(populations(), 64 * 8, mesh))
+    # One population on all of them exchanges weights and particles.
+    assert re.findall(COLLECTIVES, compiled(populations(None), 512, mesh))
+
+    for solver, n in ((populations(), 64 * 8), (populations(None), 2048)):
+        one, four = walk(solver, n), walk(solver, n, mesh)
+        assert int(np.sum(one.diagnostics["resampled"])) >= 3
+        for name in ("ancestors", "root", "resampled", "unique_roots"):
+            np.testing.assert_array_equal(one.diagnostics[name], four.diagnostics[name], err_msg=name)
+        np.testing.assert_allclose(four.x, one.x, atol=1e-5)
+        np.testing.assert_allclose(four.log_z, one.log_z, atol=1e-5)
+    with pytest.raises(ValueError, match="on 4 devices"):
+        walk(populations(), 64 * 6, mesh)
+    print("agree")
+
+
+def processes():
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(os.environ["COORDINATOR"], num_processes=2, process_id=int(os.environ["PROCESS"]))
+    import numpy as np
+
+    from scorelab.training import data_mesh
+    from scorelab.typing import on_host
+
+    assert (jax.process_count(), jax.device_count(), len(jax.local_devices())) == (2, 4, 2)
+    for solver, n in ((populations(), 64 * 8), (populations(None), 512)):
+        # One device of this process beside all four of both.
+        one, four = walk(solver, n, data_mesh(jax.local_devices()[:1])), walk(solver, n, data_mesh())
+        assert not four.x.is_fully_addressable
+        for name in ("ancestors", "root", "resampled"):
+            np.testing.assert_array_equal(on_host(four.diagnostics[name]), one.diagnostics[name], err_msg=name)
+        np.testing.assert_allclose(on_host(four.x), one.x, atol=1e-5)
+        np.testing.assert_allclose(on_host(four.log_z), one.log_z, atol=1e-5)
+    print("agree")
+
+
+if __name__ == "__main__":
+    dict(devices=devices, processes=processes)[sys.argv[1]]()

@@ -1,0 +1,93 @@
+"""Rewards that are Python functions give what the same reward in JAX gives."""
+
+import jax
+import numpy as np
+import pytest
+
+from scorelab import NonFiniteSample, fk, sample
+
+from .chains import BASE, GRID, MODEL, SCALE, VP, reward
+
+KEY = jax.random.key(7)
+
+
+class InNumPy:
+    """The parabola in NumPy, with a count of its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        assert isinstance(x, np.ndarray)
+        return -0.5 * (x[:, 0] - 2.5) ** 2
+
+
+def solver(with_reward, **options):
+    return fk.FeynmanKac(base=BASE, potential=fk.Difference(with_reward, SCALE, every=10), particles=128, **options)
+
+
+def arguments(shape=(512, 1)):
+    return dict(grid=GRID, key=KEY, shape=shape)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_both_ways_agree_with_a_reward_in_jax(final):
+    inside = sample(MODEL, VP, solver=solver(reward, resample_final=final), **arguments())
+    called, between = InNumPy(), InNumPy()
+    results = [
+        sample(MODEL, VP, solver=solver(fk.Callback(called), resample_final=final), **arguments()),
+        fk.sample_between(MODEL, VP, solver=solver(fk.Callback(between), resample_final=final), **arguments()),
+    ]
+    # Four events inside the walk and the samples.
+    assert between.calls == called.calls == 5
+    for out in results:
+        # NumPy and XLA round the reward differently, which moves weights, and with luck no index.
+        np.testing.assert_allclose(out.x, inside.x, atol=1e-5)
+        np.testing.assert_allclose(out.log_weights, inside.log_weights, atol=1e-4)
+        np.testing.assert_allclose(out.log_z, inside.log_z, atol=1e-4)
+        np.testing.assert_allclose(out.diagnostics["ess"], inside.diagnostics["ess"], rtol=1e-3)
+        np.testing.assert_array_equal(out.diagnostics["resampled"], inside.diagnostics["resampled"])
+        np.testing.assert_array_equal(out.diagnostics["root"], inside.diagnostics["root"])
+
+
+def test_a_callable_between_the_stretches_may_use_jax_and_reports_progress():
+    seen = []
+    in_jax = fk.Callback(lambda x: np.asarray(jax.jit(reward)(x)))
+    fk.sample_between(MODEL, VP, solver=solver(in_jax), progress=lambda done, total: seen.append((done, total)), **arguments())
+    assert seen[-1] == (50, 50)
+    assert [done for done, _ in seen] == [10, 11, 20, 21, 30, 31, 40, 41, 50]
+
+
+def test_a_large_batch_does_not_hang_the_callback():
+    # The arrays that reach the host are larger than what JAX copies in line.
+    reward_of_images = fk.Callback(lambda x: x.reshape(len(x), -1).mean(1))
+    process = VP
+    law = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward_of_images, 1.0, every=25), particles=256)
+    from scorelab import densities, models
+
+    model = models.ExactModel(densities.Gaussian(np.zeros((28, 28, 1)), 0.25), process)
+    out = sample(model, process, solver=law, grid=GRID, key=KEY, shape=(512, 28, 28, 1))
+    assert np.all(np.isfinite(out.log_weights))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: solver(reward), TypeError, "expected a Callback"),
+        (lambda: fk.FeynmanKac(base=BASE), TypeError, "expected a Steering"),
+        (lambda: BASE, TypeError, "expected a FeynmanKac"),
+        (lambda: solver(fk.Callback(lambda x: x)), ValueError, "one per sample"),
+        (lambda: solver(fk.Callback(lambda x: np.array(["a"] * len(x)))), ValueError, "expected numbers"),
+    ],
+)
+def test_errors(build, error, message):
+    with pytest.raises(error, match=message):
+        fk.sample_between(MODEL, VP, solver=build(), **arguments())
+
+
+def test_a_model_that_breaks_is_reported_with_its_step():
+    broken = lambda y, t, cond: VP.predict(y, t, eps=jax.numpy.where(t < 0.5, np.nan, 1.0) * y)
+    step = int(np.argmax(GRID.times(VP) < 0.5))
+    with pytest.raises(NonFiniteSample, match=f"step {step} of 50"):
+        fk.sample_between(broken, VP, solver=solver(fk.Callback(InNumPy())), **arguments())
