@@ -118,8 +118,8 @@ def sample(
     ids = np.arange(n, dtype=np.int32) if ids is None else jnp.asarray(ids)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):
         start.check(int(np.max(ids)) + 1, event, process)
-    _check_leading(cond, n)
     population = solver.population(n)
+    _check_leading(cond, n, population)
     size = _chunk_size(n, event, chunk, mesh, population)
     # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
     traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
@@ -241,10 +241,15 @@ def _check_shape(shape) -> tuple[int, tuple[int, ...]]:
     return int(shape[0]), tuple(int(s) for s in shape[1:])
 
 
-def _check_leading(cond: Pytree, n: int) -> None:
+def _check_leading(cond: Pytree, n: int, population: int) -> None:
     for leaf in jax.tree.leaves(cond):
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
             raise ValueError(f"sample.cond has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
+        if population > 1 and n % population == 0 and not isinstance(leaf, jax.core.Tracer):
+            # A particle that is copied takes its past along, and would meet another condition.
+            rows = np.asarray(leaf).reshape(n // population, population, -1)
+            if np.any(rows != rows[:, :1]):
+                raise ValueError(f"sample.cond differs within populations of {population} samples: expected one condition for each")
 
 
 def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None, population: int) -> int:

@@ -19,6 +19,7 @@ from scorelab.run.experiment import Experiment
 from scorelab.run.train import trained_state
 from scorelab.run.workdir import Workdir
 from scorelab.sampling import sample
+from scorelab.solvers import Solver
 from scorelab.starts import Start
 from scorelab.training import data_mesh
 from scorelab.typing import Key, Model
@@ -74,13 +75,15 @@ def draw(
     if spec.guidance is not None:
         model = ClassifierFreeGuidance(model=model, scale=spec.guidance)
     label = spec.conditions(data, n)
-    start = spec.begin(data, experiment.process, label)
+    start, solver = spec.begin(data, experiment.process, label), spec.solver
+    if spec.correction is not None:
+        model, solver, start = spec.correction(model, solver)
     began = time.monotonic()
     with console.progress("sample", n) as tick:
         out = sample(
             model,
             experiment.process,
-            solver=spec.solver,
+            solver=solver,
             grid=spec.grid,
             start=start,
             key=key,
@@ -100,7 +103,7 @@ def draw(
         record["samples_with_a_changed_sign"] = int(np.sum(np.asarray(flips) > 0))
         changed = f", {record['samples_with_a_changed_sign']} with a changed sign"
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
-    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, start, key, label)))
+    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, solver, start, key, label)))
     arrays = {"x": x, "record": np.asarray(json.dumps(record))}
     write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
     console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s{changed}")
@@ -127,14 +130,15 @@ def _in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
     return np.asarray(jax.jit(experiment.process.chart.encode)(experiment.data.transform.encode(x)))
 
 
-def _trajectory(experiment: Experiment, model: Model, start: Start | None, key: Key, label: np.ndarray | None):
+def _trajectory(experiment: Experiment, model: Model, solver: Solver, start: Start | None, key: Key, label: np.ndarray | None):
     spec, data = experiment.sampling, experiment.data
     levels = data.load().levels
     n = min(spec.n, spec.shown if levels is not None else 2000)
+    n -= n % solver.population(n)
     out = sample(
         model,
         experiment.process,
-        solver=spec.solver,
+        solver=solver,
         grid=spec.grid,
         start=start,
         key=key,

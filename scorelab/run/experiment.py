@@ -13,12 +13,13 @@ import numpy as np
 import optax
 
 from scorelab import data as datasets
-from scorelab import grids, metrics, solvers
+from scorelab import fk, grids, metrics, solvers
 from scorelab.data import Arrays
 from scorelab.metrics import Score
 from scorelab.processes import Chart, Identity, Process
 
 # Config files name everything an experiment is made of through this module.
+from scorelab.run.correction import Correction as Correction
 from scorelab.run.data_start import DataStart as DataStart
 from scorelab.run.data_start import DataTeleport as DataTeleport
 from scorelab.run.data_start import FromData
@@ -114,6 +115,7 @@ class SamplingSpec:
             data, None for the prior.
         n: number of samples.
         guidance: scale of classifier-free guidance, None for the plain model; needs ``DataSpec.labels``.
+        correction: a :class:`Correction` of the model, None for none; needs a ``solver`` that is a ``fk.FeynmanKac``.
         classes: the conditions, given to the samples in turn; () for every class of the data.
         chunk: samples computed at once, None for as many as fit.
         shown: samples in the trajectory picture.
@@ -124,6 +126,7 @@ class SamplingSpec:
     start: Start | FromData | None = None
     n: int = 100
     guidance: float | None = None
+    correction: Correction | None = None
     classes: tuple[int, ...] = ()
     chunk: int | None = None
     shown: int = 6
@@ -138,6 +141,21 @@ class SamplingSpec:
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
         if self.chunk is not None:
             require_int(self, 1, chunk=self.chunk)
+        weighting = isinstance(self.solver, fk.FeynmanKac)
+        if weighting and not self.solver.resample_final:
+            raise ValueError(
+                "SamplingSpec.solver = FeynmanKac(resample_final=False): expected True, since stored samples have equal weights"
+            )
+        if self.correction is not None:
+            require_spec(self, Correction, correction=self.correction)
+            if not weighting or self.guidance is not None or self.start is not None:
+                raise ValueError(
+                    "SamplingSpec.correction is given: expected a solver that is a fk.FeynmanKac, no guidance and no start, since "
+                    "a correction brings its own"
+                )
+        for name, count in dict(n=self.n, shown=self.shown).items():
+            if count % (particles := self.solver.population(count)):
+                raise ValueError(f"SamplingSpec.{name} = {count}: expected a multiple of the {particles} particles of a population")
         object.__setattr__(self, "classes", tuple(self.classes))
         for label in self.classes:
             require_int(self, 0, classes=label)
@@ -151,7 +169,9 @@ class SamplingSpec:
         if not data.labels:
             return None
         classes = self.classes or tuple(range(data.load().num_classes))
-        return np.resize(np.asarray(classes, np.int32), n)
+        # The particles of a population are of one class.
+        particles = self.solver.population(n)
+        return np.repeat(np.resize(np.asarray(classes, np.int32), n // particles), particles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +290,9 @@ class Experiment:
         require_int(self, 0, seed=self.seed)
         if self.cpu_devices is not None:
             require_int(self, 1, cpu_devices=self.cpu_devices)
+        correction = self.sampling.correction
+        if correction is not None and correction.kind == "geometric" and not self.data.labels:
+            raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")
         if self.sampling.guidance is not None and not self.data.labels:
             raise ValueError(
                 f"SamplingSpec.guidance = {self.sampling.guidance}: "

@@ -1,0 +1,48 @@
+"""Correctors of a trained model, so that a config can name them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from scorelab import fk
+from scorelab.typing import Model, require_choice, require_int, require_number, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    r"""A power of the trained model, or its guidance, sampled with weights (:mod:`scorelab.fk.correctors`).
+
+    Attributes:
+        kind: ``"annealed"``, :math:`q^\beta`, or ``"geometric"``, :math:`q_\varnothing^{1-\beta}q_c^\beta`, which needs a model
+            that was trained with labels and without.
+        beta: :math:`\beta`.
+        anchor: see :func:`scorelab.fk.weighted`; None for the default of the kind.
+        probes: Hutchinson probes of the anchored form; None for the default.
+    """
+
+    kind: Literal["annealed", "geometric"] = "geometric"
+    beta: float = 2.0
+    anchor: Literal["score", "flow"] | None = None
+    probes: int | None = None
+
+    def __post_init__(self):
+        require_choice(self, ("annealed", "geometric"), kind=self.kind)
+        if self.kind == "annealed":
+            require_positive(self, beta=self.beta)
+        require_number(self, -1000.0, 1000.0, beta=self.beta)
+        if self.anchor is not None:
+            require_choice(self, ("score", "flow"), anchor=self.anchor)
+        if self.probes is not None:
+            require_int(self, 0, probes=self.probes)
+
+    def __call__(self, model: Model, solver: fk.FeynmanKac) -> tuple[Model, fk.FeynmanKac, object]:
+        """The model, the solver with the corrector's potential, and the start."""
+        options = {} if self.anchor is None else dict(anchor=self.anchor)
+        options |= dict(probes=self.probes)
+        if self.kind == "annealed":
+            corrected = fk.annealed(model, self.beta, **options)
+        else:
+            corrected = fk.geometric(model, model, self.beta, **options)
+        return corrected.model, dataclasses.replace(solver, potential=corrected.potential), corrected.start
