@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
@@ -83,6 +82,8 @@ class GaussianMixture(Density):
 
         Source: the fits of arXiv 2412.09726. They keep the k-means weights; no expectation-maximisation follows.
         """
+        from sklearn.cluster import MiniBatchKMeans  # takes more than a second, and only this method needs it
+
         points = np.asarray(points)
         for name, value in {"components": components, "batch_size": batch_size}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

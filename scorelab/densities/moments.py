@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
-from sklearn.decomposition import IncrementalPCA
-from sklearn.utils.extmath import randomized_svd
 
 METHODS = ("eigh", "randomized", "streaming")
 # Rows that are turned to float64 at once.
@@ -134,6 +132,9 @@ def _eigh(blocks, rank, seed):
 
 def _randomized(blocks, rank, seed):
     """Halko, Martinsson & Tropp (2011) on the centred points, which are held in memory."""
+    # scikit-learn takes more than a second to import, and few programs fit a law to points this way.
+    from sklearn.utils.extmath import randomized_svd
+
     points = np.concatenate(list(blocks))
     if rank > min(points.shape):
         raise ValueError(f"from_data.rank = {rank} with method 'randomized': expected at most {min(points.shape)}")
@@ -145,6 +146,8 @@ def _randomized(blocks, rank, seed):
 
 def _streaming(blocks, rank, seed):
     """Incremental SVD (Ross et al. 2008): memory for one block and ``rank`` directions, not for ``d x d`` numbers."""
+    from sklearn.decomposition import IncrementalPCA
+
     pca = IncrementalPCA(n_components=rank)
     waiting: list[np.ndarray] = []
     # Every call needs at least `rank` rows, so short blocks wait, and what is left at the end joins the last full block.

@@ -15,9 +15,8 @@ import pytest
 from scorelab.data import PublishedFile, registry
 from scorelab.data.files import sha256
 from scorelab.data.loaders import CifarBinary, IdxImages, IdxSplit
-from scorelab.run import config
+from scorelab.run import config, prepare
 from scorelab.run.cli import main
-from scorelab.run.prepare import check_fit
 from scorelab.run.sources import CONFIG_ROOTS, INCLUDE
 from scorelab.run.train import state_like
 
@@ -79,13 +78,24 @@ def tiny_image_sets(tmp_path_factory):
         yield
 
 
-TRACED = set()
+STATES, UPDATED = {}, set()
+
+
+def trained_part(specs):
+    # Configs that differ in their sampling alone share the state and the update of their network.
+    return json.dumps([specs[field] for field in ("learner", "data", "batch_size")], sort_keys=True)
+
+
+def trace_state(experiment, specs):
+    same = trained_part(specs)
+    if same not in STATES:
+        STATES[same] = state_like(experiment)
+    return STATES[same]
 
 
 def trace_update(experiment, specs):
-    # Configs that differ in their sampling alone share the update of their network.
-    same = json.dumps([specs[field] for field in ("learner", "data", "batch_size")], sort_keys=True)
-    if same in TRACED:
+    same = trained_part(specs)
+    if same in UPDATED:
         return
     data = experiment.data.batches(experiment.batch_size, experiment.seed)
     batch = data.at(0)
@@ -93,21 +103,23 @@ def trace_update(experiment, specs):
     def update(state, batch, key):
         return experiment.learner.update(state, data.prepare(batch), key)
 
-    state = state_like(experiment)
+    state = trace_state(experiment, specs)
     after, metrics = jax.eval_shape(update, state, batch, jax.random.key(0))
     assert jax.tree.structure(after) == jax.tree.structure(state)
     assert "loss" in metrics
-    TRACED.add(same)
+    UPDATED.add(same)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_resolves_and_its_record_builds_equal_specs(name, tmp_path):
+def test_resolves_and_its_record_builds_equal_specs(name, tmp_path, monkeypatch):
     # The number of devices belongs to the process the tests run in.
     loaded = config.load(name, ["experiment.Experiment.cpu_devices = None"])
     (tmp_path / "config.gin").write_text(loaded.text)
     again = config.load(str(tmp_path / "config.gin"))
+    # What `check_fit` traces, `trace_update` needs too.
+    monkeypatch.setattr(prepare, "state_like", lambda experiment: trace_state(experiment, loaded.specs))
     # At full size: the network fits the data and the loss, the grid fits the process; nothing is computed.
-    check_fit(loaded.experiment)
+    prepare.check_fit(loaded.experiment)
     trace_update(loaded.experiment, loaded.specs)
     # Descriptions, because optax transformations never compare equal; everything else must.
     assert again.specs == loaded.specs

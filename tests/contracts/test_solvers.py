@@ -183,7 +183,9 @@ def test_jit_equals_no_jit(solver):
         solver = replace(solver, rtol=1e-3, atol=1e-3)
     with jax.enable_x64(adaptive):
         law = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
-        arguments = dict(solver=solver, grid=grids.LogSNR(4), key=KEY, shape=(3, 2))
+        # The shapes of the test above, whose program is compiled already.
+        grid, shape = (grids.LogSNR(4), (3, 2)) if adaptive else (grids.Karras(6), (12, 2))
+        arguments = dict(solver=solver, grid=grid, key=KEY, shape=shape)
         jitted = sample(models.ExactModel(law, EDM), EDM, **arguments).x
         with jax.disable_jit():
             plain = sample(models.ExactModel(law, EDM), EDM, **arguments).x
