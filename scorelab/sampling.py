@@ -105,7 +105,7 @@ def sample(
     require_spec(sample, Process, process=process)
     require_spec(sample, Solver, solver=solver)
     require_spec(sample, Grid, grid=grid)
-    n, event = _check_shape(shape)
+    n, event = check_shape(shape)
     if keep not in ("last", "all"):
         raise ValueError(f"sample.keep = {keep!r}: expected 'last' or 'all'")
     start = Prior() if start is None else start
@@ -119,7 +119,7 @@ def sample(
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):
         start.check(int(np.max(ids)) + 1, event, process)
     population = solver.population(n)
-    _check_leading(cond, n, population)
+    check_leading(cond, n, population)
     size = _chunk_size(n, event, chunk, mesh, population)
     # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
     traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
@@ -133,7 +133,8 @@ def sample(
             spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
             part_ids, part_cond = jax.device_put((jnp.asarray(part_ids), part_cond), spread)
         # The mesh is known while tracing: populations that span it agree on their weights by it.
-        with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        spanning = mesh is not None and population > 1
+        with jax.set_mesh(mesh) if spanning else nullcontext():
             part = _walk(
                 model, start, key, part_ids, part_cond, working_precision(rows), traced,
                 solver=fixed, process=process, event=event, keep=keep,
@@ -234,21 +235,23 @@ def assemble(parts, n, calls, times) -> Samples:
     )
 
 
-def _check_shape(shape) -> tuple[int, tuple[int, ...]]:
+def check_shape(shape) -> tuple[int, tuple[int, ...]]:
+    """The number of samples and the shape of one; ValueError for what is not a shape."""
     shape = tuple(shape)
     if len(shape) < 2 or not all(isinstance(s, int | np.integer) and s > 0 for s in shape):
         raise ValueError(f"sample.shape = {shape!r}: expected (n, *event) with positive integers")
     return int(shape[0]), tuple(int(s) for s in shape[1:])
 
 
-def _check_leading(cond: Pytree, n: int, population: int) -> None:
+def check_leading(cond: Pytree, n: int, population: int) -> None:
+    """Raise ValueError unless the conditions have one row for each sample, and one value in each population."""
     for leaf in jax.tree.leaves(cond):
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
             raise ValueError(f"sample.cond has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
         if population > 1 and n % population == 0 and not isinstance(leaf, jax.core.Tracer):
             # A particle that is copied takes its past along, and would meet another condition.
-            rows = np.asarray(leaf).reshape(n // population, population, -1)
-            if np.any(rows != rows[:, :1]):
+            rows = on_host(leaf).reshape(n // population, population, -1)
+            if not np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape), equal_nan=rows.dtype.kind == "f"):
                 raise ValueError(f"sample.cond differs within populations of {population} samples: expected one condition for each")
 
 

@@ -63,7 +63,7 @@ def partly_static(*names: str) -> Callable[[type], type]:
 
         def flatten(spec):
             leaves, structure = jax.tree.flatten(tuple(getattr(spec, name) for name in names))
-            fixed = tuple(leaf if callable(leaf) or dataclasses.is_dataclass(leaf) else None for leaf in leaves)
+            fixed = tuple(leaf if _is_spec(leaf) else None for leaf in leaves)
             numbers = tuple(leaf for leaf, kept in zip(leaves, fixed, strict=True) if kept is None)
             return numbers, (structure, fixed, tuple(getattr(spec, name) for name in others))
 
@@ -81,6 +81,12 @@ def partly_static(*names: str) -> Callable[[type], type]:
         return cls
 
     return register
+
+
+def _is_spec(leaf: Any) -> bool:
+    # JAX rebuilds trees with bare objects in the place of numbers, so whatever is not known to be a spec counts as a number.
+    number = isinstance(leaf, int | float | complex) or hasattr(leaf, "dtype")
+    return not number and type(leaf) is not object
 
 
 def on_host(array: Array) -> np.ndarray:

@@ -161,8 +161,11 @@ class GaussianMixture(Density):
         means = np.asarray(g.mean, np.float64)
         mean = np.tensordot(w, means, axes=1)
         delta = (means - mean).reshape(len(w), -1)
-        covs = np.asarray(jax.vmap(Gaussian.covariance)(g), np.float64)
-        return Gaussian(mean, np.tensordot(w, covs, axes=1) + (w[:, None] * delta).T @ delta)
+        covariance = (w[:, None] * delta).T @ delta
+        # One component at a time: all their covariances may not fit into memory.
+        for k in range(len(w)):
+            covariance += w[k] * np.asarray(jax.tree.map(lambda leaf: leaf[k], g).covariance(), np.float64)
+        return Gaussian(mean, covariance)
 
     def _average(self, gamma: Array, values: Array) -> Array:
         return jnp.sum(jnp.expand_dims(gamma, tuple(range(2, values.ndim))) * values, axis=0)

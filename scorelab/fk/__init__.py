@@ -4,19 +4,19 @@ from scorelab.fk import rewards
 from scorelab.fk.composition import Composition, Evaluation, Tilt, signal_fraction
 from scorelab.fk.correctors import Corrected, Corrector, TiltCorrector, annealed, geometric, product, tilted, weighted
 from scorelab.fk.host import Callback, sample_between
-from scorelab.fk.intermediate import Denoised, Intermediate, Learned, Posterior
+from scorelab.fk.intermediate import Blurred, Denoised, Intermediate, Learned, Posterior
 from scorelab.fk.learned import LearnedReward, RewardLearner
 from scorelab.fk.policies import Always, BirthDeath, EssBelow, Every, Islands, Moved, Never, Policy, When
 from scorelab.fk.potentials import AsIs, Difference, FinalOnly, Max, Potential, Seen, Steering, Sum, Together, Zero
 from scorelab.fk.resampling import Resampler, killing, multinomial, residual, ssp, stratified, systematic
 from scorelab.fk.smc import FeynmanKac, WeightsWarning
-from scorelab.fk.weights import best_of, ess, log_mean_exp, normalised, weighted_mean
+from scorelab.fk.weights import best_of, ess, log_mean_exp, normalised, one_of_each, weighted_mean
 
 __all__ = [
-    "Always", "AsIs", "BirthDeath", "Callback", "Composition", "Corrected", "Corrector", "Denoised", "Difference", "EssBelow",
-    "Evaluation", "Every", "FeynmanKac", "FinalOnly", "Intermediate", "Islands", "Learned", "LearnedReward", "Max", "Moved",
-    "Never", "Policy", "Posterior", "Potential", "Resampler", "RewardLearner", "Seen", "Steering", "Sum", "Tilt", "TiltCorrector",
-    "Together", "WeightsWarning", "When", "Zero", "annealed", "best_of", "ess", "geometric", "killing", "log_mean_exp",
-    "multinomial", "normalised", "product", "residual", "rewards", "sample_between", "signal_fraction", "ssp", "stratified",
-    "systematic", "tilted", "weighted", "weighted_mean",
+    "Always", "AsIs", "BirthDeath", "Blurred", "Callback", "Composition", "Corrected", "Corrector", "Denoised", "Difference",
+    "EssBelow", "Evaluation", "Every", "FeynmanKac", "FinalOnly", "Intermediate", "Islands", "Learned", "LearnedReward", "Max",
+    "Moved", "Never", "Policy", "Posterior", "Potential", "Resampler", "RewardLearner", "Seen", "Steering", "Sum", "Tilt",
+    "TiltCorrector", "Together", "WeightsWarning", "When", "Zero", "annealed", "best_of", "ess", "geometric", "killing",
+    "log_mean_exp", "multinomial", "normalised", "one_of_each", "product", "residual", "rewards", "sample_between",
+    "signal_fraction", "ssp", "stratified", "systematic", "tilted", "weighted", "weighted_mean",
 ]

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.processes.base import Prediction, Process
-from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example
+from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example, require_number
 
 # Directions pushed through the experts at once.
 DIVERGENCE_BLOCK = 16
@@ -59,6 +59,11 @@ class Tilt:
     ramp: Callable[[Process, Array], Array] = signal_fraction
     with_cond: bool = False
 
+    def __post_init__(self):
+        for name in ("reward", "ramp"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"Tilt.{name} = {getattr(self, name)!r}: expected a function")
+
     def final(self, x: Array, cond: Pytree) -> Array:
         r""":math:`\lambda\,r(x)`, ``(batch,)``."""
         return self.scale * (self.reward(x, cond) if self.with_cond else self.reward(x))
@@ -76,7 +81,7 @@ class Evaluation(NamedTuple):
     tilt: Array
 
 
-@partly_static("models", "exponents", "tilt", "noise")
+@partly_static("models", "exponents", "tilt")
 @dataclass(frozen=True, kw_only=True)
 class Composition:
     r"""The model that moves particles along :math:`\Phi`; without weights it is guidance, and does not sample the product.
@@ -86,16 +91,17 @@ class Composition:
         exponents: :math:`b_i`: numbers (leaves), or functions of ``t``, whose experts must then have ``log_prob(y, t)``.
         tilt: :math:`R(y, t, process, cond)` ``(batch,)``, such as a :class:`Tilt`; or None.
         anchor: ``"score"`` for :math:`a_i=b_i`, ``"flow"`` for :math:`a_i=b_i/B`.
-        noise: :math:`c^2/g^2` of the solver: 1 for ``DDIM(eta=1)``, ``EulerMaruyama()`` and ``DPMSolverPP(eta=1)``.
+        noise: :math:`c^2/g^2` of the solver, static: 1 for ``DDIM(eta=1)``, ``EulerMaruyama()`` and ``DPMSolverPP(eta=1)``.
     """
 
     models: tuple[Model, ...]
     exponents: tuple[Array | float | Callable[[Array], Array], ...]
     tilt: Any = None
     anchor: Literal["score", "flow"] = "flow"
-    noise: Array | float = 1.0
+    noise: float = 1.0
 
     def __post_init__(self):
+        require_number(self, 0.0, math.inf, noise=self.noise)
         if self.anchor not in ("score", "flow"):
             raise ValueError(f"Composition.anchor = {self.anchor!r}: expected 'score' or 'flow'")
         if not self.models or len(self.models) != len(self.exponents):
@@ -135,7 +141,7 @@ class Composition:
             return [model(y, t, cond) for model in self.models]
 
         extra = 0.0
-        if self.anchor == "score" or (len(b) == 1 and not callable(self.exponents[0]) and _is_one(self.exponents[0])):
+        if self.anchor == "score":
             predictions = experts(y)
         else:
             predictions, push = jax.linearize(experts, y)
@@ -163,6 +169,7 @@ class Composition:
         r""":math:`\Phi(y, t)` ``(batch,)``; None where an expert has no ``log_prob``."""
         if not all(hasattr(model, "log_prob") for model in self.models):
             return None
+        t = jnp.asarray(t, y.dtype)
         b, _ = self._exponents(t)
         return sum(bi * model.log_prob(y, t) for bi, model in zip(b, self.models, strict=True)) + self.log_tilt(y, t, cond)
 
@@ -204,10 +211,6 @@ class Composition:
         denoised = denoised + sigma**2 / alpha * pull
         eps = sum(ci * p.eps for ci, p in zip(c, predictions, strict=True)) - sigma * pull
         return Prediction(denoised=denoised, eps=eps, t=t, process=process)
-
-
-def _is_one(value: Any) -> bool:
-    return isinstance(value, int | float) and value == 1
 
 
 def _dot(a: Array, b: Array) -> Array:

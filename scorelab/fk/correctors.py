@@ -20,7 +20,7 @@ from scorelab.fk.composition import Composition, Tilt, signal_fraction
 from scorelab.fk.potentials import Potential, Seen
 from scorelab.models import Conditioned
 from scorelab.starts import Tempered
-from scorelab.typing import Array, Model, require_choice, require_int
+from scorelab.typing import Array, Model, partly_static, require_choice, require_int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,11 @@ class Corrector(Potential):
 
     def table(self, process, times):
         """The parts of the steps before and after every node."""
+        if not float(process.alpha(np.float64(times[0]))) > 0:
+            raise ValueError(
+                f"Corrector needs finite SDE rates, but alpha is 0 at t = {times[0]} under {process.schedule}: start the grid "
+                "below it (such as t_max=0.99)"
+            )
         dt = -np.diff(times)
         sigma = np.asarray(process.sigma(np.asarray(times, np.float64)))
         dt = np.where((sigma[1:] > 0) & np.isfinite(dt), dt, 0.0)
@@ -58,13 +63,22 @@ class Corrector(Potential):
         """What the beginning of the step has put in, and the tilt at the last node."""
         return jnp.zeros(len(y), y.dtype), jnp.zeros(len(y), y.dtype)
 
-    def see(self, model, keys, y, row):
-        """The composition's prediction, rate and tilt."""
-        if not isinstance(model.model, Composition):
+    def check(self, model, base):
+        """The model has to be the composition, and the solver has to make the noise that its drift is for."""
+        if not isinstance(model, Composition):
             raise TypeError(
-                f"Corrector got the model {type(model.model).__name__}: expected the one that annealed, product, geometric, tilted "
+                f"Corrector got the model {type(model).__name__}: expected the one that annealed, product, geometric, tilted "
                 "or weighted returned"
             )
+        if base.noise_level is None or abs(base.noise_level - model.noise) > 1e-9:
+            raise ValueError(
+                f"FeynmanKac.base = {base!r} makes the noise {base.noise_level} (c^2/g^2) and Composition.noise = {model.noise}: "
+                "expected the same of both, since the drift depends on it: another noise=..., or a base such as DDIM(eta=1.0), "
+                "DPMSolverPP(eta=1.0) or EulerMaruyama()"
+            )
+
+    def see(self, model, keys, y, row):
+        """The composition's prediction, rate and tilt."""
         prediction, rate, tilt = model.model.evaluate(y, row["t"], model.cond, keys, self.probes)
         return Seen(prediction, None, (rate, tilt))
 
@@ -74,6 +88,7 @@ class Corrector(Potential):
         return memory[0] + row["before"] * rate, (row["after"] * rate, tilt)
 
 
+@partly_static("tilt")
 @dataclass(frozen=True, kw_only=True)
 class TiltCorrector(Corrector):
     r"""A corrector whose target ends at :math:`q\,e^{\lambda r}` whatever the ramp is worth at the last node.
@@ -103,7 +118,7 @@ def weighted(
     *,
     tilt: Any = None,
     anchor: Literal["score", "flow"] = "flow",
-    noise: Array | float = 1.0,
+    noise: float = 1.0,
     rule: Literal["trapezoid", "left"] = "trapezoid",
     probes: int | None = None,
     laws: Sequence[Gaussian] | None = None,
@@ -116,7 +131,7 @@ def weighted(
             normalisable at every time.
         tilt: a :class:`Tilt`, or a function ``(y, t, process, cond) -> (batch,)`` of the chart's points.
         anchor: ``"flow"`` needs the divergence of the scores, and its weights are quiet at high noise; ``"score"`` does not,
-            and its weights are noise there. Without effect where all exponents sum to one with one expert.
+            and its weights are noise there. The two are one where the exponents sum to one.
         noise: :math:`c^2/g^2` of the base solver; the weights do not depend on it, the drift does.
         rule: of the integral of the weights.
         probes: Hutchinson probes, 0 for the exact divergence, None for exact in up to 16 dimensions and 8 above.
@@ -127,6 +142,8 @@ def weighted(
         ValueError: exponents that do not fit the models, or have no positive sum.
     """
     models, exponents = tuple(models), tuple(exponents)
+    if anchor == "flow" and all(isinstance(b, int | float) for b in exponents) and abs(sum(exponents) - 1) < 1e-12:
+        anchor = "score"  # the same, without a divergence to multiply by zero
     composition = Composition(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
     if laws is None:
         found = [_moments(model) for model in models]

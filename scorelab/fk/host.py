@@ -16,7 +16,17 @@ from scorelab.fk.potentials import Steering
 from scorelab.fk.smc import FeynmanKac
 from scorelab.grids import Grid
 from scorelab.processes.base import Process
-from scorelab.sampling import Samples, assemble, begin, first_bad, raise_if_bad, row_keys, working_precision
+from scorelab.sampling import (
+    Samples,
+    assemble,
+    begin,
+    check_leading,
+    check_shape,
+    first_bad,
+    raise_if_bad,
+    row_keys,
+    working_precision,
+)
 from scorelab.solvers.base import BoundModel
 from scorelab.starts import Prior, Start
 from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, require_spec
@@ -97,14 +107,20 @@ def sample_between(
     require_spec(sample_between, Steering, potential=solver.potential)
     require_spec(sample_between, Callback, reward=solver.potential.reward)
     require_spec(sample_between, Denoised, intermediate=solver.potential.intermediate)
+    if solver.potential.with_cond:
+        raise ValueError("sample_between.solver has a potential with_cond=True: expected a reward of the samples alone")
     model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
     start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
-    n, event = shape[0], tuple(shape[1:])
+    n, event = check_shape(shape)
+    if n % (population := solver.population(n)):
+        raise ValueError(f"sample_between.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
+    check_leading(cond, n, population)
     ids = jnp.arange(n, dtype=jnp.int32)
     start.check(n, event, process)
     reward, silent = solver.potential.reward, _with_rewards(solver, jnp.zeros(n))
     rows = working_precision(solver.table(process, times))
     rows["index"], calls = np.arange(len(rows["t"]), dtype=np.int32), len(rows["t"])
+    rows["event"] = rows["event"] * rows["enter"]
     rows["last_row"] = np.zeros_like(rows["last_row"])  # the end is concluded below, with the samples' own rewards
 
     state = _begin(silent, start, key, ids, cond, rows["t"][0], process=process, event=event)

@@ -7,13 +7,16 @@ Any choice leaves the target of steering as it is; a better one has less varianc
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from scorelab.densities import Gaussian
 from scorelab.fk.weights import log_mean_exp
+from scorelab.models.measurement import LinearMeasurement, product
 from scorelab.processes.base import Prediction
 from scorelab.typing import Array, Key, partly_static, per_example, require_int, require_positive
 
@@ -74,6 +77,39 @@ class Posterior(Intermediate):
         if self.temper_inside:
             return log_mean_exp(scale * rewards, axis=0)
         return scale * log_mean_exp(rewards, axis=0)
+
+
+@partly_static("measurement", "law")
+@dataclass(frozen=True, kw_only=True)
+class Blurred(Intermediate):
+    r"""The likelihood of a linear measurement with what is still unknown of the clean point added to its noise.
+
+    .. math:: \lambda\log N\big(m;\ HD,\ R + HC_tH^\top\big),\qquad C_t = \Sigma\sigma_t^2(\alpha_t^2\Sigma+\sigma_t^2)^{-1} ,
+
+    in the place of the reward, which is :meth:`scorelab.models.LinearMeasurement.log_likelihood`. The likelihood of the denoised
+    mean alone is far too sure of itself at high noise: with small ``R`` its weights leave one particle.
+
+    Attributes:
+        measurement: what was measured.
+        law: a Gaussian with the moments of the prior in the chart; exact where it is the prior.
+    """
+
+    measurement: LinearMeasurement
+    law: Gaussian
+
+    def value(self, reward, scale, keys, y, prediction):
+        """See the class."""
+        alpha, sigma = prediction.process.alpha(prediction.t), prediction.process.sigma(prediction.t)
+        left = lambda variance: variance * sigma**2 / (alpha**2 * variance + sigma**2)
+        matrix = self.measurement.matrix.astype(y.dtype)
+        along = product(matrix, self.law.basis.astype(y.dtype))
+        outside = product(matrix, matrix.T) - product(along, along.T)
+        unknown = product(along * left(self.law.eigenvalues), along.T) + left(self.law.tail) * outside
+        residual = self.measurement.residual(prediction.denoised)
+        root = jnp.linalg.cholesky(unknown + jnp.diag(self.measurement.noise(y.dtype)))
+        whitened = jax.scipy.linalg.solve_triangular(root, residual.T, lower=True)
+        log_det = 2 * jnp.sum(jnp.log(jnp.diagonal(root))) + len(root) * math.log(2 * math.pi)
+        return -0.5 * scale * (jnp.sum(whitened**2, axis=0) + log_det)
 
 
 @partly_static("model")

@@ -70,7 +70,9 @@ class When(Policy):
 
     def move(self, key, log_weights, resampler, node, progress):
         """Resample where the policy wants to and may."""
-        now = self.may(log_weights, progress) & self.wants(log_weights, node)
+        # Resampling equal weights would only lose particles.
+        differ = jnp.max(log_weights) > jnp.min(log_weights)
+        now = self.may(log_weights, progress) & differ & self.wants(log_weights, node)
         index = jnp.where(now, resampler(key, log_weights), jnp.arange(len(log_weights), dtype=jnp.int32))
         gained = jnp.where(now, log_mean_exp(log_weights), 0.0)
         return Moved(index, jnp.where(now, 0.0, log_weights), gained, now)
@@ -113,8 +115,8 @@ class Every(When):
 class EssBelow(When):
     """Where the effective sample size is below the fraction ``threshold`` of the particles.
 
-    The decision depends on the particles: the estimate of the normalising constant stays consistent, and loses a little of
-    its unbiasedness.
+    It is never below 1, so that few particles need a higher threshold: two of them are never resampled at 0.5. The decision
+    depends on the particles: the estimate of the normalising constant stays consistent, and loses a little of its unbiasedness.
     """
 
     threshold: float = 0.5
@@ -135,10 +137,15 @@ class BirthDeath(Policy):
     For the increments :math:`\delta_i` of the log-weights in a step, particle ``i`` dies with probability
     :math:`1-e^{-(\delta_i-\bar\delta)^-}`, and a copy of ``j``, drawn in proportion to :math:`(\delta_j-\bar\delta)^+`, takes its
     place. No weights are carried, and :math:`\log Z` grows by :math:`\bar\delta`. Exact in the limit of small steps. The weights
-    of the start, which are no increments of a rate, are resampled. Outside the window nothing is done and weights accumulate.
+    of the start, which are no increments of a rate, are resampled. The window has to begin at 0, for the same reason.
 
     Source: arXiv 2503.02819, Proposition 4.1.
     """
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.window[0] > 0:
+            raise ValueError(f"BirthDeath.window = {self.window}: expected (0, ...), since piled-up weights are no increments")
 
     def move(self, key, log_weights, resampler, node, progress):
         """See the class."""
@@ -151,7 +158,9 @@ class BirthDeath(Policy):
         key_die, key_born, key_start = jax.random.split(key, 3)
         dies = jax.random.uniform(key_die, (n,), log_weights.dtype) < -jnp.expm1(jnp.minimum(rate, 0.0))
         # Nobody is above the mean where all are equal, and then nobody dies.
-        parents = multinomial(key_born, jnp.log(jnp.maximum(rate, 0.0)))
+        # Whoever had no weight left dies for another reason than the rate, and is replaced by the weights themselves.
+        parents = multinomial(key_born, jnp.where(finite, jnp.log(jnp.maximum(rate, 0.0)), -jnp.inf))
+        parents = jnp.where(finite, parents, multinomial(jax.random.fold_in(key_born, 1), log_weights))
         place = jnp.arange(n, dtype=jnp.int32)
         start = node == 0
         index = jnp.where(start, resampler(key_start, log_weights), jnp.where(dies, parents, place))
@@ -180,6 +189,8 @@ class Islands(Policy):
         super().__post_init__()
         require_int(self, 1, count=self.count)
         require_spec(self, Policy, inside=self.inside, across=self.across)
+        if isinstance(self.across, BirthDeath):
+            raise ValueError("Islands.across = BirthDeath(): expected a policy for masses, such as EssBelow(0.2)")
 
     def move(self, key, log_weights, resampler, node, progress):
         """See the class."""

@@ -17,8 +17,11 @@ import numpy as np
 
 from scorelab.fk.intermediate import Denoised, Intermediate
 from scorelab.processes.base import Prediction, Process
-from scorelab.solvers.base import BoundModel, Rows
+from scorelab.solvers.base import BoundModel, Rows, Solver
 from scorelab.typing import Array, Key, Pytree, partly_static, require_int, require_number, require_spec
+
+# What an intermediate log G of minus infinity counts as: low enough to end a particle, finite so that it may recover.
+FLOOR = -1e4
 
 
 class Seen(NamedTuple):
@@ -48,6 +51,10 @@ class Potential:
     def table(self, process: Process, times: np.ndarray) -> Rows:
         """Columns of its own: host values at every grid time, ``(steps + 1,)``."""
         return {}
+
+    def check(self, model: Any, base: Solver) -> None:
+        """Raise where the model or the base solver do not fit; called while tracing."""
+        return None
 
     def init(self, y: Array) -> Pytree:
         """The memory of every particle before the start."""
@@ -86,11 +93,12 @@ class Steering(Potential):
     r"""What the potentials of steering share: intermediate rewards at events, and the exact rest at the end.
 
     The last factor is :math:`\lambda r(x_K) - \sum_k\log G_k`, with the sample itself in the place of a prediction, so that the
-    product is :math:`e^{\lambda r(x_K)}` along every path. A new one states ``gain``.
+    product is :math:`e^{\lambda r(x_K)}` along every path. An intermediate :math:`\lambda r` of minus infinity counts as -10,000,
+    since what is impossible half way may be possible at the end. A new one states ``gain``.
 
     Attributes:
         reward: from points of data space ``(batch, *event)`` to ``(batch,)``; a function, or a callable pytree whose numbers
-            are leaves. It need not be differentiable.
+            are leaves. It need not be differentiable. Pass the same function again: another lambda compiles anew.
         scale: :math:`\lambda`; a leaf.
         intermediate: how the reward is believed at a noisy point.
         every: an event every so many steps.
@@ -111,6 +119,8 @@ class Steering(Potential):
     def __post_init__(self):
         if not callable(self.reward):
             raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of points of data space")
+        if not isinstance(self.scale, int | float) and not (hasattr(self.scale, "dtype") and jnp.shape(self.scale) == ()):
+            raise TypeError(f"{type(self).__name__}.scale = {self.scale!r}: expected a number")
         require_spec(self, Intermediate, intermediate=self.intermediate)
         require_int(self, 1, every=self.every)
         require_number(self, 0.0, 1.0, window=self.window[0])
@@ -152,10 +162,13 @@ class Steering(Potential):
         def event():
             believed = lambda x: self.rewards(x, cond)
             value = self.intermediate.value(believed, jnp.asarray(self.scale, y.dtype), keys, y, seen.prediction)
+            # What is impossible half way may be possible at the end: only the samples themselves are given no weight at all.
+            value = jnp.maximum(value, FLOOR)
             gain, remembered = self.gain(memory, row["temper"] * value)
             return gain.astype(y.dtype), Spent(memory.total + gain, remembered)
 
-        return jax.lax.cond(row["event"] > 0, event, lambda: (jnp.zeros(len(y), y.dtype), memory))
+        # In the middle of a step, where the base solver calls the model again, there is no event.
+        return jax.lax.cond((row["event"] > 0) & (row["enter"] > 0), event, lambda: (jnp.zeros(len(y), y.dtype), memory))
 
     def finish(self, memory, x, cond):
         """See the class."""
@@ -245,6 +258,8 @@ class Together(Potential):
     parts: tuple[Any, ...]
 
     def __post_init__(self):
+        if not self.parts:
+            raise ValueError("Together.parts = (): expected at least one potential")
         for part in self.parts:
             require_spec(self, Potential, parts=part)
         for part in self.parts[1:]:
@@ -255,6 +270,11 @@ class Together(Potential):
     def closes(self):
         """As the first."""
         return self.parts[0].closes
+
+    def check(self, model, base):
+        """Those of all."""
+        for part in self.parts:
+            part.check(model, base)
 
     def table(self, process, times):
         """The columns of each part, with its number in front."""

@@ -27,7 +27,7 @@ from scorelab.fk.resampling import Resampler, systematic
 from scorelab.fk.weights import ess, log_mean_exp, usable
 from scorelab.models.guided import pulled
 from scorelab.processes.base import Prediction
-from scorelab.solvers import DDIM
+from scorelab.solvers import DPMSolverPP
 from scorelab.solvers.base import Solver, Step
 from scorelab.typing import (
     Array,
@@ -42,7 +42,7 @@ from scorelab.typing import (
 )
 
 # Streams of a particle's key beside the base solver's own noise, which is drawn from the key itself.
-_RESAMPLE, _POTENTIAL = 1_000_003, 1_000_033
+_RESAMPLE, _POTENTIAL, _CLOSE = 1_000_003, 1_000_033, 1_000_037
 
 
 class WeightsWarning(UserWarning):
@@ -50,7 +50,7 @@ class WeightsWarning(UserWarning):
 
 
 class Cloud(NamedTuple):
-    """The memory of a run. All but the last three have a leading axis of particles, and are gathered together.
+    """The memory of a run. The first four have a leading axis of particles, and are gathered together.
 
     Attributes:
         base: the memory of the base solver.
@@ -59,6 +59,7 @@ class Cloud(NamedTuple):
         log_w: log-weights.
         log_z: what has left the weights of each population.
         bad: log-weights that were not numbers, of each population.
+        end: of the end of the walk, with the last factor: effective sample size, limited increments, and the last ancestors.
     """
 
     base: Pytree
@@ -67,6 +68,7 @@ class Cloud(NamedTuple):
     log_w: Array
     log_z: Array
     bad: Array
+    end: tuple[Array, Array, Array]
 
 
 @partly_static("potential")
@@ -79,22 +81,26 @@ class FeynmanKac(Solver):
     Averages: :func:`scorelab.fk.weighted_mean`; equally weighted samples: ``resample_final=True``.
 
     Diagnostics: ``ess`` and ``resampled`` at every model call, ``final_ess``, ``unique_roots`` (how many of the first particles
-    have descendants), ``root`` ``(n,)``, ``bad_weights``, ``clipped``, and ``ancestors`` where asked for.
+    have descendants), ``root`` ``(n,)``, ``bad_weights``, ``clipped``, and ``ancestors`` where asked for. ``final_ess`` is that
+    before a last resampling, which it judges. A trajectory (``keep="all"``) shows places, among which lineages jump.
 
     Attributes:
-        base: the solver that moves the particles. A deterministic one needs ``policy=Never()``: copies would stay copies.
+        base: the solver that moves the particles; under a corrector better not one of first order, whose bias no weight
+            repairs, and under a guided proposal one whose step is a mean plus noise. One that calls the model elsewhere than at
+            its state (``Heun``) costs a call more for each of its own. A deterministic one needs ``policy=Never()``: copies would stay copies.
         potential: the weights (:mod:`scorelab.fk.potentials`, :mod:`scorelab.fk.correctors`).
         resampler: a function ``(key, log_weights) -> indices`` (:mod:`scorelab.fk.resampling`).
         policy: when to resample (:mod:`scorelab.fk.policies`).
         particles: in a population; None for one population of all samples.
-        resample_final: resample at the end, and return equal weights.
+        resample_final: resample at the end, and return equal weights. Most schemes keep particles in the order of their
+            ancestors, so the first one of a population is no fair draw: take them all, or one by :func:`scorelab.fk.one_of_each`.
         clip: limit every increment of the log-weights to its population's mean plus or minus this number. **A bias**, in exchange
             for variance; None for none.
         record_ancestors: keep the ancestor of every particle at every model call, in ``diagnostics["ancestors"]``
-            ``(populations, calls, particles)``.
+            ``(populations, calls, particles)``, and those of the last resampling in ``"final_ancestors"``.
     """
 
-    base: Solver = field(default_factory=lambda: DDIM(eta=1.0))
+    base: Solver = field(default_factory=lambda: DPMSolverPP(order=2, eta=1.0))
     potential: Potential = field(default_factory=Zero)
     resampler: Resampler = systematic
     policy: Policy = field(default_factory=EssBelow)
@@ -166,7 +172,9 @@ class FeynmanKac(Solver):
         zeros = jnp.zeros(groups, y.dtype)
         root = jnp.tile(jnp.arange(len(y) // groups, dtype=jnp.int32), groups)
         weights = jnp.zeros(len(y), y.dtype)
-        return Cloud(self.base.init(process, y), self.potential.init(y), root, weights, zeros, jnp.zeros(groups, jnp.int32))
+        none = jnp.zeros(groups, jnp.int32)
+        end = zeros, none, root.reshape(groups, -1)
+        return Cloud(self.base.init(process, y), self.potential.init(y), root, weights, zeros, none, end)
 
     def weighted(self, carry, log_weights):
         """With the weights of the start."""
@@ -187,6 +195,7 @@ class FeynmanKac(Solver):
 
     def look(self, model, keys, y, row) -> Seen:
         """The one call of the model, and what the potential finds out by it."""
+        self.potential.check(model.model, self.base)
         return self.potential.see(model, _own_keys(keys), y, row)
 
     def advance(self, model, keys, y, carry, row, seen) -> tuple[Array, Cloud, dict[str, Array]]:
@@ -210,21 +219,23 @@ class FeynmanKac(Solver):
             log_w = log_w + ratio
         stays = row["stay"] > 0
         y, base = jax.tree.map(lambda new, old: jnp.where(stays, old, new), (result.y, result.carry), (y, base))
-        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad), record
+        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad, carry.end), record
 
     def conclude(self, process, keys, y, carry, cond) -> tuple[Array, Cloud]:
         """The last factor, for the samples themselves in the place of any prediction; and the last resampling."""
         groups = len(carry.log_z)
         rest = self.potential.finish(carry.memory, self.base.decode(process, y, carry.base), cond).astype(y.dtype)
-        log_w, bad, _ = self._add(carry.log_w, rest, groups)
-        carry = carry._replace(log_w=log_w.reshape(-1), bad=carry.bad + bad)
+        log_w, bad, clipped = self._add(carry.log_w, rest, groups)
+        end = ess(log_w), clipped, carry.end[2]
+        carry = carry._replace(log_w=log_w.reshape(-1), bad=carry.bad + bad, end=end)
         if not self.resample_final:
             return y, carry
-        own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self._group_keys(keys, groups))
+        own = jax.vmap(lambda key: jax.random.fold_in(key, _CLOSE))(self._group_keys(keys, groups))
         always = jax.vmap(lambda key, lw: Always().move(key, lw, self.resampler, jnp.asarray(0), jnp.asarray(1.0)))
         moved = always(own, log_w)
         y, base, memory, root = self._gather(moved, (y, carry.base, carry.memory, carry.root), groups)
-        return y, Cloud(base, memory, root, moved.log_weights.reshape(-1), carry.log_z + moved.log_z, carry.bad)
+        log_w, end = moved.log_weights.reshape(-1), (*end[:2], moved.index)
+        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad, end)
 
     def outputs(self, carry, records):
         """The weights, the constant, and how the run went."""
@@ -232,10 +243,12 @@ class FeynmanKac(Solver):
         roots = carry.root.reshape(log_w.shape)
         seen = jax.vmap(lambda r: jnp.zeros(log_w.shape[1], jnp.int32).at[r].set(1))(roots)
         whole = dict(
-            log_z=carry.log_z + log_mean_exp(log_w), final_ess=ess(log_w), unique_roots=jnp.sum(seen, axis=1),
-            bad_weights=carry.bad, clipped=jnp.sum(records["clipped"], axis=0),
+            log_z=carry.log_z + log_mean_exp(log_w), final_ess=carry.end[0], unique_roots=jnp.sum(seen, axis=1),
+            bad_weights=carry.bad, clipped=jnp.sum(records["clipped"], axis=0) + carry.end[1],
             **{name: jnp.moveaxis(records[name], 0, 1) for name in ("ess", "resampled", "ancestors") if name in records},
         )  # fmt: skip
+        if self.record_ancestors and self.resample_final:
+            whole["final_ancestors"] = carry.end[2]
         if self.particles is None:
             whole = {name: value[0] for name, value in whole.items()}
         return dict(log_weights=carry.log_w, root=carry.root, **whole, **self.base.outputs(carry.base, ()))
@@ -272,15 +285,16 @@ class FeynmanKac(Solver):
             return self.policy.move(key, lw, self.resampler, row["node"], row["progress"])
 
         own = self._group_keys(keys, len(log_w))
-        if len(log_w) == 1 and not jax.sharding.get_abstract_mesh().empty:
-            # One population over several devices: each sums all the weights in the order of one device, so that the indices are
-            # the same whatever the number of devices.
+        mesh = jax.sharding.get_abstract_mesh()
+        if not mesh.empty and len(log_w) % mesh.size:
+            # Populations over several devices: each sums all the weights in the order of one device, so that the indices are the
+            # same whatever the number of devices.
             log_w = jax.lax.with_sharding_constraint(log_w, PartitionSpec())
         moved = jax.vmap(decide)(own, log_w)
-        index = jnp.where(entering, moved.index, jnp.arange(log_w.shape[1], dtype=jnp.int32))
-        return Moved(
-            index, jnp.where(entering, moved.log_weights, log_w), jnp.where(entering, moved.log_z, 0.0), moved.resampled & entering
-        )
+        # After the last step there is nothing left to resample for.
+        now = entering & (row["stay"] == 0)
+        index = jnp.where(now, moved.index, jnp.arange(log_w.shape[1], dtype=jnp.int32))
+        return Moved(index, jnp.where(now, moved.log_weights, log_w), jnp.where(now, moved.log_z, 0.0), moved.resampled & now)
 
     @staticmethod
     def _group_keys(keys, groups):

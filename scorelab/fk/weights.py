@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scorelab.typing import Array
+from scorelab.typing import Array, Key
 
 
 def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
@@ -58,6 +58,13 @@ def best_of(x: Array, rewards: Array, particles: int) -> Array:
         raise ValueError(f"best_of.particles = {particles}: expected a divisor of the {len(x)} samples")
     groups = jnp.where(jnp.isnan(rewards), -jnp.inf, rewards).reshape(-1, particles)
     return x[jnp.arange(len(groups)) * particles + jnp.argmax(groups, axis=1)]
+
+
+def one_of_each(key: Key, log_weights: Array, particles: int) -> Array:
+    """The index of one particle of every population, drawn by the weights: independent samples, ``(populations,)``."""
+    log_weights = jnp.asarray(log_weights).reshape(-1, particles)
+    picked = jax.random.categorical(key, jnp.log(normalised(log_weights)), axis=-1)
+    return picked + particles * jnp.arange(len(log_weights))
 
 
 class Usable(NamedTuple):

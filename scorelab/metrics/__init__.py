@@ -1,5 +1,6 @@
 """Scores of samples against data; every number comes with its extractor, its n and its floor."""
 
+from scorelab.metrics.ensemble import crps, rank_histogram, rmse, spread_skill
 from scorelab.metrics.evaluate import report
 from scorelab.metrics.features import Coordinates, Features, RawPixels, SmallCNN, pixels, small_cnn
 from scorelab.metrics.frechet import frechet, frechet_distance
@@ -18,6 +19,7 @@ __all__ = [
     "Score",
     "SmallCNN",
     "WeightsError",
+    "crps",
     "frechet",
     "frechet_distance",
     "hill_number",
@@ -27,10 +29,13 @@ __all__ = [
     "mmd2_unbiased",
     "pixels",
     "precision_recall",
+    "rank_histogram",
     "report",
+    "rmse",
     "sinkhorn",
     "sliced_wasserstein",
     "small_cnn",
+    "spread_skill",
     "vendi",
     "vendi_from_kernel",
     "vendi_from_points",

@@ -4,8 +4,12 @@ from scorelab.models import nets
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned
+from scorelab.models.guided import Guided, RewardGradient
+from scorelab.models.measurement import LinearMeasurement, exact_posterior
+from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
 
 __all__ = [
-    "Autoguidance", "BoundDenoiser", "ClassifierFreeGuidance", "Conditioned", "Denoiser", "ExactModel", "FunctionModel",
-    "nets",
+    "DPS", "SDA", "Autoguidance", "BoundDenoiser", "ClassifierFreeGuidance", "Conditioned", "Denoiser", "ExactModel",
+    "FunctionModel", "Guided", "LinearMeasurement", "MeasurementGuided", "PiGDM", "RewardGradient", "TweedieCovariance",
+    "exact_posterior", "nets",
 ]

@@ -39,8 +39,12 @@ class Correction:
 
     def __call__(self, model: Model, solver: fk.FeynmanKac) -> tuple[Model, fk.FeynmanKac, object]:
         """The model, the solver with the corrector's potential, and the start."""
+        if solver.base.noise_level is None:
+            raise ValueError(f"FeynmanKac.base = {solver.base!r} with a Correction: expected DDIM, DPMSolverPP or EulerMaruyama")
+        if not isinstance(solver.potential, fk.Zero):
+            raise ValueError(f"FeynmanKac.potential = {solver.potential!r} with a Correction, which brings its own: expected none")
         options = {} if self.anchor is None else dict(anchor=self.anchor)
-        options |= dict(probes=self.probes)
+        options |= dict(probes=self.probes, noise=solver.base.noise_level)
         if self.kind == "annealed":
             corrected = fk.annealed(model, self.beta, **options)
         else:

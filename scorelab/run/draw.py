@@ -133,8 +133,9 @@ def _in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
 def _trajectory(experiment: Experiment, model: Model, solver: Solver, start: Start | None, key: Key, label: np.ndarray | None):
     spec, data = experiment.sampling, experiment.data
     levels = data.load().levels
-    n = min(spec.n, spec.shown if levels is not None else 2000)
-    n -= n % solver.population(n)
+    shown = min(spec.n, spec.shown if levels is not None else 2000)
+    # Whole populations are drawn, of which the first samples are shown.
+    n = -(-shown // solver.population(shown)) * solver.population(shown)
     out = sample(
         model,
         experiment.process,
@@ -143,14 +144,14 @@ def _trajectory(experiment: Experiment, model: Model, solver: Solver, start: Sta
         start=start,
         key=key,
         shape=(n, *data.load().event_shape),
-        cond=None if label is None else label[:n],
+        cond=None if label is None else np.resize(label, n),
         chunk=n,
         keep="all",
     )
     # The start, then the later two thirds: before that there is noise of one kind only.
     last, count = len(out.times) - 1, POINT_FRAMES if levels is None else FRAMES
     chosen = np.unique(np.append(0, np.linspace(last / 3, last, count - 1).round().astype(int)))
-    frames = np.asarray(out.trajectory)[chosen]
+    frames = np.asarray(out.trajectory)[chosen, :shown]
     headings = [f"t = {out.times[i]:.3g}" for i in chosen]
     if levels is None:
         frames = np.stack([np.asarray(jax.jit(experiment.process.chart.encode)(frame)) for frame in frames])

@@ -153,9 +153,8 @@ class SamplingSpec:
                     "SamplingSpec.correction is given: expected a solver that is a fk.FeynmanKac, no guidance and no start, since "
                     "a correction brings its own"
                 )
-        for name, count in dict(n=self.n, shown=self.shown).items():
-            if count % (particles := self.solver.population(count)):
-                raise ValueError(f"SamplingSpec.{name} = {count}: expected a multiple of the {particles} particles of a population")
+        if self.n % (particles := self.solver.population(self.n)):
+            raise ValueError(f"SamplingSpec.n = {self.n}: expected a multiple of the {particles} particles of a population")
         object.__setattr__(self, "classes", tuple(self.classes))
         for label in self.classes:
             require_int(self, 0, classes=label)
@@ -290,6 +289,12 @@ class Experiment:
         require_int(self, 0, seed=self.seed)
         if self.cpu_devices is not None:
             require_int(self, 1, cpu_devices=self.cpu_devices)
+        solver = self.sampling.solver
+        if self.data.labels and isinstance(solver, fk.FeynmanKac) and solver.particles is None and len(self.sampling.classes) != 1:
+            raise ValueError(
+                "FeynmanKac.particles = None with DataSpec.labels: expected a number of particles, since a population is of one "
+                "class, or one class in SamplingSpec.classes"
+            )
         correction = self.sampling.correction
         if correction is not None and correction.kind == "geometric" and not self.data.labels:
             raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")

@@ -85,6 +85,11 @@ class Solver(abc.ABC):
         """The point of data space; other than ``process.decode(y)`` where the memory knows what ``y`` does not."""
         return process.decode(y)
 
+    @property
+    def noise_level(self) -> float | None:
+        r""":math:`c^2/g^2` of the SDE that the steps approach: 1 for the reverse SDE, 0 for the ODE; None for another process."""
+        return None
+
     def noise(self, row: dict[str, Array]) -> Array | None:
         """The deviation ``n`` of a row that is a mean plus ``n`` times standard normal noise; None for another form."""
         return None

@@ -112,6 +112,7 @@ class ReverseSDE(InDataSpace, Solver):
 
     calls_per_step: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
+    noise_level: ClassVar[float] = 1.0
 
     def table(self, process, times):
         """Rates of the SDE at the beginning of each step."""

@@ -85,6 +85,11 @@ class DDIM(Multistep):
         """When ``eta > 0``."""
         return self.eta > 0
 
+    @property
+    def noise_level(self):
+        """``eta`` squared."""
+        return self.eta**2
+
     def table(self, process, times):
         """See the class."""
         nodes = Nodes.at(process, times)
@@ -125,6 +130,11 @@ class DPMSolverPP(Multistep):
     def stochastic(self):
         """When ``eta > 0``."""
         return self.eta > 0
+
+    @property
+    def noise_level(self):
+        """``eta``."""
+        return self.eta
 
     def table(self, process, times):
         """See the class."""

@@ -43,6 +43,12 @@ class Tempered(Start):
     laws: tuple[Gaussian, ...] = ()
     target: Any = field(default=None)
 
+    def __post_init__(self):
+        if len(self.laws) not in (0, 1, len(self.exponents)):
+            raise ValueError(
+                f"Tempered has {len(self.laws)} laws and {len(self.exponents)} exponents: expected no law, one, or one for each"
+            )
+
     def on_grid(self, process, times, model=None, cond=None):
         """Itself, after a look at whether the product at the first time has a variance."""
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self.exponents, self.laws))):

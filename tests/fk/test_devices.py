@@ -92,7 +92,8 @@ def devices():
     # One population on all of them exchanges weights and particles.
     assert re.findall(COLLECTIVES, compiled(populations(None), 512, mesh))
 
-    for solver, n in ((populations(), 64 * 8), (populations(None), 2048)):
+    # Eight populations on four devices, one on all of them, and two, each on two.
+    for solver, n in ((populations(), 64 * 8), (populations(None), 2048), (populations(1024), 2048)):
         one, four = walk(solver, n), walk(solver, n, mesh)
         assert int(np.sum(one.diagnostics["resampled"])) >= 3
         for name in ("ancestors", "root", "resampled", "unique_roots"):
@@ -101,6 +102,12 @@ def devices():
         np.testing.assert_allclose(four.log_z, one.log_z, atol=1e-5)
     with pytest.raises(ValueError, match="on 4 devices"):
         walk(populations(), 64 * 6, mesh)
+    # A mesh for independent samples works inside a jit of the caller's, as before.
+    from scorelab import sample
+
+    from .chains import BASE, GRID, MODEL, VP
+
+    jax.jit(lambda key: sample(MODEL, VP, solver=BASE, grid=GRID, key=key, shape=(8, 1), mesh=mesh).x)(jax.random.key(0))
     print("agree")
 
 

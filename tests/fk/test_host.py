@@ -77,6 +77,8 @@ def test_a_large_batch_does_not_hang_the_callback():
         (lambda: solver(reward), TypeError, "expected a Callback"),
         (lambda: fk.FeynmanKac(base=BASE), TypeError, "expected a Steering"),
         (lambda: BASE, TypeError, "expected a FeynmanKac"),
+        (lambda: fk.FeynmanKac(potential=fk.Difference(fk.Callback(InNumPy()), with_cond=True)), ValueError, "with_cond"),
+        (lambda: fk.FeynmanKac(potential=fk.Difference(fk.Callback(InNumPy())), particles=7), ValueError, "multiple of 7"),
         (lambda: solver(fk.Callback(lambda x: x)), ValueError, "one per sample"),
         (lambda: solver(fk.Callback(lambda x: np.array(["a"] * len(x)))), ValueError, "expected numbers"),
     ],

@@ -160,6 +160,21 @@ class TestPolicies:
         np.testing.assert_allclose(moved.log_z, increments.mean(), atol=1e-6)
         np.testing.assert_array_equal(moved.log_weights, 0.0)
 
+    def test_the_dead_are_replaced_by_the_weights(self):
+        log_w = jnp.where(jnp.arange(N) < N // 2, jnp.asarray(1e-3 * LOG_W), -jnp.inf)
+        move = lambda key: fk.BirthDeath().move(key, log_w, fk.systematic, jnp.asarray(7), jnp.asarray(0.5))
+        moved = jax.vmap(move)(jax.random.split(jax.random.key(8), 4000))
+        counts = np.stack([np.bincount(row, minlength=N) for row in np.asarray(moved.index)])
+        assert np.all(counts[:, N // 2 :] == 0)
+        # Nearly equal weights: two each, to five standard errors of a count of variance one.
+        np.testing.assert_allclose(counts[:, : N // 2].mean(0), 2, atol=5 / np.sqrt(4000) + 0.01)
+        np.testing.assert_allclose(moved.log_z, np.log(0.5), atol=0.01)
+
+    def test_equal_weights_are_left_alone(self):
+        moved = self.move(fk.Always(), np.full(N, 3.0))
+        assert not moved.resampled
+        np.testing.assert_array_equal(moved.log_weights, 3.0)
+
     def test_a_population_without_weights_stays(self):
         for policy in (fk.Always(), fk.BirthDeath(), fk.Islands(4)):
             moved = self.move(policy, np.full(N, -np.inf))

@@ -1,0 +1,116 @@
+"""Scores of ensembles against the truth: error of the mean, spread, CRPS, and ranks.
+
+An ensemble is an array (members, cases, *event), the truth (cases, *event): one case of many points is
+`x[:, None]` and `truth[None]`. Weights are (members,) or (members, cases), not negative; they are normalised.
+A score averages over points and cases; its `n` counts members, its `reference_n` cases, and its `stderr` is
+over cases (None for one case), since the points of one case are not independent. With the weights w of a case
+summing to 1, 1 / sum w^2 takes the place of the number of members M in every correction for a finite ensemble.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from scorelab.metrics.score import Score
+
+
+def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
+    """Root of the mean square of (ensemble mean - truth), in the units of the data.
+
+    ensemble: (members, cases, *event); truth: (cases, *event). For members drawn from the law of the truth its
+    square is (1 + 1/M) times their variance on average.
+    """
+    x, y, w = _points(ensemble, truth, weights)
+    error = _error_of_mean(x, y, w)
+    value = float(np.sqrt(error.mean()))
+    stderr = _stderr(error / (2 * value)) if value > 0 else 0.0
+    return Score(name="RMSE", value=value, stderr=stderr, n=len(x), reference_n=len(y))
+
+
+def spread_skill(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
+    """sqrt((1 + 1/M) mean unbiased variance / mean squared error of the mean): 1 where truth and members are exchangeable.
+
+    Below 1 the ensemble is overconfident. Means are over cases and points before the ratio is taken. Needs two members
+    with weight.
+    Source: Fortin et al., "Why should ensemble spread match the RMSE of the ensemble mean?", 2014.
+    """
+    x, y, w = _points(ensemble, truth, weights)
+    error = _error_of_mean(x, y, w)
+    square = _concentration(w)
+    deviation = x - np.sum(w[..., None] * x, 0)
+    variance = np.sum(w[..., None] * deviation**2, 0).mean(-1) / (1 - square) * (1 + square)
+    if not error.any():
+        raise ValueError("ensemble has the truth as its mean in every case: expected an error to compare the spread with")
+    value = float(np.sqrt(variance.mean() / error.mean()))
+    relative = variance / max(variance.mean(), np.finfo(np.float64).tiny) - error / error.mean()
+    return Score(name="spread-skill", value=value, stderr=_stderr(0.5 * value * relative), n=len(x), reference_n=len(y))
+
+
+def crps(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
+    """The fair continuous ranked probability score of each point, averaged; in the units of the data, small is good.
+
+    sum_i w_i |x_i - y| - sum_{i != j} w_i w_j |x_i - x_j| / (2 (1 - sum w^2)): unbiased for that of the law the members are
+    drawn from, whatever M, and so not positive always. Needs two members with weight.
+    Source: Ferro, "Fair scores for ensemble forecasts", 2014.
+    """
+    x, y, w = _points(ensemble, truth, weights)
+    square = _concentration(w)
+    distance = np.sum(w[..., None] * np.abs(x - y), 0)
+    order = np.argsort(x, 0)
+    ranked, weight = np.take_along_axis(x, order, 0), np.take_along_axis(np.broadcast_to(w[..., None], x.shape), order, 0)
+    # Half the sum over pairs: every point pays its distance to those below it.
+    below, mass = np.cumsum(weight * ranked, 0) - weight * ranked, np.cumsum(weight, 0) - weight
+    pairs = np.sum(weight * (ranked * mass - below), 0)
+    values = (distance - pairs / (1 - square)[:, None]).mean(-1)
+    return Score(name="CRPS", value=float(values.mean()), stderr=_stderr(values), n=len(x), reference_n=len(y))
+
+
+def rank_histogram(key: jax.Array, ensemble: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """How often the truth has each rank among the members, over cases and points: counts (members + 1,).
+
+    Flat where truth and members are exchangeable, a U where the ensemble is too narrow. Equal values are ranked at random.
+    Ranks of neighbouring points are not independent: a chi-square test is one of cases of a single point.
+    Source: Hamill, "Interpretation of rank histograms for verifying ensemble forecasts", 2001.
+    """
+    x, y, _ = _points(ensemble, truth, None)
+    below, ties = np.sum(x < y, 0), np.sum(x == y, 0)
+    chance = np.asarray(jax.random.uniform(key, y.shape), np.float64)
+    ranks = below + np.floor(chance * (ties + 1)).astype(int)
+    return np.bincount(ranks.ravel(), minlength=len(x) + 1)
+
+
+def _points(ensemble, truth, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Float64 members (M, cases, points), truth (cases, points) and normalised weights (M, cases); errors name the argument."""
+    x, y = np.asarray(ensemble, np.float64), np.asarray(truth, np.float64)
+    if x.ndim < 2 or x.shape[1:] != y.shape or not x.size:
+        raise ValueError(f"ensemble has shape {x.shape}, truth {y.shape}: expected (members, cases, *event) and (cases, *event)")
+    members, cases = x.shape[:2]
+    w = np.ones((members, cases)) if weights is None else np.asarray(weights, np.float64)
+    if w.shape not in ((members,), (members, cases)):
+        raise ValueError(f"weights has shape {w.shape}: expected ({members},) or ({members}, {cases})")
+    w = np.broadcast_to(w.reshape(members, -1), (members, cases))
+    for name, array in {"ensemble": x, "truth": y, "weights": w}.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} has {np.count_nonzero(~np.isfinite(array))} values that are not finite: expected none")
+    if w.min() < 0 or w.sum(0).min() <= 0:
+        raise ValueError("weights has a negative value, or a case without weight: expected weights >= 0 with a positive sum")
+    return x.reshape(members, cases, -1), y.reshape(cases, -1), w / w.sum(0)
+
+
+def _error_of_mean(x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """The squared error of the mean of each case, averaged over its points: (cases,)."""
+    return np.mean((np.sum(w[..., None] * x, 0) - y) ** 2, -1)
+
+
+def _concentration(w: np.ndarray) -> np.ndarray:
+    """sum w^2 of each case, (cases,); ValueError where one member has all the weight."""
+    square = np.sum(w**2, 0)
+    if np.max(square) > 1 - 1e-9:
+        raise ValueError("ensemble has a case with all weight on one member: expected at least two members with weight")
+    return square
+
+
+def _stderr(values: np.ndarray) -> float | None:
+    """The standard error of the mean of values (cases,)."""
+    return None if len(values) < 2 else float(values.std(ddof=1) / np.sqrt(len(values)))

@@ -1,0 +1,324 @@
+"""Correctors on laws whose powers, products and tilts are known, and the start of their particles.
+
+KS of n independent points has the mean .87 / sqrt(n) and the deviation .26 / sqrt(n): three deviations up it is .021 for 8192
+points of which three quarters are left in effect, .030 for 4096. Tolerances are above that, or, where resampling has added to
+it, above the mean and three deviations over the populations that experiments/corrector_closed_form.py draws.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import densities, fk, grids, models, processes, sample, schedules, solvers, starts
+
+from .chains import VP, cloud_distance
+
+T_MIN, N, STEPS = 1e-3, 8192, 80
+LINE = np.linspace(-10.0, 10.0, 8001)
+
+
+def mixture(weights, means, deviations, process=VP):
+    """A mixture on the line, with three components whatever it needs, so that all cases share compiled programs."""
+    weights, means, deviations = (list(v) for v in (weights, means, deviations))
+    while len(weights) < 3:
+        weights = [*weights[:-1], weights[-1] / 2, weights[-1] / 2]
+        means, deviations = [*means, means[-1]], [*deviations, deviations[-1]]
+    law = densities.GaussianMixture(weights, np.array(means, float)[:, None], np.array(deviations, float)[:, None] ** 2)
+    return models.ExactModel(law, process)
+
+
+FREE, BOUND = mixture((0.4, 0.3, 0.3), (-3, 0, 3), (0.8, 0.6, 0.8)), mixture((0.15, 0.6, 0.25), (-3, 0, 3), (0.8, 0.6, 0.8))
+FIRST, SECOND = mixture((0.5, 0.5), (-2, 1), (0.6, 0.8)), mixture((0.3, 0.7), (-1, 2), (0.7, 0.6))
+HARD, EASY = mixture((0.3, 0.4, 0.3), (-3, 0.5, 4), (0.3, 0.8, 0.5)), mixture((0.3, 0.4, 0.3), (-2, 0.5, 2.5), (0.5,) * 3)
+NORMAL, THREE = mixture((1.0,), (0.5,), (1.0,)), mixture((0.3, 0.4, 0.3), (-3, 0.5, 4), (0.5, 0.8, 0.5))
+
+
+@jax.jit
+def log_density(model, y, t):
+    return model.log_density(y, t)
+
+
+def run(corrected, *, process=VP, t_max=None, steps=STEPS, n=N, policy=None, start=None, base=None, grid=None, plain=False):
+    """The corrected sampler; its drift alone, without weights, where ``plain``."""
+    # Of order one, the drift of a power of a density needs many times as many steps.
+    base = solvers.DPMSolverPP(order=2, eta=1.0) if base is None else base
+    solver = base if plain else fk.FeynmanKac(base=base, potential=corrected.potential, policy=policy or fk.EssBelow(0.5))
+    # Small steps at small times, where the target is narrow.
+    grid = grids.Quadratic(steps, t_max=t_max, t_min=T_MIN, clean=False) if grid is None else grid
+    options = dict(start=start or corrected.start, key=jax.random.key(0), shape=(n, *corrected.model.models[0].law.event))
+    return sample(corrected.model, process, solver=solver, grid=grid, chunk=n, **options)
+
+
+def against(corrected, out, *, weighted=True, t=T_MIN, points=None):
+    """KS and W1 to the exact target on the line, and the error of log Z."""
+    logs = log_density(corrected.model, jnp.asarray(LINE, jnp.float32)[:, None], jnp.asarray(t))
+    x = np.asarray(out.x if points is None else points)[:, 0]
+    ks, w1, log_z = cloud_distance(x, out.log_weights if weighted else np.zeros(N), LINE, logs)
+    return ks, w1, float(out.log_z) - log_z
+
+
+def resampled(out):
+    return int(np.sum(out.diagnostics["resampled"]))
+
+
+def smallest_ess(out):
+    return float(np.min(out.diagnostics["ess"])) / len(out.x)
+
+
+def test_guidance_is_the_geometric_mean_once_weighted():
+    corrected = fk.geometric(FREE, BOUND, 2.0)
+    out = run(corrected)
+    # Nothing was resampled: these are the points of plain guidance, and the weights are what corrects them.
+    assert resampled(out) == 0
+    ks, _, d_log_z = against(corrected, out)
+    plain, _, _ = against(corrected, out, weighted=False)
+    assert ks < 0.025
+    assert ks < 0.5 * plain
+    assert abs(d_log_z) < 0.03
+
+
+def test_a_product_needs_the_weights():
+    corrected = fk.product([FIRST, SECOND], anchor="score")
+    out = run(corrected)
+    ks, _, d_log_z = against(corrected, out)
+    plain, _, _ = against(corrected, run(corrected, plain=True), weighted=False)
+    assert ks < 0.04
+    # A deviation of .12 between populations, of which a quarter of the ancestors are left.
+    assert abs(d_log_z) < 0.4
+    assert plain > 0.06
+
+
+def parabola(centre, width, x):
+    return -0.5 * ((x[:, 0] - centre) / width) ** 2
+
+
+def tilted(model, centre, width, **options):
+    reward = jax.tree_util.Partial(parabola, jnp.asarray(centre), jnp.asarray(width))
+    return fk.tilted(model, reward, ramp=linear, **options)
+
+
+def linear(process, t):
+    return 1 - t
+
+
+def test_tilts_of_a_gaussian_and_of_a_mixture():
+    corrected = tilted(NORMAL, 2.0, 0.5)
+    out = run(corrected)
+    ks, w1, d_log_z = against(corrected, out)
+    assert ks < 0.035
+    assert w1 < 0.03
+    assert abs(d_log_z) < 0.08
+    # The left rule on the same points, so that the difference is that of the quadratures.
+    left = tilted(NORMAL, 2.0, 0.5, rule="left")
+    same = run(left)
+    assert (resampled(out), resampled(same)) == (0, 0)
+    np.testing.assert_allclose(out.x, same.x, atol=1e-4)
+    assert abs(against(left, same)[2]) > 2 * abs(d_log_z)
+
+    corrected = tilted(THREE, 3.0, 1.0)
+    ks, _, d_log_z = against(corrected, run(corrected))
+    assert ks < 0.035
+    assert abs(d_log_z) < 0.06
+
+
+def test_the_flow_anchor_finds_the_narrow_mode_at_low_temperature():
+    for beta in (2.0, 5.0, 10.0):
+        corrected = fk.annealed(HARD, beta)
+        out = run(corrected, t_max=0.4)
+        ks, _, _ = against(corrected, out)
+        scaled = fk.annealed(HARD, beta, anchor="score")
+        plain, _, _ = against(scaled, run(scaled, plain=True), weighted=False)
+        # About half of the points are left in effect, and a third of the ancestors at the lowest temperature.
+        assert ks < 0.03, beta
+        assert out.diagnostics["unique_roots"] > 0.2 * N, beta
+        assert plain > 0.15, beta
+
+
+def test_the_flow_anchor_is_quiet_from_pure_noise_on():
+    corrected = fk.annealed(EASY, 5.0)
+    out = run(corrected)
+    ks, _, d_log_z = against(corrected, out)
+    scaled = fk.annealed(EASY, 5.0, anchor="score")
+    plain, _, _ = against(scaled, run(scaled, plain=True), weighted=False)
+    assert (resampled(out), smallest_ess(out) > 0.4) == (0, True)
+    assert ks < 0.03
+    assert abs(d_log_z) < 0.06
+    assert plain > 0.1
+
+
+POLICIES = {"every-step": fk.Always(), "birth-death": fk.BirthDeath()}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_score_anchor_from_moderate_noise_under_every_policy(policy):
+    corrected = fk.annealed(EASY, 2.0, anchor="score")
+    out = run(corrected, t_max=0.4, policy=POLICIES[policy], steps=40, n=4096)
+    ks, _, d_log_z = against(corrected, out)
+    assert ks < 0.06
+    assert abs(d_log_z) < 0.12
+
+
+def forty():
+    centres = np.random.default_rng(0).uniform(-40, 40, (40, 2)) / 25
+    return models.ExactModel(densities.GaussianMixture(np.ones(40), centres, np.full(40, (1.313 / 25) ** 2)), VP)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
+def test_forty_modes_in_the_plane():
+    model = forty()
+    centres = np.asarray(model.law.components.mean)
+    nearest = lambda x: np.argmin(((np.asarray(x)[:, None] - centres) ** 2).sum(-1), axis=1)
+    axis = np.linspace(-1.9, 1.9, 400)
+    plane = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    corrected = fk.annealed(model, 3.0)
+    logs = np.asarray(log_density(corrected.model, jnp.asarray(plane, jnp.float32), jnp.asarray(T_MIN)), np.float64)
+    mass = np.exp(logs - logs.max())
+    exact = np.bincount(nearest(plane), mass / mass.sum(), minlength=40)
+    out = run(corrected, t_max=0.4, n=4096, steps=50)
+    found = np.bincount(nearest(out.x), fk.normalised(out.log_weights), minlength=40)
+    tv = 0.5 * np.abs(found - exact).sum()
+    assert tv < 0.12
+    # The emptiest mode had .35 of its mass here, .13 with half as many particles.
+    assert np.all(found > exact / 10)
+
+
+def test_the_weights_do_not_depend_on_the_noise():
+    corrected = fk.geometric(FREE, BOUND, 2.0, noise=0.5)
+    out = run(corrected, base=solvers.DPMSolverPP(order=2, eta=0.5), n=4096)
+    ks, _, d_log_z = against(corrected, out)
+    assert ks < 0.04
+    assert abs(d_log_z) < 0.04
+
+
+def test_powers_on_the_log_chart_are_those_of_its_density():
+    gbm = processes.GeometricBrownianMotion(sigma=2.0, mu=2.5)
+    law = densities.LogNormalMixture([0.3, 0.4, 0.3], np.array([[-2.0], [0.5], [2.5]]), np.full((3, 1), 0.25))
+    corrected = fk.annealed(models.ExactModel(law, gbm), 3.0)
+    out = run(corrected, process=gbm, t_max=4.0, n=4096)
+    ks, _, d_log_z = against(corrected, out, points=np.log(np.asarray(out.x)))
+    assert ks < 0.04
+    assert abs(d_log_z) < 0.06
+
+
+def test_a_power_under_edm():
+    edm = processes.Gaussian(schedule=schedules.EDM())
+    model = mixture((0.3, 0.4, 0.3), (-2, 0.5, 2.5), (0.5,) * 3, process=edm)
+    corrected = fk.annealed(model, 3.0)
+    grid = grids.Explicit(tuple(grids.Karras(STEPS + 1, t_max=20.0, t_min=0.01).times(edm)[:-1]))
+    out = run(corrected, process=edm, grid=grid, n=4096)
+    ks, _, d_log_z = against(corrected, out, t=0.01)
+    assert ks < 0.04
+    assert abs(d_log_z) < 0.06
+
+
+def test_a_start_in_the_middle_needs_the_moments():
+    corrected, at_first = fk.annealed(HARD, 2.0), {}
+    for name, law in (("matched", HARD.law.matched()), ("unit", densities.Gaussian(np.zeros(1), 1.0))):
+        start = starts.Tempered(exponents=(2.0,), laws=(law,), target=corrected.model)
+        out = run(corrected, t_max=0.4, start=start)
+        # Where the density is known, the weights of the start make up for a bad one, as far as there are points to weigh.
+        assert against(corrected, out)[0] < 0.05
+        at_first[name] = float(out.diagnostics["ess"][0]) / N
+    assert at_first["unit"] < 0.5 * at_first["matched"]
+
+
+def test_probes_in_twenty_dimensions():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(20, 20)) / 4
+    mean, cov = rng.normal(size=20), root @ root.T + 0.1 * np.eye(20)
+    beta, n = 2.0, 2048
+    corrected = fk.annealed(models.ExactModel(densities.Gaussian(mean, cov), VP), beta)
+    out = run(corrected, n=n)
+    alpha, sigma = float(VP.alpha(T_MIN)), float(VP.sigma(T_MIN))
+    noised = alpha**2 * cov + sigma**2 * np.eye(20)
+    log_z = 0.5 * (1 - beta) * np.linalg.slogdet(2 * np.pi * noised)[1] - 0.5 * 20 * np.log(beta)
+    w = np.asarray(fk.normalised(out.log_weights), np.float64)
+    x = np.asarray(out.x, np.float64)
+    whiten = np.linalg.inv(np.linalg.cholesky(noised / beta))
+    z = (x - alpha * mean) @ whiten.T
+    # Nearly all points are left in effect. Eigenvalues of a sample covariance: up to (1 + sqrt(d / n))^2 = 1.21.
+    assert smallest_ess(out) > 0.9
+    assert np.linalg.norm(w @ z) < 4.5 / np.sqrt(n) * np.sqrt(20) / 2
+    assert np.abs(np.linalg.eigvalsh((z * w[:, None]).T @ z) - 1).max() < 0.3
+    # A deviation of .005 from the probes, the rest from 80 steps.
+    assert abs(float(out.log_z) - log_z) < 0.1
+
+
+def test_the_rate_in_single_precision():
+    points, rates = np.random.default_rng(0).normal(size=(64, 1)) * 2, []
+    for double in (True, False):
+        with jax.enable_x64(double):
+            model = fk.annealed(mixture((0.3, 0.4, 0.3), (-3, 0.5, 4), (0.3, 0.8, 0.5)), 5.0).model
+            keys = jax.random.split(jax.random.key(0), 64)
+            evaluate = jax.jit(lambda t, y, model=model, keys=keys: model.evaluate(y, t, None, keys, 0).rate)
+            found = [evaluate(jnp.asarray(t), jnp.asarray(points)) for t in (0.01, 0.4, 1.0)]
+            assert found[0].dtype == (jnp.float64 if double else jnp.float32)
+            rates.append(np.asarray(found, np.float64))
+    # Largest 6e-5 of what is summed.
+    np.testing.assert_allclose(rates[1], rates[0], rtol=1e-3, atol=1e-3)
+
+
+LAWS = (
+    densities.Gaussian(np.array([0.5, -1.0]), np.array([[1.0, 0.3], [0.3, 0.5]])),
+    densities.Gaussian(np.array([-0.2, 0.4]), np.array([[2.0, -0.4], [-0.4, 3.0]])),
+    densities.Gaussian.low_rank(np.array([1.0, 0.0]), np.array([[0.6], [0.8]]), np.array([0.7]), tail=0.2),
+)
+
+
+def draw(start, t, event):
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    return jax.jit(lambda start, keys, t: start.draw(keys, np.arange(20_000), VP, t, event))(start, keys, t)
+
+
+STAND_INS = [((2.5,), LAWS[:1]), ((1.5, -0.4, 0.3), LAWS), ((3.0, 1.0), LAWS[:1]), ((2.0,), ())]
+
+
+@pytest.mark.parametrize(("exponents", "laws"), STAND_INS, ids=["power", "product", "one-law", "no-moments"])
+def test_the_start_is_the_product_of_powers(exponents, laws):
+    start, t = starts.Tempered(exponents=exponents, laws=laws), jnp.asarray(0.4)
+    y = jax.random.normal(jax.random.key(0), (32, 2)) * 2
+    members = laws or (densities.Gaussian(np.zeros(2), 0.0),)
+    powers = exponents if len(members) == len(exponents) else [sum(exponents)]
+    logs = sum(b * law.noised(VP, t).log_prob(y) for b, law in zip(powers, members, strict=True))
+    # Up to the constant, which is what log_weight is: nothing else is known of the target.
+    constant = np.asarray(start.log_weight(y, VP, t), np.float64)
+    np.testing.assert_allclose(logs - start.log_prob(y, VP, t), constant, atol=1e-3)
+    np.testing.assert_allclose(constant, constant[0], atol=1e-3)
+    law = start.at(VP, t, (2,))
+    drawn = np.asarray(draw(start, t, (2,)), np.float64)
+    # Four standard errors of a mean and of a covariance.
+    deviation = np.sqrt(np.diag(law.covariance()))
+    assert np.all(np.abs(drawn.mean(0) - law.mean) < 4 * deviation / np.sqrt(20_000))
+    assert np.all(np.abs(np.cov(drawn.T) - law.covariance()) < 4 * np.outer(deviation, deviation) * np.sqrt(2 / 20_000))
+
+
+def test_the_weights_of_the_start_average_to_the_mass_of_the_target():
+    corrected, t = fk.weighted([EASY, FIRST, SECOND], [1.5, 1.0, -0.5]), jnp.asarray(0.4)
+    points = jnp.asarray(LINE, jnp.float32)[:, None]
+    mass = np.exp(np.asarray(log_density(corrected.model, points, t), np.float64)).sum() * (LINE[1] - LINE[0])
+    y = draw(corrected.start, t, (1,))
+    log_weight = jax.jit(lambda start, y, t: start.log_weight(y, VP, t))
+    w = np.exp(np.asarray(log_weight(corrected.start, y, t), np.float64)) / mass
+    assert abs(w.mean() - 1) < 4 * w.std() / np.sqrt(len(w))
+    assert w.std() < 1  # a stand-in, and a good one
+    # A tilt is part of the target, also where no density is known.
+    tilt = lambda y, t, process, cond: -jnp.sum(y**2, axis=1)
+    blind = models.FunctionModel(fn=lambda y, t, cond: y, process=VP)
+    start = fk.weighted([blind], [1.0], tilt=tilt, laws=[EASY.law.matched()]).start
+    np.testing.assert_allclose(start.log_weight(y, VP, t), tilt(y, t, VP, None), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("exponents", "laws"), [((1.0, -0.9), (LAWS[1], LAWS[0])), ((1.0, -2.0), ()), ((1.0, -1.0), ()), ((lambda t: t - 2.0,), ())]
+)
+def test_a_product_without_a_variance_is_refused(exponents, laws):
+    start = starts.Tempered(exponents=exponents, laws=laws)
+    with pytest.raises(ValueError, match="expected a product with a positive variance"):
+        start.on_grid(VP, np.array([0.1, 0.01]))
+
+
+def test_the_event_of_the_moments_is_checked():
+    with pytest.raises(ValueError, match="laws has points of shape"):
+        starts.Tempered(exponents=(2.0,), laws=LAWS[:1]).check_arrays(4, (3,))
