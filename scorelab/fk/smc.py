@@ -87,7 +87,8 @@ class FeynmanKac(Solver):
     Attributes:
         base: the solver that moves the particles; under a corrector better not one of first order, whose bias no weight
             repairs, and under a guided proposal one whose step is a mean plus noise. One that calls the model elsewhere than at
-            its state (``Heun``) costs a call more for each of its own. A deterministic one needs ``policy=Never()``: copies would stay copies.
+            its state (``Heun``) costs a call more for each of its own. A deterministic one needs ``policy=Never()``, since its
+            copies would stay copies.
         potential: the weights (:mod:`scorelab.fk.potentials`, :mod:`scorelab.fk.correctors`).
         resampler: a function ``(key, log_weights) -> indices`` (:mod:`scorelab.fk.resampling`).
         policy: when to resample (:mod:`scorelab.fk.policies`).
