@@ -13,25 +13,24 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from jax.sharding import PartitionSpec
 
+from scorelab.fk.cloud import Cloud, WeightsWarning, add, gather
 from scorelab.fk.policies import Always, EssBelow, Moved, Never, Policy
 from scorelab.fk.potentials import Potential, Seen, Zero
 from scorelab.fk.resampling import Resampler, systematic
-from scorelab.fk.weights import ess, log_mean_exp, usable
+from scorelab.fk.weights import ess, log_mean_exp
 from scorelab.models.guided import pulled
 from scorelab.processes.base import Prediction
 from scorelab.solvers import DPMSolverPP
 from scorelab.solvers.base import Solver, Step
 from scorelab.typing import (
     Array,
-    Pytree,
     on_host,
     partly_static,
     per_example_normal,
@@ -43,32 +42,6 @@ from scorelab.typing import (
 
 # Streams of a particle's key beside the base solver's own noise, which is drawn from the key itself.
 _RESAMPLE, _POTENTIAL, _CLOSE = 1_000_003, 1_000_033, 1_000_037
-
-
-class WeightsWarning(UserWarning):
-    """Log-weights that were NaN or infinite, or a population in which no weight was above zero."""
-
-
-class Cloud(NamedTuple):
-    """The memory of a run. The first four have a leading axis of particles, and are gathered together.
-
-    Attributes:
-        base: the memory of the base solver.
-        memory: that of the potential.
-        root: the place in its population at which the ancestor of each particle began.
-        log_w: log-weights.
-        log_z: what has left the weights of each population.
-        bad: log-weights that were not numbers, of each population.
-        end: of the end of the walk, with the last factor: effective sample size, limited increments, and the last ancestors.
-    """
-
-    base: Pytree
-    memory: Pytree
-    root: Array
-    log_w: Array
-    log_z: Array
-    bad: Array
-    end: tuple[Array, Array, Array]
 
 
 @partly_static("potential")
@@ -206,13 +179,13 @@ class FeynmanKac(Solver):
         increment, memory = self.potential.weigh(carry.memory, y, seen, _own_keys(keys), row, model.cond)
         increment = jnp.where(entering, increment, 0.0)
         memory = jax.tree.map(lambda new, old: jnp.where(entering, new, old), memory, carry.memory)
-        log_w, bad, clipped = self._add(carry.log_w, increment, groups)
+        log_w, bad, clipped = add(carry.log_w, increment, groups, self.clip)
         moved = self._move(keys, log_w, row, entering)
         record = dict(ess=ess(log_w), resampled=moved.resampled, clipped=clipped)
         if self.record_ancestors:
             record["ancestors"] = moved.index
 
-        y, base, memory, root, seen = self._gather(moved, (y, carry.base, memory, carry.root, seen), groups)
+        y, base, memory, root, seen = gather(moved, (y, carry.base, memory, carry.root, seen), groups)
         result = self.base.step(_given(model, y, row["t"], seen.prediction), keys, y, base, row)
         log_w = moved.log_weights.reshape(-1)
         if seen.gradient is not None:
@@ -226,7 +199,7 @@ class FeynmanKac(Solver):
         """The last factor, for the samples themselves in the place of any prediction; and the last resampling."""
         groups = len(carry.log_z)
         rest = self.potential.finish(carry.memory, self.base.decode(process, y, carry.base), cond).astype(y.dtype)
-        log_w, bad, clipped = self._add(carry.log_w, rest, groups)
+        log_w, bad, clipped = add(carry.log_w, rest, groups, self.clip)
         end = ess(log_w), clipped, carry.end[2]
         carry = carry._replace(log_w=log_w.reshape(-1), bad=carry.bad + bad, end=end)
         if not self.resample_final:
@@ -234,7 +207,7 @@ class FeynmanKac(Solver):
         own = jax.vmap(lambda key: jax.random.fold_in(key, _CLOSE))(self._group_keys(keys, groups))
         always = jax.vmap(lambda key, lw: Always().move(key, lw, self.resampler, jnp.asarray(0), jnp.asarray(1.0)))
         moved = always(own, log_w)
-        y, base, memory, root = self._gather(moved, (y, carry.base, carry.memory, carry.root), groups)
+        y, base, memory, root = gather(moved, (y, carry.base, carry.memory, carry.root), groups)
         log_w, end = moved.log_weights.reshape(-1), (*end[:2], moved.index)
         return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad, end)
 
@@ -265,20 +238,6 @@ class FeynmanKac(Solver):
                 stacklevel=3,
             )
 
-    def _add(self, log_w: Array, increment: Array, groups: int) -> tuple[Array, Array, Array]:
-        """New log-weights ``(groups, particles)``, how many were not numbers, and how many increments were limited."""
-        increment = increment.reshape(groups, -1)
-        clipped = jnp.zeros(groups, jnp.int32)
-        if self.clip is not None:
-            finite = jnp.isfinite(increment)
-            count = jnp.maximum(jnp.sum(finite, axis=1, keepdims=True), 1)
-            mean = jnp.sum(jnp.where(finite, increment, 0.0), axis=1, keepdims=True) / count
-            limited = jnp.clip(increment, mean - self.clip, mean + self.clip)
-            clipped = jnp.sum(finite & (limited != increment), axis=1, dtype=jnp.int32)
-            increment = jnp.where(finite, limited, increment)
-        log_w, bad = usable(log_w.reshape(groups, -1) + increment)
-        return log_w, bad, clipped
-
     def _move(self, keys, log_w, row, entering) -> Moved:
         """What the policy decides for each population; in the middle of a step nothing is done."""
 
@@ -301,26 +260,6 @@ class FeynmanKac(Solver):
     def _group_keys(keys, groups):
         # The first particle's: it does not depend on how many populations run beside this one.
         return jax.vmap(lambda key: jax.random.fold_in(key, _RESAMPLE))(keys[:: len(keys) // groups])
-
-    @staticmethod
-    def _gather(moved: Moved, everything: Pytree, groups: int) -> Pytree:
-        """One gather for all that belongs to a particle."""
-        particles = moved.index.shape[1]
-
-        def gather(leaf):
-            # Numbers that all particles share, such as the time of a prediction, stay.
-            if jnp.ndim(leaf) == 0:
-                return leaf
-            split = rearrange(leaf, "(g p) ... -> g p ...", g=groups, p=particles)
-            return jax.vmap(lambda values, index: values[index])(split, moved.index).reshape(leaf.shape)
-
-        def all_of_them():
-            return jax.tree.map(gather, everything)
-
-        if groups > 1:
-            # Looking whether any population moved would make them wait for one another.
-            return all_of_them()
-        return jax.lax.cond(jnp.any(moved.resampled), all_of_them, lambda: everything)
 
     def _guide(self, model, keys, y, base, plain: Step, seen, row) -> tuple[Step, Array]:
         r"""The step of the guided proposal, and :math:`\log p/\tau` of it."""
