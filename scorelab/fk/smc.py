@@ -1,7 +1,7 @@
 r"""Feynman-Kac sequential Monte Carlo: a population of weighted particles around any stochastic solver.
 
-At every grid time the model is called, the potential adds to the log-weights, the policy may resample, and the base solver moves
-the particles with the prediction that is there already. A path has the weight :math:`\prod_k G_k\,p/\tau`, with the ratio of the
+At every grid time the model is called, the potential adds to the log-weights, the policy may resample, and the base solver
+moves the particles with that prediction. A path has the weight :math:`\prod_k G_k\,p/\tau`, with the ratio of the
 base chain ``p`` to a guided proposal :math:`\tau`, and
 
 .. math:: E\Big[\prod_{\text{resamplings}} \tfrac1N\sum_i w_i\Big] = Z
@@ -55,7 +55,7 @@ class FeynmanKac(Solver):
 
     Diagnostics: ``ess`` and ``resampled`` at every model call, ``final_ess``, ``unique_roots`` (how many of the first particles
     have descendants), ``root`` ``(n,)``, ``bad_weights``, ``clipped``, and ``ancestors`` where asked for. ``final_ess`` is that
-    before a last resampling, which it judges. A trajectory (``keep="all"``) shows places, among which lineages jump.
+    before a last resampling. A trajectory (``keep="all"``) shows places, among which lineages jump.
 
     Attributes:
         base: the solver that moves the particles; under a corrector better not one of first order, whose bias no weight

@@ -248,6 +248,15 @@ def test_the_configs_data_std_is_that_of_the_logits(contributed):
     assert float(jnp.std(logits)) == pytest.approx(stated, abs=0.005)
 
 
+@pytest.mark.parametrize("page", ["docs/steering.md", "docs/posterior.md"])
+def test_pages_that_say_what_comes_out(page, capsys):
+    # Their blocks hold the assertions themselves, or print.
+    scope = {}
+    for number, body in enumerate(blocks(page, "python")):
+        exec(compile(body, f"{page}, block {number}", "exec"), scope)
+    assert capsys.readouterr().out
+
+
 def test_the_teleportation_page_runs(capsys):
     scope = {}
     for number, body in enumerate(blocks("docs/teleportation.md", "python")):
