@@ -168,7 +168,7 @@ def _walk(model, start, key, ids, cond, rows, traced=None, *, solver, process, e
         keys = row_keys(solver, key, ids, row["index"])
         result = solver.step(bound, keys, state[0], state[1], row)
         state = result.y, result.carry, first_bad(state[2], result.y, row)
-        return state, (point(state) if keep == "all" else None, result.record)
+        return state, (point(state) if keep == "all" else None, solver.record(result.carry))
 
     rows = rows | {"index": jnp.arange(len(rows["t"]))}
     first = point(state)

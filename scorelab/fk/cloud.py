@@ -28,6 +28,7 @@ class Cloud(NamedTuple):
         log_z: what has left the weights of each population.
         bad: log-weights that were not numbers, of each population.
         end: of the end of the walk, with the last factor: effective sample size, limited increments, and the last ancestors.
+        latest: the report of the last row.
     """
 
     base: Pytree
@@ -37,6 +38,7 @@ class Cloud(NamedTuple):
     log_z: Array
     bad: Array
     end: tuple[Array, Array, Array]
+    latest: dict[str, Array]
 
 
 def add(log_w: Array, increment: Array, groups: int, clip: float | None) -> tuple[Array, Array, Array]:

@@ -164,7 +164,7 @@ def _begin(solver, start, key, ids, cond, t, *, process, event):
 def _stretch(solver, model, key, ids, cond, state, rows):
     def body(state, row):
         result = solver.step(BoundModel(model, cond), row_keys(solver, key, ids, row["index"]), state[0], state[1], row)
-        return (result.y, result.carry, first_bad(state[2], result.y, row)), result.record
+        return (result.y, result.carry, first_bad(state[2], result.y, row)), solver.record(result.carry)
 
     return jax.lax.scan(body, state, rows)
 
@@ -178,8 +178,8 @@ def _look(solver, model, key, ids, cond, state, row):
 @jax.jit
 def _advance(solver, model, key, ids, cond, state, row, seen):
     keys = row_keys(solver, key, ids, row["index"])
-    y, carry, record = solver.advance(BoundModel(model, cond), keys, state[0], state[1], row, seen)
-    return (y, carry, first_bad(state[2], y, row)), jax.tree.map(lambda leaf: leaf[None], record)
+    y, carry = solver.advance(BoundModel(model, cond), keys, state[0], state[1], row, seen)
+    return (y, carry, first_bad(state[2], y, row)), jax.tree.map(lambda leaf: leaf[None], solver.record(carry))
 
 
 @functools.partial(jax.jit, static_argnames="process")

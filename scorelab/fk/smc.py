@@ -148,7 +148,8 @@ class FeynmanKac(Solver):
         weights = jnp.zeros(len(y), y.dtype)
         none = jnp.zeros(groups, jnp.int32)
         end = zeros, none, root.reshape(groups, -1)
-        return Cloud(self.base.init(process, y), self.potential.init(y), root, weights, zeros, none, end)
+        latest = dict(ess=zeros, resampled=none > 0, clipped=none) | ({"ancestors": end[2]} if self.record_ancestors else {})
+        return Cloud(self.base.init(process, y), self.potential.init(y), root, weights, zeros, none, end, latest)
 
     def weighted(self, carry, log_weights):
         """With the weights of the start."""
@@ -161,19 +162,19 @@ class FeynmanKac(Solver):
     def step(self, model, keys, y, carry, row):
         """Look, advance, and after the last row conclude; see the module."""
         seen = self.look(model, keys, y, row)
-        y, carry, record = self.advance(model, keys, y, carry, row, seen)
+        y, carry = self.advance(model, keys, y, carry, row, seen)
         process = seen.prediction.process
         conclude = lambda: self.conclude(process, keys, y, carry, model.cond)
         y, carry = jax.lax.cond(row["last_row"] > 0, conclude, lambda: (y, carry))
-        return Step(y, carry, seen.prediction, record)
+        return Step(y, carry, seen.prediction)
 
     def look(self, model, keys, y, row) -> Seen:
         """The one call of the model, and what the potential finds out by it."""
         self.potential.check(model.model, self.base)
         return self.potential.see(model, _own_keys(keys), y, row)
 
-    def advance(self, model, keys, y, carry, row, seen) -> tuple[Array, Cloud, dict[str, Array]]:
-        """Weigh, perhaps resample, and move; returns the new state and the record of the row."""
+    def advance(self, model, keys, y, carry, row, seen) -> tuple[Array, Cloud]:
+        """Weigh, perhaps resample, and move."""
         groups = len(carry.log_z)
         entering = row["enter"] > 0
         increment, memory = self.potential.weigh(carry.memory, y, seen, _own_keys(keys), row, model.cond)
@@ -193,7 +194,7 @@ class FeynmanKac(Solver):
             log_w = log_w + ratio
         stays = row["stay"] > 0
         y, base = jax.tree.map(lambda new, old: jnp.where(stays, old, new), (result.y, result.carry), (y, base))
-        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad, carry.end), record
+        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad, carry.end, record)
 
     def conclude(self, process, keys, y, carry, cond) -> tuple[Array, Cloud]:
         """The last factor, for the samples themselves in the place of any prediction; and the last resampling."""
@@ -209,7 +210,11 @@ class FeynmanKac(Solver):
         moved = always(own, log_w)
         y, base, memory, root = gather(moved, (y, carry.base, carry.memory, carry.root), groups)
         log_w, end = moved.log_weights.reshape(-1), (*end[:2], moved.index)
-        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad, end)
+        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad, end, carry.latest)
+
+    def record(self, carry):
+        """The effective sample size of the row, whether it resampled, and so on."""
+        return carry.latest
 
     def outputs(self, carry, records):
         """The weights, the constant, and how the run went."""

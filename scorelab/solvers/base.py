@@ -40,12 +40,11 @@ class BoundModel(NamedTuple):
 
 
 class Step(NamedTuple):
-    """The result of one row: the new ``y``, the solver's memory, what the model said, and what is to be reported of the row."""
+    """The result of one row: the new ``y``, the solver's memory, and what the model said."""
 
     y: Array
     carry: Pytree
     prediction: Prediction
-    record: Pytree = ()
 
 
 class Solver(abc.ABC):
@@ -98,9 +97,13 @@ class Solver(abc.ABC):
         """What the walk adds to the result (``log_weights``, ``log_z``, diagnostics).
 
         Arrays with one row per sample or per population, of any shape where one population is all there is. ``records`` holds
-        the ``record`` of every row, stacked along axis 0.
+        what :meth:`record` said after every row, stacked along axis 0.
         """
         return {}
+
+    def record(self, carry: Pytree) -> Pytree:
+        """What is to be reported of the row that led to this memory."""
+        return ()
 
     def review(self, diagnostics: dict[str, Any]) -> None:
         """Warn about the finished result where it calls for it; never called under ``jit``."""
