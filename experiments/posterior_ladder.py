@@ -30,6 +30,7 @@ PROCESS = sl.processes.Gaussian(schedule=sl.schedules.EDM())
 ANCESTRAL, GRID = sl.solvers.DDIM(eta=1.0), sl.grids.Karras(250)
 ON_MIXTURES = (
     "exact draws", "DPS 0.2", "SDA 0.1", "PiGDM", "PiGDM, Heun", "Tweedie, 50 steps", "Tweedie, Heun", "SMC, PiGDM",
+    "SMC, Tweedie, 50 steps",
 )  # fmt: skip
 
 # A sampler takes a key and a measurement to samples (n, POINTS) and log-weights (n,), which need not be normalised.
