@@ -159,6 +159,31 @@ def test_the_score_anchor_from_moderate_noise_under_every_policy(policy):
     assert abs(d_log_z) < 0.12
 
 
+def warming(t):
+    return 3.0 - 2.0 * t
+
+
+def test_a_power_that_grows_on_the_way():
+    # From the law itself at full noise to its cube: the weights know the log-density where the exponent changes.
+    corrected = fk.weighted([EASY], [warming])
+    out = run(corrected)
+    ks, _, d_log_z = against(corrected, out)
+    assert ks < 0.03
+    assert abs(d_log_z) < 0.06
+
+
+def test_a_reward_without_a_gradient_on_top_of_a_corrector():
+    corrected = fk.geometric(FREE, BOUND, 2.0)
+    reward = jax.tree_util.Partial(parabola, jnp.asarray(1.0), jnp.asarray(1.0))
+    both = fk.Together((corrected.potential, fk.Difference(reward, 1.0, every=5)))
+    out = run(fk.Corrected(corrected.model, both, corrected.start))
+    x = jnp.asarray(LINE, jnp.float32)[:, None]
+    logs = log_density(corrected.model, x, jnp.asarray(T_MIN)) + reward(x)
+    ks, _, log_z = cloud_distance(np.asarray(out.x)[:, 0], out.log_weights, LINE, logs)
+    assert ks < 0.04
+    assert abs(float(out.log_z) - log_z) < 0.06
+
+
 def forty():
     centres = np.random.default_rng(0).uniform(-40, 40, (40, 2)) / 25
     return models.ExactModel(densities.GaussianMixture(np.ones(40), centres, np.full(40, (1.313 / 25) ** 2)), VP)

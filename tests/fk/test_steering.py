@@ -275,6 +275,17 @@ def test_a_solver_with_several_calls_in_a_step_asks_for_rewards_once():
     assert len(asked) == 5
 
 
+def test_a_caller_may_compile_around_it():
+    solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward, SCALE, every=10), particles=16)
+
+    def draw(key):
+        out = sample(MODEL, VP, solver=solver, grid=GRID, key=key, shape=(32, 1))
+        return out.x, out.log_z
+
+    for inside, outside in zip(jax.jit(draw)(KEY), draw(KEY), strict=True):
+        np.testing.assert_allclose(inside, outside, atol=1e-5)
+
+
 def test_limited_increments_are_counted():
     out = run(fk.Difference(reward, SCALE, every=5), groups=2, clip=0.5)
     assert np.all(np.asarray(out.diagnostics["clipped"]) > 0)
