@@ -27,38 +27,47 @@ class Coefficients(NamedTuple):
     n: Array
 
 
-def _eps(alpha, sigma, std):
+def _eps(alpha, sigma, std, floor):
     # F = eps.
     return Coefficients(1 / alpha, -sigma / alpha, jnp.zeros_like(alpha), jnp.ones_like(alpha))
 
 
-def _x0(alpha, sigma, std):
+def _x0(alpha, sigma, std, floor):
     # F = y_0.
     return Coefficients(jnp.zeros_like(alpha), jnp.ones_like(alpha), 1 / sigma, -alpha / sigma)
 
 
-def _v(alpha, sigma, std):
+def _v(alpha, sigma, std, floor):
     # F = (alpha eps - sigma y_0) / sqrt(alpha^2 + sigma^2): Salimans & Ho (2022) when that root is one.
     square = alpha**2 + sigma**2
     root = jnp.sqrt(square)
     return Coefficients(alpha / square, -sigma / root, sigma / square, alpha / root)
 
 
-def _flow(alpha, sigma, std):
+def _flow(alpha, sigma, std, floor):
     # F = eps - y_0: the velocity of rectified flow.
     total = alpha + sigma
     return Coefficients(1 / total, -sigma / total, 1 / total, alpha / total)
 
 
-def _edm(alpha, sigma, std):
+def _edm(alpha, sigma, std, floor):
     # Karras et al. (2022), Table 1, with alpha: the output has unit variance and its error is least amplified.
     variance = (alpha * std) ** 2 + sigma**2
     root = jnp.sqrt(variance)
     return Coefficients(alpha * std**2 / variance, sigma * std / root, sigma / variance, -alpha * std / root)
 
 
-# One row per parameterisation; the keys are the accepted values of Denoiser.predict.
-PARAMETERISATIONS = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "edm": _edm}
+def _consistency(alpha, sigma, std, floor):
+    # Song et al. (2023), appendix C, with alpha: D is the clean point itself at the smallest noise ratio, whatever the output.
+    above = sigma - floor * alpha
+    square = above**2 + (alpha * std) ** 2
+    q = std * above / jnp.sqrt(sigma**2 + (alpha * std) ** 2)
+    return Coefficients(alpha * std**2 / square, q, above**2 / (sigma * square), -alpha * q / sigma)
+
+
+# One row per parameterisation, a function of alpha, sigma, the data's deviation and the smallest noise ratio sigma/alpha of the
+# process; the keys are the accepted values of Denoiser.predict.
+PARAMETERISATIONS = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "edm": _edm, "consistency": _consistency}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +83,14 @@ class Denoiser:
             gets ``(1,)`` where the whole batch has one noise level.
         process: the forward process.
         predict: ``"eps"``, ``"x0"``, ``"v"`` (:math:`(\alpha\epsilon-\sigma y_0)/\sqrt{\alpha^2+\sigma^2}`),
-            ``"flow"`` (:math:`\epsilon - y_0`) or ``"edm"`` (Karras et al. 2022 preconditioning).
+            ``"flow"`` (:math:`\epsilon - y_0`), ``"edm"`` (Karras et al. 2022 preconditioning) or ``"consistency"``
+            (arXiv 2303.01469: that of EDM, shifted so that :math:`D = \tilde y/\alpha` exactly at ``process.t_min``).
         data_std: standard deviation of the encoded data, per element.
     """
 
     net: Any
     process: Process
-    predict: Literal["eps", "x0", "v", "flow", "edm"] = "edm"
+    predict: Literal["eps", "x0", "v", "flow", "edm", "consistency"] = "edm"
     data_std: float = 0.5
 
     def __post_init__(self):
@@ -90,10 +100,22 @@ class Denoiser:
         if not (callable(getattr(self.net, "init", None)) and callable(getattr(self.net, "apply", None))):
             raise TypeError(f"Denoiser.net = {self.net!r}: expected an object with init and apply, such as a Flax module")
 
-    def init(self, key: Key, x: Array, cond: Pytree = None) -> Pytree:
-        """Fresh parameters for data shaped like ``x`` ``(batch, *event)``."""
+    def init(self, key: Key, x: Array, cond: Pytree = None, like: BoundDenoiser | None = None) -> Pytree:
+        """Fresh parameters for data shaped like ``x`` ``(batch, *event)``, or a copy of those of ``like``.
+
+        ``ValueError`` where ``like`` has parameters of other names or shapes than this network.
+        """
         x = jnp.asarray(x, jnp.float32)
-        return self.net.init(key, x[:1], jnp.zeros(1, x.dtype), jax.tree.map(lambda c: c[:1], cond))
+
+        def fresh():
+            return self.net.init(key, x[:1], jnp.zeros(1, x.dtype), jax.tree.map(lambda c: c[:1], cond))
+
+        if like is None:
+            return fresh()
+        wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(fresh), like.params))
+        if wanted != found:
+            raise ValueError(f"Denoiser.init.like has parameters of the shapes {found}: expected those of the network, {wanted}")
+        return jax.tree.map(lambda p: jnp.array(p, copy=True), like.params)
 
     def bind(self, params: Pytree) -> BoundDenoiser:
         """The model with these parameters; a pytree whose leaves are the parameters."""
@@ -101,10 +123,14 @@ class Denoiser:
 
     def coefficients(self, t: Array) -> Coefficients:
         """The linear map of the chosen parameterisation at ``t``."""
-        return PARAMETERISATIONS[self.predict](self.process.alpha(t), self.process.sigma(t), self.data_std)
+        floor = float(self.process.noise_ratio(self.process.t_min))
+        return PARAMETERISATIONS[self.predict](self.process.alpha(t), self.process.sigma(t), self.data_std, floor)
 
     def network_output(self, params: Pytree, y: Array, t: Array, cond: Pytree = None, **options: Any) -> Array:
         """``F``, the raw output of the network on the preconditioned input; ``options`` go to the network."""
+        return self._apply(params, y, t, cond, **options).astype(y.dtype)
+
+    def _apply(self, params: Pytree, y: Array, t: Array, cond: Pytree, **options: Any) -> Any:
         t = jnp.asarray(t, y.dtype)
         # While sampling, t is one number: networks that say so embed it once, which spares the MLP half its arithmetic.
         rows = (1,) if t.ndim == 0 and getattr(self.net, "shares_noise_level", False) else y.shape[:1]
@@ -114,7 +140,23 @@ class Denoiser:
         c_noise = jnp.clip(-self.process.log_snr(t) / 8, -4.0, 4.0)
         scale = 1 / jnp.sqrt((alpha * self.data_std) ** 2 + sigma**2)
         centred = y - self.process.offset(t).reshape(rows + (1,) * (y.ndim - 1))
-        return self.net.apply(params, scale.reshape(rows + (1,) * (y.ndim - 1)) * centred, c_noise, cond, **options).astype(y.dtype)
+        return self.net.apply(params, scale.reshape(rows + (1,) * (y.ndim - 1)) * centred, c_noise, cond, **options)
+
+    def features(self, params: Pytree, y: Array, t: Array, cond: Pytree = None, *, names: tuple[str, ...]) -> tuple[Array, ...]:
+        """What the named submodules of a Flax network return, in that order; differentiable, and the rest is not computed.
+
+        ``ValueError`` for a name the network does not have.
+        """
+
+        def catch(module, method):
+            return method == "__call__" and module.name in names
+
+        _, held = self._apply(params, y, t, cond, capture_intermediates=catch, mutable=["intermediates"])
+        found = held.get("intermediates", {})
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ValueError(f"Denoiser.features.names = {names}: {type(self.net).__name__} has no submodule {', '.join(missing)}")
+        return tuple(found[name]["__call__"][0] for name in names)
 
     def prediction(self, output: Array, y: Array, t: Array) -> Prediction:
         """The network's output ``F`` as a prediction."""

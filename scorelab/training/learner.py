@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import optax
 
 from scorelab.losses import Batch, Loss
-from scorelab.models.denoiser import Denoiser
+from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.processes.base import Prediction
 from scorelab.training.ema import EMA, Average
-from scorelab.typing import Array, Key, Model, Pytree, require_positive, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, partly_static, require_positive, require_spec
 
 
 class Learner(Protocol):
     """What the loop trains: a hashable spec of pure functions on a state of any shape.
 
     The state is a pytree with an int32 scalar attribute ``step``, the number of updates made. It may hold
-    several networks. Equal learners share a compilation, so a learner with arrays among its fields (a
-    teacher's parameters) should put them in the state, or compare by identity (``@dataclass(eq=False)``).
+    several networks. Equal learners share a compilation. A learner with arrays among its fields (a frozen
+    teacher's parameters) is a pytree (:func:`scorelab.typing.partly_static`): its arrays are arguments of the
+    compiled step and never part of what is saved.
     """
 
     def init(self, key: Key, batch: Batch) -> Pytree:
@@ -48,6 +49,7 @@ class ScoreState:
     averages: tuple[Pytree, ...]
 
 
+@partly_static("loss", "initial")
 @dataclass(frozen=True)
 class ScoreLearner:
     r"""One network, trained on a loss: gradient, clipping, optimiser step, averages of the parameters.
@@ -63,6 +65,7 @@ class ScoreLearner:
         ema: an average spec, a tuple of several, or None. The model is the first average where there is one.
         clip_norm: scale gradients whose global norm is above this down to it,
             :math:`g \leftarrow g\,\min(1, c/\lVert g\rVert)`; None for no clipping.
+        initial: a model of the same network whose parameters are the first ones (a teacher); None for fresh ones.
 
     Metrics: those of the loss, ``loss`` (mean over the batch) and ``grad_norm`` (before clipping).
     """
@@ -73,6 +76,7 @@ class ScoreLearner:
     _: KW_ONLY
     ema: Average | tuple[Average, ...] | None = field(default_factory=EMA)
     clip_norm: float | None = 1.0
+    initial: BoundDenoiser | None = None
 
     def __post_init__(self):
         require_spec(self, Denoiser, denoiser=self.denoiser)
@@ -92,6 +96,8 @@ class ScoreLearner:
                 )
         if self.clip_norm is not None:
             require_positive(self, clip_norm=self.clip_norm)
+        if self.initial is not None:
+            require_spec(self, BoundDenoiser, initial=self.initial)
 
     @property
     def _ema_specs(self) -> tuple[Average, ...]:
@@ -100,8 +106,8 @@ class ScoreLearner:
         return self.ema if isinstance(self.ema, tuple) else (self.ema,)
 
     def init(self, key: Key, batch: Batch) -> ScoreState:
-        """Fresh parameters for data shaped like ``batch``."""
-        params = self.denoiser.init(key, batch["x"], batch.get("cond"))
+        """The first parameters, for data shaped like ``batch``."""
+        params = self.denoiser.init(key, batch["x"], batch.get("cond"), like=self.initial)
         return ScoreState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -118,10 +124,7 @@ class ScoreLearner:
             return jnp.mean(losses), metrics
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        norm = jnp.sqrt(sum(jnp.sum(jnp.square(g), dtype=jnp.float32) for g in jax.tree.leaves(grads)))
-        if self.clip_norm is not None:
-            scale = self.clip_norm / jnp.maximum(norm, self.clip_norm)
-            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        grads, norm = clipped(grads, self.clip_norm)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -146,3 +149,12 @@ class ScoreLearner:
             return self.denoiser.prediction(output, y, t)
 
         return model
+
+
+def clipped(grads: Pytree, clip_norm: float | None) -> tuple[Pytree, Array]:
+    """Gradients scaled down to the global norm ``clip_norm`` where theirs is above it, and their norm before that."""
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g), dtype=jnp.float32) for g in jax.tree.leaves(grads)))
+    if clip_norm is None:
+        return grads, norm
+    scale = clip_norm / jnp.maximum(norm, clip_norm)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), norm

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from scorelab.training.learner import Learner
 from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
-from scorelab.typing import Array, Key, Pytree
+from scorelab.typing import Array, Key, Pytree, is_model_pytree
 
 # Steps that may wait in the device's queue, each with its batch in device memory. Enough to ride out a slow
 # batch on the host, and a bound on memory.
@@ -108,7 +108,7 @@ def fit(
     are called in order.
 
     Args:
-        learner: a hashable :class:`~scorelab.training.Learner`.
+        learner: a hashable :class:`~scorelab.training.Learner`, or one that is a pytree with hashable static parts.
         data: an object with ``at(step) -> dict`` of host arrays, a pure function of the step, and optionally
             a hashable ``prepare(batch) -> dict`` that runs inside the compiled step
             (:class:`~scorelab.training.Prepared`). With several processes it is called as ``at(step, host,
@@ -152,30 +152,52 @@ def fit(
             window = _finish(pending, step, log)
             pending = []
             if int(state.step) != step:
-                raise ValueError(f"{learner!r} made step = {state.step} of update {step}: expected {step}")
+                raise ValueError(f"{type(learner).__name__} made step = {state.step} of update {step}: expected {step}")
             for hook in due:
                 hook(step, state, window)
     return state
 
 
-@functools.lru_cache(maxsize=16)
 def compiled(learner: Learner, prepare: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
     """The jitted ``init(batch, key)`` and ``update(state, batch, key)``, one pair for equal arguments.
 
-    Closed over, not static arguments: hashing a learner at every call costs more than dispatching a small
-    step.
+    The arrays of a learner that is a pytree are arguments of the program: other ones of the same shapes reuse it.
     """
+    if not is_model_pytree(learner):
+        return _compiled(_Static(learner), prepare, mesh)
+    arrays, structure = jax.tree.flatten(learner)
+    init, update = _compiled(structure, prepare, mesh)
+    if not arrays:
+        return init, update
+    arrays = replicate(arrays, mesh)
+    return functools.partial(init, arrays=arrays), functools.partial(update, arrays=arrays)
+
+
+@dataclass(frozen=True)
+class _Static:
+    """A learner without arrays, in the form of a tree's structure."""
+
+    learner: Learner
+
+    def unflatten(self, arrays: Sequence[Array]) -> Learner:
+        return self.learner
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(structure: Any, prepare: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
+    # The learner is closed over, not a static argument: hashing it at every call costs more than dispatching a small step.
     whole = replicated(mesh)
 
-    def init(batch, key):
-        return learner.init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch))
+    def init(batch, key, arrays=()):
+        return structure.unflatten(arrays).init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch))
 
-    def update(state, batch, key):
+    def update(state, batch, key, arrays=()):
+        learner = structure.unflatten(arrays)
         state, metrics = learner.update(state, prepare(batch), jax.random.fold_in(key, state.step))
         wrong = {name: value.shape for name, value in metrics.items() if value.shape}
         if "loss" not in metrics or wrong:
             raise ValueError(
-                f"{learner!r} returned metrics {sorted(metrics)}, not scalar: {wrong}: "
+                f"{type(learner).__name__} returned metrics {sorted(metrics)}, not scalar: {wrong}: "
                 "expected scalars, and 'loss' among them"
             )
         return state, metrics
@@ -215,6 +237,6 @@ def _check(learner, data, steps, log_every, hooks) -> None:
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"fit.hooks: {hook!r} has every = {every!r}: expected an integer >= 1")
     try:
-        hash(learner)
+        hash(jax.tree.structure(learner) if is_model_pytree(learner) else learner)
     except TypeError as error:
         raise TypeError(f"fit.learner of type {type(learner).__name__} is not hashable: {error}") from error
