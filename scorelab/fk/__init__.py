@@ -8,6 +8,7 @@ from scorelab.fk.intermediate import Blurred, Denoised, Intermediate, Learned, P
 from scorelab.fk.learned import LearnedReward, RewardLearner
 from scorelab.fk.policies import Always, BirthDeath, EssBelow, Every, Islands, Moved, Never, Policy, When
 from scorelab.fk.potentials import AsIs, Difference, FinalOnly, Max, Potential, Seen, Steering, Sum, Together, Zero
+from scorelab.fk.pruning import Pruned, Pruning, prune
 from scorelab.fk.resampling import Resampler, killing, multinomial, residual, ssp, stratified, systematic
 from scorelab.fk.smc import FeynmanKac, WeightsWarning
 from scorelab.fk.weights import best_of, ess, log_mean_exp, normalised, one_of_each, weighted_mean
@@ -15,8 +16,8 @@ from scorelab.fk.weights import best_of, ess, log_mean_exp, normalised, one_of_e
 __all__ = [
     "Always", "AsIs", "BirthDeath", "Blurred", "Callback", "Composition", "Corrected", "Corrector", "Denoised", "Difference",
     "EssBelow", "Evaluation", "Every", "FeynmanKac", "FinalOnly", "Intermediate", "Islands", "Learned", "LearnedReward", "Max",
-    "Moved", "Never", "Policy", "Posterior", "Potential", "Resampler", "RewardLearner", "Seen", "Steering", "Sum", "Tilt",
-    "TiltCorrector", "Together", "WeightsWarning", "When", "Zero", "annealed", "best_of", "ess", "geometric", "killing",
-    "log_mean_exp", "multinomial", "normalised", "one_of_each", "product", "residual", "rewards", "sample_between",
-    "signal_fraction", "ssp", "stratified", "systematic", "tilted", "weighted", "weighted_mean",
+    "Moved", "Never", "Policy", "Posterior", "Potential", "Pruned", "Pruning", "Resampler", "RewardLearner", "Seen", "Steering",
+    "Sum", "Tilt", "TiltCorrector", "Together", "WeightsWarning", "When", "Zero", "annealed", "best_of", "ess", "geometric",
+    "killing", "log_mean_exp", "multinomial", "normalised", "one_of_each", "product", "prune", "residual", "rewards",
+    "sample_between", "signal_fraction", "ssp", "stratified", "systematic", "tilted", "weighted", "weighted_mean",
 ]

@@ -16,21 +16,23 @@ from scorelab.losses.multiplicative import (
     NonNegativeScoreMatching,
     VarianceWeighting,
 )
-from scorelab.losses.times import LogitNormalTimes, LogNormalTimes, Times, UniformLogSNRTimes, UniformTimes
+from scorelab.losses.times import KarrasTimes, LogitNormalTimes, LogNormalTimes, Times, UniformLogSNRTimes, UniformTimes
 from scorelab.losses.weightings import (
     EDMWeighting,
+    FlowWeighting,
     LikelihoodWeighting,
     MinSNR,
     SigmoidWeighting,
     SNRWeighting,
+    TruncatedSNR,
     VWeighting,
     Weighting,
     X0Weighting,
 )
 
 __all__ = [
-    "Batch", "DenoisingScoreMatching", "EDMWeighting", "LikelihoodWeighting", "LogNormalTimes", "LogitNormalTimes", "Loss",
-    "MinSNR", "MultiplicativeDenoisingScoreMatching", "MultiplicativeExplicitScoreMatching", "NonNegativeScoreMatching",
-    "SNRWeighting", "SigmoidWeighting", "Times", "UniformLogSNRTimes", "UniformTimes", "VWeighting", "VarianceWeighting",
-    "Weighting", "X0Weighting",
+    "Batch", "DenoisingScoreMatching", "EDMWeighting", "FlowWeighting", "KarrasTimes", "LikelihoodWeighting", "LogNormalTimes",
+    "LogitNormalTimes", "Loss", "MinSNR", "MultiplicativeDenoisingScoreMatching", "MultiplicativeExplicitScoreMatching",
+    "NonNegativeScoreMatching", "SNRWeighting", "SigmoidWeighting", "Times", "TruncatedSNR", "UniformLogSNRTimes",
+    "UniformTimes", "VWeighting", "VarianceWeighting", "Weighting", "X0Weighting",
 ]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from scorelab.losses.times import LogNormalTimes, Times
 from scorelab.losses.weightings import EDMWeighting, Weighting
-from scorelab.processes.base import Process
+from scorelab.processes.base import Perturbed, Prediction, Process
 from scorelab.typing import Array, Key, Model, Pytree, per_example, require_int, require_number, require_spec
 
 Batch = dict[str, Pytree]
@@ -82,17 +82,14 @@ class DenoisingScoreMatching:
         require_floating(x)
         key_times, key_noise, key_labels = jax.random.split(key, 3)
         t = self.times(key_times, self.process, x.shape[0])
-        noised = self.process.perturb(key_noise, x, t)
+        noised = self.noised(key_noise, batch, t)
         prediction = model(noised.y, t, self._drop(key_labels, cond, x.shape[0]))
+        square = mean_square(denoised_error(prediction, noised.y0, noised.eps))
+        return self.weight(t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - noised.eps))}
 
-        ratio = self.process.noise_ratio(t)
-        # The ratio is capped in the branch that is not taken: alpha = 0 would put inf * 0 into its gradient.
-        small = jnp.minimum(ratio, 1.0)
-        denoised_error = prediction.denoised - noised.y0
-        eps_error = prediction.eps - noised.eps
-        error = jnp.where(per_example(ratio <= 1, x), per_example(small, x) * eps_error, denoised_error)
-        square = mean_square(error)
-        return self.weight(t) * square, {"eps_mse": jnp.mean(mean_square(eps_error))}
+    def noised(self, key: Key, batch: Batch, t: Array) -> Perturbed:
+        """The noised batch at ``t``, ``(batch,)``."""
+        return self.process.perturb(key, batch["x"], t)
 
     def _drop(self, key: Key, cond: Pytree, n: int) -> Pytree:
         if self.label_dropout == 0:
@@ -121,6 +118,18 @@ def require_floating(x: Array) -> None:
         raise TypeError(f'batch["x"] has dtype {x.dtype}: expected floating point, scaled by the prepare of the data')
 
 
+def denoised_error(prediction: Prediction, y0: Array, eps: Array) -> Array:
+    r""":math:`D - y_0`, for a consistent pair ``(y0, eps)`` behind the point that was predicted for.
+
+    It equals :math:`-r\,(\hat\epsilon-\epsilon)` with :math:`r=\sigma/\alpha`, which keeps its digits where ``r`` is small.
+    """
+    ratio = prediction.process.noise_ratio(prediction.t)
+    # The ratio is capped in the branch that is not taken: alpha = 0 would put inf * 0 into its gradient.
+    small = per_example(jnp.minimum(ratio, 1.0), eps)
+    return jnp.where(per_example(ratio <= 1, eps), small * (eps - prediction.eps), prediction.denoised - y0)
+
+
 def mean_square(error: Array) -> Array:
     """Mean over the event of the square, ``(batch,)``."""
+    error = error.astype(jnp.promote_types(error.dtype, jnp.float32))
     return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)

@@ -132,3 +132,31 @@ class UniformLogSNRTimes(Times):
                 "expected finite, increasing ends; set log_snr_min and log_snr_max"
             )
         return process.schedule.time(high - (high - low) * u)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KarrasTimes(Times):
+    r"""Uniform in :math:`r^{1/\rho}` of the noise ratio :math:`r=\sigma/\alpha`, the spacing of EDM's sampling grid.
+
+    The law under which one-step students are distilled (arXiv 2405.14867), between the shares ``start`` and ``stop`` of the range
+    of the process, from its small end.
+    """
+
+    rho: float = 7.0
+    start: float = 0.02
+    stop: float = 0.98
+
+    def __post_init__(self):
+        require_positive(self, rho=self.rho)
+        require_number(self, 0.0, 1.0, start=self.start, stop=self.stop)
+        if self.start >= self.stop:
+            raise ValueError(f"KarrasTimes.start = {self.start!r}: expected less than stop = {self.stop!r}")
+
+    def time(self, u, process):
+        """See the class."""
+        ends = (process.t_min, process.t_max)
+        bottom, top = (float(process.noise_ratio(t)) ** (1 / self.rho) for t in ends)
+        if not top < math.inf:
+            raise ValueError(f"KarrasTimes on {process!r}: expected a finite noise ratio at t_max; UniformTimes() has no such need")
+        place = bottom + (self.start + (self.stop - self.start) * u) * (top - bottom)
+        return process.schedule.time(-2 * self.rho * jnp.log(place))

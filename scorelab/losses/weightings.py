@@ -75,6 +75,36 @@ class VWeighting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlowWeighting:
+    r""":math:`w = (1+\alpha/\sigma)^2`: the error in :math:`\epsilon - y_0`, the velocity of rectified flow.
+
+    Liu et al. (2022, arXiv 2209.03003), eq. 1; stated with :class:`UniformTimes`.
+    """
+
+    def __call__(self, process: Process, t: Array) -> Array:
+        """See the class."""
+        return (1 + jnp.exp(process.log_snr(t) / 2)) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedSNR:
+    r""":math:`w = \max(\alpha^2/\sigma^2, \gamma)`: noise matching near the data, data matching in the noise.
+
+    Salimans & Ho (2022, arXiv 2202.00512) with ``floor`` :math:`\gamma = 1`, for progressive distillation; stated with
+    :class:`UniformTimes` on the cosine schedule.
+    """
+
+    floor: float = 1.0
+
+    def __post_init__(self):
+        require_positive(self, floor=self.floor)
+
+    def __call__(self, process: Process, t: Array) -> Array:
+        """See the class."""
+        return jnp.maximum(_snr(process, t), self.floor)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MinSNR:
     r""":math:`w = \min(\alpha^2/\sigma^2, \gamma)`: noise matching, truncated near the data.
 

@@ -160,9 +160,16 @@ class Process(abc.ABC):
             x0: data, ``(batch, *event)``.
             t: scalar or ``(batch,)``.
         """
-        y0 = self.encode(jnp.asarray(x0))
+        x0 = jnp.asarray(x0)
+        return self.perturb_with(jax.random.normal(key, x0.shape, x0.dtype), x0, t)
+
+    def perturb_with(self, eps: Array, x0: Array, t: Array | float) -> Perturbed:
+        """:meth:`perturb` with given noise ``eps``, ``(batch, *event)``."""
+        return self.perturb_latent(eps, self.encode(jnp.asarray(x0)), t)
+
+    def perturb_latent(self, eps: Array, y0: Array, t: Array | float) -> Perturbed:
+        """:meth:`perturb_with` from a clean point ``y0`` of the chart."""
         t = jnp.asarray(t, y0.dtype)
-        eps = jax.random.normal(key, y0.shape, y0.dtype)
         alpha, sigma, offset = (per_example(f(t), y0) for f in (self.alpha, self.sigma, self.offset))
         return Perturbed(alpha * y0 + offset + sigma * eps, eps, y0, t)
 

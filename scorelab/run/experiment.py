@@ -15,10 +15,11 @@ import optax
 from scorelab import data as datasets
 from scorelab import fk, grids, metrics, solvers
 from scorelab.data import Arrays
+
+# Config files name everything an experiment is made of through this module; so the names that are not used here.
+from scorelab.distill.base import process_of as process_of
 from scorelab.metrics import Score
 from scorelab.processes import Chart, Identity, Process
-
-# Config files name everything an experiment is made of through this module.
 from scorelab.run.correction import Correction as Correction
 from scorelab.run.data_start import DataStart as DataStart
 from scorelab.run.data_start import DataTeleport as DataTeleport

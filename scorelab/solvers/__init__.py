@@ -6,10 +6,11 @@ from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
 from scorelab.solvers.external import Diffrax
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
+from scorelab.solvers.renoise import Renoise
 from scorelab.solvers.straight import DEIS, Heun
 from scorelab.solvers.unipc import UniPC
 
 __all__ = [
     "DDIM", "DEIS", "DPMSolverPP", "Diffrax", "EulerMaruyama", "Heun", "Milstein", "MultiplicativeAnnealed", "Multistep", "Nodes",
-    "PredictorCorrector", "ProbabilityFlowEuler", "Rows", "Solver", "Step", "UniPC",
+    "PredictorCorrector", "ProbabilityFlowEuler", "Renoise", "Rows", "Solver", "Step", "UniPC",
 ]

@@ -36,6 +36,15 @@ class Average(Protocol):
         ...
 
 
+def average_specs(owner: object, ema: Average | tuple[Average, ...] | None) -> tuple[Average, ...]:
+    """A field ``ema`` as a tuple; TypeError for what is no average."""
+    specs = () if ema is None else ema if isinstance(ema, tuple) else (ema,)
+    for spec in specs:
+        if not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
+            raise TypeError(f"{type(owner).__name__}.ema = {ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None")
+    return specs
+
+
 def _move(average: Pytree, params: Pytree, rate: Array) -> Pytree:
     """``average + rate (params - average)`` in at least float32; anything but floating point is copied."""
 

@@ -12,7 +12,7 @@ import optax
 from scorelab.losses import Batch, Loss
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.processes.base import Prediction
-from scorelab.training.ema import EMA, Average
+from scorelab.training.ema import EMA, Average, average_specs
 from scorelab.typing import Array, Key, Model, Pytree, partly_static, require_positive, require_spec
 
 
@@ -89,11 +89,7 @@ class ScoreLearner:
                 f"ScoreLearner.loss is about {process!r}: "
                 f"expected the process of the denoiser, {self.denoiser.process!r}"
             )
-        for spec in self._ema_specs:
-            if not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
-                raise TypeError(
-                    f"ScoreLearner.ema = {self.ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None"
-                )
+        average_specs(self, self.ema)
         if self.clip_norm is not None:
             require_positive(self, clip_norm=self.clip_norm)
         if self.initial is not None:
@@ -101,9 +97,7 @@ class ScoreLearner:
 
     @property
     def _ema_specs(self) -> tuple[Average, ...]:
-        if self.ema is None:
-            return ()
-        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
+        return average_specs(self, self.ema)
 
     def init(self, key: Key, batch: Batch) -> ScoreState:
         """The first parameters, for data shaped like ``batch``."""

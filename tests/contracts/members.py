@@ -89,5 +89,5 @@ STOCHASTIC = {
 
 # bh1 cannot step to sigma = 0, which the laws below do; its order is tested above.
 SOLVERS = [*(s for s in DETERMINISTIC if s != solvers.UniPC(order=2, variant="bh1")), 
-    *STOCHASTIC, solvers.Heun(churn=8.0), solvers.PredictorCorrector(), solvers.Diffrax(),
+    *STOCHASTIC, solvers.Heun(churn=8.0), solvers.PredictorCorrector(), solvers.Renoise(), solvers.Diffrax(),
 ]  # fmt: skip

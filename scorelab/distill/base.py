@@ -1,0 +1,329 @@
+r"""What distillations with a fake score share: three networks, their optimisers, and the order of their updates.
+
+One step is ``n_aux`` updates of the fake score and of the discriminator on fresh samples of the student, then one update of the
+student. Gradients are taken with respect to one tree each, so that no update can reach another network.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scorelab.distill.fake import FakeScore, LearnedScore, NoScore
+from scorelab.distill.generator import FewStep, Student
+from scorelab.distill.health import Health
+from scorelab.distill.normalisation import Bins
+from scorelab.distill.ratio import Ratio, UnitRatio, network_of
+from scorelab.losses import Batch, KarrasTimes, Times
+from scorelab.losses.denoising import require_floating
+from scorelab.processes.base import Perturbed, Process
+from scorelab.training.ema import EMA, Average, average_specs
+from scorelab.training.learner import clipped
+from scorelab.typing import Array, Key, Model, Pytree, require_choice, require_int, require_number, require_positive, require_spec
+
+# One object, since optax transformations compare by identity and equal learners share a compilation. Numbers of f-distill.
+ADAMW = optax.adamw(1e-4, weight_decay=0.01)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DistillState:
+    """The state of a distillation: the teacher is not in it.
+
+    Attributes:
+        step: updates made, those of the warm-up included.
+        params: the student.
+        fake: the fake score.
+        ratio: the discriminator.
+        opt_states: of the student, the fake score, the discriminator.
+        averages: one for each average spec.
+        means: the means of the ratio in the bins of stage 1.
+        health: running statistics by noise level.
+    """
+
+    step: Array
+    params: Pytree
+    fake: Pytree
+    ratio: Pytree
+    opt_states: tuple[Pytree, Pytree, Pytree]
+    averages: tuple[Pytree, ...]
+    means: Array
+    health: dict[str, Array]
+
+
+class Scene(NamedTuple):
+    """What the loss of a student looks at; only ``y0`` and ``noised.y`` depend on the student with a gradient.
+
+    Attributes:
+        y0: samples of the student in the chart.
+        noised: the same, noised.
+        t: their times ``(batch,)``.
+        index: their bins.
+        cond: their conditions.
+        fake: the fake score as a model.
+        logit: the log-ratio as a function of ``y``.
+        means: the means of the bins before this step.
+    """
+
+    y0: Array
+    noised: Perturbed
+    t: Array
+    index: Array
+    cond: Pytree
+    fake: Model
+    logit: Callable[[Array], Array]
+    means: Array
+
+
+@dataclass(frozen=True)
+class Distillation(abc.ABC):
+    r"""A student from a teacher and a model of the student's own law; a new objective states ``student_loss``.
+
+    Attributes:
+        teacher: the model to distil, with its guidance if it has any: exact or learned. Its arrays are arguments of the
+            compiled step and no part of the state.
+        student: the generator; None for one step of the teacher's network, from the teacher's parameters.
+        fake: the score of the student; None for the teacher's network, from the teacher's parameters.
+        ratio: the estimator of the log-ratio of teacher over student.
+        process: the forward process; None for that of the teacher.
+        times: the law of the noise levels.
+        optimizer, fake_optimizer, ratio_optimizer: optax transformations; the latter two are the first one where None.
+        n_aux: updates of fake score and discriminator in a step, each with fresh samples and noise.
+        warmup: steps in which only these two are updated.
+        reward: a reward that the student's samples are to have, ``reward(x)`` or with ``with_cond`` ``reward(x, cond)``.
+        reward_weight: its weight; the loss gains ``-reward_weight * mean(reward)``.
+        with_cond: see ``reward``.
+        pair_weight: weight of the mean squared distance to a teacher's own samples from the same noise, ``batch["pair_x"]`` from
+            ``batch["pair_noise"]`` under ``batch["pair_cond"]`` (the regression of DMD).
+        clip_norm: as in :class:`scorelab.training.ScoreLearner`, for each of the three.
+        ema: averages of the student.
+        unroll: auxiliary updates without a loop: compiles for longer; on the CPU the gradient of a convolution is slow in loops.
+
+    Metrics: ``loss`` (the sum of the three), ``student_loss``, ``fake_loss``, ``ratio_loss``, ``grad_norm`` (of the student, before
+    clipping) and those of the objective. By noise level: :meth:`diagnostics`.
+    """
+
+    teacher: Model
+    student: Student | None = None
+    _: KW_ONLY
+    fake: FakeScore | None = None
+    ratio: Ratio = field(default_factory=UnitRatio)
+    process: Process | None = None
+    times: Times = field(default_factory=KarrasTimes)
+    optimizer: optax.GradientTransformation = ADAMW
+    fake_optimizer: optax.GradientTransformation | None = None
+    ratio_optimizer: optax.GradientTransformation | None = None
+    n_aux: int = 5
+    warmup: int = 0
+    reward: Any = None
+    reward_weight: float = 1.0
+    with_cond: bool = False
+    pair_weight: float = 0.0
+    clip_norm: float | None = 10.0
+    ema: Average | tuple[Average, ...] | None = field(default_factory=EMA)
+    unroll: bool = False
+
+    def __post_init__(self):
+        def default(name, value):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value())
+
+        network = network_of(self.teacher)
+
+        def of_teacher(kind):
+            if network is None:
+                raise ValueError(
+                    f"{type(self).__name__}.{kind} = None with the teacher {type(self.teacher).__name__}: expected one, since "
+                    "there is no network to take over"
+                )
+            return network.denoiser
+
+        default("process", lambda: process_of(self.teacher, type(self).__name__))
+        default("student", lambda: FewStep(denoiser=of_teacher("student")))
+        default("fake", lambda: LearnedScore(denoiser=of_teacher("fake")) if self.uses_fake else NoScore())
+        default("fake_optimizer", lambda: self.optimizer)
+        default("ratio_optimizer", lambda: self.optimizer)
+        require_spec(self, FakeScore, fake=self.fake)
+        require_spec(self, Ratio, ratio=self.ratio)
+        require_spec(self, Process, process=self.process)
+        require_spec(self, Times, times=self.times)
+        for name in ("optimizer", "fake_optimizer", "ratio_optimizer"):
+            require_spec(self, optax.GradientTransformation, **{name: getattr(self, name)})
+        require_int(self, 0, n_aux=self.n_aux, warmup=self.warmup)
+        require_number(self, -1e6, 1e6, reward_weight=self.reward_weight)
+        require_number(self, 0.0, 1e6, pair_weight=self.pair_weight)
+        require_choice(self, (True, False), unroll=self.unroll, with_cond=self.with_cond)
+        if self.clip_norm is not None:
+            require_positive(self, clip_norm=self.clip_norm)
+        average_specs(self, self.ema)
+        for name in ("student", "fake", "ratio"):
+            inner = getattr(getattr(self, name), "denoiser", None)
+            if inner is not None and inner.process != self.process:
+                owner = f"{type(self).__name__}.{name}"
+                raise ValueError(f"{owner} is about {inner.process!r}: expected the process of the teacher, {self.process!r}")
+
+    # What an objective states ----------------------------------------------------------------------------------------
+    @abc.abstractmethod
+    def student_loss(self, scene: Scene) -> tuple[Array, tuple[Array, dict[str, Array], dict[str, Array]]]:
+        """A scalar, and (the new means of the bins, values ``(batch,)`` for the running statistics, scalar metrics)."""
+
+    @property
+    def uses_fake(self) -> bool:
+        """Whether the objective looks at the fake score."""
+        return True
+
+    @property
+    def bin_count(self) -> int:
+        """Number of noise levels of the running statistics."""
+        return 10
+
+    @property
+    def bins(self) -> Bins:
+        """The noise levels."""
+        return Bins.of(self.times, self.process, self.bin_count)
+
+    # The learner -----------------------------------------------------------------------------------------------------
+    def init(self, key: Key, batch: Batch) -> DistillState:
+        """The state before the first update; networks begin as the teacher where they are told to."""
+        x, cond = batch["x"], batch.get("cond")
+        require_floating(x)
+        network = network_of(self.teacher)
+        keys = jax.random.split(key, 3)
+        params, fake, ratio = (
+            part.init(k, x, cond, network) for part, k in zip((self.student, self.fake, self.ratio), keys, strict=True)
+        )
+        return DistillState(
+            step=jnp.zeros((), jnp.int32), params=params, fake=fake, ratio=ratio,
+            opt_states=(self.optimizer.init(params), self.fake_optimizer.init(fake), self.ratio_optimizer.init(ratio)),
+            averages=tuple(spec.init(params) for spec in average_specs(self, self.ema)),
+            means=jnp.ones(self.bin_count, jnp.float32), health=Health.empty(self.bin_count),
+        )  # fmt: skip
+
+    def update(self, state: DistillState, batch: Batch, key: Key) -> tuple[DistillState, dict[str, Array]]:
+        """``n_aux`` updates of the other two, one of the student; see the class for the metrics."""
+        key_aux, key_student = jax.random.split(key)
+        state, metrics = self.aux_step(state, batch, key_aux)
+        state, more = self.student_step(state, batch, key_student)
+        total = metrics["fake_loss"] + metrics["ratio_loss"] + more["student_loss"]
+        return state, {**metrics, **more, "loss": total}
+
+    def aux_step(self, state: DistillState, batch: Batch, key: Key) -> tuple[DistillState, dict[str, Array]]:
+        """The updates of fake score and discriminator; nothing of the student changes."""
+        if not self.n_aux:
+            return state, dict(fake_loss=jnp.float32(0), ratio_loss=jnp.float32(0))
+        cond, real = batch.get("cond"), self.process.encode(batch["x"])
+        bins = self.bins
+
+        def one(held, key):
+            fake, ratio, opt_fake, opt_ratio = held
+            key_draw, key_fake, key_ratio = jax.random.split(key, 3)
+            made = jax.lax.stop_gradient(self.student.draw(state.params, key_draw, real, cond))
+            ours = {"x": self.process.decode(made), "cond": cond}
+            fake_loss, grads = jax.value_and_grad(self.fake.loss)(fake, key_fake, ours)
+            fake, opt_fake, _ = self._moved(self.fake_optimizer, grads, opt_fake, fake)
+            judged, losses = None, (fake_loss, jnp.float32(0))
+            if jax.tree.leaves(ratio):
+                arguments = (key_ratio, real, made, cond, self.teacher, self.process, self.times)
+                (ratio_loss, judged), grads = jax.value_and_grad(self.ratio.loss, has_aux=True)(ratio, *arguments)
+                ratio, opt_ratio, _ = self._moved(self.ratio_optimizer, grads, opt_ratio, ratio)
+                losses = (fake_loss, ratio_loss)
+            return (fake, ratio, opt_fake, opt_ratio), (losses, judged)
+
+        held = (state.fake, state.ratio, *state.opt_states[1:])
+        unroll = self.n_aux if self.unroll else 1
+        held, (losses, judged) = jax.lax.scan(one, held, jax.random.split(key, self.n_aux), unroll=unroll)
+        health = state.health
+        if judged is not None:
+            for name, points, sign in (("real", judged[0], 1.0), ("fake", judged[1], -1.0)):
+                right = (sign * points.logit > 0).astype(jnp.float32).reshape(-1)
+                health = Health.add(health, bins, bins.index(self.process, points.t.reshape(-1)), name, dict(right=right))
+        state = _replace(state, fake=held[0], ratio=held[1], opt_states=(state.opt_states[0], *held[2:]), health=health)
+        return state, dict(fake_loss=jnp.mean(losses[0]), ratio_loss=jnp.mean(losses[1]))
+
+    def student_step(self, state: DistillState, batch: Batch, key: Key) -> tuple[DistillState, dict[str, Array]]:
+        """The update of the student; nothing of the other two changes. In the warm-up only statistics move."""
+        objective = lambda params: self.objective(params, state, batch, key)
+        (loss, (means, seen, index, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        params, opt_state, norm = self._moved(self.optimizer, grads, state.opt_states[0], state.params)
+        step = state.step + 1
+        moving = step > self.warmup
+        averages = tuple(
+            spec.update(average, params, jnp.maximum(step - self.warmup, 1))
+            for spec, average in zip(average_specs(self, self.ema), state.averages, strict=True)
+        )
+        new = (params, (opt_state, *state.opt_states[1:]), averages)
+        old = (state.params, state.opt_states, state.averages)
+        params, opt_states, averages = jax.tree.map(lambda n, o: jnp.where(moving, n, o), new, old) if self.warmup else new
+        health = Health.add(state.health, self.bins, index, "student", seen)
+        state = _replace(state, step=step, params=params, opt_states=opt_states, averages=averages, means=means, health=health)
+        return state, {**metrics, "student_loss": loss, "grad_norm": norm}
+
+    def objective(self, params: Pytree, state: DistillState, batch: Batch, key: Key) -> tuple[Array, tuple]:
+        """The loss of the student as a function of its parameters, and (means, values, bins, metrics)."""
+        cond = batch.get("cond")
+        like = self.process.encode(batch["x"])
+        key_draw, key_times, key_noise = jax.random.split(key, 3)
+        y0 = self.student.draw(params, key_draw, like, cond)
+        t = self.times(key_times, self.process, len(y0))
+        noised = self.process.perturb_latent(jax.random.normal(key_noise, y0.shape, y0.dtype), y0, t)
+        fake = self.fake.model(state.fake, state.params, self.process)
+        bins = self.bins
+        index = bins.index(self.process, t)
+
+        def logit(y):
+            return self.ratio.logit(state.ratio, y, t, cond, self.teacher, fake).astype(jnp.float32)
+
+        scene = Scene(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
+        loss, (means, seen, metrics) = self.student_loss(scene)
+        if self.reward is not None:
+            x = self.process.decode(y0)
+            reward = jnp.mean(self.reward(x, cond) if self.with_cond else self.reward(x))
+            loss, metrics = loss - self.reward_weight * reward, {**metrics, "reward": reward}
+        if self.pair_weight:
+            missing = {"pair_x", "pair_noise"} - set(batch)
+            if missing:
+                raise ValueError(f"batch has no {sorted(missing)}: expected them, since pair_weight = {self.pair_weight}")
+            made = self.student.bind(params)(batch["pair_noise"], batch.get("pair_cond"))
+            pairs = jnp.mean(jnp.square(made - batch["pair_x"]))
+            loss, metrics = loss + self.pair_weight * pairs, {**metrics, "pair_loss": pairs}
+        return loss, (means, seen, index, metrics)
+
+    def model(self, state: DistillState) -> Model:
+        """The student with its first average: a model for ``sample`` where it is a network, else its generator."""
+        generator = self.generator(state)
+        return getattr(generator, "model", generator)
+
+    def generator(self, state: DistillState) -> Any:
+        """The student with its first average, called as ``(z, cond)``."""
+        specs = average_specs(self, self.ema)
+        return self.student.bind(specs[0].params(state.averages[0]) if specs else state.params)
+
+    def diagnostics(self, state: DistillState) -> dict[str, np.ndarray]:
+        """By noise level, ``(bins,)`` each: see :class:`scorelab.distill.health.Health`."""
+        return Health.read(state.health, self.bins)
+
+    def _moved(self, optimizer, grads, opt_state, params):
+        grads, norm = clipped(grads, self.clip_norm)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, norm
+
+
+def process_of(model: Model, owner: str = "process_of") -> Process:
+    """The process a model is about; ValueError where it does not say."""
+    while model is not None:
+        for inner in (model, getattr(model, "denoiser", None)):
+            if isinstance(process := getattr(inner, "process", None), Process):
+                return process
+        model = getattr(model, "model", None)
+    raise ValueError(f"{owner}.process = None: expected one, since the teacher does not name its own")
+
+
+def _replace(state: DistillState, **fields: Any) -> DistillState:
+    return DistillState(**{**vars(state), **fields})

@@ -1,0 +1,94 @@
+r"""Scores of the student's own noised law: learned along the way, or exact where the law is known."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from scorelab.densities import Density
+from scorelab.losses import Batch, DenoisingScoreMatching, Loss
+from scorelab.models.denoiser import BoundDenoiser, Denoiser
+from scorelab.models.exact import ExactModel
+from scorelab.processes.base import Process
+from scorelab.typing import Array, Key, Model, Pytree, require_spec
+
+
+class FakeScore(abc.ABC):
+    """The model of the student's law; a new one states ``model``, and ``init`` and ``loss`` where it is trained."""
+
+    def init(self, key: Key, x: Array, cond: Pytree, teacher: BoundDenoiser | None) -> Pytree:
+        """The first parameters; ``()`` for none."""
+        return ()
+
+    def loss(self, params: Pytree, key: Key, batch: Batch) -> Array:
+        """What the parameters minimise on samples of the student, ``{"x": data space, "cond": ...}``."""
+        return jnp.zeros((), jnp.float32)
+
+    @abc.abstractmethod
+    def model(self, params: Pytree, student: Pytree, process: Process) -> Model:
+        """The model, from its own parameters and those of the student."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedScore(FakeScore):
+    """A denoiser that follows the student, trained on its samples.
+
+    Attributes:
+        denoiser: its network; that of the teacher where it begins with the teacher's parameters.
+        objective: the loss; None for denoising score matching with the weighting and the times of :class:`DenoisingScoreMatching`.
+        from_teacher: begin with the parameters of the teacher, if it is a network.
+    """
+
+    denoiser: Denoiser
+    objective: Loss | None = None
+    from_teacher: bool = True
+
+    def __post_init__(self):
+        require_spec(self, Denoiser, denoiser=self.denoiser)
+        if self.objective is None:
+            object.__setattr__(self, "objective", DenoisingScoreMatching(self.denoiser.process))
+        if not callable(self.objective):
+            raise TypeError(f"LearnedScore.objective = {self.objective!r}: expected a loss, such as DenoisingScoreMatching")
+
+    def init(self, key, x, cond, teacher):
+        """Those of the teacher, or fresh ones."""
+        return self.denoiser.init(key, x, cond, like=teacher if self.from_teacher else None)
+
+    def loss(self, params, key, batch):
+        """The mean of the loss."""
+        return jnp.mean(self.objective(key, self.denoiser.bind(params), batch)[0])
+
+    def model(self, params, student, process):
+        """The denoiser."""
+        return self.denoiser.bind(params)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownScore(FakeScore):
+    """The exact score of a student whose law is known from its parameters.
+
+    Attributes:
+        law: parameters of the student to the law of its samples in the chart, a :class:`scorelab.densities.Density`.
+    """
+
+    law: Callable[[Pytree], Density]
+
+    def __post_init__(self):
+        if not callable(self.law):
+            raise TypeError(f"KnownScore.law = {self.law!r}: expected a function of the student's parameters")
+
+    def model(self, params, student, process):
+        """The exact model."""
+        return ExactModel(self.law(student), process)
+
+
+@dataclass(frozen=True)
+class NoScore(FakeScore):
+    """For objectives that need none, such as a GAN alone."""
+
+    def model(self, params, student, process):
+        """None."""
+        return None

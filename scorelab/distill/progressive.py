@@ -1,0 +1,118 @@
+"""Progressive distillation: a student whose one step is two steps of its teacher, and so on with the student as the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, field, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.distill.nodes import euler_step, gather
+from scorelab.grids import Explicit, Grid
+from scorelab.losses import Batch, TruncatedSNR, Weighting
+from scorelab.losses.denoising import denoised_error, mean_square, require_floating, require_weighting
+from scorelab.processes.base import Prediction, Process
+from scorelab.solvers.base import Nodes
+from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example, require_spec
+
+
+@partly_static("teacher")
+@dataclass(frozen=True)
+class ProgressiveDistillation:
+    r"""Two DDIM steps of a teacher, :math:`t\to t'\to t''`, as the target of one step of the student (Salimans & Ho 2022).
+
+    The student matches :math:`(\tilde y_0, \tilde\epsilon)`, the pair whose single DDIM step ends where the two steps end,
+
+    .. math:: \tilde y_0 = \frac{(z''-b'') - (\sigma''/\sigma)(z-b)}{\alpha'' - (\sigma''/\sigma)\alpha},
+
+    with the weighted error :math:`w(t)\lVert D - \tilde y_0\rVert^2/d` at the even times of the teacher's grid, all alike. What it
+    learns is DDIM on :attr:`student_grid`. Rounds are chained with :meth:`halve`, here to a model of one step::
+
+        loss = ProgressiveDistillation(process, teacher=teacher, grid=Uniform(16))
+        while True:
+            learner = ScoreLearner(denoiser, loss, optimizer, initial=loss.teacher)
+            student, grid = learner.model(fit(learner, data, steps=steps, key=key)), loss.student_grid
+            if len(grid.values) == 2:
+                break
+            loss = loss.halve(student)
+
+    Source: arXiv 2202.00512, Algorithm 2. An ``"eps"`` network has no finite answer where alpha is 0, and few steps begin there:
+    the paper uses ``"x0"`` and ``"v"``.
+
+    Attributes:
+        process: the forward process; errors are measured in its chart.
+        teacher: the model whose steps are matched; a pytree's arrays are arguments of the compiled step.
+        grid: the teacher's grid, of an even number of steps.
+        weighting: ``w``, a function of ``(process, t)``.
+
+    Metrics: ``eps_mse``, the unweighted error in the noise.
+
+    Errors:
+        TypeError: ``batch["x"]`` is not floating point.
+        ValueError: a grid of an odd number of steps.
+    """
+
+    process: Process
+    _: KW_ONLY
+    teacher: Model
+    grid: Grid
+    weighting: Weighting = field(default_factory=TruncatedSNR)
+
+    def __post_init__(self):
+        require_spec(self, Process, process=self.process)
+        require_spec(self, Grid, grid=self.grid)
+        require_weighting(self)
+        if not callable(self.teacher):
+            raise TypeError(f"ProgressiveDistillation.teacher = {self.teacher!r}: expected a model, a function of (y, t, cond)")
+        steps = len(self.grid.times(self.process)) - 1
+        if steps % 2:
+            raise ValueError(f"ProgressiveDistillation.grid = {self.grid!r} has {steps} steps: expected an even number")
+
+    @property
+    def student_grid(self) -> Explicit:
+        """Every second time of the teacher's grid: what the student is sampled on, with DDIM."""
+        return Explicit(tuple(self.grid.times(self.process)[::2]))
+
+    def halve(self, student: Model) -> ProgressiveDistillation:
+        """The loss of the next round: ``student`` is the teacher, on the student's grid."""
+        return replace(self, teacher=student, grid=self.student_grid)
+
+    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        """The loss of each example, ``(batch,)``, and the metrics of the class."""
+        x, cond = batch["x"], batch.get("cond")
+        require_floating(x)
+        key_step, key_noise = jax.random.split(key)
+        times = self.grid.times(self.process)
+        step = jax.random.randint(key_step, (len(x),), 0, len(times) // 2)
+        noised = self.process.perturb(key_noise, x, jnp.asarray(times, x.dtype)[2 * step])
+        target = jax.lax.stop_gradient(self.target(noised.y, step, cond))
+        prediction = model(noised.y, noised.t, cond)
+        square = mean_square(denoised_error(prediction, target.denoised, target.eps))
+        return self.weighting(self.process, noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - target.eps))}
+
+    def target(self, y: Array, step: Array, cond: Pytree = None) -> Prediction:
+        r"""The teacher's two steps from ``y`` at the time number ``2 step`` ``(batch,)``, as one prediction.
+
+        Both members are means of those of the two steps, with weights that sum to one: with :math:`r=\sigma/\alpha` the steps are
+        straight in :math:`r` with the slope :math:`\hat\epsilon`, and in :math:`1/r` with the slope ``D``. Nothing is subtracted,
+        so short steps lose no digits.
+        """
+        nodes = Nodes.at(self.process, self.grid.times(self.process))
+        start, middle = gather(nodes, 2 * step, y), gather(nodes, 2 * step + 1, y)
+        one = self.teacher(y, start.t, cond)
+        two = self.teacher(euler_step(one, middle), middle.t, cond)
+        first_d, first_eps = (per_example(jnp.asarray(w, y.dtype)[step], y) for w in _first_weights(nodes))
+        return Prediction(
+            denoised=first_d * one.denoised + (1 - first_d) * two.denoised,
+            eps=first_eps * one.eps + (1 - first_eps) * two.eps,
+            t=start.t,
+            process=self.process,
+        )
+
+
+def _first_weights(nodes: Nodes) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of the first of two steps in the denoised mean and in the noise, ``(steps / 2,)``; finite at both ends of a grid."""
+    (a0, a1, a2), (s0, s1, s2) = ((column[:-2:2], column[1::2], column[2::2]) for column in (nodes.alpha, nodes.sigma))
+    share = (a1 * s0 - a0 * s1) / (a2 * s0 - a0 * s2)
+    return share * s2 / s1, share * a2 / a1

@@ -1,0 +1,231 @@
+r"""Estimators of the log-ratio :math:`l = \log p_t(y)/q_t(y)` of teacher over student.
+
+The logit of a discriminator of real against generated points, at the same noise, is that ratio where it is optimal:
+:math:`l^* = \log p_t - \log q_t` for equal numbers of both. Positive means real.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from scorelab.losses import Times
+from scorelab.models.denoiser import BoundDenoiser, Denoiser
+from scorelab.models.exact import ExactModel
+from scorelab.models.nets.layers import Conv, Embedding, check_positive
+from scorelab.processes.base import Process
+from scorelab.typing import Array, Key, Model, Pytree, require_int, require_number, require_positive, require_spec
+
+
+class Judged(NamedTuple):
+    """Points with their times and logits."""
+
+    t: Array
+    logit: Array
+
+
+class Ratio(abc.ABC):
+    """An estimator of the log-ratio; a new one states ``logit``, and ``init`` where it has parameters."""
+
+    def init(self, key: Key, x: Array, cond: Pytree, teacher: BoundDenoiser | None) -> Pytree:
+        """The first parameters; ``()`` for none."""
+        return ()
+
+    @abc.abstractmethod
+    def logit(self, params: Pytree, y: Array, t: Array, cond: Pytree, teacher: Model, fake: Model) -> Array:
+        """The log-ratio at ``y`` ``(batch, *event)`` and ``t`` ``(batch,)``, float32, differentiable in ``y``."""
+
+    def regulariser(self, params: Pytree, key: Key, y: Array, t: Array, cond: Pytree, teacher: Model, logit: Array) -> Array:
+        """What is added to the loss of the discriminator, from real points ``y`` and their logits."""
+        return jnp.zeros((), jnp.float32)
+
+    def loss(
+        self, params: Pytree, key: Key, real: Array, fake: Array, cond: Pytree, teacher: Model, process: Process, times: Times
+    ) -> tuple[Array, tuple[Judged, Judged]]:
+        r""":math:`\mathrm{mean}\,\mathrm{softplus}(-l_{real}) + \mathrm{mean}\,\mathrm{softplus}(l_{fake})` and who was judged how.
+
+        ``real`` and ``fake`` are clean points of the chart, each noised at times of its own.
+        """
+        key_real, key_fake, key_extra = jax.random.split(key, 3)
+
+        def judge(key, clean):
+            key_t, key_noise = jax.random.split(key)
+            t = times(key_t, process, len(clean))
+            y = process.perturb_latent(jax.random.normal(key_noise, clean.shape, clean.dtype), clean, t).y
+            return y, Judged(t, self.logit(params, y, t, cond, teacher, None))
+
+        y, true = judge(key_real, real)
+        _, made = judge(key_fake, fake)
+        value = jnp.mean(jax.nn.softplus(-true.logit)) + jnp.mean(jax.nn.softplus(made.logit))
+        return value + self.regulariser(params, key_extra, y, true.t, cond, teacher, true.logit), (true, made)
+
+
+@dataclass(frozen=True)
+class UnitRatio(Ratio):
+    """``l = 0``: reverse KL whatever the divergence; Diff-Instruct and DMD."""
+
+    def logit(self, params, y, t, cond, teacher, fake):
+        """Zero."""
+        return jnp.zeros(y.shape[:1], jnp.float32)
+
+
+@dataclass(frozen=True)
+class ExactRatio(Ratio):
+    """From known densities: teacher and fake score are models with ``log_prob``, such as :class:`scorelab.models.ExactModel`."""
+
+    def logit(self, params, y, t, cond, teacher, fake):
+        """The difference of the log-densities."""
+        for name, model in dict(teacher=teacher, fake=fake).items():
+            if not isinstance(model, ExactModel):
+                raise TypeError(f"ExactRatio: the {name} is {type(model).__name__}: expected an ExactModel, whose density is known")
+
+        def at(y, t):
+            return (teacher.log_prob(y[None], t) - fake.log_prob(y[None], t))[0]
+
+        return jax.vmap(at)(y, jnp.broadcast_to(t, y.shape[:1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained(Ratio):
+    r"""A discriminator that is trained.
+
+    Attributes:
+        smooth: weight :math:`\gamma` of :math:`(l(y) - l(y + .1\,\epsilon))^2` at noised real points, an approximate R1 penalty.
+    """
+
+    smooth: float = 0.0
+
+    def __post_init__(self):
+        require_number(self, 0.0, 1e6, smooth=self.smooth)
+
+    def regulariser(self, params, key, y, t, cond, teacher, logit):
+        """See the class."""
+        if not self.smooth:
+            return super().regulariser(params, key, y, t, cond, teacher, logit)
+        near = y + 0.1 * jax.random.normal(key, y.shape, y.dtype)
+        return self.smooth * jnp.mean((self.logit(params, near, t, cond, teacher, None) - logit) ** 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminator(_Trained):
+    """A network of its own: any network of the library, its output summed over the event.
+
+    Attributes:
+        denoiser: gives the network its preconditioned input; the parameterisation has no meaning here.
+    """
+
+    denoiser: Denoiser
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_spec(self, Denoiser, denoiser=self.denoiser)
+
+    def init(self, key, x, cond, teacher):
+        """Fresh parameters."""
+        return self.denoiser.init(key, x, cond)
+
+    def logit(self, params, y, t, cond, teacher, fake):
+        """See the class."""
+        output = self.denoiser.network_output(params, y, t, cond)
+        return jnp.sum(output.astype(jnp.float32).reshape(len(y), -1), axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherFeatures(_Trained):
+    """Small heads on features of the frozen teacher, their logits averaged.
+
+    The teacher knows noised data already, and the fake score is left to its own loss.
+
+    Attributes:
+        names: submodules of the teacher's network whose output is used: ``"middle_1"`` of a UNet, ``"block2"`` of a DiT,
+            ``"layer3"`` of an MLP.
+        width: hidden width of a head.
+        num_classes: 0, or the number of labels the heads know.
+    """
+
+    names: tuple[str, ...]
+    width: int = 64
+    num_classes: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "names", tuple(self.names))
+        if not self.names or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(f"TeacherFeatures.names = {self.names!r}: expected names of submodules of the teacher's network")
+        require_positive(self, width=self.width)
+        require_int(self, 0, num_classes=self.num_classes)
+
+    @property
+    def heads(self) -> Heads:
+        """The module."""
+        return Heads(width=self.width, num_classes=self.num_classes)
+
+    def init(self, key, x, cond, teacher):
+        """Fresh heads."""
+        teacher = as_network(teacher, "TeacherFeatures")
+        shapes = jax.eval_shape(lambda p: self._features(p, teacher, x[:1], jnp.zeros(1), _first(cond)), teacher.params)
+        features = tuple(jnp.zeros(s.shape, s.dtype) for s in shapes)
+        return self.heads.init(key, features, jnp.zeros(1), _first(cond))
+
+    def logit(self, params, y, t, cond, teacher, fake):
+        """See the class."""
+        teacher = as_network(teacher, "TeacherFeatures")
+        t = jnp.broadcast_to(jnp.asarray(t, y.dtype), y.shape[:1])
+        features = self._features(teacher.params, teacher, y, t, cond)
+        c_noise = jnp.clip(-teacher.denoiser.process.log_snr(t) / 8, -4.0, 4.0)
+        return self.heads.apply(params, features, c_noise, cond)
+
+    def _features(self, params, teacher, y, t, cond):
+        return teacher.denoiser.features(params, y, t, cond, names=self.names)
+
+
+class Heads(nn.Module):
+    """One head for each feature: strided convolutions down to 4x4, two hidden layers with noise and class, one logit."""
+
+    width: int = 64
+    num_classes: int = 0
+
+    def __post_init__(self):
+        check_positive("Heads", width=self.width)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, features: tuple[jax.Array, ...], c_noise: jax.Array, cond: jax.Array | None = None) -> jax.Array:
+        """The mean logit of features with a leading batch axis, ``(batch,)`` float32."""
+        emb = Embedding(self.width, self.num_classes, "float32", name="embedding")(c_noise, cond if self.num_classes else None)
+        logits = []
+        for i, h in enumerate(features):
+            h = h.astype(jnp.float32)
+            stage = 0
+            while h.ndim == 4 and min(h.shape[1:3]) > 4:
+                h = nn.silu(Conv(self.width, stride=2, name=f"down{i}_{stage}")(h))
+                stage += 1
+            h = nn.LayerNorm(name=f"norm{i}")(h.reshape(len(h), -1))
+            h = nn.silu(nn.Dense(self.width, name=f"in{i}")(h) + nn.Dense(self.width, name=f"noise{i}")(emb))
+            h = nn.silu(nn.Dense(self.width, name=f"hidden{i}")(h))
+            logits.append(nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"out{i}")(h)[:, 0])
+        return jnp.mean(jnp.stack(logits), axis=0)
+
+
+def as_network(model: Model | None, owner: str) -> BoundDenoiser:
+    """The network behind a model: itself, or the one that guidance wraps; TypeError where there is none."""
+    found = network_of(model)
+    if found is None:
+        raise TypeError(f"{owner}: the teacher is {type(model).__name__}: expected a BoundDenoiser, or one under guidance")
+    return found
+
+
+def network_of(model: Model | None) -> BoundDenoiser | None:
+    """The bound denoiser inside ``model``, or None."""
+    while model is not None and not isinstance(model, BoundDenoiser):
+        model = getattr(model, "model", None)
+    return model
+
+
+def _first(cond: Pytree) -> Pytree:
+    return jax.tree.map(lambda c: c[:1], cond)

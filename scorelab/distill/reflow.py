@@ -1,0 +1,108 @@
+"""Reflow: train on pairs of noise and data that a flow has joined, so that the next flow is straighter; and how straight it is."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.distill.nodes import euler_step
+from scorelab.grids import Grid
+from scorelab.losses import DenoisingScoreMatching, FlowWeighting, Times, UniformTimes, Weighting
+from scorelab.processes.base import Process
+from scorelab.sampling import check_leading, check_shape
+from scorelab.solvers.base import Nodes
+from scorelab.solvers.straight import straight_velocity
+from scorelab.starts import Prior, Start
+from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, require_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reflow(DenoisingScoreMatching):
+    r"""Denoising with the noise that belongs to the data: :math:`y_t = \alpha_t y_0 + b_t + \sigma_t z` for pairs ``(z, x)``.
+
+    With the defaults the error is that of rectified flow on every process, :math:`\lVert v - (z - y_0)\rVert^2/d` with
+    :math:`v = \hat\epsilon - D`, :math:`t` uniform (Liu et al. 2022, arXiv 2209.03003, eq. 1). The minimiser's flow has the
+    marginals of the lines between ``z`` and ``y_0``. Where no two lines cross, the minimiser is exact on every line: the flow is
+    straight and one Euler step follows it. Networks see the log noise ratio, which is infinite at ``t = 1`` of rectified flow and
+    not trained there: few steps are better begun at ``t_max=0.999``.
+
+    Batches hold ``"noise"``, ``(batch, *event)``, beside ``"x"``, both floating point: those of
+    :func:`scorelab.distill.teacher_pairs`. The other fields are those of :class:`scorelab.losses.DenoisingScoreMatching`.
+    """
+
+    weighting: Weighting = field(default_factory=FlowWeighting)
+    times: Times = field(default_factory=UniformTimes)
+
+    def noised(self, key, batch, t):
+        """The point on the line of each pair."""
+        noise = batch.get("noise")
+        if noise is None or noise.shape != batch["x"].shape:
+            found = "is missing" if noise is None else f"has shape {noise.shape}"
+            raise ValueError(f'Reflow: batch["noise"] {found}: expected {batch["x"].shape}, as from teacher_pairs')
+        return self.process.perturb_with(noise, batch["x"], t)
+
+
+def straightness(
+    model: Model,
+    process: Process,
+    *,
+    grid: Grid,
+    key: Key,
+    shape: tuple[int, ...],
+    start: Start | None = None,
+    cond: Pytree = None,
+) -> Array:
+    r"""How far a flow is from straight lines: the variance of its velocity along the way, 0 where one Euler step is exact.
+
+    .. math:: S = \frac1{d\,(r_1-r_0)}\int_{r_0}^{r_1} E\,\Big\lVert V_r - \frac{z_{r_1}-z_{r_0}}{r_1-r_0}\Big\rVert^2 dr,
+              \qquad \frac{dz}{dr} = V ,
+
+    in the coordinate :math:`z` over :math:`r` in which the path of a fixed pair is straight (:mod:`scorelab.solvers.straight`). On
+    rectified flow that is ``y`` over ``t``, and ``d S`` the measure of Liu et al. (2022, arXiv 2209.03003). The flow is walked by
+    Euler steps on ``grid``, and the integral is their sum.
+
+    Args:
+        model: the model.
+        process: its process.
+        grid: the times.
+        key: PRNG key of the start.
+        shape: ``(n, *event)``.
+        start: the law at the first time; :class:`scorelab.starts.Prior` by default.
+        cond: conditions with leading axis ``n``, or None.
+
+    Returns:
+        A scalar.
+    """
+    require_spec(straightness, Process, process=process)
+    require_spec(straightness, Grid, grid=grid)
+    n, event = check_shape(shape)
+    check_leading(cond, n, 1)
+    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
+    start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
+    ids = np.arange(n, dtype=np.int32)
+    y = start.draw(per_example_keys(key, ids), ids, process, jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float)), event)
+    nodes = Nodes.at(process, times)
+    weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])
+    ends = jax.tree.map(lambda column: jnp.asarray(column[1:], y.dtype), nodes)
+    rows = (jnp.asarray(times[:-1], y.dtype), ends, jnp.asarray(weights, y.dtype), jnp.asarray(np.cumsum(weights), y.dtype))
+    return _velocity_variance(model, y, cond, rows, nodes.slope)
+
+
+@functools.partial(jax.jit, static_argnames="slope")
+def _velocity_variance(model, y, cond, rows, slope):
+    def body(state, row):
+        y, mean, spread = state
+        t, to, weight, total = row
+        prediction = model(y, t, cond)
+        velocity = straight_velocity(prediction, slope)
+        # The weighted variance as the walk goes: the difference of two sums would lose a small one.
+        change = velocity - mean
+        mean = mean + weight / total * change
+        return (euler_step(prediction, to), mean, spread + weight * jnp.mean(change * (velocity - mean))), None
+
+    state = (y, jnp.zeros_like(y), jnp.zeros((), y.dtype))
+    return jax.lax.scan(body, state, rows)[0][2]

@@ -1,0 +1,51 @@
+r"""Score identity distillation: the Fisher divergence, data-free, with gradients through both score networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.distill.base import Distillation, Scene
+from scorelab.distill.weights import DifferenceWeight, DMDWeight
+from scorelab.losses.denoising import denoised_error, mean_square
+from scorelab.typing import partly_static, per_example, require_number
+
+
+@partly_static("teacher", "reward")
+@dataclass(frozen=True)
+class SiD(Distillation):
+    r"""Minimise :math:`w\,\langle D_p-D_q,\ (D_p-y_0) - a\,(D_p-D_q)\rangle` at the student's noised samples (arXiv 2404.04057).
+
+    With the right fake score it is :math:`(1-a)\,E\|D_p-D_q\|^2`, so its **value** says nothing about progress at ``a >= 1``. The
+    gradient passes through the inputs of teacher and fake score. A step is a descent for ``a <= 1``; ``a = 1.2``, which the authors
+    found best, points the wrong way only where the student is far too wide.
+
+    Attributes:
+        a: the share of the second term.
+        weight: as in :class:`FDistill`; a constant of the gradient.
+    """
+
+    a: float = field(default=1.2, kw_only=True)
+    weight: DifferenceWeight = field(default_factory=DMDWeight, kw_only=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_number(self, -10.0, 10.0, a=self.a)
+        if not callable(self.weight):
+            raise TypeError(f"SiD.weight = {self.weight!r}: expected a function such as noise_weight, or DMDWeight()")
+
+    def student_loss(self, scene: Scene):
+        """See the class."""
+        y, t = scene.noised.y, scene.t
+        teacher, fake = self.teacher(y, t, scene.cond), scene.fake(y, t, scene.cond)
+        gap = denoised_error(teacher, fake.denoised, fake.eps)
+        error = denoised_error(teacher, scene.y0, scene.noised.eps)
+        weight = self.weight(self.process, t, *jax.lax.stop_gradient((scene.y0, teacher.denoised)))
+        loss = jnp.mean(per_example(weight, gap) * gap * (error - self.a * gap))
+        seen = dict(
+            gap=mean_square(gap), teacher_error=mean_square(error),
+            fake_error=mean_square(denoised_error(fake, scene.y0, scene.noised.eps)),
+        )  # fmt: skip
+        return loss, (scene.means, jax.lax.stop_gradient(seen), {})

@@ -1,0 +1,275 @@
+"""Pruning: many candidates are begun, and at set steps only those with the best intermediate reward are carried on.
+
+Steering with hard selection and without copies, whose batch shrinks, so that the calls are saved in fact. The idea of pruning by
+noise-aware rewards is that of TTSnap; there the reward of noisy points is learned (:class:`scorelab.fk.Learned`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.fk.intermediate import Denoised, Intermediate
+from scorelab.grids import Grid
+from scorelab.processes.base import Process
+from scorelab.sampling import begin, check_leading, check_shape, first_bad, raise_if_bad, row_keys, working_precision
+from scorelab.solvers.base import BoundModel, Solver
+from scorelab.starts import Prior, Start
+from scorelab.typing import (
+    Array,
+    Key,
+    Model,
+    Pytree,
+    is_model_pytree,
+    partly_static,
+    per_example,
+    per_example_keys,
+    require_choice,
+    require_int,
+    require_positive,
+    require_spec,
+)
+
+# The stream of what an intermediate reward draws, beside the noise of the walk.
+_BELIEF = 1_000_039
+
+
+@partly_static("reward", "scale", "intermediate")
+@dataclass(frozen=True)
+class Pruning:
+    r"""Which candidates are carried on: of every population the ``count`` with the largest intermediate rewards, at set steps.
+
+    Attributes:
+        reward: from points of data space ``(batch, *event)`` to ``(batch,)``; a function, or a callable pytree whose numbers are
+            leaves. It need not be differentiable, and may be a :class:`scorelab.fk.Callback`.
+        keep: ``{step: count}``: after the model's call at the beginning of this step of the grid (from 0), so many of every
+            population are left. Counts fall from step to step.
+        particles: candidates in a population; None for one population of all.
+        intermediate: how the reward is believed at a noisy point.
+        scale: :math:`\lambda` of the intermediate reward, which matters to those that average over :math:`e^{\lambda r}`.
+        with_cond: call ``reward(x, cond)`` with the conditions of the candidates.
+    """
+
+    reward: Callable[..., Array]
+    keep: Mapping[int, int] | tuple[tuple[int, int], ...]
+    _: KW_ONLY
+    particles: int | None = None
+    intermediate: Intermediate = field(default_factory=Denoised)
+    scale: float = 1.0
+    with_cond: bool = False
+
+    def __post_init__(self):
+        if not callable(self.reward):
+            raise TypeError(f"Pruning.reward = {self.reward!r}: expected a function of points of data space")
+        require_spec(self, Intermediate, intermediate=self.intermediate)
+        require_positive(self, scale=self.scale)
+        require_choice(self, (True, False), with_cond=self.with_cond)
+        if self.particles is not None:
+            require_int(self, 1, particles=self.particles)
+        plan = tuple(sorted(self.keep.items() if isinstance(self.keep, Mapping) else (tuple(pair) for pair in self.keep)))
+        if not plan:
+            raise ValueError("Pruning.keep is empty: expected {step: count}, or sample() and best_of() for no pruning")
+        for step, count in plan:
+            require_int(self, 0, keep=step)
+            require_int(self, 1, keep=count)
+        steps, counts = zip(*plan, strict=True)
+        if len(set(steps)) < len(steps) or any(after >= before for before, after in itertools.pairwise(counts)):
+            raise ValueError(f"Pruning.keep = {dict(plan)}: expected counts that fall from step to step")
+        if self.particles is not None and counts[0] >= self.particles:
+            raise ValueError(f"Pruning.keep = {dict(plan)}: expected counts below the {self.particles} candidates of a population")
+        # Hashable: part of what a compiled program is known by.
+        object.__setattr__(self, "keep", plan)
+
+    def rewards(self, x: Array, cond: Pytree) -> Array:
+        """``reward`` of points of data space, checked for its shape."""
+        r = self.reward(x, cond) if self.with_cond else self.reward(x)
+        if jnp.shape(r) != x.shape[:1]:
+            raise ValueError(f"Pruning.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per candidate")
+        return jnp.asarray(r, x.dtype)
+
+    def believed(self, prediction, keys: Key, cond: Pytree) -> Array:
+        """The intermediate rewards ``(batch,)`` of a prediction, at the point it was made for."""
+        process, t, like = prediction.process, prediction.t, prediction.eps
+        alpha, sigma, offset = (per_example(f(t), like) for f in (process.alpha, process.sigma, process.offset))
+        y = alpha * prediction.denoised + offset + sigma * prediction.eps
+        reward = lambda x: self.rewards(x, cond)
+        return self.intermediate.value(reward, jnp.asarray(self.scale, like.dtype), keys, y, prediction).astype(like.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """What :func:`prune` returns; survivors are in the order of the candidates, population by population.
+
+    Attributes:
+        x: the survivors in data space, ``(populations * count, *event)``.
+        rewards: of the survivors, ``(populations * count,)``; one of each population is picked by
+            ``best_of(out.x, out.rewards, count)``.
+        ids: of the survivors.
+        dropped_at: for every candidate ``(n,)`` the step at which it was dropped, -1 for survivors.
+        beliefs: the intermediate rewards, times ``scale``, ``(prunings, n)``; NaN for those that were no longer there.
+        model_calls: calls of the model, one for each candidate and row of the solver's table.
+        unpruned_calls: those that all candidates would have cost.
+        times: the grid that was walked, ``(steps + 1,)``.
+    """
+
+    x: Array
+    rewards: Array
+    ids: np.ndarray
+    dropped_at: np.ndarray
+    beliefs: np.ndarray
+    model_calls: int
+    unpruned_calls: int
+    times: np.ndarray
+
+
+def prune(
+    model: Model,
+    process: Process,
+    *,
+    pruning: Pruning,
+    solver: Solver,
+    grid: Grid,
+    key: Key,
+    shape: tuple[int, ...],
+    start: Start | None = None,
+    cond: Pytree = None,
+    ids: Array | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Pruned:
+    """Draw samples as :func:`scorelab.sample` does, and give up the worst on the way.
+
+    The noise of a candidate comes from its id, so survivors are the samples that ``sample`` gives for their ids (up to rounding,
+    since the batch has another shape). **A search, not a sampler** of any tilted law. One program is compiled for the walk
+    between two prunings. NaN among the intermediate rewards counts as the least; of equal ones the first is kept.
+
+    Args:
+        model: as in ``sample``.
+        process: as in ``sample``; not of data with signs.
+        pruning: the rewards, and how many are kept when.
+        solver: any whose samples do not depend on one another, and whose rows are the model's calls.
+        grid: as in ``sample``.
+        key: as in ``sample``.
+        shape: ``(n, *event)``, with all candidates, who are one batch: for more than fit call again with other ``ids``.
+        start: as in ``sample``; its weights, if any, are not used.
+        cond: as in ``sample``, the same within a population.
+        ids: as in ``sample``.
+        progress: called with (model calls made, model calls planned) after every stretch.
+
+    Raises:
+        NonFiniteSample: as in ``sample``, also for a candidate that would have been dropped.
+        ValueError: steps outside the grid, counts that are not below the candidates.
+    """
+    require_spec(prune, Process, process=process)
+    require_spec(prune, Pruning, pruning=pruning)
+    require_spec(prune, Solver, solver=solver)
+    require_spec(prune, Grid, grid=grid)
+    n, event = check_shape(shape)
+    particles = n if pruning.particles is None else pruning.particles
+    if solver.population(n) > 1 or solver.calls_per_step is None:
+        raise ValueError(f"prune.solver = {solver!r}: expected one with independent samples and a fixed number of model calls")
+    if process.chart.signed:
+        raise ValueError(f"prune.process = {process!r}: expected signed=False, since a belief has no signs")
+    if n % particles or pruning.keep[0][1] >= particles:
+        raise ValueError(
+            f"prune.shape = ({n}, ...) with populations of {particles}, of which {pruning.keep[0][1]} are kept: expected whole "
+            "populations of more"
+        )
+    check_leading(cond, n, particles)
+    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
+    start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
+    if pruning.keep[-1][0] >= len(times) - 1:
+        raise ValueError(f"Pruning.keep = {dict(pruning.keep)}: expected steps from 0 to {len(times) - 2}, those of the grid")
+    ids = np.arange(n, dtype=np.int32) if ids is None else np.asarray(ids)
+    if ids.shape != (n,):
+        raise ValueError(f"prune.ids has shape {ids.shape}: expected ({n},)")
+    start.check(int(np.max(ids)) + 1, event, process)
+
+    rows = working_precision(solver.table(process, times))
+    calls = len(rows["t"])
+    # The first call of a step is the one at the state where the step begins.
+    ends = [int(np.argmax(rows["step"] == step)) + 1 for step, _ in pruning.keep]
+    rows |= dict(index=np.arange(calls, dtype=np.int32), judge=np.isin(np.arange(calls) + 1, ends).astype(np.int32))
+    counts = [particles, *(count for _, count in pruning.keep)]
+    lengths = np.diff([0, *ends, calls])
+    planned = int(np.sum(lengths * np.array(counts)) * (n // particles))
+    # When and how many is nothing to the compiled stretches, which are shared by all plans with their shapes.
+    plan = _Plan(solver, dataclasses.replace(pruning, keep={0: 1}, particles=None))
+
+    state = _begin(plan, start, key, ids, cond, rows["t"][0], process=process, event=event)
+    alive, at, done = np.arange(n), 0, 0
+    dropped_at, beliefs = np.full(n, -1), np.full((len(ends), n), np.nan)
+    for i, end in enumerate([*ends, calls]):
+        stretch = {name: column[at:end] for name, column in rows.items()}
+        if end > at:
+            state, value = _stretch(plan, model, key, ids[alive], cond, state, stretch)
+        raise_if_bad(np.asarray(state[2]), times)
+        done, at = done + (end - at) * len(alive), end
+        if i < len(ends):
+            step, count = pruning.keep[i]
+            beliefs[i, alive] = value
+            kept = _best(np.asarray(value), len(alive) * particles // n, count)
+            dropped_at[np.delete(alive, kept)] = step
+            alive = alive[kept]
+            state, cond = jax.tree.map(lambda leaf: jnp.asarray(leaf)[kept], (state, cond))
+        if progress is not None:
+            progress(done, planned)
+    x, rewards = _finish(plan, state, cond, process=process)
+    return Pruned(
+        x=x, rewards=rewards, ids=ids[alive], dropped_at=dropped_at, beliefs=beliefs, model_calls=done, unpruned_calls=calls * n,
+        times=times,
+    )  # fmt: skip
+
+
+@partly_static("solver", "pruning")
+@dataclass(frozen=True)
+class _Plan:
+    """One argument of the compiled stretches: what is a spec in it is static, what is a number a leaf."""
+
+    solver: Solver
+    pruning: Pruning
+
+
+def _best(value: np.ndarray, population: int, count: int) -> np.ndarray:
+    """The indices of the ``count`` largest of every population, in their order."""
+    value = np.where(np.isnan(value), -math.inf, value).reshape(-1, population)
+    order = np.sort(np.argsort(-value, axis=1, kind="stable")[:, :count], axis=1)
+    return (order + population * np.arange(len(value))[:, None]).ravel()
+
+
+@functools.partial(jax.jit, static_argnames=("process", "event"))
+def _begin(plan, start, key, ids, cond, t, *, process, event):
+    return begin(plan.solver, start, key, ids, cond, t, process=process, event=event)[0]
+
+
+@jax.jit
+def _stretch(plan, model, key, ids, cond, state, rows):
+    """The state after the rows, and the intermediate rewards of the last one where it is to be judged."""
+    bound = BoundModel(model, cond)
+
+    def body(carry, row):
+        state, _ = carry
+        result = plan.solver.step(bound, row_keys(plan.solver, key, ids, row["index"]), state[0], state[1], row)
+
+        def judged():
+            own = per_example_keys(jax.random.fold_in(jax.random.fold_in(key, _BELIEF), row["index"]), ids)
+            return plan.pruning.believed(result.prediction, own, cond)
+
+        # In the scan, under a condition: the network stands in the program once, and rewards are asked where they count.
+        value = jax.lax.cond(row["judge"] > 0, judged, lambda: jnp.full(len(ids), jnp.nan, state[0].dtype))
+        return ((result.y, result.carry, first_bad(state[2], result.y, row)), value), None
+
+    return jax.lax.scan(body, (state, jnp.full(len(ids), jnp.nan, state[0].dtype)), rows)[0]
+
+
+@functools.partial(jax.jit, static_argnames="process")
+def _finish(plan, state, cond, *, process):
+    x = plan.solver.decode(process, state[0], state[1])
+    return x, plan.pruning.rewards(x, cond)

@@ -1,0 +1,86 @@
+"""Trained models in one file: parameters, the config they were trained with, and the record of how they came to be."""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from scorelab.files import write_npz
+from scorelab.models import BoundDenoiser
+from scorelab.run import config as configs
+from scorelab.run.experiment import Experiment
+from scorelab.run.sources import CONFIG_ROOTS, ConfigError, shown
+from scorelab.run.train import state_like, trained_state
+from scorelab.run.workdir import Workdir
+
+
+def keep(root: Path, file: Path) -> Path:
+    """Write the model of a work directory, the averaged parameters of its newest checkpoint, to an ``.npz`` file."""
+    workdir = Workdir(root)
+    text = workdir.config.read_text(encoding="utf-8")
+    experiment = configs.load(str(workdir.config), []).experiment
+    state, step = trained_state(experiment, workdir)
+    model = experiment.learner.model(state)
+    record = dict(
+        config=text, step=step, data=experiment.data.name, data_sha256=experiment.data.load().sha256,
+        versions=workdir.read_json(workdir.versions),
+    )  # fmt: skip
+    leaves = {f"p{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(model.params))}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return write_npz(file, leaves | {"record": np.asarray(json.dumps(record))})
+
+
+def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
+    """The experiment, the model and the record of a kept model.
+
+    Raises:
+        ConfigError: the file is no kept model.
+        ValueError: its parameters do not fit its own config.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            record = json.loads(str(stored["record"]))
+            leaves = [stored[key] for key in sorted(set(stored) - {"record"})]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{shown(file)}: not a model written by scorelab.run.kept.keep: {error}") from error
+    # The config it was trained with, whatever the file in configs/ has become.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{file.stem}.gin"
+        path.write_text(record["config"], encoding="utf-8")
+        experiment = configs.load(str(path), []).experiment
+    network = experiment.learner.model(state_like(experiment))
+    if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(network.params)]:
+        raise ValueError(f"{shown(file)} does not fit its own config: expected the network it was trained with")
+    return experiment, network.denoiser.bind(jax.tree.unflatten(jax.tree.structure(network.params), leaves)), record
+
+
+def model(path: str) -> BoundDenoiser:
+    """A trained model for a config file, such as the teacher of a distillation.
+
+    Args:
+        path: a file written by :func:`keep`, or a work directory, whose newest checkpoint is taken; looked up in the working folder
+            and, in a checkout of the project, in its root.
+    """
+    places = [Path(path), *(root.parent / path for root in CONFIG_ROOTS)]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        raise ConfigError(
+            f"kept.model.path = {path!r}: no such file or folder; expected a model kept by experiments/kept_models.py, or the work "
+            "directory of a trained config"
+        )
+    return _model(found.resolve())
+
+
+@functools.lru_cache(maxsize=4)
+def _model(place: Path) -> BoundDenoiser:
+    if place.is_file():
+        return read(place)[1]
+    experiment = configs.load(str(Workdir(place).config), []).experiment
+    # Host arrays, as in a file.
+    state, _ = trained_state(experiment, Workdir(place))
+    return experiment.learner.model(state)
