@@ -69,17 +69,21 @@ def teacher(sigma_max: float) -> sl.models.ExactModel:
     return sl.models.ExactModel(law, process)
 
 
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Draws:
-    """Exact draws of the teacher's law as the data, a pure function of the step."""
+class Chosen(sl.distill.Divergence):
+    """One of the divergences above by its number, which is traced: runs of different ones are rows of one program."""
 
-    seed: int = 0
-    batch: int = BATCH
+    which: jax.Array
 
-    def at(self, step):
-        rng = np.random.default_rng((self.seed, step))
-        which = rng.choice(3, self.batch, p=WEIGHTS)
-        return {"x": rng.normal(np.array(MEANS)[which], STD)[:, None].astype(np.float32)}
+    def f(self, r):
+        return jnp.stack([d.f(r) for d in DIVERGENCES.values()])[self.which]
+
+    def log_h(self, l):
+        return jnp.stack([d.log_h(l) for d in DIVERGENCES.values()])[self.which]
+
+    def generator_loss(self, l):
+        return jnp.stack([d.generator_loss(l) for d in DIVERGENCES.values()])[self.which]
 
 
 def learner(divergence, sigma_max: float, *, learned: bool, steps: int = STEPS, **options) -> sl.distill.FDistill:
@@ -103,9 +107,35 @@ def learner(divergence, sigma_max: float, *, learned: bool, steps: int = STEPS, 
     return sl.distill.FDistill(who, Toy(), divergence=divergence, **defaults | parts | options)
 
 
-def train(spec: sl.distill.FDistill, seed: int, steps: int = STEPS):
-    """Train from a seed and return the learner's last state."""
-    return sl.training.fit(spec, Draws(seed), steps=steps + spec.warmup, key=jax.random.key(seed))
+def race(names, seeds, sigma_max: float, *, learned: bool, steps: int = STEPS, **options) -> tuple[np.ndarray, dict]:
+    """Every divergence from every seed, as one program.
+
+    Returns the students with averaged parameters at 4000 quantiles of the noise, ``(names, seeds, 4000)``, and what
+    ``diagnostics`` says at the end, ``(names, seeds, bins)`` each. FloatingPointError where a student is not finite.
+    """
+    spec = learner(Chosen(jnp.int32(0)), sigma_max, learned=learned, steps=steps, **options)
+    which = jnp.asarray([list(DIVERGENCES).index(name) for name in names])
+    law = spec.teacher.law
+
+    def one(which, seed):
+        mine = learner(Chosen(which), sigma_max, learned=learned, steps=steps, **options)
+        key = jax.random.key(seed)
+
+        def step(state, k):
+            key_data, key_step = jax.random.split(jax.random.fold_in(key, k))
+            return mine.update(state, {"x": law.sample(key_data, BATCH)}, key_step)[0], None
+
+        state = mine.init(jax.random.fold_in(key, 2**31), {"x": jnp.zeros((BATCH, 1))})
+        return jax.lax.scan(step, state, jnp.arange(steps + mine.warmup))[0]
+
+    rows = [(w, s) for w in which for s in seeds]
+    states = jax.jit(jax.vmap(one))(jnp.stack([w for w, _ in rows]), jnp.asarray([s for _, s in rows]))
+    made = np.stack([np.asarray(spec.generator(jax.tree.map(lambda leaf: leaf[i], states))(QUANTILES)) for i in range(len(rows))])
+    if not np.isfinite(made).all():
+        raise FloatingPointError(f"a student is not finite after {steps} steps at sigma_max = {sigma_max}")
+    health = [spec.diagnostics(jax.tree.map(lambda leaf: leaf[i], states)) for i in range(len(rows))]
+    shape = (len(names), len(seeds))
+    return made.reshape(*shape, -1), {k: np.stack([h[k] for h in health]).reshape(*shape, -1) for k in health[0]}
 
 
 def judge(points: np.ndarray) -> dict[str, float]:
@@ -126,8 +156,3 @@ def judge(points: np.ndarray) -> dict[str, float]:
         modes=sum(found > 0.2 * w for found, w in zip(mass, WEIGHTS, strict=True)), mass=mass, forward=kl(p, q), reverse=kl(q, p),
         js=(kl(p, m) + kl(q, m)) / 2, w1=float(np.sum(np.abs(np.cumsum(p - q))) * dx * dx),
     )  # fmt: skip
-
-
-def points(spec: sl.distill.FDistill, state) -> np.ndarray:
-    """The student with averaged parameters at 4000 quantiles of the noise."""
-    return np.asarray(spec.generator(state)(jnp.asarray(QUANTILES)))

@@ -104,6 +104,13 @@ class Gaussian(Density):
         return cls._make(mean, basis, eigenvalues, tail, mean.shape)
 
     @classmethod
+    def diagonal(cls, mean: Array, variances: Array) -> Gaussian:
+        """From the mean and the variance of every element, both ``event``; the numbers may be traced."""
+        mean = jnp.asarray(mean)
+        flat = jnp.broadcast_to(variances, mean.shape).ravel()
+        return cls._make(mean, jnp.eye(mean.size, dtype=mean.dtype), flat, 0.0, mean.shape)
+
+    @classmethod
     def _make(cls, mean, basis, eigenvalues, tail, event) -> Gaussian:
         self = object.__new__(cls)
         self._set(mean, basis, eigenvalues, tail, event)

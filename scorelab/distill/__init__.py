@@ -25,14 +25,15 @@ from scorelab.distill.pairs import teacher_pairs
 from scorelab.distill.progressive import ProgressiveDistillation
 from scorelab.distill.ratio import Discriminator, ExactRatio, Ratio, TeacherFeatures, UnitRatio
 from scorelab.distill.reflow import Reflow, straightness
+from scorelab.distill.reno import NoiseCurves, OptimisedNoise, optimise_noise
 from scorelab.distill.sid import SiD
 from scorelab.distill.weights import DMDWeight, noise_weight, score_weight, unit_weight
 
 __all__ = [
     "Alpha", "Bins", "BoundFewStep", "ConsistencyDistillation", "ConsistencyTraining", "DMDWeight", "Discriminator",
     "DistillState", "Distillation", "Divergence", "ExactRatio", "FDistill", "FakeScore", "FewStep", "ForwardKL", "Health",
-    "Jeffreys", "JensenShannon", "KnownScore", "LeCam", "LearnedScore", "Neyman", "NoScore", "Normalisation", "Pearson",
-    "ProgressiveDistillation", "Ratio", "Reflow", "ReverseKL", "SiD", "SkewedJensenShannon", "SoftenedReverseKL",
-    "SquaredHellinger", "Student", "TeacherFeatures", "UnitRatio", "noise_weight", "score_weight", "straightness",
-    "teacher_pairs", "unit_weight",
+    "Jeffreys", "JensenShannon", "KnownScore", "LeCam", "LearnedScore", "Neyman", "NoScore", "NoiseCurves", "Normalisation",
+    "OptimisedNoise", "Pearson", "ProgressiveDistillation", "Ratio", "Reflow", "ReverseKL", "SiD", "SkewedJensenShannon",
+    "SoftenedReverseKL", "SquaredHellinger", "Student", "TeacherFeatures", "UnitRatio", "noise_weight", "optimise_noise",
+    "score_weight", "straightness", "teacher_pairs", "unit_weight",
 ]

@@ -20,9 +20,10 @@ from scorelab.distill.fake import FakeScore, LearnedScore, NoScore
 from scorelab.distill.generator import FewStep, Student
 from scorelab.distill.health import Health
 from scorelab.distill.normalisation import Bins
-from scorelab.distill.ratio import Ratio, UnitRatio, network_of
+from scorelab.distill.ratio import Ratio, UnitRatio, as_network, network_of
 from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.denoising import require_floating
+from scorelab.models.denoiser import Denoiser
 from scorelab.processes.base import Perturbed, Process
 from scorelab.training.ema import EMA, Average, average_specs
 from scorelab.training.learner import clipped
@@ -313,6 +314,11 @@ class Distillation(abc.ABC):
         grads, norm = clipped(grads, self.clip_norm)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, norm
+
+
+def denoiser_of(model: Model) -> Denoiser:
+    """The network behind a model, with or without guidance, as a spec; TypeError where there is none."""
+    return as_network(model, "denoiser_of").denoiser
 
 
 def process_of(model: Model, owner: str = "process_of") -> Process:

@@ -21,7 +21,7 @@ from scorelab.processes.base import Prediction
 from scorelab.typing import Array, partly_static, per_example, require_number, require_spec
 
 
-@partly_static("teacher", "reward")
+@partly_static("teacher", "reward", "divergence")
 @dataclass(frozen=True)
 class FDistill(Distillation):
     r"""Minimise an f-divergence between the noised laws of teacher and student (arXiv 2502.15681).
@@ -37,7 +37,7 @@ class FDistill(Distillation):
     data to make them one. Under guidance the fake score and the ratio stay unguided.
 
     Attributes:
-        divergence: the divergence.
+        divergence: the divergence; one that is a pytree has its numbers as arguments of the compiled step.
         weight: the weight of the score difference (:mod:`scorelab.distill.weights`).
         normalisation: of ratios and weights; None uses them as they are.
         score_weight: weight of this term; 0 leaves the score difference out, and with it the fake score.

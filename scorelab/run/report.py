@@ -30,6 +30,7 @@ def write_report(config: Config, workdir: Workdir, console: Console) -> None:
         _scores([Score(**item) for item in scores["scores"]]),
         _trajectory(workdir),
         _training(workdir),
+        _diagnostics(workdir),
         _facts("Times", _times(workdir, scores["seconds"])),
         _facts("Versions", _versions(workdir)),
         f"<section><h2>Config</h2><details><summary>config.gin</summary><pre>{html.escape(config.text)}</pre></details></section>",
@@ -128,6 +129,25 @@ def _training(workdir: Workdir) -> str:
     curve = viz.loss_curve([line["step"] for line in lines], [line["loss"] for line in lines])
     figure = _figure(viz.to_png_bytes(curve), "Loss, mean over each logged window")
     return f"<section><h2>Training</h2>{figure}</section>"
+
+
+def _diagnostics(workdir: Workdir) -> str:
+    """What a learner said of its state, against the noise level, at the start, the middle and the end of training."""
+    lines = [record for _, record in read_lines(workdir.diagnostics_log)]
+    if not lines or "noise" not in lines[-1]:
+        return ""
+    chosen = {f"step {line['step']}": line for line in (lines[0], lines[len(lines) // 2], lines[-1])}
+    number = lambda values: np.array([np.nan if v is None else v for v in values], float)
+    names = [name for name in lines[-1] if name not in ("step", "noise", "count") and np.isfinite(number(lines[-1][name])).any()]
+    noise = number(lines[-1]["noise"])
+    content = [
+        viz.Panel(
+            series={k: (noise, number(line[name])) for k, line in chosen.items()}, title=name, xlabel="noise ratio", logx=True
+        )
+        for name in names
+    ]
+    figure = _figure(viz.to_png_bytes(viz.panels(content, columns=min(4, len(content)))), "By noise level, running means")
+    return f"<section><h2>Diagnostics</h2>{figure}</section>"
 
 
 def _times(workdir: Workdir, evaluation: float | None) -> Iterable[tuple[str, str]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from scorelab.run.checkpoints import Checkpoints, SaveEvery
 from scorelab.run.console import Console, Tick
@@ -30,7 +32,7 @@ def train(experiment: Experiment, workdir: Workdir, console: Console) -> Any:
             raise ConfigError(
                 f"{shown(workdir.checkpoints)} is at step {done}, past Experiment.steps = {experiment.steps}"
             )
-        for log in (workdir.metrics_log, workdir.timings_log):
+        for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log):
             cut_lines(log, done)
         if done == experiment.steps:
             console.stage("train", f"nothing to do, already at step {done}")
@@ -51,7 +53,7 @@ def train(experiment: Experiment, workdir: Workdir, console: Console) -> Any:
                 steps=experiment.steps,
                 key=key,
                 state=state,
-                hooks=(SaveEvery(experiment.checkpoint_every, checkpoints),),
+                hooks=(*_diagnose(experiment, workdir), SaveEvery(experiment.checkpoint_every, checkpoints)),
                 log=log,
                 log_every=experiment.log_every,
             )
@@ -79,6 +81,28 @@ class _Log:
         )
         self._last, self.note = now, f", loss {numbers['loss']:.4g}"
         self._tick(window.last, f"loss {numbers['loss']:.4f}")
+
+
+def _diagnose(experiment: Experiment, workdir: Workdir) -> tuple[Diagnose, ...]:
+    known = callable(getattr(experiment.learner, "diagnostics", None))
+    return (Diagnose(experiment.log_every, experiment.learner, workdir),) if known else ()
+
+
+@dataclass(frozen=True)
+class Diagnose:
+    """A hook that writes what a learner says of its state, ``diagnostics(state) -> {name: array}``, to ``diagnostics.jsonl``."""
+
+    every: int
+    learner: Any
+    workdir: Workdir
+
+    def __call__(self, step: int, state: Pytree, window: Window) -> None:
+        """One line; JSON has no NaN."""
+        found = {
+            name: [float(v) if math.isfinite(v) else None for v in np.ravel(values)]
+            for name, values in self.learner.diagnostics(state).items()
+        }
+        append_line(self.workdir.diagnostics_log, {"step": step, **found})
 
 
 def state_like(experiment: Experiment) -> Pytree:

@@ -44,6 +44,11 @@ class Workdir:
         return self.root / "timings.jsonl"
 
     @property
+    def diagnostics_log(self) -> Path:
+        """One line of what the learner says of its state at the end of each window, where it says something."""
+        return self.root / "diagnostics.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per kept step."""
         return self.root / "checkpoints"

@@ -27,6 +27,7 @@ class Panel:
         xlabel, ylabel: of the axes.
         logx, logy: logarithmic axes. A logarithmic x has a tick at every x where there are at most 8 of them.
         markers: draw the points too.
+        mean: where a name has several columns, their mean as the line, and each of them as dots.
         ylim: limits of y, None for those of the data.
     """
 
@@ -37,6 +38,7 @@ class Panel:
     logx: bool = False
     logy: bool = False
     markers: bool = False
+    mean: bool = False
     ylim: tuple[float, float] | None = None
 
 
@@ -98,6 +100,9 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str], reference: Seque
         if x.ndim != 1 or y.ndim not in (1, 2) or len(x) != len(y):
             raise ValueError(f"series {name!r} has x {x.shape} and y {y.shape}: expected (m,) and (m,) or (m, k)")
         style = dict(color=colours[name], linestyle="--" if name in reference else "-")
+        if panel.mean and y.ndim == 2:
+            axes.plot(x, y, "o", color=colours[name], markersize=3.5, alpha=0.5, markeredgewidth=0)
+            y = y.mean(1)
         thin = dict(linewidth=0.6, alpha=0.6) if y.ndim == 2 and y.shape[1] > 5 else dict(linewidth=1.5)
         axes.plot(x, y, marker="o" if panel.markers and name not in reference else None, markersize=3, **style, **thin)
         handles[name] = Line2D([], [], linewidth=1.5, **style)

@@ -1,0 +1,592 @@
+"""The learner of f-distill: its gradient against the theorem, who may change in which step, exact parts, resumption, health."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from scorelab import densities, distill, losses, models, processes, sample, schedules, solvers, training
+from scorelab.grids import Explicit, Karras
+from scorelab.models import nets
+from scorelab.training.loop import compiled
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+EDM = processes.Gaussian(schedule=schedules.EDM(sigma_min=0.05, sigma_max=3.0))
+VP = processes.Gaussian(schedule=schedules.VPLinear())
+LOG = processes.GeometricBrownianMotion(sigma=1.5, mu=0.4)  # the offset is not 0
+FLOW = processes.Gaussian(schedule=schedules.RectifiedFlow())
+PROCESSES = {"edm": EDM, "vp": VP, "log": LOG, "flow": FLOW}
+UNIFORM = losses.UniformTimes()
+KEY = jax.random.key(0)
+
+
+def double(test):
+    """Run a test in float64."""
+
+    @functools.wraps(test)
+    def wrapped(*args, **kwargs):
+        with jax.enable_x64(True):
+            return test(*args, **kwargs)
+
+    return wrapped
+
+
+def gaussian(mean, std):
+    return densities.Gaussian.diagonal(jnp.reshape(mean, 1), jnp.reshape(std, 1) ** 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """The student ``m + s z``, in the chart: its law is known."""
+
+    mean: float = 0.6
+    std: float = 0.8
+
+    def init(self, key, x, cond, teacher):
+        return {"mean": jnp.asarray(self.mean, x.dtype), "std": jnp.asarray(self.std, x.dtype)}
+
+    def draw(self, params, key, like, cond):
+        return params["mean"] + params["std"] * jax.random.normal(key, like.shape, like.dtype)
+
+    def bind(self, params):
+        return lambda z, cond=None: params["mean"] + params["std"] * z
+
+    def law(self, params):
+        return gaussian(params["mean"], params["std"])
+
+
+def exact(divergence, process, **options):
+    """A learner all of whose parts are known in closed form."""
+    defaults = dict(
+        student=Affine(), fake=distill.KnownScore(law=Affine().law), ratio=distill.ExactRatio(), n_aux=0, times=UNIFORM,
+        weight=distill.score_weight, normalisation=None, ema=None, optimizer=optax.sgd(0.1), clip_norm=None,
+    )  # fmt: skip
+    return distill.FDistill(models.ExactModel(gaussian(-0.3, 1.1), process), divergence=divergence, **defaults | options)
+
+
+def begin(learner, batch):
+    """The first state; compiled, which is faster than hundreds of operations one by one."""
+    return jax.jit(learner.init)(KEY, batch)
+
+
+def slope(learner, state, batch, key=KEY):
+    """The gradient of the student's loss."""
+    return jax.jit(jax.grad(lambda params: learner.objective(params, state, batch, key)[0]))(state.params)
+
+
+def batch_of(process, n, dtype=float):
+    return {"x": process.decode(jnp.zeros((n, 1), dtype))}
+
+
+# The gradient ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["edm", "vp", "log"])
+@pytest.mark.parametrize(
+    "divergence", [distill.ReverseKL(), distill.JensenShannon(), distill.ForwardKL()], ids=["rkl", "js", "fkl"]
+)
+@double
+def test_the_gradient_is_that_of_the_divergence(name, divergence):
+    process, n = PROCESSES[name], 200_000
+    # Times where neither law dominates the variance of the estimate.
+    t_low = {"edm": 0.3, "vp": 0.2, "log": 0.2}[name]
+    times = Band(t_low, {"edm": 2.0, "vp": 0.9, "log": 0.9}[name])
+    learner = exact(divergence, process, times=times)
+    state = begin(learner, batch_of(process, 2))
+    x = np.linspace(-12, 12, 2401)
+
+    def divergence_at(theta, t):
+        """By quadrature at one time; the noise and the offset are those of the kernel."""
+        alpha, sigma, offset = process.alpha(t), process.sigma(t), process.offset(t)
+        log_prob = lambda y, m, s: (
+            -0.5 * (y - alpha * m - offset) ** 2 / (alpha**2 * s**2 + sigma**2)
+            - 0.5 * jnp.log(2 * jnp.pi * (alpha**2 * s**2 + sigma**2))
+        )
+        y = x + offset
+        log_p, log_q = log_prob(y, -0.3, 1.1), log_prob(y, theta["mean"], theta["std"])
+        return jnp.sum(jnp.exp(log_q) * divergence.f(jnp.exp(log_p - log_q))) * (x[1] - x[0])
+
+    ts = jnp.asarray(np.linspace(t_low, times.high, 41))
+    weights = np.full(41, 1.0)
+    weights[0] = weights[-1] = 0.5
+    total = lambda theta: jnp.sum(jnp.asarray(weights / 40) * jax.vmap(lambda t: divergence_at(theta, t))(ts))
+    expected = jax.grad(total)(state.params)
+
+    @jax.jit
+    def gradient(key):
+        return jax.grad(lambda p: learner.objective(p, state, batch_of(process, n // 20), key)[0])(state.params)
+
+    parts = [gradient(k) for k in jax.random.split(jax.random.key(7), 20)]
+    for which in ("mean", "std"):
+        found = np.array([float(part[which]) for part in parts])
+        error = found.std(ddof=1) / math.sqrt(len(found))
+        assert abs(found.mean() - float(expected[which])) < 4 * error + 1e-4, (which, found.mean(), expected[which], error)
+        assert error < 0.05 * abs(float(expected[which])) + 5e-3  # the test can tell
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Band(losses.Times):
+    """Uniform times between two ends."""
+
+    low: float
+    high: float
+
+    def __init__(self, low, high):
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+        object.__setattr__(self, "stratified", True)
+
+    def time(self, u, process):
+        return self.low + (self.high - self.low) * u
+
+
+@double
+def test_reverse_kl_without_normaliser_is_the_difference_of_denoisers():
+    learner = exact(distill.ReverseKL(), EDM, weight=distill.unit_weight)
+    found = slope(learner, begin(learner, batch_of(EDM, 2)), batch_of(EDM, 64))
+    # The same draws by hand: keys are split into sample, time and noise.
+    key_draw, key_times, key_noise = jax.random.split(KEY, 3)
+    z = jax.random.normal(key_draw, (64, 1))
+    t = UNIFORM(key_times, EDM, 64)[:, None]
+    y = 0.6 + 0.8 * z + t * jax.random.normal(key_noise, (64, 1))
+    shrink = lambda m, s: m + s**2 / (s**2 + t**2) * (y - m)
+    difference = shrink(0.6, 0.8) - shrink(-0.3, 1.1)
+    assert float(found["mean"]) == pytest.approx(float(jnp.mean(difference)), rel=1e-6)
+    assert float(found["std"]) == pytest.approx(float(jnp.mean(difference * z)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "divergence", [distill.SoftenedReverseKL(), distill.JensenShannon(), distill.LeCam(), distill.Alpha(0.3)],
+    ids=["srkl", "js", "le_cam", "alpha"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["edm", "log"])
+@double
+def test_at_the_optimal_discriminator_the_gan_term_is_the_divergence(name, divergence):
+    # The loss phi(l) has the x-gradient phi'(l) (s_p - s_q) = -h (s_p - s_q): no score network is needed, only its ratio.
+    process = PROCESSES[name]
+    batch = batch_of(process, 64)
+    scores = exact(divergence, process)
+    gan = exact(divergence, process, score_weight=0.0, gan_weight=1.0, gan_divergence=divergence)
+    state = begin(scores, batch)
+    ours, theirs = slope(scores, state, batch), slope(gan, state, batch)
+    for which in ("mean", "std"):
+        assert float(ours[which]) == pytest.approx(float(theirs[which]), rel=1e-6)
+
+
+@double
+def test_a_perfect_student_has_no_gradient():
+    learner = exact(distill.ForwardKL(), VP, student=Affine(-0.3, 1.1), normalisation=distill.Normalisation())
+    grads = slope(learner, begin(learner, batch_of(VP, 2)), batch_of(VP, 32))
+    # alpha differences of equal numbers, amplified by the score weight at small times.
+    assert max(abs(float(g)) for g in grads.values()) < 1e-8
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 3.0])
+@double
+def test_exact_ratios_average_to_one(sigma):
+    process = processes.Gaussian(schedule=schedules.EDM(sigma_min=0.05, sigma_max=5.0))
+    law = densities.GaussianMixture(np.array([0.3, 0.7]), np.array([[-2.0], [1.5]]), np.array([[[0.16]], [[0.36]]]))
+    fake = models.ExactModel(gaussian(0.4, 1.3), process)
+    x = np.linspace(-40, 40, 16001)
+    logit = distill.ExactRatio().logit((), jnp.asarray(x)[:, None], jnp.asarray(sigma), None, models.ExactModel(law, process), fake)
+    q = stats.norm.pdf(x, 0.4, math.hypot(1.3, sigma))
+    p = 0.3 * stats.norm.pdf(x, -2, math.hypot(0.4, sigma)) + 0.7 * stats.norm.pdf(x, 1.5, math.hypot(0.6, sigma))
+    seen = (q > 0) & (p > 0)
+    assert np.sum(q[seen] * np.exp(np.asarray(logit)[seen])) * (x[1] - x[0]) == pytest.approx(1, abs=1e-6)
+    normal = (q > 1e-200) & (p > 1e-200)
+    np.testing.assert_allclose(np.asarray(logit)[normal], np.log(p[normal] / q[normal]), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["edm", "vp", "log"])
+def test_exact_parts_bring_the_student_to_the_teacher(name):
+    process = PROCESSES[name]
+    # Between two Gaussians the student can be the teacher, whatever the divergence and the normalisation.
+    learner = exact(
+        distill.JensenShannon(), process, optimizer=optax.adam(0.02), weight=distill.noise_weight,
+        normalisation=distill.Normalisation(), times=losses.UniformTimes(stratified=True),
+    )  # fmt: skip
+    state = training.fit(learner, Zeros(process), steps=300, key=KEY)
+    # Adam moves about lr sqrt(noise) around the fixed point.
+    assert float(state.params["mean"]) == pytest.approx(-0.3, abs=0.08)
+    assert abs(float(state.params["std"])) == pytest.approx(1.1, abs=0.08)
+
+
+class Zeros:
+    """Data whose values do not matter."""
+
+    def __init__(self, process, n=256):
+        self.x = np.asarray(process.decode(np.zeros((n, 1), np.float32)))
+
+    def at(self, step):
+        return {"x": self.x}
+
+
+# Networks -------------------------------------------------------------------------------------------------------------
+def small(process=EDM, *, width=16, num_classes=0, dtype="float32"):
+    net = nets.MLP(width=width, depth=1, embed=8, num_classes=num_classes, zero_init=False, dtype=dtype)
+    return models.Denoiser(net=net, process=process, data_std=1.0)
+
+
+def bound(process=EDM, **options):
+    denoiser = small(process, **options)
+    x = process.decode(jnp.zeros((2, 3)))
+    cond = jnp.zeros(2, jnp.int32) if options.get("num_classes") else None
+    return denoiser.bind(denoiser.init(jax.random.key(5), x, cond))
+
+
+class Points:
+    """Batches as a pure function of the step."""
+
+    def __init__(self, process=EDM, n=16, classes=0):
+        self.process, self.n, self.classes = process, n, classes
+
+    def at(self, step):
+        rng = np.random.default_rng((3, step))
+        batch = {"x": np.asarray(self.process.decode(rng.normal(size=(self.n, 3)).astype(np.float32)))}
+        return batch | {"cond": rng.integers(0, self.classes, self.n).astype(np.int32)} if self.classes else batch
+
+
+def networks(process=EDM, *, teacher=None, classes=0, **options):
+    """A learner with three networks."""
+    defaults = dict(
+        ratio=distill.TeacherFeatures(names=("layer0",), width=8, num_classes=classes), n_aux=2, gan_weight=0.1,
+        optimizer=ADAM, times=losses.UniformTimes() if process is not EDM else losses.KarrasTimes(),
+    )  # fmt: skip
+    return distill.FDistill(bound(process, num_classes=classes) if teacher is None else teacher, **defaults | options)
+
+
+ADAM = optax.adam(1e-2)
+CASES = {
+    "f-distill": dict(),
+    "log chart": dict(process=LOG),
+    "rectified flow": dict(process=FLOW),
+    "classes": dict(classes=4),
+    "own discriminator": dict(ratio=distill.Discriminator(denoiser=small(), smooth=0.1)),
+    "two steps": dict(student=distill.FewStep(denoiser=small(), times=(3.0, 0.8))),
+    "Diff-Instruct": dict(ratio=distill.UnitRatio(), divergence=distill.ReverseKL(), gan_weight=0.0, normalisation=None),
+    "DMD2": dict(divergence=distill.ReverseKL(), weight=distill.DMDWeight(), gan_weight=1e-3),
+    "GAN alone": dict(score_weight=0.0, gan_weight=1.0),
+}
+
+
+def equal(a, b):
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_every_member_learns_and_touches_only_its_own(case):
+    options = dict(CASES[case])
+    process, classes = options.pop("process", EDM), options.get("classes", 0)
+    learner, data = networks(process, **options), Points(process, classes=classes)
+    batch = data.at(0)
+    state = begin(learner, batch)
+    aux, _ = jax.jit(learner.aux_step)(state, batch, KEY)
+    # A head begins at logit zero, whose gradient is zero: the student moves after the discriminator has.
+    student, metrics = jax.jit(learner.student_step)(aux, batch, KEY)
+    # Gradient isolation, as equality of trees.
+    ours = lambda state: (state.params, state.opt_states[0], state.averages, state.means)
+    assert equal(ours(aux), ours(state))
+    assert equal((student.fake, student.ratio, student.opt_states[1:]), (aux.fake, aux.ratio, aux.opt_states[1:]))
+    trained = {"fake": learner.uses_fake, "ratio": not isinstance(learner.ratio, distill.UnitRatio)}
+    for name, moves in trained.items():
+        assert equal(getattr(aux, name), getattr(state, name)) != moves, name
+    assert not equal(student.params, state.params)
+    assert all(np.isfinite(float(v)) for v in metrics.values())
+    made = learner.generator(student)
+    z = jnp.ones((2, 5, 3) if case == "two steps" else (5, 3))
+    cond = jnp.arange(5) % 4 if classes else None
+    assert made(z, cond).shape == (5, 3)
+
+
+def test_networks_begin_as_the_teacher():
+    teacher = bound()
+    learner = networks(teacher=teacher)
+    state = begin(learner, Points().at(0))
+    assert equal(state.params, teacher.params)
+    assert equal(state.fake, teacher.params)
+    # So the first student is one step of the teacher's sampler.
+    z = jax.random.normal(KEY, (4, 3))
+    expected = teacher(3.0 * z, jnp.float32(3.0)).denoised
+    np.testing.assert_allclose(learner.generator(state)(z), expected, rtol=1e-6)
+    fresh = networks(teacher=teacher, student=distill.FewStep(denoiser=small(), from_teacher=False))
+    assert not equal(begin(fresh, Points().at(0)).params, teacher.params)
+
+
+def test_a_teacher_of_another_shape_is_refused():
+    learner = networks(student=distill.FewStep(denoiser=small(width=24)))
+    with pytest.raises(ValueError, match=r"Denoiser\.init\.like has parameters of the shapes"):
+        learner.init(KEY, Points().at(0))
+
+
+@pytest.mark.parametrize("sampler", [solvers.Heun(), solvers.Renoise()], ids=["heun", "renoise"])
+def test_a_one_step_student_is_a_model_for_any_sampler(sampler):
+    learner = networks()
+    state = begin(learner, Points().at(0))
+    out = sample(learner.model(state), EDM, solver=sampler, grid=Karras(1), key=KEY, shape=(6, 3))
+    assert int(out.diagnostics["model_calls"]) == 1
+    start = sample(learner.model(state), EDM, solver=sampler, grid=Karras(1), key=KEY, shape=(6, 3), keep="all").trajectory[0]
+    np.testing.assert_allclose(out.x, learner.generator(state)(start / 3.0), rtol=2e-5, atol=1e-6)
+
+
+def test_a_two_step_student_trains_on_what_its_sampler_meets():
+    # Seen over many draws, half the examples are first-step outputs, half have been through both.
+    student = distill.FewStep(denoiser=small(), times=(3.0, 0.8))
+    params = jax.jit(lambda: student.init(KEY, jnp.zeros((2, 3)), None, None))()
+    drawn = jax.jit(lambda p: student.draw(p, KEY, jnp.zeros((4000, 3)), None))(params)
+    z = jax.random.normal(jax.random.key(1), (2, 4000, 3))
+    both, first = jax.jit(lambda p: (student.bind(p)(z), distill.FewStep(denoiser=small()).bind(p)(z[0])))(params)
+    for moment in (1, 2):
+        mixed = 0.5 * (jnp.mean(both**moment, 0) + jnp.mean(first**moment, 0))
+        spread = jnp.std(drawn**moment, 0) / math.sqrt(4000)
+        assert np.all(np.abs(jnp.mean(drawn**moment, 0) - mixed) < 6 * spread)
+    out = sample(
+        student.bind(params).model, EDM, solver=solvers.Renoise(), grid=Explicit((3.0, 0.8, 0.0)), key=KEY, shape=(4000, 3)
+    )
+    spread = jnp.std(both, 0) * math.sqrt(2 / 4000)
+    assert np.all(np.abs(jnp.mean(out.x, 0) - jnp.mean(both, 0)) < 5 * spread)
+
+
+def test_the_teacher_is_an_argument_and_not_in_the_state():
+    one, other = bound(), jax.tree.map(lambda p: 2 * p, bound())
+    learners = [networks(teacher=teacher) for teacher in (one, other)]
+    states = [training.fit(learner, Points(), steps=2, key=KEY) for learner in learners]
+    size = sum(leaf.size for leaf in jax.tree.leaves(states[0]))
+    again = [compiled(learner, training.loop._as_is, training.data_mesh())[1] for learner in learners]
+    assert again[0].func is again[1].func  # one program for both teachers
+    assert not equal(states[0].params, states[1].params)
+    parts = (states[0].params, states[0].fake, states[0].ratio, states[0].opt_states, states[0].averages)
+    assert size == sum(leaf.size for leaf in jax.tree.leaves(parts)) + 1 + 10 + sum(v.size for v in states[0].health.values())
+
+
+class Recorder:
+    def __init__(self, every):
+        self.every, self.states = every, {}
+
+    def __call__(self, step, state, window):
+        self.states[step] = jax.tree.map(np.array, jax.device_get(state))
+
+
+def test_a_killed_distillation_resumes_bit_for_bit():
+    learner = networks(warmup=3, normalisation=distill.Normalisation(decay=0.5), ema=(training.EMA(), training.PowerEMA()))
+    saver = Recorder(5)
+    whole = training.fit(learner, Points(), steps=10, key=KEY, hooks=[saver])
+    again = training.fit(learner, Points(), steps=10, key=KEY, state=saver.states[5])
+    assert equal(whole, again)
+    assert jax.tree.structure(whole) == jax.tree.structure(again)
+    assert not np.array_equal(saver.states[5].means, np.ones(10))  # there was something to lose
+    # Before the end of the warm-up only the others move.
+    early = training.fit(learner, Points(), steps=3, key=KEY)
+    first = begin(learner, Points().at(0))
+    assert equal(early.params, first.params)
+    assert equal(early.opt_states[0], first.opt_states[0])
+    assert not equal(early.fake, first.fake)
+    assert int(early.step) == 3
+
+
+def test_two_devices_agree_with_one(tmp_path):
+    script = """
+import jax
+jax.config.update("jax_num_cpu_devices", 2)
+import numpy as np
+from scorelab import training
+from tests.distill.test_fdistill import KEY, Points, networks
+learner = networks()
+states = [training.fit(learner, Points(), steps=3, key=KEY, mesh=training.data_mesh(jax.devices()[:n])) for n in (1, 2)]
+for a, b in zip(jax.tree.leaves(states[0]), jax.tree.leaves(states[1]), strict=True):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    # Sums in another order; Adam divides by gradients that may be small.
+    assert np.all(np.abs(a - b) <= 2e-5 * (1 + np.abs(a))), np.max(np.abs(a - b))
+print("agree")
+"""
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.strip() == "agree", done.stderr[-2000:]
+
+
+def test_low_precision_networks_keep_wide_weights():
+    learner = networks(teacher=bound(dtype="bfloat16"))
+    state = begin(learner, Points().at(0))
+    whole = jax.jit(jax.value_and_grad(lambda params: learner.objective(params, state, Points().at(0), KEY), has_aux=True))
+    (loss, (means, seen, _, _)), grads = whole(state.params)
+    assert {loss.dtype, means.dtype, seen["h"].dtype, seen["ratio"].dtype, seen["gap"].dtype} == {jnp.dtype("float32")}
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
+
+
+def test_guidance_reaches_the_teacher_alone():
+    teacher = bound(num_classes=4)
+    plain, guided = (
+        networks(teacher=models.ClassifierFreeGuidance(model=teacher, scale=scale), classes=4, gan_weight=0.0, normalisation=None,
+                 divergence=distill.ReverseKL(), weight=distill.unit_weight)
+        for scale in (1.0, 3.0)
+    )  # fmt: skip
+    data = Points(classes=4)
+    state = begin(plain, data.at(0))
+    assert equal(state, begin(guided, data.at(0)))
+    assert not equal(*(slope(who, state, data.at(0)) for who in (plain, guided)))
+    assert equal(*(jax.jit(who.aux_step)(state, data.at(0), KEY)[0].fake for who in (plain, guided)))
+
+
+# Rewards and pairs ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("low", "high"), [(0.05, 0.0501), (0.9999, 1.0), (0.05, 3.0)])
+@double
+def test_a_reward_shifts_the_mean_as_the_noise_levels_say(low, high):
+    # p = N(0, 1), r = lam x: min E[-r] + E_t KL(q_t || p_t) has the mean lam / E_t[1 / (1 + sigma_t^2)] and keeps the variance;
+    # only without noise is it the tilted law, with the mean lam.
+    lam = 0.7
+    process = processes.Gaussian(schedule=schedules.EDM(sigma_min=0.05, sigma_max=3.0))
+    # The mean over log-uniform noise in closed form: the integral of dlog s / (1 + s^2) is log s - log(1 + s^2) / 2.
+    inner = lambda s: math.log(s) - 0.5 * math.log1p(s**2)
+    mean = lam * math.log(high / low) / (inner(high) - inner(low))
+    times = losses.UniformLogSNRTimes(log_snr_min=-2 * math.log(high), log_snr_max=-2 * math.log(low), stratified=True)
+    learner = distill.FDistill(
+        models.ExactModel(gaussian(0.0, 1.0), process), Affine(mean, 1.0), fake=distill.KnownScore(law=Affine().law), n_aux=0,
+        divergence=distill.ReverseKL(), normalisation=None, weight=distill.score_weight, times=times, ema=None,
+        reward=lambda x: lam * x[:, 0],
+    )  # fmt: skip
+    state = begin(learner, batch_of(process, 2))
+    gradient = jax.jit(lambda key: jax.grad(lambda p: learner.objective(p, state, batch_of(process, 4096), key)[0])(state.params))
+    found = [gradient(k) for k in jax.random.split(KEY, 16)]
+    for which in ("mean", "std"):
+        values = np.array([float(g[which]) for g in found])
+        # At the fixed point the gradient is a mean of zeros; without the shift it would be lam - mean / ... of order .1.
+        assert abs(values.mean()) < 4 * values.std(ddof=1) / 4 + 1e-6, which
+    # At one noise level it is lam (1 + sigma^2).
+    known = {0.0501: 0.70175, 1.0: 1.4, 3.0: 0.97342}[high]
+    assert mean == pytest.approx(known, abs=2e-4)
+
+
+def test_rewards_with_conditions_and_pairs_reach_the_student():
+    teacher = bound(num_classes=4)
+    data = Points(classes=4)
+    batch = data.at(0)
+    plain = networks(teacher=teacher, classes=4)
+    state = begin(plain, batch)
+    value = lambda who, batch: jax.jit(who.objective)(state.params, state, batch, KEY)
+    base, _ = value(plain, batch)
+    reward = lambda x, cond: x[:, 0] * (cond == 1)
+    wanted = networks(teacher=teacher, classes=4, reward=reward, with_cond=True, reward_weight=2.0)
+    loss, (_, _, _, metrics) = value(wanted, batch)
+    assert float(loss) == pytest.approx(float(base) - 2 * float(metrics["reward"]), rel=1e-5)
+    assert "reward" in metrics
+    # The student starts as one step of the teacher: pairs made by it are matched already.
+    z = jax.random.normal(KEY, (8, 3))
+    cond = jnp.arange(8) % 4
+    pairs = {"pair_noise": z, "pair_x": plain.generator(state)(z, cond), "pair_cond": cond}
+    regressed = networks(teacher=teacher, classes=4, pair_weight=0.5)
+    assert float(value(regressed, batch | pairs)[0]) == pytest.approx(float(base), rel=1e-5)
+    off = pairs | {"pair_x": pairs["pair_x"] + 1.0}
+    assert float(value(regressed, batch | off)[0]) == pytest.approx(float(base) + 0.5, rel=1e-5)
+    with pytest.raises(ValueError, match=r"batch has no \['pair_noise', 'pair_x'\]"):
+        regressed.objective(state.params, state, batch, KEY)
+
+
+# Normalisation and health ---------------------------------------------------------------------------------------------
+def test_bins_are_even_in_the_logarithm_of_the_noise():
+    bins = distill.Bins.of(losses.UniformLogSNRTimes(), EDM, 10)
+    t = np.asarray(losses.UniformLogSNRTimes(stratified=True)(KEY, EDM, 100_000))
+    share = np.bincount(np.asarray(bins.index(EDM, jnp.asarray(t))), minlength=10) / len(t)
+    # The 1 % tails on either side belong to the first and the last bin.
+    np.testing.assert_allclose(share[1:-1], 0.098, atol=1e-3)
+    np.testing.assert_allclose(bins.centres()[1:] / bins.centres()[:-1], np.exp((bins.high - bins.low) / 10), rtol=1e-6)
+    flow = distill.Bins.of(losses.UniformTimes(), FLOW, 10)  # its noise ratio is infinite at the end
+    assert np.isfinite([flow.low, flow.high]).all()
+
+
+def test_normalisation_by_hand():
+    bins = distill.Bins(count=2, low=-1.0, high=1.0)
+    index, l = jnp.asarray([0, 0, 1, 1, 1]), jnp.asarray([0.0, 1.0, -1.0, 5.0, 20.0])
+    r = np.clip(np.exp(np.clip(l, -10, 10)), 0.1, 20)
+    means = 0.25 * np.array([1.0, 2.0]) + 0.75 * np.array([r[:2].mean(), r[2:].mean()])
+    h = r / (means[np.asarray(index)] + 1e-6)
+    spec = distill.Normalisation(bins=2, decay=0.25)
+    found, new, clipped = spec(distill.ForwardKL(), l, index, jnp.asarray([1.0, 2.0]), bins)
+    np.testing.assert_allclose(new, means, rtol=1e-6)
+    np.testing.assert_allclose(found, h / (h.mean() + 1e-6), rtol=1e-6)
+    # 5 and 10 lie above log 20.
+    assert clipped.tolist() == [False, False, False, True, True]
+    # An empty bin keeps what it had.
+    _, new, _ = spec(distill.ForwardKL(), l[:2], index[:2], jnp.asarray([1.0, 2.0]), bins)
+    assert float(new[1]) == 2.0
+    off = distill.Normalisation(ratio=False, unit_mean=False, clip=None)
+    np.testing.assert_allclose(off(distill.ForwardKL(), l[:4], index[:4], new, bins)[0], np.exp(l[:4]), rtol=1e-6)
+
+
+def test_health_of_an_exact_ratio():
+    # E[r] = 1 at every noise level, and the variation of h in closed form: for reverse KL none.
+    times = losses.UniformLogSNRTimes(stratified=True)
+    learner = exact(distill.ForwardKL(), EDM, times=times, normalisation=distill.Normalisation(), optimizer=optax.sgd(0.0))
+    state = training.fit(learner, Zeros(EDM, 4096), steps=40, key=KEY)
+    health = learner.diagnostics(state)
+    assert set(health) == {"noise", "count", "ratio", "h_cv", "clipped", "accuracy", "gap", "fake_error", "teacher_error"}
+    s = np.hypot(0.8, health["noise"])
+    p = np.hypot(1.1, health["noise"])
+    x = np.linspace(-15, 15, 6001)
+    for i in range(10):
+        q = stats.norm.pdf(x, 0.6, s[i])
+        r = np.clip(stats.norm.pdf(x, -0.3, p[i]) / q, 0, np.exp(10))
+        variance = np.sum(q * (r - 1) ** 2) * (x[1] - x[0])
+        # About 40 * 4096 / 10 ratios of this variance (fewer in effect, since the past fades); the bin is not one noise level.
+        assert abs(health["ratio"][i] - 1) < 6 * math.sqrt(variance / 13_000) + 5e-3
+    exact_errors = health["noise"] * 0.8 / s
+    np.testing.assert_allclose(health["fake_error"], exact_errors, rtol=0.15)  # a bin spans a factor of 1.5 in the noise
+    assert np.all(health["teacher_error"] > health["fake_error"])
+    assert np.isnan(health["accuracy"]).all()  # nobody discriminates here
+
+
+def test_a_discriminator_of_different_laws_is_right():
+    data = Points()
+    learner = networks(ratio=distill.Discriminator(denoiser=small(width=32)), n_aux=4, optimizer=optax.sgd(0.0),
+                       ratio_optimizer=optax.adam(3e-3), ema=None)  # fmt: skip
+    state = training.fit(learner, data, steps=60, key=KEY)
+    accuracy = learner.diagnostics(state)["accuracy"]
+    # The untrained student is far from the data at small noise, and noise hides the difference.
+    assert np.nanmax(accuracy) > 0.8
+    assert np.all((accuracy > 0.3) | np.isnan(accuracy))
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(student=None, teacher=models.ExactModel(gaussian(0.0, 1.0), EDM)), r"FDistill\.student = None with the teacher Ex"),
+        (dict(student=distill.FewStep(denoiser=small(VP))), r"FDistill\.student is about .*expected the process of the teacher"),
+        (dict(n_aux=-1), r"FDistill\.n_aux = -1: expected an integer >= 0"),
+        (dict(gan_weight=-1.0), r"FDistill\.gan_weight = -1\.0"),
+        (dict(divergence="js"), r"FDistill\.divergence = 'js': expected a Divergence"),
+        (dict(weight="dmd"), r"FDistill\.weight = 'dmd': expected a function"),
+        (dict(ema=3), r"FDistill\.ema = 3: expected EMA"),
+        (dict(teacher=lambda y, t, c: y), r"FDistill\.process = None: expected one"),
+    ],
+)  # fmt: skip
+def test_bad_fields_are_named(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        networks(**options)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: distill.Normalisation(clip=(2.0, 1.0)), r"Normalisation\.clip = \(2\.0, 1\.0\): expected finite numbers"),
+        (lambda: distill.FewStep(denoiser=small(), times=(0.8, 3.0)), r"FewStep\.times = .*expected decreasing times"),
+        (lambda: distill.FewStep(denoiser=small(), times=(9.0,)), r"FewStep\.times = .*expected decreasing times in"),
+        (lambda: distill.TeacherFeatures(names=()), r"TeacherFeatures\.names = \(\): expected names"),
+        (lambda: losses.KarrasTimes(start=0.9, stop=0.1), r"KarrasTimes\.start = 0\.9: expected less than stop"),
+        (lambda: losses.KarrasTimes().time(jnp.float32(0.5), FLOW), r"KarrasTimes on .*expected a finite noise ratio"),
+    ],
+)
+def test_bad_parts_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_wrong_features_are_named():
+    learner = networks(ratio=distill.TeacherFeatures(names=("block3",)))
+    with pytest.raises(ValueError, match=r"MLP has no submodule block3"):
+        learner.init(KEY, Points().at(0))
