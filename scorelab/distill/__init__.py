@@ -21,7 +21,7 @@ from scorelab.distill.fdistill import FDistill
 from scorelab.distill.generator import BoundFewStep, FewStep, Student
 from scorelab.distill.health import Health
 from scorelab.distill.normalisation import Bins, Normalisation
-from scorelab.distill.pairs import teacher_pairs
+from scorelab.distill.pairs import WithPairs, teacher_pairs
 from scorelab.distill.progressive import ProgressiveDistillation
 from scorelab.distill.ratio import Discriminator, ExactRatio, Ratio, TeacherFeatures, UnitRatio
 from scorelab.distill.reflow import Reflow, straightness
@@ -34,6 +34,6 @@ __all__ = [
     "DistillState", "Distillation", "Divergence", "ExactRatio", "FDistill", "FakeScore", "FewStep", "ForwardKL", "Health",
     "Jeffreys", "JensenShannon", "KnownScore", "LeCam", "LearnedScore", "Neyman", "NoScore", "NoiseCurves", "Normalisation",
     "OptimisedNoise", "Pearson", "ProgressiveDistillation", "Ratio", "Reflow", "ReverseKL", "SiD", "SkewedJensenShannon",
-    "SoftenedReverseKL", "SquaredHellinger", "Student", "TeacherFeatures", "UnitRatio", "noise_weight", "optimise_noise",
-    "score_weight", "straightness", "teacher_pairs", "unit_weight",
+    "SoftenedReverseKL", "SquaredHellinger", "Student", "TeacherFeatures", "UnitRatio", "WithPairs", "noise_weight",
+    "optimise_noise", "score_weight", "straightness", "teacher_pairs", "unit_weight",
 ]

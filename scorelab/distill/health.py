@@ -22,13 +22,15 @@ class Health:
 
     Read, with the mean over the student's samples:
 
-    - ``ratio``: :math:`E_q[r]`, 1 at every noise level for the right ratio, and the cheapest check of a discriminator;
+    - ``ratio``: :math:`E_q[r]`, 1 at every noise level for the right ratio, and the cheapest check of a discriminator. Where the
+      student never goes it cannot be seen: alike below 1 at small noise, it is the share of the teacher that the student reaches;
     - ``h_cv``: the deviation of ``h`` over its mean, which is how much noise the divergence adds;
     - ``clipped``: the share of clipped ratios;
-    - ``accuracy``: the share of points the discriminator judges rightly, real and fake in equal parts (1/2: they look alike);
+    - ``accuracy``: the share of points the discriminator judges rightly, real and fake in equal parts. One half, with a ratio of 1,
+      is what the end looks like, and a discriminator that has learned nothing;
     - ``gap``: the root mean square of :math:`D_q - D_p`;
     - ``fake_error``, ``teacher_error``: root mean square of :math:`D - y_0` on the student's samples. The fake score follows the
-      student where its error is the smaller one.
+      student where its error is the smaller one; to be read early, since at the end there is little left to follow.
     """
 
     @staticmethod

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.data import Batches
 from scorelab.grids import Explicit, Grid
 from scorelab.processes.base import Process
 from scorelab.sampling import check_shape, sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed, Prior, Start
-from scorelab.typing import Array, Key, Model, on_host, per_example_keys, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, on_host, per_example_keys, require_spec
 
 
 def teacher_pairs(
@@ -44,7 +49,8 @@ def teacher_pairs(
         chunk: samples computed at once; see :func:`scorelab.sample`.
 
     Returns:
-        Host arrays ``"noise"`` and ``"x"`` ``(n, *event)``, ``x`` in data space, and ``"cond"`` where it is given.
+        Host arrays ``(n, *event)``: ``"noise"``; ``"start"``, :math:`(y_T-b_T)/\sigma_T`, from which a one-step student begins;
+        ``"x"``, in data space; and ``"cond"`` where it is given.
 
     Errors:
         ValueError: a stochastic solver.
@@ -62,5 +68,48 @@ def teacher_pairs(
     )
     alpha, sigma, offset = (float(f(times[0])) for f in (process.alpha, process.sigma, process.offset))
     noise = (y - offset - alpha * process.encode(out.x)) / sigma
-    pairs = {"noise": on_host(noise), "x": on_host(out.x)}
+    pairs = {"noise": on_host(noise), "start": on_host((y - offset) / sigma), "x": on_host(out.x)}
     return pairs if cond is None else pairs | {"cond": on_host(cond)}
+
+
+@dataclass(frozen=True, eq=False)
+class WithPairs:
+    """Batches with a teacher's pairs beside the data, for the regression of DMD (``pair_weight`` of a distillation).
+
+    Attributes:
+        data: anything ``fit`` takes, with its ``prepare`` if it has one.
+        pairs: what :func:`teacher_pairs` returns, in the scale of prepared data.
+        batch_size: pairs in a batch.
+        seed: of their order.
+    """
+
+    data: Any
+    pairs: Mapping[str, np.ndarray]
+    batch_size: int
+    seed: int = 0
+
+    def __post_init__(self):
+        if missing := {"start", "x"} - set(self.pairs):
+            raise ValueError(f"WithPairs.pairs has no {sorted(missing)}: expected the result of teacher_pairs")
+        named = {"start": "pair_noise", "x": "pair_x", "cond": "pair_cond"}
+        arrays = {named[name]: value for name, value in self.pairs.items() if name in named}
+        object.__setattr__(self, "_batches", Batches(arrays, batch_size=self.batch_size, seed=self.seed))
+
+    @property
+    def prepare(self) -> _PrepareData:
+        """That of the data; pairs are left as they are."""
+        return _PrepareData(getattr(self.data, "prepare", None))
+
+    def at(self, step: int, *shard: int) -> dict[str, Array]:
+        """The batch of ``step``."""
+        return {**self.data.at(step, *shard), **self._batches.at(step, *shard)}
+
+
+@dataclass(frozen=True)
+class _PrepareData:
+    inner: Callable[[dict], dict] | None
+
+    def __call__(self, batch: dict[str, Pytree]) -> dict[str, Pytree]:
+        pairs = {name: value for name, value in batch.items() if name.startswith("pair_")}
+        rest = {name: value for name, value in batch.items() if name not in pairs}
+        return {**(rest if self.inner is None else self.inner(rest)), **pairs}

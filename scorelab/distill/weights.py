@@ -41,8 +41,9 @@ def score_weight(process: Process, t: Array, y0: Array, teacher: Array) -> Array
 class DMDWeight:
     r""":math:`1/\mathrm{mean}|y_0 - D_p|`, over the event: every example gets a step of about one size (DMD, arXiv 2311.18828).
 
-    It is largest where the sample is far from the teacher's belief, which is where examples between modes are: in few dimensions
-    it undoes ``h``, and Jensen-Shannon then loses modes that it covers under :func:`noise_weight`.
+    It keeps all noise levels alike, which images need: under :func:`noise_weight` the small ones outweigh what decides the shape.
+    But it is smallest where a sample is far from the teacher's belief, as examples between modes are: in few dimensions it undoes
+    ``h``, and Jensen-Shannon then loses modes that it covers under :func:`noise_weight`.
 
     Attributes:
         floor: smallest denominator.

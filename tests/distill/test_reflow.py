@@ -67,7 +67,9 @@ def test_pairs_keep_their_conditions_and_are_a_data_set():
     np.testing.assert_array_equal(pairs["cond"], label)
     np.testing.assert_allclose(pairs["x"][:, 0], label, atol=1e-5)
     batch = Batches(pairs, 3, seed=1).at(5)
-    assert {name: value.shape for name, value in batch.items()} == {"noise": (3, 1), "x": (3, 1), "cond": (3,)}
+    shapes = {"noise": (3, 1), "start": (3, 1), "x": (3, 1), "cond": (3,)}
+    assert {name: value.shape for name, value in batch.items()} == shapes
+    np.testing.assert_array_equal(pairs["start"], noise)
     np.testing.assert_allclose(batch["x"][:, 0], batch["cond"], atol=1e-5)
 
 

@@ -248,7 +248,10 @@ def test_the_configs_data_std_is_that_of_the_logits(contributed):
     assert float(jnp.std(logits)) == pytest.approx(stated, abs=0.005)
 
 
-@pytest.mark.parametrize("page", ["docs/steering.md", "docs/posterior.md"])
+SLOW = pytest.param("docs/distillation.md", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("page", ["docs/steering.md", "docs/posterior.md", SLOW])
 def test_pages_that_say_what_comes_out(page, capsys):
     # Their blocks hold the assertions themselves, or print.
     scope = {}

@@ -29,6 +29,15 @@ def test_a_name_has_one_colour_everywhere_and_a_reference_is_set_apart():
     assert (exact.get_linestyle(), a.get_linestyle()) == ("--", "-")
 
 
+def test_the_mean_of_columns_is_the_line_and_each_of_them_dots():
+    y = np.stack([X, 3 * X], axis=1)
+    *dots, line = viz.lines({"one": (X, y)}, mean=True).axes[0].get_lines()
+    np.testing.assert_array_equal(line.get_ydata(), 2 * X)
+    np.testing.assert_array_equal(np.stack([d.get_ydata() for d in dots], axis=1), y)
+    assert [d.get_linestyle() for d in (*dots, line)] == ["None", "None", "-"]
+    assert len({d.get_color() for d in (*dots, line)}) == 1
+
+
 def test_few_values_on_a_logarithmic_axis_are_named():
     axes = viz.lines({"one": (X, X)}, logx=True).axes[0]
     np.testing.assert_array_equal(axes.get_xticks(), X)
