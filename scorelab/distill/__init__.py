@@ -1,6 +1,6 @@
 """Distillation: one-step and few-step students of diffusion models, and rewards for them."""
 
-from scorelab.distill.base import Distillation, DistillState
+from scorelab.distill.base import Distillation
 from scorelab.distill.consistency import ConsistencyDistillation, ConsistencyTraining
 from scorelab.distill.divergences import (
     Alpha,
@@ -27,6 +27,7 @@ from scorelab.distill.ratio import Discriminator, ExactRatio, Ratio, TeacherFeat
 from scorelab.distill.reflow import Reflow, straightness
 from scorelab.distill.reno import NoiseCurves, OptimisedNoise, optimise_noise
 from scorelab.distill.sid import SiD
+from scorelab.distill.state import DistillState
 from scorelab.distill.weights import DMDWeight, noise_weight, score_weight, unit_weight
 
 __all__ = [

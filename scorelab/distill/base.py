@@ -7,9 +7,8 @@ student. Gradients are taken with respect to one tree each, so that no update ca
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,67 +19,18 @@ from scorelab.distill.fake import FakeScore, LearnedScore, NoScore
 from scorelab.distill.generator import FewStep, Student
 from scorelab.distill.health import Health
 from scorelab.distill.normalisation import Bins
-from scorelab.distill.ratio import Ratio, UnitRatio, as_network, network_of
+from scorelab.distill.ratio import Ratio, UnitRatio
+from scorelab.distill.state import DistillState, Scene
+from scorelab.distill.teachers import network_of, process_of
 from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.denoising import require_floating
-from scorelab.models.denoiser import Denoiser
-from scorelab.processes.base import Perturbed, Process
+from scorelab.processes.base import Process
 from scorelab.training.ema import EMA, Average, average_specs
 from scorelab.training.learner import clipped
 from scorelab.typing import Array, Key, Model, Pytree, require_choice, require_int, require_number, require_positive, require_spec
 
 # One object, since optax transformations compare by identity and equal learners share a compilation. Numbers of f-distill.
 ADAMW = optax.adamw(1e-4, weight_decay=0.01)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class DistillState:
-    """The state of a distillation: the teacher is not in it.
-
-    Attributes:
-        step: updates made, those of the warm-up included.
-        params: the student.
-        fake: the fake score.
-        ratio: the discriminator.
-        opt_states: of the student, the fake score, the discriminator.
-        averages: one for each average spec.
-        means: the means of the ratio in the bins of stage 1.
-        health: running statistics by noise level.
-    """
-
-    step: Array
-    params: Pytree
-    fake: Pytree
-    ratio: Pytree
-    opt_states: tuple[Pytree, Pytree, Pytree]
-    averages: tuple[Pytree, ...]
-    means: Array
-    health: dict[str, Array]
-
-
-class Scene(NamedTuple):
-    """What the loss of a student looks at; only ``y0`` and ``noised.y`` depend on the student with a gradient.
-
-    Attributes:
-        y0: samples of the student in the chart.
-        noised: the same, noised.
-        t: their times ``(batch,)``.
-        index: their bins.
-        cond: their conditions.
-        fake: the fake score as a model.
-        logit: the log-ratio as a function of ``y``.
-        means: the means of the bins before this step.
-    """
-
-    y0: Array
-    noised: Perturbed
-    t: Array
-    index: Array
-    cond: Pytree
-    fake: Model
-    logit: Callable[[Array], Array]
-    means: Array
 
 
 @dataclass(frozen=True)
@@ -91,7 +41,7 @@ class Distillation(abc.ABC):
         teacher: the model to distil, with its guidance if it has any: exact or learned. Its arrays are arguments of the
             compiled step and no part of the state.
         student: the generator; None for one step of the teacher's network, from the teacher's parameters.
-        fake: the score of the student; None for the teacher's network, from the teacher's parameters.
+        fake: the score of the student; None for the teacher's network, from the teacher's parameters, trained at the times below.
         ratio: the estimator of the log-ratio of teacher over student.
         process: the forward process; None for that of the teacher.
         times: the law of the noise levels.
@@ -148,7 +98,7 @@ class Distillation(abc.ABC):
 
         default("process", lambda: process_of(self.teacher, type(self).__name__))
         default("student", lambda: FewStep(denoiser=of_teacher("student")))
-        default("fake", lambda: LearnedScore(denoiser=of_teacher("fake")) if self.uses_fake else NoScore())
+        default("fake", lambda: LearnedScore.at(of_teacher("fake"), self.times) if self.uses_fake else NoScore())
         default("fake_optimizer", lambda: self.optimizer)
         default("ratio_optimizer", lambda: self.optimizer)
         require_spec(self, FakeScore, fake=self.fake)
@@ -314,21 +264,6 @@ class Distillation(abc.ABC):
         grads, norm = clipped(grads, self.clip_norm)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, norm
-
-
-def denoiser_of(model: Model) -> Denoiser:
-    """The network behind a model, with or without guidance, as a spec; TypeError where there is none."""
-    return as_network(model, "denoiser_of").denoiser
-
-
-def process_of(model: Model, owner: str = "process_of") -> Process:
-    """The process a model is about; ValueError where it does not say."""
-    while model is not None:
-        for inner in (model, getattr(model, "denoiser", None)):
-            if isinstance(process := getattr(inner, "process", None), Process):
-                return process
-        model = getattr(model, "model", None)
-    raise ValueError(f"{owner}.process = None: expected one, since the teacher does not name its own")
 
 
 def _replace(state: DistillState, **fields: Any) -> DistillState:

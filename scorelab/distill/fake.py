@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from scorelab.densities import Density
-from scorelab.losses import Batch, DenoisingScoreMatching, Loss
+from scorelab.losses import Batch, DenoisingScoreMatching, EDMWeighting, Loss, Times
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Process
@@ -52,6 +52,15 @@ class LearnedScore(FakeScore):
             object.__setattr__(self, "objective", DenoisingScoreMatching(self.denoiser.process))
         if not callable(self.objective):
             raise TypeError(f"LearnedScore.objective = {self.objective!r}: expected a loss, such as DenoisingScoreMatching")
+
+    @classmethod
+    def at(cls, denoiser: Denoiser, times: Times) -> LearnedScore:
+        """Trained with the weighting of EDM at ``times``, those at which a student asks for the score.
+
+        Where it is not trained it does not follow, and its difference to the teacher is noise.
+        """
+        weighting = EDMWeighting(data_std=denoiser.data_std)
+        return cls(denoiser=denoiser, objective=DenoisingScoreMatching(denoiser.process, weighting=weighting, times=times))
 
     def init(self, key, x, cond, teacher):
         """Those of the teacher, or fresh ones."""

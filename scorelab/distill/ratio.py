@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scorelab.distill.teachers import as_network
 from scorelab.losses import Times
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
@@ -210,21 +211,6 @@ class Heads(nn.Module):
             h = nn.silu(nn.Dense(self.width, name=f"hidden{i}")(h))
             logits.append(nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"out{i}")(h)[:, 0])
         return jnp.mean(jnp.stack(logits), axis=0)
-
-
-def as_network(model: Model | None, owner: str) -> BoundDenoiser:
-    """The network behind a model: itself, or the one that guidance wraps; TypeError where there is none."""
-    found = network_of(model)
-    if found is None:
-        raise TypeError(f"{owner}: the teacher is {type(model).__name__}: expected a BoundDenoiser, or one under guidance")
-    return found
-
-
-def network_of(model: Model | None) -> BoundDenoiser | None:
-    """The bound denoiser inside ``model``, or None."""
-    while model is not None and not isinstance(model, BoundDenoiser):
-        model = getattr(model, "model", None)
-    return model
 
 
 def _first(cond: Pytree) -> Pytree:

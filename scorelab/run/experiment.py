@@ -17,8 +17,8 @@ from scorelab import fk, grids, metrics, solvers
 from scorelab.data import Arrays
 
 # Config files name everything an experiment is made of through this module; so the names that are not used here.
-from scorelab.distill.base import denoiser_of as denoiser_of
-from scorelab.distill.base import process_of as process_of
+from scorelab.distill.teachers import denoiser_of as denoiser_of
+from scorelab.distill.teachers import process_of as process_of
 from scorelab.metrics import Score
 from scorelab.processes import Chart, Identity, Process
 from scorelab.run.correction import Correction as Correction

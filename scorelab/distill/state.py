@@ -1,0 +1,62 @@
+"""What a distillation keeps from step to step, and what the loss of its student looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+
+from scorelab.processes.base import Perturbed
+from scorelab.typing import Array, Model, Pytree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class DistillState:
+    """The state of a distillation: the teacher is not in it.
+
+    Attributes:
+        step: updates made, those of the warm-up included.
+        params: the student.
+        fake: the fake score.
+        ratio: the discriminator.
+        opt_states: of the student, the fake score, the discriminator.
+        averages: one for each average spec.
+        means: the means of the ratio in the bins of stage 1.
+        health: running statistics by noise level.
+    """
+
+    step: Array
+    params: Pytree
+    fake: Pytree
+    ratio: Pytree
+    opt_states: tuple[Pytree, Pytree, Pytree]
+    averages: tuple[Pytree, ...]
+    means: Array
+    health: dict[str, Array]
+
+
+class Scene(NamedTuple):
+    """What the loss of a student looks at; only ``y0`` and ``noised.y`` depend on the student with a gradient.
+
+    Attributes:
+        y0: samples of the student in the chart.
+        noised: the same, noised.
+        t: their times ``(batch,)``.
+        index: their bins.
+        cond: their conditions.
+        fake: the fake score as a model.
+        logit: the log-ratio as a function of ``y``.
+        means: the means of the bins before this step.
+    """
+
+    y0: Array
+    noised: Perturbed
+    t: Array
+    index: Array
+    cond: Pytree
+    fake: Model
+    logit: Callable[[Array], Array]
+    means: Array
