@@ -28,7 +28,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=["digits", "mnist"], default="digits")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--divergences", nargs="+", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--out", type=Path, default=Path("runs/figures/one_step"), help="folder of the figures and numbers")
     parser.add_argument("--workdir", type=Path, default=Path("runs/one_step"), help="folder of the trainings")
     arguments = parser.parse_args()
@@ -40,14 +39,14 @@ def main() -> None:
     print("floor", numbers["floor"], "\nteacher", numbers["teacher"], flush=True)
     shown = {}
     for seed in range(arguments.seeds):
-        for name in arguments.divergences:
+        for name in NAMES:
             learner, state, seconds = who.train(name, seed)
             images = who.student_images(learner, state, seed)
             row = dict(who.judge(images), seconds=seconds, health={k: v.tolist() for k, v in learner.diagnostics(state).items()})
             numbers["students"].setdefault(name, {})[str(seed)] = row
             shown.setdefault(name, (learner, state))
             print(name, seed, {k: v for k, v in row.items() if k != "health"}, flush=True)
-    numbers["milliseconds"] = who.race(*shown[arguments.divergences[0]])
+    numbers["milliseconds"] = who.race(*shown[next(iter(NAMES))])
     print("per image", numbers["milliseconds"])
     label = f"one_step_{arguments.data}"
     figures = dict(samples=who.grid(shown), health=health_panel(numbers["students"]))
@@ -102,7 +101,6 @@ class Students:
     def train(self, name: str, seed: int):
         """The learner, its last state, and the seconds of training (0 where it was there already)."""
         from scorelab.run import config as configs
-        from scorelab.run.console import Console
         from scorelab.run.pipeline import from_config
         from scorelab.run.train import trained_state
         from scorelab.run.workdir import Workdir
@@ -111,7 +109,6 @@ class Students:
         root = self.workdir / self.name / f"{name}_{seed}"
         began = time.monotonic()
         from_config(self.config, overrides, root, resume=root.exists(), whole=False)
-        Console()
         experiment = configs.load(self.config, overrides).experiment
         state, step = trained_state(experiment, Workdir(root))
         if step != experiment.steps:
