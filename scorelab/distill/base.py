@@ -42,11 +42,12 @@ class Distillation(abc.ABC):
             compiled step and no part of the state.
         student: the generator; None for one step of the teacher's network, from the teacher's parameters.
         fake: the score of the student; None for the teacher's network, from the teacher's parameters, trained at the times below.
-        ratio: the estimator of the log-ratio of teacher over student.
+        ratio: the estimator of the log-ratio of teacher over student; None for what the objective can do with.
         process: the forward process; None for that of the teacher.
         times: the law of the noise levels.
-        optimizer, fake_optimizer, ratio_optimizer: optax transformations; the latter two are the first one where None.
-        n_aux: updates of fake score and discriminator in a step, each with fresh samples and noise.
+        optimizer, fake_optimizer, ratio_optimizer: optax transformations. A schedule counts updates, of which the latter two get
+            ``n_aux`` in a step.
+        n_aux: updates of fake score and discriminator in a step, each with fresh samples and noise, and the data of the batch.
         warmup: steps in which only these two are updated.
         reward: a reward that the student's samples are to have, ``reward(x)`` or with ``with_cond`` ``reward(x, cond)``.
         reward_weight: its weight; the loss gains ``-reward_weight * mean(reward)``.
@@ -65,12 +66,12 @@ class Distillation(abc.ABC):
     student: Student | None = None
     _: KW_ONLY
     fake: FakeScore | None = None
-    ratio: Ratio = field(default_factory=UnitRatio)
+    ratio: Ratio | None = None
     process: Process | None = None
     times: Times = field(default_factory=KarrasTimes)
     optimizer: optax.GradientTransformation = ADAMW
-    fake_optimizer: optax.GradientTransformation | None = None
-    ratio_optimizer: optax.GradientTransformation | None = None
+    fake_optimizer: optax.GradientTransformation = ADAMW
+    ratio_optimizer: optax.GradientTransformation = ADAMW
     n_aux: int = 5
     warmup: int = 0
     reward: Any = None
@@ -99,8 +100,9 @@ class Distillation(abc.ABC):
         default("process", lambda: process_of(self.teacher, type(self).__name__))
         default("student", lambda: FewStep(denoiser=of_teacher("student")))
         default("fake", lambda: LearnedScore.at(of_teacher("fake"), self.times) if self.uses_fake else NoScore())
-        default("fake_optimizer", lambda: self.optimizer)
-        default("ratio_optimizer", lambda: self.optimizer)
+        default("ratio", self.default_ratio)
+        if isinstance(self.fake, LearnedScore) and self.fake.objective is None:
+            object.__setattr__(self, "fake", LearnedScore.at(self.fake.denoiser, self.times, from_teacher=self.fake.from_teacher))
         require_spec(self, FakeScore, fake=self.fake)
         require_spec(self, Ratio, ratio=self.ratio)
         require_spec(self, Process, process=self.process)
@@ -114,6 +116,15 @@ class Distillation(abc.ABC):
         if self.clip_norm is not None:
             require_positive(self, clip_norm=self.clip_norm)
         average_specs(self, self.ema)
+        self._check_parts()
+
+    def _check_parts(self):
+        if not self.n_aux and isinstance(self.fake, LearnedScore):
+            raise ValueError(f"{type(self).__name__}.n_aux = 0 with a LearnedScore: expected at least 1, or it never learns")
+        if self.reward is not None and not callable(self.reward):
+            raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of x, or None")
+        if self.pair_weight and len(getattr(self.student, "steps", (0,))) > 1:
+            raise ValueError(f"{type(self).__name__}.pair_weight = {self.pair_weight}: expected 0 for a student of several steps")
         for name in ("student", "fake", "ratio"):
             inner = getattr(getattr(self, name), "denoiser", None)
             if inner is not None and inner.process != self.process:
@@ -124,6 +135,10 @@ class Distillation(abc.ABC):
     @abc.abstractmethod
     def student_loss(self, scene: Scene) -> tuple[Array, tuple[Array, dict[str, Array], dict[str, Array]]]:
         """A scalar, and (the new means of the bins, values ``(batch,)`` for the running statistics, scalar metrics)."""
+
+    def default_ratio(self) -> Ratio:
+        """The ratio where none is given."""
+        return UnitRatio()
 
     @property
     def uses_fake(self) -> bool:
@@ -193,7 +208,7 @@ class Distillation(abc.ABC):
         health = state.health
         if judged is not None:
             for name, points, sign in (("real", judged[0], 1.0), ("fake", judged[1], -1.0)):
-                right = (sign * points.logit > 0).astype(jnp.float32).reshape(-1)
+                right = (0.5 * (1 + sign * jnp.sign(points.logit))).astype(jnp.float32).reshape(-1)
                 health = Health.add(health, bins, bins.index(self.process, points.t.reshape(-1)), name, dict(right=right))
         state = _replace(state, fake=held[0], ratio=held[1], opt_states=(state.opt_states[0], *held[2:]), health=health)
         return state, dict(fake_loss=jnp.mean(losses[0]), ratio_loss=jnp.mean(losses[1]))
@@ -229,7 +244,8 @@ class Distillation(abc.ABC):
         index = bins.index(self.process, t)
 
         def logit(y):
-            return self.ratio.logit(state.ratio, y, t, cond, self.teacher, fake).astype(jnp.float32)
+            l = self.ratio.logit(state.ratio, y, t, cond, self.teacher, fake)
+            return l.astype(jnp.promote_types(l.dtype, jnp.float32))
 
         scene = Scene(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
         loss, (means, seen, metrics) = self.student_loss(scene)
@@ -238,7 +254,7 @@ class Distillation(abc.ABC):
             reward = jnp.mean(self.reward(x, cond) if self.with_cond else self.reward(x))
             loss, metrics = loss - self.reward_weight * reward, {**metrics, "reward": reward}
         if self.pair_weight:
-            missing = {"pair_x", "pair_noise"} - set(batch)
+            missing = {"pair_x", "pair_noise", *(("pair_cond",) if cond is not None else ())} - set(batch)
             if missing:
                 raise ValueError(f"batch has no {sorted(missing)}: expected them, since pair_weight = {self.pair_weight}")
             made = self.student.bind(params)(batch["pair_noise"], batch.get("pair_cond"))

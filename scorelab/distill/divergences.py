@@ -207,8 +207,8 @@ class Alpha(Divergence):
         return self.a * l
 
     def generator_loss(self, l):
-        """``-exp(a l) / a``, and ``-l`` at a = 0."""
-        return -l if self.a == 0 else -jnp.exp(self.a * l) / self.a
+        """``(1 - exp(a l)) / a``, and ``-l`` at a = 0."""
+        return -l if self.a == 0 else -jnp.expm1(self.a * l) / self.a
 
 
 @dataclass(frozen=True)

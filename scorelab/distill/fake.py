@@ -38,7 +38,7 @@ class LearnedScore(FakeScore):
 
     Attributes:
         denoiser: its network; that of the teacher where it begins with the teacher's parameters.
-        objective: the loss; None for denoising score matching with the weighting and the times of :class:`DenoisingScoreMatching`.
+        objective: the loss; None for that of :meth:`at`, with the times of the distillation.
         from_teacher: begin with the parameters of the teacher, if it is a network.
     """
 
@@ -49,18 +49,22 @@ class LearnedScore(FakeScore):
     def __post_init__(self):
         require_spec(self, Denoiser, denoiser=self.denoiser)
         if self.objective is None:
-            object.__setattr__(self, "objective", DenoisingScoreMatching(self.denoiser.process))
+            return
+        process = getattr(self.objective, "process", self.denoiser.process)
+        if process != self.denoiser.process:
+            raise ValueError(f"LearnedScore.objective is about {process!r}: expected {self.denoiser.process!r}, as the denoiser")
         if not callable(self.objective):
             raise TypeError(f"LearnedScore.objective = {self.objective!r}: expected a loss, such as DenoisingScoreMatching")
 
     @classmethod
-    def at(cls, denoiser: Denoiser, times: Times) -> LearnedScore:
+    def at(cls, denoiser: Denoiser, times: Times, *, from_teacher: bool = True) -> LearnedScore:
         """Trained with the weighting of EDM at ``times``, those at which a student asks for the score.
 
         Where it is not trained it does not follow, and its difference to the teacher is noise.
         """
         weighting = EDMWeighting(data_std=denoiser.data_std)
-        return cls(denoiser=denoiser, objective=DenoisingScoreMatching(denoiser.process, weighting=weighting, times=times))
+        objective = DenoisingScoreMatching(denoiser.process, weighting=weighting, times=times)
+        return cls(denoiser=denoiser, objective=objective, from_teacher=from_teacher)
 
     def init(self, key, x, cond, teacher):
         """Those of the teacher, or fresh ones."""

@@ -13,10 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.distill.base import Distillation, Scene
-from scorelab.distill.divergences import Divergence, JensenShannon, SoftenedReverseKL
+from scorelab.distill.divergences import Alpha, Divergence, JensenShannon, ReverseKL, SoftenedReverseKL
+from scorelab.distill.fake import KnownScore
 from scorelab.distill.normalisation import Normalisation
+from scorelab.distill.ratio import Discriminator, ExactRatio, UnitRatio
+from scorelab.distill.teachers import as_network
 from scorelab.distill.weights import DifferenceWeight, noise_weight
 from scorelab.losses.denoising import denoised_error, mean_square
+from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Prediction
 from scorelab.typing import Array, partly_static, per_example, require_number, require_spec
 
@@ -55,11 +59,30 @@ class FDistill(Distillation):
     def __post_init__(self):
         super().__post_init__()
         require_spec(self, Divergence, divergence=self.divergence, gan_divergence=self.gan_divergence)
+        if isinstance(self.ratio, UnitRatio) and (self.gan_weight or (self.score_weight and not self._is_reverse)):
+            raise ValueError(
+                f"FDistill.ratio = UnitRatio() with divergence = {self.divergence!r}, gan_weight = {self.gan_weight}: expected an "
+                "estimator such as TeacherFeatures(names=...), since without one only ReverseKL() is left"
+            )
+        if not (self.score_weight or self.gan_weight or self.pair_weight or self.reward is not None):
+            raise ValueError("FDistill.score_weight = gan_weight = 0: expected one of them above 0, a reward or pairs")
         require_number(self, 0.0, 1e6, score_weight=self.score_weight, gan_weight=self.gan_weight)
         if self.normalisation is not None:
             require_spec(self, Normalisation, normalisation=self.normalisation)
         if not callable(self.weight):
             raise TypeError(f"FDistill.weight = {self.weight!r}: expected a function such as noise_weight, or DMDWeight()")
+
+    @property
+    def _is_reverse(self) -> bool:
+        return isinstance(self.divergence, ReverseKL) or self.divergence == Alpha(0.0)
+
+    def default_ratio(self):
+        """None for reverse KL, an exact one where both laws are known, else a discriminator like the teacher's network."""
+        if self._is_reverse and not self.gan_weight:
+            return UnitRatio()
+        if isinstance(self.teacher, ExactModel) and isinstance(self.fake, KnownScore):
+            return ExactRatio()
+        return Discriminator(denoiser=as_network(self.teacher, "FDistill.ratio = None").denoiser)
 
     @property
     def uses_fake(self):

@@ -59,6 +59,14 @@ class FewStep:
             if not (self.times and falling and low <= self.times[-1] and self.times[0] <= high):
                 raise ValueError(f"FewStep.times = {self.times}: expected decreasing times in [{low}, {high}], at least one")
 
+        with jax.ensure_compile_time_eval():
+            found = [bool(jnp.isfinite(jnp.stack(self.denoiser.coefficients(jnp.float32(t)))).all()) for t in self.steps]
+        if not all(found):
+            raise ValueError(
+                f"FewStep.times = {self.steps} with predict = {self.denoiser.predict!r}: expected times at which the denoised "
+                "point is finite; alpha is 0 at the end of this process, where 'flow' or an earlier time would do"
+            )
+
     @property
     def process(self) -> Process:
         """The process of the denoiser."""

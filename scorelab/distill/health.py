@@ -41,11 +41,11 @@ class Health:
 
     @staticmethod
     def add(health: dict[str, Array], bins: Bins, index: Array, group: str, values: dict[str, Array]) -> dict[str, Array]:
-        """With the values ``(n,)`` of one step, in the bins ``index``; a name that is not given counts as 0."""
+        """With the values ``(n,)`` of one step, in the bins ``index``; a name that is not given is unknown from then on."""
         known = {"count": jnp.ones(index.shape, jnp.float32), **values}
         new = dict(health)
         for name in ("count", *_NAMES[group]):
-            value = known.get(name, jnp.zeros(index.shape, jnp.float32)).astype(jnp.float32)
+            value = known.get(name, jnp.full(index.shape, jnp.nan)).astype(jnp.float32)
             new[f"{group}_{name}"] = DECAY * health[f"{group}_{name}"] + bins.sums(index, value)
         return new
 

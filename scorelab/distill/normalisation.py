@@ -2,6 +2,7 @@ r"""Two-stage normalisation of the weights of f-distill, and running statistics 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -68,7 +69,8 @@ class Normalisation:
         ratio: stage 1.
         unit_mean: stage 2.
         bins: number of noise levels of stage 1 and of the running statistics.
-        decay: ``e``; 0 uses the batch alone.
+        decay: ``e``; 0 uses the batch alone, which takes the ratio away where few of its examples share a bin: small batches
+            want .5 and more.
         max_log: the log-ratio is clipped to ``[-max_log, max_log]``.
         clip: the range of ``r``, or None.
     """
@@ -86,18 +88,19 @@ class Normalisation:
         require_number(self, 0.0, 0.999999, decay=self.decay)
         require_positive(self, max_log=self.max_log)
         if self.clip is not None:
-            low, high = object.__setattr__(self, "clip", tuple(float(c) for c in self.clip)) or self.clip
-            if not 0 < low < high < float("inf"):
-                raise ValueError(f"Normalisation.clip = {self.clip}: expected finite numbers with 0 < low < high, or None")
+            object.__setattr__(self, "clip", tuple(float(c) for c in self.clip))
+            if len(self.clip) != 2 or not 0 < self.clip[0] < self.clip[1] < float("inf"):
+                raise ValueError(f"Normalisation.clip = {self.clip}: expected two finite numbers with 0 < low < high, or None")
 
     def __call__(self, divergence: Divergence, l: Array, index: Array, means: Array, bins: Bins) -> tuple[Array, Array, Array]:
         """``h`` ``(batch,)``, the new means of the bins, and which ratios were clipped."""
-        l = jnp.clip(l, -self.max_log, self.max_log)
-        kept = l if self.clip is None else jnp.clip(l, *np.log(self.clip))
+        kept = jnp.clip(l, -self.max_log, self.max_log)
+        if self.clip is not None:
+            kept = jnp.clip(kept, *(math.log(end) for end in self.clip))
         if self.ratio:
             count = bins.sums(index, jnp.ones_like(l))
             found = bins.sums(index, jnp.exp(kept)) / jnp.maximum(count, 1)
-            means = jnp.where(count > 0, self.decay * means + (1 - self.decay) * found, means)
+            means = jnp.where(count > 0, self.decay * means + (1 - self.decay) * found, means).astype(means.dtype)
             used = kept - jnp.log(means + 1e-6)[index]
         else:
             used = kept

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.distill.base import Distillation, Scene
+from scorelab.distill.ratio import UnitRatio
 from scorelab.distill.weights import DifferenceWeight, DMDWeight
 from scorelab.losses.denoising import denoised_error, mean_square
 from scorelab.typing import partly_static, per_example, require_number
@@ -19,8 +20,8 @@ class SiD(Distillation):
     r"""Minimise :math:`w\,\langle D_p-D_q,\ (D_p-y_0) - a\,(D_p-D_q)\rangle` at the student's noised samples (arXiv 2404.04057).
 
     With the right fake score it is :math:`(1-a)\,E\|D_p-D_q\|^2`, so its **value** says nothing about progress at ``a >= 1``. The
-    gradient passes through the inputs of teacher and fake score. A step is a descent for ``a <= 1``; ``a = 1.2``, which the authors
-    found best, points the wrong way only where the student is far too wide.
+    gradient passes through the inputs of teacher and fake score. Between centred Gaussians a step is a descent for ``a <= 1``;
+    ``a = 1.2``, which the authors found best, points the wrong way there only where the student is far too wide.
 
     Attributes:
         a: the share of the second term.
@@ -33,6 +34,8 @@ class SiD(Distillation):
     def __post_init__(self):
         super().__post_init__()
         require_number(self, -10.0, 10.0, a=self.a)
+        if not isinstance(self.ratio, UnitRatio):
+            raise ValueError(f"SiD.ratio = {self.ratio!r}: expected None, since its loss looks at no ratio")
         if not callable(self.weight):
             raise TypeError(f"SiD.weight = {self.weight!r}: expected a function such as noise_weight, or DMDWeight()")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import zipfile
 from pathlib import Path
 
 import jax
@@ -45,13 +46,14 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
     try:
         with np.load(file, allow_pickle=False) as stored:
             record = json.loads(str(stored["record"]))
+            text = record["config"]
             leaves = [stored[key] for key in sorted(set(stored) - {"record"})]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{shown(file)}: not a model written by scorelab.run.kept.keep: {error}") from error
     # The config it was trained with, whatever the file in configs/ has become.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{file.stem}.gin"
-        path.write_text(record["config"], encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         experiment = configs.load(str(path), []).experiment
     network = experiment.learner.model(state_like(experiment))
     if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(network.params)]:
@@ -73,11 +75,12 @@ def model(path: str) -> BoundDenoiser:
             f"kept.model.path = {path!r}: no such file or folder; expected a model kept by experiments/kept_models.py, or the work "
             "directory of a trained config"
         )
-    return _model(found.resolve())
+    stamp = max(path.stat().st_mtime_ns for path in (found, *found.glob("checkpoints")))
+    return _model(found.resolve(), stamp)
 
 
 @functools.lru_cache(maxsize=4)
-def _model(place: Path) -> BoundDenoiser:
+def _model(place: Path, stamp: int) -> BoundDenoiser:
     if place.is_file():
         return read(place)[1]
     experiment = configs.load(str(Workdir(place).config), []).experiment

@@ -480,10 +480,13 @@ def test_rewards_with_conditions_and_pairs_reach_the_student():
     cond = jnp.arange(8) % 4
     pairs = {"pair_noise": z, "pair_x": plain.generator(state)(z, cond), "pair_cond": cond}
     regressed = networks(teacher=teacher, classes=4, pair_weight=0.5)
+    bare = {k: v for k, v in pairs.items() if k != "pair_cond"}
+    with pytest.raises(ValueError, match=r"batch has no \['pair_cond'\]"):
+        regressed.objective(state.params, state, batch | bare, KEY)
     assert float(value(regressed, batch | pairs)[0]) == pytest.approx(float(base), rel=1e-5)
     off = pairs | {"pair_x": pairs["pair_x"] + 1.0}
     assert float(value(regressed, batch | off)[0]) == pytest.approx(float(base) + 0.5, rel=1e-5)
-    with pytest.raises(ValueError, match=r"batch has no \['pair_noise', 'pair_x'\]"):
+    with pytest.raises(ValueError, match=r"batch has no \['pair_cond', 'pair_noise', 'pair_x'\]"):
         regressed.objective(state.params, state, batch, KEY)
 
 
@@ -498,6 +501,19 @@ def test_regression_on_a_teachers_pairs_brings_the_student_to_its_flow():
     # Heun's error at 40 steps is below 1e-3.
     assert float(state.params["mean"]) == pytest.approx(-0.3 * (1 - shrink), abs=3e-3)
     assert float(state.params["std"]) == pytest.approx(3.0 * shrink, abs=3e-3)
+
+
+def test_parts_that_are_not_given_fit_what_is():
+    teacher = bound()
+    assert isinstance(distill.FDistill(teacher).ratio, distill.Discriminator)
+    assert isinstance(distill.FDistill(teacher, divergence=distill.ReverseKL()).ratio, distill.UnitRatio)
+    known = distill.FDistill(models.ExactModel(gaussian(0.0, 1.0), EDM), Affine(), fake=distill.KnownScore(law=Affine().law))
+    assert isinstance(known.ratio, distill.ExactRatio)
+    # The fake score trains where the student asks for it.
+    times = losses.UniformTimes()
+    assert distill.FDistill(teacher, times=times).fake.objective.times == times
+    assert distill.FDistill(teacher, fake=distill.LearnedScore(denoiser=small()), times=times).fake.objective.times == times
+    assert isinstance(distill.FDistill(teacher, score_weight=0.0, gan_weight=1.0).fake, distill.NoScore)
 
 
 # Normalisation and health ---------------------------------------------------------------------------------------------
@@ -524,6 +540,12 @@ def test_normalisation_by_hand():
     np.testing.assert_allclose(found, h / (h.mean() + 1e-6), rtol=1e-6)
     # 5 and 10 lie above log 20.
     assert clipped.tolist() == [False, False, False, True, True]
+    with jax.enable_x64(True):
+        h32, means32, _ = spec(distill.ForwardKL(), l.astype(jnp.float32), index, jnp.ones(2, jnp.float32), bins)
+        assert {h32.dtype, means32.dtype} == {jnp.dtype("float32")}
+    unclipped = distill.Normalisation(bins=2, clip=None)
+    far = unclipped(distill.ForwardKL(), jnp.asarray([50.0, 1.0]), index[:2], jnp.ones(2), bins)[2]
+    assert far.tolist() == [True, False]
     # An empty bin keeps what it had.
     _, new, _ = spec(distill.ForwardKL(), l[:2], index[:2], jnp.asarray([1.0, 2.0]), bins)
     assert float(new[1]) == 2.0
@@ -571,6 +593,14 @@ def test_a_discriminator_of_different_laws_is_right():
         (dict(student=None, teacher=models.ExactModel(gaussian(0.0, 1.0), EDM)), r"FDistill\.student = None with the teacher Ex"),
         (dict(student=distill.FewStep(denoiser=small(VP))), r"FDistill\.student is about .*expected the process of the teacher"),
         (dict(n_aux=-1), r"FDistill\.n_aux = -1: expected an integer >= 0"),
+        (dict(ratio=distill.UnitRatio(), gan_weight=0.0), r"FDistill\.ratio = UnitRatio\(\) with divergence = JensenShannon\(\)"),
+        (dict(score_weight=0.0, gan_weight=0.0), r"FDistill\.score_weight = gan_weight = 0: expected one of them above 0"),
+        (dict(n_aux=0), r"FDistill\.n_aux = 0 with a LearnedScore: expected at least 1"),
+        (dict(reward=3.0), r"FDistill\.reward = 3\.0: expected a function"),
+        (
+            dict(student=distill.FewStep(denoiser=small(), times=(3.0, 1.0)), pair_weight=1.0),
+            r"FDistill\.pair_weight = 1\.0: expected 0",
+        ),
         (dict(gan_weight=-1.0), r"FDistill\.gan_weight = -1\.0"),
         (dict(divergence="js"), r"FDistill\.divergence = 'js': expected a Divergence"),
         (dict(weight="dmd"), r"FDistill\.weight = 'dmd': expected a function"),
@@ -586,9 +616,19 @@ def test_bad_fields_are_named(options, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: distill.Normalisation(clip=(2.0, 1.0)), r"Normalisation\.clip = \(2\.0, 1\.0\): expected finite numbers"),
+        (lambda: distill.Normalisation(clip=(2.0, 1.0)), r"Normalisation\.clip = \(2\.0, 1\.0\): expected two finite"),
         (lambda: distill.FewStep(denoiser=small(), times=(0.8, 3.0)), r"FewStep\.times = .*expected decreasing times"),
         (lambda: distill.FewStep(denoiser=small(), times=(9.0,)), r"FewStep\.times = .*expected decreasing times in"),
+        (lambda: distill.Normalisation(clip=(1.0, 2.0, 3.0)), r"Normalisation\.clip = .*expected two finite numbers"),
+        (
+            lambda: distill.FewStep(denoiser=dataclasses.replace(small(FLOW), predict="eps")),
+            r"FewStep\.times = \(1\.0,\) with predict = 'eps': expected times at which the denoised point is finite",
+        ),
+        (
+            lambda: distill.LearnedScore(denoiser=small(), objective=losses.DenoisingScoreMatching(VP)),
+            r"LearnedScore\.objective is about",
+        ),
+        (lambda: distill.SiD(bound(), ratio=distill.ExactRatio()), r"SiD\.ratio = ExactRatio\(\): expected None"),
         (lambda: distill.TeacherFeatures(names=()), r"TeacherFeatures\.names = \(\): expected names"),
         (lambda: losses.KarrasTimes(start=0.9, stop=0.1), r"KarrasTimes\.start = 0\.9: expected less than stop"),
         (lambda: losses.KarrasTimes().time(jnp.float32(0.5), FLOW), r"KarrasTimes on .*expected a finite noise ratio"),
