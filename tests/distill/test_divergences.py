@@ -1,6 +1,5 @@
 """Divergences against their definitions: the weight h, the theorem by quadrature, the GAN identity, variances in closed form."""
 
-import functools
 import math
 
 import jax
@@ -10,6 +9,7 @@ import pytest
 from scipy import special, stats
 
 from scorelab import distill
+from tests.precision import double
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -34,17 +34,6 @@ MEMBERS = {
     "pearson": distill.Pearson(),
 }
 L = np.linspace(-6, 6, 241)
-
-
-def double(test):
-    """Run a test in float64."""
-
-    @functools.wraps(test)
-    def wrapped(*args, **kwargs):
-        with jax.enable_x64(True):
-            return test(*args, **kwargs)
-
-    return wrapped
 
 
 @pytest.fixture(params=list(MEMBERS))

@@ -1,6 +1,5 @@
 """Guided models against Bayes' rule in closed form: every pull, every process, and samples of the posterior of a field."""
 
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import pytest
 from scipy import stats
 
 from scorelab import densities, grids, metrics, models, processes, sample, schedules, solvers
+from tests.precision import double
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -19,17 +19,6 @@ LOG = processes.GeometricBrownianMotion(sigma=2.0, mu=0.7)  # the offset is not 
 TIMES = {VP: (0.05, 0.4, 0.9), EDM: (0.02, 0.5, 20.0), FLOW: (0.05, 0.5, 0.95), LOG: (0.01, 0.3, 0.9)}
 KEY = jax.random.key(3)
 D = 5
-
-
-def double(test):
-    """Run a test in float64; everything it makes is float64."""
-
-    @functools.wraps(test)
-    def wrapped(*args, **kwargs):
-        with jax.enable_x64(True):
-            return test(*args, **kwargs)
-
-    return wrapped
 
 
 def prior(d=D, seed=0):
