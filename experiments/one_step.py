@@ -100,20 +100,25 @@ class Students:
 
     def train(self, name: str, seed: int):
         """The learner, its last state, and the seconds of training (0 where it was there already)."""
+        overrides = [f"DIVERGENCE = @distill.{NAMES[name]}()", f"experiment.Experiment.seed = {seed}"]
+        experiment, state, seconds = self.run(self.config, overrides, f"{name}_{seed}")
+        return experiment.learner, state, seconds
+
+    def run(self, config: str, overrides: list[str], label: str):
+        """The experiment of a config, its last state, and the seconds of training."""
         from scorelab.run import config as configs
         from scorelab.run.pipeline import from_config
         from scorelab.run.train import trained_state
         from scorelab.run.workdir import Workdir
 
-        overrides = [f"DIVERGENCE = @distill.{NAMES[name]}()", f"experiment.Experiment.seed = {seed}"]
-        root = self.workdir / self.name / f"{name}_{seed}"
+        root = self.workdir / self.name / label
         began = time.monotonic()
-        from_config(self.config, overrides, root, resume=root.exists(), whole=False)
-        experiment = configs.load(self.config, overrides).experiment
+        from_config(config, overrides, root, resume=root.exists(), whole=False)
+        experiment = configs.load(config, overrides).experiment
         state, step = trained_state(experiment, Workdir(root))
         if step != experiment.steps:
             raise ValueError(f"{root} is at step {step}: expected {experiment.steps}")
-        return experiment.learner, state, time.monotonic() - began
+        return experiment, state, time.monotonic() - began
 
     def decode(self, x) -> np.ndarray:
         return np.asarray(self.data.transform.decode(x))

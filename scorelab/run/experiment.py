@@ -17,6 +17,7 @@ from scorelab import fk, grids, metrics, solvers
 from scorelab.data import Arrays
 
 # Config files name everything an experiment is made of through this module; so the names that are not used here.
+from scorelab.distill import WithPairs
 from scorelab.distill.teachers import denoiser_of as denoiser_of
 from scorelab.distill.teachers import process_of as process_of
 from scorelab.metrics import Score
@@ -25,6 +26,7 @@ from scorelab.run.correction import Correction as Correction
 from scorelab.run.data_start import DataStart as DataStart
 from scorelab.run.data_start import DataTeleport as DataTeleport
 from scorelab.run.data_start import FromData
+from scorelab.run.pairs import Pairs
 from scorelab.starts import Start
 from scorelab.training import Prepared
 from scorelab.typing import Key, require_choice, require_int, require_number, require_spec
@@ -43,6 +45,7 @@ class DataSpec:
         labels: train with the labels as the condition of the network.
         n: number of points of a generated set, else None.
         seed: seed of a generated set, else None.
+        pairs: a teacher's :class:`Pairs` beside the data, for a distillation with a ``pair_weight``.
     """
 
     name: str
@@ -50,10 +53,13 @@ class DataSpec:
     labels: bool = False
     n: int | None = None
     seed: int | None = None
+    pairs: Pairs | None = None
 
     def __post_init__(self):
         require_choice(self, datasets.names(), name=self.name)
         require_choice(self, (True, False), labels=self.labels)
+        if self.pairs is not None:
+            require_spec(self, Pairs, pairs=self.pairs)
         if not all(callable(getattr(self.transform, name, None)) for name in ("encode", "decode")):
             raise TypeError(
                 f"DataSpec.transform = {self.transform!r}: expected an object with encode and decode"
@@ -69,10 +75,15 @@ class DataSpec:
         for low in range(0, len(x), _BLOCK):
             yield np.asarray(chart.encode(self.transform.encode(x[low : low + _BLOCK])), np.float64)
 
-    def batches(self, batch_size: int, seed: int) -> Prepared:
-        """The training batches, as ``scorelab.training.fit`` takes them."""
+    def examples(self, batch_size: int, seed: int) -> Prepared:
+        """Batches of the data set itself."""
         batches = datasets.Batches(self.load(), batch_size=batch_size, seed=seed)
         return Prepared(batches, transform=self.transform, cond="label" if self.labels else None)
+
+    def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:
+        """The training batches, as ``scorelab.training.fit`` takes them; pairs are made here."""
+        data = self.examples(batch_size, seed)
+        return data if self.pairs is None else self.pairs.beside(data, self.load().num_classes if self.labels else None)
 
 
 @functools.lru_cache(maxsize=4)
@@ -99,6 +110,11 @@ def _std(data: DataSpec, chart: Chart) -> float:
     for y in data.encoded(chart):
         total, square = total + y.sum(), square + np.square(y).sum()
     return float(f"{np.sqrt(square / size - (total / size) ** 2):.4g}")
+
+
+def then_clean(times: tuple[float, ...]) -> tuple[float, ...]:
+    """``(*times, 0.0)``: the grid of a student of several steps, for a solver that goes on to clean data."""
+    return (*times, 0.0)
 
 
 def chained(transforms: tuple[optax.GradientTransformation, ...]) -> optax.GradientTransformation:
@@ -297,6 +313,9 @@ class Experiment:
                 "FeynmanKac.particles = None with DataSpec.labels: expected a number of particles, since a population is of one "
                 "class, or one class in SamplingSpec.classes"
             )
+        if (weight := getattr(self.learner, "pair_weight", 0)) and self.data.pairs is None:
+            owner = type(self.learner).__name__
+            raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
         correction = self.sampling.correction
         if correction is not None and correction.kind == "geometric" and not self.data.labels:
             raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")

@@ -107,7 +107,8 @@ class Diagnose:
 
 def state_like(experiment: Experiment) -> Pytree:
     """The structure, shapes and dtypes of the training state."""
-    data = experiment.data.batches(experiment.batch_size, experiment.seed)
+    # A state does not depend on pairs, which take time to make.
+    data = experiment.data.examples(experiment.batch_size, experiment.seed)
     init = lambda key, batch: experiment.learner.init(key, data.prepare(batch))
     return jax.eval_shape(init, jax.random.key(0), data.at(0))
 

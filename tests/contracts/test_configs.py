@@ -139,7 +139,8 @@ def test_runs_two_steps(name, tmp_path):
     # A distillation has the network of its teacher.
     classes = 10 * loaded.experiment.data.labels
     tiny = () if "kept.model" in loaded.text else (*TINY_NET, f"nets.MLP.num_classes = {classes}")
-    bindings = (*SHORT, *tiny)
+    few = ("pairs.Pairs.n = 8", "pairs.Pairs.batch_size = 8") if loaded.experiment.data.pairs is not None else ()
+    bindings = (*SHORT, *tiny, *few)
     sets = [argument for binding in bindings for argument in ("--set", binding)]
     assert main(["train", name, *sets, "--workdir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab.run import config, kept
+from scorelab import data, densities, distill, grids, models, processes, schedules, solvers
+from scorelab.run import config, experiment, kept, pairs
 from scorelab.run.cli import main
 from scorelab.run.sources import ConfigError
 
@@ -81,3 +82,56 @@ def test_a_kept_model_is_what_was_trained(whole, tmp_path):
 def test_a_missing_teacher_is_named():
     with pytest.raises(ConfigError, match=r"kept\.model\.path = 'nowhere\.npz': no such file or folder; expected a model kept by"):
         config.load(NAME, ["TEACHER_FILE = 'nowhere.npz'"])
+
+
+DMD = "paper/2502.15681/digits_dmd"
+
+
+def test_pairs_are_beside_the_data_and_on_the_flow_of_the_teacher():
+    process = processes.Gaussian(schedule=schedules.EDM(sigma_max=20.0))
+    deviation = np.linspace(0.2, 0.9, 64).reshape(8, 8, 1)
+    teacher = models.ExactModel(densities.Gaussian.diagonal(np.zeros((8, 8, 1)), deviation**2), process)
+    walk = dict(solver=solvers.Heun(), grid=grids.Karras(160))
+    spec = experiment.DataSpec(
+        name="digits", transform=data.Pixels(levels=17), labels=True,
+        pairs=pairs.Pairs(teacher=teacher, n=50, batch_size=25, seed=3, **walk),
+    )  # fmt: skip
+    batches = spec.batches(16, 0)
+    assert isinstance(batches, distill.WithPairs)
+    batch = batches.at(2)
+    alone = spec.examples(16, 0).at(2)
+    assert set(batch) == {*alone, "pair_noise", "pair_x", "pair_cond"}
+    for name, values in alone.items():
+        np.testing.assert_array_equal(batch[name], values)
+    # The flow of a Gaussian scales each element by the ratio of the deviations at its ends; Heun's error is .7 % with 40 steps.
+    law = np.sqrt(deviation**2 / (deviation**2 + 20.0**2))
+    np.testing.assert_allclose(batch["pair_x"], 20.0 * batch["pair_noise"] * law, rtol=1e-3, atol=1e-5)
+    # Two epochs of the pairs: each class as often as any other.
+    seen = np.concatenate([batches.at(step)["pair_cond"] for step in range(4)])
+    np.testing.assert_array_equal(np.bincount(seen, minlength=10), 10)
+
+
+def test_a_run_with_pairs_reads_them_in_training_alone(tmp_path, monkeypatch):
+    small = ("pairs.Pairs.n = 16", "pairs.Pairs.batch_size = 8", "pairs/grids.Karras.steps = 2", "distill.FDistill.ema = None")
+    short = tuple(binding for binding in SETS if not binding.startswith("distill."))
+    bindings = [part for binding in (*short, *small) for part in ("--set", binding)]
+    root = str(tmp_path / "run")
+    assert main(["train", DMD, *bindings, "--workdir", root]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["pair_loss"] > 0 for line in lines)
+    monkeypatch.setattr(pairs, "teacher_pairs", lambda *_, **__: pytest.fail("pairs were made for samples"))
+    assert main(["sample", root]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ("pairs/solvers.Heun.churn = 10.0", r"Pairs\.solver = Heun\(.*draws noise: expected a deterministic solver"),
+        ("pairs.Pairs.batch_size = 3000", r"Pairs\.batch_size = 3000: expected at most the 2000 pairs"),
+        ("experiment.DataSpec.pairs = None", r"FDistill\.pair_weight = 0\.25 without DataSpec\.pairs: expected Pairs"),
+        ("experiment.DataSpec.pairs = 3", r"DataSpec\.pairs = 3"),
+    ],
+)
+def test_errors_of_pairs_name_the_field(change, match):
+    with pytest.raises((ConfigError, ValueError, TypeError), match=match):
+        config.load(DMD, [change])
