@@ -53,14 +53,14 @@ def student(who: Students, method: str, seed: int) -> tuple[np.ndarray, dict]:
 
     from scorelab import sample
 
-    experiment, state, seconds = who.run(f"{who.config}_{method}", [f"experiment.Experiment.seed = {seed}"], f"{method}_{seed}")
+    experiment, state, _ = who.run(f"{who.config}_{method}", [f"experiment.Experiment.seed = {seed}"], f"{method}_{seed}")
     spec = experiment.sampling
     out = sample(
         experiment.learner.model(state), experiment.process, solver=spec.solver, grid=spec.grid, key=jax.random.key(100 + seed),
         shape=(who.n, *who.event), cond=who.label,
     )  # fmt: skip
     images = who.decode(out.x)
-    return images, dict(who.judge(images), calls=int(out.diagnostics["model_calls"]), steps=experiment.steps, seconds=seconds)
+    return images, dict(who.judge(images), calls=int(out.diagnostics["model_calls"]), steps=experiment.steps)
 
 
 def rows_of(who: Students, images: dict[str, np.ndarray]):

@@ -31,6 +31,7 @@ def record(arguments: argparse.Namespace, name: str, numbers, *, label: str | No
     label = name if label is None else label
     # Folders differ from machine to machine: only the name of the run that was looked at is kept.
     given = {option: f"runs/{v.name}" if option == "workdir" and v else v for option, v in vars(arguments).items()}
+    given = {option: " ".join(v) if isinstance(v, list) else v for option, v in given.items()}
     options = "".join(f" --{option} {v}" for option, v in given.items() if v is not None and not isinstance(v, Path))
     versions = dict(scorelab=sl.__version__, python=platform.python_version(), jax=jax.__version__, numpy=np.__version__)
     document = dict(command=f"python experiments/{name}.py{options}", versions=versions, numbers=numbers)
