@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
 import jax
 import numpy as np
@@ -55,17 +53,9 @@ class Pairs:
     def beside(self, data: Prepared, classes: int | None) -> WithPairs:
         """``data`` with the pairs in every batch; ``classes`` is the number of labels, None for a teacher without condition."""
         event = jax.eval_shape(data.prepare, data.at(0))["x"].shape[1:]
-        return WithPairs(data, self._made(event, classes), batch_size=self.batch_size, seed=self.seed)
-
-    @cached_property
-    def _cache(self) -> dict[Any, dict[str, np.ndarray]]:
-        return {}
-
-    def _made(self, event: tuple[int, ...], classes: int | None) -> dict[str, np.ndarray]:
-        if (event, classes) not in self._cache:
-            cond = None if classes is None else np.resize(np.arange(classes, dtype=np.int32), self.n)
-            self._cache[event, classes] = teacher_pairs(
-                self.teacher, process_of(self.teacher, "Pairs"), solver=self.solver, grid=self.grid, key=jax.random.key(self.seed),
-                shape=(self.n, *event), cond=cond, chunk=self.chunk,
-            )  # fmt: skip
-        return self._cache[event, classes]
+        cond = None if classes is None else np.resize(np.arange(classes, dtype=np.int32), self.n)
+        made = teacher_pairs(
+            self.teacher, process_of(self.teacher, "Pairs"), solver=self.solver, grid=self.grid, key=jax.random.key(self.seed),
+            shape=(self.n, *event), cond=cond, chunk=self.chunk,
+        )  # fmt: skip
+        return WithPairs(data, made, batch_size=self.batch_size, seed=self.seed)

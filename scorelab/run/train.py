@@ -21,7 +21,6 @@ from scorelab.typing import Pytree
 
 def train(experiment: Experiment, workdir: Workdir, console: Console) -> Any:
     """Train up to ``experiment.steps``, from the last checkpoint where there is one, and return the state."""
-    data = experiment.data.batches(experiment.batch_size, experiment.seed)
     key = experiment.keys()[0]
     with Checkpoints(workdir.checkpoints, keep=experiment.keep_checkpoints) as checkpoints:
         like, state, done = state_like(experiment), None, 0
@@ -45,6 +44,7 @@ def train(experiment: Experiment, workdir: Workdir, console: Console) -> Any:
             f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         )
         began = time.monotonic()
+        data = experiment.data.batches(experiment.batch_size, experiment.seed)
         with console.progress("train", experiment.steps, done) as tick:
             log = _Log(workdir, tick)
             state = fit(

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -94,7 +95,7 @@ def test_pairs_are_beside_the_data_and_on_the_flow_of_the_teacher():
     walk = dict(solver=solvers.Heun(), grid=grids.Karras(160))
     spec = experiment.DataSpec(
         name="digits", transform=data.Pixels(levels=17), labels=True,
-        pairs=pairs.Pairs(teacher=teacher, n=50, batch_size=25, seed=3, **walk),
+        pairs=pairs.Pairs(teacher=teacher, n=50, batch_size=25, seed=3, chunk=20, **walk),
     )  # fmt: skip
     batches = spec.batches(16, 0)
     assert isinstance(batches, distill.WithPairs)
@@ -106,6 +107,10 @@ def test_pairs_are_beside_the_data_and_on_the_flow_of_the_teacher():
     # The flow of a Gaussian scales each element by the ratio of the deviations at its ends; Heun's error is .7 % with 40 steps.
     law = np.sqrt(deviation**2 / (deviation**2 + 20.0**2))
     np.testing.assert_allclose(batch["pair_x"], 20.0 * batch["pair_noise"] * law, rtol=1e-3, atol=1e-5)
+    # The seed decides the pairs, how many are made at once does not.
+    drawn = lambda **change: replace(spec, pairs=replace(spec.pairs, **change)).batches(16, 0).at(2)["pair_noise"]
+    np.testing.assert_array_equal(drawn(chunk=None), batch["pair_noise"])
+    assert np.all(np.sort(drawn(seed=4), axis=0) != np.sort(batch["pair_noise"], axis=0))
     # Two epochs of the pairs: each class as often as any other.
     seen = np.concatenate([batches.at(step)["pair_cond"] for step in range(4)])
     np.testing.assert_array_equal(np.bincount(seen, minlength=10), 10)
@@ -121,6 +126,8 @@ def test_a_run_with_pairs_reads_them_in_training_alone(tmp_path, monkeypatch):
     assert all(line["pair_loss"] > 0 for line in lines)
     monkeypatch.setattr(pairs, "teacher_pairs", lambda *_, **__: pytest.fail("pairs were made for samples"))
     assert main(["sample", root]) == 0
+    # A training that is over makes none either.
+    assert main(["train", DMD, *bindings, "--workdir", root, "--resume"]) == 0
 
 
 @pytest.mark.parametrize(
