@@ -17,6 +17,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax
 
+pytest_plugins = ["tests.accounting"]
+
 MAPPED, MOST_MAPPED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
 
 

@@ -265,6 +265,17 @@ class Process(abc.ABC):
         return amplitude * (amplitude * score)
 
 
+def require_same_process(where: str, **processes: Process) -> None:
+    """Raise ``ValueError`` naming the first two of ``processes`` (argument name to process) that differ.
+
+    A model answers for its own process only: under another one its numbers look right and are wrong.
+    """
+    (first, process), *others = processes.items()
+    for name, other in others:
+        if other != process:
+            raise ValueError(f"{where}: {first} has the process {process!r} and {name} has {other!r}: expected the same process")
+
+
 def _floating(t: Array | float) -> Array:
     """Python and NumPy numbers become float64 (host); JAX arrays stay what they are."""
     return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
