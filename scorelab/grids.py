@@ -67,11 +67,11 @@ class Spaced(Grid):
                 f"{self} has t_min = {end}: expected more than {zero}, the time of clean data, which is appended to this grid"
             )
         if steps == 0:
-            return np.array([start, *tail])
+            return check_times(self, process, np.array([start, *tail]))
         last = self._finite(process, "t_min", ends[1])
         inner = self.inverse(process, np.linspace(first, last, steps + 1))
         inner[0], inner[-1] = ends  # the ends exactly, whatever the inverse rounds to
-        return np.concatenate([inner, tail])
+        return check_times(self, process, np.concatenate([inner, tail]))
 
     @property
     def reaches_t_min(self) -> bool:
@@ -170,6 +170,30 @@ class Explicit(Grid):
 
     def times(self, process):
         """See :class:`Grid`."""
-        if self.values[-1] < process.schedule.clean_time:
-            raise ValueError(f"Explicit.values ends at {self.values[-1]}, before clean data at {process.schedule.clean_time}")
-        return np.array(self.values, np.float64)
+        return check_times(self, process, np.array(self.values, np.float64))
+
+
+def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:
+    """The times of a grid as float64, after a look at whether they can be walked.
+
+    Raises:
+        ValueError: fewer than two times, times that do not decrease, that lie outside the domain of the schedule, or at which the
+            noise level is no number that float32 can hold.
+    """
+    times = np.asarray(times, np.float64)
+    name = f"{type(grid).__name__}.times"
+    if times.ndim != 1 or len(times) < 2 or not np.all(times[:-1] > times[1:]):
+        raise ValueError(f"{name} = {times}: expected two or more strictly decreasing times")
+    process.check_times(name, times)
+    with np.errstate(all="ignore"):
+        sigma, alpha, scale = process.sigma(times), process.alpha(times), process.schedule.scale(times)
+        ratio = sigma / scale
+        usable = (scale >= np.finfo(np.float32).tiny) & (ratio <= np.finfo(np.float32).max) & (sigma >= 0)
+        usable &= (sigma > 0) | (times == process.schedule.clean_time)
+    if not np.all(usable):
+        worst = np.argmin(usable)
+        raise ValueError(
+            f"{name} has t = {times[worst]:.6g}, where {process.schedule!r} has sigma = {sigma[worst]:.4g} and "
+            f"alpha = {alpha[worst]:.4g}: expected noise levels that float32 can hold"
+        )
+    return times

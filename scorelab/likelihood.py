@@ -16,11 +16,26 @@ from typing import Any, Protocol
 import diffrax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
+from scorelab.models.ask import ask
+from scorelab.models.guidance import check_labels
 from scorelab.processes.base import Process
+from scorelab.sampling import check_key, check_leading
 from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, require_int, require_positive
+from scorelab.typing import (
+    Array,
+    Key,
+    Model,
+    Pytree,
+    is_model_pytree,
+    on_host,
+    per_example_keys,
+    require_int,
+    require_positive,
+    require_spec,
+)
 
 # Directions of the exact divergence pushed through the model at once.
 DIVERGENCE_BLOCK = 16
@@ -91,26 +106,50 @@ def log_likelihood(
         max_steps: solver steps allowed.
 
     Raises:
-        ValueError: probes without a key, or data outside the domain of the chart.
+        ValueError: probes without a key; no data, rows that are not finite or outside the domain of the chart (named); times
+            outside the domain of the schedule, or not in order.
+        FloatingPointError: the flow of some rows became NaN or infinite; the message names them. Each row has its own flow, so
+            the others are finite.
         RuntimeError: the solver did not reach ``t_max``.
     """
+    require_spec(log_likelihood, Process, process=process)
     require_int(log_likelihood, 0, probes=probes)
+    require_int(log_likelihood, 1, max_steps=max_steps)
     require_positive(log_likelihood, rtol=rtol, atol=atol)
     if probes and key is None:
         raise ValueError(f"log_likelihood.key = None: Hutchinson's estimate with probes = {probes} needs a PRNG key")
+    if key is not None:
+        check_key("log_likelihood", key)
     if not is_model_pytree(model):
         model = jax.tree_util.Partial(model)
+    start = Prior() if start is None else start
+    require_spec(log_likelihood, Start, start=start)
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
+    _check_times(process, t0, t1)
     x = jnp.asarray(x, jnp.result_type(float))
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"log_likelihood.x has shape {x.shape}: expected (n, *event) with at least one row")
+    check_leading(cond, len(x), 1, where="log_likelihood")
+    check_labels(model, cond)
+    y = process.encode(x)
+    if not isinstance(y, jax.core.Tracer):
+        start.check(len(x), x.shape[1:], process)
+        start.suit("log_likelihood", process, float(t1), model)
+        _require_rows(np.isfinite(on_host(x)), "log_likelihood.x has rows that are not finite: {rows} of {n}", ValueError)
+        outside = f"log_likelihood.x has rows outside the domain of {process!r}: {{rows}} of {{n}}"
+        _require_rows(np.isfinite(on_host(y)), outside, ValueError)
     log_prob, latent, steps, done = _flow(
-        model, Prior() if start is None else start, x, process.encode(x), key, cond,
+        model, start, x, y, key, cond,
         jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
         process=process, probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
     )  # fmt: skip
-    if not isinstance(done, jax.core.Tracer) and not bool(done):
-        raise RuntimeError(
-            f"the probability flow did not reach t = {t1} within max_steps = {max_steps}: raise it, or loosen rtol = {rtol}"
-        )
+    if not isinstance(done, jax.core.Tracer):
+        if not bool(done):
+            raise RuntimeError(
+                f"the probability flow did not reach t = {t1} within max_steps = {max_steps}: raise it, or loosen rtol = {rtol}"
+            )
+        message = f"the model's velocity is not finite on the way of the rows {{rows}} of {{n}}, between t = {t0} and {t1}"
+        _require_rows(np.isfinite(on_host(log_prob)), message, FloatingPointError)
     return Likelihood(log_prob=log_prob, latent=latent, steps=steps, probes=probes)
 
 
@@ -138,7 +177,7 @@ def bits_per_dim(
 @functools.partial(jax.jit, static_argnames=("process", "probes", "solver", "max_steps"))
 def _flow(model, start, x, y0, key, cond, t0, t1, rtol, atol, *, process, probes, solver, max_steps):
     def velocity(t):
-        return lambda y: model(y, t, cond).velocity.astype(y.dtype)
+        return lambda y: ask(model, y, t, cond, process=process).velocity
 
     if probes:
         keys = per_example_keys(key, jnp.arange(len(y0)))
@@ -171,7 +210,7 @@ def _flow(model, start, x, y0, key, cond, t0, t1, rtol, atol, *, process, probes
         t1=t1,
         dt0=None,
         y0=(y0, jnp.zeros(len(y0), y0.dtype)),
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=_finite_rms),
         max_steps=max_steps,
         adjoint=diffrax.ForwardMode(),
         throw=False,
@@ -180,6 +219,34 @@ def _flow(model, start, x, y0, key, cond, t0, t1, rtol, atol, *, process, probes
     log_prob = start.log_prob(latent, process, t1) + volume + process.chart.log_det(x)
     done = solution.result == diffrax.RESULTS.successful
     return log_prob, latent, solution.stats["num_steps"], done
+
+
+def _finite_rms(error: tuple[Array, Array]) -> Array:
+    """The root mean square over rows that are finite: a row that is not must not stop the others."""
+    flat = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in error], axis=1)
+    finite = jnp.all(jnp.isfinite(flat), axis=1, keepdims=True)
+    count = jnp.maximum(jnp.sum(finite) * flat.shape[1], 1)
+    return jnp.sqrt(jnp.sum(jnp.where(finite, flat, 0.0) ** 2) / count)
+
+
+def _check_times(process: Process, t0: float, t1: float) -> None:
+    """Raise ``ValueError`` unless both times have noise and the first is the smaller; traced times have no value to look at."""
+    if any(isinstance(t, jax.core.Tracer) for t in (t0, t1)):
+        return
+    process.check_times("log_likelihood.t_min", float(t0))
+    process.check_times("log_likelihood.t_max", float(t1))
+    if not float(t0) < float(t1):
+        raise ValueError(f"log_likelihood.t_min = {t0}: expected less than t_max = {t1}")
+    if not float(process.sigma(float(t0))) > 0:
+        raise ValueError(f"log_likelihood.t_min = {t0}: expected a time with noise, such as {process.t_min}")
+
+
+def _require_rows(good: np.ndarray, message: str, error: type[Exception]) -> None:
+    """Raise ``error`` with the numbers of the rows that are not ``good``, the first ten of them."""
+    bad = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))
+    if len(bad):
+        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise error(message.format(rows=rows, n=len(good)))
 
 
 def _per_example_dot(a: Array, b: Array) -> Array:

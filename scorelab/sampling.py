@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scorelab.grids import Grid
+from scorelab.grids import Grid, check_times
+from scorelab.models.guidance import check_labels
+from scorelab.models.per_sample import map_per_sample, per_sample_values
 from scorelab.processes.base import Process
 from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
@@ -88,7 +90,7 @@ def sample(
         start: the law at the first grid time; :class:`scorelab.starts.Prior` by default.
         cond: conditions with leading axis ``n``, or None.
         keep: ``"all"`` also returns the trajectory; ``"last"`` uses memory that does not grow with the steps.
-        ids: the samples' ids ``(n,)``; ``arange(n)`` by default.
+        ids: the samples' ids ``(n,)``, integers in [0, 2**31); ``arange(n)`` by default.
         chunk: samples computed at once, whatever ``n`` is (a smaller ``n`` is filled up); by default ``n`` or as
             many as make half a million elements.
         mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``.
@@ -100,7 +102,8 @@ def sample(
 
     Raises:
         NonFiniteSample: a state became NaN or infinite; the message names the step.
-        ValueError: an argument that does not fit the others, such as a start without signs for data of both signs.
+        ValueError: an argument that does not fit the others, such as a model of another process, a model whose prediction has
+            another shape than the samples, or a start without signs for data of both signs.
     """
     require_spec(sample, Process, process=process)
     require_spec(sample, Solver, solver=solver)
@@ -112,14 +115,19 @@ def sample(
     require_spec(sample, Start, start=start)
     if not is_model_pytree(model):
         model = jax.tree_util.Partial(model)
-    start, times = start.on_grid(process, grid.times(process), model, cond)
+    check_key("sample", key)
+    ids = check_ids(ids, n)
+    start, times = start.on_grid(process, check_times(grid, process, grid.times(process)), model, cond)
     rows = solver.table(process, times)
     step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
-    ids = np.arange(n, dtype=np.int32) if ids is None else jnp.asarray(ids)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):
-        start.check(int(np.max(ids)) + 1, event, process)
+        start.check(int(np.max(on_host(ids))) + 1, event, process)
+        start.suit("sample", process, float(times[0]), model)
     population = solver.population(n)
     check_leading(cond, n, population)
+    for name, value in per_sample_values(model).items():
+        check_leading(value, n, population, name)
+    check_labels(model, cond)
     size = _chunk_size(n, event, chunk, mesh, population)
     # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
     traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
@@ -128,15 +136,15 @@ def sample(
     for low in range(0, n, size):
         # The last chunk is filled up by repeating its last sample, so that every chunk has one shape.
         index = np.minimum(np.arange(low, low + size), n - 1)
-        part_ids, part_cond = ids[index], jax.tree.map(lambda c: jnp.asarray(c)[index], cond)
-        if mesh is not None:
-            spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-            part_ids, part_cond = jax.device_put((jnp.asarray(part_ids), part_cond), spread)
+        spread = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+        rows_of = lambda values: _take(values, index, spread)
+        part_ids, part_cond = rows_of(ids), jax.tree.map(rows_of, cond)
+        part_model = map_per_sample(lambda _, value: rows_of(value), model)
         # The mesh is known while tracing: populations that span it agree on their weights by it.
         spanning = mesh is not None and population > 1
         with jax.set_mesh(mesh) if spanning else nullcontext():
             part = _walk(
-                model, start, key, part_ids, part_cond, working_precision(rows), traced,
+                part_model, start, key, part_ids, part_cond, working_precision(rows), traced,
                 solver=fixed, process=process, event=event, keep=keep,
             )  # fmt: skip
         part["path"] = None if keep == "last" else part["path"][np.append(0, 1 + step_ends)]
@@ -158,7 +166,7 @@ def _walk(model, start, key, ids, cond, rows, traced=None, *, solver, process, e
     solver = traced if solver is None else solver
     state, log_weights = begin(solver, start, key, ids, cond, rows["t"][0], process=process, event=event)
     signs = start.signs(ids, event)
-    bound = BoundModel(model, cond)
+    bound = BoundModel(model, cond, process)
 
     def point(state):
         x = solver.decode(process, state[0], state[1])
@@ -243,16 +251,45 @@ def check_shape(shape) -> tuple[int, tuple[int, ...]]:
     return int(shape[0]), tuple(int(s) for s in shape[1:])
 
 
-def check_leading(cond: Pytree, n: int, population: int) -> None:
+def check_key(where: str, key: Key) -> None:
+    """Raise TypeError unless ``key`` is one PRNG key."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = not typed and getattr(key, "dtype", None) == np.uint32 and np.shape(key) == (2,)
+    if not raw and not (typed and key.shape == ()):
+        found = f"{key.dtype} of shape {key.shape}" if hasattr(key, "dtype") else repr(key)
+        raise TypeError(f"{where}.key is {found}: expected one PRNG key, such as jax.random.key(0)")
+
+
+def check_ids(ids: Array | None, n: int) -> Array:
+    """The samples' ids as int32 ``(n,)``; ValueError for what is not one integer in [0, 2**31) for each sample."""
+    if ids is None:
+        return np.arange(n, dtype=np.int32)
+    found = ids if isinstance(ids, jax.Array) else np.asarray(ids)
+    if found.shape != (n,) or not jnp.issubdtype(found.dtype, jnp.integer):
+        raise ValueError(f"sample.ids is {found.dtype} of shape {found.shape}: expected integers ({n},), one for each sample")
+    if not isinstance(found, jax.core.Tracer):
+        low, high = int(np.min(on_host(found))), int(np.max(on_host(found)))
+        if low < 0 or high >= 2**31:
+            raise ValueError(f"sample.ids has values {low} to {high}: expected integers in [0, {2**31 - 1}]")
+    return found.astype(np.int32)
+
+
+def _take(values: Array, index: np.ndarray, spread: NamedSharding | None) -> Array:
+    """The rows of one chunk, on its devices."""
+    rows = values[index] if isinstance(values, np.ndarray) else jnp.asarray(values)[index]
+    return rows if spread is None else jax.device_put(jnp.asarray(rows), spread)
+
+
+def check_leading(cond: Pytree, n: int, population: int, name: str = "cond", where: str = "sample") -> None:
     """Raise ValueError unless the conditions have one row for each sample, and one value in each population."""
     for leaf in jax.tree.leaves(cond):
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
-            raise ValueError(f"sample.cond has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
+            raise ValueError(f"{where}.{name} has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
         if population > 1 and n % population == 0 and not isinstance(leaf, jax.core.Tracer):
             # A particle that is copied takes its past along, and would meet another condition.
             rows = on_host(leaf).reshape(n // population, population, -1)
             if not np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape), equal_nan=rows.dtype.kind == "f"):
-                raise ValueError(f"sample.cond differs within populations of {population} samples: expected one condition for each")
+                raise ValueError(f"{where}.{name} differs within populations of {population} samples: expected one value for each")
 
 
 def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None, population: int) -> int:

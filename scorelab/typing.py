@@ -155,6 +155,12 @@ def require_spec(spec: object, kind: type | UnionType, **fields: Any) -> None:
             raise TypeError(f"{owner(spec)}.{name} = {value!r}: expected a {wanted}")
 
 
+def require_shape(what: str, value: Array, like: Array) -> None:
+    """Raise ``ValueError`` naming both shapes unless ``value`` is shaped like ``like``: other shapes would broadcast."""
+    if jnp.shape(value) != jnp.shape(like):
+        raise ValueError(f"{what} has shape {jnp.shape(value)} for y of shape {jnp.shape(like)}: expected the shape of y")
+
+
 def owner(spec: object) -> str:
     """How messages name what a field belongs to: the class of an object, the name of a function or a class, a string as it is."""
     return spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)

@@ -57,5 +57,5 @@ def test_the_largest_seed_is_no_other_one():
 
 def test_processes_that_differ_are_both_named():
     require_same_process("f", model=EDM, process=sl.processes.Gaussian(schedule=sl.schedules.EDM()))
-    with pytest.raises(ValueError, match=r"model has the process .*EDM.* and process has .*VPLinear"):
+    with pytest.raises(ValueError, match=r"f: model.process = .*EDM.* and process = .*VPLinear.*: expected the same process"):
         require_same_process("f", model=EDM, process=VP)

@@ -49,6 +49,10 @@ class Density(abc.ABC):
         """The Gaussian with the mean and the covariance of the law, None where they have no closed form here."""
         return None
 
+    def scale(self) -> tuple[float, float] | None:
+        """Root mean square of the mean and of the deviation, per element, on the host; None where that takes more than a look."""
+        return None
+
     def score(self, x: Array) -> Array:
         r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""
         return jax.grad(lambda z: jnp.sum(self.log_prob(z)))(x)

@@ -176,6 +176,13 @@ class Gaussian(Density):
         gain, tail_gain = (alpha * _ratio(w, alpha**2 * w + sigma**2) for w in (self.eigenvalues, self.tail))
         return self.mean + self._spectral(flat, inside, gain, tail_gain)
 
+    def scale(self):
+        """See :class:`Density`; from the mean and the eigenvalues."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+            return None
+        variance = np.sum(np.asarray(self.eigenvalues, np.float64)) + (self.size - len(self.eigenvalues)) * float(self.tail)
+        return float(np.sqrt(np.mean(np.asarray(self.mean, np.float64) ** 2))), math.sqrt(variance / self.size)
+
     def matched(self) -> Gaussian:
         """Itself."""
         return self

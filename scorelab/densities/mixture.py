@@ -155,6 +155,18 @@ class GaussianMixture(Density):
         gamma = self.noised(process, t).responsibilities(y)
         return self._average(gamma, jax.vmap(lambda g: g.denoise(process, y, t))(self.components))
 
+    def scale(self):
+        """See :class:`Density`; from the moments of the components."""
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+            return None
+        w, g = np.exp(np.asarray(self.log_weights, np.float64)), self.components
+        means = np.asarray(g.mean, np.float64).reshape(len(w), -1)
+        mean, size = w @ means, means.shape[1]
+        eigenvalues, tail = np.asarray(g.eigenvalues, np.float64), np.asarray(g.tail, np.float64)
+        inside = eigenvalues.sum(-1) + (size - eigenvalues.shape[-1]) * tail
+        variance = w @ (inside + np.sum((means - mean) ** 2, axis=1)) / size
+        return float(np.sqrt(np.mean(mean**2))), float(np.sqrt(variance))
+
     def matched(self) -> Gaussian:
         r"""The Gaussian with mean :math:`\sum_k w_k\mu_k` and covariance :math:`\sum_k w_k(\Sigma_k+\delta_k\delta_k^\top)`."""
         w, g = np.asarray(self.weights, np.float64), self.components

@@ -18,6 +18,7 @@ from scorelab.distill.nodes import euler_step, gather
 from scorelab.grids import Grid, Karras
 from scorelab.losses import Batch, LogNormalTimes, Times
 from scorelab.losses.denoising import mean_square, require_floating
+from scorelab.models.ask import ask
 from scorelab.processes.base import Perturbed, Process
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
@@ -94,8 +95,9 @@ class ConsistencyTraining:
         n = self._pair(key_pair, levels, len(x))
         near, far = gather(levels, n, x), gather(levels, n + 1, x)
         noised = self.process.perturb_with(jax.random.normal(key_noise, x.shape, x.dtype), x, far.t)
-        target = model(self.neighbour(noised, far, near, cond), near.t, cond).denoised
-        square = mean_square(model(noised.y, far.t, cond).denoised - jax.lax.stop_gradient(target))
+        target = ask(model, self.neighbour(noised, far, near, cond), near.t, cond, process=self.process).denoised
+        online = ask(model, noised.y, far.t, cond, process=self.process).denoised
+        square = mean_square(online - jax.lax.stop_gradient(target))
         # sqrt(e^2 + c^2) - c without its cancellation: e is far below c between neighbours.
         distance = square if self.huber is None else square / (jnp.sqrt(square + self.huber**2) + self.huber)
         if self.weighting == "inverse_step":
@@ -141,11 +143,11 @@ class ConsistencyDistillation(ConsistencyTraining):
 
     def neighbour(self, noised, far, near, cond):
         """The teacher's step."""
-        first = self.teacher(noised.y, far.t, cond)
+        first = ask(self.teacher, noised.y, far.t, cond, process=self.process)
         y = euler_step(first, near)
         if self.order == 1:
             return y
-        second = self.teacher(y, near.t, cond)
+        second = ask(self.teacher, y, near.t, cond, process=self.process)
         slope = self.levels.slope
         change = straight_velocity(second, slope) - straight_velocity(first, slope)
         return y + 0.5 * near.scale * (near.ratio - far.ratio) * change

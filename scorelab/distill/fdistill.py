@@ -20,6 +20,7 @@ from scorelab.distill.ratio import Discriminator, ExactRatio, UnitRatio
 from scorelab.distill.teachers import as_network
 from scorelab.distill.weights import DifferenceWeight, noise_weight
 from scorelab.losses.denoising import denoised_error, mean_square
+from scorelab.models.ask import ask
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Prediction
 from scorelab.typing import Array, partly_static, per_example, require_number, require_spec
@@ -112,8 +113,8 @@ class FDistill(Distillation):
     def _pull(self, scene: Scene) -> tuple[Array, Array, dict[str, Array]]:
         """``g``, the new means of the bins, and the values for the statistics; all constants of the gradient."""
         y0, noised = jax.lax.stop_gradient((scene.y0, scene.noised))
-        teacher = _wide(self.teacher(noised.y, scene.t, scene.cond))
-        fake = _wide(scene.fake(noised.y, scene.t, scene.cond))
+        teacher = _wide(ask(self.teacher, noised.y, scene.t, scene.cond, process=self.process))
+        fake = _wide(ask(scene.fake, noised.y, scene.t, scene.cond, process=self.process))
         l = scene.logit(noised.y)
         if self.normalisation is None:
             h, means, clipped = self.divergence.h(l), scene.means, jnp.zeros(l.shape, bool)

@@ -12,6 +12,7 @@ from scorelab.distill.nodes import euler_step, gather
 from scorelab.grids import Explicit, Grid
 from scorelab.losses import Batch, TruncatedSNR, Weighting
 from scorelab.losses.denoising import denoised_error, mean_square, require_floating, require_weighting
+from scorelab.models.ask import ask
 from scorelab.processes.base import Prediction, Process
 from scorelab.solvers.base import Nodes
 from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example, require_spec
@@ -87,7 +88,7 @@ class ProgressiveDistillation:
         step = jax.random.randint(key_step, (len(x),), 0, len(times) // 2)
         noised = self.process.perturb(key_noise, x, jnp.asarray(times, x.dtype)[2 * step])
         target = jax.lax.stop_gradient(self.target(noised.y, step, cond))
-        prediction = model(noised.y, noised.t, cond)
+        prediction = ask(model, noised.y, noised.t, cond, process=self.process)
         square = mean_square(denoised_error(prediction, target.denoised, target.eps))
         return self.weighting(self.process, noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - target.eps))}
 
@@ -100,8 +101,8 @@ class ProgressiveDistillation:
         """
         nodes = Nodes.at(self.process, self.grid.times(self.process))
         start, middle = gather(nodes, 2 * step, y), gather(nodes, 2 * step + 1, y)
-        one = self.teacher(y, start.t, cond)
-        two = self.teacher(euler_step(one, middle), middle.t, cond)
+        one = ask(self.teacher, y, start.t, cond, process=self.process)
+        two = ask(self.teacher, euler_step(one, middle), middle.t, cond, process=self.process)
         first_d, first_eps = (per_example(jnp.asarray(w, y.dtype)[step], y) for w in _first_weights(nodes))
         return Prediction(
             denoised=first_d * one.denoised + (1 - first_d) * two.denoised,

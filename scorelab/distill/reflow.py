@@ -12,6 +12,7 @@ import numpy as np
 from scorelab.distill.nodes import euler_step
 from scorelab.grids import Grid
 from scorelab.losses import DenoisingScoreMatching, FlowWeighting, Times, UniformTimes, Weighting
+from scorelab.models.ask import ask
 from scorelab.processes.base import Process
 from scorelab.sampling import check_leading, check_shape
 from scorelab.solvers.base import Nodes
@@ -89,15 +90,15 @@ def straightness(
     weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])
     ends = jax.tree.map(lambda column: jnp.asarray(column[1:], y.dtype), nodes)
     rows = (jnp.asarray(times[:-1], y.dtype), ends, jnp.asarray(weights, y.dtype), jnp.asarray(np.cumsum(weights), y.dtype))
-    return _velocity_variance(model, y, cond, rows, nodes.slope)
+    return _velocity_variance(model, y, cond, rows, nodes.slope, process)
 
 
-@functools.partial(jax.jit, static_argnames="slope")
-def _velocity_variance(model, y, cond, rows, slope):
+@functools.partial(jax.jit, static_argnames=("slope", "process"))
+def _velocity_variance(model, y, cond, rows, slope, process):
     def body(state, row):
         y, mean, spread = state
         t, to, weight, total = row
-        prediction = model(y, t, cond)
+        prediction = ask(model, y, t, cond, process=process)
         velocity = straight_velocity(prediction, slope)
         # The weighted variance as the walk goes: the difference of two sums would lose a small one.
         change = velocity - mean

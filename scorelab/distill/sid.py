@@ -11,6 +11,7 @@ from scorelab.distill.base import Distillation, Scene
 from scorelab.distill.ratio import UnitRatio
 from scorelab.distill.weights import DifferenceWeight, DMDWeight
 from scorelab.losses.denoising import denoised_error, mean_square
+from scorelab.models.ask import ask
 from scorelab.typing import partly_static, per_example, require_number
 
 
@@ -42,7 +43,7 @@ class SiD(Distillation):
     def student_loss(self, scene: Scene):
         """See the class."""
         y, t = scene.noised.y, scene.t
-        teacher, fake = self.teacher(y, t, scene.cond), scene.fake(y, t, scene.cond)
+        teacher, fake = (ask(model, y, t, scene.cond, process=self.process) for model in (self.teacher, scene.fake))
         gap = denoised_error(teacher, fake.denoised, fake.eps)
         error = denoised_error(teacher, scene.y0, scene.noised.eps)
         weight = self.weight(self.process, t, *jax.lax.stop_gradient((scene.y0, teacher.denoised)))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from scorelab.losses.times import LogNormalTimes, Times
 from scorelab.losses.weightings import EDMWeighting, Weighting
+from scorelab.models.ask import ask
 from scorelab.processes.base import Perturbed, Prediction, Process
 from scorelab.typing import Array, Key, Model, Pytree, per_example, require_int, require_number, require_spec
 
@@ -83,7 +84,7 @@ class DenoisingScoreMatching:
         key_times, key_noise, key_labels = jax.random.split(key, 3)
         t = self.times(key_times, self.process, x.shape[0])
         noised = self.noised(key_noise, batch, t)
-        prediction = model(noised.y, t, self._drop(key_labels, cond, x.shape[0]))
+        prediction = ask(model, noised.y, t, self._drop(key_labels, cond, x.shape[0]), process=self.process)
         square = mean_square(denoised_error(prediction, noised.y0, noised.eps))
         return self.weight(t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - noised.eps))}
 

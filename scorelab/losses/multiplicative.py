@@ -22,6 +22,7 @@ from scorelab.densities.base import Density
 from scorelab.losses.denoising import Batch, DenoisingScoreMatching, mean_square, require_floating, require_weighting
 from scorelab.losses.times import Times, UniformTimes
 from scorelab.losses.weightings import Weighting
+from scorelab.models.ask import ask
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Process
 from scorelab.processes.multiplicative import GeometricBrownianMotion
@@ -100,7 +101,7 @@ class MultiplicativeExplicitScoreMatching:
         key_times, key_noise, _ = jax.random.split(key, 3)
         t = self.times(key_times, self.process, x.shape[0])
         y = self.process.perturb(key_noise, x, t).y
-        error = model(y, t, batch.get("cond")).eps - ExactModel(self.law, self.process)(y, t).eps
+        error = ask(model, y, t, batch.get("cond"), process=self.process).eps - ExactModel(self.law, self.process)(y, t).eps
         return 0.5 * self.weighting(self.process, t) / self.process.sigma(t) ** 2 * mean_square(error), {}
 
 
@@ -151,7 +152,7 @@ class NonNegativeScoreMatching:
             y = self.process.perturb(key_noise, x, t).y
 
         def hyvarinen(y):
-            return model(y, t, batch.get("cond")).score - 1
+            return ask(model, y, t, batch.get("cond"), process=self.process).score - 1
 
         size = math.prod(y.shape[1:])
         if self.probes:

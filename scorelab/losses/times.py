@@ -131,7 +131,18 @@ class UniformLogSNRTimes(Times):
                 f"UniformLogSNRTimes on {process!r} ranges over log-SNR {low} to {high}: "
                 "expected finite, increasing ends; set log_snr_min and log_snr_max"
             )
+        self._check_range(process, low, high)
         return process.schedule.time(high - (high - low) * u)
+
+    def _check_range(self, process: Process, low: float, high: float) -> None:
+        # Beyond the range of the process all the mass would be clipped to its ends.
+        least, most = float(process.log_snr(process.t_max)), float(process.log_snr(process.t_min))
+        slack = 1e-6 * max(1.0, abs(most))
+        if low < least - slack or high > most + slack:
+            raise ValueError(
+                f"UniformLogSNRTimes has log_snr_min = {low} and log_snr_max = {high}: expected {least:.6g} to {most:.6g}, the "
+                f"range of {process!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

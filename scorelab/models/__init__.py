@@ -1,6 +1,7 @@
 """Models: what a network or an exact law believes about the clean data."""
 
 from scorelab.models import nets
+from scorelab.models.ask import ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned
@@ -11,5 +12,5 @@ from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, Tweedi
 __all__ = [
     "DPS", "SDA", "Autoguidance", "BoundDenoiser", "ClassifierFreeGuidance", "Conditioned", "Denoiser", "ExactModel",
     "FunctionModel", "Guided", "LinearMeasurement", "MeasurementGuided", "PiGDM", "RewardGradient", "TweedieCovariance",
-    "exact_posterior", "nets",
+    "ask", "exact_posterior", "nets",
 ]

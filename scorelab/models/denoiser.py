@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.processes.base import Prediction, Process
-from scorelab.typing import Array, Key, Pytree, per_example, require_choice, require_positive, require_spec
+from scorelab.processes.scale import warn_scale
+from scorelab.typing import Array, Key, Pytree, on_host, per_example, require_choice, require_positive, require_shape, require_spec
 
 
 class Coefficients(NamedTuple):
@@ -85,7 +86,8 @@ class Denoiser:
         predict: ``"eps"``, ``"x0"``, ``"v"`` (:math:`(\alpha\epsilon-\sigma y_0)/\sqrt{\alpha^2+\sigma^2}`),
             ``"flow"`` (:math:`\epsilon - y_0`), ``"edm"`` (Karras et al. 2022 preconditioning) or ``"consistency"``
             (arXiv 2303.01469: that of EDM, shifted so that :math:`D = \tilde y/\alpha` exactly at ``process.t_min``).
-        data_std: standard deviation of the encoded data, per element.
+        data_std: standard deviation of the encoded data, per element; a warning where the noise of the process is not large
+            against it.
     """
 
     net: Any
@@ -99,13 +101,20 @@ class Denoiser:
         require_positive(self, data_std=self.data_std)
         if not (callable(getattr(self.net, "init", None)) and callable(getattr(self.net, "apply", None))):
             raise TypeError(f"Denoiser.net = {self.net!r}: expected an object with init and apply, such as a Flax module")
+        warn_scale("Denoiser.data_std", self.process, self.process.t_max, std=self.data_std)
 
     def init(self, key: Key, x: Array, cond: Pytree = None, like: BoundDenoiser | None = None) -> Pytree:
-        """Fresh parameters for data shaped like ``x`` ``(batch, *event)``, or a copy of those of ``like``.
+        """Fresh parameters for data shaped like ``x``, or a copy of those of ``like``.
+
+        ``x`` is data ``(batch, *event)``, or the shape of one event as a tuple of integers, ``(28, 28, 1)``.
 
         ``ValueError`` where ``like`` has parameters of other names or shapes than this network.
         """
+        if isinstance(x, tuple) and all(isinstance(size, int) for size in x):
+            x = jnp.zeros((1, *x))
         x = jnp.asarray(x, jnp.float32)
+        if x.ndim < 2:
+            raise ValueError(f"Denoiser.init.x has shape {x.shape}: expected data (batch, *event), or one event's shape as a tuple")
 
         def fresh():
             return self.net.init(key, x[:1], jnp.zeros(1, x.dtype), jax.tree.map(lambda c: c[:1], cond))
@@ -121,6 +130,23 @@ class Denoiser:
         """The model with these parameters; a pytree whose leaves are the parameters."""
         return BoundDenoiser(params=params, denoiser=self)
 
+    def check_labels(self, cond: Pytree) -> None:
+        """Raise ``ValueError`` for labels outside ``0 .. num_classes`` of the network (the last is the null label).
+
+        Labels inside ``jit`` have no value to look at; those of the networks here become NaN where they are out of range.
+        """
+        classes = getattr(self.net, "num_classes", 0)
+        if not classes or isinstance(cond, jax.core.Tracer) or not hasattr(cond, "dtype") or cond.size == 0:
+            return
+        if not jnp.issubdtype(cond.dtype, jnp.integer):
+            raise ValueError(f"cond has dtype {cond.dtype}: expected integer labels 0 to {classes} of {type(self.net).__name__}")
+        labels = on_host(cond)
+        if labels.min() < 0 or labels.max() > classes:
+            raise ValueError(
+                f"cond has labels {labels.min()} to {labels.max()}: expected 0 to {classes - 1}, the classes of "
+                f"{type(self.net).__name__}(num_classes={classes}), or {classes} for none"
+            )
+
     def coefficients(self, t: Array) -> Coefficients:
         """The linear map of the chosen parameterisation at ``t``."""
         floor = float(self.process.noise_ratio(self.process.t_min))
@@ -128,9 +154,13 @@ class Denoiser:
 
     def network_output(self, params: Pytree, y: Array, t: Array, cond: Pytree = None, **options: Any) -> Array:
         """``F``, the raw output of the network on the preconditioned input; ``options`` go to the network."""
-        return self._apply(params, y, t, cond, **options).astype(y.dtype)
+        output = self._apply(params, y, t, cond, **options)
+        require_shape(f"the output of {type(self.net).__name__}", output, y)
+        return output.astype(y.dtype)
 
     def _apply(self, params: Pytree, y: Array, t: Array, cond: Pytree, **options: Any) -> Any:
+        self.process.check_times("Denoiser.t", t)
+        self.check_labels(cond)
         t = jnp.asarray(t, y.dtype)
         # While sampling, t is one number: networks that say so embed it once, which spares the MLP half its arithmetic.
         rows = (1,) if t.ndim == 0 and getattr(self.net, "shares_noise_level", False) else y.shape[:1]
@@ -160,6 +190,7 @@ class Denoiser:
 
     def prediction(self, output: Array, y: Array, t: Array) -> Prediction:
         """The network's output ``F`` as a prediction."""
+        require_shape("Denoiser.prediction.output", output, y)
         t = jnp.asarray(t, y.dtype)
         c = Coefficients(*(per_example(value, y) for value in self.coefficients(t)))
         centred = y - per_example(self.process.offset(t), y)

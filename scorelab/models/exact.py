@@ -32,6 +32,7 @@ class ExactModel:
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)``; ``cond`` is ignored."""
+        self.process.check_times("ExactModel.t", t)
         t = jnp.asarray(t, y.dtype)
         law = self.law.in_chart(self.process.chart)
 
@@ -45,8 +46,13 @@ class ExactModel:
             denoised, eps = jax.vmap(lambda y, t: jax.tree.map(lambda a: a[0], one_time(y[None], t)))(y, t)
         return Prediction(denoised=denoised, eps=eps, t=t, process=self.process)
 
+    def scale(self) -> tuple[float, float] | None:
+        """Root mean square of the mean and of the deviation of the law in the chart, per element, where they are at hand."""
+        return self.law.in_chart(self.process.chart).scale()
+
     def log_prob(self, y: Array, t: Array | float) -> Array:
         r""":math:`\log p_t(y)` in the chart at one time ``t``, ``(batch,)``."""
+        self.process.check_times("ExactModel.log_prob.t", t)
         return self.law.in_chart(self.process.chart).noised(self.process, jnp.asarray(t, y.dtype)).log_prob(y)
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scorelab.processes.base import Prediction
+from scorelab.models.ask import ask
+from scorelab.models.denoiser import BoundDenoiser
+from scorelab.models.per_sample import PER_SAMPLE
+from scorelab.processes.base import Prediction, require_same_process
 from scorelab.typing import Array, Model, Pytree, per_example
 
 
@@ -28,14 +31,14 @@ class ClassifierFreeGuidance:
     """
 
     model: Model
-    scale: Array | float = 1.0
+    scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
     unconditional: Any = None
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
-        conditional = self.model(y, t, cond)
-        free = (self.unconditional or self.model)(y, t, None)
+        conditional = ask(self.model, y, t, cond)
+        free = ask(self.model if self.unconditional is None else self.unconditional, y, t)
         return extrapolate(free, conditional, scale_in_interval(conditional, self.scale, self.interval))
 
 
@@ -53,13 +56,13 @@ class Autoguidance:
 
     model: Model
     weak: Model
-    scale: Array | float = 1.0
+    scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
-        strong = self.model(y, t, cond)
-        return extrapolate(self.weak(y, t, cond), strong, scale_in_interval(strong, self.scale, self.interval))
+        strong = ask(self.model, y, t, cond)
+        return extrapolate(ask(self.weak, y, t, cond), strong, scale_in_interval(strong, self.scale, self.interval))
 
 
 @jax.tree_util.register_dataclass
@@ -70,10 +73,20 @@ class Conditioned:
     model: Model
     cond: Pytree = field(default=None)
 
+    def __post_init__(self):
+        check_labels(self.model, self.cond)
+
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` under the stored condition, repeated over the batch."""
         repeated = jax.tree.map(lambda c: jnp.broadcast_to(c, (y.shape[0], *jnp.shape(c))), self.cond)
-        return self.model(y, t, repeated)
+        return ask(self.model, y, t, repeated)
+
+
+def check_labels(model: Model, cond: Pytree) -> None:
+    """Raise ``ValueError`` where labels ``cond`` are no classes of a network inside ``model``; not possible for traced labels."""
+    for inner in jax.tree.leaves(model, is_leaf=lambda m: isinstance(m, BoundDenoiser | Conditioned)):
+        if isinstance(inner, BoundDenoiser):
+            inner.denoiser.check_labels(cond)
 
 
 def scale_in_interval(prediction: Prediction, scale: Array | float, interval: tuple) -> Array:
@@ -85,6 +98,7 @@ def scale_in_interval(prediction: Prediction, scale: Array | float, interval: tu
 
 def extrapolate(weak: Prediction, strong: Prediction, scale: Array) -> Prediction:
     """``weak + scale (strong - weak)`` in every form of the prediction at once (they are affine in each other)."""
+    require_same_process("guidance", strong=strong.process, weak=weak.process)
     w = per_example(scale, strong.denoised).astype(strong.denoised.dtype)
     return Prediction(
         denoised=weak.denoised + w * (strong.denoised - weak.denoised),

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
+from scorelab.models.ask import ask
+from scorelab.models.per_sample import PER_SAMPLE
 from scorelab.processes.base import Prediction
 from scorelab.typing import Array, Model, Pytree, partly_static, per_example, require_choice
 
@@ -65,7 +67,7 @@ class RewardGradient(Guided):
     """
 
     reward: Callable[..., Array]
-    scale: Array | float = 1.0
+    scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
     with_cond: bool = False
 
     def __post_init__(self):
@@ -75,7 +77,7 @@ class RewardGradient(Guided):
         """See the class."""
 
         def total(y):
-            prediction = self.model(y, t, cond)
+            prediction = ask(self.model, y, t, cond)
             x = prediction.process.decode(prediction.denoised)
             rewards = self.reward(x, cond) if self.with_cond else self.reward(x)
             if jnp.shape(rewards) != y.shape[:1]:

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab.grids import Grid
+from scorelab.models.ask import ask
 from scorelab.models.guided import Guided, tweedie_factor
 from scorelab.models.measurement import LinearMeasurement, product
+from scorelab.models.per_sample import PER_SAMPLE
 from scorelab.processes.base import Prediction
 from scorelab.typing import Array, partly_static, require_spec
 
@@ -45,7 +47,7 @@ class MeasurementGuided(Guided):
         """See :class:`Guided`; the backward passes share one forward pass."""
 
         def denoise(y):
-            prediction = self.model(y, t, cond)
+            prediction = ask(self.model, y, t, cond)
             return prediction.denoised, prediction
 
         denoised, vjp, prior = jax.vjp(denoise, y, has_aux=True)
@@ -75,13 +77,13 @@ class DPS(MeasurementGuided):
         model: the prior.
         measurement: what was measured; its ``std`` is not used.
         grid: the grid that is sampled on (static); a time between its times counts as the nearest one.
-        zeta: step size; a leaf.
+        zeta: step size, a scalar or ``(batch,)``; a leaf.
 
     Source: Chung et al., "Diffusion posterior sampling for general noisy inverse problems", 2022, arXiv 2209.14687, algorithm 1.
     """
 
     grid: Grid
-    zeta: Array | float = 1.0
+    zeta: Array | float = field(default=1.0, metadata=PER_SAMPLE)
 
     def __post_init__(self):
         require_spec(self, Grid, grid=self.grid)
@@ -109,12 +111,12 @@ class SDA(MeasurementGuided):
     Attributes:
         model: the prior.
         measurement: what was measured.
-        gamma: the multiple, at least 0; a leaf.
+        gamma: the multiple, at least 0, a scalar or ``(batch,)``; a leaf.
 
     Source: Rozet and Louppe, "Score-based data assimilation", 2023, arXiv 2306.10574, equation 14.
     """
 
-    gamma: Array | float = 1.0
+    gamma: Array | float = field(default=1.0, metadata=PER_SAMPLE)
 
     def weigh(self, residual, prior, transpose):
         """See the class."""
@@ -134,12 +136,12 @@ class PiGDM(MeasurementGuided):
     Attributes:
         model: the prior.
         measurement: what was measured.
-        prior_std: ``s``, in the units of the chart, above 0; a leaf.
+        prior_std: ``s``, in the units of the chart, above 0, a scalar or ``(batch,)``; a leaf.
 
     Source: Song et al., "Pseudoinverse-guided diffusion models for inverse problems", ICLR 2023.
     """
 
-    prior_std: Array | float = 1.0
+    prior_std: Array | float = field(default=1.0, metadata=PER_SAMPLE)
 
     def weigh(self, residual, prior, transpose):
         """See the class."""

@@ -23,7 +23,7 @@ import numpy as np
 
 from scorelab.processes.charts import Chart, Identity
 from scorelab.schedules import Schedule, namespace
-from scorelab.typing import Array, Key, per_example
+from scorelab.typing import Array, Key, per_example, require_shape
 
 
 class Perturbed(NamedTuple):
@@ -142,6 +142,19 @@ class Process(abc.ABC):
         """The largest time that is trained and sampled."""
         return self.schedule.t_max
 
+    def check_times(self, where: str, t: Array | float) -> None:
+        """Raise ``ValueError`` for host times at which the schedule is not defined; times inside ``jit`` have no value to see."""
+        if isinstance(t, jax.Array):
+            return
+        times = np.asarray(t, np.float64)
+        low, high = self.schedule.clean_time, self.schedule.t_end
+        wrong = ~((times >= low) & (times <= high)) | (times == np.inf)
+        if np.any(wrong):
+            raise ValueError(
+                f"{where} = {float(times[wrong].flat[0]):.6g}: expected times from {low:.6g} to {high:.6g}, the domain of "
+                f"{self.schedule!r}"
+            )
+
     # The chart --------------------------------------------------------------------------------------------------
     def encode(self, x: Array) -> Array:
         """``y = chart(x)``."""
@@ -169,6 +182,7 @@ class Process(abc.ABC):
 
     def perturb_latent(self, eps: Array, y0: Array, t: Array | float) -> Perturbed:
         """:meth:`perturb_with` from a clean point ``y0`` of the chart."""
+        self.check_times("perturb.t", t)
         t = jnp.asarray(t, y0.dtype)
         alpha, sigma, offset = (per_example(f(t), y0) for f in (self.alpha, self.sigma, self.offset))
         return Perturbed(alpha * y0 + offset + sigma * eps, eps, y0, t)
@@ -195,7 +209,8 @@ class Process(abc.ABC):
                   \hat\epsilon = -\sigma\,\mathrm{score},\quad
                   D = \frac{\dot\sigma (y-b) - \sigma(v-\dot b)}{\alpha\dot\sigma - \sigma\dot\alpha}.
 
-        ``score`` is that of the chart, ``stein`` that of data space, :math:`\nabla_x\log p_t(x)`.
+        ``score`` is that of the chart, ``stein`` that of data space, :math:`\nabla_x\log p_t(x)`. Every form is cast to the dtype
+        of ``y``; ValueError for another shape than that of ``y``.
         """
         forms = dict(denoised=denoised, eps=eps, score=score, velocity=velocity, stein=stein)
         given = [n for n, v in forms.items() if v is not None]
@@ -203,6 +218,10 @@ class Process(abc.ABC):
             raise ValueError(
                 f"predict was given {given or 'nothing'}: expected one of {', '.join(forms)} (or denoised and eps)"
             )
+        self.check_times("predict.t", t)
+        for name in given:
+            require_shape(f"predict.{name}", forms[name], y)
+        denoised, eps, score, velocity, stein = (None if v is None else jnp.asarray(v).astype(y.dtype) for v in forms.values())
         t = jnp.asarray(t, y.dtype)
         alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
         centred = y - offset
@@ -273,7 +292,8 @@ def require_same_process(where: str, **processes: Process) -> None:
     (first, process), *others = processes.items()
     for name, other in others:
         if other != process:
-            raise ValueError(f"{where}: {first} has the process {process!r} and {name} has {other!r}: expected the same process")
+            one, two = (which if which == "process" else f"{which}.process" for which in (first, name))
+            raise ValueError(f"{where}: {one} = {process!r} and {two} = {other!r}: expected the same process")
 
 
 def _floating(t: Array | float) -> Array:

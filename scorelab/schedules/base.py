@@ -100,6 +100,11 @@ class Schedule(abc.ABC):
         """The time at which sigma is zero; ``-inf`` where no finite time has that."""
         return float(self.time(np.float64(np.inf)))
 
+    @property
+    def t_end(self) -> float:
+        """The largest time at which the formulas hold; ``t_max`` unless a schedule says that they go on."""
+        return self.t_max
+
 
 def require_time_range(schedule) -> None:
     """Raise ``ValueError`` unless ``0 <= t_min < t_max`` are finite numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,6 +41,11 @@ class GBMClock(Schedule):
         if not np.all(np.isfinite(values) & (values > 0)):
             worst = float(np.min(values))
             raise ValueError(f"GBMClock.volatility = {self.volatility!r} is {worst:.4g} somewhere: expected numbers above 0")
+
+    @property
+    def t_end(self):
+        """None where the volatility is a number; a function is looked at up to ``t_max``."""
+        return self.t_max if callable(self.volatility) else math.inf
 
     def variance(self, t: Array | float) -> Array:
         r""":math:`v(t) = \sigma_t^2`."""

@@ -25,6 +25,11 @@ class RectifiedFlow(Schedule):
         if self.t_max > 1:
             raise ValueError(f"RectifiedFlow.t_max = {self.t_max!r}: expected at most 1")
 
+    @property
+    def t_end(self):
+        """One, where alpha is zero."""
+        return 1.0
+
     def alpha(self, t):
         """See the class."""
         return 1 - t

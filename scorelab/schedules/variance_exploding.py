@@ -31,6 +31,11 @@ class VE(Schedule):
             raise ValueError(f"VE.sigma_max = {self.sigma_max!r}: expected more than sigma_min = {self.sigma_min!r}")
 
     @property
+    def t_end(self):
+        """None: the noise grows on."""
+        return math.inf
+
+    @property
     def _log_range(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
 
@@ -94,6 +99,11 @@ class EDM(Schedule):
     def t_max(self) -> float:
         """``sigma_max``."""
         return self.sigma_max
+
+    @property
+    def t_end(self):
+        """None: the noise grows on."""
+        return math.inf
 
     def log_alpha(self, t):
         """Zero."""

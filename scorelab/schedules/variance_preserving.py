@@ -28,6 +28,11 @@ class VPLinear(Schedule):
         require_positive(self, beta_min=self.beta_min, beta_max=self.beta_max, t_max=self.t_max)
         require_time_range(self)
 
+    @property
+    def t_end(self):
+        """One, where the linear rate ends, or a ``t_max`` beyond it."""
+        return max(1.0, self.t_max)
+
     def log_alpha(self, t):
         """See the class."""
         return -0.25 * t * (2 * self.beta_min + t * (self.beta_max - self.beta_min))
@@ -82,6 +87,11 @@ class VPCosine(Schedule):
         require_time_range(self)
         if self.t_max >= 1:
             raise ValueError(f"VPCosine.t_max = {self.t_max!r}: expected a number below 1, where alpha is zero")
+
+    @property
+    def t_end(self):
+        """The last number below one, where alpha is zero."""
+        return math.nextafter(1.0, 0.0)
 
     def alpha(self, t):
         """See the class; the sine of the complement is accurate where the cosine cancels."""

@@ -15,28 +15,39 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from scorelab.models.ask import ask, model_name
 from scorelab.models.guided import Guided
 from scorelab.processes.base import Prediction, Process
-from scorelab.typing import Array, Key, Model, Pytree
+from scorelab.typing import Array, Key, Model, Pytree, require_shape
 
 Rows = dict[str, np.ndarray]
 
 
 class BoundModel(NamedTuple):
-    """What a step calls: a model under its conditions, ``(y, t) -> Prediction``."""
+    """What a step calls: a model under its conditions and the process that is sampled, ``(y, t) -> Prediction``."""
 
     model: Model
     cond: Pytree
+    process: Process
 
     def __call__(self, y: Array, t: Array) -> Prediction:
-        """Predict for ``y`` of shape ``(batch, *event)``."""
-        return self.model(y, t, self.cond)
+        """Predict for ``y`` of shape ``(batch, *event)``; see :func:`scorelab.models.ask`."""
+        return ask(self.model, y, t, self.cond, process=self.process)
 
     def pull(self, y: Array, t: Array) -> tuple[Prediction, Array | None]:
         """The prediction, and what a guided model would add to its score, kept apart; None for another model."""
-        if isinstance(self.model, Guided):
-            return self.model.pull(y, t, self.cond)
-        return self(y, t), None
+        if not isinstance(self.model, Guided):
+            return self(y, t), None
+        gradient = None
+
+        def base(y, t, cond):
+            nonlocal gradient
+            prediction, gradient = self.model.pull(y, t, cond)
+            return prediction
+
+        prediction = ask(base, y, t, self.cond, process=self.process)
+        require_shape(f"{model_name(self.model)}: the pull", gradient, y)
+        return prediction, gradient.astype(y.dtype)
 
 
 class Step(NamedTuple):

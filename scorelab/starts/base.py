@@ -49,6 +49,10 @@ class Start(abc.ABC):
         """
         return self, times
 
+    def suit(self, where: str, process: Process, t: float, model: Model) -> None:
+        """Warn where the start is known not to be the law of what ``model`` noises to the host time ``t``."""
+        return None
+
     @abc.abstractmethod
     def draw(self, keys: Key, ids: Array, process: Process, t: Array, event: tuple[int, ...]) -> Array:
         """One point of the chart per key, ``(batch, *event)``, at the first grid time ``t``."""

@@ -84,5 +84,5 @@ class Fixed(Start):
         return jnp.asarray(self.points, t.dtype)[ids]
 
     def log_prob(self, y, process, t):
-        """Zero: given points have no law."""
-        return jnp.zeros(len(y), y.dtype)
+        """ValueError: given points have no law."""
+        raise ValueError("Fixed.log_prob: given points have no density; expected a start that is a law, such as Prior()")

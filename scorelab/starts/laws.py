@@ -11,7 +11,9 @@ import numpy as np
 
 from scorelab.densities import Gaussian
 from scorelab.densities.base import Density
+from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Process
+from scorelab.processes.scale import warn_scale
 from scorelab.starts.base import Start, require_rows
 from scorelab.typing import Array, per_example_normal, require_spec
 
@@ -20,6 +22,11 @@ from scorelab.typing import Array, per_example_normal, require_spec
 @dataclass(frozen=True)
 class Prior(Start):
     r""":math:`N(b_t, \sigma_t^2 I)`: the noise of the process at the first grid time, not a standard normal."""
+
+    def suit(self, where, process, t, model):
+        """A warning where the data of an exact model are not small against the noise."""
+        if isinstance(model, ExactModel) and (scale := model.scale()) is not None:
+            warn_scale(where, process, t, mean=scale[0], std=scale[1])
 
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""

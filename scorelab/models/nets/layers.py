@@ -162,6 +162,8 @@ class Embedding(nn.Module):
             raise ValueError(
                 f"cond has dtype {cond.dtype}: accepted are integer labels 0..{self.num_classes}"
             )
+        # A label that is no class reads a row beyond the table, which is NaN: -4 would be the fourth row from its end.
+        cond = jnp.where((cond < 0) | (cond > self.num_classes), self.num_classes + 1, cond)
         if batch == 1 and cond.ndim == 1:  # one noise level for a batch of labels
             return cond
         if cond.shape not in ((), (batch,)):

@@ -1,0 +1,50 @@
+"""Numbers that a model holds for each sample, such as guidance scales ``(n,)``: sampling in chunks takes their rows along."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from scorelab.typing import Array, Pytree
+
+# Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE).
+PER_SAMPLE = {"per_sample": True}
+
+
+def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
+    """The model with ``fn(name, value)`` in the place of every per-sample value; models inside models are searched.
+
+    A value that is a scalar is the same for all samples and stays. The model itself comes back where nothing has changed.
+    """
+    if not dataclasses.is_dataclass(model) or isinstance(model, type):
+        return model
+    changed = {}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.metadata.get("static"):
+            continue
+        if field.metadata.get("per_sample"):
+            new = fn(f"{type(model).__name__}.{field.name}", value) if jnp.ndim(value) else value
+        elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
+            parts = [map_per_sample(fn, v) for v in value]
+            new = value if all(a is b for a, b in zip(parts, value, strict=True)) else tuple(parts)
+        else:
+            new = map_per_sample(fn, value)
+        if new is not value:
+            changed[field.name] = new
+    return dataclasses.replace(model, **changed) if changed else model
+
+
+def per_sample_values(model: Pytree) -> dict[str, Array]:
+    """The per-sample values of a model by name."""
+    found = {}
+
+    def note(name, value):
+        found[name] = value
+        return value
+
+    map_per_sample(note, model)
+    return found

@@ -1,0 +1,281 @@
+"""What meets is compared: processes, shapes, dtypes, ids, labels and times; a wrong one is refused where it enters."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import scorelab as sl
+from scorelab.models import Denoiser, ExactModel, FunctionModel, ask, nets
+from scorelab.processes import ScaleWarning
+
+LAW = sl.densities.Gaussian(np.zeros(2), 1.0)
+EDM = sl.processes.Gaussian(schedule=sl.schedules.EDM(sigma_max=20.0))
+VP = sl.processes.Gaussian(schedule=sl.schedules.VPLinear())
+FLOW = sl.processes.Gaussian(schedule=sl.schedules.RectifiedFlow())
+COSINE = sl.processes.Gaussian(schedule=sl.schedules.VPCosine())
+VE = sl.processes.Gaussian(schedule=sl.schedules.VE())
+MODEL, OTHER = ExactModel(LAW, EDM), ExactModel(LAW, VP)
+KEY = jax.random.key(0)
+Y = jnp.ones((4, 2))
+NET = Denoiser(net=nets.MLP(width=8, depth=1, embed=8, num_classes=5), process=EDM)
+PARAMS = NET.init(KEY, (2,), jnp.zeros(1, jnp.int32))
+
+
+def sample(model, process=EDM, **options):
+    options = dict(solver=sl.solvers.DDIM(), grid=sl.grids.Karras(3), key=KEY, shape=(4, 2)) | options
+    return sl.sample(model, process, **options)
+
+
+def returns(shape, dtype=jnp.float32):
+    return FunctionModel(fn=lambda y, t, cond: jnp.zeros(shape, dtype), process=EDM)
+
+
+# Processes ------------------------------------------------------------------------------------------------------------
+def score_loss(model):
+    return sl.losses.DenoisingScoreMatching(EDM)(KEY, model, {"x": Y})
+
+
+@pytest.mark.parametrize(
+    "meet",
+    [
+        lambda: sample(OTHER),
+        lambda: sl.likelihood.log_likelihood(OTHER, EDM, np.ones((4, 2))),
+        lambda: score_loss(OTHER),
+        lambda: sl.models.ClassifierFreeGuidance(model=MODEL, unconditional=OTHER)(Y, 1.0),
+        lambda: sl.models.Autoguidance(model=MODEL, weak=OTHER)(Y, 1.0),
+        lambda: sl.distill.ConsistencyDistillation(EDM, grid=sl.grids.Karras(4, clean=False), teacher=OTHER)(KEY, MODEL, {"x": Y}),
+        lambda: sl.distill.straightness(OTHER, EDM, grid=sl.grids.Karras(3), key=KEY, shape=(4, 2)),
+        lambda: sl.training.ScoreLearner(NET, sl.losses.DenoisingScoreMatching(VP), optax.sgd(0.1)),
+    ],
+    ids=["sample", "likelihood", "loss", "guidance", "autoguidance", "distillation", "straightness", "learner"],
+)
+def test_two_processes_that_meet_are_both_named(meet):
+    with pytest.raises(ValueError, match=r"EDM\(.*VPLinear\(|VPLinear\(.*EDM\("):
+        meet()
+
+
+# Shapes ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(4, 1), (4,), (1, 2), (), (2, 4), (4, 2, 1)])
+def test_a_prediction_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"has shape \(.*\) for y of shape \(4, 2\)"):
+        sample(returns(shape))
+    with pytest.raises(ValueError, match=r"for y of shape \(4, 2\)"):
+        score_loss(returns(shape))
+    with pytest.raises(ValueError, match=r"for y of shape \(4, 2\)"):
+        sl.models.ClassifierFreeGuidance(model=returns(shape), scale=2.0)(Y, 1.0)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,), ()])
+def test_a_bare_model_of_another_shape_is_refused(shape):
+    def bare(y, t, cond):
+        zeros = jnp.zeros(shape)
+        return sl.processes.Prediction(denoised=zeros, eps=zeros, t=t, process=EDM)
+
+    with pytest.raises(ValueError, match=r"bare: denoised has shape .* for y of shape \(4, 2\)"):
+        sample(bare)
+    with pytest.raises(TypeError, match="returned an array: expected a Prediction"):
+        sample(lambda y, t, cond: y)
+
+
+def test_a_network_of_another_shape_neither_trains_nor_samples():
+    class Narrow:
+        def init(self, key, x, c_noise, cond):
+            return {"w": jnp.ones(())}
+
+        def apply(self, params, x, c_noise, cond):
+            return params["w"] * x[:, :1]
+
+    narrow = Denoiser(net=Narrow(), process=EDM)
+    learner = sl.training.ScoreLearner(narrow, sl.losses.DenoisingScoreMatching(EDM), optax.sgd(0.1))
+    with pytest.raises(ValueError, match=r"the output of Narrow has shape \(4, 1\) for y of shape \(4, 2\)"):
+        sl.training.fit(learner, sl.data.Batches({"x": np.ones((4, 2), np.float32)}, 4), steps=1, key=KEY)
+    with pytest.raises(ValueError, match="the output of Narrow"):
+        sample(narrow.bind({"w": jnp.ones(())}))
+
+
+# Dtypes ---------------------------------------------------------------------------------------------------------------
+SOLVERS = [
+    sl.solvers.Heun(), sl.solvers.DPMSolverPP(order=3), sl.solvers.DEIS(order=3), sl.solvers.UniPC(),
+    sl.solvers.DPMSolverPP(order=2, eta=1.0), sl.solvers.EulerMaruyama(),
+]  # fmt: skip
+
+
+def low(y, t, cond):
+    return (y / (1 + t**2)).astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{type(s).__name__}-{getattr(s, 'order', '')}")
+def test_a_model_in_bfloat16_is_cast_to_the_working_precision(solver):
+    walk = lambda: jax.eval_shape(lambda key: sample(FunctionModel(fn=low, process=EDM), solver=solver, key=key).x, KEY)
+    assert walk().dtype == jnp.float32
+    with jax.enable_x64(True):
+        assert walk().dtype == jnp.float64
+
+
+def test_every_form_of_a_prediction_has_the_dtype_of_y():
+    answer = ask(FunctionModel(fn=low, process=EDM), Y, jnp.float32(1.0))
+    assert answer.denoised.dtype == answer.eps.dtype == answer.score.dtype == answer.velocity.dtype == jnp.float32
+    np.testing.assert_array_equal(answer.denoised, 0.5)  # exact in bfloat16
+
+
+# Ids, keys, labels, scales ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "ids", [[0, 1, 2], [0.0, 1.0, 2.0, 3.0], [-1, 0, 1, 2], [2**40, 2**40 + 1, 0, 1], [2**31, 0, 1, 2], [True] * 4, [[0, 1, 2, 3]]]
+)
+def test_ids_that_would_be_other_ids_are_refused(ids):
+    with pytest.raises(ValueError, match=r"sample\.ids .*: expected integers"):
+        sample(MODEL, ids=np.asarray(ids))
+
+
+@pytest.mark.parametrize("key", [0, None, np.zeros(3, np.uint32), jax.random.split(KEY)])
+def test_what_is_no_key(key):
+    with pytest.raises(TypeError, match=r"sample\.key is .*expected one PRNG key"):
+        sample(MODEL, key=key)
+
+
+@pytest.mark.parametrize("cond", [[0, 1, 2, 9], [0, 1, 2, -4], [0, 1, 2, 6]])
+def test_labels_that_are_no_classes(cond):
+    network = NET.bind(PARAMS)
+    for use in (
+        lambda: sample(network, cond=np.asarray(cond)),
+        lambda: network(Y, 1.0, np.asarray(cond)),
+        lambda: sample(sl.models.ClassifierFreeGuidance(model=network, scale=2.0), cond=np.asarray(cond)),
+        lambda: sl.models.Conditioned(model=network, cond=np.asarray(cond[-1])),
+        lambda: sl.likelihood.log_likelihood(network, EDM, np.ones((4, 2)), cond=np.asarray(cond)),
+    ):
+        with pytest.raises(ValueError, match=r"cond has labels .*: expected 0 to 4, the classes of MLP\(num_classes=5\), or 5 for none"):
+            use()
+
+
+def test_a_traced_label_that_is_no_class_is_not_a_number():
+    free = nets.MLP(width=8, depth=1, embed=8, num_classes=5, zero_init=False)
+    network = Denoiser(net=free, process=EDM).bind(free.init(KEY, Y, jnp.zeros(4), jnp.zeros(4, jnp.int32)))
+    found = jax.jit(lambda cond: network(Y, 1.0, cond).denoised)(jnp.array([0, 5, 6, -4]))
+    np.testing.assert_array_equal(np.isnan(found).all(1), [False, False, True, True])
+
+
+def test_scales_of_each_sample_go_with_the_chunks():
+    weak = FunctionModel(fn=lambda y, t, cond: jnp.zeros_like(y), process=EDM)
+    scale = np.array([0.0, 1.0, 2.0, 3.0, 4.0], np.float32)
+    for guided in (
+        sl.models.Autoguidance(model=MODEL, weak=weak, scale=scale),
+        sl.models.RewardGradient(model=MODEL, reward=linear, scale=scale),
+    ):
+        whole = sample(guided, shape=(5, 2)).x
+        np.testing.assert_allclose(sample(guided, shape=(5, 2), chunk=2).x, whole, rtol=1e-6)
+        with pytest.raises(ValueError, match=rf"sample\.{type(guided).__name__}\.scale has a leaf of shape \(5,\)"):
+            sample(guided)
+
+
+def linear(x):
+    return x[:, 0]
+
+
+# Times ----------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("process", "grid"),
+    [
+        (VP, sl.grids.Uniform(20, t_max=1000.0)),
+        (FLOW, sl.grids.Uniform(20, t_max=2.0)),
+        (COSINE, sl.grids.Uniform(20, t_max=1.5)),
+        (COSINE, sl.grids.Quadratic(20, t_max=1.0)),
+        (EDM, sl.grids.Explicit((np.inf, 1.0, 0.0))),
+        (EDM, sl.grids.Explicit((1.0, -1.0))),
+        (VE, sl.grids.Uniform(5, t_max=100.0)),
+        (EDM, sl.grids.Karras(5, t_max=1e39)),
+    ],
+    ids=str,
+)
+def test_times_outside_the_domain_of_the_schedule(process, grid):
+    with pytest.raises(ValueError, match=r"expected (times from|noise levels)|infinite noise level"):
+        grid.times(process)
+
+
+def test_a_grid_of_ones_own_is_looked_at():
+    class Backwards(sl.grids.Grid):
+        def times(self, process):
+            return np.array([0.0, 1.0])
+
+    with pytest.raises(ValueError, match=r"Backwards\.times = .*strictly decreasing"):
+        sample(MODEL, grid=Backwards())
+
+
+@pytest.mark.parametrize("t", [-1.0, 2.0, np.nan, np.array([0.5, 3.0])])
+def test_host_times_are_looked_at_wherever_they_enter(t):
+    law = ExactModel(LAW, FLOW)
+    for use in (
+        lambda: FLOW.perturb(KEY, np.ones((2, 2), np.float32), t),
+        lambda: law(Y[:2], t),
+        lambda: FunctionModel(fn=lambda y, t, cond: y, process=FLOW)(Y[:2], t),
+    ):
+        with pytest.raises(ValueError, match=r"\.t = .*: expected times from 0 to 1, the domain of RectifiedFlow"):
+            use()
+
+
+# Likelihood -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(t_min=3.0, t_max=1.0), r"t_min = 3\.0: expected less than t_max = 1\.0"),
+        (dict(t_min=0.0), "t_min = 0.0: expected a time with noise"),
+        (dict(t_max=-1.0), "expected times from 0 to inf"),
+        (dict(x=np.array([[0.0, 1.0], [np.nan, 1.0], [1.0, np.inf]])), "rows that are not finite: 1, 2 of 3"),
+        (dict(x=np.zeros((0, 2))), r"shape \(0, 2\): expected \(n, \*event\) with at least one row"),
+        (dict(x=np.zeros(2)), r"expected \(n, \*event\)"),
+        (dict(cond=np.zeros(3)), "expected a leading axis of 2"),
+        (dict(start=sl.starts.Fixed(np.zeros((2, 2)))), "given points have no density"),
+    ],
+)
+def test_what_has_no_likelihood(options, message):
+    with pytest.raises(ValueError, match=message):
+        sl.likelihood.log_likelihood(MODEL, EDM, **(dict(x=np.zeros((2, 2))) | options))
+
+
+def test_a_row_whose_flow_breaks_is_named():
+    broken = FunctionModel(fn=lambda y, t, cond: jnp.where(y[:, :1] > 90, jnp.nan, y / (1 + t**2)), process=EDM)
+    with pytest.raises(FloatingPointError, match=r"not finite on the way of the rows 1 of 3"):
+        sl.likelihood.log_likelihood(broken, EDM, np.array([[0.0, 1.0], [89.0, 0.0], [0.5, 0.5]]))
+
+
+# The scale of the data --------------------------------------------------------------------------------------------------
+def test_a_walk_from_noise_that_is_not_large_against_the_data_warns_with_both_numbers():
+    law = sl.densities.Gaussian(np.full(2, 50.0), 1e4)
+    edm = sl.processes.Gaussian(schedule=sl.schedules.EDM())
+    with pytest.warns(ScaleWarning, match="mean 50 and standard deviation 100 under noise of at most 80"):
+        sample(ExactModel(law, edm), edm)
+    with pytest.warns(ScaleWarning, match="Denoiser.data_std: .*standard deviation 100 under noise of at most 80"):
+        Denoiser(net=nets.MLP(), process=edm, data_std=100.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScaleWarning)
+        sample(ExactModel(law, edm), edm, start=sl.starts.GaussianMoments(law))
+        sample(MODEL)
+
+
+def test_the_error_of_the_prior_is_that_of_the_flow_of_a_gaussian():
+    from scorelab.processes.scale import prior_error
+
+    mean, std, sigma = 50.0, 100.0, 80.0
+    edm = sl.processes.Gaussian(schedule=sl.schedules.EDM())
+    # The exact flow takes N(0, sigma^2) to this mean and deviation.
+    gain = std / np.hypot(std, sigma)
+    reached = mean - gain * mean, gain * sigma
+    assert prior_error(edm, sigma, mean=mean, std=std) == pytest.approx(max((mean - reached[0]) / std, 1 - reached[1] / std))
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        sl.densities.Gaussian(np.array([3.0, -4.0]), np.array([[2.0, 0.5], [0.5, 1.0]])),
+        sl.densities.GaussianMixture([0.5, 0.3, 0.2], np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.0]]), np.array([0.1, 0.2, 0.3])),
+    ],
+    ids=["gaussian", "mixture"],
+)
+def test_the_scale_of_a_law_is_that_of_its_moments(law):
+    matched = law.matched()
+    covariance = np.asarray(matched.covariance(), np.float64)
+    expected = np.sqrt(np.mean(np.asarray(matched.mean) ** 2)), np.sqrt(np.trace(covariance) / 2)
+    np.testing.assert_allclose(law.scale(), expected, rtol=1e-6)  # float32 parameters
