@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 Array = jax.Array | np.ndarray
 Key = jax.Array
 Pytree = Any
+T = TypeVar("T")
 
 
 class Model(Protocol):
@@ -51,14 +52,14 @@ def per_example_normal(keys: Key, like: Array) -> Array:
     return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
 
 
-def partly_static(*names: str) -> Callable[[type], type]:
+def partly_static(*names: str) -> Callable[[type[T]], type[T]]:
     """Class decorator: a dataclass becomes a pytree whose named fields hold the leaves; all other fields are static.
 
     Functions and specs among those fields are static too, so that a bare function and a callable pytree (whose numbers are
     leaves) may stand in the same place. Fields are restored past the constructor, which validates real numbers.
     """
 
-    def register(cls: type) -> type:
+    def register(cls: type[T]) -> type[T]:
         others = tuple(field.name for field in dataclasses.fields(cls) if field.name not in names)
 
         def flatten(spec):

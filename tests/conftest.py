@@ -1,25 +1,28 @@
-import os
-import tempfile
 from pathlib import Path
 
-import pytest
-
-# The suite measures laws, not devices: one CPU device, whatever the machine has, unless the caller chose otherwise.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most tests compile for longer than they run, so programs are compiled quickly, in this process and in those it starts.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# What one process has compiled, the other workers and the processes that tests start read from a folder of this run.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    COMPILED = tempfile.TemporaryDirectory(prefix="scorelab-compiled-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
 import jax
+import pytest
 
 pytest_plugins = ["tests.accounting"]
 
 MAPPED, MOST_MAPPED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the long tail (tests marked long), and only it")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The default run holds every law once for every member; the long tail has all combinations and statistical repeats."""
+    wanted = config.getoption("--long")
+    # A test that is named on the command line runs, whatever it is.
+    if any("::" in argument for argument in config.args):
+        return
+    kept, left = [], []
+    for item in items:
+        (kept if (item.get_closest_marker("long") is not None) == wanted else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +30,7 @@ def few_programs_in_memory():
     """Every compiled program maps some ten regions of memory, and a process that may map no more crashes (on Linux)."""
     yield
     # One file of tests maps up to 25,000 regions, of 65,530 by default.
-    if MOST_MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > int(MOST_MAPPED.read_text()) // 3:
+    if MOST_MAPPED.exists() and MAPPED.read_bytes().count(b"\n") > int(MOST_MAPPED.read_text()) // 2:
         jax.clear_caches()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scorelab.densities.gaussian import Gaussian
     from scorelab.processes.base import Process
     from scorelab.processes.charts import Chart
+
+T = TypeVar("T")
 
 
 class Density(abc.ABC):
@@ -71,10 +73,10 @@ def check_points(law: Density, x: Array) -> Array:
     return x
 
 
-def law_pytree(*leaves: str, static: tuple[str, ...] = ()) -> Callable[[type], type]:
+def law_pytree(*leaves: str, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:
     """Class decorator: a pytree rebuilt field by field, past the constructor (which validates real numbers)."""
 
-    def register(cls: type) -> type:
+    def register(cls: type[T]) -> type[T]:
         def flatten(law):
             return tuple(getattr(law, name) for name in leaves), tuple(getattr(law, name) for name in static)
 

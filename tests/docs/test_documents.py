@@ -248,7 +248,7 @@ def test_the_configs_data_std_is_that_of_the_logits(contributed):
     assert float(jnp.std(logits)) == pytest.approx(stated, abs=0.005)
 
 
-SLOW = pytest.param("docs/distillation.md", marks=pytest.mark.slow)
+SLOW = pytest.param("docs/distillation.md", marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize("page", ["docs/steering.md", "docs/posterior.md", SLOW])

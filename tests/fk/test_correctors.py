@@ -189,7 +189,7 @@ def forty():
     return models.ExactModel(densities.GaussianMixture(np.ones(40), centres, np.full(40, (1.313 / 25) ** 2)), VP)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("optimised")
 def test_forty_modes_in_the_plane():
     model = forty()

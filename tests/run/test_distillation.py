@@ -49,7 +49,7 @@ def test_a_run_leaves_samples_scores_and_diagnostics(whole):
     assert "sha256" in json.dumps(specs["learner"]["teacher"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed_is_the_run_that_was_not(whole, tmp_path):
     root = tmp_path / "run"
     child = subprocess.Popen([sys.executable, "-m", "scorelab.run.cli", *arguments(root)])

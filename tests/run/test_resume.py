@@ -48,7 +48,7 @@ def state_of(root):
     return trained_state(experiment, Workdir(root))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed_equals_unbroken(tmp_path):
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     unbroken = start(*COMMAND, "--workdir", whole)
@@ -132,7 +132,7 @@ def test_a_run_can_be_made_longer(tmp_path, scorelab):
     assert newest(tmp_path / "run") == 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_number_of_cpu_devices_is_set_before_jax_starts(tmp_path):
     process = start(
         "train",
