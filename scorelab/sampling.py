@@ -20,7 +20,7 @@ from scorelab.models.per_sample import map_per_sample, per_sample_values
 from scorelab.processes.base import Process
 from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, on_host, per_example_keys, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, on_host, per_example_keys, require_int, require_spec
 
 # Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
 CHUNK_ELEMENTS = 2**19
@@ -245,8 +245,9 @@ def assemble(parts, n, calls, times) -> Samples:
 
 def check_shape(shape) -> tuple[int, tuple[int, ...]]:
     """The number of samples and the shape of one; ValueError for what is not a shape."""
-    shape = tuple(shape)
-    if len(shape) < 2 or not all(isinstance(s, int | np.integer) and s > 0 for s in shape):
+    shape = tuple(shape) if np.iterable(shape) else (shape,)
+    whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s > 0 for s in shape)
+    if len(shape) < 2 or not whole:
         raise ValueError(f"sample.shape = {shape!r}: expected (n, *event) with positive integers")
     return int(shape[0]), tuple(int(s) for s in shape[1:])
 
@@ -293,8 +294,8 @@ def check_leading(cond: Pytree, n: int, population: int, name: str = "cond", whe
 
 
 def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None, population: int) -> int:
-    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"sample.chunk = {chunk!r}: expected a positive integer")
+    if chunk is not None:
+        require_int(sample, 1, chunk=chunk)
     if n % population:
         raise ValueError(f"sample.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
     if chunk is not None and population > 1 and (chunk % population or chunk > n):

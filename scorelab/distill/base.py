@@ -251,7 +251,12 @@ class Distillation(abc.ABC):
         loss, (means, seen, metrics) = self.student_loss(scene)
         if self.reward is not None:
             x = self.process.decode(y0)
-            reward = jnp.mean(self.reward(x, cond) if self.with_cond else self.reward(x))
+            rewards = self.reward(x, cond) if self.with_cond else self.reward(x)
+            if jnp.shape(rewards) != x.shape[:1]:
+                raise ValueError(
+                    f"{type(self).__name__}.reward returned shape {jnp.shape(rewards)}: expected {x.shape[:1]}, one per example"
+                )
+            reward = jnp.mean(rewards)
             loss, metrics = loss - self.reward_weight * reward, {**metrics, "reward": reward}
         if self.pair_weight:
             missing = {"pair_x", "pair_noise", *(("pair_cond",) if cond is not None else ())} - set(batch)

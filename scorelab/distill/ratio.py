@@ -18,7 +18,7 @@ from scorelab.distill.teachers import as_network
 from scorelab.losses import Times
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
-from scorelab.models.nets.layers import Conv, Embedding, check_positive
+from scorelab.models.nets.layers import Conv, Embedding
 from scorelab.processes.base import Process
 from scorelab.typing import Array, Key, Model, Pytree, require_int, require_number, require_positive, require_spec
 
@@ -192,7 +192,7 @@ class Heads(nn.Module):
     num_classes: int = 0
 
     def __post_init__(self):
-        check_positive("Heads", width=self.width)
+        require_int("Heads", 1, width=self.width)
         super().__post_init__()
 
     @nn.compact

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.scipy.special import gammainc, gammaincc
 
-from scorelab.typing import Array, Pytree, is_model_pytree, on_host
+from scorelab.typing import Array, Pytree, is_model_pytree, on_host, require_int
 
 # One object for all calls: optax transformations are compared by identity, and another one would compile anew.
 NESTEROV = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(5.0, momentum=0.9, nesterov=True))
@@ -110,8 +110,7 @@ def optimise_noise(
     for name, fn in (("generator", generator), ("reward", reward)):
         if not callable(fn):
             raise TypeError(f"optimise_noise.{name} = {fn!r}: expected a function or a callable pytree")
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"optimise_noise.iterations = {iterations!r}: expected an integer >= 1")
+    require_int(optimise_noise, 1, iterations=iterations)
     for name, number in (("weight", weight), ("regularisation", regularisation)):
         traced = isinstance(number, jax.core.Tracer)
         if jnp.shape(number) != () or not (traced or (math.isfinite(number) and number >= 0)):

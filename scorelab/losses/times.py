@@ -41,6 +41,8 @@ class Times(abc.ABC):
         # The quantiles of 0 and 1 may be infinite; a float32 uniform can be 0, and the stratified one can
         # round to 1.
         t = self.time(jnp.clip(u, 2.0**-25, 1 - 2.0**-24), process)
+        if jnp.shape(t) != (n,):
+            raise ValueError(f"{type(self).__name__}.time returned shape {jnp.shape(t)} for u of shape ({n},): expected the shape of u")
         high = np.float32(process.t_max)
         if not float(process.alpha(process.t_max)) > 0:
             # At alpha = 0 (rectified flow at t = 1) the denoised point of an eps network is infinite.

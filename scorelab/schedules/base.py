@@ -11,14 +11,14 @@ computes ``sqrt(1 - alpha**2)``, whose float32 error is 9 % at ``t = 1e-6`` on t
 from __future__ import annotations
 
 import abc
-import math
+import sys
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array
+from scorelab.typing import Array, require_number
 
 
 def namespace(t: Array | float):
@@ -108,10 +108,7 @@ class Schedule(abc.ABC):
 
 def require_time_range(schedule) -> None:
     """Raise ``ValueError`` unless ``0 <= t_min < t_max`` are finite numbers."""
-    for name in ("t_min", "t_max"):
-        value = getattr(schedule, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ValueError(f"{type(schedule).__name__}.{name} = {value!r}: expected a finite number >= 0")
+    require_number(schedule, 0, sys.float_info.max, t_min=schedule.t_min, t_max=schedule.t_max)
     if schedule.t_min >= schedule.t_max:
         raise ValueError(
             f"{type(schedule).__name__}.t_min = {schedule.t_min!r}: expected less than t_max = {schedule.t_max!r}"

@@ -115,6 +115,11 @@ class ScoreLearner:
 
         def objective(params):
             losses, metrics = self.loss(key_loss, self._training_model(params, key_dropout), batch)
+            if jnp.shape(losses) != batch["x"].shape[:1]:
+                raise ValueError(
+                    f"{type(self.loss).__name__} returned losses of shape {jnp.shape(losses)} (with its weighting): expected "
+                    f"{batch['x'].shape[:1]}, one per example"
+                )
             return jnp.mean(losses), metrics
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from scorelab.training.learner import Learner
 from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
-from scorelab.typing import Array, Key, Pytree, is_model_pytree
+from scorelab.typing import Array, Key, Pytree, is_model_pytree, require_int
 
 # Steps that may wait in the device's queue, each with its batch in device memory. Enough to ride out a slow
 # batch on the host, and a bound on memory.
@@ -227,15 +227,12 @@ def _as_is(batch: Pytree) -> Pytree:
 
 
 def _check(learner, data, steps, log_every, hooks) -> None:
-    for name, value in {"steps": steps, "log_every": log_every}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"fit.{name} = {value!r}: expected an integer >= 1")
+    require_int(fit, 1, steps=steps, log_every=log_every)
     if not callable(getattr(data, "at", None)):
         raise TypeError(f"fit.data = {data!r}: expected an object with at(step)")
     for hook in hooks:
         every = getattr(hook, "every", None)
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"fit.hooks: {hook!r} has every = {every!r}: expected an integer >= 1")
+        require_int(f"fit.hooks: {hook!r}", 1, every=every)
     try:
         hash(jax.tree.structure(learner) if is_model_pytree(learner) else learner)
     except TypeError as error:

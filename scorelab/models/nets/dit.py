@@ -11,8 +11,8 @@ from scorelab.models.nets.layers import (
     attend,
     check_common,
     check_inputs,
-    check_positive,
 )
+from scorelab.typing import require_int
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:
@@ -61,9 +61,7 @@ class Block(nn.Module):
         """Map tokens (batch, tokens, width) and emb (batch, width) to tokens."""
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0.0)
-        modulation = nn.Dense(
-            6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation"
-        )(emb)
+        modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation")(emb)
         s1, b1, a1, s2, b2, a2 = rearrange(modulation, "b (six d) -> six b 1 d", six=6)
 
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(modulate(x, s1, b1, self.dtype))
@@ -112,8 +110,9 @@ class DiT(nn.Module):
     shares_noise_level = True
 
     def __post_init__(self):
-        check_positive(
+        require_int(
             "DiT",
+            1,
             patch=self.patch,
             width=self.width,
             depth=self.depth,
@@ -126,9 +125,7 @@ class DiT(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """Evaluate on x (batch, height, width, channels), c_noise (batch,) and labels, () or (batch,)."""
         check_inputs(x, c_noise)
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
@@ -147,10 +144,6 @@ class DiT(nn.Module):
             tokens = block(self.heads, self.mlp_ratio, rate, self.dtype, name=f"block{i}")(tokens, emb)
 
         zeros = {"dtype": self.dtype, "kernel_init": nn.initializers.zeros}
-        scale, shift = rearrange(
-            nn.Dense(2 * self.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2
-        )
-        h = nn.Dense(self.patch**2 * x.shape[-1], name="out", **zeros)(
-            modulate(tokens, scale, shift, self.dtype)
-        )
+        scale, shift = rearrange(nn.Dense(2 * self.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
+        h = nn.Dense(self.patch**2 * x.shape[-1], name="out", **zeros)(modulate(tokens, scale, shift, self.dtype))
         return unpatchify(h, self.patch, rows).astype(jnp.float32)

@@ -7,23 +7,14 @@ import numpy as np
 from einops import rearrange, repeat
 
 from scorelab.models.nets.conv import conv2d
+from scorelab.typing import require_int
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-def check_positive(owner: str, **fields: int) -> None:
-    """Raise ValueError unless every field is an integer of at least 1."""
-    for name, value in fields.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{owner}.{name}={value!r}: accepted are integers >= 1")
-
-
 def check_common(owner: str, *, num_classes: int, dropout: float, dtype: str) -> None:
     """Raise ValueError unless the fields that every network has are in range."""
-    if not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0:
-        raise ValueError(
-            f"{owner}.num_classes={num_classes!r}: accepted are integers >= 0 (0: unconditional)"
-        )
+    require_int(owner, 0, num_classes=num_classes)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"{owner}.dropout={dropout!r}: accepted are numbers in [0, 1)")
     if dtype not in COMPUTE_DTYPES:
@@ -51,7 +42,7 @@ class Conv(nn.Module):
     loop_safe: bool = False
 
     def __post_init__(self):
-        check_positive("Conv", features=self.features, kernel=self.kernel)
+        require_int("Conv", 1, features=self.features, kernel=self.kernel)
         if self.stride not in (1, 2):
             raise ValueError(f"Conv.stride={self.stride!r}: accepted are 1 and 2")
         super().__post_init__()

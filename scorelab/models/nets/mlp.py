@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scorelab.models.nets.layers import Embedding, check_common, check_inputs, check_positive
+from scorelab.models.nets.layers import Embedding, check_common, check_inputs
+from scorelab.typing import require_int
 
 
 class Layer(nn.Module):
@@ -60,7 +61,7 @@ class MLP(nn.Module):
     shares_noise_level = True
 
     def __post_init__(self):
-        check_positive("MLP", width=self.width, depth=self.depth, embed=self.embed)
+        require_int("MLP", 1, width=self.width, depth=self.depth, embed=self.embed)
         check_common("MLP", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
         super().__post_init__()
 

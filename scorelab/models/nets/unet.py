@@ -12,9 +12,9 @@ from scorelab.models.nets.layers import (
     attend,
     check_common,
     check_inputs,
-    check_positive,
     group_count,
 )
+from scorelab.typing import require_int
 
 
 class ResBlock(nn.Module):
@@ -102,28 +102,20 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         if not isinstance(self.channels, tuple) or not self.channels:
-            raise ValueError(
-                f"UNet.channels={self.channels!r}: accepted are non-empty tuples of integers >= 1"
-            )
+            raise ValueError(f"UNet.channels={self.channels!r}: accepted are non-empty tuples of integers >= 1")
         for width in self.channels:
-            check_positive("UNet", channels=width)
-        check_positive("UNet", blocks=self.blocks, heads=self.heads)
+            require_int("UNet", 1, channels=width)
+        require_int("UNet", 1, blocks=self.blocks, heads=self.heads)
         check_common("UNet", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
         levels = len(self.channels)
         attention = self.attention
         if attention is not None and (
-            not isinstance(attention, tuple)
-            or len(attention) not in (0, levels)
-            or not all(isinstance(a, bool) for a in attention)
+            not isinstance(attention, tuple) or len(attention) not in (0, levels) or not all(isinstance(a, bool) for a in attention)
         ):
-            raise ValueError(
-                f"UNet.attention={attention!r}: accepted are None, () and tuples of {levels} booleans"
-            )
+            raise ValueError(f"UNet.attention={attention!r}: accepted are None, () and tuples of {levels} booleans")
         for width, used in zip(self.channels, self._attends, strict=True):
             if used and width % self.heads:
-                raise ValueError(
-                    f"UNet.heads={self.heads}: accepted are divisors of the attending width {width}"
-                )
+                raise ValueError(f"UNet.heads={self.heads}: accepted are divisors of the attending width {width}")
         super().__post_init__()
 
     @property
@@ -134,21 +126,15 @@ class UNet(nn.Module):
         return self.attention or (False,) * levels
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """Evaluate on x (batch, height, width, channels), c_noise (batch,) and labels, () or (batch,)."""
         check_inputs(x, c_noise)
         if x.ndim != 4:
             raise ValueError(f"x has shape {x.shape}: UNet accepts (batch, height, width, channels)")
         smallest = 2 ** (len(self.channels) - 1)
         if min(x.shape[1:3]) < smallest:
-            raise ValueError(
-                f"x has shape {x.shape}: UNet with {len(self.channels)} levels accepts sides >= {smallest}"
-            )
-        block_class, attention_class = (
-            (nn.remat(ResBlock), nn.remat(AttentionBlock)) if self.remat else (ResBlock, AttentionBlock)
-        )
+            raise ValueError(f"x has shape {x.shape}: UNet with {len(self.channels)} levels accepts sides >= {smallest}")
+        block_class, attention_class = (nn.remat(ResBlock), nn.remat(AttentionBlock)) if self.remat else (ResBlock, AttentionBlock)
         conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
         emb = Embedding(4 * self.channels[0], self.num_classes, self.dtype, name="embedding")(c_noise, cond)
 
