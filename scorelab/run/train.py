@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorelab.files import DamagedFile
+from scorelab.files import DamagedFile, write_json
 from scorelab.run.checkpoints import Checkpoints, SaveEvery, size_of
 from scorelab.run.console import Console, Tick
 from scorelab.run.experiment import Experiment
 from scorelab.run.faults import Signals, Stopped
 from scorelab.run.sources import ConfigError, shown
-from scorelab.run.workdir import Workdir, append_line, cut_lines, read_lines
+from scorelab.run.workdir import Workdir, append_line, cut_lines
 from scorelab.training import Window, fit
 from scorelab.typing import Pytree
 
@@ -66,6 +66,7 @@ def train(experiment: Experiment, workdir: Workdir, console: Console, signals: S
         )
     if (reached := int(state.step)) < experiment.steps:
         raise Stopped(signals.received, f"checkpoint of step {reached} of {experiment.steps} in {shown(workdir.checkpoints)}")
+    workdir.window.unlink(missing_ok=True)
     console.stage(
         "train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}"
     )
@@ -90,7 +91,7 @@ def require_space(experiment: Experiment, workdir: Workdir, size: int) -> None:
 class _Log:
     """Writes each window of training: numbers to ``metrics.jsonl``, times to ``timings.jsonl``.
 
-    A window that a signal cut short is written with the values of its steps, and made whole by the run that goes on.
+    A window that a signal cut short is made whole by the run that goes on: ``window.json`` has the values of its steps.
     """
 
     def __init__(self, experiment: Experiment, workdir: Workdir, done: int):
@@ -101,10 +102,12 @@ class _Log:
         self._last, self._cut = time.monotonic(), None
         self.tick: Tick = lambda done, note="": None
         self.note = ""
-        *_, last = [None, *(record for _, record in read_lines(workdir.metrics_log))]
-        if last is not None and "values" in last and done < experiment.steps:
-            self._cut = last
-            cut_lines(workdir.diagnostics_log, last["first"] - 1)
+        cut = workdir.read_json(workdir.window)
+        # It stays until a later one takes its place: the run that goes on may be killed before its first checkpoint.
+        if cut is not None and cut["first"] <= done <= cut["step"]:
+            size = done - cut["first"] + 1
+            self._cut = {"first": cut["first"], "values": {name: values[:size] for name, values in cut["values"].items()}}
+            cut_lines(workdir.diagnostics_log, cut["first"] - 1)
 
     def __call__(self, window: Window) -> None:
         now = time.monotonic()
@@ -118,9 +121,8 @@ class _Log:
         record = {"step": window.last, "first": window.first, **numbers}
         if window.last != self._steps and all(window.last % every for every in self._every):
             values = {name: [float(v) if math.isfinite(v) else None for v in row] for name, row in window.values.items()}
-            record["values"] = values
-        # One write: killed at any moment, the piece is there or the whole.
-        append_line(self._workdir.metrics_log, record, replacing=None if cut is None else cut["step"])
+            write_json(self._workdir.window, {"step": window.last, "first": window.first, "values": values})
+        append_line(self._workdir.metrics_log, record, replacing=None if cut is None else window.first)
         append_line(
             self._workdir.timings_log,
             {"step": window.last, "first": began, "seconds": now - self._last, "time": time.time()},

@@ -80,6 +80,11 @@ class Workdir:
         return self.root / "diagnostics.jsonl"
 
     @property
+    def window(self) -> Path:
+        """The metrics of the steps since the last window that was whole, where a signal stopped the training."""
+        return self.root / "window.json"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per kept step."""
         return self.root / "checkpoints"
@@ -133,7 +138,7 @@ class Workdir:
 
     def _leftover(self, path: Path) -> bool:
         ours = ("config", "specs", "versions", "metrics_log", "timings_log", "diagnostics_log", "samples", "samples_picture")
-        ours = (*ours, "trajectory_picture", "metrics", "report")
+        ours = (*ours, "window", "trajectory_picture", "metrics", "report")
         names = {getattr(self, attribute).name for attribute in ours} | {"lock"}
         return temporary_of(path) in names and path.is_file()
 
@@ -152,14 +157,19 @@ class Workdir:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(f"{shown(path)} is damaged ({error}): {self._remedy(path)}") from error
-        needed = {self.metrics: {"scores", "seconds", "samples_sha256", "data"}, self.versions: {"devices"}}.get(path, set())
+        needed = {
+            self.metrics: {"scores", "seconds", "samples_sha256", "data"},
+            self.versions: {"devices"},
+            self.window: {"step", "first", "values"},
+        }.get(path, set())
         if not isinstance(found, dict) or not needed <= found.keys():
             raise ConfigError(f"{shown(path)} is damaged (not what was written there): {self._remedy(path)}")
         return found
 
     def _remedy(self, path: Path) -> str:
-        made = {self.metrics: "delete it and run `scorelab evaluate`"}
-        return made.get(path, "delete it and pass --resume, which writes it again without comparing it with the run before")
+        if path == self.metrics:
+            return "delete it and run `scorelab evaluate`"
+        return "delete it and pass --resume, which goes on without it"
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 import types
 import zipfile
@@ -125,7 +126,7 @@ def test_every_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path):
     for path in files:
         good = path.read_bytes()
         # Every bit of the sum, and one of every seventh byte of the arrays.
-        bits = range(8 * len(good)) if len(good) < 200 else range(3, 8 * len(good), 57)
+        bits = range(8 * len(good)) if len(good) < 200 else range(3, 8 * len(good), 211)
         for bit in bits:
             bad = bytearray(good)
             bad[bit // 8] ^= 1 << bit % 8
@@ -140,7 +141,7 @@ def test_every_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path):
         assert len(said) == 1
         assert "c/20 is damaged and passed over" in said[0]
         path.write_bytes(good)
-    assert flips > 500
+    assert flips > 600
 
 
 @pytest.mark.parametrize("fault", ["renamed", "empty", "no sum", "cut short", "a directory", "zip bomb"])
@@ -178,7 +179,7 @@ def test_other_damage_falls_back_too(tmp_path, fault):
     [
         (a_state(0, width=8), r"\['w'\] is float32 \(4, 3\), expected float32 \(8, 3\)"),
         (dataclasses.replace(a_state(0), best=np.float64(0)), r"best is float32 \(\), expected float64"),
-        (dataclasses.replace(a_state(0), params={"w": np.zeros((4, 3), np.float32)}), r"\['b'\] is bfloat16 \(2,\), expected nothing"),
+        (dataclasses.replace(a_state(0), params={"w": a_state(0).params["w"]}), r"\['b'\] is bfloat16 \(2,\), expected nothing"),
         (dataclasses.replace(a_state(0), best=(np.float32(0), np.zeros(10**6))), r"best is float32 \(\), expected nothing"),
     ],
 )
@@ -332,7 +333,7 @@ def test_room_for_the_checkpoints_is_asked_for_before_training(tmp_path, scorela
     monkeypatch.setattr(train.shutil, "disk_usage", lambda path: usage)
     status, _, err = scorelab("train", *RUN[1:], "--workdir", tmp_path / "run")
     assert (status, len(err.splitlines())) == (2, 1)
-    assert "3 checkpoints of 0.0 MB are to come" in err
+    assert "3 checkpoints of 0.1 MB are to come" in err
     assert "keep_checkpoints" in err
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -362,11 +363,10 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, monkeypatch, flock):
     """Without the system's locks, a number that another process has got since is known by its start."""
     if not flock:
         monkeypatch.setattr(lock, "fcntl", None)
-    pid = os.spawnlp(os.P_NOWAIT, "true", "true")
-    os.waitpid(pid, 0)
-    for text, note in (
-        (owner(pid=pid), "is gone: taken over"), (owner(started="7"), "is gone: taken over"), ("", None), ("{torn", None), ("[1]", None),
-    ):  # fmt: skip
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = (owner(pid=gone.pid), owner(started="7"))
+    for text, note in (*((text, "is gone: taken over") for text in dead), ("", None), ("{torn", None), ("[1]", None)):
         (tmp_path / "lock").write_text(text)
         said = []
         with Lock(tmp_path, said.append):
@@ -409,14 +409,15 @@ def test_only_temporary_files_of_a_run_are_removed(tmp_path):
 
 def test_a_damaged_npz_is_named_or_reads_the_same(tmp_path):
     path = tmp_path / "a.npz"
-    arrays = {"x": np.arange(200.0).reshape(20, 10), "y": np.asarray("text"), "f": np.asfortranarray(np.ones((3, 2))), "e": np.zeros((0, 3))}
+    arrays = {"x": np.arange(200.0).reshape(20, 10), "y": np.asarray("text"), "e": np.zeros((0, 3))}
+    arrays["f"] = np.asfortranarray(np.arange(6.0).reshape(3, 2))
     write_npz(path, arrays)
     good = path.read_bytes()
     found = read_npz(path, limit=4000)
     for name, value in arrays.items():
         np.testing.assert_array_equal(found[name], value)
-    detected = 0
-    for bit in range(0, 8 * len(good), 5):
+    detected = named = 0
+    for bit in range(0, 8 * len(good), 37):
         bad = bytearray(good)
         bad[bit // 8] ^= 1 << bit % 8
         path.write_bytes(bad)
@@ -424,15 +425,16 @@ def test_a_damaged_npz_is_named_or_reads_the_same(tmp_path):
             changed = read_npz(path, limit=4000)
         except DamagedFile as error:
             detected += 1
-            assert str(path) in str(error)
+            named += str(path) in str(error)
         else:
             # In what zip stores twice or does not use, such as a time.
             for name in set(arrays) & set(changed):
                 np.testing.assert_array_equal(changed[name], arrays[name])
-    assert detected > 1000
+    assert named == detected > 100
     path.write_bytes(good)
-    with pytest.raises(DamagedFile, match="expected at most 100"):
-        read_npz(path, limit=100)
+    write_npz(path, {"x": np.zeros(1 << 20)})
+    with pytest.raises(DamagedFile, match="expected at most 4,000"):
+        read_npz(path, limit=4000)
     write_npz(path, {"o": np.array([{}], object)})
     with pytest.raises(DamagedFile, match="Python objects"):
         read_npz(path, limit=4000)
@@ -474,24 +476,24 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(tiny_run, scorelab, name, 
 def test_sets_of_samples_stand_side_by_side_and_scored_ones_stay(tmp_path, tiny_run):
     root = tmp_path / "run"
     shutil.copytree(tiny_run, root)
-    own = {name: (root / name).read_bytes() for name in ("samples.npz", "samples.png", "trajectory.png", "metrics.json", "report.html")}
-    with pytest.raises(ConfigError, match=r"samples\.npz holds 64 samples of step 20, seed 0, that were scored: pass --name or --out"):
-        pipeline.sample_workdir(root, n=32, seed=3)
-    more = pipeline.sample_workdir(root, n=32, seed=3, name="more")
+    names = ("samples.npz", "samples.png", "trajectory.png", "metrics.json", "report.html")
+    own = {name: (root / name).read_bytes() for name in names}
+    with pytest.raises(ConfigError, match=r"/samples\.npz holds 64 samples of step 20, seed 0, that were scored: pass --name"):
+        pipeline.sample_workdir(root, seed=3)
+    more = pipeline.sample_workdir(root, seed=3, name="more")
     assert more.samples == root / "samples" / "more" / "samples.npz"
-    pipeline.evaluate_workdir(root, n=16, name="more")
+    pipeline.evaluate_workdir(root, n=32, name="more")
     scores = json.loads((root / "samples/more/metrics.json").read_text())["scores"]
-    assert {score["n"] for score in scores} == {16}
-    # Not scored under that name yet: may be replaced. Now it is scored.
-    with pytest.raises(ConfigError, match=r"more/samples\.npz holds 32 samples"):
-        pipeline.sample_workdir(root, n=8, name="more")
-    pipeline.sample_workdir(root, n=32, seed=3, name="more")
+    assert {score["n"] for score in scores} == {32}
+    with pytest.raises(ConfigError, match=r"more/samples\.npz holds 64 samples"):
+        pipeline.sample_workdir(root, seed=4, name="more")
+    pipeline.sample_workdir(root, seed=3, name="more")
     out = tmp_path / "elsewhere.npz"
-    pipeline.sample_workdir(root, n=8, out=out)
-    np.testing.assert_array_equal(read_samples(Workdir(root, out=out)).x, read_samples(Workdir(root)).x[:8])
+    pipeline.sample_workdir(root, out=out)
+    np.testing.assert_array_equal(read_samples(Workdir(root, out=out)).x, read_samples(Workdir(root)).x)
     with pytest.raises(ConfigError, match="exists"):
-        pipeline.sample_workdir(root, n=8, out=out)
-    with pytest.raises(ConfigError, match="none/samples.npz: no such samples; .* has the sets more"):
+        pipeline.sample_workdir(root, out=out)
+    with pytest.raises(ConfigError, match=r"none/samples.npz: no such samples; .* has the sets more"):
         pipeline.evaluate_workdir(root, name="none")
     for wrong in ({"name": "../up"}, {"name": ""}, {"name": ".x"}, {"name": "a", "out": out}, {"out": tmp_path / "x.png"}):
         with pytest.raises(ConfigError, match="expected"):
@@ -499,26 +501,26 @@ def test_sets_of_samples_stand_side_by_side_and_scored_ones_stay(tmp_path, tiny_
     assert own == {name: (root / name).read_bytes() for name in own}
     page = (root / "samples/more/report.html").read_text()
     digest = json.loads((root / "samples/more/metrics.json").read_text())["samples_sha256"]
-    for needed in ("samples/more/samples.npz, 32 of step 20, seed 3", digest, "config.gin, sha256"):
+    for needed in ("samples/more/samples.npz, 64 of step 20, seed 3", digest, "config.gin, sha256"):
         assert needed in page
 
 
 def test_pictures_never_lie_beside_samples_of_another_sampler(tmp_path, tiny_run, scorelab, monkeypatch):
     root = tmp_path / "run"
     shutil.copytree(tiny_run, root)
-    other = (*RUN, "--workdir", root, "--resume", "--set", "experiment.SamplingSpec.n = 32")
+    other = (*RUN, "--workdir", root, "--resume", "--set", "experiment.SamplingSpec.shown = 5")
     with monkeypatch.context() as patch:
         full_disk(patch, ".samples.png.")
         assert scorelab(*other)[0] == 1
-    assert len(read_samples(Workdir(root)).x) == 32
+    assert read_samples(Workdir(root)).record["sampling"]["shown"] == 5
     assert not (root / "samples.png").exists()
     assert not (root / "trajectory.png").exists()
-    # The page and the scores there are of samples that are gone: a report made now says so by leaving the scores out.
-    page = pipeline.write_report
-    page(config.load(str(root / "config.gin")), Workdir(root), pipeline.Console())
+    # The scores there are those of samples that are gone, and a report made now leaves them out.
+    (root / "metrics.json").write_text((root / "metrics.json").read_text().replace('"samples_sha256": "', '"samples_sha256": "0'))
+    pipeline.write_report(config.load(str(root / "config.gin")), Workdir(root), pipeline.Console())
     text = (root / "report.html").read_text()
     assert "Scores</h2>" not in text
-    assert "32 of step 20" in text
+    assert "64 of step 20" in text
     assert scorelab(*other)[0] == 0
     assert "Scores</h2>" in (root / "report.html").read_text()
 
@@ -591,18 +593,20 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
     """Everything but the experiment is missing in this config, so being read is enough: it then fails for that."""
     read = pytest.raises(ConfigError, match=r"Experiment.__init__\(\) missing")
     for imports, binding in (
-        ("import optax", "@optax.adam()"), ("import jax", "@jax.nn.silu"), ("import jax", "@jax.numpy.tanh"),
-        ("from flax import linen", "@linen.silu"), ("from scorelab.run import kept", "@kept.model"), ("", "@experiment.measured_std"),
+        ("import optax", "@optax.adam"), ("import jax", "@jax.nn.silu"), ("import jax", "@jax.numpy.tanh"),
+        ("from flax import linen", "@linen.silu"), ("from scorelab.run import kept", "@kept.model"),
+        ("", "@experiment.measured_std"),
     ):  # fmt: skip
         with read:
-            carried(tmp_path, imports, binding.replace("()", ""))
+            carried(tmp_path, imports, binding)
     for packages in (("collections",), ("*",)):
         with trust.allowing(*packages), read:
             carried(tmp_path, "import collections", "@collections.OrderedDict")
     with pytest.raises(ConfigError, match="came with data"):
         carried(tmp_path, "import collections", "@collections.OrderedDict")
     # The caller's own config may import what it likes, as ever.
-    (tmp_path / "own.gin").write_text(f"{HEAD}import collections\n{SAFE}experiment.Experiment.evaluation = @collections.OrderedDict")
+    own = f"{HEAD}import collections\n{SAFE}experiment.Experiment.evaluation = @collections.OrderedDict"
+    (tmp_path / "own.gin").write_text(own)
     with read:
         config.load(str(tmp_path / "own.gin"))
 
@@ -624,7 +628,7 @@ def test_kept_models_and_work_directories_are_such_configs(tmp_path, tiny_run, s
         assert (status, len(err.splitlines())) == (2, 1)
         assert "--trust" in err
     assert not mark.exists()
-    with trust.allowing("subprocess"), pytest.raises(ValueError, match="does not fit its own config"):
+    with trust.allowing("subprocess"), pytest.raises(ConfigError, match="CompletedProcess"):
         # What it does when it is trusted.
         kept.read(file)
     assert mark.exists()
@@ -653,8 +657,10 @@ def test_the_log_joins_a_window_that_was_cut(tmp_path):
     train._Log(experiment, Workdir(tmp_path), 0)(window(1, 2))
     piece = path.read_bytes()
     for _ in range(2):
-        log = train._Log(experiment, Workdir(tmp_path), 2)
+        train._Log(experiment, Workdir(tmp_path), 2)
         assert path.read_bytes() == piece
-    log(window(3, 5))
-    (record,) = [record for _, record in read_lines(path)]
-    assert record == {"step": 5, "first": 1, "loss": float(np.mean(values, dtype=np.float64))}
+    for _ in range(2):
+        # The second time as after a kill that came before the next checkpoint.
+        train._Log(experiment, Workdir(tmp_path), 2)(window(3, 5))
+        (record,) = [record for _, record in read_lines(path)]
+        assert record == {"step": 5, "first": 1, "loss": float(np.mean(values, dtype=np.float64))}
