@@ -37,16 +37,16 @@ def main() -> None:
     x = np.asarray(who.experiment.data.transform.encode(load.x[chosen]))
     like = state_like(who.experiment)
     found = {name: [] for name in names}
-    with Checkpoints(Workdir(arguments.workdir).checkpoints, keep=10_000) as checkpoints:
-        steps = np.array(checkpoints.steps())
-        # As many as asked for, equally spaced in the logarithm: most happens early.
-        wanted = np.geomspace(steps[0], steps[-1], arguments.checkpoints)
-        steps = np.unique([steps[np.argmin(np.abs(steps - w))] for w in wanted])
-        for step in steps.tolist():
-            model = who.experiment.learner.model(checkpoints.restore(step, like))
-            for name, ev in explained_variance(model, {name: laws[name] for name in names}, x, SIGMAS).items():
-                found[name].append(ev.mean_of_ratios)
-            print(f"step {step}: " + ", ".join(f"{n} {np.round(v[-1], 4).tolist()}" for n, v in found.items()), flush=True)
+    checkpoints = Checkpoints(Workdir(arguments.workdir).checkpoints)
+    steps = np.array(checkpoints.steps())
+    # As many as asked for, equally spaced in the logarithm: most happens early.
+    wanted = np.geomspace(steps[0], steps[-1], arguments.checkpoints)
+    steps = np.unique([steps[np.argmin(np.abs(steps - w))] for w in wanted])
+    for step in steps.tolist():
+        model = who.experiment.learner.model(checkpoints.restore(step, like))
+        for name, ev in explained_variance(model, {name: laws[name] for name in names}, x, SIGMAS).items():
+            found[name].append(ev.mean_of_ratios)
+        print(f"step {step}: " + ", ".join(f"{n} {np.round(v[-1], 4).tolist()}" for n, v in found.items()), flush=True)
     table = {name: np.array(values) for name, values in found.items()}
 
     for k, sigma in enumerate(SIGMAS):

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 DATA_DIR_VARIABLE = "SCORELAB_DATA_DIR"
 CACHE_DIR_VARIABLE = "SCORELAB_CACHE_DIR"
@@ -29,7 +30,7 @@ class PublishedFile:
 
     `sha256` is the hash of the file as published (of the gzip stream for `.gz`); `raw_sha256` and
     `raw_size` belong to the uncompressed content, so that a copy which was unpacked or compressed again is
-    recognised too. They are None where the content was never at hand to hash; then only the file exactly as
+    recognised too. Where either is None, since the content was never at hand to hash, only the file exactly as
     published is accepted.
     """
 
@@ -76,25 +77,45 @@ def gunzip(data: bytes, path: Path, limit: int | None = None) -> bytes:
         ) from error
 
 
+def _digest(stream: BinaryIO, limit: int | None) -> str:
+    """SHA-256 of a stream; of its beginning where it is longer than ``limit``, which is the hash of nothing published."""
+    digest = hashlib.sha256()
+    while (limit is None or stream.tell() <= limit) and (block := stream.read(1 << 20)):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def read_verified(path: Path, file: PublishedFile, inspect: Callable[[bytes, Path], None]) -> bytes:
     """Content of `path`, uncompressed where `file` is a gzip, after its hash was compared.
 
-    `inspect(raw, path)` runs before the hash comparison on content that is not bit-for-bit as published: a
-    wrong magic number or size is a more useful message than "the hash differs". Hashing is repeated at
-    every load: it takes 0.1 s for the largest file and leaves no stale verdict to trust. Raises
-    DataCorrupt.
+    The hash comes before anything is unpacked. A file that is not bit for bit as published is read only where the
+    uncompressed content has a known hash and size, and no further than that size: a megabyte of gzip can hold a gigabyte.
+    `inspect(raw, path)` then runs before the hash comparison, since a wrong magic number or size is a more useful message than
+    "the hash differs". Hashing is repeated at every load: it takes 0.1 s for the largest file and leaves no stale verdict to
+    trust. Raises DataCorrupt.
     """
-    data = path.read_bytes()
-    as_published = sha256(data) == file.sha256
-    raw = gunzip(data, path, file.raw_size) if path.suffix == ".gz" and file.name.endswith(".gz") else data
-    if as_published:
-        return raw
-    inspect(raw, path)
-    if file.raw_sha256 is None:
+    packed = path.suffix == ".gz" and file.name.endswith(".gz")
+    limit = None
+    if file.raw_size is not None:
+        # No packing makes a file longer by more than a hundredth and its headers.
+        limit = file.raw_size + file.raw_size // 100 + 65536 if packed else file.raw_size + 1
+        if packed and path.stat().st_size > limit:
+            raise DataCorrupt(f"{path}: more than {limit} bytes, expected a gzip of {file.raw_size}; copy or download it again")
+    with open(path, "rb") as stream:
+        # At most one block beyond what can be right.
+        digest = _digest(stream, limit)
+    if digest == file.sha256:
+        data = path.read_bytes()
+        return gunzip(data, path, file.raw_size) if packed else data
+    if file.raw_sha256 is None or file.raw_size is None:
         raise DataCorrupt(
-            f"{path}: sha256 {sha256(data)} is not the published {file.sha256}, and only "
+            f"{path}: sha256 {digest} is not the published {file.sha256}, and only "
             f"{file.name} exactly as published can be checked (its uncompressed hash is not known)"
         )
+    with open(path, "rb") as stream:
+        data = stream.read(limit)
+    raw = gunzip(data, path, file.raw_size) if packed else data
+    inspect(raw, path)
     if sha256(raw) != file.raw_sha256:
         raise DataCorrupt(
             f"{path}: wrong content: the uncompressed sha256 is {sha256(raw)}, expected {file.raw_sha256} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import tarfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from scorelab.data.files import DataCorrupt
+from scorelab.files import DamagedFile, read_npz
 
 _CIFAR_RECORD = 1 + 32 * 32 * 3
 
@@ -53,12 +55,14 @@ def read_cifar10_binary(
         with tarfile.open(fileobj=io.BytesIO(tar), mode="r:") as archive:
             for member in members:
                 handle = archive.extractfile(member)
-                blocks.append(b"" if handle is None else handle.read())
+                # One byte past the size is enough to see that it is wrong: a sparse member can state any.
+                blocks.append(b"" if handle is None else handle.read(records * _CIFAR_RECORD + 1))
     except (KeyError, tarfile.TarError) as error:
         raise DataCorrupt(f"{path}: not the CIFAR-10 binary archive: {error}") from error
     for member, block in zip(members, blocks, strict=True):
         if len(block) != records * _CIFAR_RECORD:
-            raise DataCorrupt(f"{path}: {member} has {len(block)} bytes, expected {records * _CIFAR_RECORD}")
+            size = f"{len(block)} bytes" if len(block) < records * _CIFAR_RECORD else "more bytes"
+            raise DataCorrupt(f"{path}: {member} has {size}, expected {records * _CIFAR_RECORD}")
     table = np.frombuffer(b"".join(blocks), np.uint8).reshape(-1, _CIFAR_RECORD)
     if table[:, 0].max() > 9:
         raise DataCorrupt(f"{path}: label {table[:, 0].max()}, expected 0 to 9")
@@ -69,10 +73,9 @@ def read_cifar10_binary(
 def read_npz_images(raw: bytes, key: str, shape: tuple[int, ...], path: Path | str) -> np.ndarray:
     """The uint8 array stored under `key`, without pickle; DataCorrupt names `path` if it is not there."""
     try:
-        with np.load(io.BytesIO(raw), allow_pickle=False) as archive:
-            images = archive[key]
-    except (KeyError, OSError, ValueError) as error:
-        raise DataCorrupt(f"{path}: not an npz file with a plain array {key!r}: {error}") from error
+        images = read_npz(raw, limit=math.prod(shape), name=str(path), only=(key,))[key]
+    except DamagedFile as error:
+        raise DataCorrupt(str(error)) from error
     if images.dtype != np.uint8 or images.shape != shape:
         raise DataCorrupt(f"{path}: {key!r} is {images.dtype} {images.shape}, expected uint8 {shape}")
     return images

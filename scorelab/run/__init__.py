@@ -1,1 +1,1 @@
-"""Running experiments from config files. The only package that knows gin, orbax and rich."""
+"""Running experiments from config files. The only package that knows gin and rich."""

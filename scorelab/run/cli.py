@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from scorelab.run.faults import RunFailed, Stopped
 from scorelab.run.sources import ConfigError
 
 EPILOG = """\
@@ -17,7 +18,7 @@ examples:
   scorelab run mnist/edm_cpu --workdir runs/a      the same on MNIST (see `scorelab data mnist`)
   scorelab run quickstart --set 'experiment.Experiment.seed = 1' --workdir runs/seed1
   scorelab run quickstart --resume                 continue where a run was stopped
-  scorelab sample runs/quickstart --n 1000 --seed 7
+  scorelab sample runs/quickstart --n 1000 --seed 7 --name more
 
 exit status: 0 done, 2 a mistake in the command, the config or the data, 1 a failure while running, 130
 interrupted.
@@ -35,11 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"scorelab: error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, RunFailed) as error:
         if arguments.debug:
             raise
         print(f"scorelab: failed: {error}", file=sys.stderr)
         return 1
+    except Stopped as error:
+        print(f"scorelab: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         print("scorelab: interrupted; the same command with --resume continues", file=sys.stderr)
         return 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from scorelab.run.describe import describe
 from scorelab.run.explain import explain
 from scorelab.run.gin_state import isolated, operative_text
 from scorelab.run.sources import ConfigError, Lines, config_name, find_config, shown
+from scorelab.run.trust import restricted
 
 PACKAGES = (
     "scorelab",
@@ -24,7 +26,6 @@ PACKAGES = (
     "jaxlib",
     "flax",
     "optax",
-    "orbax-checkpoint",
     "diffrax",
     "numpy",
     "gin-config",
@@ -50,17 +51,20 @@ class Config:
     name: str
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Config:
+def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> Config:
     """Read a config file with overrides such as ``experiment.Experiment.steps = 100`` and build its
     experiment.
 
     ``name`` is a path or the name of a shipped config. ``Experiment.cpu_devices`` takes effect here, before
     anything uses JAX. Bindings of earlier calls have no effect. Raises ConfigError, with the file and line
     where known.
+
+    ``carried``: the config came with data, inside a model or a work directory, and may use only what
+    :mod:`scorelab.run.trust` lists.
     """
     path = find_config(name)
     overrides = tuple(overrides)
-    with isolated():
+    with isolated(), restricted() if carried else nullcontext():
         try:
             gin.parse_config(Lines(path, overrides))
             gin.finalize()

@@ -11,14 +11,15 @@ import jax
 import numpy as np
 
 from scorelab import viz
-from scorelab.files import write_bytes, write_npz
+from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
 from scorelab.run.experiment import Experiment
+from scorelab.run.sources import ConfigError, shown
 from scorelab.run.train import trained_state
 from scorelab.run.workdir import Workdir
-from scorelab.sampling import sample
+from scorelab.sampling import Samples, sample
 from scorelab.solvers import Solver
 from scorelab.starts import Start
 from scorelab.training import data_mesh
@@ -38,12 +39,18 @@ class Drawn:
 
 
 def read_samples(workdir: Workdir) -> Drawn | None:
-    """The samples of a work directory, None where there are none."""
+    """The samples of a work directory, None where there are none; DamagedFile where they are not what was written."""
     if not workdir.samples.is_file():
         return None
-    with np.load(workdir.samples, allow_pickle=False) as file:
-        label = file.get("label", None)
-        return Drawn(x=file["x"], label=label, record=json.loads(str(file["record"])))
+    # Samples that are all one point are compressed a thousandfold; anything beyond that has no place there.
+    stored = read_npz(workdir.samples, limit=max(1 << 28, 256 * workdir.samples.stat().st_size), name=shown(workdir.samples))
+    try:
+        record = json.loads(str(stored["record"]))
+        if missing := {"step", "n", "seed", "sampling", "seconds", "model_calls"} - record.keys():
+            raise ValueError(f"its record has no {', '.join(sorted(missing))}")
+        return Drawn(x=stored["x"], label=stored.get("label"), record=record)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"{shown(workdir.samples)}: not samples written by `scorelab sample`: {error}") from error
 
 
 def draw(
@@ -53,8 +60,12 @@ def draw(
     *,
     n: int | None = None,
     seed: int | None = None,
+    keep: bool = False,
 ) -> Drawn:
-    """Sample the newest checkpoint, unless these very samples are there already."""
+    """Sample the newest checkpoint, unless these very samples are there already.
+
+    With ``keep``, ConfigError rather than the loss of other samples that were scored, or of any file of another name.
+    """
     spec, data = experiment.sampling, experiment.data
     n = spec.n if n is None else n
     state, step = trained_state(experiment, workdir)
@@ -64,11 +75,20 @@ def draw(
         "seed": experiment.seed if seed is None else seed,
         "sampling": describe(spec),
     }
+    if keep and workdir.out is not None and workdir.out.exists():
+        raise ConfigError(f"--out {shown(workdir.out)} exists: pass another name")
     before = read_samples(workdir)
+    same = before is not None and all(before.record.get(key) == value for key, value in how.items())
     pictures = workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file()
-    if before is not None and pictures and all(before.record.get(key) == value for key, value in how.items()):
+    if same and pictures:
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
+    if keep and before is not None and not same and workdir.metrics.is_file():
+        was = before.record
+        raise ConfigError(
+            f"{shown(workdir.samples)} holds {was['n']} samples of step {was['step']}, seed {was['seed']}, that were scored: "
+            "pass --name or --out for others"
+        )
 
     key = experiment.keys()[1] if seed is None else jax.random.key(seed)
     model = experiment.learner.model(state)
@@ -102,12 +122,35 @@ def draw(
         # Decoding to pixels clips what is negative, so this is where a change of sign would be lost.
         record["samples_with_a_changed_sign"] = int(np.sum(np.asarray(flips) > 0))
         changed = f", {record['samples_with_a_changed_sign']} with a changed sign"
+    changed += _weights(out, record)
+    # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
+    # without pictures are drawn again.
+    for path in (workdir.samples_picture, workdir.trajectory_picture):
+        path.unlink(missing_ok=True)
+    arrays = {"x": x, "record": np.asarray(json.dumps(record, allow_nan=False))}
+    write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
     write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, solver, start, key, label)))
-    arrays = {"x": x, "record": np.asarray(json.dumps(record))}
-    write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
-    console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s{changed}")
+    where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
+    console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s{changed}{where}")
     return Drawn(x=x, label=label, record=record)
+
+
+def _weights(out: Samples, record: dict[str, Any]) -> str:
+    """Enter what weighted particles say of themselves; a note where weights were not numbers or a population died."""
+    if "final_ess" not in out.diagnostics:
+        return ""
+    ess, log_z = (np.ravel(np.asarray(values, np.float64)) for values in (out.diagnostics["final_ess"], out.log_z))
+    bad, dead = int(np.sum(np.asarray(out.diagnostics["bad_weights"]))), int(np.sum(~(ess > 0)))
+    record["weights"] = {
+        "populations": len(ess),
+        "dead_populations": dead,
+        "bad_weights": bad,
+        # JSON has no infinity: None is a population without any weight.
+        "final_ess": [float(v) if np.isfinite(v) else None for v in ess],
+        "log_z": [float(v) if np.isfinite(v) else None for v in log_z],
+    }
+    return f", {dead} of {len(ess)} populations without any weight, {bad} weights that were no numbers" if bad or dead else ""
 
 
 def picture(x: np.ndarray, experiment: Experiment):

@@ -2,63 +2,134 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from scorelab.data import DataCorrupt, DataNotFound
+from scorelab.files import DamagedFile
 from scorelab.metrics import WeightsError
 from scorelab.run import config as configs
 from scorelab.run.config import Config
 from scorelab.run.console import Console
 from scorelab.run.draw import draw
+from scorelab.run.experiment import Experiment
 from scorelab.run.explain import one_line
+from scorelab.run.faults import RunFailed, Signals, one_line_failures
+from scorelab.run.lock import Lock
 from scorelab.run.prepare import prepare
 from scorelab.run.report import write_report
 from scorelab.run.score import score
 from scorelab.run.sources import ConfigError, shown
 from scorelab.run.train import train
+from scorelab.run.trust import allowing
 from scorelab.run.workdir import Workdir
 
 
 def from_config(
-    name: str, overrides: Sequence[str], root: Path | None, *, resume: bool, whole: bool
+    name: str, overrides: Sequence[str], root: Path | None, *, resume: bool, whole: bool, trust: bool = False
 ) -> Workdir:
-    """Train a config in its work directory; with ``whole`` also sample, evaluate and report."""
-    console = Console()
-    config = configs.load(name, overrides)
+    """Train a config in its work directory; with ``whole`` also sample, evaluate and report.
+
+    ``trust`` lets the configs inside kept models and work directories that this one names import anything
+    (:mod:`scorelab.run.trust`); the config itself is the caller's own and always may.
+    """
+    console = _console()
+    with _trusting(trust):
+        config = configs.load(name, overrides)
     workdir = Workdir(Path("runs", config.name) if root is None else root)
-    with _errors(config.path):
-        _announce(config, workdir, console)
-        prepare(config, workdir, resume=resume, console=console)
-        train(config.experiment, workdir, console)
-        if whole:
-            draw(config.experiment, workdir, console)
-            score(config.experiment, workdir, console)
-            write_report(config, workdir, console)
+    with _errors(config.path, workdir), Signals() as signals:
+        workdir.require_free(resume)
+        with Lock(workdir.root, console.line):
+            _announce(config, workdir, console)
+            prepare(config, workdir, resume=resume, console=console)
+            train(config.experiment, workdir, console, signals)
+            if whole:
+                draw(config.experiment, workdir, console)
+                score(config.experiment, workdir, console)
+                write_report(config, workdir, console)
     return workdir
 
 
-def sample_workdir(root: Path, *, n: int | None = None, seed: int | None = None) -> None:
-    """Sample the newest checkpoint of a work directory."""
-    workdir, config = _open(root)
-    with _errors(config.path):
-        draw(config.experiment, workdir, Console(), n=n, seed=seed)
+def sample_workdir(
+    root: Path,
+    *,
+    n: int | None = None,
+    seed: int | None = None,
+    name: str | None = None,
+    out: Path | None = None,
+    trust: bool = False,
+) -> Workdir:
+    """Sample the newest checkpoint of a work directory; ConfigError where that would replace samples that were scored.
+
+    Args:
+        root: the work directory.
+        n: number of samples, None for that of the config.
+        seed: None for the one of the config.
+        name: write a set of that name, in ``samples/<name>``; without ``name`` and ``out``, the run's own set.
+        out: write to this ``.npz`` file, which must not exist.
+        trust: let the config of the work directory import anything.
+    """
+    workdir, config = _open(root, trust)
+    workdir = dataclasses.replace(workdir, name=name, out=out)
+    console = _console()
+    # To write elsewhere, the work directory is only read.
+    owned = nullcontext() if out is not None else Lock(workdir.root, console.line)
+    with _errors(config.path, workdir), Signals(), owned:
+        workdir.place.mkdir(parents=True, exist_ok=True)
+        draw(config.experiment, workdir, console, n=n, seed=seed, keep=True)
+    return workdir
 
 
-def evaluate_workdir(root: Path) -> None:
-    """Score the samples of a work directory and write its report."""
-    workdir, config = _open(root)
-    console = Console()
-    with _errors(config.path):
+def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = None, trust: bool = False) -> Workdir:
+    """Score a set of samples of a work directory and write its report.
+
+    Args:
+        root: the work directory.
+        n: how many samples are compared, in the place of the ``n`` of the config's evaluation.
+        name: a set that ``sample`` wrote, None for the run's own.
+        trust: let the config of the work directory import anything.
+    """
+    workdir, config = _open(root, trust)
+    workdir = dataclasses.replace(workdir, name=name)
+    if not workdir.samples.is_file() and (others := workdir.names):
+        raise ConfigError(
+            f"{shown(workdir.samples)}: no such samples; {shown(workdir.root)} has the sets {', '.join(others)}: pass one as --name"
+        )
+    console = _console()
+    with _errors(config.path, workdir), Signals(), Lock(workdir.root, console.line):
+        if n is not None:
+            config = dataclasses.replace(config, experiment=_evaluated(config.experiment, n))
         score(config.experiment, workdir, console)
         write_report(config, workdir, console)
+    return workdir
 
 
-def _open(root: Path) -> tuple[Workdir, Config]:
+def _evaluated(experiment: Experiment, n: int) -> Experiment:
+    """The experiment with an evaluation of ``n`` samples."""
+    evaluation = experiment.evaluation
+    if not dataclasses.is_dataclass(evaluation) or "n" not in {field.name for field in dataclasses.fields(evaluation)}:
+        raise ConfigError(f"--n {n}: Experiment.evaluation = {evaluation!r} has no n")
+    return dataclasses.replace(experiment, evaluation=dataclasses.replace(evaluation, n=n))
+
+
+def _open(root: Path, trust: bool) -> tuple[Workdir, Config]:
     workdir = Workdir(root)
     workdir.require_run()
-    return workdir, configs.load(str(workdir.config))
+    with _trusting(trust):
+        return workdir, configs.load(str(workdir.config), carried=True)
+
+
+def _trusting(trust: bool):
+    return allowing("*") if trust else nullcontext()
+
+
+def _console() -> Console:
+    if sys.stdout is None:
+        raise RunFailed("standard output is closed: redirect it to a file or to /dev/null")
+    return Console()
 
 
 def _announce(config: Config, workdir: Workdir, console: Console) -> None:
@@ -72,9 +143,18 @@ def _announce(config: Config, workdir: Workdir, console: Console) -> None:
 
 
 @contextmanager
-def _errors(path: Path) -> Iterator[None]:
-    """Mistakes that only show when data meets specs (a batch larger than the set), as config errors."""
+def _errors(path: Path, workdir: Workdir) -> Iterator[None]:
+    """Mistakes that only show when data meets specs, and failures of the system, in one line.
+
+    A message that names a file says so itself; any other one is about the config.
+    """
     try:
-        yield
-    except (DataNotFound, DataCorrupt, WeightsError, ValueError, TypeError) as error:
+        with one_line_failures(workdir.root):
+            try:
+                yield
+            except DataNotFound as error:
+                raise ConfigError(f"{shown(path)}: {one_line(str(error))}") from error
+    except DamagedFile as error:
+        raise ConfigError(one_line(str(error))) from error
+    except (DataCorrupt, WeightsError, ValueError, TypeError) as error:
         raise ConfigError(f"{shown(path)}: {one_line(str(error))}") from error

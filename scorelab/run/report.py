@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -15,8 +16,10 @@ from scorelab.files import write_text
 from scorelab.metrics import Score
 from scorelab.run.config import Config
 from scorelab.run.console import Console
-from scorelab.run.draw import PICTURED, picture, read_samples
+from scorelab.run.describe import describe
+from scorelab.run.draw import PICTURED, Drawn, picture, read_samples
 from scorelab.run.experiment import Experiment
+from scorelab.run.score import read_scores, samples_hash
 from scorelab.run.sources import shown
 from scorelab.run.workdir import Workdir, read_lines
 
@@ -24,14 +27,19 @@ from scorelab.run.workdir import Workdir, read_lines
 def write_report(config: Config, workdir: Workdir, console: Console) -> None:
     """Write the report of a finished run; sections whose files are missing are left out."""
     experiment = config.experiment
-    scores = workdir.read_json(workdir.metrics) or {"scores": [], "seconds": None}
+    drawn, (scores, scored) = read_samples(workdir), read_scores(workdir)
+    digest = None if drawn is None else samples_hash(drawn.x)
+    if scored.get("samples_sha256") != digest:
+        # Of samples that are no longer there.
+        scores, scored = [], {}
     sections = [
-        _pictures(experiment, workdir),
-        _scores([Score(**item) for item in scores["scores"]]),
+        _facts("What this describes", _subject(config, workdir, drawn, digest, scored)),
+        _pictures(experiment, drawn),
+        _scores(scores),
         _trajectory(workdir),
         _training(workdir),
         _diagnostics(workdir),
-        _facts("Times", _times(workdir, scores["seconds"])),
+        _facts("Times", _times(workdir, drawn, scored.get("seconds"))),
         _facts("Versions", _versions(workdir)),
         f"<section><h2>Config</h2><details><summary>config.gin</summary><pre>{html.escape(config.text)}</pre></details></section>",
     ]
@@ -42,28 +50,49 @@ def write_report(config: Config, workdir: Workdir, console: Console) -> None:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{style}</style></head><body><main>"
-        f"<header><h1>{title}</h1><p>{html.escape(_summary(experiment, workdir))}</p></header>"
+        f"<header><h1>{title}</h1><p>{html.escape(_summary(experiment, drawn))}</p></header>"
         f"{''.join(section for section in sections if section)}</main></body></html>\n",
     )
     console.stage("report", shown(workdir.report))
 
 
-def _summary(experiment: Experiment, workdir: Workdir) -> str:
+def _summary(experiment: Experiment, drawn: Drawn | None) -> str:
     net = getattr(getattr(experiment.learner, "denoiser", None), "net", None)
     parts = [
         f"{type(net).__name__} network" if net is not None else type(experiment.learner).__name__,
         f"{type(experiment.process.schedule).__name__} schedule",
         f"{experiment.steps:,} steps of {experiment.batch_size}",
-        f"sampled with {type(experiment.sampling.solver).__name__} "
-        f"on a {type(experiment.sampling.grid).__name__} grid",
     ]
-    if (drawn := read_samples(workdir)) is not None:
-        parts.append(f"{drawn.record['model_calls']} model calls a sample")
+    if drawn is not None:
+        # Of the samples, which may be older than the sampler of the config.
+        sampling = drawn.record["sampling"]
+        solver, grid = (str(sampling[part]["type"]).rpartition(".")[2] for part in ("solver", "grid"))
+        parts += [f"sampled with {solver} on a {grid} grid", f"{drawn.record['model_calls']} model calls a sample"]
     return ", ".join(parts) + "."
 
 
-def _pictures(experiment: Experiment, workdir: Workdir) -> str:
-    drawn = read_samples(workdir)
+def _subject(
+    config: Config, workdir: Workdir, drawn: Drawn | None, digest: str | None, scored: Mapping[str, Any]
+) -> Iterable[tuple[str, str]]:
+    """Which config, which state and which samples the page is about."""
+    yield "config", f"{shown(workdir.config)}, sha256 {hashlib.sha256(config.text.encode()).hexdigest()}"
+    if drawn is None:
+        return
+    record = drawn.record
+    yield "samples", f"{shown(workdir.samples)}, {len(drawn.x):,} of step {record['step']}, seed {record['seed']}, sha256 {digest}"
+    if record["sampling"] != describe(config.experiment.sampling):
+        yield "note", "drawn with another sampler than the one in the config; this page shows the one they were drawn with"
+    if scored:
+        yield "scored", f"against {scored['data']['name']}, train sha256 {scored['data']['train_sha256']}"
+    if (weights := record.get("weights")) is not None:
+        yield (
+            "weights",
+            f"{weights['populations']} populations, {weights['dead_populations']} without any weight, "
+            f"{weights['bad_weights']} weights that were no numbers",
+        )
+
+
+def _pictures(experiment: Experiment, drawn: Drawn | None) -> str:
     if drawn is None:
         return ""
     train = experiment.data.load()
@@ -150,7 +179,7 @@ def _diagnostics(workdir: Workdir) -> str:
     return f"<section><h2>Diagnostics</h2>{figure}</section>"
 
 
-def _times(workdir: Workdir, evaluation: float | None) -> Iterable[tuple[str, str]]:
+def _times(workdir: Workdir, drawn: Drawn | None, evaluation: float | None) -> Iterable[tuple[str, str]]:
     windows = [record for _, record in read_lines(workdir.timings_log)]
     if windows:
         total = sum(window["seconds"] for window in windows)
@@ -158,7 +187,7 @@ def _times(workdir: Workdir, evaluation: float | None) -> Iterable[tuple[str, st
         later = windows[1:] or windows
         rate = sum(w["step"] - w["first"] + 1 for w in later) / max(sum(w["seconds"] for w in later), 1e-9)
         yield "training", f"{total:.1f} s, {rate:.3g} steps/s"
-    if (drawn := read_samples(workdir)) is not None:
+    if drawn is not None:
         yield (
             "sampling",
             f"{drawn.record['seconds']:.1f} s for {len(drawn.x):,} samples, compilation included",

@@ -19,25 +19,40 @@ from scorelab.run.sources import ConfigError, shown
 from scorelab.run.workdir import Workdir
 
 
+def read_scores(workdir: Workdir) -> tuple[list[Score], dict[str, Any]]:
+    """The scores of a set of samples and the record of what was scored; none and {} where nothing was."""
+    found = workdir.read_json(workdir.metrics)
+    if found is None:
+        return [], {}
+    try:
+        return [Score(**item) for item in found["scores"]], found
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{shown(workdir.metrics)} is damaged ({error}): delete it and run `scorelab evaluate`") from error
+
+
+def samples_hash(x: np.ndarray) -> str:
+    """SHA-256 of samples in stored values."""
+    return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
+
+
 def score(experiment: Experiment, workdir: Workdir, console: Console) -> list[Score]:
     """Score the samples of the work directory, unless these very samples were scored this way already."""
     drawn = read_samples(workdir)
     if drawn is None:
-        raise ConfigError(f"{shown(workdir.root)} holds no samples: run `scorelab sample` first")
+        raise ConfigError(f"{shown(workdir.samples)}: no such samples; run `scorelab sample` first")
     if experiment.evaluation is None:
         console.stage("evaluate", "nothing to do, Experiment.evaluation is None")
         return []
-    digest = hashlib.sha256(np.ascontiguousarray(drawn.x).tobytes()).hexdigest()
     how: dict[str, Any] = {
-        "samples_sha256": digest,
+        "samples_sha256": samples_hash(drawn.x),
         "step": drawn.record["step"],
         "data": {"name": experiment.data.name, "train_sha256": experiment.data.load().sha256},
         "evaluation": describe(experiment.evaluation),
     }
-    before = workdir.read_json(workdir.metrics)
-    if before is not None and all(before.get(key) == value for key, value in how.items()):
+    scores, before = read_scores(workdir)
+    if before and all(before.get(key) == value for key, value in how.items()):
         console.stage("evaluate", "nothing to do, these samples are scored already")
-        return [Score(**item) for item in before["scores"]]
+        return scores
     began = time.monotonic()
     scores = experiment.evaluation(drawn.x, experiment.data, experiment.keys()[2])
     seconds = time.monotonic() - began

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scorelab.files import write_bytes
+from scorelab.files import naming, temporary_of, write_bytes
 from scorelab.run.sources import ConfigError, shown
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """Paths of a run."""
+    """Paths of a run.
+
+    Attributes:
+        root: the folder.
+        name: a set of samples beside the run's own, with its own pictures, scores and report, in ``samples/<name>``.
+        out: the ``.npz`` file for samples elsewhere; their pictures lie beside it.
+    """
 
     root: Path
+    name: str | None = None
+    out: Path | None = None
+
+    def __post_init__(self):
+        if self.name is not None and not _NAME.fullmatch(self.name):
+            raise ConfigError(f"--name {self.name!r}: expected letters, digits, '.', '_' and '-', a letter or a digit first")
+        if self.out is not None and self.out.suffix != ".npz":
+            raise ConfigError(f"--out {self.out}: expected a name that ends in .npz")
+        if self.out is not None and self.name is not None:
+            raise ConfigError(f"--out {self.out} and --name {self.name}: expected one of them")
+
+    @property
+    def place(self) -> Path:
+        """The folder of the samples and of what is made of them."""
+        if self.out is not None:
+            return self.out.parent
+        return self.root if self.name is None else self.root / "samples" / self.name
+
+    @property
+    def names(self) -> list[str]:
+        """The named sets of samples there are."""
+        return sorted(path.parent.name for path in self.root.glob("samples/*/samples.npz"))
 
     @property
     def config(self) -> Path:
@@ -49,6 +80,11 @@ class Workdir:
         return self.root / "diagnostics.jsonl"
 
     @property
+    def window(self) -> Path:
+        """The metrics of the steps since the last window that was whole, where a signal stopped the training."""
+        return self.root / "window.json"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per kept step."""
         return self.root / "checkpoints"
@@ -56,44 +92,55 @@ class Workdir:
     @property
     def samples(self) -> Path:
         """Samples in stored values, their conditions, and how they were drawn."""
-        return self.root / "samples.npz"
+        return self.place / "samples.npz" if self.out is None else self.out
 
     @property
     def samples_picture(self) -> Path:
         """The first samples."""
-        return self.root / "samples.png"
+        return self.place / ("samples.png" if self.out is None else f"{self.out.stem}.png")
 
     @property
     def trajectory_picture(self) -> Path:
         """A few samples on their way from noise to data."""
-        return self.root / "trajectory.png"
+        return self.place / ("trajectory.png" if self.out is None else f"{self.out.stem}_trajectory.png")
 
     @property
     def metrics(self) -> Path:
         """The scores."""
-        return self.root / "metrics.json"
+        return self.place / ("metrics.json" if self.out is None else f"{self.out.stem}_metrics.json")
 
     @property
     def report(self) -> Path:
         """The report."""
-        return self.root / "report.html"
+        return self.place / ("report.html" if self.out is None else f"{self.out.stem}_report.html")
 
-    def open(self, resume: bool) -> None:
-        """Make the folder; ConfigError where it holds something that is not a run to resume."""
+    def require_free(self, resume: bool) -> None:
+        """ConfigError where the folder holds something that is not a run to resume; changes nothing."""
         if self.root.exists() and not self.root.is_dir():
             raise ConfigError(f"{shown(self.root)} is a file: expected a folder; pass another --workdir")
-        leftovers = list(self.root.glob(".*.tmp")) if self.root.is_dir() else []
-        if self.root.is_dir() and len(list(self.root.iterdir())) > len(leftovers):
+        if self.root.is_dir() and any(path.name != "lock" and not self._leftover(path) for path in self.root.iterdir()):
             if not resume:
                 raise ConfigError(
                     f"{shown(self.root)} is not empty: pass --resume to continue the run in it, "
                     "or --workdir for another folder"
                 )
             self.require_run()
-        # What a kill left of files that were being written.
-        for path in leftovers:
-            path.unlink(missing_ok=True)
-        self.root.mkdir(parents=True, exist_ok=True)
+
+    def open(self, resume: bool) -> None:
+        """Make the folder, and remove what a kill left of files of ours that were being written; errors as :meth:`require_free`."""
+        self.require_free(resume)
+        with naming(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            for folder in (self.root, *self.root.glob("samples/*/")):
+                for path in folder.iterdir():
+                    if self._leftover(path):
+                        path.unlink(missing_ok=True)
+
+    def _leftover(self, path: Path) -> bool:
+        ours = ("config", "specs", "versions", "metrics_log", "timings_log", "diagnostics_log", "samples", "samples_picture")
+        ours = (*ours, "window", "trajectory_picture", "metrics", "report")
+        names = {getattr(self, attribute).name for attribute in ours} | {"lock"}
+        return temporary_of(path) in names and path.is_file()
 
     def require_run(self) -> None:
         """Raise ConfigError unless the folder holds a run."""
@@ -103,8 +150,26 @@ class Workdir:
             )
 
     def read_json(self, path: Path) -> Any:
-        """The content of one of the JSON files, None where it is missing."""
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        """The object in one of the JSON files, None where it is missing; ConfigError where it is damaged."""
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{shown(path)} is damaged ({error}): {self._remedy(path)}") from error
+        needed = {
+            self.metrics: {"scores", "seconds", "samples_sha256", "data"},
+            self.versions: {"devices"},
+            self.window: {"step", "first", "values"},
+        }.get(path, set())
+        if not isinstance(found, dict) or not needed <= found.keys():
+            raise ConfigError(f"{shown(path)} is damaged (not what was written there): {self._remedy(path)}")
+        return found
+
+    def _remedy(self, path: Path) -> str:
+        if path == self.metrics:
+            return "delete it and run `scorelab evaluate`"
+        return "delete it and pass --resume, which goes on without it"
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
@@ -114,7 +179,12 @@ def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for line in path.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
             return
-        yield line, json.loads(line)
+        try:
+            record = json.loads(line)
+            record["step"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{shown(path)} is damaged in the line {line[:60]!r}: repair or delete it") from error
+        yield line, record
 
 
 def cut_lines(path: Path, step: int) -> None:
@@ -123,7 +193,15 @@ def cut_lines(path: Path, step: int) -> None:
         write_bytes(path, b"".join(line for line, record in read_lines(path) if record["step"] <= step))
 
 
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line; a kill may leave it torn, which ``cut_lines`` repairs."""
-    with open(path, "ab") as file:
-        file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+def append_line(path: Path, record: Mapping[str, Any], *, replacing: int | None = None) -> None:
+    """Append one JSON line, in the place of those from step ``replacing`` on where given.
+
+    A kill may leave an appended line torn, which ``cut_lines`` repairs.
+    """
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    if replacing is not None:
+        kept = b"".join(old for old, earlier in read_lines(path) if earlier["step"] < replacing)
+        write_bytes(path, kept + line)
+        return
+    with naming(path), open(path, "ab") as file:
+        file.write(line)

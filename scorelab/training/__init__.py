@@ -12,12 +12,12 @@ from scorelab.training.ema import (
 )
 from scorelab.training.exponentiated import exponentiated_gradient
 from scorelab.training.learner import Learner, ScoreLearner, ScoreState
-from scorelab.training.loop import Hook, NonFiniteLoss, Window, fit
+from scorelab.training.loop import Hook, NonFiniteLoss, NonFiniteState, Window, fit
 from scorelab.training.parallel import data_mesh
 from scorelab.training.prepare import Prepare, Prepared
 
 __all__ = [
-    "EMA", "Average", "Hook", "Learner", "NonFiniteLoss", "PowerEMA", "Prepare", "Prepared", "ScoreLearner",
+    "EMA", "Average", "Hook", "Learner", "NonFiniteLoss", "NonFiniteState", "PowerEMA", "Prepare", "Prepared", "ScoreLearner",
     "ScoreState", "Snapshot", "Window", "data_mesh", "exponentiated_gradient", "fit", "power_exponent",
     "profile_product", "synthesis_weights", "synthesise",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -67,6 +68,19 @@ class NonFiniteLoss(FloatingPointError):
         self.step, self.metric, self.value = step, metric, value
 
 
+class NonFiniteState(FloatingPointError):
+    """The updated state has NaN, or its parameters are infinite, although every loss so far was finite.
+
+    Attributes:
+        step: the step after which it was seen.
+        leaf: where in the state, such as ``.params['dense']['kernel']``.
+    """
+
+    def __init__(self, step: int, leaf: str):
+        super().__init__(f"state{leaf} is not finite after step {step}: expected finite numbers (is the learning rate too high?)")
+        self.step, self.leaf = step, leaf
+
+
 class Hook(Protocol):
     """Something to do every so often: save, sample, evaluate.
 
@@ -97,6 +111,7 @@ def fit(
     log: Callable[[Window], None] | None = None,
     log_every: int = 100,
     mesh: Mesh | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Pytree:
     """Train ``learner`` until ``state.step == steps`` and return the state.
 
@@ -104,8 +119,8 @@ def fit(
     the device until a window ends: at every multiple of ``log_every``, at every multiple of a hook's
     ``every``, and at the last step. Windows thus partition the steps without gaps, and are the same in a run
     resumed from a hook's checkpoint as in one that was never stopped (drop the logged windows with ``last``
-    beyond the checkpoint). At the end of a window its metrics are checked, then logged, then the hooks due
-    are called in order.
+    beyond the checkpoint). At the end of a window its metrics are checked, then logged, then the state is checked
+    where a hook is due, then the hooks due are called in order.
 
     Args:
         learner: a hashable :class:`~scorelab.training.Learner`, or one that is a pytree with hashable static parts.
@@ -121,9 +136,12 @@ def fit(
         log_every: the longest window.
         mesh: devices to train on (:func:`~scorelab.training.data_mesh`); None for all, which must divide the
             batch.
+        stop: asked after every update; True makes that step the last one: its window ends, every hook is called, and
+            the state is returned. With several processes it must answer the same everywhere.
 
     Errors:
         NonFiniteLoss: names the exact step; the finite steps before it have been logged.
+        NonFiniteState: before a hook sees a state with NaN or infinite parameters.
         ValueError: a batch that the devices do not divide, a metric that is not a scalar, no metric
             ``"loss"``.
     """
@@ -142,19 +160,24 @@ def fit(
     for step in range(start + 1, steps + 1):
         state, metrics = update(state, batch, key)
         pending.append(metrics)
-        if step < steps:
+        last = step == steps or (stop is not None and stop())
+        if not last:
             # Before anything below waits for the device, so that the next batch is on its way meanwhile.
             batch = shard_batch(data.at(step, *shard), mesh)
         if len(pending) > STEPS_AHEAD:
             jax.block_until_ready(pending[-1 - STEPS_AHEAD])
-        due = [hook for hook in hooks if step % hook.every == 0 or step == steps]
-        if due or step % log_every == 0 or step == steps:
+        due = [hook for hook in hooks if step % hook.every == 0 or last]
+        if due or step % log_every == 0 or last:
             window = _finish(pending, step, log)
             pending = []
             if int(state.step) != step:
                 raise ValueError(f"{type(learner).__name__} made step = {state.step} of update {step}: expected {step}")
+            if due or last:
+                _require_finite(step, state)
             for hook in due:
                 hook(step, state, window)
+        if last:
+            break
     return state
 
 
@@ -220,6 +243,27 @@ def _finish(pending: list[dict[str, Array]], step: int, log: Callable[[Window], 
         metric = next(name for name in checked if not np.isfinite(values[name][good]))
         raise NonFiniteLoss(first + good, metric, float(values[metric][good]))
     return window
+
+
+def _require_finite(step: int, state: Pytree) -> None:
+    """Refuse a state with NaN, or with infinite parameters; an optimiser may start its records at infinity."""
+    flags = jax.device_get(_flags(state))
+    if not flags.all():
+        leaves = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state) if _is_inexact(leaf)]
+        raise NonFiniteState(step, jax.tree_util.keystr(leaves[int(np.argmin(flags))]))
+
+
+@jax.jit
+def _flags(state: Pytree) -> Array:
+    """One flag for each leaf of real or complex numbers ``(leaves,)``: True where it is as it should be."""
+    of_params = lambda path: jax.tree_util.keystr(path[:1]) in (".params", "['params']")
+    good = lambda path, leaf: jnp.all(jnp.isfinite(leaf) if of_params(path) else ~jnp.isnan(leaf))
+    found = [good(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if _is_inexact(leaf)]
+    return jnp.stack(found) if found else jnp.ones(1, bool)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def _as_is(batch: Pytree) -> Pytree:

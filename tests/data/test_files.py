@@ -10,12 +10,15 @@ import struct
 import sys
 import tarfile
 import threading
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 
 from scorelab.data import DataCorrupt, DataNotFound, load, registry
 from scorelab.data.files import PublishedFile
+from scorelab.data.formats import read_cifar10_binary, read_npz_images
 from scorelab.data.loaders import CifarBinary, NpzImages
 
 
@@ -236,3 +239,63 @@ def test_a_pickle_is_not_opened(tmp_path, monkeypatch):
         (tmp_path / "s" / "a.npz").write_bytes(content)
         with pytest.raises(DataCorrupt, match=r"a\.npz"):
             load("s", data_dir=tmp_path)
+
+
+def test_mirrors_are_reached_over_https_where_they_offer_it():
+    sets = [registry.SETS[name] for name in ("mnist", "fashion_mnist", "kmnist")]
+    parts = [part for member in sets for part in (member.train, member.test)]
+    files = [file for part in parts for file in (part.images, part.labels)] + [registry.SETS["cifar10"].archive]
+    for file in files:
+        assert file.urls[0].startswith("https://")
+        assert all(url.startswith("https://") or ".s3-website." in url for url in file.urls)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_bomb_is_not_unpacked(publish, tmp_path, known):
+    """128 MB of zeros in 128 kB: the hash is compared first, and nothing is unpacked beyond the size that is expected."""
+    published = publish()
+    images = registry.SETS["kana_set"].train.images
+    if not known:
+        object.__setattr__(images, "raw_sha256", None)
+    published.write(tmp_path / "kana_set")
+    (tmp_path / "kana_set" / images.name).write_bytes(gzip.compress(bytes(1 << 27), compresslevel=9))
+    tracemalloc.start()
+    with pytest.raises(DataCorrupt):
+        load("kana_set", data_dir=tmp_path, download=False)
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+    # Not packed, but larger than anything published: read no further than to see that.
+    path = tmp_path / "kana_set" / images.unpacked_name
+    (tmp_path / "kana_set" / images.name).unlink()
+    with open(path, "wb") as file:
+        file.truncate(1 << 34)
+    if known:
+        with pytest.raises(DataCorrupt):
+            load("kana_set", data_dir=tmp_path, download=False)
+
+
+def test_archives_with_false_sizes_are_refused(tmp_path):
+    bomb = io.BytesIO()
+    np.savez_compressed(bomb, images=np.zeros((1 << 26,), np.uint8))
+    # A header that claims a terabyte in an array of a few bytes.
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40,)})
+    liar = io.BytesIO()
+    with zipfile.ZipFile(liar, "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + b"abc")
+    tracemalloc.start()
+    for content in (bomb.getvalue(), liar.getvalue(), b"PK", b""):
+        with pytest.raises(DataCorrupt, match=r"here\.npz"):
+            read_npz_images(content, "images", (4, 4), "here.npz")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("a")
+        member.size = 1 << 26
+        archive.addfile(member, io.BytesIO(bytes(1 << 26)))
+    tar = buffer.getvalue()
+    tracemalloc.reset_peak()
+    held = tracemalloc.get_traced_memory()[0]
+    with pytest.raises(DataCorrupt, match="more bytes"):
+        read_cifar10_binary(tar, ("a",), 2, "c.tar")
+    assert tracemalloc.get_traced_memory()[1] - held < 4 << 20
+    tracemalloc.stop()

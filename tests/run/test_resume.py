@@ -70,26 +70,25 @@ def test_killed_and_resumed_equals_unbroken(tmp_path):
 
 def test_a_checkpoint_cut_short_is_not_seen(tmp_path):
     state = {"w": np.arange(3.0, dtype=np.float32), "step": np.int32(5)}
-    with Checkpoints(tmp_path / "c") as checkpoints:
-        checkpoints.save(5, state)
-    # What orbax leaves behind when it is killed while writing.
-    remains = tmp_path / "c" / "7.orbax-checkpoint-tmp"
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(5, state)
+    # What a kill leaves behind while a checkpoint is written.
+    remains = tmp_path / "c" / ".7.123.tmp"
     remains.mkdir()
     (remains / "half").write_bytes(b"x")
-    with Checkpoints(tmp_path / "c") as checkpoints:
-        assert checkpoints.steps() == [5]
-        checkpoints.save(8, state)
-        assert checkpoints.steps() == [5, 8]
-        assert not remains.exists()
-        restored = checkpoints.restore(5, jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, state)))
+    assert checkpoints.steps() == [5]
+    checkpoints.save(8, state)
+    assert checkpoints.steps() == [5, 8]
+    assert not remains.exists()
+    restored = checkpoints.restore(5, jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, state)))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        for step in (1, 2, 3):
-            checkpoints.save(step, {"w": np.full(2, step, np.float32)})
-        assert checkpoints.steps() == [2, 3]
+    checkpoints = Checkpoints(tmp_path / "c", keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"w": np.full(2, step, np.float32)})
+    assert checkpoints.steps() == [2, 3]
 
 
 def test_logs_are_cut_to_the_checkpoint_and_torn_lines_dropped(tmp_path):
