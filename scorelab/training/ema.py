@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from scorelab.typing import Array, Pytree, require_int, require_number, require_positive
 
@@ -48,6 +49,29 @@ def average_specs(owner: object, ema: Average | tuple[Average, ...] | None) -> t
         if not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
             raise TypeError(f"{type(owner).__name__}.ema = {ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None")
     return specs
+
+
+def moved_averages(
+    specs: tuple[Average, ...], averages: tuple[Pytree, ...], params: Pytree, step: Array, before: Pytree, after: Pytree
+) -> tuple[Pytree, ...]:
+    """The averages after step number ``step``, which took the optimiser's state from ``before`` to ``after``.
+
+    Averages count updates of the parameters. ``optax.MultiSteps`` makes one from several steps and counts them itself: on the
+    others the averages stand still.
+    """
+    update = lambda number: tuple(s.update(a, params, number) for s, a in zip(specs, averages, strict=True))
+    old, new = _accumulated(before), _accumulated(after)
+    if not new:
+        return update(step)
+    # With several of them, over parts of the parameters, an update of any is one.
+    old, new = (jnp.max(jnp.stack(counts)) for counts in (old, new))
+    return jax.tree.map(lambda a, b: jnp.where(new > old, a, b), update(jnp.maximum(new, 1)), averages)
+
+
+def _accumulated(opt_state: Pytree) -> list[Array]:
+    """The numbers of updates that the ``optax.MultiSteps`` inside a state have made."""
+    is_one = lambda leaf: isinstance(leaf, optax.MultiStepsState)
+    return [leaf.gradient_step for leaf in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(leaf)]
 
 
 def _move(average: Pytree, params: Pytree, rate: Array) -> Pytree:
