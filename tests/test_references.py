@@ -120,8 +120,8 @@ def test_adams_bashforth_is_the_linear_multistep_of_k_diffusion():
         model = models.ExactModel(densities.GaussianMixture(*mixture), process)
         grid = grids.Explicit(tuple(grid_times(process, data["alpha"], data["sigma"])))
         out = sample(
-            model, process, solver=solvers.DEIS(order=4), grid=grid, key=jax.random.key(0), shape=(16, 2), keep="all",
-            start=starts.Fixed(data["x"][0]),
+            model, process, solver=solvers.DEIS(order=4, start="published"), grid=grid, key=jax.random.key(0), shape=(16, 2),
+            keep="all", start=starts.Fixed(data["x"][0]),
         )  # fmt: skip
         # scipy's quadrature in k-diffusion stops at a relative error of 1e-4.
         assert difference(np.asarray(out.trajectory), data["x"]) < 1e-4
@@ -146,7 +146,7 @@ def test_the_published_third_order_rule_differs_by_half_a_curvature(case, monkey
         process = COORDINATES["ve"]
         model = models.ExactModel(densities.GaussianMixture(*mixture), process)
         times = grid_times(process, data["alpha"], data["sigma"])
-        solver = solvers.DPMSolverPP(order=3, eta=info["options"]["eta"])
+        solver = solvers.DPMSolverPP(order=3, eta=info["options"]["eta"], start="published")
         run = lambda: walk(solver, process, model, times, jnp.asarray(data["x"][0]), jnp.asarray(noise))
         ours = np.asarray(jax.jit(run)())
         monkeypatch.setattr(exponential, "polynomial_weights", halved)

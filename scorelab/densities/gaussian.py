@@ -21,11 +21,14 @@ from scorelab.densities.base import Density, as_parameter, check_points, law_pyt
 from scorelab.densities.moments import elementwise, moments
 from scorelab.typing import Array, Key
 
+# The reach of a law of which only the moments are known.
+UNKNOWN = -1.0
+
 # Accelerators multiply float32 matrices with 8 to 10 bits unless told otherwise, and an exact law is to be exact.
 _product = functools.partial(jnp.matmul, precision="highest")
 
 
-@law_pytree("mean", "basis", "eigenvalues", "tail", static=("event",))
+@law_pytree("mean", "basis", "eigenvalues", "tail", "reach", static=("event",))
 class Gaussian(Density):
     """A Gaussian over points of any event shape.
 
@@ -33,6 +36,11 @@ class Gaussian(Density):
         mean: ``event``.
         cov: a number (isotropic), ``event`` (diagonal) or ``(d, d)`` with ``d = prod(event)``. Decomposed once on
             the host in float64; eigenvalues that rounding made negative become 0.
+
+    Attributes:
+        reach: the distance from the mean, along one direction, of rare points that lie further out than a Gaussian goes
+            (:func:`scorelab.densities.moments.reach`): known where the law was made from data or from a mixture. 0 where there
+            are none, negative where it is not known.
 
     Raises:
         ValueError: when ``cov`` has another shape, is not symmetric or is not positive semidefinite.
@@ -76,16 +84,17 @@ class Gaussian(Density):
             raise ValueError(f"from_data.covariance = {covariance!r}: expected 'full', 'isotropic' or 'zero'")
         if covariance == "full":
             found = moments(points, rank=rank, method=method, tail=tail, seed=seed)
-            return cls._make(*found, found.mean.shape)
+            return cls._make(found.mean, found.basis, found.eigenvalues, found.tail, found.mean.shape, found.reach)
         if (rank, method, tail) != (None, "eigh", "zero"):
             raise ValueError(
                 f"from_data got rank = {rank}, method = {method!r}, tail = {tail!r} with covariance = {covariance!r}: "
                 "expected covariance = 'full', or none of them"
             )
-        n, mean, variances = elementwise(points)
+        n, mean, variances, far = elementwise(points)
         if covariance == "isotropic" and n < 2:
             raise ValueError(f"from_data got {n} points with covariance = 'isotropic': expected at least 2")
-        return cls(mean, variances.mean() if covariance == "isotropic" else 0.0)
+        law = cls(mean, variances.mean() if covariance == "isotropic" else 0.0)
+        return law._reaching(far)
 
     @classmethod
     def low_rank(cls, mean: Array, basis: Array, eigenvalues: Array, tail: Array | float = 0.0) -> Gaussian:
@@ -111,15 +120,19 @@ class Gaussian(Density):
         return cls._make(mean, jnp.eye(mean.size, dtype=mean.dtype), flat, 0.0, mean.shape)
 
     @classmethod
-    def _make(cls, mean, basis, eigenvalues, tail, event) -> Gaussian:
+    def _make(cls, mean, basis, eigenvalues, tail, event, reach=UNKNOWN) -> Gaussian:
         self = object.__new__(cls)
-        self._set(mean, basis, eigenvalues, tail, event)
+        self._set(mean, basis, eigenvalues, tail, event, reach)
         return self
 
-    def _set(self, mean, basis, eigenvalues, tail, event):
+    def _set(self, mean, basis, eigenvalues, tail, event, reach=UNKNOWN):
         self.mean, self.basis = as_parameter(mean), as_parameter(basis)
         self.eigenvalues, self.tail = as_parameter(eigenvalues), as_parameter(tail)
-        self.event = tuple(event)
+        self.reach, self.event = as_parameter(reach), tuple(event)
+
+    def _reaching(self, reach: float) -> Gaussian:
+        """The same law of data whose reach is known."""
+        return Gaussian._make(self.mean, self.basis, self.eigenvalues, self.tail, self.event, reach)
 
     @property
     def size(self) -> int:
@@ -195,7 +208,7 @@ class Gaussian(Density):
     def affine(self, scale: float, shift: float = 0.0) -> Gaussian:
         """The law of ``scale * x + shift``: from values in [0, 1] to [-1, 1] with ``affine(2.0, -1.0)``."""
         mean, eigenvalues, tail = scale * self.mean + shift, scale**2 * self.eigenvalues, scale**2 * self.tail
-        return Gaussian._make(mean, self.basis, eigenvalues, tail, self.event)
+        return Gaussian._make(mean, self.basis, eigenvalues, tail, self.event, abs(scale) * self.reach)
 
     def flow(self, process, y: Array, s: Array | float, t: Array | float) -> Array:
         r"""The probability flow of the noised law from time ``s`` to time ``t`` in closed form.

@@ -10,7 +10,7 @@ import numpy as np
 
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
-from scorelab.densities.moments import moments
+from scorelab.densities.moments import FAR, moments
 from scorelab.typing import Array, Key
 
 
@@ -101,7 +101,7 @@ class GaussianMixture(Density):
                 "of the clusters, or method = 'eigh'"
             )
         found = [moments(members, rank=rank, method=method, ddof=0) for members in clusters]
-        laws = [Gaussian._make(m.mean, m.basis, m.eigenvalues + floor, m.tail + floor, m.mean.shape) for m in found]
+        laws = [Gaussian._make(m.mean, m.basis, m.eigenvalues + floor, m.tail + floor, m.mean.shape, m.reach) for m in found]
         return cls.of([len(members) for members in clusters], laws)
 
     def _set(self, weights, components):
@@ -168,7 +168,10 @@ class GaussianMixture(Density):
         return float(np.sqrt(np.mean(mean**2))), float(np.sqrt(variance))
 
     def matched(self) -> Gaussian:
-        r"""The Gaussian with mean :math:`\sum_k w_k\mu_k` and covariance :math:`\sum_k w_k(\Sigma_k+\delta_k\delta_k^\top)`."""
+        r"""The Gaussian with mean :math:`\sum_k w_k\mu_k` and covariance :math:`\sum_k w_k(\Sigma_k+\delta_k\delta_k^\top)`.
+
+        Its ``reach`` is the largest :math:`|\delta_k|` that is more than four standard deviations along its own direction.
+        """
         w, g = np.asarray(self.weights, np.float64), self.components
         means = np.asarray(g.mean, np.float64)
         mean = np.tensordot(w, means, axes=1)
@@ -177,7 +180,9 @@ class GaussianMixture(Density):
         # One component at a time: all their covariances may not fit into memory.
         for k in range(len(w)):
             covariance += w[k] * np.asarray(jax.tree.map(lambda leaf: leaf[k], g).covariance(), np.float64)
-        return Gaussian(mean, covariance)
+        distance = np.linalg.norm(delta, axis=1)
+        variance = np.einsum("ki,ij,kj->k", delta, covariance, delta)  # times the squared distance
+        return Gaussian(mean, covariance)._reaching(np.max(distance[distance**2 > FAR * np.sqrt(variance)], initial=0.0))
 
     def _average(self, gamma: Array, values: Array) -> Array:
         return jnp.sum(jnp.expand_dims(gamma, tuple(range(2, values.ndim))) * values, axis=0)

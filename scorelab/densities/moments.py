@@ -11,6 +11,8 @@ import numpy as np
 METHODS = ("eigh", "randomized", "streaming")
 # Rows that are turned to float64 at once.
 _BLOCK = 8192
+# The reach of data: how many points are looked at, along how many directions, and the deviations above which they are far.
+_KEPT, _DIRECTIONS, FAR = 4096, 256, 4.0
 
 
 class Moments(NamedTuple):
@@ -21,12 +23,14 @@ class Moments(NamedTuple):
         basis: ``(d, r)``, orthonormal columns in order of decreasing variance.
         eigenvalues: ``(r,)``, clipped at 0.
         tail: the variance in every other direction.
+        reach: how far rare points lie, see :func:`reach`.
     """
 
     mean: np.ndarray
     basis: np.ndarray
     eigenvalues: np.ndarray
     tail: float
+    reach: float
 
 
 def moments(
@@ -65,11 +69,45 @@ def moments(
     eigenvalues = np.maximum(squares, 0.0) / (n - ddof)
     rest = size - len(eigenvalues)
     left = max(total / (n - ddof) - eigenvalues.sum(), 0.0) / rest if rest and tail == "mean" else 0.0
-    return Moments(mean.reshape(first.shape[1:]), basis, eigenvalues, left)
+    return Moments(mean.reshape(first.shape[1:]), basis, eigenvalues, left, reach(blocks.kept - mean))
 
 
-def elementwise(points: np.ndarray | Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
-    """Number of points, mean and unbiased variance of every element (of the event shape); errors as :func:`moments`."""
+def reach(centred: np.ndarray) -> float:
+    r"""The distance from the mean, along one direction, of rare points further out than a Gaussian goes; 0 where there are none.
+
+    Along the directions :math:`u` of the points furthest from the mean: the level that one point in a thousand and two more
+    exceed (one is the point that gives the direction), where that is more than four standard deviations of
+    :math:`u^\top x` and three of the largest in any direction; the largest of them, or the distance of the mean of the points
+    beyond half of it. A Gaussian has about 3 deviations there, whatever its dimension. Modes of fewer
+    than three points, or of less than two in a thousand, are not seen.
+
+    Args:
+        centred: ``(m, d)``.
+    """
+    radius = np.linalg.norm(centred, axis=1)
+    furthest = np.argsort(-radius, kind="stable")[:_DIRECTIONS]
+    furthest = furthest[radius[furthest] > 0]
+    rank = math.ceil(len(centred) / 1000) + 2
+    if rank > len(centred) or not len(furthest):
+        return 0.0
+    along = centred @ (centred[furthest] / radius[furthest, None]).T
+    level = np.partition(along, len(along) - rank, axis=0)[len(along) - rank]
+    deviation = np.sqrt(np.mean(along**2, axis=0))
+    # What lies within three of the largest deviations is near, whatever its own direction. Power iteration: 5 % will do.
+    direction = along[:, np.argmax(deviation)] @ centred
+    for _ in range(10):
+        direction = (centred @ (direction / np.linalg.norm(direction))) @ centred
+    largest = np.sqrt(np.linalg.norm(direction) / len(centred))
+    level = np.where(level > np.maximum(FAR * deviation, 3 * largest), level, 0.0)
+    if not level.any():
+        return 0.0
+    # In many dimensions a single point of a mode does not point to its centre: the mean of those on its side does.
+    best = np.argmax(level)
+    return float(max(level[best], np.linalg.norm(centred[along[:, best] > level[best] / 2].mean(axis=0))))
+
+
+def elementwise(points: np.ndarray | Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray, float]:
+    """Number of points, mean and unbiased variance of every element (of the event shape), reach; errors as :func:`moments`."""
     blocks = _Blocks(points)
     n, mean, square = 0, 0.0, 0.0
     for block in blocks:
@@ -77,11 +115,14 @@ def elementwise(points: np.ndarray | Iterable[np.ndarray]) -> tuple[int, np.ndar
         square = square + block.var(axis=0) * count + shift**2 * (n * count / (n + count))
         mean, n = mean + shift * (count / (n + count)), n + count
     event = blocks.first.shape[1:]
-    return n, mean.reshape(event), (square / max(n - 1, 1)).reshape(event)
+    return n, mean.reshape(event), (square / max(n - 1, 1)).reshape(event), reach(blocks.kept - mean)
 
 
 class _Blocks:
-    """Flat float64 blocks of the points; ``first`` is the first one in its own shape."""
+    """Flat float64 blocks of the points; ``first`` is the first one in its own shape.
+
+    ``kept`` is a uniform random part of the points that were read, at most 64 MB of them.
+    """
 
     def __init__(self, points: np.ndarray | Iterable[np.ndarray], rows: int = _BLOCK):
         if hasattr(points, "shape"):
@@ -96,6 +137,22 @@ class _Blocks:
         if block is None or np.ndim(block) < 2 or np.size(block) == 0:
             raise ValueError(f"from_data got {'no points' if block is None else np.shape(block)}: expected blocks (n, *event)")
         self.first = np.asarray(block)
+        size = math.prod(self.first.shape[1:])
+        self._most = max(min(_KEPT, 2**23 // size), 2)
+        self._keys, self.kept, self._rng = np.zeros(0), np.zeros((0, size)), np.random.default_rng(0)
+
+    def _keep(self, flat: np.ndarray) -> None:
+        """The points with the smallest of random keys stay."""
+        keys = self._rng.random(len(flat))
+        free = min(self._most - len(self.kept), len(flat))
+        if free:
+            self.kept, self._keys = np.concatenate([self.kept, flat[:free]]), np.concatenate([self._keys, keys[:free]])
+            flat, keys = flat[free:], keys[free:]
+        both = np.concatenate([self._keys, keys])
+        chosen = np.zeros(len(both), bool)
+        chosen[np.argsort(both)[: len(self.kept)]] = True
+        out, into = np.flatnonzero(~chosen[: len(self.kept)]), np.flatnonzero(chosen[len(self.kept) :])
+        self.kept[out], self._keys[out] = flat[into], keys[into]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         block, event, low = self.first, self.first.shape[1:], 0
@@ -108,6 +165,7 @@ class _Blocks:
                 bad = low + int(np.argmin(np.isfinite(flat).all(axis=1)))
                 raise ValueError(f"from_data: point {bad} has a value that is not finite")
             if len(flat):
+                self._keep(flat)
                 yield flat
             low += len(block)
             block = next(self._source, None)

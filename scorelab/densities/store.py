@@ -22,7 +22,7 @@ def save_gaussian(path: str | Path, law: Gaussian, *, data_sha256: str, interval
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"save_gaussian.path = {str(path)!r}: expected a name that ends in .npz")
-    names = ("mean", "basis", "eigenvalues", "tail")
+    names = ("mean", "basis", "eigenvalues", "tail", "reach")
     arrays = {name: np.asarray(getattr(law, name)) for name in names}
     return write_npz(path, arrays | dict(data_sha256=np.asarray(data_sha256), interval=np.asarray(_checked("save", interval))))
 
@@ -44,10 +44,10 @@ def load_gaussian(
         ValueError: the file is of other data, or holds no Gaussian.
     """
     with np.load(path, allow_pickle=False) as file:
-        if missing := {"mean", "basis", "eigenvalues", "tail", "data_sha256", "interval"} - set(file):
+        if missing := {"mean", "basis", "eigenvalues", "tail", "reach", "data_sha256", "interval"} - set(file):
             raise ValueError(f"{path} has no {', '.join(sorted(missing))}: expected a file written by save_gaussian")
         found, (a, b) = str(file["data_sha256"]), (float(end) for end in file["interval"])
-        law = Gaussian.low_rank(file["mean"], file["basis"], file["eigenvalues"], file["tail"])
+        law = Gaussian.low_rank(file["mean"], file["basis"], file["eigenvalues"], file["tail"])._reaching(file["reach"])
     if data_sha256 is not None and found != data_sha256:
         raise ValueError(f"{path} was made from the data with hash {found}: expected {data_sha256}")
     c, d = (a, b) if interval is None else _checked("load", interval)

@@ -25,7 +25,7 @@ from scorelab.distill.teachers import network_of, process_of
 from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.denoising import require_floating
 from scorelab.processes.base import Process
-from scorelab.training.ema import EMA, Average, average_specs
+from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.training.learner import clipped
 from scorelab.typing import Array, Key, Model, Pytree, require_choice, require_int, require_number, require_positive, require_spec
 
@@ -220,10 +220,8 @@ class Distillation(abc.ABC):
         params, opt_state, norm = self._moved(self.optimizer, grads, state.opt_states[0], state.params)
         step = state.step + 1
         moving = step > self.warmup
-        averages = tuple(
-            spec.update(average, params, jnp.maximum(step - self.warmup, 1))
-            for spec, average in zip(average_specs(self, self.ema), state.averages, strict=True)
-        )
+        count, specs = jnp.maximum(step - self.warmup, 1), average_specs(self, self.ema)
+        averages = moved_averages(specs, state.averages, params, count, state.opt_states[0], opt_state)
         new = (params, (opt_state, *state.opt_states[1:]), averages)
         old = (state.params, state.opt_states, state.averages)
         params, opt_states, averages = jax.tree.map(lambda n, o: jnp.where(moving, n, o), new, old) if self.warmup else new

@@ -65,7 +65,8 @@ def precision_recall(
     B_k(x); density = (1 / (k n)) number of pairs with x in B_k(y); coverage = share of y with some x in
     B_k(y).
 
-    For equal laws density has expectation m / (m - 1) -> 1 and coverage 1 - ((m - 1) .. (m - k)) / ((n + m
+    For equal laws without ties density has expectation 1 (a sample is as likely as each of the m - 1 others
+    to be among the k nearest of a reference point: k / m) and coverage 1 - ((m - 1) .. (m - k)) / ((n + m
     - 1) .. (n + m - k)). Errors: k below 1, or not below both n and m. Sources: Kynkaanniemi et al. 2019,
     arXiv 1904.06991, equations 1 and 2; Naeem et al. 2020, arXiv 2002.09797, section 3.
     """

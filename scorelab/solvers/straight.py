@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.base import Prediction
 from scorelab.solvers.base import Nodes, Solver, Step, shift
-from scorelab.solvers.exponential import Multistep
+from scorelab.solvers.exponential import Multistep, corrected_start
 from scorelab.typing import Array, per_example_normal, require_choice, require_number
 
 
@@ -37,15 +37,19 @@ class DEIS(Multistep):
     with the Lagrange polynomials through the last ``order`` values, integrated exactly.
 
     Attributes:
-        order: 1 to 4; lower while there are fewer past values.
+        order: 1 to 4; lower while there are fewer past values. Order 4 is 3 where the velocity varies over the first step.
+        start: ``"corrected"`` (:func:`scorelab.solvers.exponential.corrected_start`) or ``"published"``, with which orders 3
+            and 4 are 2 there. Orders 1 and 2 have one start.
     """
 
     order: int = 3
+    start: Literal["corrected", "published"] = "corrected"
 
     stochastic: ClassVar[bool] = False
 
     def __post_init__(self):
         require_choice(self, (1, 2, 3, 4), order=self.order)
+        require_choice(self, ("corrected", "published"), start=self.start)
 
     def value(self, prediction, row):
         """The straight velocity."""
@@ -60,6 +64,13 @@ class DEIS(Multistep):
             order = min(self.order, i + 1)
             past = nodes.ratio[i - order + 1 : i + 1][::-1]
             b[i, :order] = nodes.scale[i + 1] * lagrange_integrals(past, nodes.ratio[i], nodes.ratio[i + 1])
+        if self.start == "corrected":
+
+            def better(i):
+                """The weights of step ``i`` with the value at its end, which comes first."""
+                return nodes.scale[i + 1] * lagrange_integrals(nodes.ratio[i + 1 :: -1], nodes.ratio[i], nodes.ratio[i + 1])
+
+            corrected_start(a, b, np.ones(len(a), bool), better)
         slope = np.full(len(a), nodes.slope)
         return dict(t=nodes.t[:-1], step=np.arange(len(a)), a=a, b=b, slope=slope, o=shift(nodes, a))
 

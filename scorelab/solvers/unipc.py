@@ -27,8 +27,9 @@ class UniPC(Solver):
     No corrector runs at the first node, and none at the last, where it would need another call.
 
     Attributes:
-        order: order of the predictor, 1 to 3. Fewer values are used at the start and, on a grid that ends at
-            sigma = 0, on the last steps (orders ..., 3, 2, 1), as published.
+        order: order of the predictor, 1 to 3; the whole rule converges one order higher, but for order 3 at a start where
+            the denoised mean varies (3). Fewer values are used at the start and, on a grid that ends at sigma = 0, on the
+            last steps (orders ..., 3, 2, 1), as published.
         variant: ``"bh2"`` or ``"bh1"``; the latter needs a grid that ends above sigma = 0.
     """
 

@@ -7,6 +7,7 @@ from scorelab.training.ema import (
     Snapshot,
     power_exponent,
     profile_product,
+    synthesis_residual,
     synthesis_weights,
     synthesise,
 )
@@ -19,5 +20,5 @@ from scorelab.training.prepare import Prepare, Prepared
 __all__ = [
     "EMA", "Average", "Hook", "Learner", "NonFiniteLoss", "NonFiniteState", "PowerEMA", "Prepare", "Prepared", "ScoreLearner",
     "ScoreState", "Snapshot", "Window", "data_mesh", "exponentiated_gradient", "fit", "power_exponent",
-    "profile_product", "synthesis_weights", "synthesise",
+    "profile_product", "synthesis_residual", "synthesis_weights", "synthesise",
 ]

@@ -16,8 +16,14 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from scorelab.typing import Array, Pytree, require_number
+from scorelab.typing import Array, Pytree, require_int, require_number, require_positive
+
+# The width of a flat profile, the largest there is.
+_FLAT = 1 / math.sqrt(12)
+# How well a float32 average of many updates is known, relative; and the sum of absolute weights that brings that to 1e-4.
+_ROUNDING, _LARGEST = 1e-6, 100.0
 
 
 class Average(Protocol):
@@ -43,6 +49,29 @@ def average_specs(owner: object, ema: Average | tuple[Average, ...] | None) -> t
         if not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
             raise TypeError(f"{type(owner).__name__}.ema = {ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None")
     return specs
+
+
+def moved_averages(
+    specs: tuple[Average, ...], averages: tuple[Pytree, ...], params: Pytree, step: Array, before: Pytree, after: Pytree
+) -> tuple[Pytree, ...]:
+    """The averages after step number ``step``, which took the optimiser's state from ``before`` to ``after``.
+
+    Averages count updates of the parameters. ``optax.MultiSteps`` makes one from several steps and counts them itself: on the
+    others the averages stand still.
+    """
+    update = lambda number: tuple(s.update(a, params, number) for s, a in zip(specs, averages, strict=True))
+    old, new = _accumulated(before), _accumulated(after)
+    if not new:
+        return update(step)
+    # With several of them, over parts of the parameters, an update of any is one.
+    old, new = (jnp.max(jnp.stack(counts)) for counts in (old, new))
+    return jax.tree.map(lambda a, b: jnp.where(new > old, a, b), update(jnp.maximum(new, 1)), averages)
+
+
+def _accumulated(opt_state: Pytree) -> list[Array]:
+    """The numbers of updates that the ``optax.MultiSteps`` inside a state have made."""
+    is_one = lambda leaf: isinstance(leaf, optax.MultiStepsState)
+    return [leaf.gradient_step for leaf in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(leaf)]
 
 
 def _move(average: Pytree, params: Pytree, rate: Array) -> Pytree:
@@ -120,8 +149,8 @@ class PowerEMA:
     weight. Karras et al. (2024), arXiv 2312.02696, section 3 and appendix C.
 
     Attributes:
-        stds: the widths to track, each in (0, 0.288]; two are enough to synthesise others from stored
-            snapshots.
+        stds: the widths to track, each in (0, 0.288]; two are enough to synthesise others near them from
+            stored snapshots.
     """
 
     stds: tuple[float, ...] = (0.05, 0.10)
@@ -162,9 +191,10 @@ def power_exponent(std: float) -> float:
     The largest root of :math:`\gamma^3 + 7\gamma^2 + (16-\sigma^{-2})\gamma + 12 - \sigma^{-2} = 0`.
     ``ValueError`` outside (0, 0.288]: a flat profile (:math:`\gamma=0`) has width :math:`1/\sqrt{12}`.
     """
-    if not isinstance(std, int | float) or not 0 < std <= 1 / math.sqrt(12):
+    number = std.item() if isinstance(std, np.generic) else std
+    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= _FLAT:
         raise ValueError(f"relative width of a power average = {std!r}: expected a number in (0, 0.288]")
-    inverse = float(std) ** -2
+    inverse = float(number) ** -2
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 
 
@@ -191,42 +221,89 @@ def synthesis_weights(steps: Array, stds: Array, target_std: float, step: int) -
     lowered the error of slowly drifting parameters ten-fold. Shapes: ``steps`` and ``stds`` are ``(n,)``, and
     so is the result, in float64.
     """
+    return _fit(steps, stds, [target_std], step)[0][:, 0]
+
+
+def synthesis_residual(steps: Array, stds: Array, target_std: float, step: int) -> float:
+    r"""How far the best combination of the snapshots' profiles is from the profile wanted:
+    :math:`r = \lVert\sum_i w_i p_i - p\rVert_2 / \lVert p\rVert_2`.
+
+    It bounds the error of :func:`synthesise`. With ``s`` the standard deviation of a parameter over the steps
+    up to ``step`` (Cauchy and Schwarz; what does not move has no error, since the weights sum to one),
+
+    .. math:: |\text{error}| \le r\,\frac{\gamma+1}{\sqrt{2\gamma+1}}\,s .
+
+    Zero (up to 1e-7) for a width and a step that are stored. Arguments as in :func:`synthesis_weights`.
+    """
+    return float(_fit(steps, stds, [target_std], step)[1][0])
+
+
+def _fit(steps: Array, stds: Array, widths: Array, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights ``(n, k)`` and relative residuals ``(k,)`` for ``k`` widths at one step."""
     steps, stds = np.asarray(steps, np.float64), np.asarray(stds, np.float64)
     gram = profile_product(steps[:, None], stds[:, None], steps[None], stds[None])
-    target = profile_product(steps, stds, step, target_std)
+    targets = profile_product(steps[:, None], stds[:, None], step, np.asarray(widths)[None])
     # Lagrange conditions, scaled to a unit diagonal (the Gram matrix spans orders of magnitude in 1/step).
-    # Least squares, because profiles of neighbouring snapshots are nearly parallel.
+    # Least squares, because profiles of neighbouring snapshots are nearly parallel; a ridge of the squared rounding
+    # keeps their weights from growing against each other for less than the averages are known to.
     scale = np.sqrt(np.diag(gram))
     n = len(steps)
-    system, right = np.zeros((n + 1, n + 1)), np.ones(n + 1)
-    system[:n, :n] = gram / np.outer(scale, scale)
+    system, right = np.zeros((n + 1, n + 1)), np.ones((n + 1, targets.shape[1]))
+    system[:n, :n] = gram / np.outer(scale, scale) + _ROUNDING**2 * np.eye(n)
     system[n, :n] = system[:n, n] = scale.max() / scale
-    right[:n] = target / scale
+    right[:n] = targets / scale[:, None]
     right[n] = scale.max()
-    return np.linalg.lstsq(system, right, rcond=1e-13)[0][:n] / scale
+    weights = np.linalg.lstsq(system, right, rcond=1e-13)[0][:n] / scale[:, None]
+    own = profile_product(step, widths, step, widths)
+    squares = np.sum(weights * (gram @ weights - 2 * targets), axis=0) + own
+    return weights, np.sqrt(np.maximum(squares, 0.0) / own)
 
 
-def synthesise(snapshots: Iterable[Snapshot], target_std: float, step: int) -> Pytree:
+def synthesise(snapshots: Iterable[Snapshot], target_std: float, step: int, *, max_residual: float = 0.1) -> Pytree:
     """Parameters averaged with a width that was not tracked, from stored snapshots of widths that were.
 
     Least squares between profiles (Karras et al. 2024, appendix C.3), solved and summed in float64 on the
-    host. The error falls as the number of snapshots grows; a dozen spread evenly over training, two widths
-    each, are plenty.
+    host. What the snapshots cannot represent is refused: a width far from those tracked, or a step at which
+    nothing was stored. :func:`synthesis_residual` says how good a fit is, and what error follows from it. A
+    dozen snapshots spread evenly over training, of the widths 0.05 and 0.10, represent widths from 0.025 to
+    0.24 at the last step, those between 0.04 and 0.15 with a residual below 0.02.
 
     Args:
-        snapshots: from :meth:`PowerEMA.snapshots` at several steps; those after ``step`` are left out.
+        snapshots: from :meth:`PowerEMA.snapshots` at several steps, in any order; those after ``step`` are
+            left out, and those at step 0, where nothing has been averaged.
         target_std: the relative width wanted, in (0, 0.288].
-        step: the step at which the average is taken.
+        step: the step at which the average is taken, at least 1.
+        max_residual: the largest residual that is accepted.
 
     Errors:
-        ValueError: no snapshot at or before ``step``, or a width outside its range.
+        ValueError: no snapshot at or before ``step``, a width outside its range, a residual above
+            ``max_residual`` (the message names what is represented), weights so large that they multiply the
+            rounding of the averages (tracked widths that nearly agree), snapshots that contradict each other or
+            hold parameters of different shapes.
     """
-    snapshots = list(snapshots)
-    used = [s for s in snapshots if s.step <= step]
+    require_int("synthesise", 1, step=step)
+    require_positive("synthesise", max_residual=max_residual)
+    step = int(step)
+    snapshots = sorted((Snapshot(int(s.step), float(s.std), s.params) for s in snapshots), key=lambda s: s[:2])
+    used = _distinct([s for s in snapshots if 1 <= s.step <= step])
     if not used:
         found = sorted({s.step for s in snapshots})
         raise ValueError(f"snapshots are at steps {found}: expected at least one at or before step = {step}")
-    weights = synthesis_weights([s.step for s in used], [s.std for s in used], target_std, step)
+    steps, stds = [s.step for s in used], [s.std for s in used]
+    weights = synthesis_weights(steps, stds, target_std, step)
+    residual = synthesis_residual(steps, stds, target_std, step)
+    if residual > max_residual:
+        raise ValueError(
+            f"synthesise.target_std = {target_std:g} at step = {step}: the snapshots represent this profile with a "
+            f"relative error of {residual:.2g}, above max_residual = {max_residual:g}; "
+            + _represented(steps, stds, target_std, step, max_residual)
+        )
+    if (size := np.abs(weights).sum()) > _LARGEST:
+        raise ValueError(
+            f"synthesise.target_std = {target_std:g} at step = {step}: this takes weights of {size:.3g} in all, which multiply "
+            f"the rounding of the stored averages; expected at most {_LARGEST:g}: a width nearer to those tracked, or tracked "
+            "widths further apart (such as 0.05 and 0.1)"
+        )
 
     def combine(*leaves):
         leaves = [np.asarray(leaf) for leaf in leaves]
@@ -236,3 +313,34 @@ def synthesise(snapshots: Iterable[Snapshot], target_std: float, step: int) -> P
         return np.asarray(total).astype(leaves[0].dtype)
 
     return jax.tree.map(combine, *(s.params for s in used))
+
+
+def _distinct(snapshots: list[Snapshot]) -> list[Snapshot]:
+    """One of each step and width, of one shape; ValueError where equal ones hold different parameters."""
+    kept: list[Snapshot] = []
+    for s in snapshots:
+        if kept and jax.tree.map(np.shape, kept[0].params) != jax.tree.map(np.shape, s.params):
+            raise ValueError(
+                f"snapshots at step {s.step} and {kept[0].step} hold parameters of other names or shapes: expected one training"
+            )
+        if not kept or kept[-1][:2] != s[:2]:
+            kept.append(s)
+        elif not all(map(np.array_equal, jax.tree.leaves(kept[-1].params), jax.tree.leaves(s.params))):
+            raise ValueError(f"snapshots at step {s.step} of width {s.std:g} differ: expected those of one training")
+    return kept
+
+
+def _represented(steps: list[int], stds: list[float], target_std: float, step: int, bound: float) -> str:
+    """What can be had instead: the widths at this step, and the steps at this width."""
+    # From a quarter of the narrowest width to the flat profile, in steps of a few per cent.
+    widths = np.geomspace(min(stds) / 4, _FLAT, 120)
+    good = np.flatnonzero(_fit(steps, stds, widths, step)[1] <= bound)
+    runs = np.split(good, np.flatnonzero(np.diff(good) > 1) + 1) if len(good) else []
+    at_step = ", ".join(f"{widths[run[0]]:.2g} to {widths[run[-1]]:.2g}" for run in runs) or "none"
+    marks = np.unique(steps)
+    # Each step is a fit of its own: a dozen of them say where the width is represented.
+    marks = marks[np.unique(np.linspace(0, len(marks) - 1, 12).astype(int))]
+    counts = [np.searchsorted(steps, mark, side="right") for mark in marks]
+    fits = [synthesis_residual(steps[:n], stds[:n], target_std, mark) for n, mark in zip(counts, marks, strict=True)]
+    at_width = ", ".join(str(mark) for mark, residual in zip(marks, fits, strict=True) if residual <= bound) or "none"
+    return f"expected a width represented at this step: {at_step}; or a step at which this width is, of those stored: {at_width}"

@@ -12,7 +12,7 @@ import optax
 from scorelab.losses import Batch, Loss
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.processes.base import Prediction
-from scorelab.training.ema import EMA, Average, average_specs
+from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.typing import Array, Key, Model, Pytree, partly_static, require_positive, require_spec
 
 
@@ -62,7 +62,8 @@ class ScoreLearner:
         loss: the loss (:mod:`scorelab.losses`).
         optimizer: an optax transformation. It is compared by identity: keep the object, since a second
             ``optax.adam(1e-3)`` compiles anew.
-        ema: an average spec, a tuple of several, or None. The model is the first average where there is one.
+        ema: an average spec, a tuple of several, or None. The model is the first average where there is one. Averages
+            count updates of the parameters, which ``optax.MultiSteps`` makes once in several steps.
         clip_norm: scale gradients whose global norm is above this down to it,
             :math:`g \leftarrow g\,\min(1, c/\lVert g\rVert)`; None for no clipping.
         initial: a model of the same network whose parameters are the first ones (a teacher); None for fresh ones.
@@ -86,8 +87,7 @@ class ScoreLearner:
         process = getattr(self.loss, "process", self.denoiser.process)
         if process != self.denoiser.process:
             raise ValueError(
-                f"ScoreLearner.loss is about {process!r}: "
-                f"expected the process of the denoiser, {self.denoiser.process!r}"
+                f"ScoreLearner.loss is about {process!r}: expected the process of the denoiser, {self.denoiser.process!r}"
             )
         average_specs(self, self.ema)
         if self.clip_norm is not None:
@@ -127,10 +127,7 @@ class ScoreLearner:
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        averages = tuple(
-            spec.update(average, params, step) for spec, average in zip(self._ema_specs, state.averages,
-            strict=True)
-        )
+        averages = moved_averages(self._ema_specs, state.averages, params, step, state.opt_state, opt_state)
         new = ScoreState(step=step, params=params, opt_state=opt_state, averages=averages)
         return new, {**metrics, "loss": loss, "grad_norm": norm}
 

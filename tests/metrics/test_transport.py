@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy import special
 from scipy.optimize import linear_sum_assignment
 
 from scorelab.metrics import sinkhorn, sliced_wasserstein, wasserstein_1d
@@ -27,9 +28,7 @@ def test_unequal_sizes_are_exact():
     x, y = rng.normal(size=(12, 3)), rng.normal(size=(8, 3))
     repeated = wasserstein_1d(np.repeat(x, 2, 0), np.repeat(y, 3, 0))
     np.testing.assert_allclose(wasserstein_1d(x, y), repeated, rtol=1e-12)
-    np.testing.assert_allclose(
-        wasserstein_1d(np.zeros((3, 1)), np.array([[1.0], [2.0]]), 1.0), 1.5, rtol=1e-12
-    )
+    np.testing.assert_allclose(wasserstein_1d(np.zeros((3, 1)), np.array([[1.0], [2.0]]), 1.0), 1.5, rtol=1e-12)
 
 
 def test_sliced_distance_of_a_shift():
@@ -54,6 +53,37 @@ def test_sinkhorn_of_a_shift_is_exact_at_any_epsilon():
         # The marginal error allowed by `threshold` is 1e-3 of the mass, at distances of order one.
         assert value == pytest.approx(1.0, abs=5e-3)
     assert sinkhorn(x, x[::-1], 0.1).value == pytest.approx(0.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.5, 5.0, 200.0])
+def test_sinkhorn_is_not_negative_and_zero_for_equal_laws(epsilon):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(60, 2))
+    # The same points, in another order, each of them twice, far from the origin, a single one.
+    pairs = [(x, x), (x, x[::-1]), (x, np.repeat(x, 2, 0)), (x + 1e6, x + 1e6), (x[:1], np.repeat(x[:1], 60, 0))]
+    for threshold in (1e-3, 0.1):  # however far the potentials have converged
+        for a, b in pairs:
+            assert 0 <= sinkhorn(a, b, epsilon, threshold=threshold).value < max(1e-6, threshold**2) * epsilon
+    # A shift by v is |v|^2 exactly, also where that is far below the marginal error: float64 beside float32 potentials.
+    assert sinkhorn(x[:1], x[:1] + 1e-4, epsilon).value == pytest.approx(2e-8, rel=1e-3)
+
+
+def test_sinkhorn_is_the_one_of_the_converged_float64_iteration():
+    rng = np.random.default_rng(6)
+    x, y, epsilon = rng.normal(size=(30, 3)), rng.normal(size=(45, 3)) * 0.7 + 0.4, 0.5
+
+    def transport(a, b):
+        cost = ((a[:, None] - b[None]) ** 2).sum(-1)
+        f = g = 0.0
+        for _ in range(2000):
+            f = -epsilon * special.logsumexp((g - cost) / epsilon, axis=1, b=1 / len(b))[:, None]
+            g = -epsilon * special.logsumexp((f - cost) / epsilon, axis=0, b=1 / len(a))[None]
+        return f.mean() + g.mean()
+
+    exact = transport(x, y) - transport(x, x) / 2 - transport(y, y) / 2
+    # From below, by the square of the marginal error times the cost.
+    value = sinkhorn(x, y, epsilon).value
+    assert exact - 1e-4 < value < exact + 1e-7
 
 
 def test_sinkhorn_goes_to_the_assignment_cost():

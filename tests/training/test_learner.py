@@ -12,7 +12,7 @@ from scorelab.losses import DenoisingScoreMatching
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes import Gaussian
 from scorelab.schedules import VPLinear
-from scorelab.training import EMA, PowerEMA, ScoreLearner, fit
+from scorelab.training import EMA, PowerEMA, ScoreLearner, fit, power_exponent
 from tests.training.small import PROCESS, Net, Points, equal, learner
 
 KEY = jax.random.key(0)
@@ -57,6 +57,42 @@ def test_the_model_is_the_first_average():
             expected = spec.params(state.averages[0])
             assert not equal(expected, state.params)
         assert equal(member.model(state)(y, t).denoised, member.denoiser.bind(expected)(y, t).denoised)
+
+
+class Scalar(Denoiser):
+    """One number, whose model is the number itself."""
+
+    def init(self, key, x, cond=None, like=None):
+        return jnp.zeros(())
+
+    def bind(self, params):
+        return params
+
+
+@pytest.mark.parametrize("wrap", [lambda o: o, lambda o: optax.chain(optax.identity(), o)], ids=["plain", "in a chain"])
+def test_averages_count_updates_and_not_the_steps_of_which_one_is_made(wrap):
+    # A gradient of 1 at every step under sgd(1): the parameter is -1, -2, ... after updates 1, 2, ...; three steps make one.
+    every = 3
+    optimizer = wrap(optax.MultiSteps(optax.sgd(1.0), every).gradient_transformation())
+    loss = lambda key, model, batch: (jnp.ones(1) * model, {})
+    specs = (EMA(decay=0.5, warmup=False), EMA(decay=0.9), PowerEMA(stds=(0.1,)))
+    base = learner(optimizer=optimizer, ema=specs, clip_norm=None)
+    member = replace(base, loss=loss, denoiser=Scalar(**vars(base.denoiser)))
+    state, update = member.init(KEY, {"x": jnp.zeros((1, 1))}), jax.jit(member.update)
+    seen = []
+    for _ in range(4 * every + 1):
+        state, _ = update(state, {"x": jnp.zeros((1, 1))}, KEY)
+        seen.append([float(leaf) for leaf in jax.tree.leaves(state.averages)])
+    path = -np.arange(5.0)
+    decays = (lambda t: 0.5, lambda t: min(0.9, t / (9 + t)), lambda t: (1 - 1 / t) ** (power_exponent(0.1) + 1))
+    for k, decay in enumerate(decays):
+        expected = [0.0]
+        for t in range(1, 5):
+            expected.append(decay(t) * expected[-1] + (1 - decay(t)) * path[t])
+        # Update number t comes with step 3 t; until the next one nothing moves.
+        got = np.array(seen)[:, k]
+        np.testing.assert_allclose(got, np.repeat(expected, every)[1 : len(got) + 1], rtol=1e-6)
+    assert int(state.step) == 4 * every + 1
 
 
 def _norm(tree):
