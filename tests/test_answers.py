@@ -279,3 +279,31 @@ def test_the_scale_of_a_law_is_that_of_its_moments(law):
     covariance = np.asarray(matched.covariance(), np.float64)
     expected = np.sqrt(np.mean(np.asarray(matched.mean) ** 2)), np.sqrt(np.trace(covariance) / 2)
     np.testing.assert_allclose(law.scale(), expected, rtol=1e-6)  # float32 parameters
+
+
+# Training ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (dict(label=np.array([0, 1, 2, 9], np.int32)), r"at step 1 .*cond has labels 0 to 9: expected 0 to 4, the classes of MLP"),
+        (dict(label=np.array([0, 1, 2, -4], np.int32)), r"cond has labels -4 to 2: expected 0 to 4"),
+        (dict(x=np.array([[0, 1], [np.nan, 0], [0, 0], [np.inf, 1]], np.float32)), r"batch\['x'\] has 2 values that are not finite"),
+    ],
+    ids=["class 9", "class -4", "data"],
+)
+def test_a_loss_that_is_no_number_names_its_cause(spoil, message):
+    arrays = dict(x=np.ones((4, 2), np.float32), label=np.arange(4, dtype=np.int32)) | spoil
+    data = sl.training.Prepared(sl.data.Batches(arrays, 4), cond="label")
+    with pytest.raises(sl.training.NonFiniteLoss, match=message):
+        sl.training.fit(LEARNER, data, steps=1, key=KEY)
+
+
+LEARNER = sl.training.ScoreLearner(NET, sl.losses.DenoisingScoreMatching(EDM), optax.sgd(0.1), ema=None)
+
+
+@pytest.mark.parametrize("weighting", [lambda process, t: t[:, None], lambda process, t: jnp.ones((1, 1))])
+def test_a_weighting_of_another_shape_is_refused(weighting):
+    learner = sl.training.ScoreLearner(NET, sl.losses.DenoisingScoreMatching(EDM, weighting=weighting), optax.sgd(0.1), ema=None)
+    batch = {"x": Y, "cond": None}
+    with pytest.raises(ValueError, match=r"returned losses of shape .*: expected \(4,\), one per example"):
+        jax.eval_shape(lambda: learner.update(learner.init(KEY, batch), batch, KEY))

@@ -13,6 +13,7 @@ import numpy as np
 
 from scorelab.densities import Density
 from scorelab.diagnostics.blocks import blocks, require_batch, require_leading
+from scorelab.models.ask import ask
 from scorelab.processes.base import Prediction, Process
 from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, per_example_normal
 
@@ -113,7 +114,7 @@ def _predict(model, key, y0, t, ids, cond, *, process, of):
     """A noised batch, what the model says about it, and the squared norm of that."""
     eps = per_example_normal(per_example_keys(key, ids), y0)
     y = process.alpha(t) * y0 + process.offset(t) + process.sigma(t) * eps
-    prediction = model(y, t, cond)
+    prediction = ask(model, y, t, cond, process=process)
     said = prediction.eps if of == "score" else prediction.denoised
     return y, said, _squared_norm(said)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from scorelab.densities import Gaussian
 from scorelab.diagnostics.blocks import blocks, require_batch, require_leading
 from scorelab.grids import Grid
+from scorelab.models.ask import ask
 from scorelab.processes.base import Process
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import Solver
@@ -87,14 +89,14 @@ def denoised_along(model: Model, out: Samples, process: Process, cond: Pytree = 
         parts = []
         for index, count in blocks(n, batch):
             part = jax.tree.map(lambda c: jnp.asarray(c)[index], cond)
-            parts.append(_denoised(model, y[index], jnp.asarray(t, y.dtype), part)[:count])
+            parts.append(_denoised(model, y[index], jnp.asarray(t, y.dtype), part, process=process)[:count])
         found.append(jnp.concatenate(parts))
     return jnp.stack(found)
 
 
-@jax.jit
-def _denoised(model, y, t, cond):
-    return model(y, t, cond).denoised
+@functools.partial(jax.jit, static_argnames="process")
+def _denoised(model, y, t, cond, *, process):
+    return ask(model, y, t, cond, process=process).denoised
 
 
 def perturbation_sensitivity(

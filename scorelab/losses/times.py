@@ -42,7 +42,7 @@ class Times(abc.ABC):
         # round to 1.
         t = self.time(jnp.clip(u, 2.0**-25, 1 - 2.0**-24), process)
         if jnp.shape(t) != (n,):
-            raise ValueError(f"{type(self).__name__}.time returned shape {jnp.shape(t)} for u of shape ({n},): expected the shape of u")
+            raise ValueError(f"{type(self).__name__}.time returned shape {jnp.shape(t)}: expected ({n},), the shape of u")
         high = np.float32(process.t_max)
         if not float(process.alpha(process.t_max)) > 0:
             # At alpha = 0 (rectified flow at t = 1) the denoised point of an eps network is infinite.

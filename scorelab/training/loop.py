@@ -61,10 +61,8 @@ class NonFiniteLoss(FloatingPointError):
         value: what it was.
     """
 
-    def __init__(self, step: int, metric: str, value: float):
-        super().__init__(
-            f"{metric} = {value} at step {step} (batch data.at({step - 1})): expected a finite number"
-        )
+    def __init__(self, step: int, metric: str, value: float, cause: str = ""):
+        super().__init__(f"{metric} = {value} at step {step} (batch data.at({step - 1})): expected a finite number{cause}")
         self.step, self.metric, self.value = step, metric, value
 
 
@@ -168,7 +166,10 @@ def fit(
             jax.block_until_ready(pending[-1 - STEPS_AHEAD])
         due = [hook for hook in hooks if step % hook.every == 0 or last]
         if due or step % log_every == 0 or last:
-            window = _finish(pending, step, log)
+            try:
+                window = _finish(pending, step, log)
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(error.step, error.metric, error.value, _cause(learner, data, error.step, shard)) from None
             pending = []
             if int(state.step) != step:
                 raise ValueError(f"{type(learner).__name__} made step = {state.step} of update {step}: expected {step}")
@@ -243,6 +244,25 @@ def _finish(pending: list[dict[str, Array]], step: int, log: Callable[[Window], 
         metric = next(name for name in checked if not np.isfinite(values[name][good]))
         raise NonFiniteLoss(first + good, metric, float(values[metric][good]))
     return window
+
+
+def _cause(learner: Learner, data: Any, step: int, shard: tuple[int, ...]) -> str:
+    """What can be seen in the batch of ``step`` that explains a loss that is no number; empty where there is nothing."""
+    try:
+        batch = getattr(data, "prepare", _as_is)(data.at(step - 1, *shard))
+    except ValueError:  # an iterator does not go back
+        return ""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and (bad := int(np.sum(~np.isfinite(np.asarray(leaf))))):
+            found.append(f"batch{jax.tree_util.keystr(path)} has {bad} values that are not finite")
+    denoiser = getattr(learner, "denoiser", None)
+    if denoiser is not None:
+        try:
+            denoiser.check_labels(batch.get("cond"))
+        except ValueError as error:
+            found.append(str(error))
+    return "".join(f"; {cause}" for cause in found)
 
 
 def _require_finite(step: int, state: Pytree) -> None:
