@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scorelab.data.arrays import Arrays
+from scorelab.typing import require_seed
 
 
 @functools.lru_cache(maxsize=8)
@@ -55,8 +56,7 @@ class Batches:
             raise ValueError(
                 f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected a non-negative integer")
+        require_seed(self, seed=self.seed)
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:

@@ -13,8 +13,11 @@ import numpy as np
 from scorelab.data.arrays import Arrays
 from scorelab.data.files import PublishedFile, Shelf
 from scorelab.data.formats import read_cifar10_binary, read_idx, read_npz_images
+from scorelab.data.memory import require_memory
 
 DIGITS_TEST_SIZE = 297
+# A generated set is drawn with some float32 arrays of its size beside it: noise, choices of components, their sums.
+_COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +203,12 @@ class Toy:
 
     name: str
     sampler: Callable[[tuple[int, int], int], np.ndarray]
+    dimension: int = 2
     splits: tuple[str, ...] = ("train", "test")
 
     def load(self, split: str, request: Request) -> Arrays:
         """Points (n, d) float32, d = 2 for most; n defaults to 10000 and seed to 0; no labels."""
         n = 10000 if request.n is None else request.n
         seed = 0 if request.seed is None else request.seed
+        require_memory(f"{self.name} with n = {n}", 4.0 * _COPIES * n * self.dimension)
         return Arrays(x=self.sampler((seed, self.splits.index(split)), n), name=self.name, split=split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import gin
 import gin.config
 
+from scorelab.names import did_you_mean
 from scorelab.run.sources import ConfigError, Lines, Place, bindings, place_of, shown
 
 AT_LINE = re.compile(r'\n  In file "(?P<file>.+?)", line (?P<line>\d+)')
@@ -22,6 +22,8 @@ IN_CALL = re.compile(
 FIELD = re.compile(r"^(?:\w+\.)?(?P<field>[a-z_]\w*)\s*=(?!=)")
 NO_PARAMETER = re.compile(r"Configurable '(?P<name>.+?)' doesn't have a parameter named '(?P<field>.+?)'")
 NO_MACRO = re.compile(r"No bindings specified for '(?P<name>.+?)/gin\.macro'")
+NO_LITERAL = re.compile(r"malformed node or string.*Failed to parse token '(?P<token>.+?)'", re.DOTALL)
+NO_MODULE = re.compile(r"No module named '(?P<name>.+?)'")
 NO_ATTRIBUTE = re.compile(r"<module '(?P<module>[\w.]+)'.*> has no attribute (?P<name>\w+)")
 
 
@@ -31,22 +33,25 @@ def one_line(text: str) -> str:
 
 
 def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigError:
-    """The error as ``file:line: what is wrong``."""
+    """The error as ``file:line: what is wrong``; the text of a message is kept as it was written."""
     if isinstance(error, ConfigError):
         return error
     text = str(error)
     if isinstance(error, SyntaxError):
         place, what = _syntax_place(error, path, overrides), one_line(error.msg).rstrip(".")
+        if literal := NO_LITERAL.search(error.msg):
+            token = literal["token"]
+            what = f"{token} is not a value: expected '{token}' (text), a number, True, False, None, @{token}() or %{token}"
         return ConfigError(f"{place}: {what}: {(error.text or '').strip()}")
     if macro := NO_MACRO.search(text):
-        return ConfigError(
-            f"{_use_of_macro(macro['name'], path, overrides)}: %{macro['name']} is not defined"
-        )
+        defined = {b.field for b in bindings(path, overrides) if not b.selector}
+        near = did_you_mean(macro["name"], defined)
+        return ConfigError(f"{_use_of_macro(macro['name'], path, overrides)}: %{macro['name']} is not defined. {near}".rstrip(". "))
     if at := AT_LINE.search(text):
         place = _place(Path(at["file"]), int(at["line"]), path, overrides)
         return ConfigError(f"{place}: {_with_hint(one_line(text[: at.start()]), error)}")
     call = IN_CALL.search(text)
-    message = one_line(text[: call.start()] if call else text)
+    message = (text[: call.start()] if call else text).strip()
     if not call:
         return ConfigError(f"{shown(path)}: {_with_kind(message, error)}")
     place = _binding_place(call["name"].split(".")[-1], message, path, overrides)
@@ -104,20 +109,15 @@ def _with_hint(message: str, error: Exception) -> str:
             ]
         except (AttributeError, KeyError, ValueError, TypeError):
             return message
-        near = difflib.get_close_matches(match["field"], accepted, n=1)
-        return f"{message} {_did_you_mean(near)}It has: {', '.join(accepted)}."
+        return f"{message} {did_you_mean(match['field'], accepted)} It has: {', '.join(accepted)}.".replace("  ", " ")
     if match := NO_ATTRIBUTE.search(message):
         module = sys.modules.get(match["module"])
-        near = difflib.get_close_matches(
-            match["name"], [n for n in dir(module) if not n.startswith("_")], n=3
-        )
-        return f"{match['module']} has no {match['name']}. {_did_you_mean(near)}".strip()
+        near = did_you_mean(match["name"], [n for n in dir(module) if not n.startswith("_")], n=3)
+        return f"{match['module']} has no {match['name']}. {near}".strip()
+    if isinstance(error, ModuleNotFoundError) and (match := NO_MODULE.search(message)) and "scorelab" not in match["name"]:
+        return f"{message}: expected an installed package, or a module beside the config or on Python's path (PYTHONPATH=FOLDER)"
     return (
         _with_kind(message, error)
         if not isinstance(error, NameError | ImportError | AttributeError)
         else message
     )
-
-
-def _did_you_mean(near: Sequence[str]) -> str:
-    return f"Did you mean {' or '.join(near)}? " if near else ""

@@ -61,7 +61,7 @@ def test_requests_that_make_no_sense_are_refused():
         Batches(numbered(30), batch_size=31)
     with pytest.raises(ValueError, match="batch_size=0"):
         Batches(numbered(30), batch_size=0)
-    with pytest.raises(ValueError, match="seed=-1"):
+    with pytest.raises(ValueError, match="seed = -1: expected an integer seed in"):
         Batches(numbered(30), batch_size=1, seed=-1)
     with pytest.raises(ValueError, match="lengths"):
         Batches({"x": np.zeros(3), "label": np.zeros(4)}, batch_size=1)

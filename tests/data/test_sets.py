@@ -111,7 +111,7 @@ def test_the_sets_of_positive_data_are_what_their_docs_say():
 
 
 def test_requests_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"name='mnst'.*digits"):
+    with pytest.raises(ValueError, match=r"name = 'mnst'.*digits.*Did you mean mnist\?"):
         load("mnst")
     with pytest.raises(ValueError, match=r"split='valid'.*train, test"):
         load("digits", "valid")
