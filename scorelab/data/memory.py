@@ -8,7 +8,7 @@ import os
 def require_memory(what: str, bytes_needed: float) -> None:
     """Raise ``ValueError`` where ``bytes_needed`` are more than the memory of this machine; ``what`` names the field and value."""
     if bytes_needed > (memory := memory_size()):
-        raise ValueError(f"{what} takes {bytes_needed:.3g} bytes: expected at most the {memory:.3g} bytes of memory of this machine")
+        raise ValueError(f"{what} takes {bytes_needed:.3g} bytes: expected at most the {memory:.3g} bytes of memory there are")
 
 
 def memory_size() -> float:

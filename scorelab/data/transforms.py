@@ -177,7 +177,7 @@ class Identity:
     def check(self, x: np.ndarray, levels: int | None = None) -> None:
         """Raise ValueError for data with levels, which samples would not come back to, and for numbers that are not finite."""
         if levels is not None:
-            raise ValueError(f"Identity() for data with {levels} levels: expected Pixels(levels={levels}), or another scale of levels")
+            raise ValueError(f"Identity() for data with {levels} levels: expected Pixels(levels={levels}), or another scale")
         if not np.isfinite(x).all():
             raise ValueError("Identity() for data with values that are NaN or infinite: expected finite numbers")
 

@@ -62,8 +62,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     experiment.
 
     ``name`` is a path or the name of a shipped config. ``Experiment.cpu_devices`` takes effect here, before
-    anything uses JAX. Bindings of earlier calls have no effect. The folders of the file and of what it includes are put at the end of
-    Python's path, so that a config can import the modules beside it.
+    anything uses JAX. Bindings of earlier calls have no effect. The folders of the file and of what it includes are put at the
+    end of Python's path, so that a config can import the modules beside it.
 
     Raises ConfigError, with the file and line where known, also for an override that nothing uses; what nothing uses in the file
     is a ConfigWarning.

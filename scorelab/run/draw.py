@@ -12,7 +12,6 @@ import numpy as np
 
 from scorelab import viz
 from scorelab.files import write_bytes, write_npz
-from scorelab.models import ClassifierFreeGuidance
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
 from scorelab.run.experiment import Experiment
@@ -71,13 +70,9 @@ def draw(
         return before
 
     key = experiment.keys()[1] if seed is None else jax.random.key(seed)
-    model = experiment.learner.model(state)
-    if spec.guidance is not None:
-        model = ClassifierFreeGuidance(model=model, scale=spec.guidance)
     label = spec.conditions(data, n)
-    start, solver = spec.begin(data, experiment.process, label), spec.solver
-    if spec.correction is not None:
-        model, solver, start = spec.correction(model, solver)
+    model, solver, start = spec.applied(experiment.learner.model(state))
+    start = spec.begin(data, experiment.process, label) if start is None else start
     began = time.monotonic()
     with console.progress("sample", n) as tick:
         out = sample(

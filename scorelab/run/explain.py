@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 
 import gin
 import gin.config
@@ -19,7 +20,7 @@ IN_CALL = re.compile(
     r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\))?(?: in scope '(?P<scope>.+?)')?"
 )
 # "Heun.churn = 2", "churn=2" and "missing 1 required keyword-only argument: 'net'" all name a field.
-FIELD = re.compile(r"^(?:\w+\.)?(?P<field>[a-z_]\w*)\s*=(?!=)")
+FIELD = re.compile(r"^(?:(?P<owner>\w+)\.)?(?P<field>[a-z_]\w*)\s*=(?!=)")
 NO_PARAMETER = re.compile(r"Configurable '(?P<name>.+?)' doesn't have a parameter named '(?P<field>.+?)'")
 NO_MACRO = re.compile(r"No bindings specified for '(?P<name>.+?)/gin\.macro'")
 NO_LITERAL = re.compile(r"malformed node or string.*Failed to parse token '(?P<token>.+?)'", re.DOTALL)
@@ -43,6 +44,8 @@ def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigErr
             token = literal["token"]
             what = f"{token} is not a value: expected '{token}' (text), a number, True, False, None, @{token}() or %{token}"
         return ConfigError(f"{place}: {what}: {(error.text or '').strip()}")
+    if isinstance(error, TokenError):
+        return ConfigError(f"{shown(path)}: a bracket or a quote is not closed, in the file, in what it includes or in an override")
     if macro := NO_MACRO.search(text):
         defined = {b.field for b in bindings(path, overrides) if not b.selector}
         near = did_you_mean(macro["name"], defined)
@@ -54,8 +57,12 @@ def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigErr
     message = (text[: call.start()] if call else text).strip()
     if not call:
         return ConfigError(f"{shown(path)}: {_with_kind(message, error)}")
-    place = _binding_place(call["name"].split(".")[-1], message, path, overrides)
-    return ConfigError(f"{place}: {_with_kind(message, error)}")
+    name = call["name"].split(".")[-1]
+    place = _binding_place(name, message, path, overrides)
+    # What another library says of a value of the wrong kind seldom names it.
+    unclear = not isinstance(error, ValueError) and not FIELD.match(message) and name not in message
+    given = _given(name, path, overrides) if unclear else ""
+    return ConfigError(f"{place}: {_with_kind(message, error)}{given}")
 
 
 def _with_kind(message: str, error: Exception) -> str:
@@ -83,6 +90,9 @@ def _binding_place(name: str, message: str, path: Path, overrides: Sequence[str]
     """Where the field that ``message`` names is bound; else the last binding of the class; else the file."""
     named = FIELD.match(message)
     known = list(bindings(path, overrides))
+    # What is told of another class than the one that was being built is wrong where that class is bound.
+    if named and named["owner"] in {b.selector.split(".")[-1] for b in known}:
+        name = named["owner"]
     of_class = [b for b in known if b.selector.split(".")[-1] == name]
     of_field = [b for b in of_class if named and b.field == named["field"]]
     if not (found := of_field or of_class):
@@ -92,6 +102,18 @@ def _binding_place(name: str, message: str, path: Path, overrides: Sequence[str]
         str(found[-1].value).removeprefix("%") if of_field and str(found[-1].value).startswith("%") else None
     )
     return ([b for b in known if macro and not b.selector and b.field == macro] or found)[-1].place
+
+
+def _given(name: str, path: Path, overrides: Sequence[str]) -> str:
+    """The values that were bound, for a message that names none of them."""
+    known = list(bindings(path, overrides))
+    macros = {b.field: b for b in known if not b.selector}
+    values = {b.field: b.value for b in known if b.selector.split(".")[-1] == name}
+    shown_values = []
+    for field, value in values.items():
+        macro = macros.get(value[1:]) if isinstance(value, str) and value.startswith("%") else None
+        shown_values.append(f"{field} = {value!r}" if macro is None else f"{field} = {value} = {macro.value!r} ({macro.place})")
+    return f" (in {name} with {', '.join(shown_values)})" if shown_values else ""
 
 
 def _use_of_macro(name: str, path: Path, overrides: Sequence[str]) -> Place:

@@ -76,10 +76,10 @@ def find_config(name: str) -> Path:
             if (root / inner).is_file():
                 return (root / inner).resolve()
     shipped = dict.fromkeys(str(f.relative_to(r)) for r in CONFIG_ROOTS for f in sorted(r.rglob("*.gin")))
-    # A name is written without its ending or with it, and a path as it lies in the working folder.
-    beside = sorted(str(path.parent / f.name) for f in path.parent.glob("*.gin")) if path.parent.is_dir() else []
-    known = shipped if path.suffix else [name.removesuffix(".gin") for name in shipped]
-    near = did_you_mean(name.removeprefix("configs/"), [*beside, *known])
+    beside = [str(path.parent / f.name) for f in path.parent.glob("*.gin")] if path.parent.is_dir() else []
+    # Endings are alike in all names and would make any two of them near.
+    known = [file.removesuffix(".gin") for file in (*beside, *shipped)]
+    near = did_you_mean(name.removeprefix("configs/").removesuffix(".gin"), known)
     raise ConfigError(f"{name}: no such config file; shipped configs: {', '.join(shipped) or 'none'}\n{near}".rstrip())
 
 
