@@ -26,10 +26,20 @@ if TYPE_CHECKING:
 # mean square of the data is data_std. Beyond this factor it is off by more than four where there is little noise, and so are the
 # weights of the loss.
 SCALE = 2.0
-# A plain start forgets the data: its noise has the deviation r, the ratio at the first time, where that of the noised data is
-# sqrt(r^2 + std^2) about the mean. For Gaussian data the probability flow brings that back to a mean that is off by
-# mean * std / sqrt(r^2 + std^2), so by |mean| / r deviations, and to a deviation that is too small by the share std^2 / (2 r^2).
+# Share of a standard deviation of the data by which a start that does not know them may be off.
 FORGOTTEN = 0.05
+
+
+def off_by(mean: float, std: float, ratio: float) -> tuple[float, float]:
+    r"""Errors of samples that start from noise alone: of their mean, in deviations of the data, and the share that is lost in width.
+
+    For the data :math:`N(m, s^2)` the probability flow takes :math:`y` at the noise ratio :math:`r` to
+    :math:`m + s\,(y/\alpha - m)/\sqrt{r^2 + s^2}`. Noise has the mean 0 and the deviation :math:`r` where the noised data have
+    :math:`m` and :math:`\sqrt{r^2 + s^2}`. So the errors are :math:`|m|/\sqrt{r^2 + s^2}` and :math:`1 - r/\sqrt{r^2 + s^2}`, about
+    :math:`|m|/r` and :math:`s^2/(2r^2)`.
+    """
+    width = math.hypot(ratio, std)
+    return abs(mean) / width, 1 - ratio / width
 
 
 def check(experiment: Experiment) -> None:
@@ -169,12 +179,15 @@ def _check_scale(experiment: Experiment, mean: float, std: float) -> None:
         return
     first = experiment.sampling.grid.times(experiment.process)[0]
     ratio = float(np.asarray(experiment.process.noise_ratio(first)))
-    off_mean, off_std = abs(mean) / ratio, std**2 / (2 * ratio**2)
+    if not math.isfinite(ratio):
+        return
+    off_mean, off_std = off_by(mean, std, ratio)
+    enough = max(abs(mean) / FORGOTTEN, std / math.sqrt((1 - FORGOTTEN) ** -2 - 1))
     if max(off_mean, off_std) > FORGOTTEN:
         warnings.warn(
             f"sampling starts from noise of {ratio:.4g} times the signal, but {measured}: a start that does not know them moves "
             f"the mean by about {off_mean:.2g} standard deviations and narrows the samples by about {off_std:.2g} of their width. "
-            f"Expected noise of at least {max(abs(mean) / FORGOTTEN, std / math.sqrt(2 * FORGOTTEN)):.4g} (sigma_max, t_max), or "
+            f"Expected noise of at least {enough:.4g} (sigma_max, t_max), or "
             "SamplingSpec.start = @experiment.DataStart()",
             ConfigWarning,
             stacklevel=2,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 # Nothing else is imported here: help and mistakes in the command need not wait for it, and a config may still split the CPU into
@@ -176,6 +177,27 @@ def _name(text: str) -> str:
     return text
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Leave at once when interrupted: extension modules that are interrupted half way swallow it, or crash."""
+    import signal
+    import threading
+
+    def leave(number, frame) -> None:
+        os.write(2, b"scorelab: interrupted\n")
+        os._exit(130)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 # Each command imports what it needs.
 def _train(arguments: argparse.Namespace) -> None:
     _from_config(arguments, whole=False)
@@ -186,7 +208,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _from_config(arguments: argparse.Namespace, *, whole: bool) -> None:
-    from scorelab.run import pipeline
+    with _importing():
+        from scorelab.run import pipeline
 
     pipeline.from_config(
         arguments.config,
@@ -199,7 +222,8 @@ def _from_config(arguments: argparse.Namespace, *, whole: bool) -> None:
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    from scorelab.run import pipeline
+    with _importing():
+        from scorelab.run import pipeline
 
     pipeline.sample_workdir(
         arguments.workdir, n=arguments.n, seed=arguments.seed, name=arguments.name, out=arguments.out, trust=arguments.trust
@@ -207,13 +231,15 @@ def _sample(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from scorelab.run import pipeline
+    with _importing():
+        from scorelab.run import pipeline
 
     pipeline.evaluate_workdir(arguments.workdir, n=arguments.n, name=arguments.name, trust=arguments.trust)
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from scorelab.run.datasets import print_data
+    with _importing():
+        from scorelab.run.datasets import print_data
 
     print_data(arguments.name, split=arguments.split, download=not arguments.no_download)
 

@@ -21,7 +21,7 @@ from scorelab.sampling import sample
 from scorelab.solvers import Solver
 from scorelab.starts import Start
 from scorelab.training import data_mesh
-from scorelab.typing import Key, Model
+from scorelab.typing import Key, Model, require_seed
 
 # Frames of a trajectory of images and of points, and images of the sample picture.
 FRAMES, POINT_FRAMES, PICTURED = 10, 5, 100
@@ -54,6 +54,8 @@ def draw(
     seed: int | None = None,
 ) -> Drawn:
     """Sample the newest checkpoint, unless these very samples are there already."""
+    if seed is not None:
+        require_seed("sample", seed=seed)
     spec, data = experiment.sampling, experiment.data
     n = spec.n if n is None else n
     state, step = trained_state(experiment, workdir)
