@@ -31,7 +31,7 @@ FORGOTTEN = 0.05
 
 
 def off_by(mean: float, std: float, ratio: float) -> tuple[float, float]:
-    r"""Errors of samples that start from noise alone: of their mean, in deviations of the data, and the share that is lost in width.
+    r"""Errors of samples that start from noise alone: of the mean, in deviations of the data, and the share lost in width.
 
     For the data :math:`N(m, s^2)` the probability flow takes :math:`y` at the noise ratio :math:`r` to
     :math:`m + s\,(y/\alpha - m)/\sqrt{r^2 + s^2}`. Noise has the mean 0 and the deviation :math:`r` where the noised data have

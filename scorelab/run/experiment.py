@@ -14,9 +14,8 @@ import optax
 
 from scorelab import data as datasets
 from scorelab import fk, grids, metrics, solvers
-from scorelab.data import Arrays
+from scorelab.data import Arrays, registry
 from scorelab.data.loaders import Halves, Toy
-from scorelab.data.registry import SETS, unknown_name
 
 # Config files name everything an experiment is made of through this module; so the names that are not used here.
 from scorelab.distill import WithPairs
@@ -25,6 +24,7 @@ from scorelab.distill.teachers import process_of as process_of
 from scorelab.metrics import Score
 from scorelab.models import ClassifierFreeGuidance
 from scorelab.processes import Chart, Identity, Process
+from scorelab.processes.base import require_same_process
 from scorelab.run.correction import Correction as Correction
 from scorelab.run.data_start import DataStart as DataStart
 from scorelab.run.data_start import DataTeleport as DataTeleport
@@ -62,7 +62,7 @@ class DataSpec:
 
     def __post_init__(self):
         if self.name not in datasets.names():
-            raise ValueError(unknown_name("DataSpec.name", self.name))
+            raise ValueError(registry.unknown_name("DataSpec.name", self.name))
         require_choice(self, (True, False), labels=self.labels)
         if self.n is not None:
             require_int(self, 1, n=self.n)
@@ -88,7 +88,7 @@ class DataSpec:
     @property
     def known_as(self) -> tuple[str, ...]:
         """The name of the data set and, for a part of another one, the name of that."""
-        member = SETS[self.name]
+        member = registry.SETS[self.name]
         return (self.name, member.source.name) if isinstance(member, Halves) else (self.name,)
 
     def check(self) -> None:
@@ -266,7 +266,7 @@ class ImageEvaluation:
 
     def check(self, data: DataSpec, samples: int) -> None:
         """Raise ValueError where this number of samples of this data set cannot be scored."""
-        if "test" not in SETS[data.name].splits:
+        if "test" not in registry.SETS[data.name].splits:
             raise ValueError(f"ImageEvaluation for {data.name}, which has no test split: expected Experiment.evaluation = None")
         sizes = {"SamplingSpec.n": samples, "the train split": len(data.load()), "the test split": len(data.load("test"))}
         smallest = min(sizes, key=lambda name: sizes[name])
@@ -316,7 +316,7 @@ class PointEvaluation:
 
     def check(self, data: DataSpec, samples: int) -> None:
         """Raise ValueError where this number of samples of this data set cannot be scored."""
-        if not isinstance(SETS[data.name], Toy):
+        if not isinstance(registry.SETS[data.name], Toy):
             raise ValueError(f"PointEvaluation for {data.name}: expected a generated set, of which new points can be drawn")
         if self.n is not None and self.n > samples:
             raise ValueError(f"PointEvaluation.n = {self.n}: expected at most the number of samples, SamplingSpec.n = {samples}")
@@ -383,6 +383,9 @@ class Experiment:
             raise TypeError(
                 f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)"
             )
+        parts = {"learner": self.learner} | {f"learner.{k}": getattr(self.learner, k, None) for k in ("denoiser", "loss")}
+        theirs = {name: part.process for name, part in parts.items() if isinstance(getattr(part, "process", None), Process)}
+        require_same_process("Experiment", process=self.process, **theirs)
         if self.evaluation is not None and not callable(self.evaluation):
             raise TypeError(
                 f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like"

@@ -134,7 +134,8 @@ def _with_hint(message: str, error: Exception) -> str:
         return f"{message} {did_you_mean(match['field'], accepted)} It has: {', '.join(accepted)}.".replace("  ", " ")
     if match := NO_ATTRIBUTE.search(message):
         module = sys.modules.get(match["module"])
-        near = did_you_mean(match["name"], [n for n in dir(module) if not n.startswith("_")], n=3)
+        public = [n for n in dir(module) if not n.startswith("_") and not inspect.ismodule(getattr(module, n, None))]
+        near = did_you_mean(match["name"], public, n=3)
         return f"{match['module']} has no {match['name']}. {near}".strip()
     if isinstance(error, ModuleNotFoundError) and (match := NO_MODULE.search(message)) and "scorelab" not in match["name"]:
         return f"{message}: expected an installed package, or a module beside the config or on Python's path (PYTHONPATH=FOLDER)"

@@ -11,30 +11,38 @@ from scorelab.metrics import pixels
 from scorelab.run import config
 from scorelab.run.check import off_by
 from scorelab.run.config import ConfigWarning
+from scorelab.run.console import Console
 from scorelab.run.experiment import DataSpec, ImageEvaluation
+from scorelab.run.sources import ConfigError
 
 QUICK, RINGS, DROPPED = "quickstart", "toys/rings", "paper/2503.02819/digits"
 SMALL = ("nets.MLP.width = 8", "nets.MLP.depth = 1")
 POINTS = (*SMALL, "experiment.DataSpec.n = 64", "experiment.Experiment.batch_size = 8", "DATA_STD = 0.6")
+OTHER = ("experiment.Experiment.process = @other/processes.Gaussian()", "other/processes.Gaussian.schedule = @schedules.VPLinear()")
 
 
 def refusal(name, *overrides):
     """The message about a config, of its reading or of the check."""
-    with pytest.raises((config.ConfigError, ValueError)) as caught, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config.load(name, overrides).experiment.check()
-    return str(caught.value)
+        try:
+            config.load(name, overrides).experiment.check()
+        except (ConfigError, ValueError) as error:
+            return str(error)
+    return "nothing"
 
 
 @pytest.mark.parametrize(
     ("name", "overrides", "expected"),
     [
         # levels
-        (QUICK, ["data.Pixels.levels = 10"], "Pixels(levels=10, low=-1.0, high=1.0) for data with 17 levels: expected levels = 17"),
+        (QUICK, ["data.Pixels.levels = 10"], "Pixels(levels=10, low=-1.0, high=1.0) for data with 17 levels: expected levels"),
         (QUICK, ["data.Pixels.levels = 256"], "for data with 17 levels: expected levels = 17"),
         (QUICK, ["data.Pixels.levels = 10", "DATA_STD = 0.5"], "expected levels = 17"),
         ("paper/2510.02730/digits", ["data.Positive.levels = 16"], "for data with 17 levels: expected levels = 17"),
         (RINGS, ["experiment.DataSpec.transform = @data.Pixels()"], "data that are float32: expected uint8 levels"),
+        # the process
+        (RINGS, [*POINTS, *OTHER], "Experiment: process has the process Gaussian(schedule=VPLinear("),
         # the chart
         ("toys/concentrations", ["experiment.DataSpec.name = 'rings'"], "outside the domain of multiplicative noise"),
         ("toys/synaptic_weights", [*POINTS, "experiment.SamplingSpec.start = None"], "expected DataStart(kind='signed')"),
@@ -45,18 +53,18 @@ def refusal(name, *overrides):
         (RINGS, [*POINTS, "experiment.SamplingSpec.classes = (1,)"], "classes = (1,) without DataSpec.labels"),
         ("paper/2502.15681/digits", ["distill.TeacherFeatures.num_classes = 5"], "TeacherFeatures.num_classes = 5"),
         # what no condition means was never learned
-        (QUICK, ["experiment.SamplingSpec.guidance = 2.0"], "without label dropout the model never learned what no condition means"),
+        (QUICK, ["experiment.SamplingSpec.guidance = 2.0"], "the model never learned what no condition means"),
         ("paper/2502.15681/digits", ["experiment.SamplingSpec.guidance = 2.0"], "without label dropout"),
         (f"{DROPPED}_corrected", ["losses.DenoisingScoreMatching.label_dropout = 0.0"], "Correction.kind = 'geometric'"),
         (DROPPED, ["losses.DenoisingScoreMatching.null_label = 9"], "null_label = 9: expected 10, the num_classes of the network"),
         (DROPPED, ["experiment.DataSpec.labels = False"], "label_dropout = 0.17 without DataSpec.labels"),
         # the evaluation
-        (QUICK, ["experiment.ImageEvaluation.n = 298"], "ImageEvaluation.n = 298: expected 2 to 297, the number of images of the test split"),
-        (QUICK, ["experiment.SamplingSpec.n = 200"], "ImageEvaluation.n = 297: expected 2 to 200, the number of images of SamplingSpec.n"),
+        (QUICK, ["experiment.ImageEvaluation.n = 298"], "n = 298: expected 2 to 297, the number of images of the test split"),
+        (QUICK, ["experiment.SamplingSpec.n = 200"], "n = 297: expected 2 to 200, the number of images of SamplingSpec.n"),
         (QUICK, ["metrics.small_cnn.dataset_name = 'kmnist'"], "expected features of digits, not of kmnist"),
-        (QUICK, ["experiment.Experiment.evaluation = @experiment.PointEvaluation()"], "PointEvaluation for digits: expected a generated"),
-        (RINGS, [*POINTS, "experiment.PointEvaluation.n = 50000"], "expected at most the number of samples, SamplingSpec.n = 5000"),
-        ("paper/2501.06848/digits", ["rewards.ClassLogProb.dataset = 'mnist'"], "ClassLogProb.dataset = 'mnist' for the data digits"),
+        (QUICK, ["experiment.Experiment.evaluation = @experiment.PointEvaluation()"], "PointEvaluation for digits: expected a"),
+        (RINGS, [*POINTS, "experiment.PointEvaluation.n = 50000"], "at most the number of samples, SamplingSpec.n = 5000"),
+        ("paper/2501.06848/digits", ["rewards.ClassLogProb.dataset = 'mnist'"], "ClassLogProb.dataset = 'mnist' for"),
         # the sampler, traced
         ("paper/2501.06848/digits", ["experiment.SamplingSpec.chunk = 17"], "sample.chunk = 17: expected a multiple of 16"),
         # memory
@@ -98,7 +106,7 @@ def test_a_transform_leads_back_to_stored_values():
 def test_memory_is_asked_for_before_it_is_taken():
     require_memory("x", memory_size())
     if np.isfinite(memory_size()):
-        with pytest.raises(ValueError, match="x takes .* bytes: expected at most"):
+        with pytest.raises(ValueError, match=r"x takes .* bytes: expected at most"):
             require_memory("x", 2 * memory_size())
 
 
@@ -135,3 +143,10 @@ def test_what_a_start_forgets_is_what_the_flow_makes_of_it(mean, std, ratio):
     assert off_by(mean, std, ratio) == pytest.approx((abs(end[0] - mean) / std, 1 - (end[1] - end[0]) / std), rel=1e-6, abs=1e-9)
 
 
+
+
+def test_the_first_line_of_progress_comes_at_once(capsys):
+    with Console().progress("train", 10) as tick:
+        assert capsys.readouterr().out == "train     0/10  compiling ...\n"
+        tick(10, "loss 1")
+    assert capsys.readouterr().out.startswith("train     10/10  loss 1")
