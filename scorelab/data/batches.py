@@ -52,7 +52,8 @@ class Batches:
             raise ValueError(
                 f"arrays has lengths {lengths}: expected at least one array, all of equal length"
             )
-        if not 1 <= self.batch_size <= self.n:
+        size = self.batch_size
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= self.n:
             raise ValueError(
                 f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples"
             )

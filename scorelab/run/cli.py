@@ -208,6 +208,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _from_config(arguments: argparse.Namespace, *, whole: bool) -> None:
+    # At once: the imports, the data and the measured moments take seconds.
+    print(f"{'config':<9} reading {arguments.config} ...", flush=True)
     with _importing():
         from scorelab.run import pipeline
 

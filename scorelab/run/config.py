@@ -57,13 +57,14 @@ class Config:
     name: str
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Config:
+def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> Config:
     """Read a config file with overrides such as ``experiment.Experiment.steps = 100`` and build its
     experiment.
 
     ``name`` is a path or the name of a shipped config. ``Experiment.cpu_devices`` takes effect here, before
     anything uses JAX. Bindings of earlier calls have no effect. The folders of the file and of what it includes are put at the
-    end of Python's path, so that a config can import the modules beside it.
+    end of Python's path, so that a config can import the modules beside it, unless it was ``carried``: it came with data, in a kept
+    model or a work directory.
 
     Raises ConfigError, with the file and line where known, also for an override that nothing uses; what nothing uses in the file
     is a ConfigWarning.
@@ -72,7 +73,8 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     overrides = tuple(overrides)
     with isolated():
         try:
-            _add_to_path(path)
+            if not carried:
+                _add_to_path(path)
             with recorded() as keys:
                 gin.parse_config(Lines(path, overrides))
             gin.finalize()

@@ -60,8 +60,9 @@ def test_an_arrays_without_labels_gives_x_only():
 def test_requests_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="batch_size=31: expected 1 to n = 30"):
         Batches(numbered(30), batch_size=31)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        Batches(numbered(30), batch_size=0)
+    for size in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"batch_size={size}"):
+            Batches(numbered(30), batch_size=size)
     with pytest.raises(ValueError, match="seed = -1: expected an integer seed in"):
         Batches(numbered(30), batch_size=1, seed=-1)
     with pytest.raises(ValueError, match="lengths"):

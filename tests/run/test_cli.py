@@ -36,6 +36,8 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, scorelab):
         "run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume"
     )
     assert status == 0
+    # Before anything that takes time.
+    assert out.startswith("config    reading toys/eight_gaussians ...\n")
     assert out.count("nothing to do") == 3
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
