@@ -97,9 +97,11 @@ class StatefulIterator(Protocol):
 
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch, this host's share only."""
+        ...
 
     def get_state(self) -> Any:
         """A serialisable position."""
+        ...
 
     def set_state(self, state: Any) -> None:
         """Go to a position."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -49,13 +49,16 @@ class DataSet(Protocol):
     @property
     def name(self) -> str:
         """The name `load` finds it by."""
+        ...
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits it has."""
+        ...
 
     def load(self, split: str, request: Request) -> Arrays:
         """One split."""
+        ...
 
 
 def _folders(name: str) -> tuple[str, ...]:
@@ -183,7 +186,7 @@ class Digits:
         )  # half a second to import, which users of the other sets need not wait for
 
         request.refuse_sampling(self.name)
-        source = load_digits()
+        source: Any = load_digits()
         by_class = np.argsort(source.target, kind="stable")
         total = len(by_class)
         taken = (2 * np.arange(DIGITS_TEST_SIZE) + 1) * total // (2 * DIGITS_TEST_SIZE)

@@ -82,7 +82,7 @@ def check(experiment: Experiment) -> None:
 
 def _check_classes(experiment: Experiment) -> None:
     data, spec, learner = experiment.data, experiment.sampling, experiment.learner
-    classes = data.load().num_classes
+    classes = data.load().num_classes or 0
     loss = getattr(learner, "loss", None)
     dropout, null = getattr(loss, "label_dropout", 0.0), getattr(loss, "null_label", None)
     if not data.labels:

@@ -6,7 +6,7 @@ import importlib.metadata
 import platform
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +177,8 @@ def _require_evaluated_references() -> None:
     """Refuse ``@name`` where ``name`` has bindings: it would be called later, when they are gone."""
     bound = {selector for _, selector in gin.config._CONFIG}
     for (_, selector), values in gin.config._CONFIG.items():
-        for reference in gin.config.iterate_references(values):
+        references: list[Any] = list(gin.config.iterate_references(values))
+        for reference in references:
             if not reference.evaluate and reference.configurable.selector in bound:
                 used = f"{selector.split('.')[-1]}.{next(k for k in values)}"
                 raise ConfigError(

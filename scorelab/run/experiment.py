@@ -209,8 +209,9 @@ class SamplingSpec:
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
         if self.chunk is not None:
             require_int(self, 1, chunk=self.chunk)
-        weighting = isinstance(self.solver, fk.FeynmanKac)
-        if weighting and not self.solver.resample_final:
+        solver: Any = self.solver
+        weighting = isinstance(solver, fk.FeynmanKac)
+        if weighting and not solver.resample_final:
             raise ValueError(
                 "SamplingSpec.solver = FeynmanKac(resample_final=False): expected True, since stored samples have equal weights"
             )
@@ -241,7 +242,7 @@ class SamplingSpec:
         """The label of each sample ``(n,)`` int32, or None for a model without condition."""
         if not data.labels:
             return None
-        classes = self.classes or tuple(range(data.load().num_classes))
+        classes = self.classes or tuple(range(data.load().num_classes or 0))
         # The particles of a population are of one class.
         particles = self.solver.population(n)
         return np.repeat(np.resize(np.asarray(classes, np.int32), n // particles), particles)
@@ -385,8 +386,9 @@ class Experiment:
                 f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)"
             )
         parts = {"learner": self.learner} | {f"learner.{k}": getattr(self.learner, k, None) for k in ("denoiser", "loss")}
-        theirs = {name: part.process for name, part in parts.items() if isinstance(getattr(part, "process", None), Process)}
-        require_same_process("Experiment", process=self.process, **theirs)
+        theirs = {name: getattr(part, "process", None) for name, part in parts.items()}
+        known = {name: process for name, process in theirs.items() if isinstance(process, Process)}
+        require_same_process("Experiment", process=self.process, **known)
         if self.evaluation is not None and not callable(self.evaluation):
             raise TypeError(
                 f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like"
@@ -396,7 +398,7 @@ class Experiment:
         require_seed(self, seed=self.seed)
         if self.cpu_devices is not None:
             require_int(self, 1, cpu_devices=self.cpu_devices)
-        solver = self.sampling.solver
+        solver: Any = self.sampling.solver
         if self.data.labels and isinstance(solver, fk.FeynmanKac) and solver.particles is None and len(self.sampling.classes) != 1:
             raise ValueError(
                 "FeynmanKac.particles = None with DataSpec.labels: expected a number of particles, since a population is of one "

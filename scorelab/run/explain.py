@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tokenize import TokenError
+from typing import Any
 
 import gin
 import gin.config
@@ -125,7 +126,7 @@ def _with_hint(message: str, error: Exception) -> str:
     """Add the nearest accepted names to an unknown one."""
     if match := NO_PARAMETER.search(message):
         try:
-            known = gin.config._REGISTRY.get_match(match["name"])
+            known: Any = gin.config._REGISTRY.get_match(match["name"])
             accepted = [
                 name for name in inspect.signature(known.wrapped).parameters if name not in ("parent", "name")
             ]

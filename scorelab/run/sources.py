@@ -172,10 +172,10 @@ def _imports(lines: Sequence[str]) -> Iterator[str]:
 class _Text(config_parser.ParserDelegate):
     """Reads references and macros as text: finding lines needs no import."""
 
-    def configurable_reference(self, scoped_configurable_name, evaluate):
+    def configurable_reference(self, scoped_configurable_name, evaluate) -> Any:
         return f"@{scoped_configurable_name}"
 
-    def macro(self, macro_name):
+    def macro(self, macro_name) -> Any:
         return f"%{macro_name}"
 
 
