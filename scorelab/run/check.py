@@ -61,8 +61,7 @@ def check(experiment: Experiment) -> None:
     require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
     if experiment.batch_size % jax.device_count():
         raise ValueError(
-            f"Experiment.batch_size = {experiment.batch_size}: "
-            f"expected a multiple of the {jax.device_count()} devices"
+            f"Experiment.batch_size = {experiment.batch_size}: expected a multiple of the {jax.device_count()} devices"
         )
     times = spec.grid.times(process)
     if isinstance(spec.start, FromData):

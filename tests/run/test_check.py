@@ -143,8 +143,6 @@ def test_what_a_start_forgets_is_what_the_flow_makes_of_it(mean, std, ratio):
     assert off_by(mean, std, ratio) == pytest.approx((abs(end[0] - mean) / std, 1 - (end[1] - end[0]) / std), rel=1e-6, abs=1e-9)
 
 
-
-
 def test_the_first_line_of_progress_comes_at_once(capsys):
     with Console().progress("train", 10) as tick:
         assert capsys.readouterr().out == "train     0/10  compiling ...\n"
