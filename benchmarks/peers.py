@@ -2,11 +2,10 @@
 
     python benchmarks/sampling.py --against peers
 
-Needs ``pip install 'scorelab[peers]'`` (``tests/references/make.py`` says which smaller installation is
-enough) and Linux, for the pinning. The networks of ``sampling.py`` are rewritten here in torch, as torch runs
-them fastest (channels last, fused multiply-adds, activations in place, ``inference_mode``), and given the
-Flax parameters. Before anything is timed, the outputs of the two networks and the samples of every compared
-pair must agree.
+Needs ``pip install '.[peers]'``, ``pip install --no-deps k-diffusion==0.1.1.post1`` and Linux, for the pinning.
+The networks of ``sampling.py`` are rewritten here in torch, as torch runs them fastest (channels last, fused
+multiply-adds, activations in place, ``inference_mode``), and given the Flax parameters. Before anything is timed,
+the outputs of the two networks and the samples of every compared pair must agree.
 
 What is timed is one call that draws samples, as a user makes it: the start noise, the grid and the steps. The
 torch side is eager, as both libraries are by default. Each pass runs in a process of its own, pinned to as

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import fk, viz
@@ -265,4 +265,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from kept_models import kept
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import fk, metrics, viz
@@ -220,4 +220,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 import optax
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import metrics, viz
@@ -203,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from recording import parse, record
+from recording import parse, record, script
 
 from scorelab import distill, viz
 
@@ -92,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from recording import script
+
 from scorelab.run.experiment import Experiment
 from scorelab.run.kept import keep, read
 
@@ -35,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import optax
 from distill_toy import DIVERGENCES, MEANS, NODES, STD, WEIGHTS, Toy, judge, race
-from recording import parse, record
+from recording import parse, record, script
 
 from scorelab import distill, viz
 
@@ -131,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 from multiplicative_common import MODEL, PROCESS, density, exact_start, quantiles, w1
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import viz
@@ -92,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from recording import record
+from recording import record, script
 
 from scorelab import grids, sample, solvers, viz
 from scorelab.run import config as configs
@@ -138,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from multiplicative_common import MODEL, PROCESS, TARGET, exact_start, w1
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import viz
@@ -147,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

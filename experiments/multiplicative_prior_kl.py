@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import viz
@@ -65,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

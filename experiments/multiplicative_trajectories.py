@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from multiplicative_common import MODEL, PROCESS, TARGET, density, exact_start
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import viz
@@ -111,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from recording import record
+from recording import record, script
 
 NAMES = dict(rkl="ReverseKL", js="JensenShannon", fkl="ForwardKL")
 STEPS = 18
@@ -190,4 +190,4 @@ def health_panel(students: dict):
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import metrics, models, viz
@@ -217,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

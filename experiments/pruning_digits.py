@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from recording import parse, record
+from recording import parse, record, script
 from steering_bench import Bench
 from teleport_common import subject
 
@@ -213,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

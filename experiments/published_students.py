@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from one_step import STEPS, Students
-from recording import record
+from recording import record, script
 
 METHODS = ("diff_instruct", "dmd", "dmd2", "gan", "sid", "consistency")
 SHOWN = ("frechet", "kid", "recall", "wanted", "histogram")
@@ -74,4 +74,4 @@ def rows_of(who: Students, images: dict[str, np.ndarray]):
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

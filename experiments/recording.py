@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,6 +14,18 @@ import numpy as np
 
 import scorelab as sl
 from scorelab import viz
+from scorelab.run.explain import one_line
+from scorelab.run.sources import ConfigError
+from scorelab.typing import require_seed
+
+
+def script(main: Callable[[], None]) -> None:
+    """Run a script; data, models or runs that are not there, or not what they should be, end in one line and exit status 2."""
+    try:
+        main()
+    except (ConfigError, FileNotFoundError, sl.data.DataCorrupt, sl.metrics.WeightsError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {one_line(str(error))}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse(doc: str, name: str, **options: int) -> argparse.Namespace:
@@ -20,7 +34,13 @@ def parse(doc: str, name: str, **options: int) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/figures") / name, help="folder of the figures and numbers")
     for option, default in options.items():
         parser.add_argument(f"--{option}", type=int, default=default)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if "seed" in options:
+        try:
+            require_seed(name, seed=arguments.seed)
+        except ValueError as error:
+            parser.error(str(error))
+    return arguments
 
 
 def record(arguments: argparse.Namespace, name: str, numbers, *, label: str | None = None, **figures) -> None:

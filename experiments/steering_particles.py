@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
-from recording import record
+from recording import record, script
 from steering_bench import LADDER, Bench
 from teleport_common import parse, subject
 
@@ -126,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

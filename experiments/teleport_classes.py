@@ -13,7 +13,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
-from recording import parse, record
+from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import viz
@@ -63,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

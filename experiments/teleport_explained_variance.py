@@ -10,7 +10,7 @@ and the training set itself (delta). Left, the laws; right, Gaussians of low ran
 from __future__ import annotations
 
 import numpy as np
-from recording import record
+from recording import record, script
 from teleport_common import parse, subject
 
 SIGMAS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0, 10.0, 20.0, 30.0, 40.0, 80.0)
@@ -78,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

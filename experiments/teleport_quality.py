@@ -16,7 +16,7 @@ import json
 import warnings
 
 import numpy as np
-from recording import record
+from recording import record, script
 from teleport_common import Subject, parse, subject
 
 STEPS, REFERENCE = 18, 60
@@ -185,4 +185,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

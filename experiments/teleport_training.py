@@ -10,7 +10,7 @@ mixtures and the training set, and away from the Gaussian.
 from __future__ import annotations
 
 import numpy as np
-from recording import record
+from recording import record, script
 from teleport_common import parse, subject
 from teleport_explained_variance import laws_of
 
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -12,7 +12,7 @@ sigma^2)). And pictures of the denoised images of both, by noise level: network 
 from __future__ import annotations
 
 import numpy as np
-from recording import record
+from recording import record, script
 from teleport_common import parse, subject
 
 STEPS, SHOWN, FEATURES = 40, 6, 30
@@ -107,4 +107,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from recording import script
 
 from scorelab.data import Arrays, Batches, Pixels, load
 from scorelab.metrics import smallcnn
@@ -107,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from recording import parse, record
+from recording import parse, record, script
 
 from scorelab import viz
 from scorelab.data import load
@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script(main)

@@ -255,17 +255,6 @@ def test_a_walk_from_noise_that_is_not_large_against_the_data_warns_with_both_nu
         sample(MODEL)
 
 
-def test_the_error_of_the_prior_is_that_of_the_flow_of_a_gaussian():
-    from scorelab.processes.scale import prior_error
-
-    mean, std, sigma = 50.0, 100.0, 80.0
-    edm = sl.processes.Gaussian(schedule=sl.schedules.EDM())
-    # The exact flow takes N(0, sigma^2) to this mean and deviation.
-    gain = std / np.hypot(std, sigma)
-    reached = mean - gain * mean, gain * sigma
-    assert prior_error(edm, sigma, mean=mean, std=std) == pytest.approx(max((mean - reached[0]) / std, 1 - reached[1] / std))
-
-
 @pytest.mark.parametrize(
     "law",
     [

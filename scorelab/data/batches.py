@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scorelab.data.arrays import Arrays
+from scorelab.typing import require_seed
 
 
 @functools.lru_cache(maxsize=8)
@@ -51,12 +52,12 @@ class Batches:
             raise ValueError(
                 f"arrays has lengths {lengths}: expected at least one array, all of equal length"
             )
-        if not 1 <= self.batch_size <= self.n:
+        size = self.batch_size
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= self.n:
             raise ValueError(
                 f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed={self.seed}: expected a non-negative integer")
+        require_seed(self, seed=self.seed)
 
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
@@ -96,9 +97,11 @@ class StatefulIterator(Protocol):
 
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch, this host's share only."""
+        ...
 
     def get_state(self) -> Any:
         """A serialisable position."""
+        ...
 
     def set_state(self, state: Any) -> None:
         """Go to a position."""

@@ -6,15 +6,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from scorelab.data.arrays import Arrays
 from scorelab.data.files import PublishedFile, Shelf
 from scorelab.data.formats import read_cifar10_binary, read_idx, read_npz_images
+from scorelab.data.memory import require_memory
 
 DIGITS_TEST_SIZE = 297
+# A generated set is drawn with some float32 arrays of its size beside it: noise, choices of components, their sums.
+_COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +49,16 @@ class DataSet(Protocol):
     @property
     def name(self) -> str:
         """The name `load` finds it by."""
+        ...
 
     @property
     def splits(self) -> tuple[str, ...]:
         """The splits it has."""
+        ...
 
     def load(self, split: str, request: Request) -> Arrays:
         """One split."""
+        ...
 
 
 def _folders(name: str) -> tuple[str, ...]:
@@ -180,7 +186,7 @@ class Digits:
         )  # half a second to import, which users of the other sets need not wait for
 
         request.refuse_sampling(self.name)
-        source = load_digits()
+        source: Any = load_digits()
         by_class = np.argsort(source.target, kind="stable")
         total = len(by_class)
         taken = (2 * np.arange(DIGITS_TEST_SIZE) + 1) * total // (2 * DIGITS_TEST_SIZE)
@@ -200,10 +206,12 @@ class Toy:
 
     name: str
     sampler: Callable[[tuple[int, int], int], np.ndarray]
+    dimension: int = 2
     splits: tuple[str, ...] = ("train", "test")
 
     def load(self, split: str, request: Request) -> Arrays:
         """Points (n, d) float32, d = 2 for most; n defaults to 10000 and seed to 0; no labels."""
         n = 10000 if request.n is None else request.n
         seed = 0 if request.seed is None else request.seed
+        require_memory(f"{self.name} with n = {n}", 4.0 * _COPIES * n * self.dimension)
         return Arrays(x=self.sampler((seed, self.splits.index(split)), n), name=self.name, split=split)

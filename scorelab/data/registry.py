@@ -14,6 +14,8 @@ from scorelab.data import toy
 from scorelab.data.arrays import Arrays
 from scorelab.data.files import PublishedFile
 from scorelab.data.loaders import CifarBinary, DataSet, Digits, Halves, IdxImages, IdxSplit, NpzImages, Request, Toy
+from scorelab.names import did_you_mean
+from scorelab.typing import require_int, require_seed
 
 MNIST_MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -152,15 +154,22 @@ _TOYS = (
     toy.concentrations, toy.synaptic_weights,
 )  # fmt: skip
 
+_DIMENSIONS = {"synaptic_weights": 16}
+
 SETS: Mapping[str, DataSet] = MappingProxyType(
     {s.name: s for s in (Digits(), MNIST, FASHION_MNIST, KMNIST, KMNIST_HALVES, CIFAR10, CIFAR10_SUBSET)}
-    | {sample.__name__: Toy(name=sample.__name__, sampler=sample) for sample in _TOYS}
+    | {s.__name__: Toy(name=s.__name__, sampler=s, dimension=_DIMENSIONS.get(s.__name__, 2)) for s in _TOYS}
 )
 
 
 def names() -> tuple[str, ...]:
     """Every name `load` accepts."""
     return tuple(SETS)
+
+
+def unknown_name(field: str, name: object) -> str:
+    """The message about a name that no set has, with the nearest one."""
+    return f"{field} = {name!r}: expected one of {', '.join(SETS)}. {did_you_mean(str(name), SETS)}".rstrip()
 
 
 def load(
@@ -179,11 +188,15 @@ def load(
     `download=False`. `n` and `seed` (defaults 10000 and 0) belong to the generated sets and are refused by
     the others.
 
-    Raises ValueError for an unknown name or split, DataNotFound where a file can be found nowhere,
-    DataCorrupt where one is damaged. One data set is never replaced by another.
+    Raises ValueError for an unknown name or split and for an `n` that does not fit into memory, DataNotFound where a file can be
+    found nowhere, DataCorrupt where one is damaged. One data set is never replaced by another.
     """
     if name not in SETS:
-        raise ValueError(f"name={name!r}: expected one of {', '.join(SETS)}")
+        raise ValueError(unknown_name("load.name", name))
+    if n is not None:
+        require_int(load, 1, n=n)
+    if seed is not None:
+        require_seed(load, seed=seed)
     member = SETS[name]
     if split not in member.splits:
         raise ValueError(f"split={split!r} of {name}: expected one of {', '.join(member.splits)}")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 # Most fraction bits of the dequantisation noise: on [-1, 1] 8 bits of level + 14 + half a step fit float32's 24
 # exactly, see `dequantise`.
@@ -30,7 +32,11 @@ class Cells:
     high: float
 
     def _check(self, **fields: float) -> None:
-        if not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
+        for field in ("levels", *fields):
+            if isinstance(value := getattr(self, field), np.generic):
+                object.__setattr__(self, field, value.item())
+        fields = {field: getattr(self, field) for field in fields}
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
             raise ValueError(f"levels={self.levels!r}: expected an integer from 2 to 256 (samples are uint8)")
         for field, value in fields.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -46,17 +52,38 @@ class Cells:
         return self.low + value * ((self.high - self.low) / self.levels)
 
     def _as_float(self, x) -> jax.Array:
-        x = jnp.asarray(x)
+        given, x = x, jnp.asarray(x)
         if x.dtype != jnp.uint8:
             raise TypeError(f"x is {x.dtype}: expected uint8 levels 0 to {self.levels - 1}")
+        # Under jit a value cannot be looked at; `check` looks at the data before.
+        if self.levels < 256 and not isinstance(given, Tracer) and x.size and int(np.max(given)) >= self.levels:
+            raise ValueError(f"x has the value {np.max(given)}: expected levels 0 to {self.levels - 1}, as {self!r} has")
         return x.astype(jnp.float32)
+
+    def check(self, x: np.ndarray, levels: int | None = None) -> None:
+        """Raise where stored data do not fit, before any of it is used: TypeError for a dtype, ValueError for values.
+
+        `levels` is the number of levels the data set has, None where it is not known. Another number than that of the scale is
+        refused in both directions: too few would run out of the cells, too many would leave the upper cells empty.
+        """
+        if np.asarray(x).dtype != np.uint8:
+            raise TypeError(f"{self!r} for data that are {np.asarray(x).dtype}: expected uint8 levels, or Identity() for numbers")
+        if levels is not None and levels != self.levels:
+            raise ValueError(f"{self!r} for data with {levels} levels: expected levels = {levels}")
+        if np.size(x) and int(np.max(x)) >= self.levels:
+            raise ValueError(f"{self!r} for data with the value {int(np.max(x))}: expected 0 to levels - 1 = {self.levels - 1}")
 
     def encode(self, x) -> jax.Array:
         """Centre of each level's cell: uint8 (...) -> float32 (...) strictly inside (low, high)."""
         return self._affine(self._as_float(x) + 0.5)
 
     def decode(self, y) -> jax.Array:
-        """The level whose cell holds y, values outside [low, high] clipped: float (...) -> uint8 (...)."""
+        """The level whose cell holds y, values outside [low, high] clipped: float (...) -> uint8 (...).
+
+        ValueError for values that are NaN, which have no level (not under jit).
+        """
+        if not isinstance(y, Tracer) and (bad := int(np.sum(np.isnan(y)))):
+            raise ValueError(f"y has {bad} values that are NaN: expected numbers")
         cell = jnp.floor((jnp.asarray(y, jnp.float32) - self.low) * (self.levels / (self.high - self.low)))
         return jnp.clip(cell, 0, self.levels - 1).astype(jnp.uint8)
 
@@ -134,12 +161,12 @@ class Positive(Cells):
             )
 
     @property
-    def low(self) -> float:
+    def low(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The lower end of the cell of level 0."""
         return self.offset - 0.5 * self.scale / (self.levels - 1)
 
     @property
-    def high(self) -> float:
+    def high(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The upper end of the cell of the last level."""
         return self.offset + self.scale + 0.5 * self.scale / (self.levels - 1)
 
@@ -147,6 +174,13 @@ class Positive(Cells):
 @dataclass(frozen=True, kw_only=True)
 class Identity:
     """The same interface for data that is continuous already: nothing is scaled, nothing is added."""
+
+    def check(self, x: np.ndarray, levels: int | None = None) -> None:
+        """Raise ValueError for data with levels, which samples would not come back to, and for numbers that are not finite."""
+        if levels is not None:
+            raise ValueError(f"Identity() for data with {levels} levels: expected Pixels(levels={levels}), or another scale")
+        if not np.isfinite(x).all():
+            raise ValueError("Identity() for data with values that are NaN or infinite: expected finite numbers")
 
     def encode(self, x) -> jax.Array:
         """x as float32."""

@@ -11,7 +11,7 @@ import numpy as np
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.moments import FAR, moments
-from scorelab.typing import Array, Key
+from scorelab.typing import Array, Key, require_seed
 
 
 @law_pytree("log_weights", "components")
@@ -88,6 +88,7 @@ class GaussianMixture(Density):
         for name, value in {"components": components, "batch_size": batch_size}.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"GaussianMixture.fit.{name} = {value!r}: expected an integer >= 1")
+        require_seed("GaussianMixture.fit", seed=seed)
         if components > len(points):
             raise ValueError(f"GaussianMixture.fit.components = {components}: expected at most the {len(points)} points")
         if not floor >= 0:

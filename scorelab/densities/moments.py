@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from scorelab.typing import require_seed
+
 METHODS = ("eigh", "randomized", "streaming")
 # Rows that are turned to float64 at once.
 _BLOCK = 8192
@@ -50,6 +52,7 @@ def moments(
         ValueError: too few points, blocks of different shapes, a value that is not finite, or a rank that the method
             cannot give.
     """
+    require_seed("from_data", seed=seed)
     for name, value, choices in (("method", method, METHODS), ("tail", tail, ("zero", "mean"))):
         if value not in choices:
             raise ValueError(f"from_data.{name} = {value!r}: expected one of {', '.join(map(repr, choices))}")

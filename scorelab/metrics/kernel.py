@@ -9,6 +9,7 @@ import numpy as np
 
 from scorelab.metrics.features import Features
 from scorelab.metrics.score import Score, extractor_id, point_pair
+from scorelab.typing import require_seed
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -69,6 +70,7 @@ def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, 
     Errors: `subsets` below 1, or blocks of fewer than two samples.
     Source: Binkowski et al., "Demystifying MMD GANs", 2018, arXiv 1801.01401, section 4.
     """
+    require_seed(kid, seed=seed)
     a, b = point_pair(x, y, features)
     if subsets < 1 or min(len(a), len(b)) < 2 * subsets:
         raise ValueError(

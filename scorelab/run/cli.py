@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from scorelab.run.faults import RunFailed, Stopped
-from scorelab.run.sources import ConfigError
+# Nothing else is imported here: help and mistakes in the command need not wait for it, and a config may still split the CPU into
+# devices, which has to be done before anything uses JAX.
 
 EPILOG = """\
 examples:
@@ -27,30 +27,52 @@ interrupted.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    # A pipe that is closed early (scorelab ... | head) is no error of ours.
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
-    except ConfigError as error:
-        if arguments.debug:
-            raise
-        print(f"scorelab: error: {error}", file=sys.stderr)
-        return 2
-    except (FloatingPointError, RunFailed) as error:
-        if arguments.debug:
-            raise
-        print(f"scorelab: failed: {error}", file=sys.stderr)
-        return 1
-    except Stopped as error:
-        print(f"scorelab: {error}", file=sys.stderr)
-        return error.status
+        return _run_command(arguments)
     except KeyboardInterrupt:
-        print("scorelab: interrupted; the same command with --resume continues", file=sys.stderr)
+        again = "; the same command with --resume continues" if hasattr(arguments, "resume") else ""
+        print(f"scorelab: interrupted{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        # A pipe that is closed early (scorelab ... | head) is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _run_command(arguments: argparse.Namespace) -> int:
+    import warnings
+
+    from scorelab.run.faults import RunFailed, Stopped
+    from scorelab.run.sources import ConfigError
+
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            arguments.command(arguments)
+        except ConfigError as error:
+            if arguments.debug:
+                raise
+            print(f"scorelab: error: {error}", file=sys.stderr)
+            return 2
+        except Stopped as error:
+            print(f"scorelab: {error}", file=sys.stderr)
+            return error.status
+        except BrokenPipeError:
+            raise
+        except (FloatingPointError, RunFailed, OSError, MemoryError) as error:
+            if arguments.debug:
+                raise
+            print(f"scorelab: failed: {error}", file=sys.stderr)
+            return 1
     return 0
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """Our own warnings as a person reads them; others with the place in the code that they are about."""
+    ours = category.__module__.partition(".")[0] == "scorelab"
+    where = "" if ours else f" ({category.__name__}, {filename}:{lineno})"
+    print(f"scorelab: warning: {message}{where}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=formatter,
     )
-    parser.add_argument("--version", action="version", version=f"scorelab {_version()}")
+    parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     for name, command, text in (
@@ -79,19 +101,24 @@ def _parser() -> argparse.ArgumentParser:
             help="override a value, such as 'experiment.Experiment.steps = 100'; may be repeated",
         )  # fmt: skip
         sub.add_argument(
-            "--workdir", type=Path, metavar="DIR", help="where to write (default: runs/<config name>)"
+            "--workdir", type=Path, metavar="DIR", help="where to write (default: runs/<full name of the config>)"
         )
         sub.add_argument("--resume", action="store_true", help="continue the run in the work directory")
 
     sub = _command(commands, "sample", _sample, "sample the newest checkpoint of a work directory")
     sub.add_argument("workdir", type=Path, metavar="WORKDIR")
     sub.add_argument("--n", type=_positive, help="number of samples (default: that of the config)")
-    sub.add_argument("--seed", type=_natural, help="seed (default: that of the config)")
+    sub.add_argument("--seed", type=_seed, help="seed (default: that of the config)")
+    where = sub.add_mutually_exclusive_group()
+    where.add_argument("--name", type=_name, help="name of the set, beside the samples of the run")
+    where.add_argument("--out", type=Path, metavar="FILE", help="write the set to this file (.npz)")
 
     sub = _command(
         commands, "evaluate", _evaluate, "score the samples of a work directory and write report.html"
     )
     sub.add_argument("workdir", type=Path, metavar="WORKDIR")
+    sub.add_argument("--n", type=_positive, help="number of samples that are scored (default: that of the config)")
+    sub.add_argument("--name", type=_name, help="score the set that `sample --name` made")
 
     sub = _command(commands, "data", _data, "find (or download) a data set and print what it is")
     sub.add_argument(
@@ -105,63 +132,120 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    if command is not _data:
+        help = "let a config that comes with data (a work directory, a kept model) import any code"
+        sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
     return sub
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected an integer >= 1")
-    return value
+class _Version(argparse.Action):
+    """Prints the version; looking it up takes as long as everything else, so not for other commands."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        import importlib.metadata
+
+        try:
+            version = importlib.metadata.version("scorelab")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(f"scorelab {version}")
+        parser.exit()
 
 
-def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value}: expected an integer >= 0")
-    return value
-
-
-def _version() -> str:
+def _integer(text: str, low: int, high: int | None, expected: str) -> int:
     try:
-        return importlib.metadata.version("scorelab")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
+        value = int(text)
+    except ValueError:
+        value = None
+    if value is None or value < low or (high is not None and value > high):
+        raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
+    return value
 
 
-# Imported inside the commands: `scorelab --help` need not wait for JAX, and the number of CPU devices must be
-# set before anything uses it.
+def _positive(text: str) -> int:
+    return _integer(text, 1, None, "an integer >= 1")
+
+
+def _seed(text: str) -> int:
+    # scorelab.typing.SEEDS, whose import takes a second.
+    return _integer(text, 0, 2**32 - 1, f"an integer seed in [0, {2**32 - 1}]")
+
+
+def _name(text: str) -> str:
+    if not text or text.startswith(".") or set(text) & set("/\\:") or text != text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a name of a file, without a folder")
+    return text
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Leave at once when interrupted: extension modules that are interrupted half way swallow it, or crash."""
+    import signal
+    import threading
+
+    def leave(number, frame) -> None:
+        os.write(2, b"scorelab: interrupted\n")
+        os._exit(130)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Each command imports what it needs.
 def _train(arguments: argparse.Namespace) -> None:
-    from scorelab.run import pipeline
-
-    pipeline.from_config(
-        arguments.config, arguments.overrides, arguments.workdir, resume=arguments.resume, whole=False
-    )
+    _from_config(arguments, whole=False)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from scorelab.run import pipeline
+    _from_config(arguments, whole=True)
+
+
+def _from_config(arguments: argparse.Namespace, *, whole: bool) -> None:
+    # At once: the imports, the data and the measured moments take seconds.
+    print(f"{'config':<9} reading {arguments.config} ...", flush=True)
+    with _importing():
+        from scorelab.run import pipeline
 
     pipeline.from_config(
-        arguments.config, arguments.overrides, arguments.workdir, resume=arguments.resume, whole=True
+        arguments.config,
+        arguments.overrides,
+        arguments.workdir,
+        resume=arguments.resume,
+        whole=whole,
+        trust=arguments.trust,
     )
 
 
 def _sample(arguments: argparse.Namespace) -> None:
-    from scorelab.run import pipeline
+    with _importing():
+        from scorelab.run import pipeline
 
-    pipeline.sample_workdir(arguments.workdir, n=arguments.n, seed=arguments.seed)
+    pipeline.sample_workdir(
+        arguments.workdir, n=arguments.n, seed=arguments.seed, name=arguments.name, out=arguments.out, trust=arguments.trust
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from scorelab.run import pipeline
+    with _importing():
+        from scorelab.run import pipeline
 
-    pipeline.evaluate_workdir(arguments.workdir)
+    pipeline.evaluate_workdir(arguments.workdir, n=arguments.n, name=arguments.name, trust=arguments.trust)
 
 
 def _data(arguments: argparse.Namespace) -> None:
-    from scorelab.run.datasets import print_data
+    with _importing():
+        from scorelab.run.datasets import print_data
 
     print_data(arguments.name, split=arguments.split, download=not arguments.no_download)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ import jax
 
 from scorelab.run.describe import describe
 from scorelab.run.explain import explain
-from scorelab.run.gin_state import isolated, operative_text
-from scorelab.run.sources import ConfigError, Lines, config_name, find_config, shown
+from scorelab.run.gin_state import isolated, operative_text, read_bindings, recorded
+from scorelab.run.sources import CONFIG_ROOTS, ConfigError, Lines, config_name, files, find_config, shown
 from scorelab.run.trust import restricted
+from scorelab.run.unread import check_read
 
 PACKAGES = (
     "scorelab",
@@ -30,6 +33,10 @@ PACKAGES = (
     "numpy",
     "gin-config",
 )
+
+
+class ConfigWarning(UserWarning):
+    """Something in a config file that has no effect, or that does not suit the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +63,21 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
     experiment.
 
     ``name`` is a path or the name of a shipped config. ``Experiment.cpu_devices`` takes effect here, before
-    anything uses JAX. Bindings of earlier calls have no effect. Raises ConfigError, with the file and line
-    where known.
+    anything uses JAX. Bindings of earlier calls have no effect. The folders of the file and of what it includes are put at the
+    end of Python's path, so that a config can import the modules beside it, unless it was ``carried``: it came with data, in a kept
+    model or a work directory, and may use only what :mod:`scorelab.run.trust` lists.
 
-    ``carried``: the config came with data, inside a model or a work directory, and may use only what
-    :mod:`scorelab.run.trust` lists.
+    Raises ConfigError, with the file and line where known, also for an override that nothing uses; what nothing uses in the file
+    is a ConfigWarning.
     """
     path = find_config(name)
     overrides = tuple(overrides)
     with isolated(), restricted() if carried else nullcontext():
         try:
-            gin.parse_config(Lines(path, overrides))
+            if not carried:
+                _add_to_path(path)
+            with recorded() as keys:
+                gin.parse_config(Lines(path, overrides))
             gin.finalize()
             _require_evaluated_references()
             use_cpu_devices(_bound("cpu_devices"))
@@ -77,12 +88,44 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
                 raise ConfigError(
                     f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)"
                 )
+            unused = check_read(path, overrides, keys, read_bindings())
             text = operative_text()
         except Exception as error:
             raise explain(error, path, overrides) from error
+    for line in unused:
+        warnings.warn(line, ConfigWarning, stacklevel=2)
     return Config(
         experiment=experiment, text=text, specs=describe(experiment), path=path, name=config_name(path)
     )
+
+
+def _add_to_path(path: Path) -> None:
+    """Put the folders of a config and its includes at the end of Python's path.
+
+    At the end, so that no file beside a config takes the place of an installed package. ConfigError where another config's folder
+    has a module of the same name, which is imported already: Python would silently use that one.
+    """
+    roots = [root.resolve() for root in CONFIG_ROOTS]
+    folders = dict.fromkeys(file.parent for file in files(path) if not any(file.is_relative_to(root) for root in roots))
+    for folder in folders:
+        for other in _FOLDERS - set(folders):
+            for module in _modules(folder) & _modules(other):
+                loaded = getattr(sys.modules.get(module), "__file__", None)
+                if loaded is not None and Path(loaded).is_relative_to(other):
+                    raise ConfigError(
+                        f"{shown(path)}: the module {module} beside it is already imported from {shown(other)} in this process: "
+                        "give it another name, or start a new process"
+                    )
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+            _FOLDERS.add(folder)
+
+
+_FOLDERS: set[Path] = set()
+
+
+def _modules(folder: Path) -> set[str]:
+    return {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/__init__.py")}
 
 
 def use_cpu_devices(count: int | None) -> None:
@@ -135,7 +178,8 @@ def _require_evaluated_references() -> None:
     """Refuse ``@name`` where ``name`` has bindings: it would be called later, when they are gone."""
     bound = {selector for _, selector in gin.config._CONFIG}
     for (_, selector), values in gin.config._CONFIG.items():
-        for reference in gin.config.iterate_references(values):
+        references: list[Any] = list(gin.config.iterate_references(values))
+        for reference in references:
             if not reference.evaluate and reference.configurable.selector in bound:
                 used = f"{selector.split('.')[-1]}.{next(k for k in values)}"
                 raise ConfigError(

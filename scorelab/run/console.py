@@ -10,6 +10,8 @@ from typing import Protocol
 
 # Seconds between two plain progress lines.
 _QUIET = 10.0
+# What happens before the first step is done.
+_FIRST = "compiling ..."
 
 
 class Tick(Protocol):
@@ -51,12 +53,13 @@ def _bar(name: str, total: int, done: int) -> Iterator[Tick]:
         progress.TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with progress.Progress(*columns, transient=True) as bar:
-        task = bar.add_task(f"{name:<9}", total=total, completed=done, note="")
+        task = bar.add_task(f"{name:<9}", total=total, completed=done, note=_FIRST)
         yield lambda done, note="": bar.update(task, completed=done, note=note)
 
 
 @contextmanager
 def _lines(name: str, total: int, done: int) -> Iterator[Tick]:
+    print(f"{name:<9} {done}/{total}  {_FIRST}", flush=True)
     began = last = time.monotonic()
     first = done
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scorelab import fk
+from scorelab.starts import Start
 from scorelab.typing import Model, require_choice, require_int, require_number, require_positive
 
 
@@ -37,7 +38,7 @@ class Correction:
         if self.probes is not None:
             require_int(self, 0, probes=self.probes)
 
-    def __call__(self, model: Model, solver: fk.FeynmanKac) -> tuple[Model, fk.FeynmanKac, object]:
+    def __call__(self, model: Model, solver: fk.FeynmanKac) -> tuple[Model, fk.FeynmanKac, Start | None]:
         """The model, the solver with the corrector's potential, and the start."""
         if solver.base.noise_level is None:
             raise ValueError(f"FeynmanKac.base = {solver.base!r} with a Correction: expected DDIM, DPMSolverPP or EulerMaruyama")

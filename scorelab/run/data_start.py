@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from scorelab.densities import Gaussian, GaussianMixture
+from scorelab.densities import Density, Gaussian, GaussianMixture
 from scorelab.densities.moments import METHODS
 from scorelab.processes import Process
 from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
@@ -67,7 +67,7 @@ class DataStart(FromData):
         if self.kind == "lognormal":
             return LogNormal.matched(y.mean(), y.std(), process)
         classes = data.load().label
-        means = np.stack([y[classes == c].mean(0) for c in range(data.load().num_classes)])
+        means = np.stack([y[classes == c].mean(0) for c in range(data.load().num_classes or 0)])
         return ClassAverage(means, label)
 
 
@@ -122,12 +122,12 @@ class DataTeleport(FromData):
         law = GaussianMixture.per_class(y, arrays.label, num_classes=arrays.num_classes, **options)
         return self._jump(law, label)
 
-    def _jump(self, law: Gaussian | GaussianMixture, label: np.ndarray | None = None) -> Teleport:
+    def _jump(self, law: Density, label: np.ndarray | None = None) -> Teleport:
         return Teleport(law, self.sigma_skip, skip_steps=self.skip_steps, t_from=self.t_from, label=label)
 
 
 def _require_classes(owner: str, data: DataSpec) -> None:
-    label, classes = data.load().label, data.load().num_classes
+    label, classes = data.load().label, data.load().num_classes or 0
     if label is None:
         raise ValueError(f"{owner} for {data.name}: expected a data set with labels")
     if len(np.unique(label)) < classes:

@@ -7,7 +7,7 @@ import os
 from scorelab.data import DataCorrupt, DataNotFound, load
 from scorelab.data.files import DATA_DIR_VARIABLE, cache_dir
 from scorelab.data.registry import SETS, names
-from scorelab.run.explain import one_line
+from scorelab.names import did_you_mean
 from scorelab.run.sources import ConfigError
 
 
@@ -19,7 +19,7 @@ def print_data(name: str, *, split: str | None = None, download: bool = True) ->
     split is printed with the reason the other is missing.
     """
     if name not in names():
-        raise ConfigError(f"data {name}: expected one of {', '.join(names())}")
+        raise ConfigError(f"data {name}: expected one of {', '.join(names())}. {did_you_mean(name, names())}".rstrip())
     splits = SETS[name].splits
     if split is not None and split not in splits:
         raise ConfigError(f"data {name} --split {split}: expected one of {', '.join(splits)}")
@@ -32,10 +32,10 @@ def print_data(name: str, *, split: str | None = None, download: bool = True) ->
         try:
             arrays = load(name, part, download=download)
         except (DataNotFound, DataCorrupt) as error:
-            failures.append(one_line(str(error)))
+            failures.append(str(error))
             continue
         scale = "continuous" if arrays.levels is None else f"levels 0 to {arrays.levels - 1}"
         labels = "no labels" if arrays.num_classes is None else f"{arrays.num_classes} classes"
         print(f"{name}/{part}: {arrays.x.dtype} {arrays.x.shape}, {scale}, {labels}, sha256 {arrays.sha256}")
     if failures:
-        raise ConfigError("; ".join(failures))
+        raise ConfigError("\n".join(failures))

@@ -39,7 +39,8 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
         }
         return {"type": _name(type(value)), **fields}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {"type": _name(type(value)), **{k: _describe(v, above) for k, v in value._asdict().items()}}
+        named: Any = value
+        return {"type": _name(type(value)), **{k: _describe(v, above) for k, v in named._asdict().items()}}
     if isinstance(value, tuple | list):
         return [_describe(item, above) for item in value]
     if hasattr(value, "__array__"):

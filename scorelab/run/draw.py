@@ -12,7 +12,6 @@ import numpy as np
 
 from scorelab import viz
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
-from scorelab.models import ClassifierFreeGuidance
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
 from scorelab.run.experiment import Experiment
@@ -23,7 +22,7 @@ from scorelab.sampling import Samples, sample
 from scorelab.solvers import Solver
 from scorelab.starts import Start
 from scorelab.training import data_mesh
-from scorelab.typing import Key, Model
+from scorelab.typing import Key, Model, require_seed
 
 # Frames of a trajectory of images and of points, and images of the sample picture.
 FRAMES, POINT_FRAMES, PICTURED = 10, 5, 100
@@ -66,6 +65,8 @@ def draw(
 
     With ``keep``, ConfigError rather than the loss of other samples that were scored, or of any file of another name.
     """
+    if seed is not None:
+        require_seed("sample", seed=seed)
     spec, data = experiment.sampling, experiment.data
     n = spec.n if n is None else n
     state, step = trained_state(experiment, workdir)
@@ -91,13 +92,9 @@ def draw(
         )
 
     key = experiment.keys()[1] if seed is None else jax.random.key(seed)
-    model = experiment.learner.model(state)
-    if spec.guidance is not None:
-        model = ClassifierFreeGuidance(model=model, scale=spec.guidance)
     label = spec.conditions(data, n)
-    start, solver = spec.begin(data, experiment.process, label), spec.solver
-    if spec.correction is not None:
-        model, solver, start = spec.correction(model, solver)
+    model, solver, start = spec.applied(experiment.learner.model(state))
+    start = spec.begin(data, experiment.process, label) if start is None else start
     began = time.monotonic()
     with console.progress("sample", n) as tick:
         out = sample(

@@ -14,14 +14,17 @@ import optax
 
 from scorelab import data as datasets
 from scorelab import fk, grids, metrics, solvers
-from scorelab.data import Arrays
+from scorelab.data import Arrays, registry
+from scorelab.data.loaders import Halves, Toy
 
 # Config files name everything an experiment is made of through this module; so the names that are not used here.
 from scorelab.distill import WithPairs
 from scorelab.distill.teachers import denoiser_of as denoiser_of
 from scorelab.distill.teachers import process_of as process_of
 from scorelab.metrics import Score
+from scorelab.models import ClassifierFreeGuidance
 from scorelab.processes import Chart, Identity, Process
+from scorelab.processes.base import require_same_process
 from scorelab.run.correction import Correction as Correction
 from scorelab.run.data_start import DataStart as DataStart
 from scorelab.run.data_start import DataTeleport as DataTeleport
@@ -29,10 +32,12 @@ from scorelab.run.data_start import FromData
 from scorelab.run.pairs import Pairs
 from scorelab.starts import Start
 from scorelab.training import Prepared
-from scorelab.typing import Key, require_choice, require_int, require_number, require_spec
+from scorelab.typing import SEEDS, Key, Model, require_choice, require_int, require_number, require_seed, require_spec
 
 # Rows of data that are encoded at once; the number itself has no effect on results.
 _BLOCK = 8192
+# Rows that are encoded and decoded to see whether they come back.
+_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +61,13 @@ class DataSpec:
     pairs: Pairs | None = None
 
     def __post_init__(self):
-        require_choice(self, datasets.names(), name=self.name)
+        if self.name not in datasets.names():
+            raise ValueError(registry.unknown_name("DataSpec.name", self.name))
         require_choice(self, (True, False), labels=self.labels)
+        if self.n is not None:
+            require_int(self, 1, n=self.n)
+        if self.seed is not None:
+            require_seed(self, seed=self.seed)
         if self.pairs is not None:
             require_spec(self, Pairs, pairs=self.pairs)
         if not all(callable(getattr(self.transform, name, None)) for name in ("encode", "decode")):
@@ -67,13 +77,52 @@ class DataSpec:
 
     def load(self, split: str = "train") -> Arrays:
         """One split, kept in memory; errors as ``scorelab.data.load``."""
-        return _load(self.name, split, self.n, self.seed)
+        try:
+            return _load(self.name, split, self.n, self.seed)
+        except (datasets.DataCorrupt, datasets.DataNotFound):
+            raise
+        except ValueError as error:
+            field, value = ("name", self.name) if self.n is None else ("n", self.n)
+            raise ValueError(f"DataSpec.{field} = {value!r}: {error}") from error
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The name of the data set and, for a part of another one, the name of that."""
+        member = registry.SETS[self.name]
+        return (self.name, member.source.name) if isinstance(member, Halves) else (self.name,)
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError where the data do not fit the transform, or have no labels where there should be."""
+        arrays = self.load()
+        if self.labels and arrays.label is None:
+            raise ValueError(f"DataSpec.labels = True for {self.name}, which has none: expected False")
+        if callable(fits := getattr(self.transform, "check", None)):
+            try:
+                fits(arrays.x, arrays.levels)
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"DataSpec.transform = {error} ({self.name})") from error
+        # Samples are stored as the data are, and the way back is what makes them so.
+        rows = arrays.x[:_ROWS]
+        again = np.asarray(self.transform.decode(self.transform.encode(rows)))
+        exact = rows.dtype == np.uint8
+        if again.shape != rows.shape or again.dtype.kind != rows.dtype.kind or (exact and not np.array_equal(again, rows)):
+            raise ValueError(
+                f"DataSpec.transform = {self.transform!r} for {self.name}: expected decode(encode(x)) to return x, {rows.dtype} "
+                f"{rows.shape}; it returns other values, {again.dtype} {again.shape}"
+            )
 
     def encoded(self, chart: Chart, split: str = "train") -> Iterator[np.ndarray]:
         """The points of a split in the chart, float64, in blocks of rows."""
         x = self.load(split).x
         for low in range(0, len(x), _BLOCK):
-            yield np.asarray(chart.encode(self.transform.encode(x[low : low + _BLOCK])), np.float64)
+            try:
+                yield np.asarray(chart.encode(self.transform.encode(x[low : low + _BLOCK])), np.float64)
+            except ValueError as error:
+                raise ValueError(f"DataSpec.name = {self.name!r}: {error}") from error
+
+    def moments(self, chart: Chart) -> tuple[float, float]:
+        """Mean and standard deviation of the training data in the chart, over all elements."""
+        return _moments(self, chart)
 
     def examples(self, batch_size: int, seed: int) -> Prepared:
         """Batches of the data set itself."""
@@ -100,16 +149,17 @@ def measured_std(data: DataSpec, process: Process | None = None) -> float:
     """
     if not isinstance(data, DataSpec):
         raise TypeError(f"measured_std.data = {data!r}: expected a DataSpec")
-    return _std(data, Identity() if process is None else process.chart)
+    return float(f"{data.moments(Identity() if process is None else process.chart)[1]:.4g}")
 
 
 @functools.lru_cache(maxsize=16)
-def _std(data: DataSpec, chart: Chart) -> float:
+def _moments(data: DataSpec, chart: Chart) -> tuple[float, float]:
+    data.check()
     total = square = 0.0
     size = data.load().x.size
     for y in data.encoded(chart):
         total, square = total + y.sum(), square + np.square(y).sum()
-    return float(f"{np.sqrt(square / size - (total / size) ** 2):.4g}")
+    return float(total / size), float(np.sqrt(square / size - (total / size) ** 2))
 
 
 def then_clean(times: tuple[float, ...]) -> tuple[float, ...]:
@@ -159,8 +209,9 @@ class SamplingSpec:
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
         if self.chunk is not None:
             require_int(self, 1, chunk=self.chunk)
-        weighting = isinstance(self.solver, fk.FeynmanKac)
-        if weighting and not self.solver.resample_final:
+        solver: Any = self.solver
+        weighting = isinstance(solver, fk.FeynmanKac)
+        if weighting and not solver.resample_final:
             raise ValueError(
                 "SamplingSpec.solver = FeynmanKac(resample_final=False): expected True, since stored samples have equal weights"
             )
@@ -177,6 +228,12 @@ class SamplingSpec:
         for label in self.classes:
             require_int(self, 0, classes=label)
 
+    def applied(self, model: Model) -> tuple[Model, solvers.Solver, Start | None]:
+        """The model and the solver that samples are drawn with, and the start of a correction, which brings its own."""
+        if self.guidance is not None:
+            model = ClassifierFreeGuidance(model=model, scale=self.guidance)
+        return (model, self.solver, None) if self.correction is None else self.correction(model, self.solver)
+
     def begin(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start | None:
         """The start of samples with the conditions ``label``; the training data is read where it is needed."""
         return self.start(data, process, label) if isinstance(self.start, FromData) else self.start
@@ -185,7 +242,7 @@ class SamplingSpec:
         """The label of each sample ``(n,)`` int32, or None for a model without condition."""
         if not data.labels:
             return None
-        classes = self.classes or tuple(range(data.load().num_classes))
+        classes = self.classes or tuple(range(data.load().num_classes or 0))
         # The particles of a population are of one class.
         particles = self.solver.population(n)
         return np.repeat(np.resize(np.asarray(classes, np.int32), n // particles), particles)
@@ -208,6 +265,27 @@ class ImageEvaluation:
             raise TypeError(f"ImageEvaluation.features = {self.features!r}: expected an extractor with an id")
         if self.n is not None:
             require_int(self, 2, n=self.n)
+
+    def check(self, data: DataSpec, samples: int) -> None:
+        """Raise ValueError where this number of samples of this data set cannot be scored."""
+        if "test" not in registry.SETS[data.name].splits:
+            raise ValueError(f"ImageEvaluation for {data.name}, which has no test split: expected Experiment.evaluation = None")
+        sizes = {"SamplingSpec.n": samples, "the train split": len(data.load()), "the test split": len(data.load("test"))}
+        smallest = min(sizes, key=lambda name: sizes[name])
+        if sizes[smallest] < (2 if self.n is None else self.n):
+            raise ValueError(f"ImageEvaluation.n = {self.n}: expected 2 to {sizes[smallest]}, the number of images of {smallest}")
+        arrays = data.load()
+        trained = getattr(self.features, "record", {}).get("dataset", data.name)
+        if trained not in data.known_as:
+            raise ValueError(f"ImageEvaluation.features = {self.features.id}: expected features of {data.name}, not of {trained}")
+        levels = getattr(self.features, "levels", arrays.levels)
+        if arrays.levels is None or levels != arrays.levels:
+            raise ValueError(f"ImageEvaluation.features = {self.features!r}: expected levels = {arrays.levels}, as {data.name} has")
+        shape = getattr(getattr(self.features, "architecture", None), "shape", arrays.event_shape)
+        if tuple(shape) != arrays.event_shape:
+            raise ValueError(
+                f"ImageEvaluation.features = {self.features.id}: expected features of images {arrays.event_shape}, not {shape}"
+            )
 
     def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
         """The scores of ``samples`` (stored values) against ``data``."""
@@ -234,7 +312,16 @@ class PointEvaluation:
         if self.n is not None:
             require_int(self, 2, n=self.n)
         require_int(self, 2, projections=self.projections)
-        require_int(self, 0, seed=self.seed)
+        require_seed(self, seed=self.seed)
+        if self.seed == SEEDS - 1:
+            raise ValueError(f"PointEvaluation.seed = {self.seed}: expected at most {SEEDS - 2}, as the floor takes the next one")
+
+    def check(self, data: DataSpec, samples: int) -> None:
+        """Raise ValueError where this number of samples of this data set cannot be scored."""
+        if not isinstance(registry.SETS[data.name], Toy):
+            raise ValueError(f"PointEvaluation for {data.name}: expected a generated set, of which new points can be drawn")
+        if self.n is not None and self.n > samples:
+            raise ValueError(f"PointEvaluation.n = {self.n}: expected at most the number of samples, SamplingSpec.n = {samples}")
 
     def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
         """The scores of ``samples`` (n, d) against the law ``data`` is drawn from."""
@@ -298,16 +385,20 @@ class Experiment:
             raise TypeError(
                 f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)"
             )
+        parts = {"learner": self.learner} | {f"learner.{k}": getattr(self.learner, k, None) for k in ("denoiser", "loss")}
+        theirs = {name: getattr(part, "process", None) for name, part in parts.items()}
+        known = {name: process for name, process in theirs.items() if isinstance(process, Process)}
+        require_same_process("Experiment", process=self.process, **known)
         if self.evaluation is not None and not callable(self.evaluation):
             raise TypeError(
                 f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like"
             )
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         require_int(self, 1, **{name: getattr(self, name) for name in counts})
-        require_int(self, 0, seed=self.seed)
+        require_seed(self, seed=self.seed)
         if self.cpu_devices is not None:
             require_int(self, 1, cpu_devices=self.cpu_devices)
-        solver = self.sampling.solver
+        solver: Any = self.sampling.solver
         if self.data.labels and isinstance(solver, fk.FeynmanKac) and solver.particles is None and len(self.sampling.classes) != 1:
             raise ValueError(
                 "FeynmanKac.particles = None with DataSpec.labels: expected a number of particles, since a population is of one "
@@ -324,6 +415,12 @@ class Experiment:
                 f"SamplingSpec.guidance = {self.sampling.guidance}: "
                 "expected None, since DataSpec.labels is False"
             )
+
+    def check(self) -> None:
+        """See :func:`scorelab.run.check.check`: whether the parts fit one another and the data, before anything is trained."""
+        from scorelab.run.check import check
+
+        check(self)
 
     def keys(self) -> tuple[Key, Key, Key]:
         """The keys of training, sampling and evaluation."""

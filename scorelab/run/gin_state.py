@@ -35,6 +35,40 @@ def isolated() -> Iterator[None]:
             setattr(gin.config, name, value)
 
 
+Key = tuple[str, str, str]
+
+
+@contextmanager
+def recorded() -> Iterator[list[Key]]:
+    """The bindings that are parsed inside the block, in their order, as (scope, complete selector, parameter)."""
+    keys: list[Key] = []
+    bind = gin.config.bind_parameter
+
+    def bind_and_record(key, value):
+        bind(key, value)
+        keys.append(gin.config.ParsedBindingKey.parse(key).scope_selector_arg)
+
+    gin.config.bind_parameter = bind_and_record
+    try:
+        yield keys
+    finally:
+        gin.config.bind_parameter = bind
+
+
+def read_bindings() -> set[Key]:
+    """The bindings that took part in what was built so far."""
+    read = set()
+    for (scope, selector), values in gin.config._OPERATIVE_CONFIG.items():
+        parts = scope.split("/") if scope else []
+        # gin takes the binding of the longest scope; every scope also has the bindings of those that it begins with.
+        scopes = ["/".join(parts[:i]) for i in range(len(parts), -1, -1)]
+        for name in values:
+            found = next((s for s in scopes if name in gin.config._CONFIG.get((s, selector), {})), None)
+            if found is not None:
+                read.add((found, selector, name))
+    return read
+
+
 def operative_text() -> str:
     """gin's operative config, a config file with every value that was used.
 

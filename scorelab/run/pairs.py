@@ -12,7 +12,7 @@ from scorelab.distill.teachers import process_of
 from scorelab.grids import Grid
 from scorelab.solvers import Solver
 from scorelab.training import Prepared
-from scorelab.typing import Model, require_int, require_spec
+from scorelab.typing import Model, require_int, require_seed, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Pairs:
         require_spec(self, Solver, solver=self.solver)
         require_spec(self, Grid, grid=self.grid)
         require_int(self, 1, n=self.n, batch_size=self.batch_size)
-        require_int(self, 0, seed=self.seed)
+        require_seed(self, seed=self.seed)
         if self.solver.stochastic:
             raise ValueError(f"Pairs.solver = {self.solver!r} draws noise: expected a deterministic solver, such as Heun()")
         if self.batch_size > self.n:

@@ -112,7 +112,10 @@ def _evaluated(experiment: Experiment, n: int) -> Experiment:
     evaluation = experiment.evaluation
     if not dataclasses.is_dataclass(evaluation) or "n" not in {field.name for field in dataclasses.fields(evaluation)}:
         raise ConfigError(f"--n {n}: Experiment.evaluation = {evaluation!r} has no n")
-    return dataclasses.replace(experiment, evaluation=dataclasses.replace(evaluation, n=n))
+    evaluation = dataclasses.replace(evaluation, n=n)
+    if callable(check := getattr(evaluation, "check", None)):
+        check(experiment.data, n)
+    return dataclasses.replace(experiment, evaluation=evaluation)
 
 
 def _open(root: Path, trust: bool) -> tuple[Workdir, Config]:
@@ -153,8 +156,8 @@ def _errors(path: Path, workdir: Workdir) -> Iterator[None]:
             try:
                 yield
             except DataNotFound as error:
-                raise ConfigError(f"{shown(path)}: {one_line(str(error))}") from error
+                raise ConfigError(f"{shown(path)}: {error}") from error
     except DamagedFile as error:
         raise ConfigError(one_line(str(error))) from error
     except (DataCorrupt, WeightsError, ValueError, TypeError) as error:
-        raise ConfigError(f"{shown(path)}: {one_line(str(error))}") from error
+        raise ConfigError(f"{shown(path)}: {error}") from error

@@ -10,6 +10,8 @@ from typing import Any
 
 from gin import config_parser
 
+from scorelab.names import did_you_mean
+
 PACKAGE = Path(__file__).resolve().parent.parent
 # In a checkout the configs lie beside the package; in a wheel they lie inside it.
 CONFIG_ROOTS = (
@@ -23,7 +25,7 @@ SCHEME = "scorelab-config:"
 
 
 class ConfigError(Exception):
-    """A mistake in a config file, an override or a command, told in one line."""
+    """A mistake in a config file, an override, a command or the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Place:
 class Binding:
     """One statement ``selector.field = value``; a macro has the selector "" and its name as ``field``.
 
-    References and macros in ``value`` are text: ``"@name"``, ``"%NAME"``.
+    References and macros in ``value`` are text: ``"@name"``, ``"%NAME"``. ``file`` is where it stands, None for an override.
     """
 
     scope: str
@@ -49,6 +51,7 @@ class Binding:
     field: str
     value: Any
     place: Place
+    file: Path | None
 
 
 def shown(path: Path) -> str:
@@ -61,29 +64,45 @@ def find_config(name: str) -> Path:
     """The file meant by ``name``: a path, or the name of a config shipped with the package.
 
     ``configs/quickstart.gin``, ``quickstart.gin`` and ``quickstart`` all find the shipped file where no file
-    of that path exists. Raises ConfigError listing what was looked at.
+    of that path exists. Raises ConfigError with the nearest name and what is shipped.
     """
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
-    if not path.is_absolute():
+    if path.name and not path.is_absolute():
         inner = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) and len(path.parts) > 1 else path
         inner = inner if inner.suffix else inner.with_suffix(".gin")
         for root in CONFIG_ROOTS:
             if (root / inner).is_file():
                 return (root / inner).resolve()
-    known = ", ".join(
-        dict.fromkeys(str(f.relative_to(r)) for r in CONFIG_ROOTS for f in sorted(r.rglob("*.gin")))
-    )
-    raise ConfigError(f"{name}: no such config file; shipped configs: {known or 'none'}")
+    shipped = dict.fromkeys(str(f.relative_to(r)) for r in CONFIG_ROOTS for f in sorted(r.rglob("*.gin")))
+    beside = [str(path.parent / f.name) for f in path.parent.glob("*.gin")] if path.parent.is_dir() else []
+    # Endings are alike in all names and would make any two of them near.
+    known = [file.removesuffix(".gin") for file in (*beside, *shipped)]
+    near = did_you_mean(name.removeprefix("configs/").removesuffix(".gin"), known)
+    raise ConfigError(f"{name}: no such config file; shipped configs: {', '.join(shipped) or 'none'}\n{near}".rstrip())
 
 
 def config_name(path: Path) -> str:
-    """The name of a config for its work directory: ``mnist/edm`` for a shipped one, else the stem."""
+    """The full name of a config, which names its work directory, the same whether it was given by path or by name.
+
+    ``mnist/edm`` for a shipped one and for ``configs/mnist/edm.gin`` in any checkout; for another file its path from the working
+    folder, ``mine/digits`` for ``mine/digits.gin``, or else the whole path.
+    """
     for root in CONFIG_ROOTS:
         if path.is_relative_to(root.resolve()):
             return str(path.relative_to(root.resolve()).with_suffix(""))
-    return path.stem
+    path = path.with_suffix("")
+    inside = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.relative_to(path.anchor)
+    return str(Path(*inside.parts[1:]) if inside.parts[0] == "configs" and len(inside.parts) > 1 else inside)
+
+
+def files(path: Path) -> Iterator[Path]:
+    """A config file and those that it includes, in the order in which they are read."""
+    yield path
+    for line in iter(Lines(path).readline, ""):
+        if match := INCLUDE.match(line.rstrip()):
+            yield from files(Path(match.group(3).removeprefix(SCHEME)))
 
 
 class Lines:
@@ -153,10 +172,10 @@ def _imports(lines: Sequence[str]) -> Iterator[str]:
 class _Text(config_parser.ParserDelegate):
     """Reads references and macros as text: finding lines needs no import."""
 
-    def configurable_reference(self, scoped_configurable_name, evaluate):
+    def configurable_reference(self, scoped_configurable_name, evaluate) -> Any:
         return f"@{scoped_configurable_name}"
 
-    def macro(self, macro_name):
+    def macro(self, macro_name) -> Any:
         return f"%{macro_name}"
 
 
@@ -174,9 +193,8 @@ def bindings(path: Path, overrides: Sequence[str] = ()) -> Iterator[Binding]:
             selector, field = statement.selector, statement.arg_name
             if not field:
                 selector, field = "", selector
-            yield Binding(
-                scope=statement.scope, selector=selector, field=field, value=statement.value, place=place
-            )
+            file = path if statement.location.line_num <= lines.own_lines else None
+            yield Binding(scope=statement.scope, selector=selector, field=field, value=statement.value, place=place, file=file)
 
 
 def place_of(path: Path, line: int, lines: Lines, overrides: Sequence[str]) -> Place:

@@ -6,13 +6,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab.solvers.base import Solver, Step
 from scorelab.typing import require_int, require_positive
+
+# diffrax is imported where it is used: it takes as long to import as jax does.
+
+
+def _tsit5() -> Any:
+    import diffrax
+
+    return diffrax.Tsit5()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,7 @@ class Diffrax(Solver):
         max_steps: substeps allowed in one interval.
     """
 
-    solver: Any = field(default_factory=diffrax.Tsit5)
+    solver: Any = field(default_factory=_tsit5)
     rtol: float = 1e-5
     atol: float = 1e-5
     fixed: int = 0
@@ -44,6 +51,8 @@ class Diffrax(Solver):
     calls_per_step: ClassVar[None] = None
 
     def __post_init__(self):
+        import diffrax
+
         if not isinstance(self.solver, diffrax.AbstractSolver) or isinstance(self.solver, diffrax.AbstractItoSolver):
             raise TypeError(f"Diffrax.solver = {self.solver!r}: expected a diffrax ODE solver")
         require_positive(self, rtol=self.rtol, atol=self.atol, floor=self.floor)
@@ -53,6 +62,8 @@ class Diffrax(Solver):
     @property
     def order(self) -> int:
         """What diffrax states for the solver (of substeps; an adaptive solve has an error set by its tolerance)."""
+        import diffrax
+
         return self.solver.order(diffrax.ODETerm(lambda t, y, args: y))
 
     def table(self, process, times):
@@ -69,6 +80,8 @@ class Diffrax(Solver):
 
     def step(self, model, keys, y, carry, row):
         """Integrate one interval."""
+        import diffrax
+
         term = diffrax.ODETerm(lambda t, y, args: model(y, t).velocity.astype(y.dtype))
         start, end = row["t"], row["end"]
         if self.fixed:

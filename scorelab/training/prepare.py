@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from scorelab.typing import Array, Pytree
 
@@ -17,7 +19,7 @@ class Prepare:
     Attributes:
         transform: a spec with ``encode``, such as ``scorelab.data.Pixels()``; None casts ``x`` to float32.
         cond: the name of the array that is the condition (``"label"``), or None to train without one.
-            Integers become int32.
+            Integers are the numbers of classes, and become int32.
     """
 
     transform: Any = None
@@ -50,6 +52,9 @@ class Prepared:
         batches: anything with ``at(step)`` (and ``at(step, host, hosts)`` on several hosts).
         transform: see :class:`Prepare`.
         cond: see :class:`Prepare`.
+
+    Errors, where the batches are of arrays in memory: ValueError or TypeError for data that the transform does not take, for an
+    unknown ``cond``, for classes below 0 and for conditions that are not finite.
     """
 
     batches: Any
@@ -60,6 +65,26 @@ class Prepared:
         if not callable(getattr(self.batches, "at", None)):
             raise TypeError(f"Prepared.batches = {self.batches!r}: expected an object with at(step)")
         _ = self.prepare
+        if (columns := getattr(self.batches, "columns", None)) is not None:
+            self._check(columns, getattr(getattr(self.batches, "arrays", None), "levels", None))
+
+    def _check(self, columns: Mapping[str, Any], levels: int | None) -> None:
+        if "x" not in columns:
+            raise ValueError(f"Prepared.batches has the arrays {sorted(columns)}: expected one that is named 'x'")
+        if callable(check := getattr(self.transform, "check", None)):
+            check(columns["x"], levels)
+        if self.cond is None:
+            return
+        if self.cond not in columns:
+            raise ValueError(f"Prepared.cond = {self.cond!r}: expected one of {sorted(columns)}")
+        values = np.asarray(columns[self.cond])
+        if np.issubdtype(values.dtype, np.integer):
+            if values.size and not 0 <= values.min() <= values.max() <= np.iinfo(np.int32).max:
+                raise ValueError(
+                    f"Prepared.cond = {self.cond!r} has values from {values.min()} to {values.max()}: expected classes 0, 1, .."
+                )
+        elif np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
+            raise ValueError(f"Prepared.cond = {self.cond!r} has values that are NaN or infinite: expected finite numbers")
 
     @property
     def prepare(self) -> Prepare:

@@ -15,8 +15,9 @@ import pytest
 from scorelab.data import PublishedFile, registry
 from scorelab.data.files import sha256
 from scorelab.data.loaders import CifarBinary, IdxImages, IdxSplit
-from scorelab.run import config, prepare
+from scorelab.run import check, config
 from scorelab.run.cli import main
+from scorelab.run.experiment import ImageEvaluation
 from scorelab.run.sources import CONFIG_ROOTS, INCLUDE
 from scorelab.run.train import state_like
 
@@ -116,10 +117,13 @@ def test_resolves_and_its_record_builds_equal_specs(name, tmp_path, monkeypatch)
     loaded = config.load(name, ["experiment.Experiment.cpu_devices = None"])
     (tmp_path / "config.gin").write_text(loaded.text)
     again = config.load(str(tmp_path / "config.gin"))
-    # What `check_fit` traces, `trace_update` needs too.
-    monkeypatch.setattr(prepare, "state_like", lambda experiment: trace_state(experiment, loaded.specs))
-    # At full size: the network fits the data and the loss, the grid fits the process; nothing is computed.
-    prepare.check_fit(loaded.experiment)
+    # What the check traces, `trace_update` needs too. Sampling is traced with the tiny network below.
+    monkeypatch.setattr(check, "state_like", lambda experiment: trace_state(experiment, loaded.specs))
+    monkeypatch.setattr(check, "_trace_sampling", lambda experiment, like: None)
+    # At full size, but for the number of images: the network fits the data and the loss, the grid fits the process.
+    evaluation = loaded.experiment.evaluation
+    few = replace(evaluation, n=None) if isinstance(evaluation, ImageEvaluation) else evaluation
+    replace(loaded.experiment, evaluation=few).check()
     trace_update(loaded.experiment, loaded.specs)
     # Descriptions, because optax transformations never compare equal; everything else must.
     assert again.specs == loaded.specs
@@ -140,7 +144,11 @@ def test_runs_two_steps(name, tmp_path):
     classes = 10 * loaded.experiment.data.labels
     tiny = () if "kept.model" in loaded.text else (*TINY_NET, f"nets.MLP.num_classes = {classes}")
     few = ("pairs.Pairs.n = 8", "pairs.Pairs.batch_size = 8") if loaded.experiment.data.pairs is not None else ()
-    bindings = (*SHORT, *tiny, *few)
+    if isinstance(loaded.experiment.evaluation, ImageEvaluation):
+        few += ("experiment.ImageEvaluation.n = None",)
+    # A binding that changes nothing is refused.
+    short = [binding for binding in SHORT if "WARMUP" not in binding or "WARMUP" in loaded.text]
+    bindings = (*short, *tiny, *few)
     sets = [argument for binding in bindings for argument in ("--set", binding)]
     assert main(["train", name, *sets, "--workdir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()

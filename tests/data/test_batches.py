@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from scorelab.data import Arrays, Batches, IteratorAdapter
+from scorelab.data import Arrays, Batches, IteratorAdapter, Pixels
+from scorelab.training import Prepared
 
 
 def numbered(n):
@@ -59,9 +60,10 @@ def test_an_arrays_without_labels_gives_x_only():
 def test_requests_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="batch_size=31: expected 1 to n = 30"):
         Batches(numbered(30), batch_size=31)
-    with pytest.raises(ValueError, match="batch_size=0"):
-        Batches(numbered(30), batch_size=0)
-    with pytest.raises(ValueError, match="seed=-1"):
+    for size in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"batch_size={size}"):
+            Batches(numbered(30), batch_size=size)
+    with pytest.raises(ValueError, match="seed = -1: expected an integer seed in"):
         Batches(numbered(30), batch_size=1, seed=-1)
     with pytest.raises(ValueError, match="lengths"):
         Batches({"x": np.zeros(3), "label": np.zeros(4)}, batch_size=1)
@@ -103,3 +105,25 @@ def test_an_adapted_iterator_resumes_where_its_state_was_taken():
         resumed.at(9)
     with pytest.raises(ValueError, match="made for 0 of 1"):
         resumed.at(5, 1, 2)
+
+
+def test_batches_that_a_preparation_does_not_take_are_refused():
+    def batches(x=None, label=(0, 1, 2, 3)):
+        x = np.zeros((4, 2, 2, 1), np.uint8) if x is None else x
+        return Batches({"x": x, "label": np.asarray(label)}, batch_size=2)
+
+    arrays = Arrays(x=np.full((4, 2, 2, 1), 16, np.uint8), name="a", split="train", levels=17)
+    Prepared(batches(), transform=Pixels(), cond="label")
+    Prepared(Batches(arrays, batch_size=2), transform=Pixels(levels=17))
+    for refused, expected in (
+        (lambda: Prepared(Batches(arrays, batch_size=2), transform=Pixels(levels=10)), "data with 17 levels: expected levels = 17"),
+        (lambda: Prepared(batches(np.full((4, 1), 200, np.uint8)), transform=Pixels(levels=17)), "data with the value 200"),
+        (lambda: Prepared(batches(), cond="lable"), "cond = 'lable': expected one of"),
+        (lambda: Prepared(Batches(arrays, batch_size=2), cond="label"), "cond = 'label': expected one of"),
+        (lambda: Prepared(batches(label=(0, 1, -4, 2)), cond="label"), "values from -4 to 2: expected classes 0, 1"),
+        (lambda: Prepared(batches(label=(0, 1, 2, 2**40)), cond="label"), "to 1099511627776: expected classes"),
+        (lambda: Prepared(batches(label=(0.0, np.nan, 1.0, 1.0)), cond="label"), "NaN or infinite"),
+        (lambda: Prepared(Batches({"y": np.zeros(3)}, batch_size=1)), "expected one that is named 'x'"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            refused()

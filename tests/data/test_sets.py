@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 
 from scorelab import densities
 from scorelab.data import Arrays, DataNotFound, load, names
+from scorelab.data.loaders import Request
+from scorelab.data.registry import SETS
 
 TOYS = ("eight_gaussians", "rings", "swiss_roll", "checkerboard", "pinwheel", "two_moons")
 
@@ -111,7 +113,7 @@ def test_the_sets_of_positive_data_are_what_their_docs_say():
 
 
 def test_requests_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match=r"name='mnst'.*digits"):
+    with pytest.raises(ValueError, match=r"name = 'mnst'.*digits.*Did you mean mnist\?"):
         load("mnst")
     with pytest.raises(ValueError, match=r"split='valid'.*train, test"):
         load("digits", "valid")
@@ -119,8 +121,14 @@ def test_requests_that_make_no_sense_are_refused():
         load("digits", n=5)
     with pytest.raises(ValueError, match="seed=5 for mnist"):
         load("mnist", seed=5)
-    with pytest.raises(ValueError, match="n=0"):
-        load("rings", n=0)
+    for n in (0, 2.5, -3):
+        with pytest.raises(ValueError, match=rf"load.n = {n}: expected an integer >= 1"):
+            load("rings", n=n)
+    for name, size in (("rings", 2), ("synaptic_weights", 16)):
+        assert SETS[name].load("train", Request(n=3)).x.shape == (3, size)
+        # Four float32 arrays of 10^12 points: refused by name, where an allocation would end the process.
+        with pytest.raises(ValueError, match=rf"{name} with n = 1000000000000 takes {16e12 * size:.3g} bytes".replace("+", r"\+")):
+            load(name, n=10**12)
     assert set(TOYS) < set(names())
 
 
@@ -138,6 +146,11 @@ def test_arrays_are_read_only_and_validated():
         Arrays(x=x, label=label.astype(np.int64), name="a", split="train", levels=4)
     with pytest.raises(ValueError, match="x is float64"):
         Arrays(x=np.zeros((2, 2)), name="a", split="train")
+    for wrong in (-4, 3):
+        with pytest.raises(ValueError, match=r"label has values from .*: expected 0 to num_classes - 1 = 2"):
+            Arrays(x=x, label=np.array([0, 1, wrong], np.int32), name="a", split="train", num_classes=3, levels=4)
+    with pytest.raises(ValueError, match="x has 1 rows that are not finite, the first is row 1"):
+        Arrays(x=np.array([[0, 0], [0, np.nan]], np.float32), name="a", split="train")
 
 
 # Image counts, class counts and pixel moments as published with the sets.

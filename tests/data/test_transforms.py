@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab.data import Identity, Pixels
+from scorelab.data import Identity, Pixels, Positive
 
 SCALES = [
     Pixels(),
@@ -89,3 +89,44 @@ def test_requests_that_make_no_sense_are_refused():
         Pixels().encode(jnp.zeros(3))
     assert hash(Pixels()) == hash(Pixels())
     assert Pixels() == Pixels(levels=256)
+
+
+@pytest.mark.parametrize("scale", [Pixels(levels=17), Positive(levels=17)])
+def test_levels_that_a_scale_does_not_have_are_refused(scale):
+    top = np.array([[16]], np.uint8)
+    np.testing.assert_array_equal(scale.decode(scale.encode(top)), top)
+    scale.check(top, 17)
+    scale.check(top)
+    for wrong in (np.array([[200]], np.uint8), jnp.array([[17]], jnp.uint8)):
+        with pytest.raises(ValueError, match=r"x has the value .*: expected levels 0 to 16"):
+            scale.encode(wrong)
+        with pytest.raises(ValueError, match="expected levels 0 to 16"):
+            scale.dequantise(jax.random.key(0), wrong)
+        with pytest.raises(ValueError, match="for data with the value"):
+            scale.check(wrong)
+    # Fewer levels would fit, into the lower part of the scale.
+    for levels in (10, 256):
+        with pytest.raises(ValueError, match=f"for data with {levels} levels: expected levels = {levels}"):
+            scale.check(top, levels)
+    with pytest.raises(TypeError, match="float32: expected uint8 levels"):
+        scale.check(top.astype(np.float32))
+    with pytest.raises(ValueError, match="y has 1 values that are NaN"):
+        scale.decode(np.array([0.0, np.nan], np.float32))
+    # Values that are compiled in are known as well as others.
+    assert jax.jit(lambda: scale.encode(top))().shape == (1, 1)
+
+
+def test_identity_takes_finite_numbers():
+    Identity().check(np.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"data with 17 levels: expected Pixels\(levels=17\)"):
+        Identity().check(np.zeros((1, 8, 8, 1), np.uint8), 17)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        Identity().check(np.array([[np.inf]], np.float32))
+
+
+def test_numpy_scalars_are_numbers():
+    assert Pixels(levels=np.int64(17), low=np.float32(-2.0)) == Pixels(levels=17, low=-2.0)
+    assert repr(Positive(levels=np.int32(17))) == repr(Positive(levels=17))
+    for levels in (np.float32(17), np.int64(1), True):
+        with pytest.raises(ValueError, match="expected an integer from 2 to 256"):
+            Pixels(levels=levels)

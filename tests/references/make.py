@@ -6,11 +6,13 @@ writes ``k_diffusion.npz`` and ``diffusers.npz`` beside this file. They are the 
 scorelab's solvers are compared with, and are read without torch. ``README.md`` says how to read them and
 which conventions each library has; ``check.py`` recomputes every trajectory in NumPy.
 
-Needs ``pip install 'scorelab[peers]'``. A smaller installation is enough, since only the sampling module of
-k-diffusion is imported and its training dependencies are replaced by empty stand-ins::
+Needs::
 
-    pip install torch==2.13.0 'diffusers>=0.36,<0.44' scipy
+    pip install '.[peers]'
     pip install --no-deps k-diffusion==0.1.1.post1
+
+Only the sampling module of k-diffusion is imported, and its training dependencies are replaced by empty stand-ins. One of them asks
+for a numpy below 2, which scorelab does not run with, so no installation has them all.
 
 The model is the exact denoiser of a Gaussian mixture at x = alpha x0 + sigma n, evaluated in float64. What
 the libraries compute is float64 too, so that a comparison shows differences of formula, not of rounding:

@@ -1,9 +1,12 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from tests.run.conftest import TINY, with_sets
+from tests.run.conftest import ROOT, TINY, with_sets
 
 
 def test_a_run_leaves_everything_it_promises(tiny_run):
@@ -33,6 +36,8 @@ def test_a_finished_run_is_left_as_it_is(tiny_run, scorelab):
         "run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume"
     )
     assert status == 0
+    # Before anything that takes time.
+    assert out.startswith("config    reading toys/eight_gaussians ...\n")
     assert out.count("nothing to do") == 3
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
@@ -122,6 +127,9 @@ QUICK = ("run", "quickstart", "--set")
         ((*QUICK, "grids.Karras.t_max = 1e-9"), "expected 0.0 <= t_min < t_max"),
         (("sample", "/nowhere"), "holds no run"),
         (("data", "nope"), "data nope: expected one of digits, mnist"),
+        (("data", "minst"), "Did you mean mnist?"),
+        ((*QUICK, "experiment.SamplingSpec.guidance = 2.0"), "without label dropout"),
+        ((*QUICK, "experiment.Experiment.seed = 4294967296"), "expected an integer seed in [0, 4294967295]"),
         (("data", "digits", "--split", "validation"), "expected one of train, test"),
     ],
 )
@@ -140,8 +148,8 @@ def test_missing_data_says_where_it_was_looked_for(scorelab, tmp_path, monkeypat
     status, _, err = scorelab("data", "mnist", "--no-download")
     assert status == 2
     assert "mnist/train-images-idx3-ubyte.gz" in err
-    assert str(tmp_path) in err
-    assert len(err.splitlines()) == 1
+    # As it was written, on lines of its own: two files are missing.
+    assert err.count(f"\nlooked in:\n  {tmp_path}/mnist  (no such folder)\n") == 2
 
 
 HEAD = "from __gin__ import dynamic_registration\nfrom scorelab.run import experiment\n"
@@ -188,11 +196,97 @@ def test_debug_shows_the_traceback(tmp_path):
         main(["run", "nope.gin", "--debug"])
 
 
-def test_version_and_help(scorelab):
-    assert scorelab("--version")[1].startswith("scorelab ")
-    status, out, _ = scorelab("--help")
-    assert status == 0
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--seed", "4294967296", "4294967296: expected an integer seed in [0, 4294967295]"),
+        ("--seed", "-1", "-1: expected an integer seed"),
+        ("--seed", "abc", "abc: expected an integer seed"),
+        ("--n", "0", "0: expected an integer >= 1"),
+        ("--name", "a/b", "'a/b': expected a name of a file, without a folder"),
+    ],
+)
+def test_options_say_what_they_take(option, value, expected, scorelab):
+    status, _, err = scorelab("sample", "runs/a", f"{option}={value}")
+    assert status == 2
+    assert expected in err
+
+
+def test_a_failure_names_the_file_and_warnings_are_one_line(scorelab, tmp_path):
+    (tmp_path / "a.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom scorelab import solvers\n"
+        "include 'toys/rings.gin'\nsolvers.UniPC.order = 3\n"
+    )
+    (tmp_path / "file").write_text("")
+    status, _, err = scorelab("train", tmp_path / "a.gin", *with_sets(*TINY), "--workdir", tmp_path / "file" / "run")
+    assert status in (1, 2)
+    first, *_, last = err.splitlines()
+    assert first.startswith("scorelab: warning: ")
+    assert "solvers.UniPC.order is not used by this config" in first
+    assert str(tmp_path / "file") in last
+
+
+def in_a_new_process(code):
+    """The status, standard output and standard error of Python code."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_and_version_import_nothing_that_takes_time():
+    code = """
+import sys
+from scorelab.run.cli import main
+for option in ("--help", "--version"):
+    try:
+        main([option])
+    except SystemExit as exit:
+        assert exit.code == 0
+print(sorted({"jax", "numpy", "gin", "flax", "rich"} & set(sys.modules)))
+"""
+    status, out, err = in_a_new_process(code)
+    assert (status, err) == (0, "")
     assert "scorelab run quickstart" in out
+    assert out.splitlines()[-2].startswith("scorelab ")
+    assert out.splitlines()[-1] == "[]"
+
+
+def test_names_are_imported_when_they_are_used():
+    code = """
+import pickle, sys
+import scorelab as sl
+assert "jax" not in sys.modules
+assert set(sl.__all__) <= set(dir(sl))
+from scorelab import data, sample
+assert sl.fk.FeynmanKac.__name__ == "FeynmanKac"
+assert all(getattr(sl, name) is not None for name in sl.__all__ if name != "likelihood")
+assert pickle.loads(pickle.dumps(sl.NonFiniteSample("a"))).args == ("a",)
+assert pickle.loads(pickle.dumps(sl.sample)) is sample
+heavy = {"diffrax", "equinox", "ott", "sklearn", "scipy", "orbax", "matplotlib", "gin"}
+print(sorted(heavy & set(sys.modules)))
+sl.solvers.Diffrax()
+try:
+    sl.viz
+except AttributeError as error:
+    print(error)
+"""
+    status, out, err = in_a_new_process(code)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == ["[]", "module 'scorelab' has no attribute 'viz'"]
+
+
+def test_an_interrupt_during_imports_is_one_line():
+    code = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *rest):
+        if name == "jax":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+from scorelab.run.cli import main
+sys.exit(main(["run", "quickstart"]))
+"""
+    assert in_a_new_process(code) == (130, "", "scorelab: interrupted\n")
 
 
 def test_exploding_training_names_the_step(scorelab, tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+import warnings
 
 import gin
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from scorelab import schedules
 from scorelab.run import config
+from scorelab.run.config import ConfigWarning
 from scorelab.run.describe import describe
 from scorelab.run.experiment import DataSpec, SamplingSpec, chained, measured_std
 from scorelab.run.sources import ConfigError, config_name, find_config
@@ -26,6 +28,125 @@ def test_a_config_is_found_by_path_by_its_place_in_a_checkout_and_by_name(tmp_pa
     (tmp_path / "quickstart.gin").write_text("")
     assert find_config("quickstart.gin") == tmp_path / "quickstart.gin"
     assert config_name(tmp_path / "quickstart.gin") == "quickstart"
+    # By path or by name, every file has a name of its own.
+    assert config_name(tmp_path / "configs" / "mnist" / "edm.gin") == "mnist/edm"
+    assert config_name(tmp_path / "a" / "digits.gin") == "a/digits"
+    assert config_name(tmp_path / "b" / "digits.gin") == "b/digits"
+    monkeypatch.chdir(tmp_path.parent)
+    assert config_name(tmp_path / "digits.gin") == f"{tmp_path.name}/digits"
+    monkeypatch.chdir("/")
+    assert config_name(tmp_path / "digits.gin") == str(tmp_path / "digits")[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("quikstart", "quickstart"), ("quickstart.gim", "quickstart"), ("configs/quikstart.gin", "quickstart"),
+        ("Quickstart", "quickstart"), ("mnist/edm_cpus", "mnist/edm_cpu"), ("mine/expp.gin", "mine/exp"),
+    ],
+)  # fmt: skip
+def test_a_near_name_is_suggested(name, near, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "exp.gin").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"no such config file; shipped.*\nDid you mean {near}\?"):
+        find_config(name)
+
+
+def loaded(name, *overrides):
+    """A config and what was said about it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = config.load(str(name), overrides)
+    return result, [str(w.message) for w in caught if w.category is ConfigWarning]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("STEP = 5", "the macro STEP is not used by this config: it would change nothing. Did you mean STEPS?"),
+        ("LEARNING_RAT = 1e-3", "Did you mean LEARNING_RATE?"),
+        ("steps = 5", "Did you mean STEPS?"),
+        ("grids.Uniform.steps = 5", "grids.Uniform.steps is not used by this config: it would change nothing."),
+        ("grids.Uniform.steps = 5", "Did you mean grids.Karras.steps?"),
+        ("solvers.Heun.churn = 2.0", "solvers.Heun is not built; of solvers there are: solvers.DPMSolverPP."),
+        ("nets.UNet.blocks = 3", "nets.UNet is not built; of nets there are: nets.MLP."),
+        ("foo/grids.Karras.steps = 5", "foo/grids.Karras.steps is not used by this config: it would change nothing."),
+        ("foo/grids.Karras.steps = 5", "Did you mean grids.Karras.steps?"),
+        ("STEPS = abc", "abc is not a value: expected 'abc' (text), a number, True, False, None, @abc() or %abc"),
+        ("STEPS = 'abc'", "decay_steps = %STEPS = 'abc' (--set 'STEPS = 'abc'')"),
+        ("STEPS = [1,", "a bracket or a quote is not closed"),
+        ("experiment.Experiment.steps = %STEP", "%STEP is not defined. Did you mean STEPS?"),
+        ("experiment.DataSpec.name = 'dgits'", "Did you mean digits?"),
+    ],
+)  # fmt: skip
+def test_an_override_that_changes_nothing_is_refused(override, expected):
+    with pytest.raises(ConfigError) as caught:
+        config.load("quickstart", [override])
+    assert expected in str(caught.value)
+
+
+MINE = (
+    "from __gin__ import dynamic_registration\nimport optax\nfrom scorelab import grids\nfrom scorelab import solvers\n"
+    "from scorelab.run import experiment\ninclude 'quickstart.gin'\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("STEP = 5", "a.gin:7: the macro STEP is used by no value. Did you mean STEPS?"),
+        ("LEARNING_RAT = 1e-3", "a.gin:7: the macro LEARNING_RAT is used by no value. Did you mean LEARNING_RATE?"),
+        ("adm/optax.adam.b1 = 0.5", "a.gin:7: adm/optax.adam.b1: no value names the scope adm."),
+    ],
+)
+def test_a_name_in_a_file_that_is_nowhere_else_is_refused(line, expected, tmp_path):
+    (tmp_path / "a.gin").write_text(MINE + line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        config.load(str(tmp_path / "a.gin"))
+    assert expected in str(caught.value)
+
+
+def test_a_value_in_a_file_that_changes_nothing_is_said(tmp_path):
+    (tmp_path / "a.gin").write_text(MINE + "grids.Uniform.steps = 3\nsolvers.Heun.churn = 2.0\n")
+    _, (first, second) = loaded(tmp_path / "a.gin")
+    assert "a.gin:7: grids.Uniform.steps is not used by this config: it changes nothing. Did you mean grids.Karras.steps?" in first
+    assert "a.gin:8: solvers.Heun.churn is not used" in second
+    # Said of an included file as well, where a part was not replaced but never named.
+    (tmp_path / "b.gin").write_text("include 'a.gin'\n")
+    assert loaded(tmp_path / "b.gin")[1] == [first, second]
+    # The values of a part that is replaced further down, or by an override, are meant for others who include the file.
+    (tmp_path / "a.gin").write_text(MINE + "experiment.SamplingSpec.solver = @solvers.Heun()\nWARMUP = 7\n")
+    assert loaded(tmp_path / "a.gin", "experiment.Experiment.evaluation = None")[1] == []
+
+
+@pytest.mark.parametrize(
+    "name", ["quickstart", "toys/rings", "paper/2510.02730/digits", "paper/2502.15681/digits_sid", "paper/2501.06848/digits"]
+)
+def test_nothing_is_said_of_a_shipped_config_and_of_what_it_records(name, tmp_path):
+    config_, said = loaded(name)
+    (tmp_path / "config.gin").write_text(config_.text)
+    assert said == loaded(tmp_path / "config.gin")[1] == []
+
+
+def test_modules_beside_a_config_and_its_includes_are_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for folder, value in (("one", 3), ("two", 4)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "parts_beside.py").write_text(f"def steps():\n    return {value}\n")
+        (tmp_path / folder / "base.gin").write_text(
+            "from __gin__ import dynamic_registration\nimport parts_beside\nfrom scorelab.run import experiment\n"
+            "include 'quickstart.gin'\nexperiment.Experiment.steps = @parts_beside.steps()\n"
+        )
+    (tmp_path / "mine.gin").write_text("include 'one/base.gin'\n")
+    assert config.load(str(tmp_path / "mine.gin")).experiment.steps == 3
+    # Python would take the module that it has already, silently.
+    with pytest.raises(ConfigError, match="the module parts_beside beside it is already imported from"):
+        config.load(str(tmp_path / "two" / "base.gin"))
+    sys.modules.pop("parts_beside")
+    (tmp_path / "mine.gin").write_text("from __gin__ import dynamic_registration\nimport parts_elsewhere\n")
+    with pytest.raises(ConfigError, match="No module named 'parts_elsewhere': expected an installed package, or a module beside"):
+        config.load(str(tmp_path / "mine.gin"))
 
 
 def test_loads_do_not_see_each_other_nor_the_process():
@@ -57,7 +178,7 @@ def test_includes_are_looked_up_beside_the_file_not_in_the_working_folder(tmp_pa
     assert config.load("quickstart").name == "quickstart"
 
 
-def test_a_users_own_module_is_imported_by_the_config(tmp_path, monkeypatch):
+def test_a_users_own_module_is_imported_by_the_config(tmp_path):
     (tmp_path / "my_schedules.py").write_text(
         "from dataclasses import dataclass\nfrom scorelab.schedules import EDM\n"
         "@dataclass(frozen=True, kw_only=True)\nclass Mine(EDM):\n    sigma_max: float = 9.0\n"
@@ -66,7 +187,6 @@ def test_a_users_own_module_is_imported_by_the_config(tmp_path, monkeypatch):
         "from __gin__ import dynamic_registration\nimport my_schedules\nfrom scorelab import processes\n"
         "include 'toys/rings.gin'\nprocesses.Gaussian.schedule = @my_schedules.Mine()\n"
     )
-    monkeypatch.syspath_prepend(tmp_path)
     loaded = config.load(str(tmp_path / "a.gin"))
     assert loaded.experiment.process.schedule.sigma_max == 9.0
     sys.modules.pop("my_schedules")

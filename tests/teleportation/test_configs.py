@@ -9,7 +9,6 @@ from scorelab import data, densities, grids, processes, starts
 from scorelab.run import config as configs
 from scorelab.run.data_start import DataTeleport
 from scorelab.run.experiment import DataSpec
-from scorelab.run.prepare import check_fit
 
 from .targets import EDM
 
@@ -71,7 +70,7 @@ def test_what_does_not_fit_is_found_before_training():
         DataTeleport().check(DIGITS, processes.GeometricBrownianMotion(signed=True))
     sets = ["experiment.SamplingSpec.start = @experiment.DataTeleport()", "experiment.DataTeleport.skip_steps = 18"]
     with pytest.raises(ValueError, match="skip_steps = 18 on a grid of 18 steps"):
-        check_fit(configs.load("paper/2412.09726/digits.gin", sets).experiment)
+        configs.load("paper/2412.09726/digits.gin", sets).experiment.check()
 
 
 def test_a_start_that_skips_is_checked_too():
@@ -79,4 +78,4 @@ def test_a_start_that_skips_is_checked_too():
     start = starts.Teleport(densities.Gaussian(np.zeros((8, 8, 1)), 1.0), skip_steps=18)
     sampling = dataclasses.replace(experiment.sampling, start=start)
     with pytest.raises(ValueError, match="skip_steps = 18"):
-        check_fit(dataclasses.replace(experiment, sampling=sampling))
+        dataclasses.replace(experiment, sampling=sampling).check()

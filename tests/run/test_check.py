@@ -1,0 +1,153 @@
+"""What does not fit is refused before anything is trained; what runs and is hardly meant is said."""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from scorelab.data.memory import memory_size, require_memory
+from scorelab.metrics import pixels
+from scorelab.processes import Gaussian
+from scorelab.processes.scale import prior_error
+from scorelab.run import config
+from scorelab.run.config import ConfigWarning
+from scorelab.run.console import Console
+from scorelab.run.experiment import DataSpec, ImageEvaluation
+from scorelab.run.sources import ConfigError
+from scorelab.schedules import EDM
+
+QUICK, RINGS, DROPPED = "quickstart", "toys/rings", "paper/2503.02819/digits"
+SMALL = ("nets.MLP.width = 8", "nets.MLP.depth = 1")
+POINTS = (*SMALL, "experiment.DataSpec.n = 64", "experiment.Experiment.batch_size = 8", "DATA_STD = 0.6")
+OTHER = ("experiment.Experiment.process = @other/processes.Gaussian()", "other/processes.Gaussian.schedule = @schedules.VPLinear()")
+
+
+def refusal(name, *overrides):
+    """The message about a config, of its reading or of the check."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            config.load(name, overrides).experiment.check()
+        except (ConfigError, ValueError) as error:
+            return str(error)
+    return "nothing"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        # levels
+        (QUICK, ["data.Pixels.levels = 10"], "Pixels(levels=10, low=-1.0, high=1.0) for data with 17 levels: expected levels"),
+        (QUICK, ["data.Pixels.levels = 256"], "for data with 17 levels: expected levels = 17"),
+        (QUICK, ["data.Pixels.levels = 10", "DATA_STD = 0.5"], "expected levels = 17"),
+        ("paper/2510.02730/digits", ["data.Positive.levels = 16"], "for data with 17 levels: expected levels = 17"),
+        (RINGS, ["experiment.DataSpec.transform = @data.Pixels()"], "data that are float32: expected uint8 levels"),
+        # the process
+        (RINGS, [*POINTS, *OTHER], "Experiment: process has the process Gaussian(schedule=VPLinear("),
+        # the chart
+        ("toys/concentrations", ["experiment.DataSpec.name = 'rings'"], "outside the domain of multiplicative noise"),
+        ("toys/synaptic_weights", [*POINTS, "experiment.SamplingSpec.start = None"], "expected DataStart(kind='signed')"),
+        # labels and classes
+        (RINGS, ["experiment.DataSpec.labels = True"], "DataSpec.labels = True for rings, which has none"),
+        (QUICK, ["nets.MLP.num_classes = 5"], "MLP.num_classes = 5 for digits with labels: expected at least its 10 classes"),
+        (QUICK, ["experiment.SamplingSpec.classes = (3, 12)"], "classes = (3, 12): expected 0 to 9 for digits, not 12"),
+        (RINGS, [*POINTS, "experiment.SamplingSpec.classes = (1,)"], "classes = (1,) without DataSpec.labels"),
+        ("paper/2502.15681/digits", ["distill.TeacherFeatures.num_classes = 5"], "TeacherFeatures.num_classes = 5"),
+        # what no condition means was never learned
+        (QUICK, ["experiment.SamplingSpec.guidance = 2.0"], "the model never learned what no condition means"),
+        ("paper/2502.15681/digits", ["experiment.SamplingSpec.guidance = 2.0"], "without label dropout"),
+        (f"{DROPPED}_corrected", ["losses.DenoisingScoreMatching.label_dropout = 0.0"], "Correction.kind = 'geometric'"),
+        (DROPPED, ["losses.DenoisingScoreMatching.null_label = 9"], "null_label = 9: expected 10, the num_classes of the network"),
+        (DROPPED, ["experiment.DataSpec.labels = False"], "label_dropout = 0.17 without DataSpec.labels"),
+        # the evaluation
+        (QUICK, ["experiment.ImageEvaluation.n = 298"], "n = 298: expected 2 to 297, the number of images of the test split"),
+        (QUICK, ["experiment.SamplingSpec.n = 200"], "n = 297: expected 2 to 200, the number of images of SamplingSpec.n"),
+        (QUICK, ["metrics.small_cnn.dataset_name = 'kmnist'"], "expected features of digits, not of kmnist"),
+        (QUICK, ["experiment.Experiment.evaluation = @experiment.PointEvaluation()"], "PointEvaluation for digits: expected a"),
+        (RINGS, [*POINTS, "experiment.PointEvaluation.n = 50000"], "at most the number of samples, SamplingSpec.n = 5000"),
+        ("paper/2501.06848/digits", ["rewards.ClassLogProb.dataset = 'mnist'"], "ClassLogProb.dataset = 'mnist' for"),
+        # the sampler, traced
+        ("paper/2501.06848/digits", ["experiment.SamplingSpec.chunk = 17"], "sample.chunk = 17: expected a multiple of 16"),
+        # memory
+        (RINGS, ["experiment.DataSpec.n = 1000000000000"], "rings with n = 1000000000000 takes 3.2e+13 bytes"),
+        (QUICK, ["experiment.SamplingSpec.n = 1000000000000"], "SamplingSpec.n = 1000000000000 takes 2.56e+14 bytes"),
+        (QUICK, ["nets.MLP.width = 1000000"], "the training state takes "),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(name, overrides, expected):
+    assert expected in refusal(name, *overrides)
+
+
+def test_a_set_without_a_test_split_is_not_scored():
+    with pytest.raises(ValueError, match="cifar10_subset, which has no test split"):
+        ImageEvaluation(features=pixels()).check(DataSpec(name="cifar10_subset"), 100)
+    with pytest.raises(ValueError, match="expected levels = 17, as digits has"):
+        ImageEvaluation(features=pixels()).check(DataSpec(name="digits"), 100)
+    ImageEvaluation(features=pixels(levels=17)).check(DataSpec(name="digits"), 100)
+
+
+class Halved:
+    """A transform that does not lead back."""
+
+    def encode(self, x):
+        return x / np.float32(2)
+
+    def decode(self, y):
+        return y[:, :1]
+
+
+def test_a_transform_leads_back_to_stored_values():
+    DataSpec(name="rings", n=8).check()
+    with pytest.raises(ValueError, match=r"expected decode\(encode\(x\)\) to return x, float32 \(8, 2\)"):
+        DataSpec(name="rings", n=8, transform=Halved()).check()
+    with pytest.raises(ValueError, match="expected Pixels"):
+        DataSpec(name="digits").check()
+
+
+def test_memory_is_asked_for_before_it_is_taken():
+    require_memory("x", memory_size())
+    if np.isfinite(memory_size()):
+        with pytest.raises(ValueError, match=r"x takes .* bytes: expected at most"):
+            require_memory("x", 2 * memory_size())
+
+
+def said(name, *overrides):
+    """The warnings of a check."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        config.load(name, [*POINTS, *overrides]).experiment.check()
+    return [str(w.message) for w in caught if w.category is ConfigWarning]
+
+
+def test_data_on_another_scale_is_said_with_both_numbers():
+    assert said(RINGS) == []
+    # The two radii of the rings are of order one.
+    (wide,) = said(RINGS, "DATA_STD = 100.0")
+    assert "Denoiser.data_std = 100, but the data of rings in the chart have mean" in wide
+    assert "measured_std" in wide
+    (near,) = said(RINGS, "schedules.EDM.sigma_max = 1.5")
+    assert "sampling starts from noise of 1.5 times the signal" in near
+    assert "sigma_max" in near
+    # A start that knows the data forgets nothing.
+    assert said(RINGS, "schedules.EDM.sigma_max = 1.5", "experiment.SamplingSpec.start = @experiment.DataStart()") == []
+
+
+@pytest.mark.parametrize(("mean", "std", "ratio"), [(50.0, 100.0, 80.0), (-0.7, 0.6, 80.0), (0.3, 0.5, 2.0)])
+def test_what_a_start_forgets_is_what_the_flow_makes_of_it(mean, std, ratio):
+    """dy / dr = (y - D(y, r)) / r with the posterior mean D of N(mean, std^2), from the noise's mean and one deviation above it."""
+
+    def flow(r, y):
+        return (y - (std**2 * y + r**2 * mean) / (std**2 + r**2)) / r
+
+    end = solve_ivp(flow, (ratio, 1e-6 * std), [0.0, ratio], rtol=1e-10, atol=1e-12).y[:, -1]
+    # What is left to integrate below 1e-6 std moves y by its square, 1e-12.
+    process = Gaussian(schedule=EDM())
+    assert prior_error(process, ratio, mean=mean, std=std) == pytest.approx((abs(end[0] - mean) / std, 1 - (end[1] - end[0]) / std), rel=1e-6, abs=1e-9)
+
+
+def test_the_first_line_of_progress_comes_at_once(capsys):
+    with Console().progress("train", 10) as tick:
+        assert capsys.readouterr().out == "train     0/10  compiling ...\n"
+        tick(10, "loss 1")
+    assert capsys.readouterr().out.startswith("train     10/10  loss 1")
