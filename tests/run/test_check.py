@@ -44,7 +44,7 @@ def refusal(name, *overrides):
         ("paper/2510.02730/digits", ["data.Positive.levels = 16"], "for data with 17 levels: expected levels = 17"),
         (RINGS, ["experiment.DataSpec.transform = @data.Pixels()"], "data that are float32: expected uint8 levels"),
         # the process
-        (RINGS, [*POINTS, *OTHER], "Experiment: process has the process Gaussian(schedule=VPLinear("),
+        (RINGS, [*POINTS, *OTHER], "Experiment: process = Gaussian(schedule=VPLinear("),
         # the chart
         ("toys/concentrations", ["experiment.DataSpec.name = 'rings'"], "outside the domain of multiplicative noise"),
         ("toys/synaptic_weights", [*POINTS, "experiment.SamplingSpec.start = None"], "expected DataStart(kind='signed')"),
@@ -143,7 +143,9 @@ def test_what_a_start_forgets_is_what_the_flow_makes_of_it(mean, std, ratio):
     end = solve_ivp(flow, (ratio, 1e-6 * std), [0.0, ratio], rtol=1e-10, atol=1e-12).y[:, -1]
     # What is left to integrate below 1e-6 std moves y by its square, 1e-12.
     process = Gaussian(schedule=EDM())
-    assert prior_error(process, ratio, mean=mean, std=std) == pytest.approx((abs(end[0] - mean) / std, 1 - (end[1] - end[0]) / std), rel=1e-6, abs=1e-9)
+    assert prior_error(process, ratio, mean=mean, std=std) == pytest.approx(
+        (abs(end[0] - mean) / std, 1 - (end[1] - end[0]) / std), rel=1e-6, abs=1e-9
+    )
 
 
 def test_the_first_line_of_progress_comes_at_once(capsys):
