@@ -27,9 +27,7 @@ def save_gaussian(path: str | Path, law: Gaussian, *, data_sha256: str, interval
     return write_npz(path, arrays | dict(data_sha256=np.asarray(data_sha256), interval=np.asarray(_checked("save", interval))))
 
 
-def load_gaussian(
-    path: str | Path, *, data_sha256: str | None = None, interval: tuple[float, float] | None = None
-) -> Gaussian:
+def load_gaussian(path: str | Path, *, data_sha256: str | None = None, interval: tuple[float, float] | None = None) -> Gaussian:
     r"""Read a Gaussian, as the law of the same data in another range of values where one is given.
 
     From :math:`[a, b]` to :math:`[c, d]` the mean goes through the affine map and the variances take the factor

@@ -12,6 +12,7 @@ from scorelab.metrics.kernel import kid
 from scorelab.metrics.precision_recall import precision_recall
 from scorelab.metrics.score import Score
 from scorelab.metrics.vendi import vendi
+from scorelab.typing import require_int
 
 
 def _compare(z: np.ndarray, reference: np.ndarray, known: Features, k: int, subsets: int) -> list[Score]:
@@ -49,6 +50,7 @@ def report(
     sizes = {"samples": len(samples), "train": len(train), "test": len(test)}
     smallest = min(sizes, key=sizes.get)
     n = sizes[smallest] if n is None else n
+    require_int("report", 0, n=n)
     if not 2 <= n <= sizes[smallest]:
         raise ValueError(f"n={n}: expected 2 to {sizes[smallest]}, the number of images in {smallest}")
     keys = jax.random.split(key, 3)

@@ -9,7 +9,7 @@ import numpy as np
 
 from scorelab.metrics.features import Features
 from scorelab.metrics.score import Score, extractor_id, point_pair
-from scorelab.typing import require_seed
+from scorelab.typing import require_int, require_seed
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -45,8 +45,13 @@ def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a_i - b_j|^2 of all rows, (n, m), not negative."""
-    return np.maximum((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T, 0)
+    """|a_i - b_j|^2 of all rows, (n, m), not negative, and 0 for equal rows.
+
+    What is below the rounding of |a|^2 + |b|^2 is 0: equal rows would have any of its values, by the processor.
+    """
+    norms = (a * a).sum(1)[:, None] + (b * b).sum(1)
+    squared = norms - 2 * a @ b.T
+    return np.where(squared > (a.shape[1] + 2) * np.finfo(np.float64).eps * norms, squared, 0.0)
 
 
 def gaussian(bandwidths: tuple[float, ...]) -> Kernel:
@@ -54,7 +59,9 @@ def gaussian(bandwidths: tuple[float, ...]) -> Kernel:
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         squared = squared_distances(a, b)
-        return sum(np.exp(squared / (-2 * h * h)) for h in bandwidths) / len(bandwidths)
+        # Divided twice: the square of a small width is zero. What is too large to represent has the kernel 0.
+        with np.errstate(over="ignore"):
+            return sum(np.exp(squared / h / (-2 * h)) for h in bandwidths) / len(bandwidths)
 
     return kernel
 
@@ -71,11 +78,11 @@ def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, 
     Source: Binkowski et al., "Demystifying MMD GANs", 2018, arXiv 1801.01401, section 4.
     """
     require_seed(kid, seed=seed)
+    require_int("kid", 1, subsets=subsets)
     a, b = point_pair(x, y, features)
-    if subsets < 1 or min(len(a), len(b)) < 2 * subsets:
+    if min(len(a), len(b)) < 2 * subsets:
         raise ValueError(
-            f"subsets={subsets}: expected 1 to {min(len(a), len(b)) // 2}, "
-            f"two samples a block of {len(a)} and {len(b)}"
+            f"subsets={subsets}: expected 1 to {min(len(a), len(b)) // 2}, two samples a block of {len(a)} and {len(b)}"
         )
     stderr = None
     if subsets > 1:
@@ -84,9 +91,7 @@ def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, 
         parts = [mmd2_unbiased(p, q, cubic) for p, q in zip(*cuts, strict=True)]
         stderr = float(np.std(parts, ddof=1) / math.sqrt(subsets))
     value = mmd2_unbiased(a, b, cubic)
-    return Score(
-        name="KID", value=value, stderr=stderr, extractor=extractor_id(features), n=len(a), reference_n=len(b)
-    )
+    return Score(name="KID", value=value, stderr=stderr, extractor=extractor_id(features), n=len(a), reference_n=len(b))
 
 
 def median_bandwidth(x: np.ndarray, y: np.ndarray, most: int = 2000) -> float:
@@ -128,6 +133,4 @@ def mmd(
         raise ValueError(f"bandwidth={bandwidth!r}: expected a positive number, a tuple of them, or None")
     shown = ",".join(f"{h:.4g}" for h in widths)
     value = mmd2_unbiased(a, b, gaussian(widths))
-    return Score(
-        name=f"MMD2(h={shown})", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b)
-    )
+    return Score(name=f"MMD2(h={shown})", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))

@@ -9,6 +9,7 @@ import numpy as np
 from scorelab.metrics.features import Features
 from scorelab.metrics.kernel import squared_distances
 from scorelab.metrics.score import Score, extractor_id, point_pair
+from scorelab.typing import require_int
 
 # Rows of a distance matrix held at once.
 _BLOCK = 1024
@@ -70,8 +71,9 @@ def precision_recall(
     - 1) .. (n + m - k)). Errors: k below 1, or not below both n and m. Sources: Kynkaanniemi et al. 2019,
     arXiv 1904.06991, equations 1 and 2; Naeem et al. 2020, arXiv 2002.09797, section 3.
     """
+    require_int("precision_recall", 1, k=k)
     x, y = point_pair(samples, reference, features)
-    if not 1 <= k < min(len(x), len(y)):
+    if k >= min(len(x), len(y)):
         raise ValueError(f"k={k}: expected 1 to {min(len(x), len(y)) - 1}, below both numbers of points")
     # One origin for both sets: |a|^2 + |b|^2 - 2 a.b loses digits where the points are far from it.
     centre = y.mean(0)

@@ -12,6 +12,7 @@ import numpy as np
 from scorelab.metrics.features import Features
 from scorelab.metrics.kernel import squared_distances
 from scorelab.metrics.score import Score, extractor_id, point_pair
+from scorelab.typing import require_int
 
 # Rows of a cost matrix held at once.
 _BLOCK = 1024
@@ -24,13 +25,21 @@ def wasserstein_1d(x: np.ndarray, y: np.ndarray, p: float = 2.0) -> np.ndarray:
     the points i / n and j / m, so it is a finite sum; n = m gives the mean over sorted pairs.
     Source: Peyre and Cuturi, "Computational optimal transport", 2019, arXiv 1803.00567, section 2.6.
     """
+    gap, width = _gaps(x, y)
+    return width @ gap**p
+
+
+def _gaps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """|F_x^-1 - F_y^-1| between its jumps (pieces, k), and the lengths of the pieces (pieces,)."""
+    x, y = np.asarray(x), np.asarray(y)
+    if x.ndim < 1 or x.shape[1:] != y.shape[1:] or not (len(x) and len(y)):
+        raise ValueError(f"x has shape {x.shape} and y {y.shape}: expected (n, k) and (m, k) with n and m at least 1")
     n, m = len(x), len(y)
     # The cut points in units of 1 / (n m) are integers, so which sample a piece belongs to is never a
     # matter of rounding.
     cuts = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
     left, width = cuts[:-1], np.diff(cuts) / (n * m)
-    gap = np.abs(np.sort(x, 0)[left // m] - np.sort(y, 0)[left // n])
-    return width @ gap**p
+    return np.abs(np.sort(x, 0)[left // m] - np.sort(y, 0)[left // n]), width
 
 
 def sliced_wasserstein(
@@ -49,16 +58,20 @@ def sliced_wasserstein(
     |v| / sqrt(d).
     Source: Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures", 2015.
     """
+    require_int("sliced_wasserstein", 0, projections=projections)
     if projections < 2:
         raise ValueError(f"projections={projections}: expected at least 2")
-    if not p >= 1:
-        raise ValueError(f"p={p}: expected a number of at least 1")
+    if not 1 <= p < math.inf:
+        raise ValueError(f"p={p}: expected a finite number of at least 1")
     a, b = point_pair(x, y, features, least=1)
     directions = np.asarray(jax.random.normal(key, (a.shape[1], projections)), np.float64)
     directions /= np.linalg.norm(directions, axis=0)
-    powers = wasserstein_1d(a @ directions, b @ directions, p)
+    gap, width = _gaps(a @ directions, b @ directions)
+    # In units of the largest gap, whose power is 1: others may vanish, but none overflows.
+    unit = float(gap.max()) or 1.0
+    powers = width @ (gap / unit) ** p
     mean = float(powers.mean())
-    value = mean ** (1 / p)
+    value = unit * mean ** (1 / p)
     spread = float(powers.std(ddof=1)) / math.sqrt(projections)
     stderr = spread * value / (p * mean) if mean > 0 else 0.0
     name = f"SW{p:g}"

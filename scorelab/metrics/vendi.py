@@ -17,15 +17,8 @@ def _check(q: float, weights, n: int) -> np.ndarray:
     if weights is None:
         return np.full(n, 1 / n)
     w = np.asarray(weights, np.float64)
-    if (
-        w.shape != (n,)
-        or not np.isfinite(w).all()
-        or w.min() < 0
-        or not math.isclose(w.sum(), 1, rel_tol=1e-6)
-    ):
-        raise ValueError(
-            f"weights of shape {w.shape} with sum {w.sum():.6g}: expected {n} non-negative numbers with sum 1"
-        )
+    if w.shape != (n,) or not np.isfinite(w).all() or w.min() < 0 or not math.isclose(w.sum(), 1, rel_tol=1e-6):
+        raise ValueError(f"weights of shape {w.shape} with sum {w.sum():.6g}: expected {n} non-negative numbers with sum 1")
     return w / w.sum()
 
 
@@ -34,9 +27,15 @@ def hill_number(eigenvalues: np.ndarray, q: float) -> float:
 
     q = 1: exp(-sum l log l); q = infinity: 1 / max l; q = 0: how many l exceed n eps max l, the rounding
     error of an eigenvalue of an n by n matrix. Small negative values are rounding: they are cut and the
-    rest is scaled to sum 1.
+    rest is scaled to sum 1. Between 1 and n. Errors: q below 0, values that are not finite, below -1e-6 or
+    with another sum than 1 (to 1e-5).
     """
-    l = np.maximum(np.asarray(eigenvalues, np.float64), 0)
+    l = np.asarray(eigenvalues, np.float64)
+    if not q >= 0:
+        raise ValueError(f"q={q!r}: expected a number from 0 to infinity")
+    if l.ndim != 1 or not np.isfinite(l).all() or not math.isclose(l.sum(), 1, rel_tol=1e-5) or l.min() < -1e-6:
+        raise ValueError(f"eigenvalues has shape {l.shape} and sum {l.sum():.6g}: expected non-negative numbers with sum 1")
+    l = np.maximum(l, 0)
     l = l[l > len(l) * np.finfo(np.float64).eps * l.max()]
     l = l / l.sum()
     if q == 0:
@@ -45,6 +44,9 @@ def hill_number(eigenvalues: np.ndarray, q: float) -> float:
         return float(np.exp(-np.sum(l * np.log(l))))
     if math.isinf(q):
         return float(1 / l.max())
+    if abs(q - 1) < 0.5:
+        # sum l^q = 1 + sum l ((l^(q-1)) - 1): near q = 1 the difference from 1 is what is divided by 1 - q.
+        return float(np.exp(np.log1p(np.sum(l * np.expm1((q - 1) * np.log(l)))) / (1 - q)))
     # The largest is taken out so that a large q cannot underflow every term.
     log_sum = q * math.log(l.max()) + math.log(np.sum((l / l.max()) ** q))
     return float(math.exp(log_sum / (1 - q)))
@@ -56,16 +58,22 @@ def vendi_from_kernel(kernel: np.ndarray, q: float = 1.0, weights: np.ndarray | 
     Hill number of order q of the eigenvalues of diag(sqrt p) K diag(sqrt p), p = `weights` or 1 / n: n for
     n unlike items, 1 for equal ones. Small q counts the rare items, large q the common ones. q = 2 needs no
     eigenvalues: 1 / |.|_F^2. Not defined, so ValueError: another diagonal, an asymmetric or indefinite
-    matrix. Sources: Friedman and Dieng, "The Vendi score", arXiv 2210.02410; for q, Pasarkar and Dieng,
-    arXiv 2310.12952.
+    matrix (seen at q = 2 from an entry above 1 only). Sources: Friedman and Dieng, "The Vendi score",
+    arXiv 2210.02410; for q, Pasarkar and Dieng, arXiv 2310.12952.
     """
     k = np.asarray(kernel, np.float64)
     if k.ndim != 2 or k.shape[0] != k.shape[1] or len(k) < 1:
         raise ValueError(f"kernel has shape {k.shape}: expected (n, n)")
+    if not np.isfinite(k).all():
+        raise ValueError(f"kernel has {np.count_nonzero(~np.isfinite(k))} values that are not finite: expected none")
     if np.abs(np.diag(k) - 1).max() > 1e-6 or np.abs(k - k.T).max() > 1e-6:
         raise ValueError(
             f"kernel has a diagonal from {np.diag(k).min():.6g} to {np.diag(k).max():.6g} and asymmetry "
             f"{np.abs(k - k.T).max():.2g}: expected ones on the diagonal and a symmetric matrix"
+        )
+    if np.abs(k).max() > 1 + 1e-6:
+        raise ValueError(
+            f"kernel has an entry of size {np.abs(k).max():.6g}: expected at most 1, as positive semi-definite matrices have"
         )
     root = np.sqrt(_check(q, weights, len(k)))
     weighted = root[:, None] * k * root
@@ -73,9 +81,7 @@ def vendi_from_kernel(kernel: np.ndarray, q: float = 1.0, weights: np.ndarray | 
         return float(np.trace(weighted) ** 2 / np.sum(weighted**2))
     eigenvalues = np.linalg.eigvalsh(weighted)
     if eigenvalues[0] < -1e-6:
-        raise ValueError(
-            f"kernel has the eigenvalue {eigenvalues[0]:.3g}: expected a positive semi-definite matrix"
-        )
+        raise ValueError(f"kernel has the eigenvalue {eigenvalues[0]:.3g}: expected a positive semi-definite matrix")
     return hill_number(eigenvalues, q)
 
 
@@ -86,12 +92,11 @@ def vendi_from_points(z: np.ndarray, q: float = 1.0, weights: np.ndarray | None 
     ones are the same. A zero row has no direction: ValueError.
     """
     z = points(z, None, "z", least=1)
-    norms = np.linalg.norm(z, axis=1)
-    if norms.min() == 0:
-        raise ValueError(
-            f"z has {np.count_nonzero(norms == 0)} zero rows: expected none, cosine similarity needs a length"
-        )
-    z = z / norms[:, None] * np.sqrt(_check(q, weights, len(z)))[:, None]
+    size = np.abs(z).max(axis=1, initial=0)
+    if size.min() == 0:
+        raise ValueError(f"z has {np.count_nonzero(size == 0)} zero rows: expected none, cosine similarity needs a length")
+    z = z / size[:, None]  # first, since squares of very large or small numbers cannot be represented
+    z = z / np.linalg.norm(z, axis=1)[:, None] * np.sqrt(_check(q, weights, len(z)))[:, None]
     gram = z.T @ z if z.shape[1] < z.shape[0] else z @ z.T
     if q == 2:
         return float(np.trace(gram) ** 2 / np.sum(gram**2))

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scorelab.processes.base import Prediction, Process
 from scorelab.processes.scale import warn_scale
@@ -71,6 +72,18 @@ def _consistency(alpha, sigma, std, floor):
 PARAMETERISATIONS = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "edm": _edm, "consistency": _consistency}
 
 
+def require_signal(what: str, process: Process) -> None:
+    r"""ValueError where :math:`\alpha` is 0 at ``t_max``, since ``what`` gives :math:`D = (y-b-\sigma\hat\epsilon)/\alpha`."""
+    alpha = float(process.alpha(np.float64(process.t_max)))
+    # Up to the rounding of t to float32, of which a division by alpha leaves no digit.
+    if alpha <= np.finfo(np.float32).eps:
+        raise ValueError(
+            f"{what} under {process!r}, where alpha is {alpha:.3g} at t_max and the denoised point cannot be had from it: expected "
+            "another form of prediction ('denoised' or 'velocity' of a function; 'flow', 'v', 'x0' or 'edm' of a network), or a "
+            "schedule that ends before (such as t_max=0.99)"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
     r"""A network, the process it denoises, and what its output means.
@@ -86,6 +99,7 @@ class Denoiser:
         predict: ``"eps"``, ``"x0"``, ``"v"`` (:math:`(\alpha\epsilon-\sigma y_0)/\sqrt{\alpha^2+\sigma^2}`),
             ``"flow"`` (:math:`\epsilon - y_0`), ``"edm"`` (Karras et al. 2022 preconditioning) or ``"consistency"``
             (arXiv 2303.01469: that of EDM, shifted so that :math:`D = \tilde y/\alpha` exactly at ``process.t_min``).
+            ``"eps"`` is refused under a process with :math:`\alpha = 0` at its ``t_max``; the others are finite there.
         data_std: standard deviation of the encoded data, per element; a warning where the noise of the process is not large
             against it.
     """
@@ -99,6 +113,8 @@ class Denoiser:
         require_spec(self, Process, process=self.process)
         require_choice(self, tuple(PARAMETERISATIONS), predict=self.predict)
         require_positive(self, data_std=self.data_std)
+        if self.predict == "eps":
+            require_signal("Denoiser.predict = 'eps'", self.process)
         if not (callable(getattr(self.net, "init", None)) and callable(getattr(self.net, "apply", None))):
             raise TypeError(f"Denoiser.net = {self.net!r}: expected an object with init and apply, such as a Flax module")
         warn_scale("Denoiser.data_std", self.process, self.process.t_max, std=self.data_std)

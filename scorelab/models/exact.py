@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.densities.base import Density
+from scorelab.models.denoiser import require_signal
 from scorelab.processes.base import Prediction, Process
 from scorelab.typing import Array, Pytree, require_choice, require_spec
 
@@ -65,7 +66,8 @@ class FunctionModel:
         fn: the function (static: pass the same object again, not a new lambda, or the sampler recompiles).
         process: the forward process (static).
         returns: what ``fn`` returns: ``"denoised"``, ``"eps"``, ``"score"`` (of the chart), ``"velocity"`` or ``"stein"``
-            (the score in data space).
+            (the score in data space). ``"eps"`` and the scores are refused under a process with :math:`\alpha = 0` at its
+            ``t_max``.
     """
 
     fn: Callable[[Array, Array, Pytree], Array] = field(metadata={"static": True})
@@ -75,6 +77,8 @@ class FunctionModel:
     def __post_init__(self):
         require_spec(self, Process, process=self.process)
         require_choice(self, ("denoised", "eps", "score", "velocity", "stein"), returns=self.returns)
+        if self.returns in ("eps", "score", "stein"):
+            require_signal(f"FunctionModel.returns = {self.returns!r}", self.process)
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""

@@ -619,7 +619,7 @@ def test_bad_fields_are_named(options, message):
         (lambda: distill.Normalisation(clip=(1.0, 2.0, 3.0)), r"Normalisation\.clip = .*expected two finite numbers"),
         (
             lambda: distill.FewStep(denoiser=dataclasses.replace(small(FLOW), predict="eps")),
-            r"FewStep\.times = \(1\.0,\) with predict = 'eps': expected times at which the denoised point is finite",
+            r"Denoiser\.predict = 'eps' under .*RectifiedFlow.*: expected another form of prediction",
         ),
         (
             lambda: distill.LearnedScore(denoiser=small(), objective=losses.DenoisingScoreMatching(VP)),

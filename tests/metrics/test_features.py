@@ -143,14 +143,10 @@ def test_report_orders_data_above_noise_and_prints_its_floor(digits):
 def test_a_score_takes_a_floor_of_its_own_kind_only():
     score = Score(name="FID", value=12.3, extractor="smallcnn(mnist-1a2b3c4d)", n=2000, reference_n=2000)
     floor = Score(name="FID", value=1.9, extractor="smallcnn(mnist-1a2b3c4d)", n=2000, reference_n=2000)
-    assert str(score.with_floor(floor)) == (
-        "FID-smallcnn(mnist-1a2b3c4d) = 12.3  (n=2000, floor train/test 1.9)"
-    )
+    assert str(score.with_floor(floor)) == ("FID-smallcnn(mnist-1a2b3c4d) = 12.3  (n=2000, floor train/test 1.9)")
     other = Score(name="FID", value=1.9, extractor="smallcnn(mnist-1a2b3c4d)", n=100, reference_n=2000)
     with pytest.raises(ValueError, match="floor has n=100: expected 2000"):
         score.with_floor(other)
     with pytest.raises(ValueError, match="n=0"):
         Score(name="FID", value=1.0, n=0)
-    assert str(Score(name="MMD2", value=0.5, n=10, reference_n=20, stderr=0.1)) == (
-        "MMD2 = 0.5 ± 0.1  (n=10 against 20)"
-    )
+    assert str(Score(name="MMD2", value=0.5, n=10, reference_n=20, stderr=0.1)) == ("MMD2 = 0.5 ± 0.1  (n=10 against 20)")

@@ -44,9 +44,7 @@ def test_covariance_pushed_by_a_known_optimal_map():
     c, t = random_cov(rng, 6), random_cov(rng, 6)
     gap = np.eye(6) - t
     zero = np.zeros(6)
-    np.testing.assert_allclose(
-        frechet_distance(zero, c, zero, t @ c @ t), np.trace(gap @ c @ gap), rtol=1e-10
-    )
+    np.testing.assert_allclose(frechet_distance(zero, c, zero, t @ c @ t), np.trace(gap @ c @ gap), rtol=1e-10)
 
 
 def test_singular_covariances():

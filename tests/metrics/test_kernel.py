@@ -55,10 +55,7 @@ def test_cubic_kernel_between_gaussians():
     m, n, repeats = 0.5, 40, 2000
     expected = 3 * m**2 + 3 * m**4 + (m**3 + 3 * m) ** 2
     rng = np.random.default_rng(3)
-    values = [
-        kid(rng.normal(size=(n, 1)), m + rng.normal(size=(n, 1)), POINTS, subsets=1).value
-        for _ in range(repeats)
-    ]
+    values = [kid(rng.normal(size=(n, 1)), m + rng.normal(size=(n, 1)), POINTS, subsets=1).value for _ in range(repeats)]
     assert abs(np.mean(values) - expected) < 4 * np.std(values) / np.sqrt(repeats)
 
 
@@ -75,9 +72,7 @@ def test_gaussian_kernel_between_gaussians(bandwidth):
     )
     rng = np.random.default_rng(4)
     values = [
-        mmd(
-            np.sqrt(s1) * rng.normal(size=(60, 2)), delta + np.sqrt(s2) * rng.normal(size=(50, 2)), bandwidth
-        ).value
+        mmd(np.sqrt(s1) * rng.normal(size=(60, 2)), delta + np.sqrt(s2) * rng.normal(size=(50, 2)), bandwidth).value
         for _ in range(800)
     ]
     assert abs(np.mean(values) - expected) < 4 * np.std(values) / np.sqrt(len(values))
@@ -88,9 +83,7 @@ def test_standard_error_bounds_the_spread():
     repeats.
     """
     rng = np.random.default_rng(5)
-    scores = [
-        kid(rng.normal(size=(100, 2)), rng.normal(size=(100, 2)) + 0.7, POINTS, seed=i) for i in range(150)
-    ]
+    scores = [kid(rng.normal(size=(100, 2)), rng.normal(size=(100, 2)) + 0.7, POINTS, seed=i) for i in range(150)]
     spread = np.std([s.value for s in scores])
     stated = np.sqrt(np.mean([s.stderr**2 for s in scores]))
     # 150 repeats of 10 blocks: the ratio of the two deviations has a relative error near 1/sqrt(300) +
@@ -121,3 +114,16 @@ def test_requests_that_make_no_sense_are_refused():
             mmd(x, x, bad)
     with pytest.raises(ValueError, match="median distance is zero"):
         mmd(x, x)
+
+
+def test_widths_whose_square_is_zero_or_infinite_have_their_limits():
+    x = np.random.default_rng(8).normal(size=(12, 2))
+    assert mmd(x, x + 1, 1e-200).value == 0  # no two points are alike
+    assert mmd(x, x + 1, 1e200).value == pytest.approx(0, abs=1e-15)  # all are
+
+
+@pytest.mark.parametrize("subsets", [2.5, True, 0])
+def test_a_number_of_subsets_is_an_integer(subsets):
+    x = np.random.default_rng(9).normal(size=(12, 2))
+    with pytest.raises(ValueError, match=f"kid.subsets = {subsets}: expected an integer >= 1"):
+        kid(x, x, POINTS, subsets=subsets)

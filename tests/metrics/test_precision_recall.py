@@ -82,3 +82,19 @@ def test_a_far_origin_and_duplicates_are_harmless():
 def test_requests_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="k=5: expected 1 to 4"):
         precision_recall(np.zeros((5, 2)), np.zeros((9, 2)), k=5)
+
+
+@pytest.mark.parametrize("k", [2.5, True, 0])
+def test_a_number_of_neighbours_is_an_integer(k):
+    x = np.zeros((9, 2))
+    with pytest.raises(ValueError, match=f"precision_recall.k = {k}: expected an integer >= 1"):
+        precision_recall(x, x, k=k)
+
+
+def test_every_point_repeated_is_covered_by_itself():
+    # Radii of zero, in many dimensions and far from the origin: equal rows have distance zero, not its rounding.
+    rng = np.random.default_rng(10)
+    y = np.repeat(1e3 * rng.normal(size=(30, 40)) + 1e4, 5, axis=0)
+    found = precision_recall(rng.permutation(y), y, k=3)
+    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    assert found.density == pytest.approx(5 / 3)

@@ -55,6 +55,22 @@ def test_sinkhorn_of_a_shift_is_exact_at_any_epsilon():
     assert sinkhorn(x, x[::-1], 0.1).value == pytest.approx(0.0, abs=1e-3)
 
 
+@pytest.mark.parametrize(("scale", "p"), [(1.0, 2000.0), (1e-3, 300.0), (1e-200, 2.0), (1e200, 2.0)])
+def test_the_sliced_distance_has_the_scale_of_the_points(scale, p):
+    # Powers that cannot be represented; for large p it goes to the largest gap over all directions, from below.
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(30, 3)), rng.normal(size=(30, 3)) + 1
+    value = sliced_wasserstein(KEY, scale * x, scale * y, p=p, projections=32).value
+    if p == 2:
+        assert value == pytest.approx(scale * sliced_wasserstein(KEY, x, y, projections=32).value, rel=1e-12)
+    else:
+        u = np.asarray(jax.random.normal(KEY, (3, 32)), np.float64)
+        u /= np.linalg.norm(u, axis=0)
+        largest = scale * np.abs(np.sort(x @ u, 0) - np.sort(y @ u, 0)).max()
+        # One of 30 * 32 gaps is the largest: its share is at least that, to the power 1/p.
+        assert largest * (30 * 32) ** (-1 / p) * (1 - 1e-9) <= value <= largest * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("epsilon", [0.05, 0.5, 5.0, 200.0])
 def test_sinkhorn_is_not_negative_and_zero_for_equal_laws(epsilon):
     rng = np.random.default_rng(5)
@@ -119,5 +135,12 @@ def test_requests_that_make_no_sense_are_refused():
         sinkhorn(x, x + 5, 1e-3, max_iterations=1)
     with pytest.raises(ValueError, match="projections=1"):
         sliced_wasserstein(KEY, x, x, projections=1)
+    with pytest.raises(ValueError, match=r"projections = 2\.5: expected an integer"):
+        sliced_wasserstein(KEY, x, x, projections=2.5)
+    with pytest.raises(ValueError, match="p=inf: expected a finite number"):
+        sliced_wasserstein(KEY, x, x, p=np.inf)
+    for a, b in ((x[:0], x), (x, x[:, :1])):
+        with pytest.raises(ValueError, match=r"expected \(n, k\) and \(m, k\)"):
+            wasserstein_1d(a, b)
     with pytest.raises(ValueError, match=r"p=0\.5"):
         sliced_wasserstein(KEY, x, x, p=0.5)

@@ -128,3 +128,36 @@ def test_requests_that_make_no_sense_are_refused():
         vendi_from_points(np.array([[0.0, 0.0], [1.0, 0.0]]))
     with pytest.raises(ValueError, match="centre has shape"):
         vendi(np.ones((3, 2)), centre=np.ones(3))
+
+
+@pytest.mark.parametrize("gap", [0.3, 1e-3, 1e-9, 1e-12, -1e-12, -1e-3])
+def test_orders_near_one_have_the_limit(gap):
+    # At q = 1 + g the number is exp(H - g V / 2 + O(g^2)), H the entropy and V the variance of -log l.
+    l = np.array([0.5, 0.3, 0.15, 0.05])
+    entropy = -np.sum(l * np.log(l))
+    variance = np.sum(l * (np.log(l) + entropy) ** 2)
+    assert hill_number(l, 1 + gap) == pytest.approx(np.exp(entropy - gap * variance / 2), rel=0.1 * gap**2 + 1e-12)
+    assert hill_number(np.full(7, 1 / 7), 1 + gap) == pytest.approx(7, rel=1e-13)
+
+
+def test_the_score_does_not_depend_on_the_length_of_the_rows():
+    z = np.random.default_rng(3).normal(size=(20, 4))
+    for scale in (1e-200, 1e-30, 1e200, np.geomspace(1e-300, 1e300, 20)[:, None]):
+        assert vendi(z * scale).value == pytest.approx(vendi(z).value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: hill_number(np.array([0.5, np.nan]), 1), "sum nan: expected non-negative numbers with sum 1"),
+        (lambda: hill_number(np.zeros(3), 1), "sum 0: expected"),
+        (lambda: hill_number(np.ones(2), 2), "sum 2: expected"),
+        (lambda: hill_number(np.array([1.5, -0.5]), 2), "expected non-negative"),
+        (lambda: hill_number(np.array([0.5, 0.5]), -1), "q=-1: expected a number from 0"),
+        (lambda: vendi_from_kernel(np.full((3, 3), np.nan), q=2), "9 values that are not finite"),
+        (lambda: vendi_from_kernel(np.array([[1.0, 2.0], [2.0, 1.0]]), q=2), "an entry of size 2: expected at most 1"),
+    ],
+)
+def test_numbers_that_are_no_spectrum_are_refused(act, message):
+    with pytest.raises(ValueError, match=message):
+        act()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scorelab.models import FunctionModel
 from scorelab.models.denoiser import PARAMETERISATIONS, Denoiser
 from scorelab.processes import Gaussian, GeometricBrownianMotion
 from scorelab.schedules import EDM, RectifiedFlow, VPLinear
@@ -15,6 +16,9 @@ PROCESSES = [
     *(Gaussian(schedule=s) for s in (EDM(), VPLinear(), RectifiedFlow())),
     GeometricBrownianMotion(sigma=2.0, mu=0.5),
 ]
+
+
+CLOSE = Gaussian(schedule=RectifiedFlow(t_max=0.999))
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Linear:
 @pytest.mark.parametrize("predict", PARAMETERISATIONS)
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: type(p.schedule).__name__)
 def test_every_parameterisation_gives_a_consistent_pair(process, predict):
+    if predict == "eps" and process.alpha(process.t_max) == 0:
+        process = Gaussian(schedule=RectifiedFlow(t_max=0.99))  # see the refusal below
     with jax.enable_x64(True):
         t = jnp.linspace(process.t_min, process.t_max, 9)[:-1]
         p, q, m, n = Denoiser(net=Linear(), process=process, predict=predict, data_std=0.7).coefficients(t)
@@ -60,8 +66,35 @@ def test_the_consistency_coefficients_are_the_published_ones():
         np.testing.assert_allclose(c.q, std * (t - 0.002) / np.sqrt(t**2 + std**2), atol=1e-12)
 
 
-def test_a_consistency_model_is_finite_where_alpha_is_zero():
-    process = PROCESSES[2]
-    model = Denoiser(net=Linear(), process=process, predict="consistency").bind(jnp.array([0.7, -0.4]))
-    assert np.isfinite(model(jnp.ones((2, 2)), 1.0).denoised).all()
-    assert np.isfinite(model(jnp.ones((2, 2)), 1.0).eps).all()
+@pytest.mark.parametrize("predict", [name for name in PARAMETERISATIONS if name != "eps"])
+def test_a_model_is_finite_where_alpha_is_zero(predict):
+    # There y is the noise, whatever the network says; the denoised point is one of F, -F, y - F and data_std F.
+    process, y, params = PROCESSES[2], jnp.array([[1.0, -2.0], [0.3, 0.4]]), jnp.array([0.7, -0.4])
+    denoiser = Denoiser(net=Linear(), process=process, predict=predict, data_std=0.25)
+    prediction, output = denoiser.bind(params)(y, 1.0), denoiser.network_output(params, y, 1.0)
+    expected = {"x0": output, "v": -output, "flow": y - output, "edm": 0.25 * output, "consistency": 0.25 * output}[predict]
+    np.testing.assert_allclose(prediction.eps, y, rtol=1e-6)
+    np.testing.assert_allclose(prediction.denoised, expected, rtol=1e-6)
+    assert np.isfinite(prediction.velocity).all()
+
+
+@pytest.mark.parametrize("t_max", [1.0, 1 - 1e-9])
+def test_what_gives_no_denoised_point_where_alpha_is_zero_is_refused(t_max):
+    process = Gaussian(schedule=RectifiedFlow(t_max=t_max))
+    with pytest.raises(ValueError, match=r"Denoiser\.predict = 'eps' under .*RectifiedFlow.*expected another form .*t_max=0\.99"):
+        Denoiser(net=Linear(), process=process, predict="eps")
+    for returns in ("eps", "score", "stein"):
+        with pytest.raises(ValueError, match=rf"FunctionModel\.returns = '{returns}' under .*t_max=0\.99"):
+            FunctionModel(fn=lambda y, t, cond: y, process=process, returns=returns)
+    y = jnp.array([[1.0, -2.0]])
+    for returns in ("denoised", "velocity"):
+        prediction = FunctionModel(fn=lambda y, t, cond: 0.5 * y, process=process, returns=returns)(y, t_max)
+        np.testing.assert_allclose(prediction.denoised, 0.5 * y, rtol=1e-6)  # the velocity is eps - D with eps = y
+        np.testing.assert_allclose(prediction.eps, y, rtol=1e-6)
+
+
+@pytest.mark.parametrize("process", [*(p for p in PROCESSES if not isinstance(p.schedule, RectifiedFlow)), CLOSE], ids=repr)
+def test_noise_is_a_prediction_wherever_there_is_signal(process):
+    assert Denoiser(net=Linear(), process=process, predict="eps").predict == "eps"
+    prediction = FunctionModel(fn=lambda y, t, cond: 0.5 * y, process=process, returns="eps")(jnp.ones((2, 2)), process.t_max)
+    assert np.isfinite(prediction.denoised).all()

@@ -108,7 +108,7 @@ QUICK = ("run", "quickstart", "--set")
         ((*QUICK, "nets.MLP.widht = 3"), "Did you mean width?"),
         ((*QUICK, "nets.MPL.width = 3"), "has no MPL. Did you mean MLP?"),
         ((*QUICK, "nowhere.Thing.x = 3"), "'nowhere' was not provided by an import statement"),
-        ((*QUICK, "nets.MLP.width = 'a'"), "--set 'nets.MLP.width = 'a'': MLP.width='a'"),
+        ((*QUICK, "nets.MLP.width = 'a'"), "--set 'nets.MLP.width = 'a'': MLP.width = 'a'"),
         ((*QUICK, "schedules.EDM.sigma_min = -1"), "EDM.sigma_min = -1: expected a finite number above 0"),
         (
             (*QUICK, "experiment.Experiment.steps ="),
@@ -286,7 +286,7 @@ sys.meta_path.insert(0, Interrupt())
 from scorelab.run.cli import main
 sys.exit(main(["run", "quickstart"]))
 """
-    assert in_a_new_process(code) == (130, "", "scorelab: interrupted\n")
+    assert in_a_new_process(code) == (130, "config    reading quickstart ...\n", "scorelab: interrupted\n")
 
 
 def test_exploding_training_names_the_step(scorelab, tmp_path):
