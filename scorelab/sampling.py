@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from scorelab.callbacks import own_errors
 from scorelab.grids import Grid
 from scorelab.processes.base import Process
 from scorelab.solvers.base import BoundModel, Solver
@@ -53,6 +54,7 @@ class Samples:
     times: np.ndarray
 
 
+@own_errors()
 def sample(
     model: Model,
     process: Process,

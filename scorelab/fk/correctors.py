@@ -200,7 +200,7 @@ def tilted(
 
 
 def _positive(name: str, beta: Array | float) -> Array | float:
-    if isinstance(beta, int | float) and not 0 < beta < float("inf"):
+    if not callable(beta) and not isinstance(beta, jax.core.Tracer) and not 0 < beta < float("inf"):
         raise ValueError(f"{name}.beta = {beta!r}: expected a finite number above 0")
     return beta
 

@@ -21,6 +21,12 @@ from scorelab.processes.base import Prediction
 from scorelab.typing import Array, Key, partly_static, per_example, require_int, require_positive
 
 
+def scaled(scale: Array, rewards: Array) -> Array:
+    r""":math:`\lambda r`, whose derivative in :math:`\lambda` is zero, and not NaN, where ``r`` is infinite."""
+    finite = jnp.isfinite(rewards)
+    return jnp.where(finite, scale * jnp.where(finite, rewards, 0.0), jax.lax.stop_gradient(scale * rewards))
+
+
 class Intermediate(abc.ABC):
     """How a reward is believed at a noisy point; a new one states ``value``."""
 
@@ -38,7 +44,7 @@ class Denoised(Intermediate):
 
     def value(self, reward, scale, keys, y, prediction):
         """See the class."""
-        return scale * reward(prediction.process.decode(prediction.denoised))
+        return scaled(scale, reward(prediction.process.decode(prediction.denoised)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +81,8 @@ class Posterior(Intermediate):
 
         rewards = jax.lax.map(one, jnp.arange(self.samples))
         if self.temper_inside:
-            return log_mean_exp(scale * rewards, axis=0)
-        return scale * log_mean_exp(rewards, axis=0)
+            return log_mean_exp(scaled(scale, rewards), axis=0)
+        return scaled(scale, log_mean_exp(rewards, axis=0))
 
 
 @partly_static("measurement", "law")
@@ -125,4 +131,4 @@ class Learned(Intermediate):
 
     def value(self, reward, scale, keys, y, prediction):
         """See the class."""
-        return scale * self.model(y, prediction.t)
+        return scaled(scale, self.model(y, prediction.t))

@@ -87,6 +87,8 @@ class RewardLearner:
         t = self.times(key_times, process, x.shape[0])
         y = process.perturb(key_noise, x, t).y
         target = self.reward(x)
+        if jnp.shape(target) != x.shape[:1]:
+            raise ValueError(f"RewardLearner.reward returned shape {jnp.shape(target)}: expected {x.shape[:1]}, one per sample")
 
         def objective(params):
             difference = target - LearnedReward(params=params, denoiser=self.denoiser)(y, t)

@@ -347,3 +347,49 @@ def test_a_product_without_a_variance_is_refused(exponents, laws):
 def test_the_event_of_the_moments_is_checked():
     with pytest.raises(ValueError, match="laws has points of shape"):
         starts.Tempered(exponents=(2.0,), laws=LAWS[:1]).check_arrays(4, (3,))
+
+
+EDM = processes.Gaussian(schedule=schedules.EDM())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda a, b: fk.product([a, b]),
+        lambda a, b: fk.geometric(a, b, 2.0),
+        lambda a, b: fk.weighted([a, a, b], [1.0, 1.0, -0.5]),
+    ],
+    ids=["product", "geometric", "weighted"],
+)
+def test_experts_under_two_processes_are_refused(build):
+    message = r"Composition: model 0 has the process .*VPLinear.* and model \d has .*EDM"
+    with pytest.raises(ValueError, match=message):
+        build(FIRST, mixture((0.3, 0.7), (-1, 2), (0.7, 0.6), process=EDM))
+    # What does not say so beforehand is refused when it is called.
+    blind = lambda y, t, cond: EDM.predict(y, t, eps=y)
+    model = build(FIRST, blind).model
+    for call in (lambda y: model(y, 0.5), lambda y: model.evaluate(y, 0.5, None, jax.random.split(jax.random.key(0), 2), 0)):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(call, jnp.zeros((2, 1)))
+
+
+def test_a_composition_of_another_process_than_the_sampled_one_is_refused():
+    with pytest.raises(ValueError, match=r"Tempered: sampled has the process .*EDM.* and target has .*VPLinear"):
+        run(fk.product([FIRST, SECOND]), process=EDM, t_max=10.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: fk.annealed(FIRST, np.float32(-1.0)), "annealed.beta"),
+        (lambda: fk.product([FIRST], jnp.asarray(np.nan)), "product.beta"),
+        (lambda: fk.tilted(FIRST, lambda x: x).model.log_tilt(jnp.zeros((2, 1)), 0.5), r"Tilt.reward returned shape \(2, 1\)"),
+        (
+            lambda: fk.weighted([FIRST], [1.0], tilt=lambda y, t, process, cond: y).model.log_tilt(jnp.zeros((2, 1)), 0.5),
+            r"Composition.tilt returned shape \(2, 1\)",
+        ),
+    ],
+)
+def test_errors_name_the_field(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -67,3 +67,11 @@ def test_one_number_per_point_in_any_shape():
     net = models.Denoiser(net=models.nets.MLP(width=8, depth=1), process=VP)
     params = net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
     assert fk.LearnedReward(params=params, denoiser=net)(jnp.zeros((3, 4, 4, 1)), 0.5).shape == (3,)
+
+
+def test_a_reward_of_another_shape_would_broadcast_and_is_refused():
+    net = models.Denoiser(net=models.nets.MLP(width=8, depth=1), process=VP)
+    learner = fk.RewardLearner(net, lambda x: x, optax.adam(1e-3))
+    batch = {"x": np.zeros((4, 1), np.float32)}
+    with pytest.raises(ValueError, match=r"reward returned shape \(4, 1\): expected \(4,\)"):
+        learner.update(learner.init(jax.random.key(0), batch), batch, jax.random.key(1))
