@@ -56,7 +56,7 @@ class Callback:
     def on_host(self, x: Array) -> np.ndarray:
         """The function's answer, checked."""
         if isinstance(x, jax.core.Tracer):
-            raise TypeError("Callback.fn under a transformation of JAX: expected points that are numbers, since it has no derivative")
+            raise TypeError("Callback.fn under a transformation of JAX: expected numbers, since it has no derivative")
         x = np.asarray(x)
         r = np.asarray(self.fn(x))
         if r.shape != x.shape[:1] or r.dtype.kind not in "iuf":
