@@ -12,6 +12,7 @@ import optax
 
 from scorelab.losses import Batch, Times, UniformTimes
 from scorelab.models.denoiser import Denoiser
+from scorelab.processes.base import Process
 from scorelab.typing import Array, Key, Pytree, require_choice, require_positive, require_spec
 
 
@@ -22,6 +23,11 @@ class LearnedReward:
 
     params: Pytree
     denoiser: Denoiser = field(metadata={"static": True})
+
+    @property
+    def process(self) -> Process:
+        """That of the noisy points."""
+        return self.denoiser.process
 
     def __call__(self, y: Array, t: Array | float) -> Array:
         """Rewards ``(batch,)`` of points ``(batch, *event)`` of the chart."""

@@ -122,6 +122,22 @@ def test_tilts_of_a_gaussian_and_of_a_mixture():
     assert abs(d_log_z) < 0.06
 
 
+def halfway(process, t):
+    return 0.5 * (1 - t)
+
+
+def test_a_tilt_ends_at_its_target_whatever_the_ramp_is_worth_there():
+    reward = jax.tree_util.Partial(parabola, jnp.asarray(1.5), jnp.asarray(1.0))
+    out = run(fk.tilted(NORMAL, reward, ramp=halfway), n=4096)
+    # N(.5, 1) with the whole parabola: N(1, 1/2), and half of the ramp would be N(.83, 2/3). Noise of t = .001 is far below.
+    w, x = np.asarray(fk.normalised(out.log_weights), np.float64), np.asarray(out.x, np.float64)[:, 0]
+    left = float(out.diagnostics["final_ess"])
+    assert abs(w @ x - 1.0) < 4 * np.sqrt(0.5 / left)
+    assert abs(w @ (x - w @ x) ** 2 - 0.5) < 4 * 0.5 * np.sqrt(2 / left)
+    # Four standard errors of the mean of weights, of the relative variance n / ess - 1, and the bias of 80 steps seen above.
+    assert abs(float(out.log_z) + 0.5 * np.log(2) + 0.25) < 4 * np.sqrt((4096 / left - 1) / 4096) + 0.03
+
+
 def test_the_flow_anchor_finds_the_narrow_mode_at_low_temperature():
     for beta in (2.0, 5.0, 10.0):
         corrected = fk.annealed(HARD, beta)
