@@ -378,7 +378,7 @@ EDM = processes.Gaussian(schedule=schedules.EDM())
     ids=["product", "geometric", "weighted"],
 )
 def test_experts_under_two_processes_are_refused(build):
-    message = r"Composition: model 0 has the process .*VPLinear.* and model \d has .*EDM"
+    message = r"Composition: model 0.*VPLinear.* and model \d.*EDM"
     with pytest.raises(ValueError, match=message):
         build(FIRST, mixture((0.3, 0.7), (-1, 2), (0.7, 0.6), process=EDM))
     # What does not say so beforehand is refused when it is called.
@@ -390,7 +390,7 @@ def test_experts_under_two_processes_are_refused(build):
 
 
 def test_a_composition_of_another_process_than_the_sampled_one_is_refused():
-    with pytest.raises(ValueError, match=r"Tempered: sampled has the process .*EDM.* and target has .*VPLinear"):
+    with pytest.raises(ValueError, match=r"Tempered: sampled.*EDM.* and target.*VPLinear"):
         run(fk.product([FIRST, SECOND]), process=EDM, t_max=10.0)
 
 

@@ -104,7 +104,7 @@ def test_a_model_of_another_process_is_refused(knows):
     other = processes.Gaussian(schedule=schedules.EDM())
     model = models.ExactModel(LAW, other)
     model = model if knows else lambda y, t, cond, model=model: model(y, t)
-    with pytest.raises(ValueError, match=r"sample_between: process .*VPLinear.* and model .*EDM"):
+    with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
         fk.sample_between(model, VP, solver=solver(fk.Callback(InNumPy())), **arguments())
 
 

@@ -71,7 +71,7 @@ def test_one_number_per_point_in_any_shape():
     assert learned(jnp.zeros((3, 4, 4, 1)), 0.5).shape == (3,)
     # Noise levels of another process are other noise levels.
     y, edm = jnp.zeros((3, 4, 4, 1)), processes.Gaussian(schedule=schedules.EDM())
-    with pytest.raises(ValueError, match=r"Learned: sampled has the process .*EDM.* and learned has .*VPLinear"):
+    with pytest.raises(ValueError, match=r"Learned: sampled.*EDM.* and learned.*VPLinear"):
         fk.Learned(learned).value(None, 1.0, None, y, edm.predict(y, 0.5, eps=y))
 
 

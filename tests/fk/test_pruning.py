@@ -153,5 +153,5 @@ def test_errors(change, error, message):
 def test_a_model_of_another_process_is_refused():
     other = models.ExactModel(MIXTURE, processes.Gaussian(schedule=schedules.EDM()))
     for model in (other, lambda y, t, cond: other(y, t)):
-        with pytest.raises(ValueError, match=r"prune: process .* and model .*EDM"):
+        with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
             fk.prune(model, VP, pruning=fk.Pruning(first, {1: 12}), **arguments())
