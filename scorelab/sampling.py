@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from scorelab.callbacks import own_errors
 from scorelab.grids import Grid, check_times
 from scorelab.models.guidance import check_labels
 from scorelab.models.per_sample import map_per_sample, per_sample_values
@@ -55,6 +56,7 @@ class Samples:
     times: np.ndarray
 
 
+@own_errors()
 def sample(
     model: Model,
     process: Process,

@@ -29,7 +29,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scorelab.processes.base import Prediction, Process
+from scorelab.models.ask import ask
+from scorelab.processes.base import Prediction, Process, require_same_process
 from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example, require_number
 
 # Directions pushed through the experts at once.
@@ -66,7 +67,10 @@ class Tilt:
 
     def final(self, x: Array, cond: Pytree) -> Array:
         r""":math:`\lambda\,r(x)`, ``(batch,)``."""
-        return self.scale * (self.reward(x, cond) if self.with_cond else self.reward(x))
+        r = self.reward(x, cond) if self.with_cond else self.reward(x)
+        if jnp.shape(r) != x.shape[:1]:
+            raise ValueError(f"Tilt.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per sample")
+        return self.scale * r
 
     def __call__(self, y: Array, t: Array, process: Process, cond: Pytree = None) -> Array:
         """``R``, ``(batch,)``."""
@@ -87,7 +91,7 @@ class Composition:
     r"""The model that moves particles along :math:`\Phi`; without weights it is guidance, and does not sample the product.
 
     Attributes:
-        models: the experts, under one process.
+        models: the experts, under one process (ValueError otherwise: here for models that know theirs, else when they are called).
         exponents: :math:`b_i`: numbers (leaves), or functions of ``t``, whose experts must then have ``log_prob(y, t)``.
         tilt: :math:`R(y, t, process, cond)` ``(batch,)``, such as a :class:`Tilt`; or None.
         anchor: ``"score"`` for :math:`a_i=b_i`, ``"flow"`` for :math:`a_i=b_i/B`.
@@ -108,6 +112,7 @@ class Composition:
             raise ValueError(
                 f"Composition has {len(self.models)} models and {len(self.exponents)} exponents: expected as many, and at least one"
             )
+        _require_one_process([known_process(model) for model in self.models])
         for model, exponent in zip(self.models, self.exponents, strict=True):
             if callable(exponent) and not hasattr(model, "log_prob"):
                 raise ValueError(
@@ -118,7 +123,7 @@ class Composition:
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """The prediction whose score moves the particles under a solver with the noise ``noise``."""
         t = jnp.asarray(t, y.dtype)
-        return self._combined([model(y, t, cond) for model in self.models], y, t, self._tilt_gradient(y, t, cond)[1])
+        return self._combined(self._ask(y, t, cond), y, t, self._tilt_gradient(y, t, cond)[1])
 
     def evaluate(self, y: Array, t: Array, cond: Pytree, keys: Key, probes: int | None) -> Evaluation:
         r"""The prediction and the rate, with one pass through every expert.
@@ -137,14 +142,11 @@ class Composition:
         total = sum(b)
         a = b if self.anchor == "score" else [bi / total for bi in b]
 
-        def experts(y):
-            return [model(y, t, cond) for model in self.models]
-
         extra = 0.0
         if self.anchor == "score":
-            predictions = experts(y)
+            predictions = self._ask(y, t, cond)
         else:
-            predictions, push = jax.linearize(experts, y)
+            predictions, push = jax.linearize(lambda y: self._ask(y, t, cond), y)
             minus_sigma = -predictions[0].process.sigma(t)
             difference = lambda v: sum((ai - bi) * p.eps for ai, bi, p in zip(a, b, push(v), strict=True)) / minus_sigma
             extra = _trace(difference, y, keys, probes)
@@ -175,7 +177,17 @@ class Composition:
 
     def log_tilt(self, y: Array, t: Array, cond: Pytree = None) -> Array:
         """``R``, zero without a tilt."""
-        return jnp.zeros(len(y), y.dtype) if self.tilt is None else self.tilt(y, t, self._process(y, t, cond), cond)
+        return jnp.zeros(len(y), y.dtype) if self.tilt is None else self._tilt(y, t, self._process(y, t, cond), cond)
+
+    @property
+    def process(self) -> Process | None:
+        """That of the experts, where one of them knows it without being called."""
+        return next((process for process in map(known_process, self.models) if process is not None), None)
+
+    def _ask(self, y, t, cond) -> list[Prediction]:
+        predictions = [ask(model, y, t, cond) for model in self.models]
+        _require_one_process([prediction.process for prediction in predictions])
+        return predictions
 
     def _process(self, y, t, cond) -> Process:
         # The process is static, so this call leaves nothing in the program.
@@ -187,13 +199,19 @@ class Composition:
         pairs = [jax.jvp(e, (t,), (jnp.ones_like(t),)) if callable(e) else constant(e) for e in self.exponents]
         return [value for value, _ in pairs], [slope for _, slope in pairs]
 
+    def _tilt(self, y, t, process, cond) -> Array:
+        value = self.tilt(y, t, process, cond)
+        if jnp.shape(value) != y.shape[:1]:
+            raise ValueError(f"Composition.tilt returned shape {jnp.shape(value)}: expected {y.shape[:1]}, one per point")
+        return value
+
     def _tilt_gradient(self, y, t, cond) -> tuple[Array, Array, Array]:
         r""":math:`R`, :math:`\nabla R` and :math:`\partial_t R`."""
         if self.tilt is None:
             return jnp.zeros(len(y), y.dtype), jnp.zeros_like(y), jnp.zeros(len(y), y.dtype)
         process = self._process(y, t, cond)
-        value, back = jax.vjp(lambda y: self.tilt(y, t, process, cond), y)
-        _, d_tilt = jax.jvp(lambda t: self.tilt(y, t, process, cond), (t,), (jnp.ones_like(t),))
+        value, back = jax.vjp(lambda y: self._tilt(y, t, process, cond), y)
+        _, d_tilt = jax.jvp(lambda t: self._tilt(y, t, process, cond), (t,), (jnp.ones_like(t),))
         return value, back(jnp.ones_like(value))[0], d_tilt
 
     def _combined(self, predictions: list[Prediction], y: Array, t: Array, slope: Array) -> Prediction:
@@ -211,6 +229,18 @@ class Composition:
         denoised = denoised + sigma**2 / alpha * pull
         eps = sum(ci * p.eps for ci, p in zip(c, predictions, strict=True)) - sigma * pull
         return Prediction(denoised=denoised, eps=eps, t=t, process=process)
+
+
+def known_process(model: Model) -> Process | None:
+    """The process that a model says it is of, before it is called; None where it does not say."""
+    process = getattr(model, "process", None)
+    return process if isinstance(process, Process) else None
+
+
+def _require_one_process(processes: list[Process | None]) -> None:
+    known = {f"model {i}": process for i, process in enumerate(processes) if process is not None}
+    if known:
+        require_same_process("Composition", **known)
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -19,6 +19,7 @@ from scorelab.densities import Gaussian
 from scorelab.fk.composition import Composition, Tilt, signal_fraction
 from scorelab.fk.potentials import Potential, Seen
 from scorelab.models import Conditioned
+from scorelab.processes.base import require_same_process
 from scorelab.starts import Tempered
 from scorelab.typing import Array, Model, partly_static, require_choice, require_int
 
@@ -80,6 +81,7 @@ class Corrector(Potential):
     def see(self, model, keys, y, row):
         """The composition's prediction, rate and tilt."""
         prediction, rate, tilt = model.model.evaluate(y, row["t"], model.cond, keys, self.probes)
+        require_same_process("Corrector", process=model.process, model=prediction.process)
         return Seen(prediction, None, (rate, tilt))
 
     def weigh(self, memory, y, seen, keys, row, cond):
@@ -200,7 +202,7 @@ def tilted(
 
 
 def _positive(name: str, beta: Array | float) -> Array | float:
-    if isinstance(beta, int | float) and not 0 < beta < float("inf"):
+    if not callable(beta) and not isinstance(beta, jax.core.Tracer) and not 0 < beta < float("inf"):
         raise ValueError(f"{name}.beta = {beta!r}: expected a finite number above 0")
     return beta
 

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.callbacks import remembered
+from scorelab.fk.composition import known_process
 from scorelab.fk.intermediate import Denoised
 from scorelab.fk.potentials import Steering
 from scorelab.fk.smc import FeynmanKac
 from scorelab.grids import Grid
-from scorelab.processes.base import Process
+from scorelab.processes.base import Process, require_same_process
 from scorelab.sampling import (
     Samples,
     assemble,
@@ -37,7 +39,8 @@ class Callback:
     """A reward from any Python function of a NumPy batch ``(n, *event) -> (n,)``: another framework, a program, a person.
 
     Inside :func:`scorelab.sample` it is called through ``jax.pure_callback``, once per event with all particles of a chunk. It must
-    be a function of its argument alone (JAX may call it again), must not use JAX itself, and has no gradient.
+    be a function of its argument alone (JAX may call it again), must not use JAX itself, and has no gradient. What it raises
+    arrives as itself, but under an outer ``jit``.
     :func:`sample_between` calls it outside compiled code instead, where it may do anything.
 
     Attributes:
@@ -48,13 +51,15 @@ class Callback:
 
     def __call__(self, x: Array) -> Array:
         """Rewards ``(n,)``, in the type of ``x``."""
-        return jax.pure_callback(self.on_host, jax.ShapeDtypeStruct(x.shape[:1], x.dtype), x, vmap_method="sequential")
+        return jax.pure_callback(remembered(self.on_host), jax.ShapeDtypeStruct(x.shape[:1], x.dtype), x, vmap_method="sequential")
 
     def on_host(self, x: Array) -> np.ndarray:
         """The function's answer, checked."""
+        if isinstance(x, jax.core.Tracer):
+            raise TypeError("Callback.fn under a transformation of JAX: expected numbers, since it has no derivative")
         x = np.asarray(x)
         r = np.asarray(self.fn(x))
-        if r.shape != x.shape[:1] or not np.issubdtype(r.dtype, np.number):
+        if r.shape != x.shape[:1] or r.dtype.kind not in "iuf":
             raise ValueError(f"Callback.fn returned {r.dtype} of shape {r.shape}: expected numbers {x.shape[:1]}, one per sample")
         return r.astype(x.dtype)
 
@@ -101,14 +106,19 @@ def sample_between(
 
     Raises:
         TypeError: another potential, reward or intermediate reward.
+        ValueError: a model of another process.
         NonFiniteSample: as in ``sample``.
     """
+    require_spec(sample_between, Process, process=process)
     require_spec(sample_between, FeynmanKac, solver=solver)
+    require_spec(sample_between, Grid, grid=grid)
     require_spec(sample_between, Steering, potential=solver.potential)
     require_spec(sample_between, Callback, reward=solver.potential.reward)
     require_spec(sample_between, Denoised, intermediate=solver.potential.intermediate)
     if solver.potential.with_cond:
         raise ValueError("sample_between.solver has a potential with_cond=True: expected a reward of the samples alone")
+    if (known := known_process(model)) is not None:
+        require_same_process("sample_between", process=process, model=known)
     model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
     start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
     n, event = check_shape(shape)
@@ -129,12 +139,12 @@ def sample_between(
         until = at + int(np.argmax(rows["event"][at:] > 0)) if np.any(rows["event"][at:]) else calls
         if until > at:
             stretch = {name: column[at:until] for name, column in rows.items()}
-            state, record = _stretch(silent, model, key, ids, cond, state, stretch)
+            state, record = _stretch(silent, model, key, ids, cond, state, stretch, process=process)
         else:
             row = {name: column[at] for name, column in rows.items()}
-            seen, x = _look(silent, model, key, ids, cond, state, row)
+            seen, x = _look(silent, model, key, ids, cond, state, row, process=process)
             known = _with_rewards(solver, reward.on_host(x))
-            state, record = _advance(known, model, key, ids, cond, state, row, seen)
+            state, record = _advance(known, model, key, ids, cond, state, row, seen, process=process)
             until = at + 1
         records.append(record)
         at = until
@@ -160,25 +170,25 @@ def _begin(solver, start, key, ids, cond, t, *, process, event):
     return begin(solver, start, key, ids, cond, t, process=process, event=event)[0]
 
 
-@jax.jit
-def _stretch(solver, model, key, ids, cond, state, rows):
+@functools.partial(jax.jit, static_argnames="process")
+def _stretch(solver, model, key, ids, cond, state, rows, *, process):
     def body(state, row):
-        result = solver.step(BoundModel(model, cond), row_keys(solver, key, ids, row["index"]), state[0], state[1], row)
+        result = solver.step(BoundModel(model, cond, process), row_keys(solver, key, ids, row["index"]), state[0], state[1], row)
         return (result.y, result.carry, first_bad(state[2], result.y, row)), solver.record(result.carry)
 
     return jax.lax.scan(body, state, rows)
 
 
-@jax.jit
-def _look(solver, model, key, ids, cond, state, row):
-    seen = solver.look(BoundModel(model, cond), row_keys(solver, key, ids, row["index"]), state[0], row)
+@functools.partial(jax.jit, static_argnames="process")
+def _look(solver, model, key, ids, cond, state, row, *, process):
+    seen = solver.look(BoundModel(model, cond, process), row_keys(solver, key, ids, row["index"]), state[0], row)
     return seen, seen.prediction.process.decode(seen.prediction.denoised)
 
 
-@jax.jit
-def _advance(solver, model, key, ids, cond, state, row, seen):
+@functools.partial(jax.jit, static_argnames="process")
+def _advance(solver, model, key, ids, cond, state, row, seen, *, process):
     keys = row_keys(solver, key, ids, row["index"])
-    y, carry = solver.advance(BoundModel(model, cond), keys, state[0], state[1], row, seen)
+    y, carry = solver.advance(BoundModel(model, cond, process), keys, state[0], state[1], row, seen)
     return (y, carry, first_bad(state[2], y, row)), jax.tree.map(lambda leaf: leaf[None], solver.record(carry))
 
 

@@ -15,10 +15,17 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.densities import Gaussian
+from scorelab.fk.composition import known_process
 from scorelab.fk.weights import log_mean_exp
 from scorelab.models.measurement import LinearMeasurement, product
-from scorelab.processes.base import Prediction
+from scorelab.processes.base import Prediction, require_same_process
 from scorelab.typing import Array, Key, partly_static, per_example, require_int, require_positive
+
+
+def scaled(scale: Array, rewards: Array) -> Array:
+    r""":math:`\lambda r`, whose derivative in :math:`\lambda` is zero, and not NaN, where ``r`` is infinite."""
+    finite = jnp.isfinite(rewards)
+    return jnp.where(finite, scale * jnp.where(finite, rewards, 0.0), jax.lax.stop_gradient(scale * rewards))
 
 
 class Intermediate(abc.ABC):
@@ -38,7 +45,7 @@ class Denoised(Intermediate):
 
     def value(self, reward, scale, keys, y, prediction):
         """See the class."""
-        return scale * reward(prediction.process.decode(prediction.denoised))
+        return scaled(scale, reward(prediction.process.decode(prediction.denoised)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +82,8 @@ class Posterior(Intermediate):
 
         rewards = jax.lax.map(one, jnp.arange(self.samples))
         if self.temper_inside:
-            return log_mean_exp(scale * rewards, axis=0)
-        return scale * log_mean_exp(rewards, axis=0)
+            return log_mean_exp(scaled(scale, rewards), axis=0)
+        return scaled(scale, log_mean_exp(rewards, axis=0))
 
 
 @partly_static("measurement", "law")
@@ -87,11 +94,12 @@ class Blurred(Intermediate):
     .. math:: \lambda\log N\big(m;\ HD,\ R + HC_tH^\top\big),\qquad C_t = \Sigma\sigma_t^2(\alpha_t^2\Sigma+\sigma_t^2)^{-1} ,
 
     in the place of the reward, which is :meth:`scorelab.models.LinearMeasurement.log_likelihood`. The likelihood of the denoised
-    mean alone is far too sure of itself at high noise: with small ``R`` its weights leave one particle.
+    mean alone is far too sure of itself at high noise: with small ``R`` its weights leave one particle. For a Gaussian prior and
+    :math:`\lambda=1` it is :math:`\log p(m\mid y_t)`, the best choice there is.
 
     Attributes:
         measurement: what was measured.
-        law: a Gaussian with the moments of the prior in the chart; exact where it is the prior.
+        law: a Gaussian with the moments of the prior in the chart.
     """
 
     measurement: LinearMeasurement
@@ -115,7 +123,7 @@ class Blurred(Intermediate):
 @partly_static("model")
 @dataclass(frozen=True)
 class Learned(Intermediate):
-    r"""A learned reward :math:`\lambda\,r_\phi(y_t, t)` of noisy points of the chart.
+    r"""A learned reward :math:`\lambda\,r_\phi(y_t, t)` of noisy points of the chart; ValueError for one of another process.
 
     Attributes:
         model: ``(y, t) -> (batch,)``; a function or a callable pytree, such as what :class:`scorelab.fk.RewardLearner` returns.
@@ -125,4 +133,6 @@ class Learned(Intermediate):
 
     def value(self, reward, scale, keys, y, prediction):
         """See the class."""
-        return scale * self.model(y, prediction.t)
+        if (known := known_process(self.model)) is not None:
+            require_same_process("Learned", sampled=prediction.process, learned=known)
+        return scaled(scale, self.model(y, prediction.t))

@@ -12,6 +12,7 @@ import optax
 
 from scorelab.losses import Batch, Times, UniformTimes
 from scorelab.models.denoiser import Denoiser
+from scorelab.processes.base import Process
 from scorelab.typing import Array, Key, Pytree, require_choice, require_positive, require_spec
 
 
@@ -22,6 +23,11 @@ class LearnedReward:
 
     params: Pytree
     denoiser: Denoiser = field(metadata={"static": True})
+
+    @property
+    def process(self) -> Process:
+        """That of the noisy points."""
+        return self.denoiser.process
 
     def __call__(self, y: Array, t: Array | float) -> Array:
         """Rewards ``(batch,)`` of points ``(batch, *event)`` of the chart."""
@@ -87,6 +93,8 @@ class RewardLearner:
         t = self.times(key_times, process, x.shape[0])
         y = process.perturb(key_noise, x, t).y
         target = self.reward(x)
+        if jnp.shape(target) != x.shape[:1]:
+            raise ValueError(f"RewardLearner.reward returned shape {jnp.shape(target)}: expected {x.shape[:1]}, one per sample")
 
         def objective(params):
             difference = target - LearnedReward(params=params, denoiser=self.denoiser)(y, t)

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.fk.intermediate import Denoised, Intermediate
+from scorelab.fk.intermediate import Denoised, Intermediate, scaled
 from scorelab.processes.base import Prediction, Process
 from scorelab.solvers.base import BoundModel, Rows, Solver
 from scorelab.typing import Array, Key, Pytree, partly_static, require_int, require_number, require_spec
 
-# What an intermediate log G of minus infinity counts as: low enough to end a particle, finite so that it may recover.
-FLOOR = -1e4
+# An intermediate reward so far below the best of its population counts as impossible.
+REACH = 1e4
 
 
 class Seen(NamedTuple):
@@ -67,7 +67,10 @@ class Potential:
     def weigh(
         self, memory: Pytree, y: Array, seen: Seen, keys: Key, row: dict[str, Array], cond: Pytree
     ) -> tuple[Array, Pytree]:
-        """The increment ``(n,)`` up to this node, and the memory after it."""
+        """The increment ``(n,)`` up to this node, and the memory after it.
+
+        ``row["populations"]``, a Python number, says how many populations the particles are, one after the other.
+        """
         return jnp.zeros(len(y), y.dtype), memory
 
     def finish(self, memory: Pytree, x: Array, cond: Pytree) -> Array:
@@ -78,6 +81,23 @@ class Potential:
 @dataclass(frozen=True)
 class Zero(Potential):
     """No weights: the base solver."""
+
+
+def stated(value: Array, populations: int) -> tuple[Array, Array]:
+    """Intermediate rewards ``(n,)`` that end nobody, and which of them are a statement (``(n,)``, the same in a population).
+
+    What is impossible half way may be possible at the end, but a particle that resampling has removed does not come back. So
+    a reward that is not finite, or more than 10,000 below the best one, counts as the least of the others in its population;
+    where there are no others, nothing is stated.
+    """
+    value = value.reshape(populations, -1)
+    finite = jnp.isfinite(value)
+    best = jnp.max(jnp.where(finite, value, -jnp.inf), axis=1, keepdims=True)
+    possible = finite & (value >= best - REACH)
+    least = jnp.min(jnp.where(possible, value, jnp.inf), axis=1, keepdims=True)
+    some = jnp.any(possible, axis=1, keepdims=True)
+    filled = jnp.where(possible, value, jnp.where(some, least, 0.0))
+    return filled.reshape(-1), jnp.broadcast_to(some, value.shape).reshape(-1)
 
 
 class Spent(NamedTuple):
@@ -93,8 +113,11 @@ class Steering(Potential):
     r"""What the potentials of steering share: intermediate rewards at events, and the exact rest at the end.
 
     The last factor is :math:`\lambda r(x_K) - \sum_k\log G_k`, with the sample itself in the place of a prediction, so that the
-    product is :math:`e^{\lambda r(x_K)}` along every path. An intermediate :math:`\lambda r` of minus infinity counts as -10,000,
-    since what is impossible half way may be possible at the end. A new one states ``gain``.
+    product is :math:`e^{\lambda r(x_K)}` along every path. An intermediate reward that is not finite ends no particle: it counts
+    as the least finite one of its population (:func:`stated`), and the sample itself decides. So a constraint (0 inside, minus
+    infinity outside) is importance sampling under every rule, unless a :class:`scorelab.fk.Posterior` of many draws says how
+    probable it is. A large finite penalty instead is taken at its word, up to 10,000: it removes for good what might have
+    recovered, and no diagnostic sees that. A new one states ``gain``.
 
     Attributes:
         reward: from points of data space ``(batch, *event)`` to ``(batch,)``; a function, or a callable pytree whose numbers
@@ -121,11 +144,14 @@ class Steering(Potential):
             raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of points of data space")
         if not isinstance(self.scale, int | float) and not (hasattr(self.scale, "dtype") and jnp.shape(self.scale) == ()):
             raise TypeError(f"{type(self).__name__}.scale = {self.scale!r}: expected a number")
+        if not isinstance(self.scale, jax.core.Tracer) and not np.isfinite(self.scale):
+            raise ValueError(f"{type(self).__name__}.scale = {self.scale!r}: expected a finite number")
         require_spec(self, Intermediate, intermediate=self.intermediate)
         require_int(self, 1, every=self.every)
-        require_number(self, 0.0, 1.0, window=self.window[0])
-        require_number(self, self.window[0], 1.0, window=self.window[1])
-        object.__setattr__(self, "window", tuple(self.window))
+        low, high = self.window
+        require_number(self, 0.0, 1.0, window=low)
+        require_number(self, low, 1.0, window=high)
+        object.__setattr__(self, "window", (float(low), float(high)))
 
     @abc.abstractmethod
     def gain(self, spent: Spent, value: Array) -> tuple[Array, Array]:
@@ -139,6 +165,9 @@ class Steering(Potential):
         inside = (progress >= self.window[0]) & (progress <= self.window[1])
         event = (node % self.every == 0) & inside & (node > 0) & (node < steps)
         temper = np.ones(steps + 1) if self.temper is None else np.array([float(self.temper(p)) for p in progress])
+        if not np.all(np.isfinite(temper)):
+            at = progress[~np.isfinite(temper)][0]
+            raise ValueError(f"{type(self).__name__}.temper is not finite at {at}: expected numbers on all of [0, 1]")
         return dict(event=event.astype(np.int32), temper=temper)
 
     def init(self, y):
@@ -162,9 +191,12 @@ class Steering(Potential):
         def event():
             believed = lambda x: self.rewards(x, cond)
             value = self.intermediate.value(believed, jnp.asarray(self.scale, y.dtype), keys, y, seen.prediction)
-            # What is impossible half way may be possible at the end: only the samples themselves are given no weight at all.
-            value = jnp.maximum(value, FLOOR)
+            if jnp.shape(value) != y.shape[:1]:
+                name = type(self.intermediate).__name__
+                raise ValueError(f"{name} gave values of shape {jnp.shape(value)}: expected {y.shape[:1]}")
+            value, says = stated(value, row["populations"])
             gain, remembered = self.gain(memory, row["temper"] * value)
+            gain, remembered = jnp.where(says, gain, 0.0), jnp.where(says, remembered, memory.memory)
             return gain.astype(y.dtype), Spent(memory.total + gain, remembered)
 
         # In the middle of a step, where the base solver calls the model again, there is no event.
@@ -172,7 +204,7 @@ class Steering(Potential):
 
     def finish(self, memory, x, cond):
         """See the class."""
-        return jnp.asarray(self.scale, x.dtype) * self.rewards(x, cond) - memory.total
+        return scaled(jnp.asarray(self.scale, x.dtype), self.rewards(x, cond)) - memory.total
 
 
 @partly_static("reward", "scale", "intermediate")

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.callbacks import own_errors
+from scorelab.fk.composition import known_process
 from scorelab.fk.intermediate import Denoised, Intermediate
 from scorelab.grids import Grid
-from scorelab.processes.base import Process
+from scorelab.processes.base import Process, require_same_process
 from scorelab.sampling import begin, check_leading, check_shape, first_bad, raise_if_bad, row_keys, working_precision
 from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
@@ -101,7 +103,10 @@ class Pruning:
         alpha, sigma, offset = (per_example(f(t), like) for f in (process.alpha, process.sigma, process.offset))
         y = alpha * prediction.denoised + offset + sigma * prediction.eps
         reward = lambda x: self.rewards(x, cond)
-        return self.intermediate.value(reward, jnp.asarray(self.scale, like.dtype), keys, y, prediction).astype(like.dtype)
+        value = self.intermediate.value(reward, jnp.asarray(self.scale, like.dtype), keys, y, prediction)
+        if jnp.shape(value) != y.shape[:1]:
+            raise ValueError(f"{type(self.intermediate).__name__} gave values of shape {jnp.shape(value)}: expected {y.shape[:1]}")
+        return value.astype(like.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +135,7 @@ class Pruned:
     times: np.ndarray
 
 
+@own_errors()
 def prune(
     model: Model,
     process: Process,
@@ -183,6 +189,8 @@ def prune(
             "populations of more"
         )
     check_leading(cond, n, particles)
+    if (known := known_process(model)) is not None:
+        require_same_process("prune", process=process, model=known)
     model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
     start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
     if pruning.keep[-1][0] >= len(times) - 1:
@@ -190,6 +198,8 @@ def prune(
     ids = np.arange(n, dtype=np.int32) if ids is None else np.asarray(ids)
     if ids.shape != (n,):
         raise ValueError(f"prune.ids has shape {ids.shape}: expected ({n},)")
+    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
+        raise ValueError(f"prune.ids = {ids!r}: expected integers from 0 to {np.iinfo(np.int32).max}")
     start.check(int(np.max(ids)) + 1, event, process)
 
     rows = working_precision(solver.table(process, times))
@@ -209,7 +219,7 @@ def prune(
     for i, end in enumerate([*ends, calls]):
         stretch = {name: column[at:end] for name, column in rows.items()}
         if end > at:
-            state, value = _stretch(plan, model, key, ids[alive], cond, state, stretch)
+            state, value = _stretch(plan, model, key, ids[alive], cond, state, stretch, process=process)
         raise_if_bad(np.asarray(state[2]), times)
         done, at = done + (end - at) * len(alive), end
         if i < len(ends):
@@ -249,10 +259,10 @@ def _begin(plan, start, key, ids, cond, t, *, process, event):
     return begin(plan.solver, start, key, ids, cond, t, process=process, event=event)[0]
 
 
-@jax.jit
-def _stretch(plan, model, key, ids, cond, state, rows):
+@functools.partial(jax.jit, static_argnames="process")
+def _stretch(plan, model, key, ids, cond, state, rows, *, process):
     """The state after the rows, and the intermediate rewards of the last one where it is to be judged."""
-    bound = BoundModel(model, cond)
+    bound = BoundModel(model, cond, process)
 
     def body(carry, row):
         state, _ = carry

@@ -81,7 +81,8 @@ class ClassLogProb(ImageReward):
         """See the class."""
         log_probs = jax.nn.log_softmax(_classifier(self.dataset).unit_logits(unit, loop_safe=self.loop_safe))
         label = jnp.broadcast_to(jnp.asarray(self.label if label is None else label, jnp.int32), log_probs.shape[:1])
-        return jnp.take_along_axis(log_probs, label[:, None], axis=1)[:, 0]
+        known = (label >= 0) & (label < log_probs.shape[1])
+        return jnp.where(known, jnp.take_along_axis(log_probs, jnp.where(known, label, 0)[:, None], axis=1)[:, 0], jnp.nan)
 
     def __call__(self, x, cond=None):
         """``(batch,)``; ``cond`` where, and only where, there is no label of its own."""

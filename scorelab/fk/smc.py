@@ -6,7 +6,9 @@ base chain ``p`` to a guided proposal :math:`\tau`, and
 
 .. math:: E\Big[\prod_{\text{resamplings}} \tfrac1N\sum_i w_i\Big] = Z
 
-without bias for any number of particles, when the times of resampling are fixed in advance.
+without bias for any number of particles: whatever is decided by the particles of a time, which may be when to resample and
+how a reward is believed, leaves the expectation of what comes after as it is. The derivative of ``log_z`` (``jax.grad``) is
+that of the weights along whole paths, such as the mean reward of the tilted law for :math:`\lambda`.
 """
 
 from __future__ import annotations
@@ -54,7 +56,8 @@ class FeynmanKac(Solver):
     Averages: :func:`scorelab.fk.weighted_mean`; equally weighted samples: ``resample_final=True``.
 
     Diagnostics: ``ess`` and ``resampled`` at every model call, ``final_ess``, ``unique_roots`` (how many of the first particles
-    have descendants), ``root`` ``(n,)``, ``bad_weights``, ``clipped``, and ``ancestors`` where asked for. ``final_ess`` is that
+    have descendants), ``root`` ``(n,)``, ``bad_weights`` (log-weights that were NaN or ``+inf``, which count as zero), ``dead``
+    (populations that ended without any weight above zero), ``clipped``, and ``ancestors`` where asked for. ``final_ess`` is that
     before a last resampling. A trajectory (``keep="all"``) shows places, among which lineages jump.
 
     Attributes:
@@ -176,8 +179,8 @@ class FeynmanKac(Solver):
     def advance(self, model, keys, y, carry, row, seen) -> tuple[Array, Cloud]:
         """Weigh, perhaps resample, and move."""
         groups = len(carry.log_z)
-        entering = row["enter"] > 0
-        increment, memory = self.potential.weigh(carry.memory, y, seen, _own_keys(keys), row, model.cond)
+        entering, known = row["enter"] > 0, row | {"populations": groups}
+        increment, memory = self.potential.weigh(carry.memory, y, seen, _own_keys(keys), known, model.cond)
         increment = jnp.where(entering, increment, 0.0)
         memory = jax.tree.map(lambda new, old: jnp.where(entering, new, old), memory, carry.memory)
         log_w, bad, clipped = add(carry.log_w, increment, groups, self.clip)
@@ -223,7 +226,7 @@ class FeynmanKac(Solver):
         seen = jax.vmap(lambda r: jnp.zeros(log_w.shape[1], jnp.int32).at[r].set(1))(roots)
         whole = dict(
             log_z=carry.log_z + log_mean_exp(log_w), final_ess=carry.end[0], unique_roots=jnp.sum(seen, axis=1),
-            bad_weights=carry.bad, clipped=jnp.sum(records["clipped"], axis=0) + carry.end[1],
+            bad_weights=carry.bad, dead=carry.end[0] == 0, clipped=jnp.sum(records["clipped"], axis=0) + carry.end[1],
             **{name: jnp.moveaxis(records[name], 0, 1) for name in ("ess", "resampled", "ancestors") if name in records},
         )  # fmt: skip
         if self.record_ancestors and self.resample_final:
@@ -234,11 +237,15 @@ class FeynmanKac(Solver):
 
     def review(self, diagnostics):
         """Warn about weights that were not numbers, and about populations without any."""
-        bad, dead = np.sum(on_host(diagnostics["bad_weights"])), np.sum(on_host(diagnostics["final_ess"]) == 0)
+        counts = diagnostics["bad_weights"], diagnostics["final_ess"]
+        if any(isinstance(count, jax.core.Tracer) for count in counts):
+            return  # a derivative in a weight: the samples are numbers, and these are not
+        bad, dead = np.sum(on_host(counts[0])), np.sum(on_host(counts[1]) == 0)
         if bad or dead:
             warnings.warn(
-                f"FeynmanKac met {bad} log-weights that were NaN or +inf, which count as zero; {dead} populations ended without "
-                "any weight above zero: expected a potential that is finite somewhere in every population",
+                f"FeynmanKac met {bad} log-weights that were NaN or +inf, which count as zero; {dead} of {np.size(counts[1])} "
+                "populations ended without any weight above zero: expected rewards and models that are numbers, and a potential "
+                "that is finite somewhere in every population",
                 WeightsWarning,
                 stacklevel=3,
             )

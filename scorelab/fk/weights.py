@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scorelab.typing import Array, Key
 
@@ -35,11 +36,20 @@ def normalised(log_weights: Array, axis: int = -1) -> Array:
 
 
 def weighted_mean(values: Array, log_weights: Array) -> Array:
-    r""":math:`\sum_i W_i v_i`, for ``values`` ``(n, ...)`` and ``log_weights`` ``(n,)``.
+    r""":math:`\sum_i W_i v_i`, for ``values`` ``(n, ...)`` and ``log_weights`` ``(n,)``; NaN where no weight is above zero.
 
     Averages are better taken so than after resampling, which only adds noise.
+
+    Raises:
+        ValueError: other shapes.
     """
-    return jnp.tensordot(normalised(jnp.asarray(log_weights)), jnp.asarray(values), axes=1)
+    values, log_weights = jnp.asarray(values), jnp.asarray(log_weights)
+    if log_weights.ndim != 1 or values.shape[:1] != log_weights.shape:
+        raise ValueError(
+            f"weighted_mean.log_weights has shape {log_weights.shape} for values of shape {values.shape}: expected one per value"
+        )
+    mean = jnp.tensordot(normalised(log_weights), values, axes=1)
+    return jnp.where(jnp.max(log_weights) > -jnp.inf, mean, jnp.nan)
 
 
 def best_of(x: Array, rewards: Array, particles: int) -> Array:
@@ -61,8 +71,20 @@ def best_of(x: Array, rewards: Array, particles: int) -> Array:
 
 
 def one_of_each(key: Key, log_weights: Array, particles: int) -> Array:
-    """The index of one particle of every population, drawn by the weights: independent samples, ``(populations,)``."""
-    log_weights = jnp.asarray(log_weights).reshape(-1, particles)
+    """The index of one particle of every population, drawn by the weights: independent samples, ``(populations,)``.
+
+    Raises:
+        ValueError: ``particles`` does not divide the weights; a population in which no weight is above zero (not seen under
+            ``jit``, where one of all its particles is drawn).
+    """
+    log_weights = jnp.asarray(log_weights)
+    if particles < 1 or log_weights.size % particles:
+        raise ValueError(f"one_of_each.particles = {particles}: expected a divisor of the {log_weights.size} weights")
+    log_weights = log_weights.reshape(-1, particles)
+    if not isinstance(log_weights, jax.core.Tracer):
+        dead = np.flatnonzero(~(np.max(np.asarray(log_weights), axis=1) > -np.inf))
+        if len(dead):
+            raise ValueError(f"one_of_each.log_weights of population {dead[0]} are all zero weights: expected one above zero")
     picked = jax.random.categorical(key, jnp.log(normalised(log_weights)), axis=-1)
     return picked + particles * jnp.arange(len(log_weights))
 

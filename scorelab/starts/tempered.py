@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Gaussian
-from scorelab.processes.base import Process
+from scorelab.processes.base import Process, require_same_process
 from scorelab.starts.base import Start
 from scorelab.typing import Array, partly_static
 
@@ -36,7 +36,8 @@ class Tempered(Start):
         target: what ``log_density(y, t, cond)`` and ``log_tilt(y, t, cond)`` are asked of, a :class:`scorelab.fk.Composition`.
 
     Raises:
-        ValueError: exponents whose sum is not positive; a product that is not normalisable at the first grid time.
+        ValueError: exponents whose sum is not positive; a product that is not normalisable at the first grid time; a target under
+            another process.
     """
 
     exponents: tuple[Array | float | Callable[[Array], Array], ...] = (1.0,)
@@ -50,7 +51,9 @@ class Tempered(Start):
             )
 
     def on_grid(self, process, times, model=None, cond=None):
-        """Itself, after a look at whether the product at the first time has a variance."""
+        """Itself, after a look at the process of the target, and at whether the product at the first time has a variance."""
+        if (known := getattr(self.target, "process", None)) is not None:
+            require_same_process("Tempered", sampled=process, target=known)
         if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self.exponents, self.laws))):
             with jax.ensure_compile_time_eval():
                 # Any event shape will do where there are no moments.

@@ -122,6 +122,22 @@ def test_tilts_of_a_gaussian_and_of_a_mixture():
     assert abs(d_log_z) < 0.06
 
 
+def halfway(process, t):
+    return 0.5 * (1 - t)
+
+
+def test_a_tilt_ends_at_its_target_whatever_the_ramp_is_worth_there():
+    reward = jax.tree_util.Partial(parabola, jnp.asarray(1.5), jnp.asarray(1.0))
+    out = run(fk.tilted(NORMAL, reward, ramp=halfway), n=4096)
+    # N(.5, 1) with the whole parabola: N(1, 1/2), and half of the ramp would be N(.83, 2/3). Noise of t = .001 is far below.
+    w, x = np.asarray(fk.normalised(out.log_weights), np.float64), np.asarray(out.x, np.float64)[:, 0]
+    left = float(out.diagnostics["final_ess"])
+    assert abs(w @ x - 1.0) < 4 * np.sqrt(0.5 / left)
+    assert abs(w @ (x - w @ x) ** 2 - 0.5) < 4 * 0.5 * np.sqrt(2 / left)
+    # Four standard errors of the mean of weights, of the relative variance n / ess - 1, and the bias of 80 steps seen above.
+    assert abs(float(out.log_z) + 0.5 * np.log(2) + 0.25) < 4 * np.sqrt((4096 / left - 1) / 4096) + 0.03
+
+
 def test_the_flow_anchor_finds_the_narrow_mode_at_low_temperature():
     for beta in (2.0, 5.0, 10.0):
         corrected = fk.annealed(HARD, beta)
@@ -347,3 +363,58 @@ def test_a_product_without_a_variance_is_refused(exponents, laws):
 def test_the_event_of_the_moments_is_checked():
     with pytest.raises(ValueError, match="laws has points of shape"):
         starts.Tempered(exponents=(2.0,), laws=LAWS[:1]).check_arrays(4, (3,))
+
+
+EDM = processes.Gaussian(schedule=schedules.EDM())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda a, b: fk.product([a, b]),
+        lambda a, b: fk.geometric(a, b, 2.0),
+        lambda a, b: fk.weighted([a, a, b], [1.0, 1.0, -0.5]),
+    ],
+    ids=["product", "geometric", "weighted"],
+)
+def test_experts_under_two_processes_are_refused(build):
+    message = r"Composition: model 0.*VPLinear.* and model \d.*EDM"
+    with pytest.raises(ValueError, match=message):
+        build(FIRST, mixture((0.3, 0.7), (-1, 2), (0.7, 0.6), process=EDM))
+    # What does not say so beforehand is refused when it is called.
+    blind = lambda y, t, cond: EDM.predict(y, t, eps=y)
+    model = build(FIRST, blind).model
+    for call in (lambda y: model(y, 0.5), lambda y: model.evaluate(y, 0.5, None, jax.random.split(jax.random.key(0), 2), 0)):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(call, jnp.zeros((2, 1)))
+
+
+def test_a_composition_of_another_process_than_the_sampled_one_is_refused():
+    with pytest.raises(ValueError, match=r"Tempered: sampled.*EDM.* and target.*VPLinear"):
+        run(fk.product([FIRST, SECOND]), process=EDM, t_max=10.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: fk.annealed(FIRST, np.float32(-1.0)), "annealed.beta"),
+        (lambda: fk.product([FIRST], jnp.asarray(np.nan)), "product.beta"),
+        (lambda: fk.tilted(FIRST, lambda x: x).model.log_tilt(jnp.zeros((2, 1)), 0.5), r"Tilt.reward returned shape \(2, 1\)"),
+        (
+            lambda: fk.weighted([FIRST], [1.0], tilt=lambda y, t, process, cond: y).model.log_tilt(jnp.zeros((2, 1)), 0.5),
+            r"Composition.tilt returned shape \(2, 1\)",
+        ),
+    ],
+)
+def test_errors_name_the_field(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_a_blind_composition_of_another_process_is_refused_when_it_is_called():
+    blind = lambda y, t, cond: EDM.predict(y, t, eps=y)
+    corrected = fk.weighted([blind], [2.0], laws=[densities.Gaussian(np.zeros(1), 1.0)])
+    solver = fk.FeynmanKac(base=solvers.DPMSolverPP(order=2, eta=1.0), potential=corrected.potential)
+    grid = grids.Quadratic(4, t_min=T_MIN, clean=False)
+    with pytest.raises(ValueError, match=r"VPLinear.* and .*EDM"):
+        sample(corrected.model, VP, solver=solver, grid=grid, start=corrected.start, key=jax.random.key(0), shape=(4, 1))

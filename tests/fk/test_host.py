@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab import NonFiniteSample, fk, sample
+from scorelab import NonFiniteSample, fk, models, processes, sample, schedules
 
-from .chains import BASE, GRID, MODEL, SCALE, VP, reward
+from .chains import BASE, GRID, LAW, MODEL, SCALE, VP, reward
 
 KEY = jax.random.key(7)
 
@@ -64,11 +64,48 @@ def test_a_large_batch_does_not_hang_the_callback():
     reward_of_images = fk.Callback(lambda x: x.reshape(len(x), -1).mean(1))
     process = VP
     law = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward_of_images, 1.0, every=25), particles=256)
-    from scorelab import densities, models
+    from scorelab import densities
 
     model = models.ExactModel(densities.Gaussian(np.zeros((28, 28, 1)), 0.25), process)
     out = sample(model, process, solver=law, grid=GRID, key=KEY, shape=(512, 28, 28, 1))
     assert np.all(np.isfinite(out.log_weights))
+
+
+def mistaken(x):
+    """A reward with an error of its own."""
+    raise KeyError("no such prompt")
+
+
+@pytest.mark.parametrize("ways", [sample, fk.sample_between], ids=["inside", "between"])
+@pytest.mark.parametrize(
+    ("fn", "error", "message"),
+    [(mistaken, KeyError, "no such prompt"), (lambda x: x, ValueError, r"Callback\.fn returned .* \(128, 1\)")],
+)
+def test_what_a_reward_raises_arrives_as_itself(ways, fn, error, message, caplog):
+    walk = fk.FeynmanKac(base=BASE, potential=fk.Difference(fk.Callback(fn), SCALE, every=10), particles=64)
+    with pytest.raises(error, match=message):
+        ways(MODEL, VP, solver=walk, **arguments(shape=(128, 1)))
+    # JAX would print the traceback of its own thread as well.
+    assert not caplog.records
+
+
+def test_a_derivative_passes_by_what_looks_at_numbers():
+    def looked_at(ess):
+        fk.FeynmanKac().review(dict(bad_weights=np.zeros(1), final_ess=ess))
+        return ess[0]
+
+    assert jax.grad(looked_at)(np.zeros(1, np.float32)) == 1
+    with pytest.raises(TypeError, match=r"Callback\.fn under a transformation"):
+        jax.grad(lambda x: fk.Callback(InNumPy()).on_host(x).sum())(np.zeros((2, 1), np.float32))
+
+
+@pytest.mark.parametrize("knows", [True, False], ids=["known", "asked"])
+def test_a_model_of_another_process_is_refused(knows):
+    other = processes.Gaussian(schedule=schedules.EDM())
+    model = models.ExactModel(LAW, other)
+    model = model if knows else lambda y, t, cond, model=model: model(y, t)
+    with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
+        fk.sample_between(model, VP, solver=solver(fk.Callback(InNumPy())), **arguments())
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
-from scorelab import fk, models, training
+from scorelab import densities, fk, models, processes, schedules, training
 
 from .chains import LAW, VP
 
@@ -66,4 +67,43 @@ def test_errors_name_the_field(change, error, message):
 def test_one_number_per_point_in_any_shape():
     net = models.Denoiser(net=models.nets.MLP(width=8, depth=1), process=VP)
     params = net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-    assert fk.LearnedReward(params=params, denoiser=net)(jnp.zeros((3, 4, 4, 1)), 0.5).shape == (3,)
+    learned = fk.LearnedReward(params=params, denoiser=net)
+    assert learned(jnp.zeros((3, 4, 4, 1)), 0.5).shape == (3,)
+    # Noise levels of another process are other noise levels.
+    y, edm = jnp.zeros((3, 4, 4, 1)), processes.Gaussian(schedule=schedules.EDM())
+    with pytest.raises(ValueError, match=r"Learned: sampled.*EDM.* and learned.*VPLinear"):
+        fk.Learned(learned).value(None, 1.0, None, y, edm.predict(y, 0.5, eps=y))
+
+
+def test_the_best_beliefs_of_a_gaussian_are_those_in_closed_form():
+    # x_0 given y_t is N(D, C): a sampled belief of a linear reward, and the likelihood of a measurement.
+    rng, t = np.random.default_rng(0), 0.4
+    alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
+    y = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
+    unit = models.ExactModel(densities.Gaussian(np.zeros(2), 1.0), VP)(y, jnp.asarray(t))
+    variance, draws, scale = sigma**2 / (alpha**2 + sigma**2), 4000, 0.7
+    keys = jax.random.split(jax.random.key(0), 3)
+    found = fk.Posterior(samples=draws, data_std=1.0).value(lambda x: x[:, 0], jnp.asarray(scale), keys, y, unit)
+    exact = scale * np.asarray(unit.denoised)[:, 0] + scale**2 * variance / 2
+    # Five standard errors of the mean of a log-normal.
+    np.testing.assert_allclose(found, exact, atol=5 * np.sqrt(np.expm1(scale**2 * variance) / draws))
+
+    root, mean, matrix, noise = rng.normal(size=(2, 2)), rng.normal(size=2), rng.normal(size=(1, 2)), 0.3
+    cov, values = root @ root.T + 0.2 * np.eye(2), rng.normal(size=1)
+    law = densities.Gaussian(mean, cov)
+    prediction = models.ExactModel(law, VP)(y, jnp.asarray(t))
+    measurement = models.LinearMeasurement(matrix=matrix, values=values, std=noise)
+    blurred = fk.Blurred(measurement=measurement, law=law).value(None, jnp.asarray(1.0), keys, y, prediction)
+    # Of the joint Gaussian of y_t and m.
+    gain = alpha * cov @ np.linalg.inv(alpha**2 * cov + sigma**2 * np.eye(2))
+    centre = (mean + (np.asarray(y, np.float64) - alpha * mean) @ gain.T) @ matrix.T
+    spread = matrix @ (cov - alpha * gain @ cov) @ matrix.T + noise**2
+    np.testing.assert_allclose(blurred, stats.norm.logpdf(values, centre, np.sqrt(spread))[:, 0], atol=1e-4)
+
+
+def test_a_reward_of_another_shape_would_broadcast_and_is_refused():
+    net = models.Denoiser(net=models.nets.MLP(width=8, depth=1), process=VP)
+    learner = fk.RewardLearner(net, lambda x: x, optax.adam(1e-3))
+    batch = {"x": np.zeros((4, 1), np.float32)}
+    with pytest.raises(ValueError, match=r"reward returned shape \(4, 1\): expected \(4,\)"):
+        learner.update(learner.init(jax.random.key(0), batch), batch, jax.random.key(1))

@@ -137,6 +137,9 @@ def test_a_belief_that_is_no_number_is_the_least_and_a_broken_candidate_is_repor
         (dict(solver=fk.FeynmanKac()), ValueError, "independent samples"),
         (dict(solver=solvers.Diffrax()), ValueError, "fixed number of model calls"),
         (dict(ids=np.arange(3)), ValueError, "ids has shape"),
+        (dict(ids=np.arange(N) - 1), ValueError, "expected integers from 0"),
+        (dict(ids=np.arange(N) + 0.5), ValueError, "expected integers from 0"),
+        (dict(ids=np.arange(N) + 2**40), ValueError, "expected integers from 0"),
         (dict(cond=np.arange(N)), ValueError, "cond differs within populations"),
     ],
 )
@@ -145,3 +148,10 @@ def test_errors(change, error, message):
     run = arguments(**{name: change.pop(name) for name in ("solver", "ids", "cond") if name in change})
     with pytest.raises(error, match=message):
         fk.prune(models.ExactModel(MIXTURE, VP), VP, pruning=fk.Pruning(**change), **run)
+
+
+def test_a_model_of_another_process_is_refused():
+    other = models.ExactModel(MIXTURE, processes.Gaussian(schedule=schedules.EDM()))
+    for model in (other, lambda y, t, cond: other(y, t)):
+        with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
+            fk.prune(model, VP, pruning=fk.Pruning(first, {1: 12}), **arguments())

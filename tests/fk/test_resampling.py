@@ -106,6 +106,17 @@ def test_effective_sample_size_and_means():
     np.testing.assert_allclose(fk.weighted_mean(x, LOG_W), W @ x, atol=1e-6)
 
 
+def test_a_population_without_weights_has_no_mean_and_no_member():
+    none = np.full(4, -np.inf)
+    assert np.all(np.isnan(fk.weighted_mean(np.ones((4, 3)), none)))
+    with pytest.raises(ValueError, match="population 1 are all zero"):
+        fk.one_of_each(jax.random.key(0), np.concatenate([np.zeros(4), none]), 4)
+    with pytest.raises(ValueError, match="particles = 3: expected a divisor of the 4"):
+        fk.one_of_each(jax.random.key(0), np.zeros(4), 3)
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) for values of shape \(4,\)"):
+        fk.weighted_mean(np.ones(4), np.zeros((2, 2)))
+
+
 class TestPolicies:
     """Of one population with the weights above."""
 
@@ -148,27 +159,31 @@ class TestPolicies:
         np.testing.assert_array_equal(moved.log_weights, 0.0)
         assert float(moved.log_z) == pytest.approx(np.log(np.exp(log_w).mean()), abs=1e-4)
 
-    def test_birth_and_death_follow_the_weights_to_first_order(self):
-        # For small increments d the expected offspring is 1 + d - mean(d), as that of weights exp(d).
-        increments = 0.05 * (LOG_W - LOG_W.mean())
-        policy = fk.BirthDeath()
-        move = lambda key: policy.move(key, jnp.asarray(increments), fk.systematic, jnp.asarray(7), jnp.asarray(0.5))
+    def test_birth_and_death_give_every_particle_its_share(self):
+        # Exactly, for weights of any size, those of a start and of the dead included.
+        log_w = np.where(np.arange(N) % 8 == 0, -np.inf, LOG_W)
+        share = np.exp(log_w) / np.exp(log_w).mean()
+        move = lambda key: fk.BirthDeath().move(key, jnp.asarray(log_w), fk.systematic, jnp.asarray(7), jnp.asarray(0.5))
         moved = jax.vmap(move)(jax.random.split(jax.random.key(6), DRAWS))
         counts = np.stack([np.bincount(row, minlength=N) for row in np.asarray(moved.index)])
-        # Six standard errors of a count with variance below 0.1, and the second order of the increments (0.1^2).
-        np.testing.assert_allclose(counts.mean(0), 1 + increments, atol=6 * np.sqrt(0.1 / DRAWS) + 0.01)
-        np.testing.assert_allclose(moved.log_z, increments.mean(), atol=1e-6)
+        # Five standard errors (64 comparisons), of a count that varies less than an independent draw, whose variance is its share.
+        assert np.all(np.abs(counts.mean(0) - share) < 5 * np.sqrt(np.maximum(share, 1e-4) / DRAWS))
+        assert np.all(counts[:, ::8] == 0)
+        np.testing.assert_allclose(moved.log_z, np.log(np.exp(log_w).mean()), atol=1e-5)
         np.testing.assert_array_equal(moved.log_weights, 0.0)
+        # Whoever is above the mean keeps its place.
+        above = share > 1
+        np.testing.assert_array_equal(moved.index[:, above], np.broadcast_to(np.arange(N)[above], (DRAWS, above.sum())))
 
-    def test_the_dead_are_replaced_by_the_weights(self):
-        log_w = jnp.where(jnp.arange(N) < N // 2, jnp.asarray(1e-3 * LOG_W), -jnp.inf)
-        move = lambda key: fk.BirthDeath().move(key, log_w, fk.systematic, jnp.asarray(7), jnp.asarray(0.5))
-        moved = jax.vmap(move)(jax.random.split(jax.random.key(8), 4000))
-        counts = np.stack([np.bincount(row, minlength=N) for row in np.asarray(moved.index)])
-        assert np.all(counts[:, N // 2 :] == 0)
-        # Nearly equal weights: two each, to five standard errors of a count of variance one.
-        np.testing.assert_allclose(counts[:, : N // 2].mean(0), 2, atol=5 / np.sqrt(4000) + 0.01)
-        np.testing.assert_allclose(moved.log_z, np.log(0.5), atol=0.01)
+    @pytest.mark.parametrize("policy", [fk.Always(), fk.BirthDeath()], ids=lambda p: type(p).__name__)
+    def test_weights_that_are_spent_leave_their_derivative_to_the_offspring(self, policy):
+        def constant(log_w):
+            moved = policy.move(jax.random.key(0), log_w, fk.systematic, jnp.asarray(7), jnp.asarray(0.5))
+            return moved.log_z + fk.log_mean_exp(moved.log_weights), moved.index
+
+        for log_w in (LOG_W, np.where(LOG_W > 0, LOG_W, -np.inf)):
+            slopes, index = jax.grad(constant, has_aux=True)(jnp.asarray(log_w))
+            np.testing.assert_allclose(slopes, np.bincount(index, minlength=N) / N, atol=1e-6)
 
     def test_equal_weights_are_left_alone(self):
         moved = self.move(fk.Always(), np.full(N, 3.0))
@@ -176,7 +191,7 @@ class TestPolicies:
         np.testing.assert_array_equal(moved.log_weights, 3.0)
 
     def test_a_population_without_weights_stays(self):
-        for policy in (fk.Always(), fk.BirthDeath(), fk.Islands(4)):
+        for policy in (fk.Always(), fk.BirthDeath(), fk.Islands(4), fk.Islands(4, fk.BirthDeath(), fk.BirthDeath())):
             moved = self.move(policy, np.full(N, -np.inf))
             np.testing.assert_array_equal(moved.index, np.arange(N))
             np.testing.assert_array_equal(moved.log_weights, -np.inf)
