@@ -115,21 +115,14 @@ def sample(
         raise ValueError(f"sample.keep = {keep!r}: expected 'last' or 'all'")
     start = Prior() if start is None else start
     require_spec(sample, Start, start=start)
-    if not is_model_pytree(model):
-        model = jax.tree_util.Partial(model)
-    check_key("sample", key)
-    ids = check_ids(ids, n)
-    start, times = start.on_grid(process, check_times(grid, process, grid.times(process)), model, cond)
+    population = solver.population(n)
+    model, ids, times = check_walk("sample", model, process, grid, key, n, population, cond, ids)
+    start, times = start.on_grid(process, times, model, cond)
     rows = solver.table(process, times)
     step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):
         start.check(int(np.max(on_host(ids))) + 1, event, process)
         start.suit("sample", process, float(times[0]), model)
-    population = solver.population(n)
-    check_leading(cond, n, population)
-    for name, value in per_sample_values(model).items():
-        check_leading(value, n, population, name)
-    check_labels(model, cond)
     size = _chunk_size(n, event, chunk, mesh, population)
     # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
     traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
@@ -254,6 +247,25 @@ def check_shape(shape) -> tuple[int, tuple[int, ...]]:
     return int(shape[0]), tuple(int(s) for s in shape[1:])
 
 
+def check_walk(
+    where: str, model: Model, process: Process, grid: Grid, key: Key, n: int, population: int, cond: Pytree, ids: Any = None
+) -> tuple[Model, Array, np.ndarray]:
+    """What every walk asks of its arguments: the model as a pytree, the ids as int32, and the host times of the grid.
+
+    Raises:
+        TypeError: no PRNG key.
+        ValueError: times outside the domain of the process, ids or labels out of range, conditions or per-sample numbers of the
+            model without one row for each of the ``n`` samples, or with several values in one population.
+    """
+    check_key(where, key)
+    check_leading(cond, n, population, where=where)
+    for name, value in per_sample_values(model).items():
+        check_leading(value, n, population, name, where)
+    check_labels(model, cond)
+    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
+    return model, check_ids(where, ids, n), check_times(grid, process, grid.times(process))
+
+
 def check_key(where: str, key: Key) -> None:
     """Raise TypeError unless ``key`` is one PRNG key."""
     typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -263,17 +275,17 @@ def check_key(where: str, key: Key) -> None:
         raise TypeError(f"{where}.key is {found}: expected one PRNG key, such as jax.random.key(0)")
 
 
-def check_ids(ids: Array | None, n: int) -> Array:
+def check_ids(where: str, ids: Array | None, n: int) -> Array:
     """The samples' ids as int32 ``(n,)``; ValueError for what is not one integer in [0, 2**31) for each sample."""
     if ids is None:
         return np.arange(n, dtype=np.int32)
     found = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     if found.shape != (n,) or not jnp.issubdtype(found.dtype, jnp.integer):
-        raise ValueError(f"sample.ids is {found.dtype} of shape {found.shape}: expected integers ({n},), one for each sample")
+        raise ValueError(f"{where}.ids is {found.dtype} of shape {found.shape}: expected integers ({n},), one for each sample")
     if not isinstance(found, jax.core.Tracer):
         low, high = int(np.min(on_host(found))), int(np.max(on_host(found)))
         if low < 0 or high >= 2**31:
-            raise ValueError(f"sample.ids has values {low} to {high}: expected integers in [0, {2**31 - 1}]")
+            raise ValueError(f"{where}.ids has values {low} to {high}: expected integers in [0, {2**31 - 1}]")
     return found.astype(np.int32)
 
 

@@ -275,10 +275,9 @@ def test_the_scale_of_a_law_is_that_of_its_moments(law):
     ("spoil", "message"),
     [
         (dict(label=np.array([0, 1, 2, 9], np.int32)), r"at step 1 .*cond has labels 0 to 9: expected 0 to 4, the classes of MLP"),
-        (dict(label=np.array([0, 1, 2, -4], np.int32)), r"cond has labels -4 to 2: expected 0 to 4"),
         (dict(x=np.array([[0, 1], [np.nan, 0], [0, 0], [np.inf, 1]], "f")), r"batch\['x'\] has 2 values that are not finite"),
     ],
-    ids=["class 9", "class -4", "data"],
+    ids=["class", "data"],
 )
 def test_a_loss_that_is_no_number_names_its_cause(spoil, message):
     arrays = dict(x=np.ones((4, 2), np.float32), label=np.arange(4, dtype=np.int32)) | spoil

@@ -13,7 +13,7 @@ import numpy as np
 from scorelab.data import Batches
 from scorelab.grids import Explicit, Grid
 from scorelab.processes.base import Process
-from scorelab.sampling import check_shape, sample
+from scorelab.sampling import check_shape, check_walk, sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed, Prior, Start
 from scorelab.typing import Array, Key, Model, Pytree, on_host, per_example_keys, require_spec
@@ -59,8 +59,8 @@ def teacher_pairs(
     if solver.stochastic:
         raise ValueError(f"teacher_pairs.solver = {solver!r} draws noise: expected a deterministic solver, such as Heun()")
     n, event = check_shape(shape)
-    start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
-    ids = np.arange(n, dtype=np.int32)
+    _, ids, times = check_walk("teacher_pairs", model, process, grid, key, n, 1, cond)
+    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
     t = jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float))
     y = start.draw(per_example_keys(key, ids), ids, process, t, event)
     out = sample(

@@ -14,11 +14,11 @@ from scorelab.grids import Grid
 from scorelab.losses import DenoisingScoreMatching, FlowWeighting, Times, UniformTimes, Weighting
 from scorelab.models.ask import ask
 from scorelab.processes.base import Process
-from scorelab.sampling import check_leading, check_shape
+from scorelab.sampling import check_shape, check_walk
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
 from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, per_example_keys, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +81,8 @@ def straightness(
     require_spec(straightness, Process, process=process)
     require_spec(straightness, Grid, grid=grid)
     n, event = check_shape(shape)
-    check_leading(cond, n, 1)
-    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
-    start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
-    ids = np.arange(n, dtype=np.int32)
+    model, ids, times = check_walk("straightness", model, process, grid, key, n, 1, cond)
+    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
     y = start.draw(per_example_keys(key, ids), ids, process, jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float)), event)
     nodes = Nodes.at(process, times)
     weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])

@@ -22,8 +22,8 @@ from scorelab.sampling import (
     Samples,
     assemble,
     begin,
-    check_leading,
     check_shape,
+    check_walk,
     first_bad,
     raise_if_bad,
     row_keys,
@@ -31,7 +31,7 @@ from scorelab.sampling import (
 )
 from scorelab.solvers.base import BoundModel
 from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, require_spec
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,11 @@ def sample_between(
         raise ValueError("sample_between.solver has a potential with_cond=True: expected a reward of the samples alone")
     if (known := known_process(model)) is not None:
         require_same_process("sample_between", process=process, model=known)
-    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
-    start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
     n, event = check_shape(shape)
     if n % (population := solver.population(n)):
         raise ValueError(f"sample_between.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
-    check_leading(cond, n, population)
-    ids = jnp.arange(n, dtype=jnp.int32)
+    model, ids, times = check_walk("sample_between", model, process, grid, key, n, population, cond)
+    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
     start.check(n, event, process)
     reward, silent = solver.potential.reward, _with_rewards(solver, jnp.zeros(n))
     rows = working_precision(solver.table(process, times))

@@ -22,7 +22,7 @@ from scorelab.fk.composition import known_process
 from scorelab.fk.intermediate import Denoised, Intermediate
 from scorelab.grids import Grid
 from scorelab.processes.base import Process, require_same_process
-from scorelab.sampling import begin, check_leading, check_shape, first_bad, raise_if_bad, row_keys, working_precision
+from scorelab.sampling import begin, check_shape, check_walk, first_bad, raise_if_bad, row_keys, working_precision
 from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
 from scorelab.typing import (
@@ -30,7 +30,6 @@ from scorelab.typing import (
     Key,
     Model,
     Pytree,
-    is_model_pytree,
     partly_static,
     per_example,
     per_example_keys,
@@ -188,18 +187,12 @@ def prune(
             f"prune.shape = ({n}, ...) with populations of {particles}, of which {pruning.keep[0][1]} are kept: expected whole "
             "populations of more"
         )
-    check_leading(cond, n, particles)
     if (known := known_process(model)) is not None:
         require_same_process("prune", process=process, model=known)
-    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
-    start, times = (Prior() if start is None else start).on_grid(process, grid.times(process), model, cond)
+    model, ids, times = check_walk("prune", model, process, grid, key, n, particles, cond, ids)
+    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
     if pruning.keep[-1][0] >= len(times) - 1:
         raise ValueError(f"Pruning.keep = {dict(pruning.keep)}: expected steps from 0 to {len(times) - 2}, those of the grid")
-    ids = np.arange(n, dtype=np.int32) if ids is None else np.asarray(ids)
-    if ids.shape != (n,):
-        raise ValueError(f"prune.ids has shape {ids.shape}: expected ({n},)")
-    if not np.issubdtype(ids.dtype, np.integer) or ids.min() < 0 or ids.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"prune.ids = {ids!r}: expected integers from 0 to {np.iinfo(np.int32).max}")
     start.check(int(np.max(ids)) + 1, event, process)
 
     rows = working_precision(solver.table(process, times))
