@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from scorelab.run.faults import RunFailed, Stopped
 from scorelab.run.sources import ConfigError
 
 EPILOG = """\
@@ -27,7 +26,6 @@ interrupted.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    # A pipe that is closed early (scorelab ... | head) is no error of ours.
     arguments = _parser().parse_args(argv)
     try:
         arguments.command(arguments)
@@ -36,20 +34,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"scorelab: error: {error}", file=sys.stderr)
         return 2
-    except (FloatingPointError, RunFailed) as error:
+    except BrokenPipeError:
+        # A pipe that is closed early (scorelab data | head) is no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (FloatingPointError, OSError) as error:
         if arguments.debug:
             raise
         print(f"scorelab: failed: {error}", file=sys.stderr)
         return 1
-    except Stopped as error:
-        print(f"scorelab: {error}", file=sys.stderr)
-        return error.status
-    except KeyboardInterrupt:
-        print("scorelab: interrupted; the same command with --resume continues", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except KeyboardInterrupt as error:
+        # A run that was stopped says where (faults.Stopped), and SIGTERM is no failure.
+        text = str(error) or "interrupted; the same command with --resume continues"
+        print(f"scorelab: {text}", file=sys.stderr)
+        return getattr(error, "status", 130)
     return 0
 
 
