@@ -65,7 +65,8 @@ def train(experiment: Experiment, workdir: Workdir, console: Console, signals: S
             stop=stop,
         )
     if signals.received is not None:
-        raise Stopped(signals.received, f"checkpoint of step {int(state.step)} of {experiment.steps} in {shown(workdir.checkpoints)}")
+        where = f"checkpoint of step {int(state.step)} of {experiment.steps} in {shown(workdir.checkpoints)}"
+        raise Stopped(signals.received, where)
     workdir.window.unlink(missing_ok=True)
     console.stage(
         "train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}"
