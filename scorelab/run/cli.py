@@ -30,10 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return _run_command(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        # A run that was stopped says where (faults.Stopped), and SIGTERM is no failure.
         again = "; the same command with --resume continues" if hasattr(arguments, "resume") else ""
-        print(f"scorelab: interrupted{again}", file=sys.stderr)
-        return 130
+        print(f"scorelab: {str(error) or 'interrupted' + again}", file=sys.stderr)
+        return getattr(error, "status", 130)
     except BrokenPipeError:
         # A pipe that is closed early (scorelab ... | head) is no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -43,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(arguments: argparse.Namespace) -> int:
     import warnings
 
-    from scorelab.run.faults import RunFailed, Stopped
     from scorelab.run.sources import ConfigError
 
     with warnings.catch_warnings():
@@ -55,12 +55,9 @@ def _run_command(arguments: argparse.Namespace) -> int:
                 raise
             print(f"scorelab: error: {error}", file=sys.stderr)
             return 2
-        except Stopped as error:
-            print(f"scorelab: {error}", file=sys.stderr)
-            return error.status
         except BrokenPipeError:
             raise
-        except (FloatingPointError, RunFailed, OSError, MemoryError) as error:
+        except (FloatingPointError, OSError, MemoryError) as error:
             if arguments.debug:
                 raise
             print(f"scorelab: failed: {error}", file=sys.stderr)

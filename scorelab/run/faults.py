@@ -10,11 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-CONTINUE = "the same command with --resume continues"
+# How a message ends: what to do next.
+CONTINUE, AGAIN = "the same command with --resume continues", "run the same command again"
 
 
-class RunFailed(Exception):
-    """A failure while running that is no mistake of the config, told in one line; exit status 1."""
+class RunFailed(OSError):
+    """A failure of the system around a run, told in one line with the path and how to go on; exit status 1."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,9 +24,9 @@ class Stopped(KeyboardInterrupt):
     A KeyboardInterrupt, since libraries let that pass.
     """
 
-    def __init__(self, number: int, where: str):
+    def __init__(self, number: int, where: str, then: str = CONTINUE):
         name = "SIGTERM" if number == signal.SIGTERM else "interrupted"
-        super().__init__(f"{name}: {where}; {CONTINUE}")
+        super().__init__(f"{name}: {where}; {then}")
         self.number, self.status = number, 0 if number == signal.SIGTERM else 130
 
 
@@ -35,8 +36,9 @@ class Signals:
     A second signal never waits. Outside the main thread, where Python sets no handlers, they stay as they are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: str = CONTINUE) -> None:
         self.received: int | None = None
+        self._then = then
         self._waits, self._before = False, {}
 
     def __enter__(self) -> Signals:
@@ -52,7 +54,7 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first, self.received = self.received is None, number
         if not (self._waits and first):
-            raise Stopped(number, "stopped between two checkpoints" if self._waits else "stopped")
+            raise Stopped(number, "stopped between two checkpoints" if self._waits else "stopped", self._then)
 
     @contextmanager
     def waiting(self) -> Iterator[Callable[[], bool]]:
@@ -65,15 +67,17 @@ class Signals:
 
 
 @contextmanager
-def one_line_failures(root: Path) -> Iterator[None]:
+def one_line_failures(root: Path, then: str = CONTINUE) -> Iterator[None]:
     """Errors of the operating system as :class:`RunFailed`, with the path and how to go on."""
     try:
         yield
+    except RunFailed:
+        raise
     except BrokenPipeError as error:
         # Python would complain once more when it flushes the output at its end.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise RunFailed(f"standard output was closed while {root} was written; {CONTINUE}") from error
+        raise RunFailed(f"standard output was closed while {root} was written; {then}") from error
     except OSError as error:
         what = error.filename if error.filename is not None else f"{root} or standard output"
-        raise RunFailed(f"{what}: {error.strerror or error}; {CONTINUE}") from error
+        raise RunFailed(f"{what}: {error.strerror or error}; {then}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -60,11 +61,16 @@ class Lock:
         self._unmake()
 
     def _acquire(self) -> None:
-        while True:
+        for attempt in itertools.count():
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 locked = _flock(descriptor)
                 before = _read(descriptor)
+                if locked is False and not before and attempt < 20:
+                    # Its owner is about to write its name, or has just removed the file.
+                    os.close(descriptor)
+                    time.sleep(0.05)
+                    continue
                 if locked is False or (before and not self._dead(before, locked is True)):
                     raise ConfigError(
                         f"{shown(self.path.parent)} is in use by {_who(before)}: wait for it or stop it"

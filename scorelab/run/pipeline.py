@@ -17,7 +17,7 @@ from scorelab.run.console import Console
 from scorelab.run.draw import draw
 from scorelab.run.experiment import Experiment
 from scorelab.run.explain import one_line
-from scorelab.run.faults import RunFailed, Signals, one_line_failures
+from scorelab.run.faults import AGAIN, CONTINUE, RunFailed, Signals, one_line_failures
 from scorelab.run.lock import Lock
 from scorelab.run.prepare import prepare
 from scorelab.run.report import write_report
@@ -77,7 +77,7 @@ def sample_workdir(
     console = _console()
     # To write elsewhere, the work directory is only read.
     owned = nullcontext() if out is not None else Lock(workdir.root, console.line)
-    with _errors(config.path, workdir), Signals(), owned:
+    with _errors(config.path, workdir, AGAIN), Signals(AGAIN), owned:
         workdir.place.mkdir(parents=True, exist_ok=True)
         draw(config.experiment, workdir, console, n=n, seed=seed, keep=True)
     return workdir
@@ -99,7 +99,7 @@ def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = Non
             f"{shown(workdir.samples)}: no such samples; {shown(workdir.root)} has the sets {', '.join(others)}: pass one as --name"
         )
     console = _console()
-    with _errors(config.path, workdir), Signals(), Lock(workdir.root, console.line):
+    with _errors(config.path, workdir, AGAIN), Signals(AGAIN), Lock(workdir.root, console.line):
         if n is not None:
             config = dataclasses.replace(config, experiment=_evaluated(config.experiment, n))
         score(config.experiment, workdir, console)
@@ -146,13 +146,13 @@ def _announce(config: Config, workdir: Workdir, console: Console) -> None:
 
 
 @contextmanager
-def _errors(path: Path, workdir: Workdir) -> Iterator[None]:
+def _errors(path: Path, workdir: Workdir, then: str = CONTINUE) -> Iterator[None]:
     """Mistakes that only show when data meets specs, and failures of the system, in one line.
 
     A message that names a file says so itself; any other one is about the config.
     """
     try:
-        with one_line_failures(workdir.root):
+        with one_line_failures(workdir.root, then):
             try:
                 yield
             except DataNotFound as error:

@@ -64,8 +64,9 @@ def train(experiment: Experiment, workdir: Workdir, console: Console, signals: S
             log_every=experiment.log_every,
             stop=stop,
         )
-    if (reached := int(state.step)) < experiment.steps:
-        raise Stopped(signals.received, f"checkpoint of step {reached} of {experiment.steps} in {shown(workdir.checkpoints)}")
+    if signals.received is not None:
+        where = f"checkpoint of step {int(state.step)} of {experiment.steps} in {shown(workdir.checkpoints)}"
+        raise Stopped(signals.received, where)
     workdir.window.unlink(missing_ok=True)
     console.stage(
         "train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}"

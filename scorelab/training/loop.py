@@ -267,7 +267,7 @@ def _cause(learner: Learner, data: Any, step: int, shard: tuple[int, ...]) -> st
 
 def _require_finite(step: int, state: Pytree) -> None:
     """Refuse a state with NaN, or with infinite parameters; an optimiser may start its records at infinity."""
-    flags = jax.device_get(_flags(state))
+    flags = np.asarray(_flags(state))
     if not flags.all():
         leaves = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state) if _is_inexact(leaf)]
         raise NonFiniteState(step, jax.tree_util.keystr(leaves[int(np.argmin(flags))]))
