@@ -164,6 +164,11 @@ class Steering(Potential):
         progress = node / steps
         inside = (progress >= self.window[0]) & (progress <= self.window[1])
         event = (node % self.every == 0) & inside & (node > 0) & (node < steps)
+        if not event.any() and (self.every > 1 or self.window != (0.0, 1.0)):
+            raise ValueError(
+                f"{type(self).__name__}.every = {self.every} and window = {self.window} leave no event between the start and the end "
+                f"of {steps} steps: expected a smaller every or a wider window, or FinalOnly, which weighs the samples alone"
+            )
         temper = np.ones(steps + 1) if self.temper is None else np.array([float(self.temper(p)) for p in progress])
         if not np.all(np.isfinite(temper)):
             at = progress[~np.isfinite(temper)][0]
