@@ -372,7 +372,7 @@ def sampled(solver):
         (lambda: fk.Always(window=(0.5, 0.2)), ValueError, "window"),
         (lambda: fk.Difference(3.0), TypeError, "reward = 3.0"),
         (lambda: fk.Difference(reward, every=0), ValueError, "every = 0"),
-        (lambda: run(fk.Difference(reward, SCALE, every=1000), groups=1), ValueError, "every = 1000 .* leave no event"),
+        (lambda: run(fk.Difference(reward, SCALE, every=1000), groups=1), ValueError, "every = 1000, .* leave no event"),
         (lambda: run(fk.Difference(reward, SCALE, window=(0.991, 0.999)), groups=1), ValueError, "leave no event"),
         (lambda: fk.Posterior(samples=0), ValueError, "samples = 0"),
         (lambda: fk.Together((fk.Zero(), fk.Corrector())), ValueError, "first place"),
