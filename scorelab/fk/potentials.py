@@ -166,7 +166,7 @@ class Steering(Potential):
         event = (node % self.every == 0) & inside & (node > 0) & (node < steps)
         if not event.any() and (self.every > 1 or self.window != (0.0, 1.0)):
             raise ValueError(
-                f"{type(self).__name__}.every = {self.every}, window = {self.window} leave no event inside {steps} steps: expected a "
+                f"{type(self).__name__}.every = {self.every}, window = {self.window} leave no event in {steps} steps: expected a "
                 "smaller every or a wider window, or FinalOnly, which weighs the samples alone"
             )
         temper = np.ones(steps + 1) if self.temper is None else np.array([float(self.temper(p)) for p in progress])
