@@ -91,7 +91,7 @@ def test_noise_levels_share_a_program(law):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "mixture_full" else pytest.param(name, marks=pytest.mark.long) for name in DENSITIES]
+    "name", [name if name == "gaussian_full" else pytest.param(name, marks=pytest.mark.long) for name in DENSITIES]
 )
 def test_laws_are_pytrees_and_do_not_recompile(name):
     law, traces = DENSITIES[name], []
