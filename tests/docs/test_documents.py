@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 
 import jax
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 import scorelab as sl
+from scorelab.run.cli import main
 
 from ..contracts import test_solvers as laws
 from ..run.conftest import with_sets
@@ -226,8 +225,9 @@ def test_the_loss_is_stationary_where_its_docstring_says(contributed):
 
 
 # A config ---------------------------------------------------------------------------------------------------
-def test_the_config_runs_the_three_of_them_without_touching_the_library(contributed):
+def test_the_config_runs_the_three_of_them_without_touching_the_library(contributed, monkeypatch):
     folder, _ = contributed
+    monkeypatch.chdir(folder)
     tiny = with_sets(
         "nets.MLP.width = 8",
         "nets.MLP.depth = 1",
@@ -237,11 +237,7 @@ def test_the_config_runs_the_three_of_them_without_touching_the_library(contribu
         "STEPS = 3",
         "WARMUP = 1",
     )
-    command = [sys.executable, "-m", "scorelab.run.cli", "run", "mine.gin", *tiny, "--workdir", "run"]
-    path = os.pathsep.join(map(str, (folder, ROOT)))
-    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main(["run", "mine.gin", *tiny, "--workdir", "run"]) == 0
     specs = (folder / "run" / "specs.json").read_text()
     for name in ("logit_process.LogitGaussian", "midpoint.ExponentialMidpoint", "pseudo_huber.PseudoHuber"):
         assert name in specs
