@@ -107,11 +107,7 @@ def test_gradients_are_finite_and_reach_every_parameter(net, event):
         assert np.any(leaf), path
 
 
-# One level with attention in the default run: what is special to strides is tested on the convolution itself.
-ONE_LEVEL = pytest.param(UNet(channels=(4,), num_classes=CLASSES), (7, 6, 2), id="unet-one-level")
-
-
-@pytest.mark.parametrize(("net", "event"), [NETS[0], ONE_LEVEL, pytest.param(*NETS[1].values, marks=pytest.mark.long), NETS[2]])
+@every_net
 def test_gradients_are_the_same_loop_safe_and_rematerialised(net, event):
     changed = net.clone(loop_safe=True, remat=True)
     shapes = jax.eval_shape(changed.init, jax.random.key(1), *inputs(event))
