@@ -1,5 +1,6 @@
 """Every file in ``configs/`` parses, resolves and runs two steps; what it records builds equal specs."""
 
+import functools
 import gzip
 import io
 import json
@@ -34,6 +35,36 @@ SHORT = (
 )
 # A tiny network that compiles in a second; the config's own network is traced at full size without compiling.
 TINY_NET = ("NET = @nets.MLP()", "nets.MLP.width = 16", "nets.MLP.depth = 1")
+
+# The default run takes one config of each kind, the long tail the others; that every kind is there is a test below.
+# Two steps of training: each process, learner and source of data.
+TRAINED = [
+    "mnist/vp.gin",
+    "mnist/rectified_flow.gin",
+    "paper/2412.09726/cifar10.gin",
+    "paper/2502.15681/digits_dmd.gin",
+    "paper/2502.15681/digits_sid.gin",
+    "paper/2510.02730/annealed/kmnist_dale.gin",
+    "toys/synaptic_weights.gin",
+]
+# The update of a network at full size: each learner, loss, student and network. A distillation is trained at full size above.
+UPDATED = [
+    "mnist/edm_cpu.gin",
+    "paper/2502.15681/digits_consistency.gin",
+    "paper/2502.15681/digits_dmd2.gin",
+    "paper/2502.15681/mnist_teacher.gin",
+    "paper/2510.02730/digits.gin",
+]
+# Its state: each network.
+SHAPED = [
+    *UPDATED, "mnist/edm.gin", "paper/2412.09726/cifar10.gin", "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin",
+    "toys/checkerboard.gin",
+]  # fmt: skip
+
+
+def by_default(names):
+    return [name if name in names else pytest.param(name, marks=pytest.mark.long) for name in RUNNABLE]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_image_sets(tmp_path_factory):
@@ -79,7 +110,54 @@ def tiny_image_sets(tmp_path_factory):
         yield
 
 
-STATES, UPDATED = {}, set()
+@functools.cache
+def loaded(name):
+    # The number of devices belongs to the process the tests run in.
+    return config.load(name, ["experiment.Experiment.cpu_devices = None"])
+
+
+def found(specs, field):
+    """What the first field of this name holds, at any depth."""
+    if isinstance(specs, dict) and field in specs:
+        return specs[field]
+    parts = specs.values() if isinstance(specs, dict) else specs if isinstance(specs, list) else ()
+    return next((value for part in parts if (value := found(part, field)) is not None), None)
+
+
+def of_learning(specs, *parts):
+    """The types of the learner and of these parts of it."""
+    learner = specs["learner"]
+    return {part["type"] for part in (learner, *map(learner.get, parts)) if part is not None}
+
+
+def of_training(specs):
+    process, data = found(specs["learner"], "process"), specs["data"]
+    source = type(registry.SETS[data["name"]]).__name__
+    return of_learning(specs) | {process["type"], process["schedule"]["type"], source, ("pairs", data["pairs"] is not None)}
+
+
+def of_updates(specs):
+    return of_learning(specs, "loss", "student") | {found(specs["learner"], "net")["type"]}
+
+
+def of_states(specs):
+    return {json.dumps(found(specs["learner"], "net"), sort_keys=True)}
+
+
+@pytest.mark.parametrize(
+    ("names", "kinds"),
+    [
+        (TRAINED, of_training),
+        ([*UPDATED, "paper/2502.15681/digits_dmd.gin", "paper/2502.15681/digits_sid.gin"], of_updates),
+        (SHAPED, of_states),
+    ],
+)
+def test_the_default_run_has_every_kind(names, kinds):
+    everything, taken = (set().union(*(kinds(loaded(name).specs) for name in which)) for which in (RUNNABLE, names))
+    assert everything - taken == set()
+
+
+STATES, TRACED = {}, set()
 
 
 def trained_part(specs):
@@ -87,69 +165,70 @@ def trained_part(specs):
     return json.dumps([specs[field] for field in ("learner", "data", "batch_size")], sort_keys=True)
 
 
-def trace_state(experiment, specs):
-    same = trained_part(specs)
+def trace_state(name):
+    same = trained_part(loaded(name).specs)
     if same not in STATES:
-        STATES[same] = state_like(experiment)
+        STATES[same] = state_like(loaded(name).experiment)
     return STATES[same]
-
-
-def trace_update(experiment, specs):
-    same = trained_part(specs)
-    if same in UPDATED:
-        return
-    data = experiment.data.batches(experiment.batch_size, experiment.seed)
-    batch = data.at(0)
-
-    def update(state, batch, key):
-        return experiment.learner.update(state, data.prepare(batch), key)
-
-    state = trace_state(experiment, specs)
-    after, metrics = jax.eval_shape(update, state, batch, jax.random.key(0))
-    assert jax.tree.structure(after) == jax.tree.structure(state)
-    assert "loss" in metrics
-    UPDATED.add(same)
 
 
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_resolves_and_its_record_builds_equal_specs(name, tmp_path, monkeypatch):
-    # The number of devices belongs to the process the tests run in.
-    loaded = config.load(name, ["experiment.Experiment.cpu_devices = None"])
-    (tmp_path / "config.gin").write_text(loaded.text)
+    now = loaded(name)
+    (tmp_path / "config.gin").write_text(now.text)
     again = config.load(str(tmp_path / "config.gin"))
-    # What the check traces, `trace_update` needs too. Sampling is traced with the tiny network below.
-    monkeypatch.setattr(check, "state_like", lambda experiment: trace_state(experiment, loaded.specs))
+    # The network and the sampling are traced by the tests below.
+    monkeypatch.setattr(check, "state_like", lambda experiment: None)
     monkeypatch.setattr(check, "_trace_sampling", lambda experiment, like: None)
-    # At full size, but for the number of images: the network fits the data and the loss, the grid fits the process.
-    evaluation = loaded.experiment.evaluation
+    # But for the number of images: the data fit the transform and the evaluation, the grid fits the process; nothing is computed.
+    evaluation = now.experiment.evaluation
     few = replace(evaluation, n=None) if isinstance(evaluation, ImageEvaluation) else evaluation
-    replace(loaded.experiment, evaluation=few).check()
-    trace_update(loaded.experiment, loaded.specs)
+    replace(now.experiment, evaluation=few).check()
     # Descriptions, because optax transformations never compare equal; everything else must.
-    assert again.specs == loaded.specs
-    assert again.text == loaded.text
+    assert again.specs == now.specs
+    assert again.text == now.text
     for field in ("data", "process", "sampling", "evaluation"):
-        assert getattr(again.experiment, field) == getattr(loaded.experiment, field)
+        assert getattr(again.experiment, field) == getattr(now.experiment, field)
     for field in ("denoiser", "loss", "ema", "student", "ratio", "divergence"):
-        ours = getattr(loaded.experiment.learner, field, None)
+        ours = getattr(now.experiment.learner, field, None)
         # A loss with a teacher holds arrays, which the descriptions compare.
         if jax.tree_util.all_leaves([ours]):
             assert getattr(again.experiment.learner, field, None) == ours
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", by_default(SHAPED))
+def test_the_network_fits_the_data_at_full_size(name):
+    assert jax.tree.leaves(trace_state(name))
+
+
+@pytest.mark.parametrize("name", by_default(UPDATED))
+def test_the_network_fits_the_loss_at_full_size(name):
+    experiment, same = loaded(name).experiment, trained_part(loaded(name).specs)
+    if same in TRACED:
+        return
+    data = experiment.data.batches(experiment.batch_size, experiment.seed)
+
+    def update(state, batch, key):
+        return experiment.learner.update(state, data.prepare(batch), key)
+
+    state = trace_state(name)
+    after, metrics = jax.eval_shape(update, state, data.at(0), jax.random.key(0))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert "loss" in metrics
+    TRACED.add(same)
+
+
+@pytest.mark.parametrize("name", by_default(TRAINED))
 def test_runs_two_steps(name, tmp_path):
-    loaded = config.load(name, ["experiment.Experiment.cpu_devices = None"])
+    experiment, text = loaded(name).experiment, loaded(name).text
     # A distillation has the network of its teacher.
-    classes = 10 * loaded.experiment.data.labels
-    tiny = () if "kept.model" in loaded.text else (*TINY_NET, f"nets.MLP.num_classes = {classes}")
-    few = ("pairs.Pairs.n = 8", "pairs.Pairs.batch_size = 8") if loaded.experiment.data.pairs is not None else ()
-    if isinstance(loaded.experiment.evaluation, ImageEvaluation):
+    tiny = () if "kept.model" in text else (*TINY_NET, f"nets.MLP.num_classes = {10 * experiment.data.labels}")
+    few = ("pairs.Pairs.n = 8", "pairs.Pairs.batch_size = 8") if experiment.data.pairs is not None else ()
+    if isinstance(experiment.evaluation, ImageEvaluation):
         few += ("experiment.ImageEvaluation.n = None",)
     # A binding that changes nothing is refused.
-    short = [binding for binding in SHORT if "WARMUP" not in binding or "WARMUP" in loaded.text]
-    bindings = (*short, *tiny, *few)
-    sets = [argument for binding in bindings for argument in ("--set", binding)]
+    short = [binding for binding in SHORT if "WARMUP" not in binding or "WARMUP" in text]
+    sets = [argument for binding in (*short, *tiny, *few) for argument in ("--set", binding)]
     assert main(["train", name, *sets, "--workdir", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "checkpoints" / "2").is_dir()
 

@@ -1,5 +1,7 @@
 """Laws of every density."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,87 +13,88 @@ from scorelab import densities, processes, schedules
 from .members import DENSITIES
 
 PROCESS = processes.Gaussian(schedule=schedules.VPLinear())
+T, EARLIER = 0.25, 0.24
+ALPHA, SIGMA = float(PROCESS.alpha(np.float64(T))), float(PROCESS.sigma(np.float64(T)))
 KEY = jax.random.key(3)
+N, FEW = 20_000, 64
+SIDE = np.linspace(-6, 6, 301)
+GRID = np.stack(np.meshgrid(SIDE, SIDE), -1).reshape(-1, 2).astype(np.float32)
 
 
 @jax.jit
-def log_prob(law, x):
-    return law.log_prob(x)
+def look(law):
+    """All that is measured of a law, in one program; the law is an argument, so its leaves are all there is of it."""
+    noised, wider = law.noised(PROCESS, T), law.noised(PROCESS, EARLIER)
+    x, direct = law.sample(KEY, N), noised.sample(jax.random.key(1), N)
+    y = PROCESS.perturb(jax.random.key(5), x, T).y
+    log_prob, few = noised.log_prob(direct), direct[:FEW]
+    found = dict(x=x, y=y, direct=direct, log_prob=log_prob, log_ratio=wider.log_prob(direct) - log_prob)
+    found |= dict(denoised=law.denoise(PROCESS, y, T), score=noised.score(few))
+    found["gradient"] = jax.grad(lambda z: jnp.sum(noised.log_prob(z)))(few)
+    if law.event == (2,):
+        found["on_grid"] = noised.log_prob(GRID)
+    if isinstance(law, densities.Gaussian):
+        found |= dict(mean=noised.mean, covariance=noised.covariance())
+    return found
+
+
+@functools.cache
+def looked(name):
+    return {what: np.asarray(values, np.float64) for what, values in look(DENSITIES[name]).items()}
 
 
 @pytest.fixture(params=DENSITIES, ids=str)
-def law(request):
-    return DENSITIES[request.param]
+def found(request):
+    return looked(request.param)
 
 
-def test_score_is_the_gradient_of_log_prob(law):
-    @jax.jit
-    def both(law):
-        noised = law.noised(PROCESS, 0.2)
-        x = noised.sample(KEY, 64)
-        return noised.score(x), jax.grad(lambda z: jnp.sum(noised.log_prob(z)))(x)
-
-    score, gradient = both(law)
-    np.testing.assert_allclose(score, gradient, rtol=2e-4, atol=2e-5)
+def test_score_is_the_gradient_of_log_prob(found):
+    np.testing.assert_allclose(found["score"], found["gradient"], rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [name for name, law in DENSITIES.items() if law.event == (2,)])
 def test_noised_law_integrates_to_one(name):
-    law = DENSITIES[name]
-    noised = law.noised(PROCESS, 0.25)
-    side = np.linspace(-6, 6, 301)
-    points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2).astype(np.float32)
-    mass = np.exp(np.asarray(log_prob(noised, points), np.float64)).sum() * (side[1] - side[0]) ** 2
+    mass = np.exp(looked(name)["on_grid"]).sum() * (SIDE[1] - SIDE[0]) ** 2
     # The trapezoid rule is spectrally accurate for densities this smooth; what is left is float32 rounding.
     assert mass == pytest.approx(1.0, abs=2e-5)
 
 
-def test_samples_of_the_noised_law_are_noised_samples(law):
-    n, t = 20_000, 0.3
-
-    @jax.jit
-    def both(law):
-        return law.noised(PROCESS, t).sample(jax.random.key(1), n), PROCESS.perturb(jax.random.key(2), law.sample(KEY, n), t).y
-
-    direct, noised = (np.asarray(y).reshape(n, -1) for y in both(law))
+def test_samples_of_the_noised_law_are_noised_samples(found):
+    direct, noised = (found[name].reshape(N, -1) for name in ("direct", "y"))
     directions = np.random.default_rng(0).normal(size=(3, direct.shape[1]))
     for direction in directions:
         # Three tests a law, some forty in all: a p-value below 1e-4 by chance in 1 run of 250; seeds are fixed.
         assert stats.ks_2samp(direct @ direction, noised @ direction).pvalue > 1e-4
 
 
-def test_log_prob_is_the_density_of_the_samples(law):
-    # E[q/p] under p is 1 for any normalised q that p covers: here q is the law noised a little more.
-    @jax.jit
-    def log_ratio(law):
-        noised, wider = law.noised(PROCESS, 0.3), law.noised(PROCESS, 0.29)
-        x = noised.sample(KEY, 20_000)
-        return wider.log_prob(x) - noised.log_prob(x)
-
-    ratio = np.exp(np.asarray(log_ratio(law), np.float64))
+def test_log_prob_is_the_density_of_the_samples(found):
+    # E[q/p] under p is 1 for any normalised q that p covers: here q is the law noised a little less.
+    ratio = np.exp(found["log_ratio"])
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio))
 
 
-def test_denoise_is_the_posterior_mean(law):
+def test_denoise_is_the_posterior_mean(found):
     # The residual y_0 - E[y_0 | y_t] is uncorrelated with any function of y_t.
-    n, t = 40_000, 0.2
-
-    @jax.jit
-    def pairs(law):
-        x = law.sample(KEY, n)
-        y = PROCESS.perturb(jax.random.key(5), x, t).y
-        return x - law.denoise(PROCESS, y, t), y
-
-    residual, y = pairs(law)
-    residual = np.asarray(residual, np.float64).reshape(n, -1)
-    flat = np.asarray(y, np.float64).reshape(n, -1)
+    residual, flat = (found["x"] - found["denoised"]).reshape(N, -1), found["y"].reshape(N, -1)
     for function in (np.ones_like(flat), flat, np.tanh(2 * flat), np.sin(3 * flat)):
         product = residual * function
-        assert np.all(np.abs(product.mean(0)) < 4.5 * product.std(0) / np.sqrt(n))
+        assert np.all(np.abs(product.mean(0)) < 4.5 * product.std(0) / np.sqrt(N))
 
 
-def test_laws_are_pytrees_and_do_not_recompile(law):
-    traces = []
+@pytest.mark.parametrize("law", DENSITIES.values(), ids=DENSITIES)
+def test_noise_levels_share_a_program(law):
+    # What a program is compiled for: the structure with its static fields, shapes and dtypes.
+    now, later = (jax.eval_shape(lambda t=t: law.noised(PROCESS, t)) for t in (0.2, 0.4))
+    assert jax.tree.structure(now) == jax.tree.structure(later)
+    assert hash(jax.tree.structure(now)) == hash(jax.tree.structure(later))
+    assert jax.tree.leaves(now) == jax.tree.leaves(later)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "gaussian_full" else pytest.param(name, marks=pytest.mark.long) for name in DENSITIES]
+)
+def test_laws_are_pytrees_and_do_not_recompile(name):
+    law, traces = DENSITIES[name], []
 
     @jax.jit
     def log_prob(law, x):
@@ -107,29 +110,42 @@ def test_laws_are_pytrees_and_do_not_recompile(law):
 
 @pytest.mark.parametrize("name", ["gaussian_full", "gaussian_diagonal", "gaussian_isotropic", "gaussian_low_rank"])
 def test_gaussian_agrees_with_scipy(name):
-    law = DENSITIES[name].noised(PROCESS, 0.1)
-    x = np.asarray(law.sample(KEY, 16))
-    reference = stats.multivariate_normal(np.ravel(law.mean), np.asarray(law.covariance(), np.float64))
-    np.testing.assert_allclose(law.log_prob(x), reference.logpdf(x.reshape(16, -1)), rtol=2e-5, atol=2e-5)
+    law, found = DENSITIES[name], looked(name)
+    # Sigma = U diag(w) U^T + tau (I - U U^T), in float64.
+    basis, eigenvalues = np.asarray(law.basis, np.float64), np.asarray(law.eigenvalues, np.float64)
+    covariance = (basis * eigenvalues) @ basis.T + float(law.tail) * (np.eye(law.size) - basis @ basis.T)
+    mean, covariance = ALPHA * np.ravel(law.mean), ALPHA**2 * covariance + SIGMA**2 * np.eye(law.size)
+    np.testing.assert_allclose(found["mean"].ravel(), mean, rtol=1e-6)
+    np.testing.assert_allclose(found["covariance"], covariance, rtol=1e-5, atol=1e-6)
+    reference = stats.multivariate_normal(mean, covariance).logpdf(found["direct"][:16].reshape(16, -1))
+    np.testing.assert_allclose(found["log_prob"][:16], reference, rtol=2e-5, atol=2e-5)
+
+
+@jax.jit
+def log_prob_and_score(law, other, x):
+    return [(one.log_prob(x), one.score(x)) for one in (law, other)]
 
 
 def test_low_rank_equals_the_full_covariance_it_stands_for():
     low = DENSITIES["gaussian_low_rank"]
-    full = densities.Gaussian(np.asarray(low.mean), np.asarray(low.covariance()))
-    x = low.sample(KEY, 32)
-    np.testing.assert_allclose(low.log_prob(x), full.log_prob(x), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(low.score(x), full.score(x), rtol=1e-3, atol=1e-3)
+    basis = np.asarray(low.basis, np.float64)
+    covariance = (basis * np.asarray(low.eigenvalues)) @ basis.T + float(low.tail) * (np.eye(5) - basis @ basis.T)
+    full = densities.Gaussian(np.asarray(low.mean), covariance)
+    x = looked("gaussian_low_rank")["x"][:32].astype(np.float32)
+    a, b = log_prob_and_score(low, full, x)
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(a[1], b[1], rtol=1e-3, atol=1e-3)
 
 
 def test_noised_empirical_law_is_the_explicit_mixture():
-    data = np.random.default_rng(0).normal(size=(70, 3))
-    noised = densities.Empirical(data, block=32).noised(PROCESS, 0.3)
-    alpha, sigma = float(PROCESS.alpha(0.3)), float(PROCESS.sigma(0.3))
-    mixture = densities.GaussianMixture(np.ones(70), alpha * data, np.full(70, sigma**2))
-    x = mixture.sample(KEY, 33)
-    np.testing.assert_allclose(log_prob(noised, x), log_prob(mixture, x), rtol=1e-5, atol=1e-5)
-    score = jax.jit(lambda law, x: law.score(x))
-    np.testing.assert_allclose(score(noised, x), score(mixture, x), rtol=1e-4, atol=1e-4)
+    rng = np.random.default_rng(0)
+    data = rng.normal(size=(70, 3))
+    noised = densities.Empirical(data, block=32).noised(PROCESS, T)
+    mixture = densities.GaussianMixture(np.ones(70), ALPHA * data, np.full(70, SIGMA**2))
+    x = (ALPHA * data[:33] + SIGMA * rng.normal(size=(33, 3))).astype(np.float32)
+    a, b = log_prob_and_score(noised, mixture, x)
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(a[1], b[1], rtol=1e-4, atol=1e-4)
 
 
 def test_a_set_of_points_has_no_density():

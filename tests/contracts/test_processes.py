@@ -1,25 +1,75 @@
 """Laws of every process: the kernel against the SDE, and the way back under the exact score."""
 
-import itertools
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from scorelab import densities, grids, models, sample, solvers, starts
 
 from .members import PROCESSES
 
-pytestmark = pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{type(p).__name__}-{p.schedule!r}")
+
+def named(process):
+    return f"{type(process).__name__}-{process.schedule!r}"
+
+
+every_process = pytest.mark.parametrize("process", PROCESSES, ids=named)
 
 KEY = jax.random.key(7)
+MEAN, COV = np.array([0.5, -0.2]), np.array([[0.6, 0.2], [0.2, 0.3]])
+LAW = densities.Gaussian(MEAN, COV)
+PARTS = (0.1, 0.5, 0.9)
+FORMS = ("denoised", "eps", "score", "velocity")
+N = 20_000
 
 
+def kernel(process, t):
+    """alpha, sigma and offset in float64, on the host."""
+    return (float(f(np.float64(t))) for f in (process.alpha, process.sigma, process.offset))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def look(process, z):
+    """All that is measured of a process in float32, in one program."""
+    end, model = 0.6 * process.t_max, models.ExactModel(LAW, process)
+    found = {"one_point": process.perturb(KEY, process.decode(jnp.full((N, 1), 0.7)), end).y[:, 0]}
+
+    y0, t = jnp.array([[0.3, -0.4]]), 0.4 * process.t_max
+    y = process.perturb(KEY, process.decode(y0), t).y
+    found["kernel"] = y0, y, process.kernel_score(y, y0, t)
+
+    # 64 points at each of three times, and 4 near clean data.
+    near_clean = max(process.t_min, 1e-6)
+    ts = np.repeat([*(part * process.t_max for part in PARTS), near_clean], [64, 64, 64, 4]).astype(np.float32)
+    y = process.perturb(KEY, process.decode(LAW.sample(KEY, len(ts))), ts).y
+    exact = model(y, ts)
+    back = {form: process.predict(y, ts, **{form: getattr(exact, form)}) for form in FORMS}
+    found["conversions"] = y, {form: getattr(exact, form) for form in FORMS}, {f: (b.denoised, b.eps) for f, b in back.items()}
+
+    first = grids.Explicit((0.5 * process.t_max, 0.25 * process.t_max)).times(process)[0]
+    y = starts.Prior().draw(jax.random.split(KEY, N), jnp.arange(N), process, jnp.float32(first), (2,))
+    found["prior"] = y, starts.Prior().log_prob(y[:5], process, jnp.float32(first))
+
+    ts, x0 = jnp.array([0.2, 0.4, 0.8]) * process.t_max, process.decode(z)
+    found["times"] = process.perturb(KEY, x0, ts).y, jax.vmap(lambda t: process.perturb(KEY, x0, t).y)(ts)
+    return found
+
+
+@functools.cache
+def looked(process):
+    z = np.random.default_rng(7).normal(size=(3, 2)).astype(np.float32)
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), look(process, z))
+
+
+@every_process
 def test_perturb_has_the_moments_of_the_simulated_sde(process):
     # Euler-Maruyama in float64 on the host over K geometric steps has weak error of order 1/K; the tolerance is that
     # plus three standard errors of n paths.
-    n, k = 20_000, 400
+    n, k = N, 400
     rng = np.random.default_rng(0)
     end = 0.6 * process.t_max
     begin = min(0.05 * process.t_max, 0.5)
@@ -27,11 +77,11 @@ def test_perturb_has_the_moments_of_the_simulated_sde(process):
     mean = lambda t: process.alpha(t) * y0 + process.offset(t)
     y = mean(begin) + process.sigma(begin) * rng.normal(size=n)
     ts = np.geomspace(begin, end, k + 1)
-    for t, s in itertools.pairwise(ts):
-        f, offset, d_offset = process.schedule.drift_rate(t), process.offset(t), process.d_offset(t)
-        drift, diffusion = f * (y - offset) + d_offset, process.latent_diffusion(t)
-        y = y + drift * (s - t) + diffusion * np.sqrt(s - t) * rng.normal(size=n)
-    z = process.perturb(KEY, process.decode(jnp.full((n, 1), y0)), end).y[:, 0]
+    rates = (process.schedule.drift_rate, process.offset, process.d_offset, process.latent_diffusion)
+    rates = np.stack([np.broadcast_to(rate(ts[:-1]), k) for rate in rates], axis=1)
+    for (f, offset, d_offset, diffusion), step in zip(rates, np.diff(ts), strict=True):
+        y = y + (f * (y - offset) + d_offset) * step + diffusion * np.sqrt(step) * rng.normal(size=n)
+    z = looked(process)["one_point"]
     std = process.sigma(end)
     tolerance = 3 * std / np.sqrt(n)
     log_range = abs(float(process.log_snr(begin) - process.log_snr(end)))
@@ -41,88 +91,101 @@ def test_perturb_has_the_moments_of_the_simulated_sde(process):
     assert abs(y.std() / std - 1) < 3 / np.sqrt(2 * n) + 4 * log_range / k
 
 
+@every_process
 def test_kernel_score_is_the_gradient_of_the_kernel(process):
-    y0, t = jnp.array([[0.3, -0.4]]), 0.4 * process.t_max
-    y = process.perturb(KEY, process.decode(y0), t).y
-    alpha, sigma, offset = process.alpha(t), process.sigma(t), process.offset(t)
-    log_kernel = lambda y: jnp.sum(-0.5 * ((y - alpha * y0 - offset) / sigma) ** 2)
-    np.testing.assert_allclose(process.kernel_score(y, y0, t), jax.grad(log_kernel)(y), rtol=1e-5)
+    y0, y, score = looked(process)["kernel"]
+    alpha, sigma, offset = kernel(process, 0.4 * process.t_max)
+    # Of -((y - alpha y_0 - b) / sigma)^2 / 2. The difference y - alpha y_0 - b keeps the rounding of y.
+    rounding = 4 * 2**-23 * np.abs(y).max() / sigma**2
+    np.testing.assert_allclose(score, -(y - alpha * y0 - offset) / sigma**2, rtol=1e-5, atol=rounding)
 
 
+@every_process
 def test_conversions_agree_with_one_another(process):
-    law = densities.Gaussian(np.array([0.5, -0.2]), np.array([[0.6, 0.2], [0.2, 0.3]]))
-    model = models.ExactModel(law, process)
-    for t in (0.1 * process.t_max, 0.5 * process.t_max, 0.9 * process.t_max):
-        y = process.perturb(KEY, process.decode(law.sample(KEY, 64)), t).y
-        exact = model(y, t)
-        scale = float(jnp.max(jnp.abs(y)))
-        for form in ("denoised", "eps", "score", "velocity"):
-            back = process.predict(y, t, **{form: getattr(exact, form)})
-            # One form from another loses at most the ratio of the two amplitudes times float32 rounding.
-            loss = max(1.0, float(process.noise_ratio(t)), 1 / float(process.noise_ratio(t)))
-            np.testing.assert_allclose(back.denoised, exact.denoised, atol=2e-6 * loss * max(scale, 1.0))
-            np.testing.assert_allclose(back.eps, exact.eps, atol=2e-6 * loss * max(scale, 1.0))
+    y, exact, back = looked(process)["conversions"]
+    for i, part in enumerate(PARTS):
+        rows = slice(64 * i, 64 * (i + 1))
+        scale, ratio = np.abs(y[rows]).max(), float(process.noise_ratio(np.float64(part * process.t_max)))
+        # One form from another loses at most the ratio of the two amplitudes times float32 rounding.
+        tolerance = 2e-6 * max(1.0, ratio, 1 / ratio) * max(scale, 1.0)
+        for form in FORMS:
+            np.testing.assert_allclose(back[form][0][rows], exact["denoised"][rows], atol=tolerance, err_msg=form)
+            np.testing.assert_allclose(back[form][1][rows], exact["eps"][rows], atol=tolerance, err_msg=form)
 
 
+@every_process
 def test_velocity_is_the_flow_of_the_marginals(process):
-    # d/dt log p_t = -div v - v . grad log p_t, with finite differences in time and the closed-form Gaussian.
+    # d/dt log p_t = -div v - v . grad log p_t, with the closed-form Gaussian on the host and finite differences in time.
+    t = 0.45 * process.t_max
+    h = 1e-4 * t
+    z = np.random.default_rng(7).normal(size=(32, 2)) @ np.linalg.cholesky(COV).T + MEAN
+    alpha, sigma, offset = kernel(process, t)
+    y = alpha * z + offset + sigma * np.random.default_rng(8).normal(size=z.shape)
+
+    def log_prob(t):
+        alpha, sigma, offset = kernel(process, t)
+        return stats.multivariate_normal(alpha * MEAN + offset, alpha**2 * COV + sigma**2 * np.eye(2)).logpdf(y)
+
     with jax.enable_x64(True):
-        law = densities.Gaussian(np.array([0.5, -0.2]), np.array([[0.6, 0.2], [0.2, 0.3]]))
-        model = models.ExactModel(law, process)
-        t = 0.45 * process.t_max
-        h = 1e-4 * t
-        y = process.perturb(KEY, process.decode(law.sample(KEY, 32)), t).y
+        model = models.ExactModel(densities.Gaussian(MEAN, COV), process)
 
         @jax.jit
-        def sides(y):
-            rate = (law.noised(process, t + h).log_prob(y) - law.noised(process, t - h).log_prob(y)) / (2 * h)
+        def transport(y):
             jacobian = jax.vmap(jax.jacfwd(lambda z: model(z[None], t).velocity[0]))(y)
             prediction = model(y, t)
-            return rate, jnp.trace(jacobian, axis1=1, axis2=2) + jnp.sum(prediction.velocity * prediction.score, -1)
+            return jnp.trace(jacobian, axis1=1, axis2=2) + jnp.sum(prediction.velocity * prediction.score, -1)
 
-        rate, transport = sides(y)
-        np.testing.assert_allclose(rate, -transport, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(rate))))
+        transported = np.asarray(transport(y))
+    rate = (log_prob(t + h) - log_prob(t - h)) / (2 * h)
+    np.testing.assert_allclose(rate, -transported, rtol=1e-5, atol=1e-5 * np.abs(rate).max())
 
 
-@pytest.mark.parametrize("solver", [solvers.DPMSolverPP(order=2), solvers.EulerMaruyama()], ids=["ode", "sde"])
-def test_the_way_back_returns_a_mixture(process, solver):
-    law = densities.GaussianMixture([0.3, 0.7], np.array([[-1.0, 0.4], [0.8, -0.2]]), np.array([0.04, 0.09]))
-    n, steps = 8_000, 40 if solver.order == 2 else 300
+SOLVERS = {"ode": solvers.DPMSolverPP(order=2), "sde": solvers.EulerMaruyama()}
+
+
+def long_of_other_solver(process, kind):
+    """The default run has both solvers, by turns over the processes; the long tail has the other of the two."""
+    return pytest.mark.long if (PROCESSES.index(process) + (kind == "sde")) % 2 else ()
+
+
+@pytest.mark.parametrize(
+    ("process", "kind"),
+    [pytest.param(p, kind, marks=long_of_other_solver(p, kind), id=f"{named(p)}-{kind}") for p in PROCESSES for kind in SOLVERS],
+)
+def test_the_way_back_returns_a_mixture(process, kind):
+    weights, means, variances = np.array([0.3, 0.7]), np.array([[-1.0, 0.4], [0.8, -0.2]]), np.array([0.04, 0.09])
+    law, solver = densities.GaussianMixture(weights, means, variances), SOLVERS[kind]
+    n, steps = (8_000, 40) if solver.order == 2 else (4_000, 300)
     grid = grids.LogSNR(steps, t_max=min(process.t_max, 0.995) if process.alpha(process.t_max) == 0 else None)
     out = sample(models.ExactModel(law, process), process, solver=solver, grid=grid, key=KEY, shape=(n, 2))
-    exact = law.sample(jax.random.key(1), 200_000)
-    mean, cov = np.asarray(exact.mean(0)), np.cov(np.asarray(exact).T)
+    mean = weights @ means
+    cov = (means - mean).T @ (weights[:, None] * (means - mean)) + weights @ variances * np.eye(2)
+    below = weights @ stats.norm.cdf(-means[:, 0] / np.sqrt(variances))
     # Four standard errors, plus the first-order bias of 300 Euler-Maruyama steps over about 20 nats of log-SNR.
     bias = 0.0 if solver.order == 2 else 0.05
-    y = process.encode(out.x)
+    y = np.asarray(process.encode(out.x), np.float64)
     np.testing.assert_allclose(y.mean(0), mean, atol=4 * np.sqrt(cov.max() / n) + 0.3 * bias)
-    np.testing.assert_allclose(np.cov(np.asarray(y).T), cov, atol=6 * cov.max() / np.sqrt(n) + bias)
-    assert abs(float((y[:, 0] < 0).mean()) - float((exact[:, 0] < 0).mean())) < 4 * 0.46 / np.sqrt(n) + bias
+    np.testing.assert_allclose(np.cov(y.T), cov, atol=6 * cov.max() / np.sqrt(n) + bias)
+    assert abs((y[:, 0] < 0).mean() - below) < 4 * 0.46 / np.sqrt(n) + bias
 
 
+@every_process
 def test_prior_is_the_law_at_the_first_grid_time(process):
-    grid = grids.Explicit((0.5 * process.t_max, 0.25 * process.t_max))
-    keys = jax.random.split(KEY, 20_000)
-    t = jnp.float32(grid.times(process)[0])
-    y = starts.Prior().draw(keys, jnp.arange(20_000), process, t, (2,))
-    assert abs(float(y.std() / process.sigma(float(t))) - 1) < 4 / np.sqrt(2 * y.size)
-    expected = densities.Gaussian(np.full(2, float(process.offset(float(t)))), float(process.sigma(float(t))) ** 2).log_prob(y[:5])
-    np.testing.assert_allclose(starts.Prior().log_prob(y[:5], process, t), expected, rtol=1e-5)
+    _, sigma, offset = kernel(process, 0.5 * process.t_max)
+    y, log_prob = looked(process)["prior"]
+    assert abs(y.std() / sigma - 1) < 4 / np.sqrt(2 * y.size)
+    np.testing.assert_allclose(log_prob, stats.norm(offset, sigma).logpdf(y[:5]).sum(-1), rtol=1e-5)
 
 
+@every_process
 def test_finite_in_float32_near_clean_data(process):
-    law = densities.Gaussian(np.zeros(2), 0.3)
-    t = jnp.full(4, max(process.t_min, 1e-6))
-    y = process.perturb(KEY, process.decode(law.sample(KEY, 4)), t).y
-    prediction = models.ExactModel(law, process)(y, t)
-    for value in (prediction.denoised, prediction.eps, prediction.score, prediction.velocity):
-        assert jnp.all(jnp.isfinite(value))
+    _, exact, _ = looked(process)["conversions"]
+    for form in FORMS:
+        assert np.all(np.isfinite(exact[form][-4:])), form
 
 
+@every_process
 def test_per_example_times_match_scalar_times(process):
-    law = densities.Gaussian(np.array([0.1, 0.2]), 0.3)
-    ts = jnp.array([0.2, 0.4, 0.8]) * process.t_max
-    x0 = process.decode(law.sample(KEY, 3))
-    batch = process.perturb(KEY, x0, ts)
-    for i, t in enumerate(ts):
-        np.testing.assert_allclose(process.perturb(KEY, x0, t).y[i], batch.y[i], rtol=1e-6)
+    batch, alone = looked(process)["times"]
+    for i in range(3):
+        np.testing.assert_allclose(alone[i][i], batch[i], rtol=1e-6)

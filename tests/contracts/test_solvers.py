@@ -1,56 +1,85 @@
 """Laws of every solver, measured on Gaussians whose probability flow is known in closed form."""
 
-from dataclasses import replace
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scorelab import densities, grids, models, processes, sample, schedules, solvers, starts
 
-from ..stepping import walk
+from ..stepping import last_states, walk
 from .members import DETERMINISTIC, SOLVERS, STOCHASTIC
 
 KEY = jax.random.key(11)
-LAW = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
+MEAN, COV = np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]])
+LAW = densities.Gaussian(MEAN, COV)
 VP = processes.Gaussian(schedule=schedules.VPLinear())
 VE = processes.Gaussian(schedule=schedules.VE(sigma_min=0.02, sigma_max=40.0))
 FLOW = processes.Gaussian(schedule=schedules.RectifiedFlow())
 EDM = processes.Gaussian(schedule=schedules.EDM(sigma_min=0.02))
 
 
-def flow_image(law, process, y, t, s):
-    """Where the probability flow takes ``y`` from ``t`` to ``s`` for Gaussian data: a linear map along eigenvectors."""
-    before, after = law.noised(process, jnp.asarray(t)), law.noised(process, jnp.asarray(s))
-    whitened = (y - before.mean) @ before.basis / jnp.sqrt(before.eigenvalues)
-    return after.mean + (whitened * jnp.sqrt(after.eigenvalues)) @ after.basis.T
+def flow_image(process, y, t, s):
+    """Where the probability flow takes ``y`` from ``t`` to ``s`` for these Gaussian data: a linear map along eigenvectors."""
+    eigenvalues, basis = np.linalg.eigh(COV)
+    before, after = (process.alpha(r) ** 2 * eigenvalues + process.sigma(r) ** 2 for r in (t, s))
+    whitened = (y - process.alpha(t) * MEAN - process.offset(t)) @ basis / before**0.5
+    return process.alpha(s) * MEAN + process.offset(s) + (whitened * after**0.5) @ basis.T
 
 
-def flow_error(solver, process, law, grid, n=16):
-    times = grid.times(process)
-    y = process.sigma(times[0]) * jax.random.normal(KEY, (n, 2)) + process.alpha(times[0]) * law.mean
-    out = sample(
-        models.ExactModel(law, process), process, solver=solver, grid=grid, key=KEY, shape=y.shape, start=starts.Fixed(y)
-    )
-    return float(jnp.sqrt(jnp.mean((out.x - flow_image(law, process, y, times[0], times[-1])) ** 2)))
+def starting_points(process, t, n=12):
+    z = np.random.default_rng(11).normal(size=(n, 2))
+    return process.sigma(t) * z + process.alpha(t) * MEAN + process.offset(t)
+
+
+def root_mean_square(error):
+    return float(np.sqrt(np.mean(np.square(error))))
+
+
+# The last of several walks in one program: short enough to be repeated without jit.
+SHORT = grids.LogSNR(4, t_max=0.8, t_min=0.05, clean=False)
+
+
+def linear_model(process, law):
+    """In the precision of the moment."""
+    return models.ExactModel(densities.Gaussian(*law), process)
+
+
+@functools.cache
+def flow_walks(solver, process):
+    """Walks along grids of equal log-SNR, uniform ones and a short one, in float64: times, starts, ends."""
+    steps = (192, 384) if DETERMINISTIC.get(solver, solver.order) > 2 else (128, 256)
+    log_snr = [grids.LogSNR(n, t_min=0.05, clean=False) for n in steps]
+    uniform = [grids.Uniform(n, t_min=0.02, clean=False) for n in (256, 512)]
+    times = [grid.times(process) for grid in (*log_snr, *uniform, SHORT)]
+    y = np.stack([starting_points(process, t[0]) for t in times])
+    noise = [np.zeros(len(t) - 1) for t in times]
+    with jax.enable_x64(True):
+        return times, y, last_states(solver, process, linear_model(process, (MEAN, COV)), times, y, noise)
+
+
+def convergence(solver, process):
+    """Errors on two grids of equal log-SNR, and on two uniform ones."""
+    walks = zip(*flow_walks(solver, process), strict=True)
+    errors = [root_mean_square(end - flow_image(process, y, t[0], t[-1])) for t, y, end in walks]
+    return errors[:2], errors[2:4]
 
 
 # Orders above two are measured on VP alone: on VE the leading error terms of a Gaussian change sign in this range.
 @pytest.mark.parametrize(
     ("solver", "order", "process"),
-    [*((s, k, VP) for s, k in DETERMINISTIC.items()), *((s, k, VE) for s, k in DETERMINISTIC.items() if k <= 2)],
+    [
+        *((s, k, VP) for s, k in DETERMINISTIC.items()),
+        *(pytest.param(s, k, VE, marks=() if s in (solvers.DDIM(), solvers.Heun()) else pytest.mark.long)
+          for s, k in DETERMINISTIC.items() if k <= 2),
+    ],
     ids=str,
-)
+)  # fmt: skip
 def test_order_of_convergence(solver, order, process):
     # Slope of the error between N and 2N steps of equal log-SNR, in float64. One-sided above: on a given Gaussian the
     # leading error term of the third-order rules nearly cancels and the measured slope is higher than the theorem's.
-    with jax.enable_x64(True):
-        law = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
-        errors = [
-            flow_error(solver, process, law, grids.LogSNR(n, t_min=0.05, clean=False))
-            for n in ((192, 384) if order > 2 else (128, 256))
-        ]
+    errors, _ = convergence(solver, process)
     slope = np.log2(errors[0] / errors[1])
     assert slope > order - 0.15
     if order < 3:
@@ -61,9 +90,7 @@ def test_order_of_convergence(solver, order, process):
 @pytest.mark.parametrize("solver", [solvers.DPMSolverPP(order=3), solvers.DEIS(order=3), solvers.UniPC(order=2)], ids=str)
 def test_third_order_on_a_uniform_grid(solver):
     # On a uniform variance-preserving grid nothing cancels: two-sided.
-    with jax.enable_x64(True):
-        law = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
-        errors = [flow_error(solver, VP, law, grids.Uniform(n, t_min=0.02, clean=False)) for n in (256, 512)]
+    _, errors = convergence(solver, VP)
     assert np.log2(errors[0] / errors[1]) == pytest.approx(3, abs=0.15)
 
 
@@ -72,64 +99,112 @@ def test_order_is_the_declared_one():
         assert solver.order == (order - 1 if isinstance(solver, solvers.UniPC) else order)
 
 
-def weak_error(solver, process, grid):
-    """Error of the standard deviation of a 1-D Gaussian: exact in the limit of many samples, so computed from the map.
+VARIANCE = 0.25
 
-    For centred Gaussian data every step is linear in (y, z), so the output variance is the squared response to the
-    start plus the sum of squared responses to each step's noise. Responses are read off with unit impulses.
+
+def responses(solver, process, times):
+    """The response of the end of a walk to the start and to the noise of each step, in float64: unit impulses, ends.
+
+    For centred Gaussian data every step is linear in (y, z). Example 0 responds to the start, example i + 1 to the noise of
+    step i.
     """
-    law = densities.Gaussian(np.zeros(1), 0.25)
-    times = grid.times(process)
-    model = models.ExactModel(law, process)
-    steps = len(times) - 1
+    impulses = np.eye(max(len(t) for t in times))[:, :, None]
+    starts, noise = np.stack([impulses[0]] * len(times)), [impulses[1:]] * len(times)
     with jax.enable_x64(True):
-        # Example 0 responds to the start, example i + 1 to the noise of step i.
-        impulses = jnp.eye(steps + 1)[:, :, None]
-        gains = walk(solver, process, model, times, impulses[0], impulses[1:])[-1, :, 0]
-        start = float(law.noised(process, jnp.asarray(times[0])).eigenvalues.sum() + law.noised(process, times[0]).tail)
-        variance = float(gains[0] ** 2 * start + jnp.sum(gains[1:] ** 2))
-        exact = float(process.alpha(times[-1]) ** 2 * 0.25 + process.sigma(times[-1]) ** 2)
-    return abs(np.sqrt(variance) - np.sqrt(exact))
+        return impulses, last_states(solver, process, linear_model(process, (np.zeros(1), VARIANCE)), times, starts, noise)
+
+
+def deviation_errors(process, times, ends):
+    """Errors of the standard deviation of a 1-D Gaussian: exact in the limit of many samples, so computed from the map.
+
+    The output variance is the squared response to the start plus the sum of squared responses to each step's noise.
+    """
+    start, exact = (np.array([process.alpha(t[i]) ** 2 * VARIANCE + process.sigma(t[i]) ** 2 for t in times]) for i in (0, -1))
+    found = ends[:, 0, 0] ** 2 * start + np.sum(ends[:, 1:, 0] ** 2, axis=1)
+    return np.abs(np.sqrt(found) - np.sqrt(exact))
+
+
+def weak_error(solver, process, grid):
+    times = [grid.times(process)]
+    return deviation_errors(process, times, responses(solver, process, times)[1])[0]
+
+
+@functools.cache
+def noisy_walks(solver):
+    times = [grid.times(VP) for grid in (*(grids.LogSNR(n, t_max=0.8, t_min=0.05, clean=False) for n in (128, 256)), SHORT)]
+    return times, *responses(solver, VP, times)
 
 
 @pytest.mark.parametrize(("solver", "order"), STOCHASTIC.items(), ids=str)
 def test_weak_order_of_the_variance(solver, order):
     # From 128 steps on: below, two terms of the second-order rule's error cancel and its slope means nothing.
-    errors = [weak_error(solver, VP, grids.LogSNR(n, t_max=0.8, t_min=0.05, clean=False)) for n in (128, 256)]
+    times, _, ends = noisy_walks(solver)
+    errors = deviation_errors(VP, times, ends)
     assert np.log2(errors[0] / errors[1]) > order - 0.15
 
 
-# Every solver on one process, and one solver of each family on the others: the rest is the schedule's own contract.
-FAMILIES = [solvers.DDIM(eta=1.0), solvers.DPMSolverPP(order=2), solvers.UniPC(), solvers.Heun(), solvers.EulerMaruyama()]
+@pytest.mark.parametrize("solver", [*DETERMINISTIC, *STOCHASTIC], ids=str)
+def test_jit_equals_no_jit(solver):
+    if solver in STOCHASTIC:
+        times, impulses, ends = noisy_walks(solver)
+        law, y, noise = (np.zeros(1), VARIANCE), impulses[0], impulses[1 : len(times[-1])]
+    else:
+        times, y, ends = flow_walks(solver, VP)
+        law, y, noise = (MEAN, COV), y[-1], np.zeros(len(times[-1]) - 1)
+    with jax.enable_x64(True), jax.disable_jit():
+        plain = walk(solver, VP, linear_model(VP, law), times[-1], y, noise)[-1]
+    # Fusion changes rounding only, 2e-16; multistep coefficients amplify it by their size (below 10) in each of four steps.
+    np.testing.assert_allclose(ends[-1], plain, rtol=1e-11, atol=1e-12)
 
 
-def consistency_model(law, process):
+def consistency_model(process):
     """The exact end of the flow from any point: what a solver is for that asks for a generator in the place of the denoiser."""
 
     def end(y, t, cond=None):
-        image = flow_image(law, process, y, t, process.t_min)
+        image = flow_image(process, y, t, process.t_min)
         return (image - process.offset(process.t_min)) / process.alpha(process.t_min)
 
     return models.FunctionModel(fn=end, process=process)
 
 
+# Every solver on one process, and one solver of each family on the others: the rest is the schedule's own contract.
+FAMILIES = [solvers.DDIM(eta=1.0), solvers.DPMSolverPP(order=2), solvers.UniPC(), solvers.Heun(), solvers.EulerMaruyama()]
+ON_EDM, ON_FLOW = (solvers.UniPC(), solvers.Heun(), solvers.DDIM(eta=1.0)), (solvers.DPMSolverPP(order=2), solvers.EulerMaruyama())
+
+
+def usual_process(solver):
+    """The process on which the default run takes this solver; the long tail has the others."""
+    return EDM if solver in ON_EDM else FLOW if solver in ON_FLOW else VP
+
+
 @pytest.mark.parametrize(
-    ("solver", "process"), [*((s, VP) for s in SOLVERS), *((s, p) for s in FAMILIES for p in (EDM, FLOW))], ids=str
+    ("solver", "process"),
+    [
+        pytest.param(s, p, marks=() if p is usual_process(s) else pytest.mark.long)
+        for s, p in [*((s, VP) for s in SOLVERS), *((s, p) for s in FAMILIES for p in (EDM, FLOW))]
+    ],
+    ids=str,
 )
 def test_gaussian_marginals(solver, process):
-    n = 6_000
+    n, adaptive = 3_000, solver.calls_per_step is None
     t_max = 0.99 if process is FLOW else None
     # Euler in the time of EDM and Euler-Maruyama need more steps for the same bias than the exponential rules.
     slow = isinstance(solver, solvers.EulerMaruyama | solvers.ProbabilityFlowEuler | solvers.PredictorCorrector)
-    steps = 8 if isinstance(solver, solvers.Diffrax) else (300 if slow else 120)
-    model = (consistency_model if isinstance(solver, solvers.Renoise) else models.ExactModel)(LAW, process)
-    out = sample(model, process, solver=solver, grid=grids.LogSNR(steps, t_max=t_max), key=KEY, shape=(n, 2))
-    cov = np.asarray(LAW.covariance())
+    steps = 8 if adaptive else (300 if slow else 120)
+    model = consistency_model(process) if isinstance(solver, solvers.Renoise) else models.ExactModel(LAW, process)
+    arguments = dict(solver=solver, grid=grids.LogSNR(steps, t_max=t_max), key=KEY, chunk=n if adaptive else 500)
+    drawn = np.asarray(sample(model, process, shape=(n, 2), **arguments).x)
+    x = drawn.astype(np.float64)
     # Four standard errors, plus the first-order bias: (log-SNR range 16) / steps times a constant of order 0.2; the
     # Langevin corrector's stationary bias is snr^2 = 2.6 %.
     bias = 0.0 if solver.order >= 2 else 0.5 * 16 / steps * 0.25 + (0.03 if solver.order == 0 else 0.0)
-    np.testing.assert_allclose(out.x.mean(0), LAW.mean, atol=4 * np.sqrt(0.5 / n) + bias)
-    np.testing.assert_allclose(np.cov(np.asarray(out.x).T), cov, atol=4 * 0.5 * np.sqrt(2 / n) + bias)
+    np.testing.assert_allclose(x.mean(0), MEAN, atol=4 * np.sqrt(0.5 / n) + bias)
+    np.testing.assert_allclose(np.cov(x.T), COV, atol=4 * 0.5 * np.sqrt(2 / n) + bias)
+    if not adaptive:  # an adaptive solver has one step size for its batch
+        # A sample depends on its key and id alone, bitwise in chunks of one size: not on the samples around it.
+        some = np.array([1009, 2, 4])
+        np.testing.assert_array_equal(sample(model, process, shape=(3, 2), ids=some, **arguments).x, drawn[some])
+        np.testing.assert_array_equal(sample(model, process, shape=(7, 2), **arguments).x, drawn[:7])
 
 
 def counted(model):
@@ -143,64 +218,88 @@ def counted(model):
     return fn, calls
 
 
-@pytest.mark.parametrize("solver", [s for s in SOLVERS if s.calls_per_step is not None], ids=str)
+# A step-size controller reacts to rounding by as much as its tolerance, which is rough here: few steps, since each is slow
+# without jit.
+ADAPTIVE = solvers.Diffrax(rtol=1e-3, atol=1e-3)
+
+
+def drawn(solver, n=12, **options):
+    """A batch in float64."""
+    shape, grid = ((3, 2), grids.LogSNR(4)) if solver.calls_per_step is None else ((n, 2), grids.Karras(6))
+    with jax.enable_x64(True):
+        model = linear_model(EDM, (MEAN, COV))
+        return np.asarray(sample(model, EDM, solver=solver, grid=grid, key=KEY, shape=shape, **options).x)
+
+
+@functools.cache
+def without_jit(solver):
+    """The batch as one chunk, operation by operation, and the number of calls of the model: executed, and as the solver says."""
+    calls = []
+    with jax.enable_x64(True), jax.disable_jit():
+        model = linear_model(EDM, (MEAN, COV))
+
+        def count(y, t, cond=None):
+            calls.append(t)
+            return model(y, t, cond)
+
+        out = sample(count, EDM, solver=solver, grid=grids.Karras(6), key=KEY, shape=(12, 2))
+    return np.asarray(out.x), len(calls), out.diagnostics["model_calls"]
+
+
+STEPWISE = [s for s in SOLVERS if s.calls_per_step is not None]
+
+
+@pytest.mark.parametrize("solver", STEPWISE, ids=str)
 def test_model_calls_are_the_declared_ones(solver):
-    model, calls = counted(models.ExactModel(LAW, VP))
-    steps = 5
-    out = sample(model, VP, solver=solver, grid=grids.LogSNR(steps), key=KEY, shape=(2, 2))
-    jax.effects_barrier()
+    _, calls, said = without_jit(solver)
     # A step to sigma = 0 needs one call whatever the solver.
-    expected = solver.calls_per_step * (steps - 1) + 1
-    assert len(calls) == out.diagnostics["model_calls"] == expected
+    assert calls == said == solver.calls_per_step * (6 - 1) + 1
 
 
-@pytest.mark.parametrize("process", [VE, FLOW], ids=lambda p: type(p.schedule).__name__)
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
+# The solvers whose steps are not walked above, and one with noise for the keys; the long tail has all.
+SAMPLED = [s for s in STEPWISE if s not in DETERMINISTIC and s not in STOCHASTIC] + [solvers.DDIM(eta=1.0)]
+
+
+@pytest.mark.parametrize("solver", [s if s in SAMPLED else pytest.param(s, marks=pytest.mark.long) for s in STEPWISE], ids=str)
+def test_neither_the_batch_nor_jit_changes_a_sample(solver):
+    # One chunk of all without jit sums in another order than chunks of five with it, which changes the rounding alone: 2e-16
+    # of values of up to 80 at the first step, times multistep weights of up to 10 in a few steps.
+    np.testing.assert_allclose(drawn(solver, chunk=5), without_jit(solver)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.long  # in the default run every chunk agrees with the closed form, by far more closely
+def test_an_adaptive_solver_depends_on_its_batch_by_its_tolerance():
+    # Another batch has other step sizes. The default tolerance, 1e-5 a step, grows to 1e-3 in all at the most.
+    np.testing.assert_allclose(drawn(solvers.Diffrax(), chunk=2), drawn(solvers.Diffrax()), atol=1e-3)
+
+
+@pytest.mark.long
+def test_an_adaptive_solver_takes_the_same_steps_without_jit():
+    with jax.enable_x64(True), jax.disable_jit():
+        model, arguments = linear_model(EDM, (MEAN, COV)), dict(solver=ADAPTIVE, grid=grids.LogSNR(4), key=KEY, shape=(3, 2))
+        plain = sample(model, EDM, **arguments).x
+    # Rounding, as above, through the controller.
+    np.testing.assert_allclose(drawn(ADAPTIVE), plain, rtol=1e-10, atol=1e-10)
+
+
+# Each solver has one of the two processes by turns; the long tail has the other.
+@pytest.mark.parametrize(
+    ("solver", "process"),
+    [
+        pytest.param(s, p, marks=() if (i + j) % 2 == 0 else pytest.mark.long)
+        for i, s in enumerate(SOLVERS)
+        for j, p in enumerate((VE, FLOW))
+    ],
+    ids=str,
+)
 def test_one_step_to_clean_data_is_finite(solver, process):
     t_max = 0.99 if process is FLOW and solver.stochastic else None
-    out = sample(
-        models.ExactModel(LAW, process), process, solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2)
-    )
+    # Operation by operation, the programs of which the solvers share.
+    with jax.disable_jit(solver.calls_per_step is not None):
+        out = sample(
+            models.ExactModel(LAW, process), process, solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2)
+        )
     assert np.all(np.isfinite(out.x))
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
-def test_a_sample_does_not_depend_on_its_batch(solver):
-    process = EDM
-    model = models.ExactModel(LAW, process)
-    arguments = dict(solver=solver, grid=grids.Karras(6), key=KEY)
-    some = np.array([9, 2, 4])
-    chunked = sample(model, process, shape=(12, 2), chunk=5, **arguments).x
-    if solver.calls_per_step is not None:  # an adaptive solver has one step size for its batch
-        for x, ids in (
-            (sample(model, process, shape=(7, 2), chunk=5, **arguments).x, np.arange(7)),
-            (sample(model, process, shape=(3, 2), chunk=5, ids=some, **arguments).x, some),
-        ):
-            np.testing.assert_array_equal(x, chunked[ids])
-    # Another batch shape sums the model's 2 x 2 products in another order (1e-7), and multistep weights of up to 10
-    # carry that on; an adaptive solver differs by its tolerance.
-    rounding = 1e-5 if solver.calls_per_step is not None else 1e-3
-    np.testing.assert_allclose(sample(model, process, shape=(12, 2), **arguments).x, chunked, atol=rounding)
-
-
-@pytest.mark.parametrize("solver", SOLVERS, ids=str)
-def test_jit_equals_no_jit(solver):
-    # A step-size controller reacts to rounding, in float32 by as much as its tolerance: float64, where the two ways
-    # choose the same steps, and few of them, since each is slow without jit.
-    adaptive = isinstance(solver, solvers.Diffrax)
-    if adaptive:
-        solver = replace(solver, rtol=1e-3, atol=1e-3)
-    with jax.enable_x64(adaptive):
-        law = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
-        # The shapes of the test above, whose program is compiled already.
-        grid, shape = (grids.LogSNR(4), (3, 2)) if adaptive else (grids.Karras(6), (12, 2))
-        arguments = dict(solver=solver, grid=grid, key=KEY, shape=shape)
-        jitted = sample(models.ExactModel(law, EDM), EDM, **arguments).x
-        with jax.disable_jit():
-            plain = sample(models.ExactModel(law, EDM), EDM, **arguments).x
-    # Fusion changes rounding only; multistep coefficients amplify it by their size (below 10).
-    tolerance = dict(rtol=1e-10, atol=1e-10) if adaptive else dict(rtol=1e-4, atol=2e-5)
-    np.testing.assert_allclose(jitted, plain, **tolerance)
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
@@ -209,15 +308,13 @@ def test_solvers_are_hashable_specs(solver):
 
 
 def test_ambient_and_latent_coordinates_agree_on_the_identity_chart():
-    arguments = dict(grid=grids.Uniform(20), key=KEY, shape=(8, 2))
-    model = models.ExactModel(LAW, VP)
-    latent = sample(model, VP, solver=solvers.EulerMaruyama(), **arguments).x
-    ambient = sample(model, VP, solver=solvers.EulerMaruyama(coords="ambient"), **arguments).x
-    np.testing.assert_allclose(latent, ambient, rtol=1e-4, atol=1e-4)
+    latent, ambient = (noisy_walks(solvers.EulerMaruyama(coords=coords))[2] for coords in ("latent", "ambient"))
+    # The same steps written in another way: rounding of 256 of them.
+    np.testing.assert_allclose(latent, ambient, rtol=1e-10, atol=1e-12)
 
 
 def test_heun_without_churn_is_deterministic_given_its_start():
-    y = jax.random.normal(KEY, (4, 2)) * 80
+    y = 80 * np.random.default_rng(11).normal(size=(4, 2)).astype(np.float32)
     model = models.ExactModel(LAW, EDM)
     arguments = dict(solver=solvers.Heun(), grid=grids.Karras(5), shape=(4, 2), start=starts.Fixed(y))
     np.testing.assert_array_equal(
@@ -226,22 +323,25 @@ def test_heun_without_churn_is_deterministic_given_its_start():
 
 
 def test_diffrax_agrees_with_the_closed_form_flow():
-    # Adaptive at 1e-6: the global error of the flow is a small multiple of the tolerance.
+    grid = grids.Uniform(2, t_min=0.01, clean=False)
+    times = grid.times(VP)
+    y = starting_points(VP, times[0])
     with jax.enable_x64(True):
-        law = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
-        solver = solvers.Diffrax(rtol=1e-8, atol=1e-8)
-        assert flow_error(solver, VP, law, grids.Uniform(2, t_min=0.01, clean=False)) < 1e-6
+        solver, start = solvers.Diffrax(rtol=1e-8, atol=1e-8), starts.Fixed(y)
+        model = linear_model(VP, (MEAN, COV))
+        x = sample(model, VP, solver=solver, grid=grid, key=KEY, shape=y.shape, start=start, chunk=5).x
+    # Adaptive at 1e-8: the global error of the flow is a small multiple of the tolerance, in every chunk.
+    assert root_mean_square(np.asarray(x) - flow_image(VP, y, times[0], times[-1])) < 1e-6
 
 
 def test_fixed_step_diffrax_solvers_are_accepted():
     import diffrax
 
+    solver, times = solvers.Diffrax(solver=diffrax.Heun(), fixed=4), [np.linspace(1.0, 0.05, n + 1) for n in (8, 16)]
+    y = np.stack([starting_points(VP, 1.0)] * 2)
     with jax.enable_x64(True):
-        law = densities.Gaussian(np.array([0.5, -0.3]), np.array([[0.5, 0.2], [0.2, 0.3]]))
-        errors = [
-            flow_error(solvers.Diffrax(solver=diffrax.Heun(), fixed=k), VP, law, grids.Uniform(8, t_min=0.05, clean=False))
-            for k in (4, 8)
-        ]
+        ends = last_states(solver, VP, linear_model(VP, (MEAN, COV)), times, y, [np.zeros(len(t) - 1) for t in times])
+    errors = [root_mean_square(end - flow_image(VP, y[0], 1.0, 0.05)) for end in ends]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
 
 
