@@ -25,6 +25,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import orbax.checkpoint as ocp
+
 ROOT = Path(__file__).resolve().parents[1]
 BINDINGS = (
     "nets.MLP.width = 32", "nets.MLP.depth = 1", "experiment.DataSpec.n = 256", "experiment.Experiment.batch_size = 32",
@@ -45,8 +47,13 @@ def newest(root: Path) -> int:
 
 
 def bits(root: Path) -> dict[str, bytes]:
-    names = ("metrics.jsonl", "checkpoints/800/state.npz", "checkpoints/800/state.sha256")
-    return {name: (root / name).read_bytes() for name in names}
+    """The log of the metrics and the arrays of the last checkpoint; orbax gives its files other names and times each time."""
+    arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(root.absolute() / "checkpoints" / "800" / "state")
+    return {"metrics.jsonl": (root / "metrics.jsonl").read_bytes(), **{name: array.tobytes() for name, array in arrays.items()}}
+
+
+def files(place: Path) -> list[Path]:
+    return sorted(path for path in place.rglob("*") if path.is_file())
 
 
 def goes_on(root: Path, expected: dict[str, bytes]) -> bool:
@@ -165,7 +172,7 @@ def flipped(whole: Path) -> Callable[[Path, dict[str, bytes]], bool]:
     def attempt(root: Path, expected: dict[str, bytes]) -> bool:
         shutil.copytree(whole, root)
         place = root / "checkpoints" / "800"
-        path = random.choice([place / "state.npz", place / "state.npz", place / "state.npz", place / "state.sha256"])
+        path = random.choice(files(place))
         content = bytearray(path.read_bytes())
         bit = random.randrange(8 * len(content))
         content[bit // 8] ^= 1 << bit % 8
@@ -185,7 +192,8 @@ def corrupted(whole: Path) -> Callable[[Path, dict[str, bytes]], bool]:
         place = root / "checkpoints" / "800"
         way = random.choice(["cut", "empty", "renamed", "missing"])
         if way == "cut":
-            os.truncate(place / "state.npz", random.randrange((place / "state.npz").stat().st_size))
+            path = random.choice(files(place))
+            os.truncate(path, random.randrange(path.stat().st_size))
         elif way == "empty":
             shutil.rmtree(place)
             place.mkdir()
@@ -193,7 +201,7 @@ def corrupted(whole: Path) -> Callable[[Path, dict[str, bytes]], bool]:
             shutil.rmtree(place)
             (root / "checkpoints" / "750").rename(place)
         else:
-            random.choice([place / "state.npz", place / "state.sha256"]).unlink()
+            random.choice(files(place)).unlink()
         process = start(root, "--resume")
         output, error = process.communicate()
         if way == "renamed":

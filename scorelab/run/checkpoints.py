@@ -1,33 +1,39 @@
-"""Checkpoints: one folder per step, there complete or not at all, and read only where its checksum agrees."""
+"""Checkpoints by orbax: one folder per step, there complete or not at all, and read only where its checksums agree."""
 
 from __future__ import annotations
 
+import errno
+import functools
 import hashlib
-import json
+import logging
+import math
 import os
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from scorelab.files import DamagedFile, naming, read_npz, sync_folder, temporary, temporary_of
+from scorelab.files import DamagedFile, naming, sync_folder, temporary, temporary_of, write_bytes
 from scorelab.typing import Pytree
 
-_STATE, _SUM, _LAYOUT = "state.npz", "state.sha256", "layout"
-_BLOCK = 1 << 20
+_STATE, _SUMS = "state", "SHA256SUMS"
 
 
 class Checkpoints:
     """The checkpoints of one run, the newest ``keep`` of them.
 
-    A checkpoint is the folder ``<step>`` with ``state.npz``, an array for every leaf of the state under its place in the tree, and
-    ``state.sha256``, in the format of ``sha256sum`` and with the step in the name: a folder that was renamed is not believed. It
-    is written under a temporary name, flushed to the disk and renamed, so one that a kill interrupted is never seen. The state is
-    stored as host arrays: it can be read with another number of devices. Reading changes nothing in the folder.
+    A checkpoint is the folder ``<step>``. Orbax writes its ``state/``, with an array for every leaf of the state under its place in
+    the tree. ``SHA256SUMS``, in the format of ``sha256sum``, has the hash of every file and the step in every name: a folder that
+    was renamed is not believed. A checkpoint is written under a temporary name, flushed to the disk and renamed, so one that a kill
+    interrupted is never seen. The state is stored as host arrays: it can be read with another number of devices. Reading changes
+    nothing in the folder.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2):
@@ -46,10 +52,7 @@ class Checkpoints:
         """
         if int(found := getattr(state, "step", step)) != step:
             raise ValueError(f"a checkpoint of step {step} with the state of step {int(found)}: expected the same")
-        leaves = {name: np.array(leaf) for name, leaf in _named(jax.device_get(state)).items()}
-        layout = {name: _kind(leaf) for name, leaf in leaves.items()}
-        # Numbers that NumPy knows by a library's name only, such as bfloat16, are stored as their bytes.
-        plain = {name: leaf if leaf.dtype.isbuiltin == 1 else _bytes(leaf) for name, leaf in leaves.items()}
+        arrays = {name: np.array(_plain(leaf)) for name, leaf in _named(jax.device_get(state)).items()}
         target = self._folder / str(step)
         partial = temporary(target)
         with naming(target):
@@ -58,14 +61,11 @@ class Checkpoints:
             self.clean()
             try:
                 partial.mkdir()
-                with open(partial / _STATE, "wb") as file:
-                    np.savez(file, **{_LAYOUT: np.asarray(json.dumps(layout))}, **plain)
-                    file.flush()
-                    os.fsync(file.fileno())
-                with open(partial / _SUM, "wb") as file:
-                    file.write(_statement(partial / _STATE, step))
-                    file.flush()
-                    os.fsync(file.fileno())
+                with _disk_failures(partial), _checkpointer() as checkpointer:
+                    checkpointer.save((partial / _STATE).absolute(), args=_orbax().args.StandardSave(arrays))
+                write_bytes(partial / _SUMS, _sums(partial, step, flush=True))
+                for folder in (p for p in (partial, *partial.rglob("*")) if p.is_dir()):
+                    sync_folder(folder)
                 if target.exists():
                     if _whole(target, step):
                         return
@@ -85,22 +85,23 @@ class Checkpoints:
         """
         place = self._folder / str(step)
         _verify(place, step)
-        wanted = _named(like)
-        layout = _layout(place)
+        wanted = {name: _plain(leaf) for name, leaf in _named(like).items()}
         expected = {name: _kind(leaf) for name, leaf in wanted.items()}
-        if differing := sorted(name for name in layout.keys() | expected if layout.get(name) != expected.get(name)):
-            first = differing[0]
-            raise ValueError(
-                f"{place} has another structure: {first} is {layout.get(first, 'not there')}, "
-                f"expected {expected.get(first, 'nothing of this name')} ({len(differing)} of {len(expected)} differ)"
-            )
-        stored = read_npz(place / _STATE, limit=size_of(like), name=str(place), only=tuple(wanted))
-        for name, leaf in wanted.items():
-            if str(stored[name].dtype) != str(leaf.dtype):
-                stored[name] = stored[name].view(leaf.dtype).reshape(stored[name].shape[:-1])
-            if _kind(stored[name]) != expected[name]:
-                raise DamagedFile(f"{place}: {name} is {_kind(stored[name])}, said to be {expected[name]}")
-        state = jax.tree.unflatten(jax.tree.structure(like), [stored[name] for name in wanted])
+        with _checkpointer() as checkpointer:
+            metadata = checkpointer.metadata((place / _STATE).absolute()).item_metadata
+            if metadata is None:
+                raise ValueError(f"{place} is whole, and orbax {_orbax().__version__} cannot read it")
+            found = {name: _kind(leaf) for name, leaf in metadata.tree.items()}
+            # Asked for another shape or dtype, orbax gives it without a word.
+            if differing := sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name)):
+                first = differing[0]
+                raise ValueError(
+                    f"{place} has another structure: {first} is {found.get(first, 'not there')}, "
+                    f"expected {expected.get(first, 'nothing of this name')} ({len(differing)} of {len(expected)} differ)"
+                )
+            target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
+            stored = checkpointer.restore((place / _STATE).absolute(), args=_orbax().args.StandardRestore(target))
+        state = jax.tree_util.tree_map_with_path(lambda path, leaf: _as(leaf, stored.get(jax.tree_util.keystr(path))), like)
         if int(found := getattr(state, "step", step)) != step:
             raise DamagedFile(f"{place} holds the state of step {int(found)}")
         return state
@@ -119,12 +120,12 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 return step, self.restore(step, like)
-            except (DamagedFile, OSError) as error:
-                if isinstance(error, PermissionError):
-                    raise
+            except Exception as error:
                 if not (self._folder / str(step)).exists():
                     # Removed by the training that goes on here, which has newer ones.
                     return self.newest(like, say=say, owned=owned)
+                if not isinstance(error, (DamagedFile, OSError)) or isinstance(error, PermissionError):
+                    raise
                 last = error
                 say(f"{self._folder / str(step)} is damaged and passed over: {error}")
                 if owned:
@@ -148,35 +149,94 @@ class Checkpoints:
 
 def size_of(like: Pytree) -> int:
     """Bytes of the arrays of a state."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(like))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+
+
+@functools.cache
+def _orbax() -> Any:
+    """Orbax, imported where a checkpoint is written or read: that takes half a second."""
+    import orbax.checkpoint as ocp
+
+    # On a full disk it raises once, and its threads and the writes they leave behind print hundreds of lines.
+    logging.getLogger("absl").addFilter(lambda record: not record.pathname.startswith(os.path.dirname(ocp.__file__)))
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda late: None if str(late.exc_value) == "Event loop is closed" else hook(late)
+    return ocp
+
+
+def _checkpointer() -> Any:
+    """One that waits: the next step consumes the arrays, and a run must know that its checkpoint is there."""
+    return _orbax().Checkpointer(_orbax().StandardCheckpointHandler())
+
+
+@contextmanager
+def _disk_failures(partial: Path):
+    """Failures of the disk inside the block as OSError: tensorstore raises ValueError, with the system's words in the text.
+
+    It also makes a folder again that was moved away while it wrote: what it wrote there is removed.
+    """
+    folder, before, failure = partial.parent, partial.stat(), None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if not partial.exists() or not os.path.samestat(before, partial.stat()):
+        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder)) from failure
+    if failure is not None:
+        number = next((number for number in errno.errorcode if os.strerror(number) in str(failure)), None)
+        if number is None or isinstance(failure, OSError):
+            raise failure
+        raise OSError(number, os.strerror(number), str(folder)) from failure
 
 
 def _named(tree: Pytree) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    """The leaves under their places in the tree, in one level: orbax takes ``{"a": {"b": x}}`` and ``{"a.b": x}`` for the same.
+
+    Without arrays that have no numbers, which it does not store.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {name: leaf for name, leaf in leaves.items() if np.size(leaf)}
 
 
-def _bytes(leaf: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(leaf).reshape(*leaf.shape, 1).view(np.uint8)
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _statement(path: Path, step: int) -> bytes:
-    """The line that ``sha256sum <step>/state.npz`` prints in the folder of the checkpoints."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return f"{digest.hexdigest()}  {step}/{_STATE}\n".encode()
+def _plain(leaf: Any) -> Any:
+    """The numbers of a PRNG key, or their shape and dtype; any other leaf as it is."""
+    if not _is_key(leaf):
+        return leaf
+    return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
+
+
+def _as(leaf: Any, stored: np.ndarray | None) -> Any:
+    if stored is None:
+        return np.zeros(leaf.shape, leaf.dtype)
+    return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))) if _is_key(leaf) else stored
+
+
+def _sums(place: Path, step: int, *, flush: bool = False) -> bytes:
+    """What ``sha256sum`` prints for the files of a checkpoint in the folder above it; ``flush`` them to the disk as well."""
+    lines = []
+    for path in sorted(path for path in place.rglob("*") if not path.is_dir() and path != place / _SUMS):
+        with open(path, "r+b" if flush else "rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {step}/{path.relative_to(place).as_posix()}\n")
+            if flush:
+                os.fsync(file.fileno())
+    return "".join(lines).encode()
 
 
 def _verify(place: Path, step: int) -> None:
-    for name in (_STATE, _SUM):
-        if not (place / name).is_file():
-            raise DamagedFile(f"{place / name} is missing")
-    stated, found = (place / _SUM).read_bytes(), _statement(place / _STATE, step)
-    if stated != found:
-        raise DamagedFile(
-            f"{place / _SUM} says {stated[:200].decode(errors='replace').strip()!r}, the file is {found.decode().strip()!r}"
-        )
+    if not (place / _SUMS).is_file():
+        raise DamagedFile(f"{place / _SUMS} is missing")
+    stated, found = (place / _SUMS).read_bytes(), _sums(place, step)
+    if not found or stated != found:
+        lines = sorted(set(stated.split(b"\n")) ^ set(found.split(b"\n")), key=lambda line: line[66:])
+        raise DamagedFile(f"{place / _SUMS} and the files differ: {lines[-1][:300].decode(errors='replace') if lines else 'empty'}")
 
 
 def _whole(place: Path, step: int) -> bool:
@@ -189,15 +249,6 @@ def _whole(place: Path, step: int) -> bool:
 
 def _kind(leaf: Any) -> str:
     return f"{leaf.dtype} {tuple(leaf.shape)}"
-
-
-def _layout(place: Path) -> dict[str, str]:
-    """The dtype and the shape of every leaf, as stated when it was stored."""
-    text = str(read_npz(place / _STATE, limit=64 * _BLOCK, name=str(place), only=(_LAYOUT,))[_LAYOUT])
-    try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError) as error:
-        raise DamagedFile(f"{place / _STATE} does not say what its arrays are") from error
 
 
 @dataclass(frozen=True)

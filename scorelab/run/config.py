@@ -29,6 +29,7 @@ PACKAGES = (
     "jaxlib",
     "flax",
     "optax",
+    "orbax-checkpoint",
     "diffrax",
     "numpy",
     "gin-config",

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from scorelab.files import DamagedFile, read_npz, write_npz
@@ -112,6 +114,11 @@ def filled(folder, *steps):
     return checkpoints
 
 
+def stored(place):
+    """The arrays of a checkpoint under their places in the state, read by orbax alone."""
+    return orbax.checkpoint.Checkpointer(orbax.checkpoint.StandardCheckpointHandler()).restore(place / "state")
+
+
 def equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(expected)]
@@ -121,13 +128,12 @@ def test_every_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path):
     checkpoints = filled(tmp_path / "c", 10, 20)
     equal(checkpoints.restore(20, a_state(0)), a_state(20))
     files = [path for path in (tmp_path / "c" / "20").rglob("*") if path.is_file()]
-    assert len(files) == 2
+    assert {"SHA256SUMS", "_METADATA", "manifest.ocdbt"} < {path.name for path in files}
     flips = 0
     for path in files:
         good = path.read_bytes()
-        # Every bit of the sum, and one of every seventh byte of the arrays.
-        bits = range(8 * len(good)) if len(good) < 200 else range(3, 8 * len(good), 211)
-        for bit in bits:
+        # One bit of every fifth byte, each of its eight in turn.
+        for bit in range(3, 8 * len(good), 41):
             bad = bytearray(good)
             bad[bit // 8] ^= 1 << bit % 8
             path.write_bytes(bad)
@@ -144,24 +150,32 @@ def test_every_flipped_bit_is_found_and_the_one_before_is_taken(tmp_path):
     assert flips > 600
 
 
-@pytest.mark.parametrize("fault", ["renamed", "empty", "no sum", "cut short", "a directory", "zip bomb"])
+FAULTS = ["renamed", "empty", "no sums", "nothing but empty sums", "cut short", "a file more", "a file less", "a directory"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_other_damage_falls_back_too(tmp_path, fault):
     checkpoints = filled(tmp_path / "c", 10, 20)
     place = tmp_path / "c" / "20"
+    file = place / "state" / "manifest.ocdbt"
     if fault == "renamed":
         place.rename(tmp_path / "c" / "30")
     elif fault == "empty":
         shutil.rmtree(place)
         place.mkdir()
-    elif fault == "no sum":
-        (place / "state.sha256").unlink()
+    elif fault == "no sums":
+        (place / "SHA256SUMS").unlink()
+    elif fault == "nothing but empty sums":
+        shutil.rmtree(place / "state")
+        (place / "SHA256SUMS").write_bytes(b"")
     elif fault == "cut short":
-        os.truncate(place / "state.npz", 100)
-    elif fault == "a directory":
-        (place / "state.npz").unlink()
-        (place / "state.npz").mkdir()
+        os.truncate(file, 100)
+    elif fault == "a file more":
+        (place / "state" / "more").write_bytes(b"")
     else:
-        write_npz(place / "state.npz", {"layout": np.zeros(1 << 27, np.uint8)})
+        file.unlink()
+        if fault == "a directory":
+            file.mkdir()
     assert checkpoints.newest(a_state(0), say=lambda text: None)[0] == 10
     # The owner moves it away, so that it neither counts among those kept nor stands where the next one goes.
     assert checkpoints.newest(a_state(0), say=lambda text: None, owned=True)[0] == 10
@@ -169,7 +183,7 @@ def test_other_damage_falls_back_too(tmp_path, fault):
     checkpoints.save(20, a_state(20))
     equal(checkpoints.restore(20, a_state(0)), a_state(20))
     shutil.rmtree(tmp_path / "c" / "10")
-    os.truncate(place / "state.npz", 7)
+    os.truncate(file, 7)
     with pytest.raises(DamagedFile, match="no checkpoint is whole"):
         checkpoints.newest(a_state(0), say=lambda text: None)
 
@@ -202,6 +216,56 @@ def test_the_folder_is_of_the_step_of_the_state_and_reading_changes_nothing(tmp_
     # A folder above that has vanished does not come back as a shell of itself.
     with pytest.raises(OSError, match="gone"):
         Checkpoints(tmp_path / "gone" / "c").save(5, a_state(5))
+
+
+def test_every_kind_of_leaf_is_stored(tmp_path):
+    """Names that orbax would join to the same one, arrays without numbers, and both kinds of PRNG keys."""
+    state = {
+        "a": {"b": np.float32(1)}, "a.b": np.float32(2), "a/b": np.float32(3), "empty": np.zeros((0, 3), np.float32), "none": None,
+        "key": jax.random.key(7, impl="rbg"), "keys": jax.random.split(jax.random.key(1), 3), "raw": jax.random.PRNGKey(2),
+    }  # fmt: skip
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.save(1, state)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    plain = lambda leaf: jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    found = checkpoints.restore(1, like)
+    assert [leaf.dtype for leaf in jax.tree.leaves(found)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+    equal(jax.tree.map(plain, found), jax.tree.map(plain, state))
+    other = {**like, "key": like["keys"]}
+    with pytest.raises(ValueError, match=r"\['key'\] is uint32 \(4,\), expected uint32 \(3, 2\)"):
+        checkpoints.restore(1, other)
+
+
+def test_a_write_that_orbax_could_not_make_is_one_error_that_names_the_checkpoint(tmp_path, capfd):
+    """The limit on the size of a file takes the place of a disk that is full."""
+    checkpoints = filled(tmp_path / "c", 10)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+            checkpoints.save(20, a_state(20, width=3000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "c" / "20")
+    assert capfd.readouterr().err == ""
+    assert os.listdir(tmp_path / "c") == ["10"]
+
+
+def test_a_folder_moved_away_while_orbax_writes_does_not_come_back(tmp_path, monkeypatch):
+    root = tmp_path / "run"
+    root.mkdir()
+    checkpoints = filled(root / "c", 10)
+    save = orbax.checkpoint.StandardCheckpointHandler.save
+
+    def moving(self, *rest, **more):
+        root.rename(tmp_path / "away")
+        save(self, *rest, **more)
+
+    monkeypatch.setattr(orbax.checkpoint.StandardCheckpointHandler, "save", moving)
+    with pytest.raises(FileNotFoundError, match="c/20"):
+        checkpoints.save(20, a_state(20))
+    assert os.listdir(tmp_path) == ["away"]
+    equal(Checkpoints(tmp_path / "away" / "c").newest(a_state(0), say=pytest.fail)[1], a_state(10))
 
 
 # A run, its signals and its disk.
@@ -265,17 +329,15 @@ def test_signals_and_a_full_disk_leave_a_run_that_goes_on_to_the_same_bits(tmp_p
     assert "samples.npz: No space left on device" in err
     assert scorelab(*command)[0] == 0
     assert (root / "metrics.jsonl").read_bytes() == (tiny_run / "metrics.jsonl").read_bytes()
-    for name in ("checkpoints/20/state.npz", "checkpoints/20/state.sha256"):
-        assert (root / name).read_bytes() == (tiny_run / name).read_bytes()
+    equal(stored(root / "checkpoints" / "20"), stored(tiny_run / "checkpoints" / "20"))
     np.testing.assert_array_equal(read_samples(Workdir(root)).x, read_samples(Workdir(tiny_run)).x)
     assert not [path for path in root.rglob("*") if path.name.endswith(".tmp") or path.name == "lock"]
     # A finished run whose newest checkpoint is damaged makes it again, to the same bits.
-    path = root / "checkpoints" / "20" / "state.npz"
-    os.truncate(path, 1000)
+    os.truncate(root / "checkpoints" / "20" / "state" / "_METADATA", 1000)
     status, out, _ = scorelab(*command)
     assert status == 0
     assert "checkpoints/20 is damaged and passed over" in out
-    assert path.read_bytes() == (tiny_run / "checkpoints/20/state.npz").read_bytes()
+    equal(stored(root / "checkpoints" / "20"), stored(tiny_run / "checkpoints" / "20"))
 
 
 def test_a_second_signal_does_not_wait_and_an_output_that_was_closed_is_named(tmp_path, scorelab, monkeypatch):
