@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +81,9 @@ class Distillation(abc.ABC):
     clip_norm: float | None = 10.0
     ema: Average | tuple[Average, ...] | None = field(default_factory=EMA)
     unroll: bool = False
+
+    # NaN there says that nothing was seen at a noise level.
+    statistics: ClassVar[tuple[str, ...]] = ("health",)
 
     def __post_init__(self):
         def default(name, value):

@@ -174,7 +174,7 @@ def fit(
             if int(state.step) != step:
                 raise ValueError(f"{type(learner).__name__} made step = {state.step} of update {step}: expected {step}")
             if due or last:
-                _require_finite(step, state)
+                _require_finite(learner, step, state)
             for hook in due:
                 hook(step, state, window)
         if last:
@@ -265,25 +265,33 @@ def _cause(learner: Learner, data: Any, step: int, shard: tuple[int, ...]) -> st
     return "".join(f"; {cause}" for cause in found)
 
 
-def _require_finite(step: int, state: Pytree) -> None:
-    """Refuse a state with NaN, or with infinite parameters; an optimiser may start its records at infinity."""
-    flags = np.asarray(_flags(state))
+def _require_finite(learner: Learner, step: int, state: Pytree) -> None:
+    """Refuse a state with NaN, or with infinite parameters; an optimiser may start its records at infinity.
+
+    A learner names the parts of its state in which NaN says "not known" by an attribute ``statistics``.
+    """
+    statistics = tuple(f".{name}" for name in getattr(learner, "statistics", ()))
+    flags = np.asarray(_flags(state, statistics))
     if not flags.all():
-        leaves = [path for path, leaf in jax.tree_util.tree_leaves_with_path(state) if _is_inexact(leaf)]
+        leaves = [path for path, _ in _numbers(state, statistics)]
         raise NonFiniteState(step, jax.tree_util.keystr(leaves[int(np.argmin(flags))]))
 
 
-@jax.jit
-def _flags(state: Pytree) -> Array:
+@functools.partial(jax.jit, static_argnames="statistics")
+def _flags(state: Pytree, statistics: tuple[str, ...]) -> Array:
     """One flag for each leaf of real or complex numbers ``(leaves,)``: True where it is as it should be."""
     of_params = lambda path: jax.tree_util.keystr(path[:1]) in (".params", "['params']")
     good = lambda path, leaf: jnp.all(jnp.isfinite(leaf) if of_params(path) else ~jnp.isnan(leaf))
-    found = [good(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state) if _is_inexact(leaf)]
+    found = [good(path, leaf) for path, leaf in _numbers(state, statistics)]
     return jnp.stack(found) if found else jnp.ones(1, bool)
 
 
-def _is_inexact(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+def _numbers(state: Pytree, statistics: tuple[str, ...]) -> list[tuple[Any, Array]]:
+    return [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and jax.tree_util.keystr(path[:1]) not in statistics
+    ]
 
 
 def _as_is(batch: Pytree) -> Pytree:
