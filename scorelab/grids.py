@@ -13,10 +13,11 @@ import abc
 import math
 from dataclasses import KW_ONLY, dataclass
 
+import jax
 import numpy as np
 
 from scorelab.processes.base import Process
-from scorelab.typing import require_int, require_positive
+from scorelab.typing import require_choice, require_int, require_number, require_positive
 
 
 class Grid(abc.ABC):
@@ -39,6 +40,10 @@ class Spaced(Grid):
 
     def __post_init__(self):
         require_int(self, 1, steps=self.steps)
+        require_choice(self, (True, False), clean=self.clean)
+        for name in ("t_max", "t_min"):
+            if getattr(self, name) is not None:
+                require_number(self, -math.inf, math.inf, **{name: getattr(self, name)})
 
     @abc.abstractmethod
     def coordinate(self, process: Process, t: float) -> float:
@@ -52,6 +57,7 @@ class Spaced(Grid):
         """See :class:`Grid`."""
         start = process.t_max if self.t_max is None else self.t_max
         end = process.t_min if self.t_min is None else self.t_min
+        process.check_times(f"{type(self).__name__}.t_max", start)
         zero = process.schedule.clean_time
         if not zero <= end < start:
             raise ValueError(f"{self} has t_max = {start}, t_min = {end}: expected {zero} <= t_min < t_max")
@@ -185,6 +191,10 @@ def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:
     if times.ndim != 1 or len(times) < 2 or not np.all(times[:-1] > times[1:]):
         raise ValueError(f"{name} = {times}: expected two or more strictly decreasing times")
     process.check_times(name, times)
+    working = times.astype(jax.dtypes.canonicalize_dtype(np.float64))
+    if np.any(same := working[:-1] == working[1:]):
+        t = times[:-1][same][0]
+        raise ValueError(f"{name} has two times at {t:.9g} that are one number in {working.dtype}: expected times further apart")
     with np.errstate(all="ignore"):
         sigma, alpha, scale = process.sigma(times), process.alpha(times), process.schedule.scale(times)
         ratio = sigma / scale

@@ -143,7 +143,7 @@ def log_likelihood(
         jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
         process=process, probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
     )  # fmt: skip
-    if not isinstance(done, jax.core.Tracer):
+    if not any(isinstance(value, jax.core.Tracer) for value in (done, log_prob)):
         if not bool(done):
             raise RuntimeError(
                 f"the probability flow did not reach t = {t1} within max_steps = {max_steps}: raise it, or loosen rtol = {rtol}"

@@ -257,6 +257,8 @@ def check_walk(
         ValueError: times outside the domain of the process, ids or labels out of range, conditions or per-sample numbers of the
             model without one row for each of the ``n`` samples, or with several values in one population.
     """
+    require_spec(where, Process, process=process)
+    require_spec(where, Grid, grid=grid)
     check_key(where, key)
     check_leading(cond, n, population, where=where)
     for name, value in per_sample_values(model).items():

@@ -61,6 +61,7 @@ def teacher_pairs(
     n, event = check_shape(shape)
     _, ids, times = check_walk("teacher_pairs", model, process, grid, key, n, 1, cond)
     start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
+    start.check(n, event, process)
     t = jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float))
     y = start.draw(per_example_keys(key, ids), ids, process, t, event)
     out = sample(

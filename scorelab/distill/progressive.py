@@ -11,7 +11,7 @@ import numpy as np
 from scorelab.distill.nodes import euler_step, gather
 from scorelab.grids import Explicit, Grid
 from scorelab.losses import Batch, TruncatedSNR, Weighting
-from scorelab.losses.denoising import denoised_error, mean_square, require_floating, require_weighting
+from scorelab.losses.denoising import denoised_error, mean_square, require_floating, require_weighting, weights
 from scorelab.models.ask import ask
 from scorelab.processes.base import Prediction, Process
 from scorelab.solvers.base import Nodes
@@ -90,7 +90,7 @@ class ProgressiveDistillation:
         target = jax.lax.stop_gradient(self.target(noised.y, step, cond))
         prediction = ask(model, noised.y, noised.t, cond, process=self.process)
         square = mean_square(denoised_error(prediction, target.denoised, target.eps))
-        return self.weighting(self.process, noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - target.eps))}
+        return weights(self, noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - target.eps))}
 
     def target(self, y: Array, step: Array, cond: Pytree = None) -> Prediction:
         r"""The teacher's two steps from ``y`` at the time number ``2 step`` ``(batch,)``, as one prediction.

@@ -83,6 +83,7 @@ def straightness(
     n, event = check_shape(shape)
     model, ids, times = check_walk("straightness", model, process, grid, key, n, 1, cond)
     start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
+    start.check(n, event, process)
     y = start.draw(per_example_keys(key, ids), ids, process, jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float)), event)
     nodes = Nodes.at(process, times)
     weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ class DenoisingScoreMatching:
 
     def weight(self, t: Array) -> Array:
         """The weight of the error in the denoised data at ``t``."""
-        return self.weighting(self.process, t)
+        return weights(self, t)
 
     def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
         r"""The loss of each example, ``(batch,)``, and ``eps_mse``, the unweighted error in the noise."""
@@ -105,6 +105,16 @@ class DenoisingScoreMatching:
         return jax.tree.map(replace, cond)
 
 
+def weights(loss: Any, t: Array) -> Array:
+    """The weights of a loss at its times ``(batch,)``; ValueError for a shape that would broadcast otherwise."""
+    value = loss.weighting(loss.process, t)
+    if jnp.shape(value) not in ((), jnp.shape(t)):
+        raise ValueError(
+            f"{type(loss).__name__}.weighting returned shape {jnp.shape(value)} for t of shape {jnp.shape(t)}: expected that or ()"
+        )
+    return value
+
+
 def require_weighting(loss: object) -> None:
     """Raise ``TypeError`` where ``weighting`` is not a function."""
     if not callable(loss.weighting):
@@ -114,7 +124,9 @@ def require_weighting(loss: object) -> None:
 
 
 def require_floating(x: Array) -> None:
-    """Raise ``TypeError`` for raw integer data."""
+    """Raise ``TypeError`` for raw integer data, ``ValueError`` for none."""
+    if jnp.ndim(x) < 2 or not jnp.size(x):
+        raise ValueError(f'batch["x"] has shape {jnp.shape(x)}: expected (batch, *event) with at least one example')
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f'batch["x"] has dtype {x.dtype}: expected floating point, scaled by the prepare of the data')
 

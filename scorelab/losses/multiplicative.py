@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.densities.base import Density
-from scorelab.losses.denoising import Batch, DenoisingScoreMatching, mean_square, require_floating, require_weighting
+from scorelab.losses.denoising import Batch, DenoisingScoreMatching, mean_square, require_floating, require_weighting, weights
 from scorelab.losses.times import Times, UniformTimes
 from scorelab.losses.weightings import Weighting
 from scorelab.models.ask import ask
@@ -65,7 +65,7 @@ class MultiplicativeDenoisingScoreMatching(DenoisingScoreMatching):
     def weight(self, t: Array) -> Array:
         r""":math:`\lambda/(2v^2)`."""
         v = self.process.sigma(t) ** 2
-        return 0.5 * self.weighting(self.process, t) / v / v  # v**2 may leave float32 where the quotient does not
+        return 0.5 * weights(self, t) / v / v  # v**2 may leave float32 where the quotient does not
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class MultiplicativeExplicitScoreMatching:
         t = self.times(key_times, self.process, x.shape[0])
         y = self.process.perturb(key_noise, x, t).y
         error = ask(model, y, t, batch.get("cond"), process=self.process).eps - ExactModel(self.law, self.process)(y, t).eps
-        return 0.5 * self.weighting(self.process, t) / self.process.sigma(t) ** 2 * mean_square(error), {}
+        return 0.5 * weights(self, t) / self.process.sigma(t) ** 2 * mean_square(error), {}
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def ask(model: Model, y: Array, t: Array | float, cond: Pytree = None, *, proces
         require_same_process(name, process=process, model=prediction.process)
     for form in ("denoised", "eps"):
         require_shape(f"{name}: {form}", getattr(prediction, form), y)
+    if jnp.shape(prediction.t) not in ((), y.shape[:1]):
+        raise ValueError(f"{name}: t has shape {jnp.shape(prediction.t)} for y of shape {y.shape}: expected () or {y.shape[:1]}")
     denoised, eps = (jnp.asarray(value).astype(y.dtype) for value in (prediction.denoised, prediction.eps))
     return dataclasses.replace(prediction, denoised=denoised, eps=eps, t=jnp.asarray(prediction.t, y.dtype))
 

@@ -17,7 +17,18 @@ import numpy as np
 
 from scorelab.processes.base import Prediction, Process
 from scorelab.processes.scale import warn_scale
-from scorelab.typing import Array, Key, Pytree, on_host, per_example, require_choice, require_positive, require_shape, require_spec
+from scorelab.typing import (
+    Array,
+    Key,
+    Pytree,
+    on_host,
+    per_example,
+    require_choice,
+    require_int,
+    require_positive,
+    require_shape,
+    require_spec,
+)
 
 
 class Coefficients(NamedTuple):
@@ -126,7 +137,8 @@ class Denoiser:
 
         ``ValueError`` where ``like`` has parameters of other names or shapes than this network.
         """
-        if isinstance(x, tuple) and all(isinstance(size, int) for size in x):
+        if isinstance(x, tuple) and all(isinstance(size, int | np.integer) for size in x):
+            require_int("Denoiser.init", 1, **{f"x[{i}]": size for i, size in enumerate(x)})
             x = jnp.zeros((1, *x))
         x = jnp.asarray(x, jnp.float32)
         if x.ndim < 2:
@@ -152,6 +164,8 @@ class Denoiser:
         Labels inside ``jit`` have no value to look at; those of the networks here become NaN where they are out of range.
         """
         classes = getattr(self.net, "num_classes", 0)
+        if isinstance(cond, int):
+            cond = np.asarray(cond)
         if not classes or isinstance(cond, jax.core.Tracer) or not hasattr(cond, "dtype") or cond.size == 0:
             return
         if not jnp.issubdtype(cond.dtype, jnp.integer):

@@ -31,6 +31,9 @@ class ExactModel:
     law: Density
     process: Process = field(metadata={"static": True})
 
+    def __post_init__(self):
+        require_spec(self, Process, process=self.process)
+
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)``; ``cond`` is ignored."""
         self.process.check_times("ExactModel.t", t)
@@ -76,6 +79,8 @@ class FunctionModel:
 
     def __post_init__(self):
         require_spec(self, Process, process=self.process)
+        if not callable(self.fn):
+            raise TypeError(f"FunctionModel.fn = {self.fn!r}: expected a function of (y, t, cond)")
         require_choice(self, ("denoised", "eps", "score", "velocity", "stein"), returns=self.returns)
         if self.returns in ("eps", "score", "stein"):
             require_signal(f"FunctionModel.returns = {self.returns!r}", self.process)

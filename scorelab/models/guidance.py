@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scorelab.models.ask import ask
 from scorelab.models.denoiser import BoundDenoiser
@@ -35,6 +36,9 @@ class ClassifierFreeGuidance:
     unconditional: Any = None
     interval: tuple[float, float] = (0.0, float("inf"))
 
+    def __post_init__(self):
+        _require_guidance(self)
+
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         conditional = ask(self.model, y, t, cond)
@@ -59,6 +63,9 @@ class Autoguidance:
     scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
 
+    def __post_init__(self):
+        _require_guidance(self)
+
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         strong = ask(self.model, y, t, cond)
@@ -80,6 +87,21 @@ class Conditioned:
         """Predict for ``y`` under the stored condition, repeated over the batch."""
         repeated = jax.tree.map(lambda c: jnp.broadcast_to(c, (y.shape[0], *jnp.shape(c))), self.cond)
         return ask(self.model, y, t, repeated)
+
+
+def _require_guidance(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
+    """Raise ``ValueError`` for scales and intervals that cannot be meant; traced values are not looked at."""
+    name, scale = type(guidance).__name__, guidance.scale
+    number = isinstance(scale, int | float | list | tuple | np.ndarray | np.generic | jax.Array)
+    if number and not isinstance(scale, jax.core.Tracer):
+        found = np.asarray(scale)
+        if found.ndim > 1 or found.dtype.kind not in "iuf" or not np.all(np.isfinite(found)):
+            raise ValueError(f"{name}.scale = {scale!r}: expected a finite number, or one for each sample (n,)")
+    if not isinstance(guidance.interval, tuple) or len(guidance.interval) != 2:
+        return
+    low, high = guidance.interval
+    if all(isinstance(end, int | float | np.generic) for end in (low, high)) and not low <= high:
+        raise ValueError(f"{name}.interval = {guidance.interval}: expected noise ratios (low, high) with low <= high")
 
 
 def check_labels(model: Model, cond: Pytree) -> None:

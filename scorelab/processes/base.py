@@ -14,6 +14,7 @@ Leaving :math:`\nabla\cdot G` out is the classic error; it vanishes only where t
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -110,27 +111,27 @@ class Process(abc.ABC):
 
     def alpha(self, t: Array | float) -> Array:
         r""":math:`\alpha_t`."""
-        return self.schedule.alpha(_floating(t))
+        return self.schedule.alpha(self._times(t))
 
     def sigma(self, t: Array | float) -> Array:
         r""":math:`\sigma_t`."""
-        return self.schedule.sigma(_floating(t))
+        return self.schedule.sigma(self._times(t))
 
     def log_snr(self, t: Array | float) -> Array:
         r""":math:`\log(\alpha_t^2/\sigma_t^2)`."""
-        return self.schedule.log_snr(_floating(t))
+        return self.schedule.log_snr(self._times(t))
 
     def noise_ratio(self, t: Array | float) -> Array:
         r""":math:`\sigma_t/\alpha_t`."""
-        return self.schedule.noise_ratio(_floating(t))
+        return self.schedule.noise_ratio(self._times(t))
 
     def d_alpha(self, t: Array | float) -> Array:
         r""":math:`\dot\alpha_t`."""
-        return self.schedule.d_alpha(_floating(t))
+        return self.schedule.d_alpha(self._times(t))
 
     def d_sigma(self, t: Array | float) -> Array:
         r""":math:`\dot\sigma_t`."""
-        return self.schedule.d_sigma(_floating(t))
+        return self.schedule.d_sigma(self._times(t))
 
     @property
     def t_min(self) -> float:
@@ -143,17 +144,26 @@ class Process(abc.ABC):
         return self.schedule.t_max
 
     def check_times(self, where: str, t: Array | float) -> None:
-        """Raise ``ValueError`` for host times at which the schedule is not defined; times inside ``jit`` have no value to see."""
-        if isinstance(t, jax.Array):
+        """Raise ``ValueError`` for times at which the schedule is not defined; times inside ``jit`` have no value to see."""
+        if isinstance(t, jax.core.Tracer):
             return
         times = np.asarray(t, np.float64)
         low, high = self.schedule.clean_time, self.schedule.t_end
-        wrong = ~((times >= low) & (times <= high)) | (times == np.inf)
+        # An end of the range may have been rounded to float32.
+        slack = 1e-6 * abs(high) if isinstance(t, jax.Array) and math.isfinite(high) else 0.0
+        wrong = ~((times >= low - slack) & (times <= high + slack)) | (times == np.inf)
         if np.any(wrong):
             raise ValueError(
                 f"{where} = {float(times[wrong].flat[0]):.6g}: expected times from {low:.6g} to {high:.6g}, the domain of "
                 f"{self.schedule!r}"
             )
+
+    def _times(self, t: Array | float) -> Array:
+        """Host numbers as float64, looked at; JAX arrays as they are."""
+        if isinstance(t, jax.Array):
+            return t
+        self.check_times(f"{type(self).__name__}: t", t)
+        return np.asarray(t, np.float64)
 
     # The chart --------------------------------------------------------------------------------------------------
     def encode(self, x: Array) -> Array:
@@ -182,6 +192,7 @@ class Process(abc.ABC):
 
     def perturb_latent(self, eps: Array, y0: Array, t: Array | float) -> Perturbed:
         """:meth:`perturb_with` from a clean point ``y0`` of the chart."""
+        require_shape("perturb.eps", eps, y0)
         self.check_times("perturb.t", t)
         t = jnp.asarray(t, y0.dtype)
         alpha, sigma, offset = (per_example(f(t), y0) for f in (self.alpha, self.sigma, self.offset))
@@ -251,7 +262,7 @@ class Process(abc.ABC):
 
     def latent_diffusion(self, t: Array | float) -> Array:
         r""":math:`g_t`."""
-        rate = self.schedule.diffusion_rate(_floating(t))
+        rate = self.schedule.diffusion_rate(self._times(t))
         return jnp.sqrt(rate) if isinstance(rate, jax.Array) else np.sqrt(rate)
 
     # The SDE in data space --------------------------------------------------------------------------------------

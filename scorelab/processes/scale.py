@@ -50,3 +50,18 @@ def warn_scale(where: str, process: Process, t: float, *, mean: float = 0.0, std
             ScaleWarning,
             stacklevel=4,
         )
+
+
+def warn_start(where: str, process: Process, t: float, *, start: tuple[float, float], model: tuple[float, float]) -> None:
+    """Warn where the noised law of a start is not that of the model: both as (mean, deviation) of the clean data."""
+    alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+    own, other = (math.hypot(alpha * std, sigma) for _, std in (start, model))
+    error = max(alpha * abs(start[0] - model[0]) / other, abs(own / other - 1))
+    if error > TOLERATED:
+        warnings.warn(
+            f"{where}: the law of the start has mean {start[0]:.4g} and standard deviation {start[1]:.4g}, that of the model "
+            f"{model[0]:.4g} and {model[1]:.4g}: at t = {t:.4g} they differ by {error:.2g} of their noised deviation; expected a "
+            "start with the law of the model",
+            ScaleWarning,
+            stacklevel=4,
+        )

@@ -60,7 +60,7 @@ def _run_command(arguments: argparse.Namespace) -> int:
         except (FloatingPointError, OSError, MemoryError) as error:
             if arguments.debug:
                 raise
-            print(f"scorelab: failed: {error}", file=sys.stderr)
+            print(f"scorelab: failed: {error or type(error).__name__}", file=sys.stderr)
             return 1
     return 0
 
@@ -98,12 +98,12 @@ def _parser() -> argparse.ArgumentParser:
             help="override a value, such as 'experiment.Experiment.steps = 100'; may be repeated",
         )  # fmt: skip
         sub.add_argument(
-            "--workdir", type=Path, metavar="DIR", help="where to write (default: runs/<full name of the config>)"
+            "--workdir", type=_folder, metavar="DIR", help="where to write (default: runs/<full name of the config>)"
         )
         sub.add_argument("--resume", action="store_true", help="continue the run in the work directory")
 
     sub = _command(commands, "sample", _sample, "sample the newest checkpoint of a work directory")
-    sub.add_argument("workdir", type=Path, metavar="WORKDIR")
+    sub.add_argument("workdir", type=_folder, metavar="WORKDIR")
     sub.add_argument("--n", type=_positive, help="number of samples (default: that of the config)")
     sub.add_argument("--seed", type=_seed, help="seed (default: that of the config)")
     where = sub.add_mutually_exclusive_group()
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = _command(
         commands, "evaluate", _evaluate, "score the samples of a work directory and write report.html"
     )
-    sub.add_argument("workdir", type=Path, metavar="WORKDIR")
+    sub.add_argument("workdir", type=_folder, metavar="WORKDIR")
     sub.add_argument("--n", type=_positive, help="number of samples that are scored (default: that of the config)")
     sub.add_argument("--name", type=_name, help="score the set that `sample --name` made")
 
@@ -161,6 +161,12 @@ def _integer(text: str, low: int, high: int | None, expected: str) -> int:
     if value is None or value < low or (high is not None and value > high):
         raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
     return value
+
+
+def _folder(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("'': expected a folder")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

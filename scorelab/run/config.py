@@ -73,6 +73,7 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
     """
     path = find_config(name)
     overrides = tuple(overrides)
+    _require_bindings(overrides)
     with isolated(), restricted() if carried else nullcontext():
         try:
             if not carried:
@@ -98,6 +99,19 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
     return Config(
         experiment=experiment, text=text, specs=describe(experiment), path=path, name=config_name(path)
     )
+
+
+def _require_bindings(overrides: tuple[str, ...]) -> None:
+    """Refuse an override that binds nothing, and one that a later one replaces before anything reads it."""
+    seen = set()
+    for override in overrides:
+        lines = [line.strip() for line in override.splitlines()]
+        if not any(line and not line.startswith("#") for line in lines):
+            raise ConfigError(f"--set {override!r}: expected a binding, such as 'experiment.Experiment.steps = 100'")
+        field, binds, _ = override.partition("=")
+        if binds and (field := field.strip()) in seen:
+            raise ConfigError(f"--set {field!r} is given twice: expected one value")
+        seen.add(field)
 
 
 def _add_to_path(path: Path) -> None:

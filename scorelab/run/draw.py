@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from scorelab import viz
+from scorelab.data.memory import require_memory
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
@@ -69,6 +71,7 @@ def draw(
         require_seed("sample", seed=seed)
     spec, data = experiment.sampling, experiment.data
     n = spec.n if n is None else n
+    require_memory(f"sample.n = {n}", 4.0 * n * math.prod(data.load().event_shape))
     state, step = trained_state(experiment, workdir)
     how = {
         "step": step,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.base import Process
-from scorelab.typing import Array, Key, Model, Pytree
+from scorelab.typing import Array, Key, Model, Pytree, on_host
 
 
 class Start(abc.ABC):
@@ -70,3 +70,9 @@ def require_rows(name: str, array: Array, count: int) -> None:
     """Raise ValueError where an array has fewer than ``count`` rows."""
     if len(array) < count:
         raise ValueError(f"{name} has {len(array)} rows: expected one for each sample id, so at least {count}")
+
+
+def require_finite(name: str, array: Array | float) -> None:
+    """Raise ValueError where an array has values that are not finite."""
+    if bad := int(np.sum(~np.isfinite(on_host(array)))):
+        raise ValueError(f"{name} has {bad} values that are not finite: expected none")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.starts.base import Start, require_rows
+from scorelab.starts.base import Start, require_finite, require_rows
 from scorelab.typing import Array
 
 
@@ -78,6 +78,7 @@ class Fixed(Start):
         require_rows("Fixed.points", self.points, count)
         if np.shape(self.points)[1:] != tuple(event):
             raise ValueError(f"Fixed.points has shape {np.shape(self.points)}: expected (n, *{event})")
+        require_finite("Fixed.points", self.points)
 
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""

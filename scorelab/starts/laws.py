@@ -13,8 +13,8 @@ from scorelab.densities import Gaussian
 from scorelab.densities.base import Density
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Process
-from scorelab.processes.scale import warn_scale
-from scorelab.starts.base import Start, require_rows
+from scorelab.processes.scale import warn_scale, warn_start
+from scorelab.starts.base import Start, require_finite, require_rows
 from scorelab.typing import Array, per_example_normal, require_spec
 
 
@@ -51,6 +51,13 @@ class Noised(Start):
     """
 
     law: Density
+
+    def suit(self, where, process, t, model):
+        """A warning where an exact model has another law than the start."""
+        if not isinstance(model, ExactModel) or (theirs := model.scale()) is None:
+            return
+        if (mine := self.law.in_chart(process.chart).scale()) is not None:
+            warn_start(where, process, t, start=mine, model=theirs)
 
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""
@@ -99,6 +106,7 @@ class LogNormal(Start):
         """See :class:`Start`."""
         if not np.all(np.asarray(self.std) > 0):
             raise ValueError(f"LogNormal.std = {self.std!r}: expected a number above 0")
+        require_finite("LogNormal.mean", self.mean)
 
     @classmethod
     def matched(cls, mean: float, std: float, process: Process, t: float | None = None) -> LogNormal:
@@ -134,6 +142,7 @@ class ClassAverage(Start):
         """See :class:`Start`."""
         if np.shape(self.means)[1:] != tuple(event):
             raise ValueError(f"ClassAverage.means has shape {np.shape(self.means)}: expected (classes, *{event})")
+        require_finite("ClassAverage.means", self.means)
         if self.label is not None:
             require_rows("ClassAverage.label", self.label, count)
             label = np.asarray(self.label)

@@ -11,7 +11,7 @@ import optax
 
 from scorelab.losses import Batch, Loss
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
-from scorelab.processes.base import Prediction
+from scorelab.processes.base import Prediction, require_same_process
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.typing import Array, Key, Model, Pytree, partly_static, require_positive, require_spec
 
@@ -94,6 +94,7 @@ class ScoreLearner:
             require_positive(self, clip_norm=self.clip_norm)
         if self.initial is not None:
             require_spec(self, BoundDenoiser, initial=self.initial)
+            require_same_process("ScoreLearner", denoiser=self.denoiser.process, initial=self.initial.denoiser.process)
 
     @property
     def _ema_specs(self) -> tuple[Average, ...]:
