@@ -118,6 +118,7 @@ def sample(
     population = solver.population(n)
     model, ids, times = check_walk("sample", model, process, grid, key, n, population, cond, ids)
     start, times = start.on_grid(process, times, model, cond)
+    solver.check_start(start, model, process, float(times[0]))
     rows = solver.table(process, times)
     step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):

@@ -14,7 +14,7 @@ from scorelab.typing import Array, Pytree
 
 
 class WeightsWarning(UserWarning):
-    """Log-weights that were NaN or infinite, or a population in which no weight was above zero."""
+    """Log-weights or rewards that were NaN or ``+inf``, or a population in which no weight was above zero."""
 
 
 class Cloud(NamedTuple):

@@ -29,9 +29,10 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scorelab.fk.checks import require_scalar
 from scorelab.models.ask import ask
 from scorelab.processes.base import Prediction, Process, require_same_process
-from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example, require_number
+from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example, require_choice, require_number
 
 # Directions pushed through the experts at once.
 DIVERGENCE_BLOCK = 16
@@ -64,6 +65,8 @@ class Tilt:
         for name in ("reward", "ramp"):
             if not callable(getattr(self, name)):
                 raise TypeError(f"Tilt.{name} = {getattr(self, name)!r}: expected a function")
+        require_scalar(self, scale=self.scale)
+        require_choice(self, (True, False), with_cond=self.with_cond)
 
     def final(self, x: Array, cond: Pytree) -> Array:
         r""":math:`\lambda\,r(x)`, ``(batch,)``."""
@@ -106,8 +109,15 @@ class Composition:
 
     def __post_init__(self):
         require_number(self, 0.0, math.inf, noise=self.noise)
-        if self.anchor not in ("score", "flow"):
-            raise ValueError(f"Composition.anchor = {self.anchor!r}: expected 'score' or 'flow'")
+        require_choice(self, ("score", "flow"), anchor=self.anchor)
+        if self.tilt is not None and not callable(self.tilt):
+            raise TypeError(f"Composition.tilt = {self.tilt!r}: expected a function (y, t, process, cond), such as a Tilt")
+        for model in self.models:
+            if not callable(model):
+                raise TypeError(f"Composition.models has {model!r}: expected models, called with (y, t, cond)")
+        for exponent in self.exponents:
+            if not callable(exponent):
+                require_scalar(self, exponents=exponent)
         if not self.models or len(self.models) != len(self.exponents):
             raise ValueError(
                 f"Composition has {len(self.models)} models and {len(self.exponents)} exponents: expected as many, and at least one"

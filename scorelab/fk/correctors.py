@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Gaussian
+from scorelab.fk.checks import require_scalar, same
 from scorelab.fk.composition import Composition, Tilt, signal_fraction
 from scorelab.fk.potentials import Potential, Seen
 from scorelab.models import Conditioned
 from scorelab.processes.base import require_same_process
-from scorelab.starts import Tempered
+from scorelab.starts import Start, Tempered
 from scorelab.typing import Array, Model, partly_static, require_choice, require_int
 
 
@@ -76,6 +77,38 @@ class Corrector(Potential):
                 f"FeynmanKac.base = {base!r} makes the noise {base.noise_level} (c^2/g^2) and Composition.noise = {model.noise}: "
                 "expected the same of both, since the drift depends on it: another noise=..., or a base such as DDIM(eta=1.0), "
                 "DPMSolverPP(eta=1.0) or EulerMaruyama()"
+            )
+
+    def check_start(self, start, model, process, t):
+        r"""The start has to weigh its points by :math:`\Phi` at ``t``: the corrector's, or one with a ``log_weight`` of its own.
+
+        Another one is the law itself only for one expert with the exponent one, and a tilt that has hardly begun (a ramp below
+        0.001): the :class:`scorelab.starts.Noised` law of its data, and the prior as far as it is the noised law.
+        """
+        if not isinstance(model, Composition):
+            return  # refused by check()
+        expected = "expected the start that annealed, product, geometric, tilted or weighted returned with the model"
+        if isinstance(start, Tempered):
+            target = start.target
+            knows = lambda composition: all(hasattr(expert, "log_prob") for expert in composition.models)
+            # The experts themselves are asked only where they know their density.
+            parts = lambda composition: (
+                composition.exponents, composition.tilt, composition.models if knows(composition) else len(composition.models)
+            )  # fmt: skip
+            other = model.tilt is not None if target is None else not same(parts(target), parts(model))
+            sums = _total(start.exponents, t), _total(model.exponents, t)
+            differ = None not in sums and abs(sums[0] - sums[1]) > 1e-5 * abs(sums[1])
+            if other or differ:
+                raise ValueError(f"sample.start is the Tempered start of another law than {_named(model, sums[1])}: {expected}")
+            return
+        if type(start).log_weight is not Start.log_weight:
+            return
+        total, tilt = _total(model.exponents, t), model.tilt
+        with jax.ensure_compile_time_eval():
+            begun = tilt is not None and not (isinstance(tilt, Tilt) and abs(float(tilt.ramp(process, jnp.asarray(t)))) < 1e-3)
+        if len(model.models) > 1 or begun or (total is not None and abs(total - 1) > 1e-6):
+            raise ValueError(
+                f"sample.start = {type(start).__name__} has no weights for {_named(model, total)} at t = {t:.4g}: {expected}"
             )
 
     def see(self, model, keys, y, row):
@@ -141,8 +174,10 @@ def weighted(
             those of exact models that know them.
 
     Raises:
+        TypeError: models that are not a list, exponents that are not numbers.
         ValueError: exponents that do not fit the models, or have no positive sum.
     """
+    _require_list("weighted", models=models, exponents=exponents)
     models, exponents = tuple(models), tuple(exponents)
     if anchor == "flow" and all(isinstance(b, int | float) for b in exponents) and abs(sum(exponents) - 1) < 1e-12:
         anchor = "score"  # the same, without a divergence to multiply by zero
@@ -169,6 +204,7 @@ def annealed(model: Model, beta: Array | float, **options: Any) -> Corrected:
 
 def product(models: Sequence[Model], beta: Array | float = 1.0, **options: Any) -> Corrected:
     r""":math:`\big(\prod_i q_i\big)^\beta`: what all models believe in at once. ``options`` as in :func:`weighted`."""
+    _require_list("product", models=models)
     return weighted(models, [_positive("product", beta)] * len(models), **options)
 
 
@@ -178,6 +214,8 @@ def geometric(unconditional: Model, conditional: Model, beta: Array | float, **o
     ``conditional`` gets the conditions of the samples, ``unconditional`` none. ``options`` as in :func:`weighted`; the exponents
     sum to one, so that ``anchor="score"``, the default here, has quiet weights and needs no divergence.
     """
+    if not callable(beta):
+        require_scalar("geometric", beta=beta)
     # An exact model takes no conditions, and keeps its log-density.
     free = unconditional if hasattr(unconditional, "log_prob") else Conditioned(model=unconditional)
     return weighted([free, conditional], [1 - beta, beta], **({"anchor": "score"} | options))
@@ -202,9 +240,29 @@ def tilted(
 
 
 def _positive(name: str, beta: Array | float) -> Array | float:
-    if not callable(beta) and not isinstance(beta, jax.core.Tracer) and not 0 < beta < float("inf"):
-        raise ValueError(f"{name}.beta = {beta!r}: expected a finite number above 0")
+    if not callable(beta):
+        require_scalar(name, beta=beta)
+        if not isinstance(beta, jax.core.Tracer) and not beta > 0:
+            raise ValueError(f"{name}.beta = {beta!r}: expected a finite number above 0")
     return beta
+
+
+def _require_list(name: str, **fields: Any) -> None:
+    for field, value in fields.items():
+        if not isinstance(value, Sequence | np.ndarray | jax.Array) or isinstance(value, str):
+            raise TypeError(f"{name}.{field} = {value!r}: expected a list, one for each expert")
+
+
+def _total(exponents: Sequence[Array | float | Callable[[Array], Array]], t: float) -> float | None:
+    """The sum of the exponents at the host time ``t``; None where it is traced."""
+    with jax.ensure_compile_time_eval():
+        total = sum(b(jnp.asarray(t)) if callable(b) else b for b in exponents)
+    return None if isinstance(total, jax.core.Tracer) else float(total)
+
+
+def _named(model: Composition, total: float | None) -> str:
+    names = ", ".join(type(expert).__name__ for expert in model.models)
+    return f"the composition of {names} with the exponents {model.exponents!r} (sum {total}){' and a tilt' if model.tilt else ''}"
 
 
 def _moments(model: Model) -> Gaussian | None:

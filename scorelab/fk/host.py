@@ -125,6 +125,7 @@ def sample_between(
     model, ids, times = check_walk("sample_between", model, process, grid, key, n, population, cond)
     start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
     start.check(n, event, process)
+    solver.check_start(start, model, process, float(times[0]))
     reward, silent = solver.potential.reward, _with_rewards(solver, jnp.zeros(n))
     rows = working_precision(solver.table(process, times))
     rows["index"], calls = np.arange(len(rows["t"]), dtype=np.int32), len(rows["t"])

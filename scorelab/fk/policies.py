@@ -14,7 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from scorelab.fk.resampling import Resampler, multinomial
+from scorelab.fk.checks import require_window
+from scorelab.fk.resampling import OUTSIDE, Resampler, multinomial
 from scorelab.fk.weights import ess, log_mean_exp
 from scorelab.typing import Array, Key, require_int, require_number, require_spec
 
@@ -57,10 +58,7 @@ class Policy(abc.ABC):
     window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self):
-        low, high = self.window
-        require_number(self, 0.0, 1.0, window=low)
-        require_number(self, low, 1.0, window=high)
-        object.__setattr__(self, "window", (float(low), float(high)))
+        object.__setattr__(self, "window", require_window(self, self.window))
 
     @abc.abstractmethod
     def move(self, key: Key, log_weights: Array, resampler: Resampler, node: Array, progress: Array) -> Moved:
@@ -205,4 +203,6 @@ class Islands(Policy):
         carried = (local.log_weights + local.log_z[:, None]).reshape(n)
         index = (local.index + jnp.arange(self.count)[:, None] * (n // self.count)).reshape(n)
         moved = self.across.move(key_across, carried, resampler, node, progress)
-        return Moved(index[moved.index], moved.log_weights, moved.log_z, jnp.any(local.resampled) | moved.resampled)
+        # An ancestor across the islands that is no particle stays none.
+        index = index.at[moved.index].get(mode="fill", fill_value=OUTSIDE)
+        return Moved(index, moved.log_weights, moved.log_z, jnp.any(local.resampled) | moved.resampled)

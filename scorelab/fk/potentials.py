@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.fk.checks import require_scalar, require_window
 from scorelab.fk.intermediate import Denoised, Intermediate, scaled
 from scorelab.processes.base import Prediction, Process
 from scorelab.solvers.base import BoundModel, Rows, Solver
-from scorelab.typing import Array, Key, Pytree, partly_static, require_int, require_number, require_spec
+from scorelab.starts import Start
+from scorelab.typing import Array, Key, Pytree, partly_static, require_choice, require_int, require_spec
 
 # An intermediate reward so far below the best of its population counts as impossible.
 REACH = 1e4
@@ -54,6 +56,10 @@ class Potential:
 
     def check(self, model: Any, base: Solver) -> None:
         """Raise where the model or the base solver do not fit; called while tracing."""
+        return None
+
+    def check_start(self, start: Start, model: Any, process: Process, t: float) -> None:
+        """Raise where the particles do not begin at the law that the weights begin with; see :meth:`Solver.check_start`."""
         return None
 
     def init(self, y: Array) -> Pytree:
@@ -142,16 +148,13 @@ class Steering(Potential):
     def __post_init__(self):
         if not callable(self.reward):
             raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of points of data space")
-        if not isinstance(self.scale, int | float) and not (hasattr(self.scale, "dtype") and jnp.shape(self.scale) == ()):
-            raise TypeError(f"{type(self).__name__}.scale = {self.scale!r}: expected a number")
-        if not isinstance(self.scale, jax.core.Tracer) and not np.isfinite(self.scale):
-            raise ValueError(f"{type(self).__name__}.scale = {self.scale!r}: expected a finite number")
+        require_scalar(self, scale=self.scale)
         require_spec(self, Intermediate, intermediate=self.intermediate)
         require_int(self, 1, every=self.every)
-        low, high = self.window
-        require_number(self, 0.0, 1.0, window=low)
-        require_number(self, low, 1.0, window=high)
-        object.__setattr__(self, "window", (float(low), float(high)))
+        require_choice(self, (True, False), with_cond=self.with_cond)
+        if self.temper is not None and not callable(self.temper):
+            raise TypeError(f"{type(self).__name__}.temper = {self.temper!r}: expected a function of the progress in [0, 1]")
+        object.__setattr__(self, "window", require_window(self, self.window))
 
     @abc.abstractmethod
     def gain(self, spent: Spent, value: Array) -> tuple[Array, Array]:
@@ -312,6 +315,11 @@ class Together(Potential):
         """Those of all."""
         for part in self.parts:
             part.check(model, base)
+
+    def check_start(self, start, model, process, t):
+        """Those of all."""
+        for part in self.parts:
+            part.check_start(start, model, process, t)
 
     def table(self, process, times):
         """The columns of each part, with its number in front."""

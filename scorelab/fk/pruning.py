@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.callbacks import own_errors
+from scorelab.fk.cloud import WeightsWarning
 from scorelab.fk.composition import known_process
 from scorelab.fk.intermediate import Denoised, Intermediate
 from scorelab.grids import Grid
@@ -154,6 +156,7 @@ def prune(
     The noise of a candidate comes from its id, so survivors are the samples that ``sample`` gives for their ids (up to rounding,
     since the batch has another shape). **A search, not a sampler** of any tilted law. One program is compiled for the walk
     between two prunings. NaN among the intermediate rewards counts as the least; of equal ones the first is kept.
+    :class:`scorelab.fk.WeightsWarning` where NaN or ``+inf`` were kept.
 
     Args:
         model: as in ``sample``.
@@ -207,7 +210,7 @@ def prune(
     plan = _Plan(solver, dataclasses.replace(pruning, keep={0: 1}, particles=None))
 
     state = _begin(plan, start, key, ids, cond, rows["t"][0], process=process, event=event)
-    alive, at, done = np.arange(n), 0, 0
+    alive, at, done, unusable = np.arange(n), 0, 0, 0
     dropped_at, beliefs = np.full(n, -1), np.full((len(ends), n), np.nan)
     for i, end in enumerate([*ends, calls]):
         stretch = {name: column[at:end] for name, column in rows.items()}
@@ -222,9 +225,18 @@ def prune(
             dropped_at[np.delete(alive, kept)] = step
             alive = alive[kept]
             state, cond = jax.tree.map(lambda leaf: jnp.asarray(leaf)[kept], (state, cond))
+            unusable += int(np.sum(_no_number(np.asarray(value)[kept])))
         if progress is not None:
             progress(done, planned)
     x, rewards = _finish(plan, state, cond, process=process)
+    worthless = int(np.sum(_no_number(np.asarray(rewards))))
+    if unusable or worthless:
+        warnings.warn(
+            f"prune kept {unusable} candidates whose intermediate reward was NaN or +inf, and {worthless} of {len(rewards)} "
+            "survivors have such a reward: expected rewards that are numbers, at least for as many as are kept",
+            WeightsWarning,
+            stacklevel=2,
+        )
     return Pruned(
         x=x, rewards=rewards, ids=ids[alive], dropped_at=dropped_at, beliefs=beliefs, model_calls=done, unpruned_calls=calls * n,
         times=times,
@@ -238,6 +250,10 @@ class _Plan:
 
     solver: Solver
     pruning: Pruning
+
+
+def _no_number(value: np.ndarray) -> np.ndarray:
+    return np.isnan(value) | (value == math.inf)
 
 
 def _best(value: np.ndarray, population: int, count: int) -> np.ndarray:

@@ -18,6 +18,29 @@ from scorelab.typing import Array, Key
 
 Resampler = Callable[..., Array]
 
+# The ancestor where a resampler named no particle; it stays out of range when islands add their first index to it.
+OUTSIDE = -(2**30)
+
+
+def checked(resampler: Resampler) -> Resampler:
+    """``resampler`` with a look at what it returns, while tracing: one integer per weight, and ``OUTSIDE`` for those beyond.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: another number of them.
+    """
+
+    def resample(key: Key, log_weights: Array) -> Array:
+        index, n = jnp.asarray(resampler(key, log_weights)), len(log_weights)
+        if not jnp.issubdtype(index.dtype, jnp.integer):
+            raise TypeError(f"FeynmanKac.resampler returned {index.dtype}: expected integers, the indices of ancestors")
+        if index.shape != (n,):
+            raise ValueError(f"FeynmanKac.resampler returned shape {index.shape}: expected ({n},), one ancestor per particle")
+        # Out of range JAX takes the nearest particle, and from the end where it is negative.
+        return jnp.where((index >= 0) & (index < n), index, OUTSIDE).astype(jnp.int32)
+
+    return resample
+
 
 def _resampler(scheme: Callable[[Key, Array, int], Array]) -> Resampler:
     """What all schemes share: usable weights with sum one, and the identity where there are none."""

@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 from scorelab.fk.cloud import Cloud, WeightsWarning, add, gather
 from scorelab.fk.policies import Always, EssBelow, Moved, Never, Policy
 from scorelab.fk.potentials import Potential, Seen, Zero
-from scorelab.fk.resampling import Resampler, systematic
+from scorelab.fk.resampling import Resampler, checked, systematic
 from scorelab.fk.weights import ess, log_mean_exp
 from scorelab.models.guided import pulled
 from scorelab.processes.base import Prediction
@@ -56,9 +56,10 @@ class FeynmanKac(Solver):
     Averages: :func:`scorelab.fk.weighted_mean`; equally weighted samples: ``resample_final=True``.
 
     Diagnostics: ``ess`` and ``resampled`` at every model call, ``final_ess``, ``unique_roots`` (how many of the first particles
-    have descendants), ``root`` ``(n,)``, ``bad_weights`` (log-weights that were NaN or ``+inf``, which count as zero), ``dead``
-    (populations that ended without any weight above zero), ``clipped``, and ``ancestors`` where asked for. ``final_ess`` is that
-    before a last resampling. A trajectory (``keep="all"``) shows places, among which lineages jump.
+    have descendants), ``root`` ``(n,)``, ``bad_weights`` (log-weights that were NaN or ``+inf``, or of an ancestor that the
+    resampler took out of range, which all count as zero), ``dead`` (populations that ended without any weight above zero),
+    ``clipped``, and ``ancestors`` where asked for. ``final_ess`` is that before a last
+    resampling. A trajectory (``keep="all"``) shows places, among which lineages jump.
 
     Attributes:
         base: the solver that moves the particles; under a corrector better not one of first order, whose bias no weight
@@ -154,6 +155,10 @@ class FeynmanKac(Solver):
         latest = dict(ess=zeros, resampled=none > 0, clipped=none) | ({"ancestors": end[2]} if self.record_ancestors else {})
         return Cloud(self.base.init(process, y), self.potential.init(y), root, weights, zeros, none, end, latest)
 
+    def check_start(self, start, model, process, t):
+        """As the potential."""
+        self.potential.check_start(start, model, process, t)
+
     def weighted(self, carry, log_weights):
         """With the weights of the start."""
         return carry._replace(log_w=carry.log_w + log_weights)
@@ -184,7 +189,8 @@ class FeynmanKac(Solver):
         increment = jnp.where(entering, increment, 0.0)
         memory = jax.tree.map(lambda new, old: jnp.where(entering, new, old), memory, carry.memory)
         log_w, bad, clipped = add(carry.log_w, increment, groups, self.clip)
-        moved = self._move(keys, log_w, row, entering)
+        moved, lost = self._move(keys, log_w, row, entering)
+        bad = bad + lost
         record = dict(ess=ess(log_w), resampled=moved.resampled, clipped=clipped)
         if self.record_ancestors:
             record["ancestors"] = moved.index
@@ -209,11 +215,11 @@ class FeynmanKac(Solver):
         if not self.resample_final:
             return y, carry
         own = jax.vmap(lambda key: jax.random.fold_in(key, _CLOSE))(self._group_keys(keys, groups))
-        always = jax.vmap(lambda key, lw: Always().move(key, lw, self.resampler, jnp.asarray(0), jnp.asarray(1.0)))
-        moved = always(own, log_w)
+        always = jax.vmap(lambda key, lw: Always().move(key, lw, checked(self.resampler), jnp.asarray(0), jnp.asarray(1.0)))
+        moved, lost = _among_particles(always(own, log_w))
         y, base, memory, root = gather(moved, (y, carry.base, carry.memory, carry.root), groups)
         log_w, end = moved.log_weights.reshape(-1), (*end[:2], moved.index)
-        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad, end, carry.latest)
+        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + lost, end, carry.latest)
 
     def record(self, carry):
         """The effective sample size of the row, whether it resampled, and so on."""
@@ -243,18 +249,18 @@ class FeynmanKac(Solver):
         bad, dead = np.sum(on_host(counts[0])), np.sum(on_host(counts[1]) == 0)
         if bad or dead:
             warnings.warn(
-                f"FeynmanKac met {bad} log-weights that were NaN or +inf, which count as zero; {dead} of {np.size(counts[1])} "
-                "populations ended without any weight above zero: expected rewards and models that are numbers, and a potential "
-                "that is finite somewhere in every population",
+                f"FeynmanKac met {bad} log-weights that were NaN or +inf, or of an ancestor out of range, which count as zero; "
+                f"{dead} of {np.size(counts[1])} populations ended without any weight above zero: expected rewards and models "
+                "that are numbers, and a potential that is finite somewhere in every population",
                 WeightsWarning,
                 stacklevel=3,
             )
 
-    def _move(self, keys, log_w, row, entering) -> Moved:
-        """What the policy decides for each population; in the middle of a step nothing is done."""
+    def _move(self, keys, log_w, row, entering) -> tuple[Moved, Array]:
+        """What the policy decides for each population, and how many are lost; in the middle of a step nothing is done."""
 
         def decide(key, lw):
-            return self.policy.move(key, lw, self.resampler, row["node"], row["progress"])
+            return self.policy.move(key, lw, checked(self.resampler), row["node"], row["progress"])
 
         own = self._group_keys(keys, len(log_w))
         mesh = jax.sharding.get_abstract_mesh()
@@ -266,7 +272,8 @@ class FeynmanKac(Solver):
         # After the last step there is nothing left to resample for.
         now = entering & (row["stay"] == 0)
         index = jnp.where(now, moved.index, jnp.arange(log_w.shape[1], dtype=jnp.int32))
-        return Moved(index, jnp.where(now, moved.log_weights, log_w), jnp.where(now, moved.log_z, 0.0), moved.resampled & now)
+        moved = Moved(index, jnp.where(now, moved.log_weights, log_w), jnp.where(now, moved.log_z, 0.0), moved.resampled & now)
+        return _among_particles(moved)
 
     @staticmethod
     def _group_keys(keys, groups):
@@ -290,6 +297,15 @@ class FeynmanKac(Solver):
         ratio = -jnp.sum(z * shift, axis=axes) / scale - jnp.sum(shift**2, axis=axes) / (2 * scale**2)
         # The base solver remembers what was not guided, so that the chain it is compared with is its own.
         return plain._replace(y=plain.y + shift), ratio
+
+
+def _among_particles(moved: Moved) -> tuple[Moved, Array]:
+    """Particles whose ancestor is none keep their place with weight zero; and how many there are in each population."""
+    particles = moved.index.shape[1]
+    lost = (moved.index < 0) | (moved.index >= particles)
+    index = jnp.where(lost, jnp.arange(particles, dtype=jnp.int32), moved.index)
+    log_w = jnp.where(lost, -jnp.inf, moved.log_weights)
+    return moved._replace(index=index, log_weights=log_w), jnp.sum(lost, axis=1, dtype=jnp.int32)
 
 
 def _own_keys(keys):

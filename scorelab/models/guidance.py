@@ -2,6 +2,7 @@ r"""Guidance: models made of models. Scales and intervals are leaves, so a sweep
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,9 +107,17 @@ def _require_guidance(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
 
 def check_labels(model: Model, cond: Pytree) -> None:
     """Raise ``ValueError`` where labels ``cond`` are no classes of a network inside ``model``; not possible for traced labels."""
-    for inner in jax.tree.leaves(model, is_leaf=lambda m: isinstance(m, BoundDenoiser | Conditioned)):
-        if isinstance(inner, BoundDenoiser):
-            inner.denoiser.check_labels(cond)
+    if isinstance(model, BoundDenoiser):
+        model.denoiser.check_labels(cond)
+    elif isinstance(model, Conditioned):
+        return  # it asks for no condition, and has looked at its own
+    else:
+        # By field, since a pytree with static fields may hand out the numbers of the models inside and not these.
+        whole = lambda m: dataclasses.is_dataclass(m) and not isinstance(m, type)
+        parts = [getattr(model, f.name, None) for f in dataclasses.fields(model)] if whole(model) else model
+        for part in jax.tree.leaves(parts, is_leaf=whole):
+            if whole(part):
+                check_labels(part, cond)
 
 
 def scale_in_interval(prediction: Prediction, scale: Array | float, interval: tuple) -> Array:

@@ -79,6 +79,13 @@ class Solver(abc.ABC):
         """How many samples in a row, of ``n``, depend on one another: they are drawn in one chunk. 1 for independent ones."""
         return 1
 
+    def check_start(self, start: Any, model: Model, process: Process, t: float) -> None:
+        """Raise ValueError where ``start``, at the host time ``t``, is not a law that the solver can begin with under ``model``.
+
+        Called by :func:`scorelab.sample` before anything is computed. The weights of a solver begin with those of the start.
+        """
+        return None
+
     def init(self, process: Process, y: Array) -> Pytree:
         """The memory before the first row; every leaf has a leading axis of the batch."""
         return ()

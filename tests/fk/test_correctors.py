@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from scorelab import densities, fk, grids, models, processes, sample, schedules, solvers, starts
+from scorelab.models.nets import MLP
 
 from .chains import VP, cloud_distance
 
@@ -91,6 +92,10 @@ def test_a_product_needs_the_weights():
 
 def parabola(centre, width, x):
     return -0.5 * ((x[:, 0] - centre) / width) ** 2
+
+
+def reward(x):
+    return -jnp.sum(x**2, axis=1)
 
 
 def tilted(model, centre, width, **options):
@@ -398,6 +403,16 @@ def test_a_composition_of_another_process_than_the_sampled_one_is_refused():
     ("build", "message"),
     [
         (lambda: fk.annealed(FIRST, np.float32(-1.0)), "annealed.beta"),
+        (lambda: fk.annealed(FIRST, "2"), "annealed.beta = '2': expected a number"),
+        (lambda: fk.annealed(FIRST, jnp.ones(2)), "annealed.beta = .*: expected a number"),
+        (lambda: fk.annealed(3.0, 2.0), "Composition.models has 3.0: expected models"),
+        (lambda: fk.product(FIRST), "product.models = .*: expected a list"),
+        (lambda: fk.weighted([FIRST], 2.0), "weighted.exponents = 2.0: expected a list"),
+        (lambda: fk.weighted([FIRST], [np.inf]), "Composition.exponents = inf: expected a finite number"),
+        (lambda: fk.weighted([FIRST], [1.0], tilt=2.0), "Composition.tilt = 2.0: expected a function"),
+        (lambda: fk.geometric(FIRST, SECOND, jnp.ones(2)), "geometric.beta = .*: expected a number"),
+        (lambda: fk.tilted(FIRST, reward, jnp.ones(4)), "Tilt.scale = .*: expected a number"),
+        (lambda: fk.tilted(FIRST, reward, np.nan), "Tilt.scale = nan: expected a finite number"),
         (lambda: fk.product([FIRST], jnp.asarray(np.nan)), "product.beta"),
         (lambda: fk.tilted(FIRST, lambda x: x).model.log_tilt(jnp.zeros((2, 1)), 0.5), r"Tilt.reward returned shape \(2, 1\)"),
         (
@@ -407,8 +422,66 @@ def test_a_composition_of_another_process_than_the_sampled_one_is_refused():
     ],
 )
 def test_errors_name_the_field(build, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         build()
+
+
+class Own(starts.Prior):
+    """A start that weighs its points itself."""
+
+    def log_weight(self, y, process, t, cond=None):
+        return jnp.ones(len(y))
+
+
+FUNCTION = models.FunctionModel(fn=lambda y, t, cond: y, process=VP)
+
+
+def test_a_start_that_does_not_begin_at_the_product_is_refused():
+    # Its missing weights would be a wrong log_z, and wrong samples, without a sign of it.
+    square, message = fk.annealed(EASY, 2.0), r"^sample.start .*: expected the start that annealed, .* returned"
+    refused = [
+        (square, starts.Prior(), 1.0),
+        (square, starts.Noised(EASY.law), 0.4),
+        (fk.product([FIRST, SECOND]), starts.Prior(), 1.0),
+        (fk.geometric(FREE, BOUND, 2.0), starts.Noised(BOUND.law), 0.4),
+        (fk.tilted(NORMAL, reward), starts.Noised(NORMAL.law), 0.4),
+        (fk.annealed(FUNCTION, 2.0), starts.Prior(), 1.0),
+        (square, fk.annealed(EASY, 3.0).start, 1.0),
+        (square, fk.annealed(HARD, 2.0).start, 1.0),
+        (square, starts.Tempered(exponents=(3.0,)), 1.0),
+        (fk.tilted(NORMAL, reward), fk.annealed(NORMAL, 1.0).start, 1.0),
+    ]
+    for corrected, start, t in refused:
+        with pytest.raises(ValueError, match=message):
+            corrected.potential.check_start(start, corrected.model, VP, t)
+    for potential in (square.potential, fk.Together((square.potential, fk.Difference(reward)))):
+        with pytest.raises(ValueError, match=message):
+            run(square._replace(potential=potential), start=starts.Prior())
+
+
+def test_starts_that_begin_at_the_product_are_accepted():
+    accepted = [
+        (fk.annealed(EASY, 2.0), Own()),
+        (fk.annealed(EASY, 1.0), starts.Noised(EASY.law)),
+        (fk.tilted(NORMAL, reward), starts.Noised(NORMAL.law)),
+        (fk.annealed(EASY, 2.0), fk.annealed(EASY, 2.0).start),
+        (fk.annealed(FUNCTION, 2.0), starts.Tempered(exponents=(2.0,), laws=(EASY.law.matched(),))),
+        (fk.weighted([EASY], [warming]), fk.weighted([EASY], [warming]).start),
+    ]
+    for corrected, start in accepted:
+        corrected.potential.check_start(start, corrected.model, VP, 1.0)
+
+
+def test_labels_of_the_experts_are_checked():
+    denoiser = models.Denoiser(net=MLP(width=4, depth=1, num_classes=3), process=VP)
+    bound = denoiser.bind({})
+    labels = np.full(4, 9, np.int32)
+    for corrected in (fk.geometric(bound, bound, 2.0), fk.annealed(bound, 2.0)):
+        with pytest.raises(ValueError, match="labels 9 to 9: expected 0 to 2"):
+            sample(
+                corrected.model, VP, solver=fk.FeynmanKac(potential=corrected.potential), grid=grids.Uniform(4, t_min=T_MIN),
+                key=jax.random.key(0), shape=(4, 1), start=corrected.start, cond=labels,
+            )  # fmt: skip
 
 
 def test_a_blind_composition_of_another_process_is_refused_when_it_is_called():

@@ -155,3 +155,10 @@ def test_a_model_of_another_process_is_refused():
     for model in (other, lambda y, t, cond: other(y, t)):
         with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
             fk.prune(model, VP, pruning=fk.Pruning(first, {1: 12}), **arguments())
+
+
+def test_rewards_that_are_no_numbers_are_reported():
+    model = models.ExactModel(MIXTURE, VP)
+    broken = lambda x: jnp.full(len(x), jnp.nan)
+    with pytest.warns(fk.WeightsWarning, match=r"prune kept 12 candidates .* NaN .*, and 12 of 12 survivors"):
+        fk.prune(model, VP, pruning=fk.Pruning(broken, {8: 12}), **arguments())

@@ -10,6 +10,7 @@ from scipy import stats
 
 from scorelab import fk, grids, models, sample, solvers
 from scorelab.fk.potentials import stated
+from scorelab.fk.resampling import checked
 
 from .chains import BASE, CENTRE, GRID, MODEL, SCALE, VP, chain_law, moments, reward, tilted_law
 
@@ -379,6 +380,12 @@ def sampled(solver):
         (lambda: fk.Together(()), ValueError, "at least one"),
         (lambda: fk.Difference(reward, "2"), TypeError, "scale = '2'"),
         (lambda: fk.Difference(reward, np.nan), ValueError, "scale = nan: expected a finite number"),
+        (lambda: fk.Difference(reward, jnp.ones(4)), TypeError, "Difference.scale = .*: expected a number"),
+        (lambda: fk.Difference(reward, window=0.5), ValueError, r"Difference.window = 0.5: expected \(low, high\)"),
+        (lambda: fk.Difference(reward, window=(0.0, 0.5, 1.0)), ValueError, r"Difference.window = .*: expected \(low, high\)"),
+        (lambda: fk.EssBelow(window=0.5), ValueError, r"EssBelow.window = 0.5: expected \(low, high\)"),
+        (lambda: fk.Difference(reward, temper=3), TypeError, "Difference.temper = 3: expected a function"),
+        (lambda: fk.Difference(reward, with_cond=1), ValueError, "Difference.with_cond = 1"),
         (lambda: run(fk.Difference(reward, temper=lambda p: np.inf), groups=1), ValueError, "temper is not finite at 0.0"),
         (lambda: run(fk.Difference(reward, intermediate=fk.Learned(lambda y, t: y)), groups=1), ValueError, "Learned gave values"),
         (lambda: run(fk.Difference(lambda x: x, SCALE), groups=1), ValueError, "one per sample"),
@@ -394,3 +401,29 @@ def test_errors_name_the_field(build, error, message):
     with pytest.raises(error, match=message):
         build()
 
+
+@pytest.mark.parametrize(
+    ("resampler", "error", "message"),
+    [
+        (lambda key, w: jnp.arange(len(w) + 1), ValueError, r"resampler returned shape \(9,\): expected \(8,\)"),
+        (lambda key, w: jnp.ones(()).astype(int), ValueError, r"resampler returned shape \(\)"),
+        (lambda key, w: 1.0 * jnp.arange(len(w)), TypeError, "resampler returned float32: expected integers"),
+    ],
+)
+def test_what_a_resampler_returns_is_checked(resampler, error, message):
+    with pytest.raises(error, match=message):
+        jax.eval_shape(checked(resampler), KEY, jnp.zeros(8))
+
+
+@pytest.mark.parametrize("policy", [fk.Always(), fk.Islands(2, inside=fk.Always(), across=fk.Always())], ids=["always", "islands"])
+def test_ancestors_out_of_range_are_no_particles(policy):
+    log_w = jnp.arange(8.0)[None]
+    solver = fk.FeynmanKac(policy=policy, resampler=lambda key, w: jnp.arange(len(w)).at[1].set(100).at[0].set(-1))
+    row = {"node": jnp.asarray(1), "progress": jnp.asarray(0.5), "stay": jnp.asarray(0)}
+    moved, lost = solver._move(jax.random.split(KEY, 8), log_w, row, jnp.asarray(True))
+    gone = ~np.isfinite(moved.log_weights[0])
+    # Inside two islands of four the first two of each, and across them those two of the first island.
+    expected = [0, 1] if isinstance(policy, fk.Always) else [0, 1, 4, 5]
+    assert np.flatnonzero(gone).tolist() == expected
+    assert lost.tolist() == [len(expected)]
+    np.testing.assert_array_equal(moved.index[0], np.arange(8))
