@@ -170,6 +170,8 @@ def bits_per_dim(
         bits per dimension ``(n,)``, an upper bound in expectation over the dequantisation noise, and the likelihood.
     """
     key_noise, key_probes = jax.random.split(key)
+    if not hasattr(transform, "levels"):
+        raise TypeError(f"bits_per_dim.transform = {transform!r}: expected a transform with levels, such as Pixels(levels=256)")
     result = log_likelihood(model, process, transform.dequantise(key_noise, levels), key=key_probes, **options)
     return transform.bits_per_dim(result.log_prob, tuple(jnp.shape(levels)[1:])), result
 

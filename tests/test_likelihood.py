@@ -85,5 +85,7 @@ def test_errors():
     model = models.ExactModel(densities.Gaussian(np.zeros(2), 0.3), process)
     with pytest.raises(ValueError, match="key"):
         likelihood.log_likelihood(model, process, jnp.zeros((1, 2)), probes=1)
+    with pytest.raises(TypeError, match=r"Identity.*: expected a transform with levels"):
+        likelihood.bits_per_dim(model, process, np.zeros((1, 2), np.uint8), data.Identity(), key=KEY)
     with pytest.raises(RuntimeError, match="max_steps"):
         likelihood.log_likelihood(model, process, jnp.zeros((1, 2)), max_steps=2)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scorelab.typing import require_spec
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arrays:
@@ -28,6 +30,9 @@ class Arrays:
 
     def __post_init__(self):
         x, label = self.x, self.label
+        require_spec(self, np.ndarray, x=x)
+        if label is not None:
+            require_spec(self, np.ndarray, label=label)
         if self.levels is None and (x.dtype != np.float32 or x.ndim != 2):
             raise ValueError(f"x is {x.dtype} {x.shape}: expected float32 (n, d) where levels is None")
         if self.levels is not None and (x.dtype != np.uint8 or x.ndim != 4):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from scorelab.data.arrays import Arrays
-from scorelab.typing import require_seed
+from scorelab.typing import require_int, require_seed, require_spec
 
 
 @functools.lru_cache(maxsize=8)
@@ -23,7 +23,9 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def _check_host(host: int, hosts: int) -> None:
-    if hosts < 1 or not 0 <= host < hosts:
+    require_int("Batches", 1, hosts=hosts)
+    require_int("Batches", 0, host=host)
+    if not 0 <= host < hosts:
         raise ValueError(f"host={host}, hosts={hosts}: expected 0 <= host < hosts")
 
 
@@ -46,7 +48,12 @@ class Batches:
     seed: int = 0
 
     def __post_init__(self):
+        require_spec(self, Arrays | Mapping, arrays=self.arrays)
         columns = self.columns
+        for key, value in columns.items():
+            dtype = getattr(value, "dtype", type(value).__name__)
+            if not hasattr(value, "dtype") or dtype.kind in "cOUSMm" or np.ndim(value) < 1:
+                raise ValueError(f"arrays[{key!r}] is {dtype} of shape {np.shape(value)}: expected an array of numbers (n, ...)")
         lengths = {key: len(value) for key, value in columns.items()}
         if not columns or len(set(lengths.values())) != 1:
             raise ValueError(
@@ -77,8 +84,7 @@ class Batches:
     def indices(self, step: int, host: int = 0, hosts: int = 1) -> np.ndarray:
         """Row numbers (batch_size / hosts,) of the batch of `step` that belong to `host`."""
         _check_host(host, hosts)
-        if step < 0:
-            raise ValueError(f"step={step}: expected a non-negative integer")
+        require_int(self, 0, step=step)
         if self.batch_size % hosts:
             raise ValueError(f"batch_size={self.batch_size}: expected a multiple of hosts={hosts}")
         epoch, position = divmod(int(step), self.steps_per_epoch)
@@ -130,6 +136,7 @@ class IteratorAdapter:
             raise ValueError(
                 f"host={host}, hosts={hosts}: this iterator was made for {self.host} of {self.hosts}"
             )
+        require_int(self, 0, step=step)
         if step != self._next:
             raise ValueError(
                 f"step={step}: expected {self._next}, the next one; restore a state to go elsewhere"

@@ -191,7 +191,7 @@ def load(
     Raises ValueError for an unknown name or split and for an `n` that does not fit into memory, DataNotFound where a file can be
     found nowhere, DataCorrupt where one is damaged. One data set is never replaced by another.
     """
-    if name not in SETS:
+    if not isinstance(name, str) or name not in SETS:
         raise ValueError(unknown_name("load.name", name))
     if n is not None:
         require_int(load, 1, n=n)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, Key
+from scorelab.typing import Array, Key, owner
 
 if TYPE_CHECKING:
     from scorelab.densities.gaussian import Gaussian
@@ -71,6 +71,38 @@ def check_points(law: Density, x: Array) -> Array:
     if x.shape[1:] != law.event or x.ndim == 0:
         raise ValueError(f"{type(law).__name__} got points of shape {x.shape}: expected (batch, {', '.join(map(str, law.event))})")
     return x
+
+
+def check_numbers(law: object, **fields: Array | float) -> None:
+    """Raise ``ValueError`` naming the first field that has a value that is not a finite real number; traced values pass.
+
+    Host numbers are looked at in the default float type, in which the law keeps them.
+    """
+    for name, value in fields.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            continue
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            continue
+        numbers = np.asarray(value)
+        if not (numbers.dtype == bool or jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)):
+            raise ValueError(f"{owner(law)}.{name} is {numbers.dtype}: expected real numbers")
+        if not isinstance(value, jax.Array):
+            with np.errstate(over="ignore"):
+                numbers = numbers.astype(jnp.result_type(float))
+        if bad := np.count_nonzero(~np.isfinite(numbers)):
+            raise ValueError(f"{owner(law)}.{name} has {bad} values that are not finite in {numbers.dtype}: expected none")
+
+
+def check_variances(law: object, **fields: Array | float) -> None:
+    """:func:`check_numbers`, and nothing below zero."""
+    check_numbers(law, **fields)
+    for name, value in fields.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            continue
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            continue
+        if (least := np.min(np.asarray(value), initial=0.0)) < 0:
+            raise ValueError(f"{owner(law)}.{name} has the value {least:g}: expected variances, none below 0")
 
 
 def law_pytree(*leaves: str, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.densities.base import Density, as_parameter, check_points, law_pytree
+from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree
 from scorelab.typing import Array, Key, require_int
 
 
@@ -20,11 +20,28 @@ class IsotropicMixture(Density):
         centres: ``(n, *event)``.
         variance: ``v``; 0 makes a mixture of points, which has no density until it is noised.
         block: centres per block (static).
+
+    Raises:
+        ValueError: no centres, numbers that are not finite, a variance below 0.
     """
 
     def __init__(self, centres: Array, variance: Array | float, block: int = 1024):
         require_int(self, 1, block=block)
+        name = "data" if isinstance(self, Empirical) else "centres"
+        check_numbers(self, **{name: centres})
+        check_variances(self, variance=variance)
+        if np.ndim(centres) < 1 or len(centres) < 1:
+            raise ValueError(f"{type(self).__name__}.{name} has shape {np.shape(centres)}: expected (n, *event) with n at least 1")
+        if np.ndim(variance) != 0:
+            raise ValueError(f"{type(self).__name__}.variance has shape {np.shape(variance)}: expected one number")
         self.centres, self.variance, self.block = as_parameter(centres), as_parameter(variance), block
+
+    @staticmethod
+    def _make(centres: Array, variance: Array, block: int) -> IsotropicMixture:
+        # Past the checks of the constructor: what is made from a law that passed them is not copied to the host again.
+        law = object.__new__(IsotropicMixture)
+        law.centres, law.variance, law.block = centres, variance, block
+        return law
 
     @property
     def event(self):
@@ -77,7 +94,7 @@ class IsotropicMixture(Density):
     def noised(self, process, t) -> IsotropicMixture:
         r"""Centres :math:`\alpha c_i + b`, variance :math:`\alpha^2 v + \sigma^2`."""
         alpha = process.alpha(t)
-        return IsotropicMixture(
+        return self._make(
             jnp.asarray(alpha * self.centres + process.offset(t)),
             jnp.asarray(alpha**2 * self.variance + process.sigma(t) ** 2),
             self.block,
@@ -92,7 +109,7 @@ class IsotropicMixture(Density):
     def _posterior_centre(self, process, y, t) -> Array:
         # Work in the clean coordinate: dividing the noised centres by alpha again would lose digits.
         alpha, sigma = process.alpha(t), process.sigma(t)
-        clean = IsotropicMixture(self.centres, jnp.asarray(self.variance + (sigma / alpha) ** 2), self.block)
+        clean = self._make(self.centres, jnp.asarray(self.variance + (sigma / alpha) ** 2), self.block)
         return clean._posterior((y - process.offset(t)) / alpha)[1]
 
     def _require_density(self):

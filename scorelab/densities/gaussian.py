@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.densities.base import Density, as_parameter, check_points, law_pytree
+from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree
 from scorelab.densities.moments import elementwise, moments
 from scorelab.typing import Array, Key
 
@@ -43,12 +43,14 @@ class Gaussian(Density):
             are none, negative where it is not known.
 
     Raises:
-        ValueError: when ``cov`` has another shape, is not symmetric or is not positive semidefinite.
+        ValueError: for numbers that are not finite, or when ``cov`` has another shape, is not symmetric or is not positive
+            semidefinite.
     """
 
     event: tuple[int, ...] = ()
 
     def __init__(self, mean: Array, cov: Array | float):
+        check_numbers(self, mean=mean, cov=cov)
         mean = np.asarray(mean, np.float64)
         basis, eigenvalues, tail = decompose(np.asarray(cov, np.float64), mean.shape)
         self._set(mean, basis, eigenvalues, tail, mean.shape)
@@ -99,6 +101,7 @@ class Gaussian(Density):
     @classmethod
     def low_rank(cls, mean: Array, basis: Array, eigenvalues: Array, tail: Array | float = 0.0) -> Gaussian:
         """From orthonormal columns ``basis`` ``(d, r)``, variances ``(r,)`` along them and ``tail`` across them."""
+        check_numbers("Gaussian.low_rank", mean=mean)
         mean, basis = np.asarray(mean, np.float64), np.asarray(basis, np.float64)
         if basis.ndim != 2 or basis.shape[0] != mean.size or np.shape(eigenvalues) != basis.shape[1:]:
             raise ValueError(
@@ -115,6 +118,8 @@ class Gaussian(Density):
     @classmethod
     def diagonal(cls, mean: Array, variances: Array) -> Gaussian:
         """From the mean and the variance of every element, both ``event``; the numbers may be traced."""
+        check_numbers("Gaussian.diagonal", mean=mean)
+        check_variances("Gaussian.diagonal", variances=variances)
         mean = jnp.asarray(mean)
         flat = jnp.broadcast_to(variances, mean.shape).ravel()
         return cls._make(mean, jnp.eye(mean.size, dtype=mean.dtype), flat, 0.0, mean.shape)
@@ -207,6 +212,7 @@ class Gaussian(Density):
 
     def affine(self, scale: float, shift: float = 0.0) -> Gaussian:
         """The law of ``scale * x + shift``: from values in [0, 1] to [-1, 1] with ``affine(2.0, -1.0)``."""
+        check_numbers("Gaussian.affine", scale=scale, shift=shift)
         mean, eigenvalues, tail = scale * self.mean + shift, scale**2 * self.eigenvalues, scale**2 * self.tail
         return Gaussian._make(mean, self.basis, eigenvalues, tail, self.event, abs(scale) * self.reach)
 

@@ -11,7 +11,7 @@ import numpy as np
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.moments import FAR, moments
-from scorelab.typing import Array, Key, require_seed
+from scorelab.typing import Array, Key, require_int, require_number, require_seed
 
 
 @law_pytree("log_weights", "components")
@@ -50,11 +50,16 @@ class GaussianMixture(Density):
             **options: as in :meth:`Gaussian.from_data`.
         """
         points, label = np.asarray(points), np.asarray(label)
-        if label.shape != points.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
+        if label.shape != points.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min(initial=0) < 0:
             raise ValueError(f"per_class.label is {label.dtype} {label.shape}: expected integers >= 0 of shape {points.shape[:1]}")
+        if num_classes is not None:
+            require_int("per_class", 1, num_classes=num_classes)
         counts = np.bincount(label, minlength=num_classes or 0)
-        if len(counts) != (num_classes or len(counts)) or counts.min() < 2:
-            raise ValueError(f"per_class: the classes have {counts.tolist()} points: expected two or more of each of {num_classes}")
+        if len(counts) != (num_classes or len(counts)) or not len(label) or counts.min() < 2:
+            raise ValueError(
+                f"per_class: the classes have {counts.tolist()} points: expected two or more of each of "
+                f"{num_classes or len(counts)} classes, numbered from 0"
+            )
         return cls.of(counts, [Gaussian.from_data(points[label == k], **options) for k in range(len(counts))])
 
     @classmethod
@@ -85,14 +90,11 @@ class GaussianMixture(Density):
         from sklearn.cluster import MiniBatchKMeans  # takes more than a second, and only this method needs it
 
         points = np.asarray(points)
-        for name, value in {"components": components, "batch_size": batch_size}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"GaussianMixture.fit.{name} = {value!r}: expected an integer >= 1")
+        require_int("GaussianMixture.fit", 1, components=components, batch_size=batch_size)
         require_seed("GaussianMixture.fit", seed=seed)
         if components > len(points):
             raise ValueError(f"GaussianMixture.fit.components = {components}: expected at most the {len(points)} points")
-        if not floor >= 0:
-            raise ValueError(f"GaussianMixture.fit.floor = {floor!r}: expected a number >= 0")
+        require_number("GaussianMixture.fit", 0.0, np.finfo(np.float32).max, floor=floor)
         flat = points.reshape(len(points), -1)
         cluster = MiniBatchKMeans(components, batch_size=batch_size, random_state=seed, n_init=3).fit_predict(flat)
         clusters = [points[cluster == k] for k in range(components) if np.any(cluster == k)]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import i0e, log_ndtr
 
-from scorelab.densities.base import Density, as_parameter, check_points, law_pytree
+from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, law_pytree
 from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
 from scorelab.typing import Array, Key
@@ -60,6 +60,7 @@ class Rings(Density):
     """
 
     def __init__(self, radii: Array = (0.7, 1.4, 2.1), std: float = 0.08, weights: Array | None = None):
+        check_numbers(self, radii=radii, std=std, weights=1.0 if weights is None else weights)
         radii = np.asarray(radii, np.float64)
         weights = radii if weights is None else np.asarray(weights, np.float64)
         if radii.ndim != 1 or not np.all(radii > 0) or weights.shape != radii.shape or not np.all(weights > 0):
@@ -116,6 +117,7 @@ class Boxes(Density):
     """
 
     def __init__(self, lows: Array, highs: Array):
+        check_numbers(self, lows=lows, highs=highs)
         lows, highs = np.asarray(lows, np.float64), np.asarray(highs, np.float64)
         if lows.ndim != 2 or lows.shape != highs.shape or not np.all(lows < highs):
             raise ValueError(f"Boxes got lows {lows.shape}, highs {highs.shape}: expected (K, d) with lows < highs")

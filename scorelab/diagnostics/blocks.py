@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from scorelab.typing import Pytree
+from scorelab.typing import Array, Pytree
 
 
 def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -21,6 +21,12 @@ def require_batch(function: str, batch: int) -> None:
     """Raise ``ValueError`` unless ``batch`` is a positive integer."""
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"{function}.batch = {batch!r}: expected a positive integer")
+
+
+def require_finite(name: str, value: Array) -> None:
+    """Raise ``ValueError`` for values that are not finite; ``name`` is ``function.argument``."""
+    if bad := np.count_nonzero(~np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} has {bad} values that are not finite: expected none")
 
 
 def require_leading(function: str, cond: Pytree, n: int) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Density
-from scorelab.diagnostics.blocks import blocks, require_batch, require_leading
+from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.models.ask import ask
 from scorelab.processes.base import Prediction, Process
 from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, per_example_normal
@@ -156,6 +156,7 @@ def _check(laws: dict[str, Density], data: np.ndarray, of: str, cond: Pytree, ba
             raise ValueError(f"explained_variance.data has shape {data.shape}: expected (n, *{tuple(law.event)}), as {name} has")
     if len(data) == 0:
         raise ValueError(f"explained_variance.data has shape {data.shape}: expected at least one point")
+    require_finite("explained_variance.data", data)
     require_leading("explained_variance", cond, len(data))
     return len(data)
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorelab.densities import Gaussian
+from scorelab.diagnostics.blocks import require_finite
 from scorelab.processes.base import Process
-from scorelab.typing import Array
+from scorelab.typing import Array, require_int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,8 @@ def feature_emergence(denoised: Array, times: Array, law: Gaussian, process: Pro
         noise ratio.
 
     Raises:
-        ValueError: shapes that do not fit each other, a law without a direction of its own (isotropic), ``features < 1``.
+        ValueError: shapes that do not fit each other, a law without a direction of its own (isotropic), ``features < 1``,
+            times that the process does not have, values that are not finite.
         TypeError: a law that is not a Gaussian.
 
     Source: arXiv 2412.09726.
@@ -63,8 +65,9 @@ def feature_emergence(denoised: Array, times: Array, law: Gaussian, process: Pro
             f"feature_emergence.denoised has shape {np.shape(denoised)}: expected ({len(np.atleast_1d(times))}, n, *{law.event}), "
             "as times and law have"
         )
-    if isinstance(features, bool) or not isinstance(features, int) or features < 1:
-        raise ValueError(f"feature_emergence.features = {features!r}: expected an integer >= 1")
+    require_int("feature_emergence", 1, features=features)
+    process.check_times("feature_emergence.times", times)
+    require_finite("feature_emergence.denoised", denoised)
     variances, basis = _directions(law, features)
     mean = np.asarray(law.mean, np.float64).reshape(-1)
     coordinates = np.stack([(np.asarray(d, np.float64).reshape(len(d), -1) - mean) @ basis for d in denoised])

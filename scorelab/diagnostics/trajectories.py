@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Gaussian
-from scorelab.diagnostics.blocks import blocks, require_batch, require_leading
+from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.grids import Grid
 from scorelab.models.ask import ask
 from scorelab.processes.base import Process
@@ -39,12 +39,12 @@ def trajectory_error(out: Samples, law: Gaussian, process: Process) -> np.ndarra
         Float64, one number per time of ``out.times``, 0 at the first; in float32 about 1e-14 is rounding.
 
     Raises:
-        ValueError: samples without a trajectory, or of another shape than the law's.
+        ValueError: samples without a trajectory, of another shape than the law's, or at times that the process does not have.
         TypeError: a law that is not a Gaussian.
 
     Source: arXiv 2412.09726.
     """
-    trajectory = _trajectory("trajectory_error", out)
+    trajectory = _trajectory("trajectory_error", out, process)
     if not isinstance(law, Gaussian):
         raise TypeError(f"trajectory_error.law = {law!r}: expected a Gaussian, whose flow is known")
     if trajectory.shape[2:] != law.event:
@@ -73,9 +73,10 @@ def denoised_along(model: Model, out: Samples, process: Process, cond: Pytree = 
         the state.
 
     Raises:
-        ValueError: samples without a trajectory, conditions for another number of samples.
+        ValueError: samples without a trajectory or at times that the process does not have, conditions for another number of
+            samples.
     """
-    trajectory = _trajectory("denoised_along", out)
+    trajectory = _trajectory("denoised_along", out, process)
     n = trajectory.shape[1]
     require_batch("denoised_along", batch)
     require_leading("denoised_along", cond, n)
@@ -176,12 +177,13 @@ def planarity(trajectory: Array) -> np.ndarray:
         a state that is zero lies in every plane.
 
     Raises:
-        ValueError: an array without these axes.
+        ValueError: an array without these axes, or with values that are not finite.
 
     Source: arXiv 2412.09726.
     """
     if np.ndim(trajectory) < 3:
         raise ValueError(f"planarity.trajectory has shape {np.shape(trajectory)}: expected (steps + 1, n, *event)")
+    require_finite("planarity.trajectory", trajectory)
     flat = lambda state: np.asarray(state, np.float64).reshape(len(state), -1)
     first, last = flat(trajectory[0]), flat(trajectory[-1])
     along = _unit(first)
@@ -210,7 +212,8 @@ def _sum_of_squares(value: Array) -> float:
     return float(np.sum(np.square(np.asarray(value, np.float64))))
 
 
-def _trajectory(function: str, out: Samples) -> Array:
+def _trajectory(function: str, out: Samples, process: Process) -> Array:
     if out.trajectory is None:
         raise ValueError(f"{function}.out has no trajectory: expected samples drawn with keep='all'")
+    process.check_times(f"{function}.out.times", np.asarray(out.times))
     return out.trajectory

@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from scorelab.metrics.score import Score
+from scorelab.metrics.score import Score, numbers
 
 
 def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
@@ -82,17 +82,14 @@ def rank_histogram(key: jax.Array, ensemble: np.ndarray, truth: np.ndarray) -> n
 
 def _points(ensemble, truth, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Float64 members (M, cases, points), truth (cases, points) and normalised weights (M, cases); errors name the argument."""
-    x, y = np.asarray(ensemble, np.float64), np.asarray(truth, np.float64)
+    x, y = numbers(ensemble, "ensemble"), numbers(truth, "truth")
     if x.ndim < 2 or x.shape[1:] != y.shape or not x.size:
         raise ValueError(f"ensemble has shape {x.shape}, truth {y.shape}: expected (members, cases, *event) and (cases, *event)")
     members, cases = x.shape[:2]
-    w = np.ones((members, cases)) if weights is None else np.asarray(weights, np.float64)
+    w = np.ones((members, cases)) if weights is None else numbers(weights, "weights")
     if w.shape not in ((members,), (members, cases)):
         raise ValueError(f"weights has shape {w.shape}: expected ({members},) or ({members}, {cases})")
     w = np.broadcast_to(w.reshape(members, -1), (members, cases))
-    for name, array in {"ensemble": x, "truth": y, "weights": w}.items():
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} has {np.count_nonzero(~np.isfinite(array))} values that are not finite: expected none")
     if w.min() < 0 or w.sum(0).min() <= 0:
         raise ValueError("weights has a negative value, or a case without weight: expected weights >= 0 with a positive sum")
     return x.reshape(members, cases, -1), y.reshape(cases, -1), w / w.sum(0)

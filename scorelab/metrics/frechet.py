@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.score import Score, extractor_id, point_pair
+from scorelab.metrics.score import Score, extractor_id, numbers, point_pair
 
 
 def _psd(cov: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -32,8 +32,10 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
     mu: (d,); cov: (d, d), symmetric positive semi-definite, else ValueError.
     Source: Dowson and Landau, "The Frechet distance between multivariate normal distributions", 1982.
     """
-    mu1, cov1, mu2, cov2 = (np.asarray(a, np.float64) for a in (mu1, cov1, mu2, cov2))
-    if mu1.shape != mu2.shape or cov1.shape != mu1.shape * 2 or cov2.shape != cov1.shape:
+    mu1, cov1, mu2, cov2 = (
+        numbers(a, name) for name, a in {"mu1": mu1, "cov1": cov1, "mu2": mu2, "cov2": cov2}.items()
+    )
+    if not mu1.size or mu1.shape != mu2.shape or cov1.shape != mu1.shape * 2 or cov2.shape != cov1.shape:
         raise ValueError(
             f"shapes {mu1.shape}, {cov1.shape}, {mu2.shape}, {cov2.shape}: "
             "expected (d,), (d, d), (d,), (d, d)"
@@ -41,7 +43,10 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
     (l1, v1), (l2, v2) = _psd(cov1, "cov1"), _psd(cov2, "cov2")
     cross = (np.sqrt(l1)[:, None] * (v1.T @ v2)) * np.sqrt(l2)
     overlap = np.linalg.svd(cross, compute_uv=False).sum()
-    distance = np.sum((mu1 - mu2) ** 2) + l1.sum() + l2.sum() - 2 * overlap
+    with np.errstate(over="ignore"):
+        distance = np.sum((mu1 - mu2) ** 2) + l1.sum() + l2.sum() - 2 * overlap
+    if not np.isfinite(distance):
+        raise ValueError("mu1, cov1, mu2, cov2 have values whose squares overflow: rescale them")
     return float(max(distance, 0.0))
 
 
@@ -52,7 +57,7 @@ def frechet(x: np.ndarray, y: np.ndarray, features: Features) -> Score:
     is biased upwards by a term of order 1 / n: compare at equal n only, and read it against the floor.
     Source: Heusel et al., "GANs trained by a two time-scale update rule", 2017, arXiv 1706.08500, equation 6.
     """
-    a, b = point_pair(x, y, features)
+    a, b = point_pair(x, y, features, power=2)
     moments = [(z.mean(0), np.atleast_2d(np.cov(z, rowvar=False))) for z in (a, b)]
     value = frechet_distance(*moments[0], *moments[1])
     return Score(name="FID", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))

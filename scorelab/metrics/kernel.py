@@ -36,7 +36,12 @@ def mmd2_unbiased(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> float:
     x: (n, d), y: (m, d), n and m at least 2; `kernel(a, b)` -> (len(a), len(b)).
     Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equation 3.
     """
-    return _mean_off_diagonal(kernel, x) + _mean_off_diagonal(kernel, y) - 2 * _mean(kernel, x, y)
+    x, y = point_pair(x, y, None)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        value = _mean_off_diagonal(kernel, x) + _mean_off_diagonal(kernel, y) - 2 * _mean(kernel, x, y)
+    if not math.isfinite(value):
+        raise ValueError(f"kernel has the mean {value} over the pairs of x and y: expected finite values")
+    return value
 
 
 def cubic(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -79,7 +84,7 @@ def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, 
     """
     require_seed(kid, seed=seed)
     require_int("kid", 1, subsets=subsets)
-    a, b = point_pair(x, y, features)
+    a, b = point_pair(x, y, features, power=12)  # the square of the cube of a product
     if min(len(a), len(b)) < 2 * subsets:
         raise ValueError(
             f"subsets={subsets}: expected 1 to {min(len(a), len(b)) // 2}, two samples a block of {len(a)} and {len(b)}"
@@ -99,7 +104,8 @@ def median_bandwidth(x: np.ndarray, y: np.ndarray, most: int = 2000) -> float:
 
     Source: Gretton et al. 2012, section 8.
     """
-    pooled = np.concatenate([x, y])
+    require_int("median_bandwidth", 2, most=most)
+    pooled = np.concatenate(point_pair(x, y, None, least=1, power=2))
     pooled = pooled[:: -(-len(pooled) // most)]
     distances = np.sqrt(squared_distances(pooled, pooled)[np.triu_indices(len(pooled), 1)])
     bandwidth = float(np.median(distances))
@@ -122,7 +128,7 @@ def mmd(
     are compared as they are unless `features` are given. The name carries the bandwidth.
     Source: Gretton et al. 2012, equation 3.
     """
-    a, b = point_pair(x, y, features)
+    a, b = point_pair(x, y, features, power=2)
     # Only differences matter, and |a|^2 + |b|^2 - 2 a.b loses digits where the points are far from the
     # origin.
     a, b = a - b.mean(0), b - b.mean(0)

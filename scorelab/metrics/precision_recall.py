@@ -72,7 +72,7 @@ def precision_recall(
     arXiv 1904.06991, equations 1 and 2; Naeem et al. 2020, arXiv 2002.09797, section 3.
     """
     require_int("precision_recall", 1, k=k)
-    x, y = point_pair(samples, reference, features)
+    x, y = point_pair(samples, reference, features, power=2)
     if k >= min(len(x), len(y)):
         raise ValueError(f"k={k}: expected 1 to {min(len(x), len(y)) - 1}, below both numbers of points")
     # One origin for both sets: |a|^2 + |b|^2 - 2 a.b loses digits where the points are far from it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import jax.numpy as jnp
 import numpy as np
 
 from scorelab.metrics.features import Features
@@ -57,15 +58,12 @@ class Score:
         return f"{self.label} = {self.value:.4g}{error}  ({size}{floor})"
 
 
-def points(x: np.ndarray, features: Features | None, name: str, least: int = 2) -> np.ndarray:
-    """`features(x)`, or x itself for None, as float64 (n, d); errors name the argument.
-
-    Raises ValueError for another number of dimensions, fewer than `least` rows, or values that are not
-    finite.
-    """
-    z = np.asarray(x if features is None else features(x), np.float64)
-    if z.ndim != 2 or len(z) < least:
-        raise ValueError(f"{name} gives points of shape {z.shape}: expected (n, d) with n at least {least}")
+def numbers(x: np.ndarray, name: str) -> np.ndarray:
+    """x in float64; ValueError naming the argument for strings, complex numbers and values that are not finite."""
+    z = np.asarray(x)
+    if not (z.dtype == bool or jnp.issubdtype(z.dtype, jnp.floating) or jnp.issubdtype(z.dtype, jnp.integer)):
+        raise ValueError(f"{name} is {z.dtype}: expected real numbers")
+    z = z.astype(np.float64)
     if not np.isfinite(z).all():
         raise ValueError(
             f"{name} has {np.count_nonzero(~np.isfinite(z))} values that are not finite: expected none"
@@ -73,11 +71,34 @@ def points(x: np.ndarray, features: Features | None, name: str, least: int = 2) 
     return z
 
 
+def points(
+    x: np.ndarray, features: Features | None, name: str, least: int = 2, power: int = 1, dtype: type = np.float64
+) -> np.ndarray:
+    """`features(x)`, or x itself for None, as float64 (n, d); errors name the argument.
+
+    Raises ValueError for another number of dimensions, fewer than `least` rows, values that are not finite,
+    or so large that sums of their differences to the `power` cannot be represented in `dtype`.
+    """
+    z = numbers(x if features is None else features(x), name)
+    if z.ndim != 2 or len(z) < least or not z.size:
+        raise ValueError(f"{name} gives points of shape {z.shape}: expected (n, d) with n at least {least}")
+    # A difference is at most twice the largest value; a sum has no more terms than there are pairs of numbers.
+    most = float((np.finfo(dtype).max / float(z.size) ** 2) ** (1 / power) / 4)
+    if power > 1 and np.abs(z).max() > most:
+        raise ValueError(f"{name} has a value of size {np.abs(z).max():.3g}: expected at most {most:.3g}, or sums overflow")
+    return z
+
+
 def point_pair(
-    x: np.ndarray, y: np.ndarray, features: Features | None, least: int = 2
+    x: np.ndarray,
+    y: np.ndarray,
+    features: Features | None,
+    least: int = 2,
+    power: int = 1,
+    dtype: type = np.float64,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`points` of both sets, (n, d) and (m, d) of one width d."""
-    a, b = points(x, features, "x", least), points(y, features, "y", least)
+    a, b = (points(z, features, name, least, power, dtype) for name, z in (("x", x), ("y", y)))
     if a.shape[1] != b.shape[1]:
         raise ValueError(
             f"x gives points of width {a.shape[1]} and y of width {b.shape[1]}: expected equal widths"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ import numpy as np
 
 from scorelab.metrics.features import Features
 from scorelab.metrics.kernel import squared_distances
-from scorelab.metrics.score import Score, extractor_id, point_pair
-from scorelab.typing import require_int
+from scorelab.metrics.score import Score, extractor_id, numbers, point_pair
+from scorelab.typing import require_int, require_number, require_positive
 
 # Rows of a cost matrix held at once.
 _BLOCK = 1024
@@ -25,8 +26,13 @@ def wasserstein_1d(x: np.ndarray, y: np.ndarray, p: float = 2.0) -> np.ndarray:
     the points i / n and j / m, so it is a finite sum; n = m gives the mean over sorted pairs.
     Source: Peyre and Cuturi, "Computational optimal transport", 2019, arXiv 1803.00567, section 2.6.
     """
-    gap, width = _gaps(x, y)
-    return width @ gap**p
+    require_number("wasserstein_1d", 1, sys.float_info.max, p=p)
+    gap, width = _gaps(numbers(x, "x"), numbers(y, "y"))
+    with np.errstate(over="ignore"):
+        value = width @ gap**p
+    if not np.isfinite(value).all():
+        raise ValueError(f"wasserstein_1d: x and y differ by {gap.max():.3g}, whose power p = {p} overflows: rescale them")
+    return value
 
 
 def _gaps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,9 +132,9 @@ def sinkhorn(
     Source: Feydy et al., "Interpolating between optimal transport and MMD", 2019, arXiv 1810.08278,
     equation 3 and the proof of theorem 1.
     """
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon={epsilon!r}: expected a positive number, a fraction of the squared distances")
-    a, b = point_pair(x, y, features, least=1)
+    require_positive("sinkhorn", epsilon=epsilon, threshold=threshold)
+    require_int("sinkhorn", 1, max_iterations=max_iterations)
+    a, b = point_pair(x, y, features, least=1, power=2, dtype=jnp.result_type(float))
     centre = b.mean(0)
     a, b = a - centre, b - centre
     found, converged = _potentials(jnp.asarray(a), jnp.asarray(b), epsilon, threshold, max_iterations)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.score import Score, extractor_id, points
+from scorelab.metrics.score import Score, extractor_id, numbers, points
 
 
 def _check(q: float, weights, n: int) -> np.ndarray:
@@ -16,8 +16,8 @@ def _check(q: float, weights, n: int) -> np.ndarray:
         raise ValueError(f"q={q!r}: expected a number from 0 to infinity")
     if weights is None:
         return np.full(n, 1 / n)
-    w = np.asarray(weights, np.float64)
-    if w.shape != (n,) or not np.isfinite(w).all() or w.min() < 0 or not math.isclose(w.sum(), 1, rel_tol=1e-6):
+    w = numbers(weights, "weights")
+    if w.shape != (n,) or w.min() < 0 or not math.isclose(w.sum(), 1, rel_tol=1e-6):
         raise ValueError(f"weights of shape {w.shape} with sum {w.sum():.6g}: expected {n} non-negative numbers with sum 1")
     return w / w.sum()
 
@@ -30,10 +30,10 @@ def hill_number(eigenvalues: np.ndarray, q: float) -> float:
     rest is scaled to sum 1. Between 1 and n. Errors: q below 0, values that are not finite, below -1e-6 or
     with another sum than 1 (to 1e-5).
     """
-    l = np.asarray(eigenvalues, np.float64)
+    l = numbers(eigenvalues, "eigenvalues")
     if not q >= 0:
         raise ValueError(f"q={q!r}: expected a number from 0 to infinity")
-    if l.ndim != 1 or not np.isfinite(l).all() or not math.isclose(l.sum(), 1, rel_tol=1e-5) or l.min() < -1e-6:
+    if l.ndim != 1 or not math.isclose(l.sum(), 1, rel_tol=1e-5) or l.min() < -1e-6:
         raise ValueError(f"eigenvalues has shape {l.shape} and sum {l.sum():.6g}: expected non-negative numbers with sum 1")
     l = np.maximum(l, 0)
     l = l[l > len(l) * np.finfo(np.float64).eps * l.max()]
@@ -61,11 +61,9 @@ def vendi_from_kernel(kernel: np.ndarray, q: float = 1.0, weights: np.ndarray | 
     matrix (seen at q = 2 from an entry above 1 only). Sources: Friedman and Dieng, "The Vendi score",
     arXiv 2210.02410; for q, Pasarkar and Dieng, arXiv 2310.12952.
     """
-    k = np.asarray(kernel, np.float64)
+    k = numbers(kernel, "kernel")
     if k.ndim != 2 or k.shape[0] != k.shape[1] or len(k) < 1:
         raise ValueError(f"kernel has shape {k.shape}: expected (n, n)")
-    if not np.isfinite(k).all():
-        raise ValueError(f"kernel has {np.count_nonzero(~np.isfinite(k))} values that are not finite: expected none")
     if np.abs(np.diag(k) - 1).max() > 1e-6 or np.abs(k - k.T).max() > 1e-6:
         raise ValueError(
             f"kernel has a diagonal from {np.diag(k).min():.6g} to {np.diag(k).max():.6g} and asymmetry "
@@ -122,7 +120,7 @@ def vendi(
     """
     z = points(x, features, "x", least=1)
     if centre is not None:
-        centre = np.asarray(centre, np.float64)
+        centre = numbers(centre, "centre")
         if centre.shape != z.shape[1:]:
             raise ValueError(f"centre has shape {centre.shape}: expected {z.shape[1:]}, the width of a point")
         z = z - centre

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scorelab.typing import Array, Pytree, require_int, require_number, require_positive
+from scorelab.typing import Array, Pytree, require_choice, require_int, require_number, require_positive
 
 # The width of a flat profile, the largest there is.
 _FLAT = 1 / math.sqrt(12)
@@ -46,7 +46,7 @@ def average_specs(owner: object, ema: Average | tuple[Average, ...] | None) -> t
     """A field ``ema`` as a tuple; TypeError for what is no average."""
     specs = () if ema is None else ema if isinstance(ema, tuple) else (ema,)
     for spec in specs:
-        if not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
+        if isinstance(spec, type) or not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
             raise TypeError(f"{type(owner).__name__}.ema = {ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None")
     return specs
 
@@ -110,7 +110,10 @@ class EMA:
     warmup: bool = True
 
     def __post_init__(self):
+        require_choice(self, (True, False), warmup=self.warmup)
         require_number(self, 0.0, 1.0, decay=self.decay)
+        if self.decay == 1:
+            raise ValueError(f"EMA.decay = {self.decay!r}: expected a number below 1, or the average never moves")
 
     def init(self, params: Pytree) -> Pytree:
         """A copy of the parameters."""
@@ -156,6 +159,8 @@ class PowerEMA:
     stds: tuple[float, ...] = (0.05, 0.10)
 
     def __post_init__(self):
+        if not isinstance(self.stds, Iterable):
+            raise TypeError(f"PowerEMA.stds = {self.stds!r}: expected a tuple of widths, such as (0.05, 0.10)")
         object.__setattr__(self, "stds", tuple(self.stds))
         if not self.stds:
             raise ValueError("PowerEMA.stds = (): expected at least one width")
@@ -206,6 +211,9 @@ def profile_product(step_a: Array, std_a: Array, step_b: Array, std_b: Array) ->
               \frac{\min(a,b)^{\gamma_a+\gamma_b+1}}{a^{\gamma_a+1}\,b^{\gamma_b+1}} .
     """
     a, b = np.asarray(step_a, np.float64), np.asarray(step_b, np.float64)
+    for name, steps in {"step_a": a, "step_b": b}.items():
+        if not np.all((steps > 0) & np.isfinite(steps)):
+            raise ValueError(f"profile_product.{name} = {steps.tolist()}: expected finite steps above 0")
     g_a, g_b = (np.vectorize(power_exponent, otypes=[np.float64])(std) for std in (std_a, std_b))
     low = np.minimum(a, b)
     # Ratios before powers: exponents reach 400 and steps 10^6.
@@ -240,7 +248,12 @@ def synthesis_residual(steps: Array, stds: Array, target_std: float, step: int) 
 
 def _fit(steps: Array, stds: Array, widths: Array, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``(n, k)`` and relative residuals ``(k,)`` for ``k`` widths at one step."""
+    require_int("synthesis", 1, step=step)
     steps, stds = np.asarray(steps, np.float64), np.asarray(stds, np.float64)
+    if steps.ndim != 1 or not len(steps) or stds.shape != steps.shape:
+        raise ValueError(f"synthesis: steps has shape {steps.shape} and stds {stds.shape}: expected (n,) and (n,) with n >= 1")
+    if not np.all((steps >= 1) & (steps == np.floor(steps)) & np.isfinite(steps)):
+        raise ValueError(f"synthesis.steps = {steps.tolist()}: expected integers >= 1, the steps of the snapshots")
     gram = profile_product(steps[:, None], stds[:, None], steps[None], stds[None])
     targets = profile_product(steps[:, None], stds[:, None], step, np.asarray(widths)[None])
     # Lagrange conditions, scaled to a unit diagonal (the Gram matrix spans orders of magnitude in 1/step).
@@ -284,7 +297,7 @@ def synthesise(snapshots: Iterable[Snapshot], target_std: float, step: int, *, m
     require_int("synthesise", 1, step=step)
     require_positive("synthesise", max_residual=max_residual)
     step = int(step)
-    snapshots = sorted((Snapshot(int(s.step), float(s.std), s.params) for s in snapshots), key=lambda s: s[:2])
+    snapshots = sorted(map(_checked, snapshots), key=lambda s: s[:2])
     used = _distinct([s for s in snapshots if 1 <= s.step <= step])
     if not used:
         found = sorted({s.step for s in snapshots})
@@ -313,6 +326,16 @@ def synthesise(snapshots: Iterable[Snapshot], target_std: float, step: int, *, m
         return np.asarray(total).astype(leaves[0].dtype)
 
     return jax.tree.map(combine, *(s.params for s in used))
+
+
+def _checked(s: Snapshot) -> Snapshot:
+    """A snapshot with plain numbers; ValueError for a step that is none, and for parameters that are not finite."""
+    step = s.step.item() if hasattr(s.step, "item") else s.step
+    require_int("Snapshot", 0, step=step)
+    for path, leaf in jax.tree.leaves_with_path(s.params):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(np.asarray(leaf)).all():
+            raise ValueError(f"snapshot at step {step} has values in params{jax.tree_util.keystr(path)} that are not finite")
+    return Snapshot(step, float(s.std), s.params)
 
 
 def _distinct(snapshots: list[Snapshot]) -> list[Snapshot]:

@@ -164,3 +164,39 @@ def test_errors_name_what_is_wrong():
         densities.GaussianMixture([1.0, -1.0], np.zeros((2, 2)), np.ones(2))
     with pytest.raises(ValueError, match=r"expected \(batch, 2\)"):
         DENSITIES["gaussian_full"].log_prob(jnp.zeros((4, 3)))
+
+
+POINTS = np.ones((4, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: densities.Empirical(POINTS * np.nan), "Empirical.data has 8 values that are not finite"),
+        (lambda: densities.Empirical(jnp.asarray(POINTS) / 0), "Empirical.data has 8 values that are not finite"),
+        (lambda: densities.Empirical(POINTS * 1e300), "Empirical.data has 8 values that are not finite in float32"),
+        (lambda: densities.Empirical(POINTS[:0]), "n at least 1"),
+        (lambda: densities.Empirical(POINTS.astype(str)), "expected real numbers"),
+        (lambda: densities.IsotropicMixture(POINTS * np.inf, 1.0), "IsotropicMixture.centres"),
+        (lambda: densities.IsotropicMixture(POINTS, -1.0), "IsotropicMixture.variance has the value -1"),
+        (lambda: densities.IsotropicMixture(POINTS, np.nan), "IsotropicMixture.variance"),
+        (lambda: densities.IsotropicMixture(POINTS, np.ones(4)), "expected one number"),
+        (lambda: densities.Gaussian([np.nan, 0.0], 1.0), "Gaussian.mean"),
+        (lambda: densities.Gaussian([0.0, 0.0], np.nan), "Gaussian.cov"),
+        (lambda: densities.Gaussian.low_rank([np.nan, 0.0], np.eye(2), np.ones(2)), "low_rank.mean"),
+        (lambda: densities.Gaussian.diagonal(jnp.zeros(2), np.array([1.0, -1.0])), "diagonal.variances has the value -1"),
+        (lambda: densities.Gaussian.diagonal(jnp.zeros(2), jnp.array([1.0, np.nan])), "diagonal.variances has 1"),
+        (lambda: densities.GaussianMixture(np.ones(1), [[np.inf, 0.0]], 1.0), "Gaussian.mean"),
+        (lambda: densities.Rings(std=np.nan), "Rings.std"),
+        (lambda: densities.Boxes([[0.0, 0.0]], [[1.0, np.inf]]), "Boxes.highs"),
+        (lambda: densities.GaussianMixture.per_class(POINTS, np.array([0, 0, 7, 7])), "two or more of each of 8 classes"),
+    ],
+)
+def test_numbers_that_no_law_has_are_refused(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
+
+
+def test_traced_numbers_pass_the_checks():
+    laws = jax.eval_shape(lambda m: (densities.Gaussian.diagonal(m[0], m[1]), densities.IsotropicMixture(m, m[0, 0])), POINTS)
+    assert laws[0].event == laws[1].event == (2,)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scorelab.data import Arrays, Batches, IteratorAdapter, Pixels
+from scorelab.data import Arrays, Batches, IteratorAdapter, Pixels, load
 from scorelab.training import Prepared
 
 
@@ -72,8 +72,27 @@ def test_requests_that_make_no_sense_are_refused():
         batches.at(0, 0, 4)
     with pytest.raises(ValueError, match="host=2, hosts=2"):
         batches.at(0, 2, 2)
-    with pytest.raises(ValueError, match="step=-1"):
+    with pytest.raises(ValueError, match="step = -1"):
         batches.at(-1)
+
+
+def test_what_is_no_step_and_no_array_is_named():
+    batches = Batches(numbered(30), batch_size=6)
+    for step in (0.5, True, "1"):
+        with pytest.raises(ValueError, match=r"Batches.step = "):
+            batches.at(step)
+    for hosts in (1.5, True):
+        with pytest.raises(ValueError, match=r"Batches.hosts = "):
+            batches.at(0, 0, hosts)
+    with pytest.raises(TypeError, match=r"Batches.arrays = "):
+        Batches(np.zeros((8, 2), np.float32), 4)
+    for column in (np.array([None] * 8), np.array(["1"] * 8), [0.0] * 8, np.float32(1)):
+        with pytest.raises(ValueError, match=r"arrays.'x'. is .*: expected an array of numbers"):
+            Batches({"x": column}, 4)
+    with pytest.raises(TypeError, match=r"Arrays.x = "):
+        Arrays(x=[[0.0, 1.0]], name="a", split="train")
+    with pytest.raises(ValueError, match=r"load.name = "):
+        load(["rings"])
 
 
 class Counter:

@@ -5,7 +5,18 @@ import itertools
 import numpy as np
 import pytest
 
-from scorelab.metrics import Coordinates, kid, mmd, mmd2_unbiased
+from scorelab.metrics import (
+    Coordinates,
+    crps,
+    frechet,
+    frechet_distance,
+    kid,
+    mmd,
+    mmd2_unbiased,
+    precision_recall,
+    sinkhorn,
+    wasserstein_1d,
+)
 from scorelab.metrics.kernel import cubic, median_bandwidth
 
 POINTS = Coordinates()
@@ -127,3 +138,44 @@ def test_a_number_of_subsets_is_an_integer(subsets):
     x = np.random.default_rng(9).normal(size=(12, 2))
     with pytest.raises(ValueError, match=f"kid.subsets = {subsets}: expected an integer >= 1"):
         kid(x, x, POINTS, subsets=subsets)
+
+
+DATA = np.random.default_rng(10).normal(size=(20, 2))
+PAIRS = {
+    "kid": lambda x: kid(x, DATA, POINTS),
+    "mmd": lambda x: mmd(x, DATA, 1.0),
+    "frechet": lambda x: frechet(x, DATA, POINTS),
+    "precision_recall": lambda x: precision_recall(x, DATA),
+    "median_bandwidth": lambda x: median_bandwidth(x, DATA),
+    "mmd2_unbiased": lambda x: mmd2_unbiased(x, DATA, cubic),
+    "sinkhorn": lambda x: sinkhorn(x, DATA, 1.0),
+    "wasserstein_1d": lambda x: wasserstein_1d(x, DATA),
+    "crps": lambda x: crps(x[:, None], DATA[:1]),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+def test_points_that_are_no_finite_numbers_are_refused(name, bad):
+    x = DATA.copy()
+    x[3] = bad
+    if (name, bad) != ("crps", 1e200):  # of degree one: nothing overflows
+        with pytest.raises(ValueError, match=r"not finite|at most|overflows|finite values"):
+            PAIRS[name](x)
+    for other in (x.astype(str), x.astype(complex), x.astype(object)):
+        with pytest.raises(ValueError, match="expected real numbers"):
+            PAIRS[name](other)
+
+
+def test_sets_that_do_not_fit_are_refused():
+    for x in (DATA[:0], DATA[:1], DATA[:, :1]):
+        with pytest.raises(ValueError, match="gives points"):
+            mmd2_unbiased(x, DATA, cubic)
+    for x in (DATA[:0], DATA[:, :1]):
+        with pytest.raises(ValueError, match="gives points"):
+            median_bandwidth(x, DATA)
+    for arguments in ([[np.nan, 0], np.eye(2)], [[0, 0], np.full((2, 2), np.nan)]):
+        with pytest.raises(ValueError, match=r"1 has . values that are not finite"):
+            frechet_distance(*arguments, [0, 0], np.eye(2))
+    with pytest.raises(ValueError, match="overflow"):
+        frechet_distance([1e200, 0], np.eye(2), [0, 0], np.eye(2))

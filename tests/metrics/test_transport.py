@@ -129,10 +129,13 @@ def test_sinkhorn_between_gaussians_is_near_bures():
 
 def test_requests_that_make_no_sense_are_refused():
     x = np.random.default_rng(0).normal(size=(10, 2))
-    with pytest.raises(ValueError, match="epsilon=0"):
+    with pytest.raises(ValueError, match="epsilon = 0"):
         sinkhorn(x, x, 0)
     with pytest.raises(RuntimeError, match="max_iterations=1"):
         sinkhorn(x, x + 5, 1e-3, max_iterations=1)
+    for option in ({"max_iterations": 0}, {"threshold": 0}, {"threshold": np.nan}):
+        with pytest.raises(ValueError, match=f"sinkhorn.{next(iter(option))} = "):
+            sinkhorn(x, x, 1.0, **option)
     with pytest.raises(ValueError, match="projections=1"):
         sliced_wasserstein(KEY, x, x, projections=1)
     with pytest.raises(ValueError, match=r"projections = 2\.5: expected an integer"):

@@ -331,8 +331,8 @@ def _push(direction=BASIS[0], **options):
     return diagnostics.perturbation_sensitivity(models.ExactModel(LAW, EDM), EDM, clean(4), direction, **options)
 
 
-def _emergence(shape=(3, 2, 5), law=LAW, **options):
-    return diagnostics.feature_emergence(np.zeros(shape), (5.0, 1.0, 0.0), law, EDM, **options)
+def _emergence(shape=(3, 2, 5), law=LAW, times=(5.0, 1.0, 0.0), **options):
+    return diagnostics.feature_emergence(np.zeros(shape), times, law, EDM, **options)
 
 
 def _without_trajectory():
@@ -366,8 +366,13 @@ def _without_trajectory():
         (lambda: _push(t=3.0), "grid begins at 2: expected t = 3"),
         (lambda: _push(size=0.0), "size = 0.0: expected a finite number above 0"),
         (lambda: _emergence(shape=(2, 2, 5)), r"denoised has shape \(2, 2, 5\): expected \(3, n, \*\(5,\)\)"),
+        (lambda: _emergence(times=(2.0, 1.0, -1.0)), "feature_emergence.times = -1"),
         (lambda: _emergence(features=0), "features = 0: expected an integer >= 1"),
         (lambda: _emergence(law=densities.Gaussian(MEAN, 1.0)), "no direction with a variance"),
+        (lambda: _variance(data=np.full((4, 5), np.nan)), "explained_variance.data has 20 values that are not finite"),
+        (lambda: diagnostics.planarity(np.full((3, 2, 5), np.nan)), "planarity.trajectory has 30 values that are not finite"),
+        (lambda: diagnostics.trajectory_error(walked(EDM, (2.0, 1.5))[1], LAW, VP), "out.times = 2: expected times from 0 to 1"),
+        (lambda: diagnostics.denoised_along(_repeat, walked(EDM, (2.0, 1.5))[1], VP), "out.times = 2: expected times from 0 to 1"),
         (lambda: diagnostics.planarity(np.zeros((4, 2))), r"trajectory has shape \(4, 2\)"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate
 
 from scorelab.training import EMA, PowerEMA, Snapshot, power_exponent, profile_product, synthesis_residual, synthesise
-from scorelab.training.ema import synthesis_weights
+from scorelab.training.ema import average_specs, synthesis_weights
 
 
 def trajectory(step):
@@ -217,10 +217,24 @@ def test_averages_are_float32_own_arrays_and_follow_integers():
 def test_errors_name_the_field():
     for make, match in [
         (lambda: EMA(decay=1.5), "EMA.decay"),
+        (lambda: EMA(decay=1.0, warmup=False), "EMA.decay = 1.0: expected a number below 1"),
+        (lambda: EMA(warmup="no"), "EMA.warmup"),
+        (lambda: synthesis_weights([8], [0.1], 0.1, 0), "synthesis.step = 0"),
+        (lambda: synthesis_weights([8], [0.1], 0.1, np.nan), "synthesis.step = nan"),
+        (lambda: synthesis_weights([np.nan], [0.1], 0.1, 8), "synthesis.steps"),
+        (lambda: synthesis_weights([-4, 8], [0.1, 0.1], 0.1, 8), "synthesis.steps"),
+        (lambda: synthesis_weights([8, 4], [0.05], 0.1, 8), "steps has shape"),
+        (lambda: synthesis_weights([], [], 0.1, 8), "steps has shape"),
+        (lambda: synthesise([Snapshot(8.5, 0.1, {})], 0.1, 9), "Snapshot.step = 8.5"),
+        (lambda: synthesise([Snapshot(8, 0.1, {"w": np.array([1.0, np.nan])})], 0.1, 8), "step 8 has values in params.'w'. that"),
         (lambda: PowerEMA(stds=()), "PowerEMA.stds"),
         (lambda: PowerEMA(stds=(0.5,)), "0.288"),
         (lambda: synthesise([Snapshot(10, 0.05, {})], 0.1, 5), "at or before step = 5"),
     ]:
         with pytest.raises(ValueError, match=match):
             make()
+    with pytest.raises(TypeError, match=r"PowerEMA.stds = 0.1"):
+        PowerEMA(stds=0.1)
+    with pytest.raises(TypeError, match="expected EMA"):
+        average_specs(EMA, EMA)
     assert hash(PowerEMA(stds=[0.05])) == hash(PowerEMA(stds=(0.05,)))
