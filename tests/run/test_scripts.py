@@ -36,7 +36,7 @@ def test_the_peers_can_be_installed_beside_this_package():
     assert any(re.match(r"numpy>=2", requirement) for requirement in project["dependencies"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not os.environ.get("SCORELAB_TEST_INSTALL"), reason="SCORELAB_TEST_INSTALL is not set (asks a package index)")
 def test_the_peers_resolve():
     install = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", f"{ROOT}[peers]"]

@@ -58,8 +58,19 @@ def expected_ratio_of_means(sigma, of, n):
     return 1 - share, np.sqrt((2 * np.trace(q @ s @ q @ s) + line @ s @ line) / n) / size
 
 
-@pytest.mark.parametrize("of", ["score", "denoised"])
-@pytest.mark.parametrize("process", PROCESSES, ids=repr)
+# What is compared is free of the process: each is asked once, the other combinations in the long tail.
+ASKED = {(EDM, "score"), (EDM, "denoised"), (VP, "score"), (FLOW, "denoised"), (LOG, "score")}
+
+
+@pytest.mark.parametrize(
+    ("process", "of"),
+    [
+        pytest.param(process, of, marks=() if (process, of) in ASKED else pytest.mark.long)
+        for process in PROCESSES
+        for of in ("score", "denoised")
+    ],
+    ids=repr,
+)
 def test_one_gaussian_beside_another_on_every_process(process, of):
     n = 4000
     data = process.decode(clean(n))
@@ -183,7 +194,9 @@ def walked(process, times, n=8):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("process", "grid"), [(EDM, grids.Karras), (LOG, grids.LogSNR)], ids=["EDM", "LOG"])
+@pytest.mark.parametrize(
+    ("process", "grid"), [pytest.param(EDM, grids.Karras, marks=pytest.mark.long), (LOG, grids.LogSNR)], ids=["EDM", "LOG"]
+)
 def test_on_a_gaussian_the_trajectory_error_is_that_of_the_solver(process, grid):
     law, ends = densities.Gaussian(MEAN, COV), []
     for steps in (24, 48):
@@ -276,7 +289,11 @@ def test_a_feature_below_the_last_noise_level_has_no_half():
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("process", "t", "grid"),
-    [(EDM, 2.0, grids.Karras(64, t_max=2.0)), (VP, 0.5, grids.LogSNR(64, t_max=0.5)), (LOG, 0.4, grids.LogSNR(64, t_max=0.4))],
+    [
+        (EDM, 2.0, grids.Karras(64, t_max=2.0)),
+        pytest.param(VP, 0.5, grids.LogSNR(64, t_max=0.5), marks=pytest.mark.long),
+        (LOG, 0.4, grids.LogSNR(64, t_max=0.4)),
+    ],
     ids=["EDM", "VP", "LOG"],
 )
 def test_sensitivity_is_the_gain_of_the_flow(process, t, grid):
