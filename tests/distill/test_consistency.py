@@ -26,9 +26,7 @@ PLAIN = dict(times=None, huber=None, weighting="uniform")
 
 def crossed(default, *columns):
     """All combinations; those that are not named are of the long tail."""
-    return [
-        pytest.param(*case, marks=() if case in default else pytest.mark.long) for case in itertools.product(*columns)
-    ]
+    return [pytest.param(*case, marks=() if case in default else pytest.mark.long) for case in itertools.product(*columns)]
 
 
 @pytest.mark.parametrize(("process", "order"), crossed([("log", 1), ("flow", 2)], PROCESSES, [1, 2]))

@@ -37,9 +37,7 @@ def test_each_loss_trains_from_its_teacher(name):
         pairs = teacher_pairs(teacher, PROCESS, solver=solvers.DDIM(), grid=GRID, key=KEY, shape=(16, 2))
         data = Batches(pairs, 8)
     predict = "consistency" if name in ("consistency", "distilled") else "edm"
-    learner = ScoreLearner(
-        Denoiser(predict=predict, **parts), LOSSES[name](teacher), optax.adam(1e-3), ema=None, initial=teacher
-    )
+    learner = ScoreLearner(Denoiser(predict=predict, **parts), LOSSES[name](teacher), optax.adam(1e-3), ema=None, initial=teacher)
     state = fit(learner, data, steps=2, key=KEY)
     assert np.isfinite(np.concatenate([np.ravel(p) for p in jax.tree.leaves(state)])).all()
     assert not equal(host(state.params), host(teacher.params))

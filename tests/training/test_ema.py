@@ -76,9 +76,7 @@ def test_the_first_update_forgets_the_initial_parameters():
     assert all(a["w"] == p["w"] for a in average)
 
 
-@pytest.mark.parametrize(
-    ("a", "std_a", "b", "std_b"), [(5.0, 0.05, 8.0, 0.1), (8.0, 0.2, 5.0, 0.03), (7.0, 0.1, 7.0, 0.1)]
-)
+@pytest.mark.parametrize(("a", "std_a", "b", "std_b"), [(5.0, 0.05, 8.0, 0.1), (8.0, 0.2, 5.0, 0.03), (7.0, 0.1, 7.0, 0.1)])
 def test_profile_products_against_quadrature(a, std_a, b, std_b):
     g, h = power_exponent(std_a), power_exponent(std_b)
 
