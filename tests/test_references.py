@@ -98,7 +98,7 @@ def difference(ours, reference):
     return np.max(np.abs(ours - reference).max(axis=(1, 2)) / scale)
 
 
-@pytest.mark.parametrize(("file", "case"), CASES, ids="-".join)
+@pytest.mark.parametrize(("file", "case"), [pytest.param(*key, id="-".join(key)) for key in CASES])
 def test_same_formula_in_float64(file, case):
     ours, reference = trajectory(file, case, np.float64)
     assert difference(ours, reference) < 1e-9

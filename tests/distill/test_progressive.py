@@ -31,7 +31,7 @@ def student(loss):
     return model
 
 
-@pytest.mark.parametrize("process", ALL)
+@pytest.mark.parametrize("process", [pytest.param(name, marks=pytest.mark.long if name in ("edm", "ve") else ()) for name in ALL])
 def test_one_step_of_the_target_is_two_steps_of_the_teacher(process):
     process = ALL[process]
     with jax.enable_x64(True):

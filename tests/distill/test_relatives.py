@@ -31,7 +31,7 @@ LOSSES = {
 def test_each_loss_trains_from_its_teacher(name):
     parts = dict(net=Net(width=8), process=PROCESS, data_std=0.6)
     old = Denoiser(**parts)
-    teacher = old.bind(old.init(KEY, np.zeros((1, 2), np.float32)))
+    teacher = old.bind(jax.jit(old.init)(KEY, np.zeros((1, 2), np.float32)))
     data = Points(batch_size=8)
     if name == "reflow":
         pairs = teacher_pairs(teacher, PROCESS, solver=solvers.DDIM(), grid=GRID, key=KEY, shape=(16, 2))

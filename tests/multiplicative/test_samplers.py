@@ -216,10 +216,19 @@ def test_members_obey_the_contract_on_the_log_chart(solver):
     np.testing.assert_array_equal(sample(model, process, shape=(3, 2), ids=some, **arguments).x, np.asarray(whole.x)[some])
     if "sign_flips" in whole.diagnostics:
         assert whole.diagnostics["sign_flips"].shape == (6,)
-    with jax.disable_jit():
-        plain = sample(exact, process, shape=(3, 2), ids=some, **arguments)
-    np.testing.assert_allclose(plain.x, np.asarray(whole.x)[some], rtol=2e-5)
     assert hash(solver) == hash(dataclasses.replace(solver))
+
+
+# Every member's step is the same compiled and not; in the default run the contract of the solvers holds this, on another chart.
+@pytest.mark.long
+@pytest.mark.parametrize("solver", MULTIPLICATIVE, ids=str)
+def test_members_are_the_same_without_compilation(solver):
+    law, process = correlated(), PROCESSES["growing"]
+    arguments = dict(solver=solver, grid=grids.Uniform(6), key=KEY, start=starts.Noised(law), shape=(3, 2))
+    compiled = sample(models.ExactModel(law, process), process, **arguments)
+    with jax.disable_jit():
+        plain = sample(models.ExactModel(law, process), process, **arguments)
+    np.testing.assert_allclose(plain.x, compiled.x, rtol=2e-5)
 
 
 def test_a_corrector_passes_on_the_signs_of_its_predictor():
@@ -248,33 +257,32 @@ def test_the_sampler_in_data_space_reaches_far_logarithms():
 
 
 @pytest.mark.parametrize(
-    ("solver", "process"),
+    ("solver", "name", "steps"),
     [
-        pytest.param(DALE, PAPER, id="dale-paper"),
-        pytest.param(AGNOSTIC, PROCESSES["growing"], id="agnostic-growing"),
-        pytest.param(DALE, PROCESSES["growing"], id="dale-growing", marks=pytest.mark.long),
-        pytest.param(AGNOSTIC, PAPER, id="agnostic-paper", marks=pytest.mark.long),
+        (DALE, "paper", 80),
+        (AGNOSTIC, "growing", 640),
+        pytest.param(AGNOSTIC, "paper", 80, marks=pytest.mark.long),
+        pytest.param(AGNOSTIC, "paper", 640, marks=pytest.mark.long),
+        pytest.param(DALE, "paper", 640, marks=pytest.mark.long),
+        pytest.param(DALE, "growing", 640, marks=pytest.mark.long),
     ],
 )
-def test_both_samplers_recover_the_mixture(solver, process, optimised):
-    law, n = three_modes(), 20_000
+def test_both_samplers_recover_the_mixture(solver, name, steps, optimised):
+    law, process, n = three_modes(), PROCESSES[name], 20_000
     exact = draw_logs(law, 400_000, seed=8)[:, 0]
-    distance, logs = {}, {}
-    for steps in (80, 640) if process is PAPER else (640,):
-        out = sample(
-            models.ExactModel(law, process), process, solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
-            start=starts.Noised(law),
-        )  # fmt: skip
-        logs[steps] = np.log(np.asarray(out.x))[:, 0]
-        distance[steps] = stats.wasserstein_distance(logs[steps], exact)
+    out = sample(
+        models.ExactModel(law, process), process, solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
+        start=starts.Noised(law),
+    )  # fmt: skip
+    logs = np.log(np.asarray(out.x))[:, 0]
     # An exact sample of this size is 0.004 away. The bias, 0.0165 at 80 steps and 0.002 at 640, was measured by an
     # independent implementation with 200,000 samples; masses have a standard error of 0.0035.
-    assert distance[640] < 0.008
-    if process is PAPER:
-        assert 0.012 < distance[80] < 0.022
-    for low, high in ((-np.inf, -0.2), (-0.2, 0.55), (0.55, np.inf)):
-        inside = lambda z, low=low, high=high: np.mean((z > low) & (z < high))
-        assert inside(logs[640]) == pytest.approx(inside(exact), abs=0.01)
+    low, high = {80: (0.012, 0.022), 640: (0.0, 0.008)}[steps]
+    assert low < stats.wasserstein_distance(logs, exact) < high
+    if steps == 640:
+        for low, high in ((-np.inf, -0.2), (-0.2, 0.55), (0.55, np.inf)):
+            inside = lambda z, low=low, high=high: np.mean((z > low) & (z < high))
+            assert inside(logs) == pytest.approx(inside(exact), abs=0.01)
 
 
 @pytest.mark.parametrize("name", [pytest.param("paper", marks=pytest.mark.long), "growing"])
@@ -319,7 +327,8 @@ def test_the_sign_preserving_sampler_keeps_every_sign(steps):
 
 # An independent implementation measured 1.7 % at 5 steps, 0.13 % at 10 and none from 40; about a factor of three.
 @pytest.mark.parametrize(
-    ("steps", "low", "high"), [(5, 0.005, 0.04), pytest.param(10, 4e-4, 4e-3, marks=pytest.mark.long), (40, 0.0, 1e-4)]
+    ("steps", "low", "high"),
+    [(5, 0.005, 0.04), pytest.param(10, 4e-4, 4e-3, marks=pytest.mark.long), pytest.param(40, 0.0, 1e-4, marks=pytest.mark.long)],
 )
 def test_sign_changes_of_the_sign_agnostic_sampler_are_counted(steps, low, high):
     law, n = three_modes(), 40_000
@@ -357,7 +366,17 @@ def test_annealing_biases_the_law_and_the_correction_takes_the_shift_away(coarse
     # independent implementation found a shift of 0.11 and a deviation of 0.546.
     assert abs(corrected.mean() - latent.mean()) < 0.005
     assert published.mean() - latent.mean() > 0.08
-    assert latent.std() < 0.56  # the law has 0.573: noise turned down takes spread away
+    if coarser == 1:
+        assert latent.std() < 0.56  # the law has 0.573: noise turned down takes spread away
+
+
+def test_annealing_takes_spread_away():
+    # On one log-normal, where the variance of the end is exact.
+    settings = dict(mode="corrected", coords="latent", delta=0.01)
+    annealed, kept = (
+        weak_error(solvers.MultiplicativeAnnealed(anneal=anneal, **settings), PAPER, grids.Uniform(100)) for anneal in (0.98, 1.0)
+    )
+    assert annealed > 5 * kept
 
 
 @pytest.mark.parametrize("t", [pytest.param(1.0, marks=pytest.mark.long), 1e-3])
