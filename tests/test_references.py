@@ -105,7 +105,7 @@ def test_same_formula_in_float64(file, case):
 
 
 # One of each family; the others are of the long tail.
-SINGLE = {"heun", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde_eta1", "unipc_3_bh2", "flow_euler"}
+SINGLE = {"heun", "euler_ancestral", "dpmpp_2m_sde_eta1", "unipc_3_bh2"}
 
 
 @pytest.mark.parametrize(

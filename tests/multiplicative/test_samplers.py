@@ -266,6 +266,7 @@ def test_the_sampler_in_data_space_reaches_far_logarithms():
         pytest.param(DALE, "paper", 640, marks=pytest.mark.long),
         pytest.param(DALE, "growing", 640, marks=pytest.mark.long),
     ],
+    ids=lambda value: getattr(value, "coords", value),
 )
 def test_both_samplers_recover_the_mixture(solver, name, steps, optimised):
     law, process, n = three_modes(), PROCESSES[name], 20_000

@@ -48,7 +48,7 @@ def distillation():
     states = [host(fit(learner, Batches(), steps=3, key=KEY, mesh=mesh)) for mesh in meshes]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         a, b = np.float64(a), np.float64(b)
-        # Sums in another order; Adam divides by gradients that may be small.
+        # Sums in another order.
         assert np.all(np.abs(a - b) <= 2e-5 * (1 + np.abs(a))), np.max(np.abs(a - b))
 
 
