@@ -516,12 +516,12 @@ def test_rewards_with_conditions_and_pairs_reach_the_student():
     regressed = networks(teacher=teacher, classes=4, **BARE, pair_weight=0.5)
     bare = {k: v for k, v in pairs.items() if k != "pair_cond"}
     with pytest.raises(ValueError, match=r"batch has no \['pair_cond'\]"):
-        regressed.objective(state.params, state, batch | bare, KEY)
+        jax.eval_shape(regressed.objective, state.params, state, batch | bare, KEY)
     assert float(value(regressed, batch | pairs)[0]) == pytest.approx(float(base), rel=1e-5)
     off = pairs | {"pair_x": pairs["pair_x"] + 1.0}
     assert float(value(regressed, batch | off)[0]) == pytest.approx(float(base) + 0.5, rel=1e-5)
     with pytest.raises(ValueError, match=r"batch has no \['pair_cond', 'pair_noise', 'pair_x'\]"):
-        regressed.objective(state.params, state, batch, KEY)
+        jax.eval_shape(regressed.objective, state.params, state, batch, KEY)
 
 
 def test_regression_on_a_teachers_pairs_brings_the_student_to_its_flow():
