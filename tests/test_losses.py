@@ -1,7 +1,8 @@
 """Laws of the losses: the exact denoiser is stationary, weights and times follow their formulas."""
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,13 @@ def data(key, n):
     return MEAN + STD * jax.random.normal(key, (n, 2))
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+def only(*names):
+    """All processes; those that are not named are of the long tail."""
+    cases = [pytest.param(name, marks=() if name in names else pytest.mark.long) for name in PROCESSES]
+    return pytest.mark.parametrize("process", cases)
+
+
+@only("edm", "flow")
 def test_the_exact_denoiser_is_stationary(process):
     process = PROCESSES[process]
     # A log-SNR range where no weighting is heavy-tailed, so that the standard error means something.
@@ -106,47 +113,55 @@ class Linear:
         return params[0] * x + params[1] * jnp.tanh(c_noise)[:, None]
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@only("edm", "vp", "flow")
 def test_parameterisations_agree_after_conversion(process):
     process, key = PROCESSES[process], jax.random.key(0)
     loss = L.DenoisingScoreMatching(process, weighting=L.VWeighting(), times=TIMES["logsnr"])
-    batch = {"x": data(key, 256), "cond": None}
     exact = gaussian_model(process, 0.9)
-    expected, metrics = loss(key, exact, batch)
-    for form in ("denoised", "eps", "score", "velocity"):
 
-        def converted(y, t, cond=None, form=form):
-            return process.predict(y, t, **{form: getattr(exact(y, t), form)})
+    def converted(form, y, t, cond=None):
+        return process.predict(y, t, **{form: getattr(exact(y, t), form)})
 
-        value, converted_metrics = loss(key, converted, batch)
+    @jax.jit
+    def values():
+        batch = {"x": data(key, 256), "cond": None}
+        forms = [functools.partial(converted, form) for form in ("denoised", "eps", "score", "velocity")]
+        return [loss(key, model, batch) for model in (exact, *forms)]
+
+    (expected, metrics), *others = values()
+    for value, converted_metrics in others:
         np.testing.assert_allclose(value, expected, rtol=2e-3, atol=2e-4)
         np.testing.assert_allclose(converted_metrics["eps_mse"], metrics["eps_mse"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@only("edm", "flow")
 def test_edm_weighting_matches_the_raw_output_with_weight_one(process):
     """w = 1/c_out^2: the loss is the mean square of F minus its target (Karras et al. 2022, eq. 8)."""
     process, key, std = PROCESSES[process], jax.random.key(1), 0.7
     loss = L.DenoisingScoreMatching(process, weighting=L.EDMWeighting(data_std=std), times=TIMES["logsnr"])
     denoiser = Denoiser(net=Linear(), process=process, predict="edm", data_std=std)
-    params, x = denoiser.net.init(None, None, None, None), data(key, 512)
-    value, _ = loss(key, denoiser.bind(params), {"x": x})
-    key_times, key_noise, _ = jax.random.split(key, 3)
-    t = loss.times(key_times, process, len(x))
-    noised = process.perturb(key_noise, x, t)
-    ratio = np.asarray(process.noise_ratio(t), np.float64)
-    c_out = ratio * std / np.sqrt(ratio**2 + std**2)
-    np.testing.assert_allclose(loss.weighting(process, t), 1 / c_out**2, rtol=1e-5)
-    c = denoiser.coefficients(t)
-    target = (noised.y0 - c.p[:, None] * noised.y) / c.q[:, None]
-    output = denoiser.network_output(params, noised.y, t)
-    np.testing.assert_allclose(value, jnp.mean((output - target) ** 2, 1), rtol=2e-3, atol=1e-4)
+
+    @jax.jit
+    def parts():
+        params, x = denoiser.net.init(None, None, None, None), data(key, 512)
+        key_times, key_noise, _ = jax.random.split(key, 3)
+        t = loss.times(key_times, process, len(x))
+        noised, c = process.perturb(key_noise, x, t), denoiser.coefficients(t)
+        target = (noised.y0 - c.p[:, None] * noised.y) / c.q[:, None]
+        error = denoiser.network_output(params, noised.y, t) - target
+        value, _ = loss(key, denoiser.bind(params), {"x": x})
+        return value, jnp.mean(error**2, 1), loss.weighting(process, t), process.noise_ratio(t)
+
+    value, square, weights, ratio = map(np.asarray, parts())
+    c_out = np.float64(ratio) * std / np.sqrt(np.float64(ratio) ** 2 + std**2)
+    np.testing.assert_allclose(weights, 1 / c_out**2, rtol=1e-5)
+    np.testing.assert_allclose(value, square, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("process", ["edm", "vp"])
+@pytest.mark.parametrize("process", ["edm", pytest.param("vp", marks=pytest.mark.long)])
 def test_float32_keeps_its_digits_at_both_ends(process):
     process, key, rng = PROCESSES[process], jax.random.key(5), np.random.default_rng(0)
-    x = jnp.asarray(MEAN + STD * rng.standard_normal((64, 2)), jnp.float32)
+    x = np.float32(MEAN + STD * rng.standard_normal((64, 2)))
 
     @dataclass(frozen=True, kw_only=True)
     class Fixed(L.Times):
@@ -157,9 +172,13 @@ def test_float32_keeps_its_digits_at_both_ends(process):
 
     for t in (process.t_min, process.t_max):
         loss = L.DenoisingScoreMatching(process, weighting=L.EDMWeighting(data_std=STD), times=Fixed(at=t))
-        value, _ = loss(key, gaussian_model(process, 0.9), {"x": x})
-        _, key_noise, _ = jax.random.split(key, 3)
-        noised = process.perturb(key_noise, x, jnp.full(64, t))
+
+        @jax.jit
+        def both(x, loss=loss, t=t):
+            noised = process.perturb(jax.random.split(key, 3)[1], x, jnp.full(64, t))
+            return loss(key, gaussian_model(process, 0.9), {"x": x})[0], noised
+
+        value, noised = both(x)
         # The same in float64, from the float32 time and draws.
         t64 = float(np.float32(t))
         alpha, sigma = float(process.alpha(t64)), float(process.sigma(t64))
@@ -190,8 +209,8 @@ def test_weights_follow_their_formulas(process):
         # g^2 = -sigma^2 d(log snr)/dt, and the error in the score is alpha/sigma^2 times that in the data.
         "likelihood": -(sigma**2) * d_log_snr * (alpha / sigma**2) ** 2,
     }
-    for name, weighting in WEIGHTINGS.items():
-        weights = weighting(process, jnp.asarray(t, jnp.float32))
+    found = jax.jit(lambda t: {name: weighting(process, t) for name, weighting in WEIGHTINGS.items()})(np.float32(t))
+    for name, weights in found.items():
         np.testing.assert_allclose(weights, expected[name], rtol=2e-4, err_msg=name)
 
 
@@ -202,14 +221,13 @@ def test_times_follow_their_laws(stratified):
     cdfs = {
         "lognormal": lambda t: stats.norm.cdf(np.log(process.noise_ratio(t)), -0.8, 0.9),
         "uniform": lambda t: (t - process.t_min) / span,
-        "logitnormal": lambda t: stats.norm.cdf(
-            stats.logistic.ppf((t - process.t_min) / span), 0.3, 0.8
-        ),
+        "logitnormal": lambda t: stats.norm.cdf(stats.logistic.ppf((t - process.t_min) / span), 0.3, 0.8),
         "logsnr": lambda t: (5.0 - process.log_snr(t)) / 11.0,
     }
-    for name, spec in TIMES.items():
-        spec = type(spec)(**{**vars(spec), "stratified": stratified})
-        t = np.asarray(spec(key, process, n), np.float64)
+    specs = {name: replace(spec, stratified=stratified) for name, spec in TIMES.items()}
+    drawn = jax.jit(lambda: {name: spec(key, process, n) for name, spec in specs.items()})()
+    for name, t in drawn.items():
+        t = np.asarray(t, np.float64)
         assert t.dtype == np.float64
         assert process.t_min <= t.min() <= t.max() <= process.t_max + 1e-7
         u = np.clip(cdfs[name](t), 0, 1)
@@ -222,26 +240,25 @@ def test_times_follow_their_laws(stratified):
 def test_stratified_times_reduce_the_variance_of_the_batch_loss():
     process = PROCESSES["vp"]
 
-    def spread(stratified):
-        times = L.UniformTimes(stratified=stratified)
-        loss = L.DenoisingScoreMatching(process, weighting=L.X0Weighting(), times=times)
+    times = [L.UniformTimes(stratified=stratified) for stratified in (False, True)]
+    losses = [L.DenoisingScoreMatching(process, weighting=L.X0Weighting(), times=law) for law in times]
 
-        def one(key):
-            key_data, key_loss = jax.random.split(key)
-            batch = {"x": data(key_data, 16)}
-            return loss(key_loss, gaussian_model(process, 1.0), batch)[0].mean()
+    @jax.jit
+    @jax.vmap
+    def values(key):
+        key_data, key_loss = jax.random.split(key)
+        batch = {"x": data(key_data, 16)}
+        return [loss(key_loss, gaussian_model(process, 1.0), batch)[0].mean() for loss in losses]
 
-        values = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 1000))
-        return float(values.mean()), float(values.var())
-
-    (mean_a, var_a), (mean_b, var_b) = spread(False), spread(True)
+    found = np.array(values(jax.random.split(jax.random.key(0), 1000)))
+    (mean_a, mean_b), (var_a, var_b) = found.mean(1), found.var(1)
     assert var_b < 0.9 * var_a
     assert abs(mean_a - mean_b) < 4 * math.sqrt((var_a + var_b) / 1000)
 
 
 def test_every_stratified_time_is_uniform_by_itself():
     spec, process = L.UniformTimes(stratified=True), PROCESSES["flow"]
-    first = jax.vmap(lambda key: spec(key, process, 8)[0])(jax.random.split(jax.random.key(0), 2000))
+    first = jax.jit(jax.vmap(lambda key: spec(key, process, 8)[0]))(jax.random.split(jax.random.key(0), 2000))
     u = (np.asarray(first, np.float64) - process.t_min) / (process.t_max - process.t_min)
     assert stats.kstest(u, "uniform").pvalue > 1e-3
 
@@ -254,43 +271,55 @@ def test_rectified_flow_never_trains_where_alpha_is_zero():
         def time(self, u, process):
             return jnp.full(u.shape, process.t_max)
 
-    # An "eps" network is refused under such a process: models/test_denoiser.py.
-    for predict in ("flow", "x0", "v"):
-        denoiser = Denoiser(net=Linear(), process=process, predict=predict)
-        loss = L.DenoisingScoreMatching(process, weighting=L.SNRWeighting(), times=End())
+    loss = L.DenoisingScoreMatching(process, weighting=L.SNRWeighting(), times=End())
+    forms = ("flow", "x0", "v")  # an "eps" network is refused under such a process: models/test_denoiser.py
 
-        def value(params):
-            batch = {"x": data(jax.random.key(1), 16)}
-            return loss(jax.random.key(0), denoiser.bind(params), batch)[0].mean()
+    @jax.jit
+    def values(params):
+        batch = {"x": data(jax.random.key(1), 16)}
+        denoisers = [Denoiser(net=Linear(), process=process, predict=predict) for predict in forms]
+        value = lambda params, denoiser: loss(jax.random.key(0), denoiser.bind(params), batch)[0].mean()
+        return [jax.value_and_grad(value)(params, denoiser) for denoiser in denoisers]
 
-        result, gradient = jax.value_and_grad(value)(jnp.array([0.3, 0.2]))
+    for predict, (result, gradient) in zip(forms, values(np.float32([0.3, 0.2])), strict=True):
         assert np.isfinite(result), predict
         assert np.isfinite(gradient).all(), predict
 
 
 def test_label_dropout_replaces_labels_by_the_null_label():
-    process, seen = PROCESSES["edm"], []
+    process = PROCESSES["edm"]
 
-    def model(y, t, cond=None):
-        seen.append(cond)
-        return gaussian_model(process, 1.0)(y, t)
+    def seen(loss, batch):
+        """The condition that the model is asked with."""
 
-    labels = jnp.arange(4000, dtype=jnp.int32) % 10
-    batch = {"x": jnp.zeros((4000, 1)), "cond": labels}
-    L.DenoisingScoreMatching(process)(jax.random.key(0), model, batch)
-    assert (seen[-1] == labels).all()
+        @jax.jit
+        def conditions(batch):
+            asked = []
+
+            def model(y, t, cond=None):
+                asked.append(cond)
+                return gaussian_model(process, 1.0)(y, t)
+
+            loss(jax.random.key(0), model, batch)
+            return asked[-1]
+
+        return jax.device_get(conditions(batch))
+
+    labels = np.arange(4000, dtype=np.int32) % 10
+    batch = {"x": np.zeros((4000, 1), np.float32), "cond": labels}
+    np.testing.assert_array_equal(seen(L.DenoisingScoreMatching(process), batch), labels)
     loss = L.DenoisingScoreMatching(process, label_dropout=0.25, null_label=10)
-    loss(jax.random.key(0), model, batch)
-    dropped = np.asarray(seen[-1] == 10)
-    assert seen[-1].dtype == jnp.int32
-    assert (np.asarray(seen[-1])[~dropped] == np.asarray(labels)[~dropped]).all()
+    found = seen(loss, batch)
+    dropped = found == 10
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found[~dropped], labels[~dropped])
     assert abs(dropped.mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
     with pytest.raises(ValueError, match="cond"):
-        loss(jax.random.key(0), model, {"x": batch["x"], "cond": None})
-    embedded = {"class": jnp.ones((6, 3)), "scale": jnp.ones(6)}
+        seen(loss, {"x": batch["x"], "cond": None})
+    embedded = {"class": np.ones((6, 3), np.float32), "scale": np.ones(6, np.float32)}
     always = L.DenoisingScoreMatching(process, label_dropout=1.0, null_label=0)
-    always(jax.random.key(0), model, {"x": jnp.zeros((6, 1)), "cond": embedded})
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(seen[-1]))
+    found = seen(always, {"x": np.zeros((6, 1), np.float32), "cond": embedded})
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(found))
 
 
 def test_specs_are_hashable_values_that_validate():

@@ -1,8 +1,4 @@
-"""What ``sample`` promises beyond the solvers: compilation, memory, trajectories, errors, devices."""
-
-import subprocess
-import sys
-import textwrap
+"""What ``sample`` promises beyond the solvers: compilation, memory, trajectories, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +51,11 @@ def test_an_exact_mixture_is_sampled_to_the_floor():
     from scorelab.metrics import sliced_wasserstein
 
     out = sample(MODEL, EDM, solver=solvers.DPMSolverPP(order=2), grid=grids.Karras(20), key=KEY, shape=(20_000, 2))
-    a, b, c = (LAW.sample(jax.random.key(i), 20_000) for i in (1, 2, 3))
-    directions = jax.random.key(5)
-    distances = [sliced_wasserstein(directions, x, y).value for x, y in ((out.x, a), (out.x, b), (out.x, c))]
-    floors = [sliced_wasserstein(directions, x, y).value for x, y in ((a, b), (a, c), (b, c))]
+
+    a, b, c = jax.device_get(jax.jit(lambda: [LAW.sample(jax.random.key(i), 20_000) for i in (1, 2, 3)])())
+    distance = lambda x, y: sliced_wasserstein(jax.random.key(5), np.asarray(x), y, projections=64).value
+    distances = [distance(x, y) for x, y in ((out.x, a), (out.x, b), (out.x, c))]
+    floors = [distance(x, y) for x, y in ((a, b), (a, c), (b, c))]
     assert np.mean(distances) < 1.5 * np.mean(floors)
 
 
@@ -104,8 +101,9 @@ def test_sample_runs_inside_jit_and_is_differentiable():
         out = sample(models.ExactModel(law, EDM), EDM, solver=solvers.DDIM(), grid=grids.Karras(6), key=KEY, shape=(4, 2))
         return jnp.mean(out.x)
 
-    _, gradient = jax.jit(jax.value_and_grad(mean_of_samples))(0.4)
-    finite_difference = (mean_of_samples(0.41) - mean_of_samples(0.39)) / 0.02
+    value = jax.jit(jax.value_and_grad(mean_of_samples))
+    _, gradient = value(0.4)
+    finite_difference = (value(0.41)[0] - value(0.39)[0]) / 0.02
     assert float(gradient) == pytest.approx(float(finite_difference), rel=1e-3)
 
 
@@ -125,22 +123,3 @@ def test_bad_arguments_are_named(change, error, message):
     arguments = dict(solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(4, 2)) | change
     with pytest.raises(error, match=message):
         sample(MODEL, EDM, **arguments)
-
-
-def test_samples_do_not_depend_on_the_number_of_devices():
-    # A fresh process, since the number of simulated devices is fixed when JAX starts.
-    program = textwrap.dedent("""
-        import jax
-        jax.config.update("jax_num_cpu_devices", 2)
-        import numpy as np
-        from scorelab import densities, grids, models, processes, sample, schedules, solvers, training
-        edm = processes.Gaussian(schedule=schedules.EDM())
-        model = models.ExactModel(densities.eight_gaussians(), edm)
-        for solver in (solvers.Heun(), solvers.DPMSolverPP(order=2, eta=1.0)):
-            arguments = dict(solver=solver, grid=grids.Karras(8), key=jax.random.key(0), shape=(9, 2))
-            one = sample(model, edm, **arguments).x
-            two = sample(model, edm, mesh=training.data_mesh(), **arguments)
-            assert len(jax.devices()) == 2
-            np.testing.assert_allclose(two.x, one, rtol=1e-6, atol=1e-6)
-    """)
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)

@@ -31,15 +31,13 @@ LOSSES = {
 def test_each_loss_trains_from_its_teacher(name):
     parts = dict(net=Net(width=8), process=PROCESS, data_std=0.6)
     old = Denoiser(**parts)
-    teacher = old.bind(old.init(KEY, np.zeros((1, 2), np.float32)))
+    teacher = old.bind(jax.jit(old.init)(KEY, np.zeros((1, 2), np.float32)))
     data = Points(batch_size=8)
     if name == "reflow":
         pairs = teacher_pairs(teacher, PROCESS, solver=solvers.DDIM(), grid=GRID, key=KEY, shape=(16, 2))
         data = Batches(pairs, 8)
     predict = "consistency" if name in ("consistency", "distilled") else "edm"
-    learner = ScoreLearner(
-        Denoiser(predict=predict, **parts), LOSSES[name](teacher), optax.adam(1e-3), ema=None, initial=teacher
-    )
+    learner = ScoreLearner(Denoiser(predict=predict, **parts), LOSSES[name](teacher), optax.adam(1e-3), ema=None, initial=teacher)
     state = fit(learner, data, steps=2, key=KEY)
     assert np.isfinite(np.concatenate([np.ravel(p) for p in jax.tree.leaves(state)])).all()
     assert not equal(host(state.params), host(teacher.params))

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from scorelab import densities, grids, likelihood, models, processes, sample, schedules, solvers, starts
 
-from .targets import PAPER, PROCESSES, correlated, three_modes
+from .targets import PAPER, PROCESSES, correlated, draw_logs, draw_noised_logs, three_modes
 
 KEY = jax.random.key(0)
 
@@ -26,6 +27,13 @@ def process(request):
     return PROCESSES[request.param]
 
 
+# For laws in which nothing depends on the process but its clock and its offset: the one with all of them.
+LONG = pytest.mark.long
+one_process = pytest.mark.parametrize(
+    "process", [pytest.param(name, marks=() if name == "time-varying" else LONG) for name in PROCESSES], indirect=True
+)
+
+
 def test_coefficients_are_the_integrals_of_the_sde():
     # a(t) and v(t) of linear coefficients in closed form.
     process, t = PROCESSES["time-varying"], np.linspace(0.0, 1.5, 7)
@@ -39,7 +47,7 @@ def test_coefficients_are_the_integrals_of_the_sde():
 
 def test_log_moments_of_the_forward_sample(process):
     n, t, x0 = 100_000, 0.7, 1.3
-    logs = np.log(process.decode(process.perturb(KEY, jnp.full((n, 1), x0), t).y))
+    logs = np.log(jax.jit(lambda x: process.decode(process.perturb(KEY, x, t).y))(np.full((n, 1), x0)))
     v = float(process.sigma(t)) ** 2
     assert abs(logs.mean() - np.log(x0) - process.offset(t)) < 4 * np.sqrt(v / n)
     assert abs(logs.var() - v) < 4 * v * np.sqrt(2 / n)
@@ -49,11 +57,13 @@ def test_log_moments_of_the_forward_sample(process):
     ("name", "mu"), [("paper", lambda t: 0.32), ("growing", lambda t: 0.7), ("time-varying", lambda t: 0.5 - 1.4 * t)]
 )
 def test_the_ambient_sde_has_drift_mu_x_and_noise_sigma_x(name, mu):
-    process, x = PROCESSES[name], jnp.array([[0.3, 2.0]])
+    process, x = PROCESSES[name], np.array([[0.3, 2.0]])
+    parts = jax.jit(lambda x, t: [part(x, t) for part in (process.drift, process.diffusion, process.div_diffusion)])
     for t in (0.1, 0.9):
-        np.testing.assert_allclose(process.drift(x, t), mu(t) * x, rtol=1e-12)
-        np.testing.assert_allclose(process.diffusion(x, t) ** 2, process.schedule.diffusion_rate(t) * x**2, rtol=1e-12)
-        np.testing.assert_allclose(process.div_diffusion(x, t), 2 * process.schedule.diffusion_rate(t) * x, rtol=1e-12)
+        drift, diffusion, divergence = map(np.asarray, parts(x, t))
+        np.testing.assert_allclose(drift, mu(t) * x, rtol=1e-12)
+        np.testing.assert_allclose(diffusion**2, process.schedule.diffusion_rate(t) * x**2, rtol=1e-12)
+        np.testing.assert_allclose(divergence, 2 * process.schedule.diffusion_rate(t) * x, rtol=1e-12)
 
 
 def test_the_ito_sde_simulated_in_data_space_has_the_law_of_the_kernel(process):
@@ -61,28 +71,29 @@ def test_the_ito_sde_simulated_in_data_space_has_the_law_of_the_kernel(process):
     n, steps, end, x0 = 40_000, 200, 0.9, 1.4
     rng, dt = np.random.default_rng(1), end / steps
     x = np.full((n, 1), x0)
-    drift, diffusion = jax.jit(process.drift), jax.jit(process.diffusion)
+    coefficients = jax.jit(lambda x, t: (process.drift(x, t), process.diffusion(x, t)))
     for k in range(steps):
-        z, b = rng.standard_normal(x.shape), np.asarray(diffusion(x, k * dt))
-        x = x + np.asarray(drift(x, k * dt)) * dt + b * np.sqrt(dt) * z + 0.5 * b**2 / x * dt * (z**2 - 1)
+        z, (a, b) = rng.standard_normal(x.shape), map(np.asarray, coefficients(x, k * dt))
+        x = x + a * dt + b * np.sqrt(dt) * z + 0.5 * b**2 / x * dt * (z**2 - 1)
     logs, std = np.log(x), process.sigma(end)
     assert abs(logs.mean() - np.log(x0) - process.offset(end)) < 4 * std / np.sqrt(n) + 1 / steps
     assert abs(logs.std() / std - 1) < 4 / np.sqrt(2 * n) + 1 / steps
 
 
+@one_process
 def test_the_hyvarinen_score_is_x_times_the_stein_score(process):
     for law in (three_modes(), correlated(3)):
-        noised = law.noised(process, 0.4)
-        x = noised.sample(KEY, 32)
+        x = np.exp(draw_noised_logs(law, process, 0.4, 32))
 
         @jax.jit
-        def scores(x, law=law, noised=noised):
+        def scores(x, law=law):
+            noised = law.noised(process, 0.4)
             stein = jax.grad(lambda x: jnp.sum(noised.log_prob(x)))(x)
             prediction = models.ExactModel(law, process)(process.encode(x), 0.4)
             hyvarinen = noised.hyvarinen_score(x), prediction.hyvarinen_score, noised.logs.score(jnp.log(x)) - 1
             return stein, hyvarinen, (noised.score(x), prediction.stein_score), prediction.x
 
-        stein, hyvarinen, steins, same = scores(x)
+        stein, hyvarinen, steins, same = jax.device_get(scores(x))
         for got in hyvarinen:
             np.testing.assert_allclose(got, x * stein, rtol=1e-12, atol=1e-12)
         for got in steins:
@@ -90,31 +101,35 @@ def test_the_hyvarinen_score_is_x_times_the_stein_score(process):
         np.testing.assert_allclose(same, x, rtol=1e-12)
 
 
+@one_process
 def test_a_network_that_gives_the_stein_score_is_a_model(process):
     law, t = correlated(), 0.5
 
     def stein(y, t, cond):
         return law.noised(process, t).score(jnp.exp(y))
 
-    y = process.encode(law.noised(process, t).sample(KEY, 16))
-    got = models.FunctionModel(fn=stein, process=process, returns="stein")(y, t)
-    exact = models.ExactModel(law, process)(y, t)
+    both = models.FunctionModel(fn=stein, process=process, returns="stein"), models.ExactModel(law, process)
+    got, exact = jax.jit(lambda y: [model(y, t) for model in both])(draw_noised_logs(law, process, t, 16))
     np.testing.assert_allclose(got.eps, exact.eps, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(got.denoised, exact.denoised, rtol=1e-10, atol=1e-12)
 
 
+@one_process
 def test_the_kernel_score(process):
     # x o grad log p(x_t | x_0) = -1 - eps / sqrt(v), with the log-normal density differentiated by JAX.
     t = 0.6
-    x0 = jnp.array([[0.7, 1.9]])
-    noised = process.perturb(KEY, x0, t)
-    x, v = process.decode(noised.y), process.sigma(t) ** 2
+    x0 = np.array([[0.7, 1.9]])
 
-    def log_density(x):
-        return jnp.sum(-0.5 * (jnp.log(x / x0) - process.offset(t)) ** 2 / v - jnp.log(x))
+    @jax.jit
+    def scores():
+        noised, v = process.perturb(KEY, x0, t), process.sigma(t) ** 2
+        x = process.decode(noised.y)
+        log_density = lambda x: jnp.sum(-0.5 * (jnp.log(x / x0) - process.offset(t)) ** 2 / v - jnp.log(x))
+        return -1 - noised.eps / np.sqrt(v), x * jax.grad(log_density)(x), process.kernel_score(noised.y, noised.y0, t) - 1
 
-    np.testing.assert_allclose(x * jax.grad(log_density)(x), -1 - noised.eps / np.sqrt(v), rtol=1e-12)
-    np.testing.assert_allclose(process.kernel_score(noised.y, noised.y0, t) - 1, -1 - noised.eps / np.sqrt(v), rtol=1e-12)
+    expected, differentiated, stated = scores()
+    np.testing.assert_allclose(differentiated, expected, rtol=1e-12)
+    np.testing.assert_allclose(stated, expected, rtol=1e-12)
 
 
 def test_posterior_means_by_quadrature(process):
@@ -122,20 +137,22 @@ def test_posterior_means_by_quadrature(process):
     # spectrally accurate.
     law, t = three_modes(), 0.3
     y0 = np.linspace(-4.0, 4.0, 8001)[:, None]
+    weights, means, stds = (0.3, 0.45, 0.25), (-0.6, 0.1, 0.9), (0.12, 0.18, 0.10)
+    log_prior = np.log(stats.norm.pdf(y0, means, stds) @ weights)
     sigma, offset = float(process.sigma(t)), float(process.offset(t))
-    predict = jax.jit(lambda y: models.ExactModel(law, process)(y, t))
-    for y in (-0.8, 0.05, 0.7):
-        log_weight = np.asarray(law.logs.log_prob(y0)) - 0.5 * ((y - y0[:, 0] - offset) / sigma) ** 2
+    predict = jax.jit(lambda y: [getattr(models.ExactModel(law, process)(y, t), name) for name in ("hyvarinen_score", "denoised")])
+    points = (-0.8, 0.05, 0.7)
+    for y, score, denoised in zip(points, *map(np.ravel, predict(np.array(points)[:, None])), strict=True):
+        log_weight = log_prior - 0.5 * ((y - y0[:, 0] - offset) / sigma) ** 2
         weight = np.exp(log_weight - log_weight.max())
         weight /= weight.sum()
         eps = (y - y0[:, 0] - offset) / sigma
-        prediction = predict(jnp.array([[y]]))
-        assert float(prediction.hyvarinen_score[0, 0]) == pytest.approx(weight @ (-1 - eps / sigma), abs=1e-10)
-        assert float(prediction.denoised[0, 0]) == pytest.approx(weight @ y0[:, 0], abs=1e-10)
-        tweedie = y - offset + sigma**2 * (1 + float(prediction.hyvarinen_score[0, 0]))
-        assert float(prediction.denoised[0, 0]) == pytest.approx(tweedie, abs=1e-10)
+        assert score == pytest.approx(weight @ (-1 - eps / sigma), abs=1e-10)
+        assert denoised == pytest.approx(weight @ y0[:, 0], abs=1e-10)
+        assert denoised == pytest.approx(y - offset + sigma**2 * (1 + score), abs=1e-10)
 
 
+@one_process
 def test_fokker_planck_and_continuity_equations(process):
     """d/dt p = -d(mu x p) + 1/2 d^2(sigma^2 x^2 p) = -d(v p), with the drift and the flow that the process states."""
     law, t = three_modes(), 0.5
@@ -155,7 +172,7 @@ def test_fokker_planck_and_continuity_equations(process):
         fokker_planck = -jax.grad(flux)(x, t) + 0.5 * jax.grad(jax.grad(spread))(x, t)
         return rate, fokker_planck, -jax.grad(current)(x, t)
 
-    rate, fokker_planck, continuity = sides(jnp.array([0.4, 0.9, 1.6, 3.0]))
+    rate, fokker_planck, continuity = map(np.asarray, sides(np.array([0.4, 0.9, 1.6, 3.0])))
     scale = np.maximum(1.0, np.abs(rate))
     np.testing.assert_allclose(fokker_planck / scale, rate / scale, rtol=0, atol=1e-12)
     np.testing.assert_allclose(continuity / scale, rate / scale, rtol=0, atol=1e-12)
@@ -163,10 +180,10 @@ def test_fokker_planck_and_continuity_equations(process):
 
 def test_general_growth_is_a_shift_of_the_logarithm():
     plain, growing = processes.GeometricBrownianMotion(sigma=0.6), processes.GeometricBrownianMotion(sigma=0.6, mu=0.7)
-    law, y = correlated(), jnp.array([[0.2, -0.4], [1.0, 0.3]])
+    law, y = correlated(), np.array([[0.2, -0.4], [1.0, 0.3]])
+    at = jax.jit(lambda y, shifted, t: (models.ExactModel(law, plain)(y, t), models.ExactModel(law, growing)(shifted, t)))
     for t in (0.2, 0.9):
-        shift = growing.offset(t)
-        a, b = models.ExactModel(law, plain)(y, t), models.ExactModel(law, growing)(y + shift, t)
+        a, b = at(y, y + growing.offset(t), t)
         np.testing.assert_allclose(a.hyvarinen_score, b.hyvarinen_score, rtol=1e-10)
         np.testing.assert_allclose(a.denoised, b.denoised, rtol=1e-10)
 
@@ -178,23 +195,25 @@ def solve(field, y, t0, t1, rtol=1e-9):
     ).ys[0]  # fmt: skip
 
 
+@one_process
 def test_the_flow_in_data_space_is_the_flow_of_the_logarithm_and_returns(process):
     law = correlated()
     model = models.ExactModel(law, process)
-    x = law.noised(process, 1.0).sample(KEY, 8)
-    latent = lambda y, t: model(y, t).velocity
+    y = draw_noised_logs(law, process, 1.0, 8)
+    latent = jax.jit(lambda y, t0, t1: solve(lambda y, t: model(y, t).velocity, y, t0, t1))
     ambient = lambda x, t: process.flow_drift(x, t, law.noised(process, t).score(x))
-    down = solve(latent, jnp.log(x), 1.0, 0.01)
-    np.testing.assert_allclose(jnp.log(solve(ambient, x, 1.0, 0.01)), down, atol=1e-7)
-    np.testing.assert_allclose(solve(latent, down, 0.01, 1.0), jnp.log(x), atol=1e-7)
+    down = latent(y, 1.0, 0.01)
+    np.testing.assert_allclose(np.log(jax.jit(lambda x: solve(ambient, x, 1.0, 0.01))(np.exp(y))), down, atol=1e-7)
+    np.testing.assert_allclose(latent(down, 0.01, 1.0), y, atol=1e-7)
 
 
+@one_process
 def test_the_flow_of_one_log_normal_is_known(process):
     # y_s = m + a(s) + U sqrt((L + v_s) / (L + v_t)) U^T (y_t - m - a(t)).
     cov = np.array([[0.3, 0.1], [0.1, 0.2]])
     law = densities.LogNormalMixture([1.0], np.array([[0.4, -0.2]]), cov[None])
     values, vectors = np.linalg.eigh(cov)
-    y, t, s = np.log(law.noised(process, 1.0).sample(KEY, 6)), 1.0, 0.05
+    y, t, s = draw_noised_logs(law, process, 1.0, 6), 1.0, 0.05
     gain = np.sqrt((values + process.sigma(s) ** 2) / (values + process.sigma(t) ** 2))
     mean = np.array([0.4, -0.2])
     exact = mean + process.offset(s) + ((y - mean - process.offset(t)) @ vectors * gain) @ vectors.T
@@ -205,13 +224,15 @@ def test_the_flow_of_one_log_normal_is_known(process):
     np.testing.assert_allclose(np.log(out.x), exact, atol=1e-8)
 
 
+@one_process
 def test_the_likelihood_in_data_space_has_the_jacobian_of_the_logarithm(process):
     law = correlated()
-    x = law.sample(KEY, 16)
+    x = np.exp(draw_logs(law, 16))
     result = likelihood.log_likelihood(
         models.ExactModel(law, process), process, x, start=starts.Noised(law), t_min=1e-3, rtol=1e-9, atol=1e-9
     )
-    np.testing.assert_allclose(result.log_prob, law.noised(process, 1e-3).log_prob(x), atol=1e-6)
+    exact = jax.jit(lambda x: law.noised(process, 1e-3).log_prob(x))(x)
+    np.testing.assert_allclose(result.log_prob, exact, atol=1e-6)
 
 
 def test_a_log_normal_law_has_a_density_on_positive_points_only():
@@ -219,8 +240,9 @@ def test_a_log_normal_law_has_a_density_on_positive_points_only():
     side = np.exp(np.linspace(-5.0, 5.0, 401))
     x = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
     cell = np.prod(x, axis=1) * (10.0 / 400) ** 2  # dx = x dlog x
-    assert float(jnp.exp(law.log_prob(x)) @ cell) == pytest.approx(1.0, abs=1e-6)
-    assert np.all(np.asarray(law.log_prob(jnp.array([[1.0, 0.0], [-1.0, 2.0]]))) == -np.inf)
+    log_prob = np.asarray(jax.jit(law.log_prob)(np.concatenate([x, [[1.0, 0.0], [-1.0, 2.0]]])))
+    assert np.exp(log_prob[:-2]) @ cell == pytest.approx(1.0, abs=1e-6)
+    assert np.all(log_prob[-2:] == -np.inf)
     with pytest.raises(ValueError, match="log chart"):
         law.noised(processes.Gaussian(schedule=schedules.EDM()), 1.0)
 

@@ -55,9 +55,7 @@ def learner(ema=EMA(decay=0.9), optimizer=None, clip_norm=1.0, **net):  # noqa: 
     std = 0.6
     return ScoreLearner(
         Denoiser(net=Net(**net), process=PROCESS, predict="edm", data_std=std),
-        DenoisingScoreMatching(
-            PROCESS, weighting=EDMWeighting(data_std=std), times=LogNormalTimes(mean=-0.5, stratified=True)
-        ),
+        DenoisingScoreMatching(PROCESS, weighting=EDMWeighting(data_std=std), times=LogNormalTimes(mean=-0.5, stratified=True)),
         optax.adam(3e-3) if optimizer is None else optimizer,
         ema=ema,
         clip_norm=clip_norm,

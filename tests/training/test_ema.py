@@ -20,7 +20,7 @@ def trajectory(step):
 
 def tracked(spec, steps, keep=()):
     """The average over the trajectory, and the averages after the steps in ``keep``."""
-    path = jax.tree.map(lambda leaf: jnp.asarray(leaf.T, jnp.float32), trajectory(np.arange(steps + 1)))
+    path = jax.tree.map(lambda leaf: np.float32(leaf.T), trajectory(np.arange(steps + 1)))
     first = jax.tree.map(lambda leaf: leaf[0], path)
 
     def step(average, item):
@@ -29,8 +29,8 @@ def tracked(spec, steps, keep=()):
         return average, average
 
     later = jax.tree.map(lambda leaf: leaf[1:], path)
-    numbers = jnp.arange(1, steps + 1)
-    last, every = jax.jit(lambda a: jax.lax.scan(step, a, (numbers, later)))(spec.init(first))
+    numbers = np.arange(1, steps + 1, dtype=np.int32)
+    last, every = jax.device_get(jax.jit(lambda first: jax.lax.scan(step, spec.init(first), (numbers, later)))(first))
     return last, [(n, jax.tree.map(lambda leaf: leaf[n - 1], every)) for n in keep]
 
 

@@ -75,8 +75,7 @@ def test_windows_hold_every_step():
 def test_a_nan_is_reported_at_its_exact_step(bad):
     windows, saver = [], Recorder(20)
     with pytest.raises(NonFiniteLoss, match=f"step {bad} ") as caught:
-        fit(SCORE, Points(bad_step=bad - 1), steps=60, key=KEY, hooks=[saver], log=windows.append,
-        log_every=30)
+        fit(SCORE, Points(bad_step=bad - 1), steps=60, key=KEY, hooks=[saver], log=windows.append, log_every=30)
     assert caught.value.step == bad
     assert isinstance(caught.value, FloatingPointError)
     # Every finite step before it has been logged, and no hook saw a state after it.

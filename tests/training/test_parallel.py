@@ -1,4 +1,4 @@
-"""One device and two simulated ones train alike; batches that do not divide are refused."""
+"""One device and two simulated ones train, distil and sample alike; batches that do not divide are refused."""
 
 import os
 import pathlib
@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from scorelab import densities, grids, models, processes, sample, schedules, solvers
 from scorelab.training import data_mesh, fit
 from scorelab.training.parallel import replicate, shard_batch
 from tests.training.small import Points, host, learner
@@ -23,9 +24,7 @@ def trained(mesh=None):
     return host(state), windows[0].values
 
 
-def main():
-    """Runs in the subprocess, which has two devices."""
-    assert jax.device_count() == 2
+def training():
     one, one_metrics = trained(data_mesh(jax.devices()[:1]))
     two, two_metrics = trained()
     for name, values in one_metrics.items():
@@ -38,6 +37,35 @@ def main():
     assert [s.data.shape for s in sharded.addressable_shards] == [(16, 2), (16, 2)]
     with pytest.raises(ValueError, match=r"\['x'\] has shape \(31, 2\)"):
         fit(learner(), Points(batch_size=31), steps=1, key=jax.random.key(0))
+
+
+def distillation():
+    from tests.distill.test_fdistill import KEY, networks
+    from tests.distill.test_fdistill import Points as Batches
+
+    learner = networks()
+    meshes = [data_mesh(jax.devices()[:n]) for n in (1, 2)]
+    states = [host(fit(learner, Batches(), steps=3, key=KEY, mesh=mesh)) for mesh in meshes]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        a, b = np.float64(a), np.float64(b)
+        # Sums in another order.
+        assert np.all(np.abs(a - b) <= 2e-5 * (1 + np.abs(a))), np.max(np.abs(a - b))
+
+
+def sampling():
+    process = processes.Gaussian(schedule=schedules.EDM())
+    model = models.ExactModel(densities.eight_gaussians(), process)
+    for solver in (solvers.Heun(), solvers.DPMSolverPP(order=2, eta=1.0)):
+        arguments = dict(solver=solver, grid=grids.Karras(8), key=jax.random.key(0), shape=(9, 2))
+        one, two = (sample(model, process, mesh=mesh, **arguments).x for mesh in (None, data_mesh()))
+        np.testing.assert_allclose(two, one, rtol=1e-6, atol=1e-6)
+
+
+def main():
+    """Runs in the subprocess, which has two devices: their number is fixed when JAX starts, so that all laws share one process."""
+    assert jax.device_count() == 2
+    for law in (training, distillation, sampling):
+        law()
     print("agree")
 
 
