@@ -191,10 +191,6 @@ def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:
     if times.ndim != 1 or len(times) < 2 or not np.all(times[:-1] > times[1:]):
         raise ValueError(f"{name} = {times}: expected two or more strictly decreasing times")
     process.check_times(name, times)
-    working = times.astype(jax.dtypes.canonicalize_dtype(np.float64))
-    if np.any(same := working[:-1] == working[1:]):
-        t = times[:-1][same][0]
-        raise ValueError(f"{name} has two times at {t:.9g} that are one number in {working.dtype}: expected times further apart")
     with np.errstate(all="ignore"):
         sigma, alpha, scale = process.sigma(times), process.alpha(times), process.schedule.scale(times)
         ratio = sigma / scale
@@ -206,4 +202,8 @@ def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:
             f"{name} has t = {times[worst]:.6g}, where {process.schedule!r} has sigma = {sigma[worst]:.4g} and "
             f"alpha = {alpha[worst]:.4g}: expected noise levels that float32 can hold"
         )
+    working = times.astype(jax.dtypes.canonicalize_dtype(np.float64))
+    if np.any(same := working[:-1] == working[1:]):
+        t = times[:-1][same][0]
+        raise ValueError(f"{name} has two times at {t:.9g} that are one number in {working.dtype}: expected times further apart")
     return times

@@ -208,13 +208,14 @@ def linear(x):
         (COSINE, sl.grids.Quadratic(20, t_max=1.0)),
         (EDM, sl.grids.Explicit((np.inf, 1.0, 0.0))),
         (EDM, sl.grids.Explicit((1.0, -1.0))),
+        (EDM, sl.grids.Explicit((20.0, 1.0, 1.0 - 1e-12, 0.0))),
         (VE, sl.grids.Uniform(5, t_max=100.0)),
         (EDM, sl.grids.Karras(5, t_max=1e39)),
     ],
     ids=str,
 )
 def test_times_outside_the_domain_of_the_schedule(process, grid):
-    with pytest.raises(ValueError, match=r"expected (times from|noise levels)|infinite noise level"):
+    with pytest.raises(ValueError, match=r"expected (times from|noise levels|times further apart)|infinite noise level"):
         grid.times(process)
 
 
@@ -281,7 +282,8 @@ def test_a_walk_from_noise_that_is_not_large_against_the_data_warns_with_both_nu
 def test_the_scale_of_a_law_is_that_of_its_moments():
     one = sl.densities.Gaussian(np.array([3.0, -4.0]), np.array([[2.0, 0.5], [0.5, 1.0]]))
     np.testing.assert_allclose(one.scale(), (np.sqrt(25 / 2), np.sqrt(3 / 2)), rtol=1e-6)  # float32 parameters
-    weights, means, variances = np.array([0.5, 0.3, 0.2]), np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.0]]), np.array([0.1, 0.2, 0.3])
+    weights, variances = np.array([0.5, 0.3, 0.2]), np.array([0.1, 0.2, 0.3])
+    means = np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.0]])
     mean = weights @ means
     variance = weights @ (variances[:, None] + means**2) - mean**2
     mixture = sl.densities.GaussianMixture(weights, means, variances)
@@ -311,5 +313,50 @@ LEARNER = sl.training.ScoreLearner(NET, sl.losses.DenoisingScoreMatching(EDM), o
 def test_a_weighting_of_another_shape_is_refused(weighting):
     learner = sl.training.ScoreLearner(NET, sl.losses.DenoisingScoreMatching(EDM, weighting=weighting), optax.sgd(0.1), ema=None)
     batch = {"x": Y, "cond": None}
-    with pytest.raises(ValueError, match=r"returned losses of shape .*: expected \(4,\), one per example"):
+    with pytest.raises(ValueError, match=r"weighting returned shape .* for t of shape \(4,\): expected that or \(\)"):
         jax.eval_shape(lambda: learner.update(learner.init(KEY, batch), batch, KEY))
+
+
+def test_a_first_model_of_another_process_is_refused():
+    other = Denoiser(net=NET.net, process=VP).bind({})
+    with pytest.raises(ValueError, match=r"ScoreLearner: denoiser\.process = .*EDM.* and initial\.process = .*VPLinear"):
+        sl.training.ScoreLearner(NET, sl.losses.DenoisingScoreMatching(EDM), optax.sgd(0.1), initial=other)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(scale=np.nan), "scale = nan: expected a finite number"),
+        (dict(scale="2"), "scale"),
+        (dict(scale=np.ones((4, 2))), r"expected a finite number, or one for each sample \(n,\)"),
+        (dict(interval=(5.0, 1.0)), "expected noise ratios"),
+        (dict(interval=(np.nan, 1.0)), "expected noise ratios"),
+    ],
+)
+def test_guidance_that_cannot_be_meant(options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        sl.models.ClassifierFreeGuidance(model=MODEL, **options)
+
+
+def test_a_start_of_another_law_than_the_models_warns():
+    with pytest.warns(ScaleWarning, match="the law of the start has mean 500"):
+        sample(MODEL, start=sl.starts.Noised(sl.densities.Gaussian(np.full(2, 500.0), 1.0)))
+    with pytest.raises(ValueError, match=r"Fixed\.points has 8 values that are not finite"):
+        sample(MODEL, start=sl.starts.Fixed(np.full((4, 2), np.nan)))
+
+
+def test_pairs_and_straightness_look_at_their_start():
+    short = sl.starts.Fixed(np.ones((2, 2), np.float32))
+    walk = dict(grid=sl.grids.Karras(3), key=KEY, shape=(4, 2), start=short)
+    with pytest.raises(ValueError, match="expected one for each sample id"):
+        sl.distill.teacher_pairs(MODEL, EDM, solver=sl.solvers.DDIM(), **walk)
+    with pytest.raises(ValueError, match="expected one for each sample id"):
+        sl.distill.straightness(MODEL, EDM, **walk)
+
+
+@pytest.mark.parametrize("t", [jnp.float32(500.0), jnp.float32(-3.0)])
+def test_a_time_that_is_known_is_looked_at(t):
+    with pytest.raises(ValueError, match="expected times from 0 to 1, the domain of VPLinear"):
+        ExactModel(LAW, VP)(Y, t)
+    with pytest.raises(ValueError, match="expected times from 0 to 1"):
+        VP.alpha(float(t))

@@ -101,3 +101,16 @@ def test_errors():
         likelihood.bits_per_dim(model, process, np.zeros((1, 2), np.uint8), data.Identity(), key=KEY)
     with pytest.raises(RuntimeError, match="max_steps"):
         likelihood.log_likelihood(model, process, jnp.zeros((1, 2)), max_steps=2)
+
+
+def test_the_gradient_of_the_likelihood_is_the_score():
+    law, t = densities.Gaussian(np.array([0.3, -0.2]), np.array([[0.5, 0.1], [0.1, 0.4]])), 0.01
+    process = processes.Gaussian(schedule=schedules.EDM(sigma_min=t, sigma_max=20.0))
+    x = np.array([[0.5, 0.1]], np.float32)
+    direction = np.array([[0.6, 0.8]], np.float32)
+    model, start = models.ExactModel(law, process), starts.Noised(law)
+    total = lambda x: jnp.sum(likelihood.log_likelihood(model, process, x, start=start).log_prob)
+    slope = jax.jvp(total, (jnp.asarray(x),), (jnp.asarray(direction),))[1]
+    covariance = np.array([[0.5, 0.1], [0.1, 0.4]]) + t**2 * np.eye(2)
+    score = -np.linalg.solve(covariance, (x[0] - [0.3, -0.2]))
+    np.testing.assert_allclose(slope, score @ direction[0], atol=1e-3)  # the solver's tolerance is 1e-5 on values of 1 to 20

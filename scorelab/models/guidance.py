@@ -93,10 +93,10 @@ class Conditioned:
 def _require_guidance(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
     """Raise ``ValueError`` for scales and intervals that cannot be meant; traced values are not looked at."""
     name, scale = type(guidance).__name__, guidance.scale
-    number = isinstance(scale, int | float | list | tuple | np.ndarray | np.generic | jax.Array)
+    number = isinstance(scale, str | int | float | complex | list | tuple | np.ndarray | np.generic | jax.Array)
     if number and not isinstance(scale, jax.core.Tracer):
         found = np.asarray(scale)
-        if found.ndim > 1 or found.dtype.kind not in "iuf" or not np.all(np.isfinite(found)):
+        if found.ndim > 1 or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
             raise ValueError(f"{name}.scale = {scale!r}: expected a finite number, or one for each sample (n,)")
     if not isinstance(guidance.interval, tuple) or len(guidance.interval) != 2:
         return
