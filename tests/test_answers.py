@@ -281,7 +281,11 @@ def test_a_walk_from_noise_that_is_not_large_against_the_data_warns_with_both_nu
 def test_the_scale_of_a_law_is_that_of_its_moments():
     one = sl.densities.Gaussian(np.array([3.0, -4.0]), np.array([[2.0, 0.5], [0.5, 1.0]]))
     np.testing.assert_allclose(one.scale(), (np.sqrt(25 / 2), np.sqrt(3 / 2)), rtol=1e-6)  # float32 parameters
-    weights, means, variances = np.array([0.5, 0.3, 0.2]), np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.0]]), np.array([0.1, 0.2, 0.3])
+    weights, means, variances = (
+        np.array([0.5, 0.3, 0.2]),
+        np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.0]]),
+        np.array([0.1, 0.2, 0.3]),
+    )
     mean = weights @ means
     variance = weights @ (variances[:, None] + means**2) - mean**2
     mixture = sl.densities.GaussianMixture(weights, means, variances)
