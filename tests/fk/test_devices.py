@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 COLLECTIVES = r"all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter"
 
@@ -26,15 +28,21 @@ def finish(process):
     return out
 
 
-def test_four_devices():
-    assert "agree" in finish(launch("devices", JAX_NUM_CPU_DEVICES="4"))
+# Populations that lie on one device each, on all devices, and on two each: "few" leaves out what the other test holds.
+LONG = pytest.param("all", marks=pytest.mark.long)
 
 
-def test_two_processes():
+@pytest.mark.parametrize("which", ["few", LONG])
+def test_four_devices(which):
+    assert "agree" in finish(launch("devices", JAX_NUM_CPU_DEVICES="4", WHICH=which))
+
+
+@pytest.mark.parametrize("which", ["few", LONG])
+def test_two_processes(which):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    both = [launch("processes", JAX_NUM_CPU_DEVICES="2", COORDINATOR=address, PROCESS=str(i)) for i in range(2)]
+    both = [launch("processes", JAX_NUM_CPU_DEVICES="2", COORDINATOR=address, PROCESS=str(i), WHICH=which) for i in range(2)]
     for process in both:
         assert "agree" in finish(process)
 
@@ -81,7 +89,6 @@ def compiled(solver, n, mesh):
 def devices():
     import jax
     import numpy as np
-    import pytest
 
     from scorelab.training import data_mesh
 
@@ -93,7 +100,8 @@ def devices():
     assert re.findall(COLLECTIVES, compiled(populations(None), 512, mesh))
 
     # Eight populations on four devices, one on all of them, and two, each on two.
-    for solver, n in ((populations(), 64 * 8), (populations(None), 2048), (populations(1024), 2048)):
+    cases = [(populations(), 64 * 8), (populations(1024), 2048), (populations(None), 2048)]
+    for solver, n in cases if os.environ["WHICH"] == "all" else cases[:2]:
         one, four = walk(solver, n), walk(solver, n, mesh)
         assert int(np.sum(one.diagnostics["resampled"])) >= 3
         for name in ("ancestors", "root", "resampled", "unique_roots"):
@@ -122,7 +130,8 @@ def processes():
     from scorelab.typing import on_host
 
     assert (jax.process_count(), jax.device_count(), len(jax.local_devices())) == (2, 4, 2)
-    for solver, n in ((populations(), 64 * 8), (populations(None), 512)):
+    cases = [(populations(None), 512), (populations(), 64 * 8)]
+    for solver, n in cases if os.environ["WHICH"] == "all" else cases[:1]:
         # One device of this process beside all four of both.
         one, four = walk(solver, n, data_mesh(jax.local_devices()[:1])), walk(solver, n, data_mesh())
         assert not four.x.is_fully_addressable

@@ -9,7 +9,7 @@ from scipy import stats
 
 from scorelab import densities, fk, models, processes, schedules, training
 
-from .chains import LAW, VP
+from .chains import VP
 
 SCALE = 0.5
 
@@ -33,12 +33,15 @@ def test_the_regression_finds_its_closed_form(target):
     state = training.fit(learner, Draws(), steps=800, key=jax.random.key(0))
     found = learner.model(state)
     errors, spread = [], []
+    believed, rng = jax.jit(lambda y, t: found(y, t)), np.random.default_rng(1)
     for t in (0.05, 0.2, 0.5, 1.0):
-        y = LAW.noised(VP, t).sample(jax.random.key(1), 500)
+        # Data are N(.5, 1).
         alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
-        exact = LAW.denoise(VP, y, t)[:, 0] + (SCALE / 2 * sigma**2 / (alpha**2 + sigma**2) if target == "twist" else 0.0)
-        errors.append(np.asarray(found(y, t) - exact))
-        spread.append(np.asarray(exact))
+        total = alpha**2 + sigma**2
+        y = 0.5 * alpha + np.sqrt(total) * rng.normal(size=(500, 1)).astype(np.float32)
+        exact = 0.5 + alpha / total * (y[:, 0] - 0.5 * alpha) + (SCALE / 2 * sigma**2 / total if target == "twist" else 0.0)
+        errors.append(np.asarray(believed(y, np.float32(t))) - exact)
+        spread.append(exact)
     # 400,000 draws of deviation below 1 and a few hundred effective parameters: an error of a few hundredths.
     assert np.sqrt(np.mean(np.square(errors))) < 0.07
     assert np.std(spread) > 0.5
@@ -66,24 +69,26 @@ def test_errors_name_the_field(change, error, message):
 
 def test_one_number_per_point_in_any_shape():
     net = models.Denoiser(net=models.nets.MLP(width=8, depth=1), process=VP)
-    params = net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))
-    learned = fk.LearnedReward(params=params, denoiser=net)
-    assert learned(jnp.zeros((3, 4, 4, 1)), 0.5).shape == (3,)
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1))))
+    learned = fk.LearnedReward(params=jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params), denoiser=net)
+    assert jax.eval_shape(lambda y: learned(y, 0.5), np.zeros((3, 4, 4, 1), np.float32)).shape == (3,)
     # Noise levels of another process are other noise levels.
     y, edm = jnp.zeros((3, 4, 4, 1)), processes.Gaussian(schedule=schedules.EDM())
     with pytest.raises(ValueError, match=r"Learned: sampled.*EDM.* and learned.*VPLinear"):
-        fk.Learned(learned).value(None, 1.0, None, y, edm.predict(y, 0.5, eps=y))
+        jax.eval_shape(lambda: fk.Learned(learned).value(None, 1.0, None, y, edm.predict(y, 0.5, eps=y)))
 
 
 def test_the_best_beliefs_of_a_gaussian_are_those_in_closed_form():
     # x_0 given y_t is N(D, C): a sampled belief of a linear reward, and the likelihood of a measurement.
     rng, t = np.random.default_rng(0), 0.4
     alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
-    y = jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)
-    unit = models.ExactModel(densities.Gaussian(np.zeros(2), 1.0), VP)(y, jnp.asarray(t))
+    y = rng.normal(size=(3, 2)).astype(np.float32)
+    ask = jax.jit(lambda model, y, t: model(y, t))
+    unit = ask(models.ExactModel(densities.Gaussian(np.zeros(2), 1.0), VP), y, np.float32(t))
     variance, draws, scale = sigma**2 / (alpha**2 + sigma**2), 4000, 0.7
     keys = jax.random.split(jax.random.key(0), 3)
-    found = fk.Posterior(samples=draws, data_std=1.0).value(lambda x: x[:, 0], jnp.asarray(scale), keys, y, unit)
+    posterior = fk.Posterior(samples=draws, data_std=1.0)
+    found = jax.jit(lambda *seen: posterior.value(lambda x: x[:, 0], jnp.asarray(scale), *seen))(keys, y, unit)
     exact = scale * np.asarray(unit.denoised)[:, 0] + scale**2 * variance / 2
     # Five standard errors of the mean of a log-normal.
     np.testing.assert_allclose(found, exact, atol=5 * np.sqrt(np.expm1(scale**2 * variance) / draws))
@@ -91,9 +96,10 @@ def test_the_best_beliefs_of_a_gaussian_are_those_in_closed_form():
     root, mean, matrix, noise = rng.normal(size=(2, 2)), rng.normal(size=2), rng.normal(size=(1, 2)), 0.3
     cov, values = root @ root.T + 0.2 * np.eye(2), rng.normal(size=1)
     law = densities.Gaussian(mean, cov)
-    prediction = models.ExactModel(law, VP)(y, jnp.asarray(t))
+    prediction = ask(models.ExactModel(law, VP), y, np.float32(t))
     measurement = models.LinearMeasurement(matrix=matrix, values=values, std=noise)
-    blurred = fk.Blurred(measurement=measurement, law=law).value(None, jnp.asarray(1.0), keys, y, prediction)
+    belief = fk.Blurred(measurement=measurement, law=law)
+    blurred = jax.jit(lambda *seen: belief.value(None, jnp.asarray(1.0), *seen))(keys, y, prediction)
     # Of the joint Gaussian of y_t and m.
     gain = alpha * cov @ np.linalg.inv(alpha**2 * cov + sigma**2 * np.eye(2))
     centre = (mean + (np.asarray(y, np.float64) - alpha * mean) @ gain.T) @ matrix.T
@@ -106,4 +112,4 @@ def test_a_reward_of_another_shape_would_broadcast_and_is_refused():
     learner = fk.RewardLearner(net, lambda x: x, optax.adam(1e-3))
     batch = {"x": np.zeros((4, 1), np.float32)}
     with pytest.raises(ValueError, match=r"reward returned shape \(4, 1\): expected \(4,\)"):
-        learner.update(learner.init(jax.random.key(0), batch), batch, jax.random.key(1))
+        jax.eval_shape(lambda: learner.update(learner.init(jax.random.key(0), batch), batch, jax.random.key(1)))

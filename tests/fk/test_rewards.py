@@ -16,6 +16,11 @@ BASE = solvers.DPMSolverPP(order=2, eta=1.0)
 LABELS = np.asarray(TEST.label[:6], np.int32)
 
 
+def value(reward, *of):
+    """As one program."""
+    return np.asarray(jax.jit(reward)(*of))
+
+
 def picture(*rows):
     """Rows of ``#`` and ``.`` as one image in [-1, 1], ``(1, height, width, 1)``."""
     return np.array([[1.0 if c == "#" else -1.0 for c in row] for row in rows], np.float32)[None, :, :, None]
@@ -24,9 +29,9 @@ def picture(*rows):
 def test_class_log_probs_are_those_of_the_metrics():
     expected = np.log(small_cnn("digits").class_probabilities(TEST.x[:6]))
     for label in (0, 7):
-        found = rewards.ClassLogProb(dataset="digits", label=label)(X)
+        found = value(rewards.ClassLogProb(dataset="digits", label=label), X)
         np.testing.assert_allclose(found, expected[:, label], rtol=1e-4, atol=1e-4)
-    found = rewards.ClassLogProb(dataset="digits")(X, LABELS)
+    found = value(rewards.ClassLogProb(dataset="digits"), X, LABELS)
     np.testing.assert_allclose(found, expected[np.arange(6), LABELS], rtol=1e-4, atol=1e-4)
 
 
@@ -42,50 +47,51 @@ def test_class_log_probs_are_those_of_the_metrics():
 )
 def test_a_positive_scale_gives_the_same_reward(build):
     positive = data.Positive(levels=17)
-    found = build(dict(low=positive.low, high=positive.high))(np.asarray(positive.encode(TEST.x[:6])))
-    np.testing.assert_allclose(found, build({})(X), rtol=1e-4, atol=1e-5)
+    found = value(build(dict(low=positive.low, high=positive.high)), np.asarray(positive.encode(TEST.x[:6])))
+    np.testing.assert_allclose(found, value(build({}), X), rtol=1e-4, atol=1e-5)
 
 
 def test_the_gradient_of_the_class_is_that_of_finite_differences():
     reward = rewards.ClassLogProb(dataset="digits", label=4)
-    gradient = jax.grad(lambda x: jnp.sum(reward(x)))(X)
+    gradient = np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(reward(x))))(X))
     direction = np.random.default_rng(0).normal(size=X.shape).astype(np.float32)
     step = 3e-4
-    slope = (reward(X + step * direction) - reward(X - step * direction)) / (2 * step)
+    slope = (value(reward, X + step * direction) - value(reward, X - step * direction)) / (2 * step)
     # Float32 values of order 10 make errors of 1e-6 / step; kinks of ReLU cross out in proportion to the step.
-    np.testing.assert_allclose(jnp.sum(gradient * direction, axis=(1, 2, 3)), slope, rtol=3e-2, atol=3e-2)
+    np.testing.assert_allclose(np.sum(gradient * direction, axis=(1, 2, 3)), slope, rtol=3e-2, atol=3e-2)
 
 
 def test_loop_safe_changes_neither_values_nor_gradients():
     cnn = small_cnn("digits")
-    unit = (jnp.asarray(X) + 1) / 2
+    unit = (X + 1) / 2
 
     def total(unit, on):
         features, logits = smallcnn.apply(cnn.params, unit, cnn.architecture, loop_safe=on)
         return jnp.sum(jnp.sin(features)) + jnp.sum(jnp.sin(logits))
 
-    plain, safe = (jax.value_and_grad(total)(unit, on) for on in (False, True))
+    plain, safe = (jax.jit(jax.value_and_grad(total), static_argnums=1)(unit, on) for on in (False, True))
     # Sums in another order.
     np.testing.assert_allclose(safe[0], plain[0], rtol=1e-4)
     np.testing.assert_allclose(safe[1], plain[1], rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(cnn.unit_logits(unit, loop_safe=True), cnn.unit_logits(unit), rtol=1e-4, atol=1e-4)
+    logits = [jax.jit(lambda unit, on=on: cnn.unit_logits(unit, loop_safe=on))(unit) for on in (True, False)]
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)
 
 
 def test_lit_pixels_and_symmetry_against_numpy():
     unit = (X + 1) / 2
     for threshold in (0.2, 0.5):
-        found = rewards.LitPixels(threshold=threshold)(X)
+        found = value(rewards.LitPixels(threshold=threshold), X)
         np.testing.assert_allclose(found, (unit > threshold).mean(axis=(1, 2, 3)), rtol=1e-6)
     for axis, mirrored in ((0, unit[:, ::-1]), (1, unit[:, :, ::-1])):
-        np.testing.assert_allclose(rewards.Symmetry(axis=axis)(X), -np.abs(unit - mirrored).mean(axis=(1, 2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(value(rewards.Symmetry(axis=axis), X), -np.abs(unit - mirrored).mean(axis=(1, 2, 3)), rtol=1e-5)
 
 
 def test_symmetry_of_hand_made_images():
     upright = picture(".#.", ".#.", "##.")
-    assert rewards.Symmetry()(upright)[0] == pytest.approx(-2 / 9)
-    assert rewards.Symmetry(axis=0)(upright)[0] == pytest.approx(-2 / 9)
-    assert rewards.Symmetry()(picture("#.#", ".#.", "###"))[0] == 0
-    assert rewards.Symmetry(axis=0)(picture("#..", ".#.", "#.."))[0] == 0
+    assert value(rewards.Symmetry(), upright)[0] == pytest.approx(-2 / 9)
+    assert value(rewards.Symmetry(axis=0), upright)[0] == pytest.approx(-2 / 9)
+    assert value(rewards.Symmetry(), picture("#.#", ".#.", "###"))[0] == 0
+    assert value(rewards.Symmetry(axis=0), picture("#..", ".#.", "#.."))[0] == 0
 
 
 def stroke(width, angle, size=96, length=64):
@@ -98,7 +104,7 @@ def stroke(width, angle, size=96, length=64):
 
 def test_thickness_is_the_width_of_a_stroke_of_any_direction():
     cases = [(width, angle) for width in (4, 8) for angle in np.linspace(0, np.pi, 9)]
-    found = rewards.Thickness()(np.concatenate([stroke(*case) for case in cases]))
+    found = value(rewards.Thickness(), np.concatenate([stroke(*case) for case in cases]))
     # Half the perimeter is width + length; the count of lines is right to 5.2 %, the pixels of the bar to another few.
     np.testing.assert_allclose(found, [width * 64 / (width + 64) for width, _ in cases], rtol=0.1)
 
@@ -106,12 +112,13 @@ def test_thickness_is_the_width_of_a_stroke_of_any_direction():
 def test_thickness_of_a_square_by_hand():
     # 3 x 3: straight lines cross 12 times, diagonal ones 20 times (each of the two directions meets 5 lines twice).
     square = picture(".....", ".###.", ".###.", ".###.", ".....")
-    assert rewards.Thickness()(square)[0] == pytest.approx(18 / (np.pi / 8 * (12 + 20 / np.sqrt(2))))
-    assert rewards.Thickness()(picture("...", "...", "..."))[0] == 0
-    # What touches the border ends there.
-    assert rewards.Thickness()(picture("###", "###", "###"))[0] == rewards.Thickness()(square)[0]
+    by_hand = 18 / (np.pi / 8 * (12 + 20 / np.sqrt(2)))
+    assert value(rewards.Thickness(), square)[0] == pytest.approx(by_hand)
+    # Nothing, and what touches the border: it ends there.
+    none, full = value(rewards.Thickness(), np.concatenate([picture("...", "...", "..."), picture("###", "###", "###")]))
+    assert (none, full) == (0, pytest.approx(by_hand))
     # A grey stroke is there above the threshold only.
-    assert rewards.Thickness(threshold=0.6)(np.zeros((1, 3, 3, 1), np.float32))[0] == 0
+    assert value(rewards.Thickness(threshold=0.6), np.zeros((1, 3, 3, 1), np.float32))[0] == 0
 
 
 SPECS = [
@@ -126,8 +133,8 @@ SPECS = [
 def test_rewards_are_hashable_specs(spec):
     assert hash(spec) == hash(type(spec)(**{name: getattr(spec, name) for name in spec.__dataclass_fields__}))
     assert {spec: 1}[spec] == 1
-    assert spec(X).shape == (6,)
-    assert jnp.all(jnp.isfinite(jax.jit(spec)(X)))
+    assert value(spec, X).shape == (6,)
+    assert np.all(np.isfinite(value(spec, X)))
 
 
 def test_they_steer_and_guide_inside_a_sampler():
@@ -146,7 +153,7 @@ def test_they_steer_and_guide_inside_a_sampler():
     reward, cond = rewards.ClassLogProb(dataset="digits"), np.repeat(np.array([0, 4], np.int32), 8)
     solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward, 2.0, with_cond=True), particles=8)
     out = sample(models.Conditioned(model=base), process, solver=solver, cond=cond, **options)
-    assert np.exp(reward(out.x, cond)).mean() > 0.3
+    assert np.exp(value(reward, out.x, cond)).mean() > 0.3
 
 
 def test_best_of_takes_the_largest_of_each_group():

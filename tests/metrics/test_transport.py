@@ -71,7 +71,7 @@ def test_the_sliced_distance_has_the_scale_of_the_points(scale, p):
         assert largest * (30 * 32) ** (-1 / p) * (1 - 1e-9) <= value <= largest * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("epsilon", [0.05, 0.5, 5.0, 200.0])
+@pytest.mark.parametrize("epsilon", [0.05, *(pytest.param(epsilon, marks=pytest.mark.long) for epsilon in (0.5, 5.0)), 200.0])
 def test_sinkhorn_is_not_negative_and_zero_for_equal_laws(epsilon):
     rng = np.random.default_rng(5)
     x = rng.normal(size=(60, 2))

@@ -116,6 +116,7 @@ def test_pairs_are_beside_the_data_and_on_the_flow_of_the_teacher():
     np.testing.assert_array_equal(np.bincount(seen, minlength=10), 10)
 
 
+@pytest.mark.long
 def test_a_run_with_pairs_reads_them_in_training_alone(tmp_path, monkeypatch):
     small = ("pairs.Pairs.n = 16", "pairs.Pairs.batch_size = 8", "pairs/grids.Karras.steps = 2", "distill.FDistill.ema = None")
     short = tuple(binding for binding in SETS if not binding.startswith("distill."))
