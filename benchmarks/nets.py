@@ -55,9 +55,7 @@ def loop_trap(rounds, batch=64, steps=2):
             functions[f"{name}, scan"] = lambda f=loop: f(init)
         ms = milliseconds(rounds, **functions)
         ms = {name: t / steps if "scan" in name else t for name, t in ms.items()}
-        print(
-            f"{label}, UNet(16, 32) 8x8 batch {batch}: " + "; ".join(f"{n} {t:.1f} ms" for n, t in ms.items())
-        )
+        print(f"{label}, UNet(16, 32) 8x8 batch {batch}: " + "; ".join(f"{n} {t:.1f} ms" for n, t in ms.items()))
         print(
             f"  scan / direct: plain {ms['plain, scan'] / ms['plain, direct']:.2f}, "
             f"safe {ms['safe, scan'] / ms['safe, direct']:.2f}; "
@@ -70,9 +68,7 @@ def perturbed(params, scale=0.02):
     """Parameters moved off the zero initialisation, which would make gradients trivial."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(7), len(leaves))
-    return tree.unflatten(
-        [a + scale * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
-    )
+    return tree.unflatten([a + scale * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
 
 
 def group_norm(rounds):

@@ -108,9 +108,7 @@ def interleaved(functions, rounds):
 
 def ratios(wall, cpu, name, base, calls, base_calls):
     """Medians over rounds of the per-call ratio to the base of the same round."""
-    pair = lambda table: statistics.median(
-        (a / calls) / (b / base_calls) for a, b in zip(table[name], table[base], strict=True)
-    )
+    pair = lambda table: statistics.median((a / calls) / (b / base_calls) for a, b in zip(table[name], table[base], strict=True))
     return pair(wall), pair(cpu)
 
 

@@ -123,9 +123,7 @@ def filtering():
 
 def ours(process, grid, base, model, seen):
     solver = sl.fk.FeynmanKac(base=base, potential=Observed(tuple(seen)), policy=sl.fk.Always())
-    return lambda i: float(
-        sl.sample(model, process, solver=solver, grid=grid, key=jax.random.key(i), shape=(PARTICLES, 1)).log_z
-    )
+    return lambda i: float(sl.sample(model, process, solver=solver, grid=grid, key=jax.random.key(i), shape=(PARTICLES, 1)).log_z)
 
 
 def of_particles(rows, first, seen):
@@ -172,9 +170,7 @@ def of_blackjax(rows, first, seen):
             key, step_key = jax.random.split(key)
             a, o, n, value = row
             update = lambda keys, x, _: (a * x + o + n * jax.vmap(jax.random.normal)(keys), ())
-            state, info = base.step(
-                step_key, state, update, jax.vmap(lambda x: log_g(x, value)), resampling.systematic
-            )
+            state, info = base.step(step_key, state, update, jax.vmap(lambda x: log_g(x, value)), resampling.systematic)
             return (state, key, log_z + info.log_likelihood_increment), None
 
         return jax.lax.scan(body, (state, key, log_z), table[:-1])[0][2]

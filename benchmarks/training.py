@@ -75,9 +75,7 @@ def timed(function):
 def measure(name, rounds, ema):
     net, event, batch_size, steps = CASES[name]
     process, key = Gaussian(schedule=EDM()), jax.random.key(0)
-    learner = ScoreLearner(
-        Denoiser(net=net, process=process), DenoisingScoreMatching(process), optax.adam(1e-4), ema=ema
-    )
+    learner = ScoreLearner(Denoiser(net=net, process=process), DenoisingScoreMatching(process), optax.adam(1e-4), ema=ema)
     data = Repeated(event, batch_size)
     resident = jax.device_put(data.batches)
     step = bare_step(learner)
@@ -93,9 +91,7 @@ def measure(name, rounds, ema):
         return jax.block_until_ready(now)
 
     def run_fit():
-        return jax.block_until_ready(
-            fit(learner, data, steps=int(state.step) + steps, key=key, state=state, log_every=50)
-        )
+        return jax.block_until_ready(fit(learner, data, steps=int(state.step) + steps, key=key, state=state, log_every=50))
 
     times = {"bare": [], "fit": []}
     for number in range(rounds):

@@ -120,9 +120,7 @@ class Trainer:
 
     def draw(self, model, n: int, seed: int) -> np.ndarray:
         return np.asarray(
-            sl.sample(
-                model, PROCESS, solver=sl.solvers.Heun(), grid=sl.grids.Karras(18), key=jax.random.key(seed), shape=(n, 2)
-            ).x
+            sl.sample(model, PROCESS, solver=sl.solvers.Heun(), grid=sl.grids.Karras(18), key=jax.random.key(seed), shape=(n, 2)).x
         )
 
 
@@ -142,9 +140,7 @@ def retrained(trainer: Trainer, name: str, first, laws: np.ndarray, generations:
         r = reward(x)
         exact = [from_grid(rng, laws[generation], n) for _ in range(2)]
         distance = lambda a, b: metrics.sliced_wasserstein(jax.random.key(0), a, b).value
-        rows.append(
-            dict(mean=float(r.mean()), variance=float(r.var()), distance=distance(x[:n], exact[0]), floor=distance(*exact))
-        )
+        rows.append(dict(mean=float(r.mean()), variance=float(r.var()), distance=distance(x[:n], exact[0]), floor=distance(*exact)))
         frames.append(x[:2000])
         if generation == generations:
             return rows, frames

@@ -43,9 +43,7 @@ def main() -> None:
     laws = laws_of(who.y, (arguments.few, arguments.many))
     size = int(np.prod(who.y.shape[1:]))
     whole = laws["Gaussian"]
-    ranks = {
-        r: Gaussian.low_rank(whole.mean, whole.basis[:, :r], whole.eigenvalues[:r]) for r in RANKS if r < size
-    }
+    ranks = {r: Gaussian.low_rank(whole.mean, whole.basis[:, :r], whole.eigenvalues[:r]) for r in RANKS if r < size}
     load = who.experiment.data.load()
     chosen = np.sort(np.random.default_rng(0).permutation(len(load))[: arguments.points])
     x = np.asarray(who.experiment.data.transform.encode(load.x[chosen]))

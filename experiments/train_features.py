@@ -97,9 +97,7 @@ def train(name: str, epochs: int, folder: Path) -> None:
 
 def main() -> None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=sorted(EPOCHS))
     parser.add_argument("--epochs", type=int, default=None)
     parser.add_argument("--folder", type=Path, default=smallcnn.WEIGHTS)

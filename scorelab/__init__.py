@@ -34,8 +34,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "NonFiniteSample", "Samples", "data", "densities", "diagnostics", "distill", "fk", "grids", "likelihood", "losses", "metrics",
-    "models", "processes", "sample", "sampling", "schedules", "solvers", "starts", "training", "typing",
+    "NonFiniteSample",
+    "Samples",
+    "data",
+    "densities",
+    "diagnostics",
+    "distill",
+    "fk",
+    "grids",
+    "likelihood",
+    "losses",
+    "metrics",
+    "models",
+    "processes",
+    "sample",
+    "sampling",
+    "schedules",
+    "solvers",
+    "starts",
+    "training",
+    "typing",
 ]
 
 _FROM_SAMPLING = ("NonFiniteSample", "Samples", "sample")

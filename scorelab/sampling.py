@@ -208,10 +208,7 @@ def first_bad(bad, y, row):
 def working_precision(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The table in the working precision (float32, or float64 when JAX runs with x64); indices as int32."""
     working = jax.dtypes.canonicalize_dtype(np.float64)
-    return {
-        name: column.astype(np.int32 if np.issubdtype(column.dtype, np.integer) else working)
-        for name, column in rows.items()
-    }
+    return {name: column.astype(np.int32 if np.issubdtype(column.dtype, np.integer) else working) for name, column in rows.items()}
 
 
 def assemble(parts, n, calls, times) -> Samples:

@@ -56,14 +56,10 @@ class Batches:
                 raise ValueError(f"arrays[{key!r}] is {dtype} of shape {np.shape(value)}: expected an array of numbers (n, ...)")
         lengths = {key: len(value) for key, value in columns.items()}
         if not columns or len(set(lengths.values())) != 1:
-            raise ValueError(
-                f"arrays has lengths {lengths}: expected at least one array, all of equal length"
-            )
+            raise ValueError(f"arrays has lengths {lengths}: expected at least one array, all of equal length")
         size = self.batch_size
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= self.n:
-            raise ValueError(
-                f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples"
-            )
+            raise ValueError(f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples")
         require_seed(self, seed=self.seed)
 
     @property
@@ -133,14 +129,10 @@ class IteratorAdapter:
     def at(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
         """The batch of `step`, which must be the next one."""
         if (host, hosts) != (self.host, self.hosts):
-            raise ValueError(
-                f"host={host}, hosts={hosts}: this iterator was made for {self.host} of {self.hosts}"
-            )
+            raise ValueError(f"host={host}, hosts={hosts}: this iterator was made for {self.host} of {self.hosts}")
         require_int(self, 0, step=step)
         if step != self._next:
-            raise ValueError(
-                f"step={step}: expected {self._next}, the next one; restore a state to go elsewhere"
-            )
+            raise ValueError(f"step={step}: expected {self._next}, the next one; restore a state to go elsewhere")
         batch = next(self.iterator)
         self._next += 1
         return batch

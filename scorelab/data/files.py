@@ -46,9 +46,7 @@ class PublishedFile:
             if value is None and field == "raw_sha256":
                 continue
             if len(value) != 64 or set(value) - set("0123456789abcdef"):
-                raise ValueError(
-                    f"{field}={value!r} of {self.name}: expected 64 lower-case hexadecimal digits"
-                )
+                raise ValueError(f"{field}={value!r} of {self.name}: expected 64 lower-case hexadecimal digits")
 
     @property
     def unpacked_name(self) -> str:
@@ -68,13 +66,9 @@ def gunzip(data: bytes, path: Path, limit: int | None = None) -> bytes:
         # unbounded stream.
         return gzip.GzipFile(fileobj=io.BytesIO(data)).read(-1 if limit is None else limit + 1)
     except EOFError as error:
-        raise DataCorrupt(
-            f"{path}: truncated gzip stream ({len(data)} bytes); copy or download the file again"
-        ) from error
+        raise DataCorrupt(f"{path}: truncated gzip stream ({len(data)} bytes); copy or download the file again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise DataCorrupt(
-            f"{path}: not a valid gzip stream ({error}); copy or download the file again"
-        ) from error
+        raise DataCorrupt(f"{path}: not a valid gzip stream ({error}); copy or download the file again") from error
 
 
 def _digest(stream: BinaryIO, limit: int | None) -> str:
@@ -151,9 +145,7 @@ def download(file: PublishedFile, folder: Path) -> tuple[Path | None, list[str]]
     for url in file.urls:
         try:
             fetch = pooch.HTTPDownloader(timeout=20)
-            path = pooch.retrieve(
-                url, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=fetch
-            )
+            path = pooch.retrieve(url, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=fetch)
             return Path(path), []
         # requests' errors are OSErrors; pooch reports a wrong hash as a ValueError.
         except (OSError, ValueError) as error:
@@ -198,9 +190,7 @@ class Shelf:
 
     def _message(self, file: PublishedFile, root, looked_in: list[Path], reasons: list[str]) -> str:
         lines = [f"{self.dataset}: file {file.name} is missing.", "looked in:"]
-        lines += [
-            f"  {folder}" + ("" if folder.is_dir() else "  (no such folder)") for folder in looked_in
-        ] or ["  nowhere"]
+        lines += [f"  {folder}" + ("" if folder.is_dir() else "  (no such folder)") for folder in looked_in] or ["  nowhere"]
         lines += ["download:", *(f"  {reason}" for reason in reasons)]
         state = "is not set" if root is None else f"or data_dir is {root}"
         lines += [

@@ -39,9 +39,7 @@ def read_idx(raw: bytes, shape: tuple[int, ...], path: Path | str) -> np.ndarray
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
-def read_cifar10_binary(
-    tar: bytes, members: tuple[str, ...], records: int, path: Path | str
-) -> tuple[np.ndarray, np.ndarray]:
+def read_cifar10_binary(tar: bytes, members: tuple[str, ...], records: int, path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     """Images (members x records, 32, 32, 3) uint8 and labels int32 of the unpacked CIFAR-10 binary archive.
 
     A record is one label byte, then 1024 red, 1024 green and 1024 blue values in row order. Members are

@@ -38,9 +38,7 @@ class Request:
         """Raise where `n` or `seed` was given for a set of fixed content."""
         for field in ("n", "seed"):
             if getattr(self, field) is not None:
-                raise ValueError(
-                    f"{field}={getattr(self, field)} for {dataset}: only the generated sets take {field}"
-                )
+                raise ValueError(f"{field}={getattr(self, field)} for {dataset}: only the generated sets take {field}")
 
 
 class DataSet(Protocol):
@@ -96,9 +94,7 @@ class IdxImages:
 
         images = read(part.images, part.shape)
         label = read(part.labels, part.shape[:1]).astype(np.int32)
-        return Arrays(
-            x=images[..., None], label=label, name=self.name, split=split, num_classes=10, levels=256
-        )
+        return Arrays(x=images[..., None], label=label, name=self.name, split=split, num_classes=10, levels=256)
 
 
 @dataclass(frozen=True, kw_only=True)

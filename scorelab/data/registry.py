@@ -49,9 +49,7 @@ def _idx_set(
 
     def split(prefix: str, n: int, hashes: tuple[tuple[str, str | None], ...]) -> IdxSplit:
         images = file(f"{prefix}-images-idx3", hashes[0], 16 + n * 784)
-        return IdxSplit(
-            images=images, labels=file(f"{prefix}-labels-idx1", hashes[1], 8 + n), shape=(n, 28, 28)
-        )
+        return IdxSplit(images=images, labels=file(f"{prefix}-labels-idx1", hashes[1], 8 + n), shape=(n, 28, 28))
 
     return IdxImages(name=name, train=split("train", 60000, train), test=split("t10k", 10000, test))
 

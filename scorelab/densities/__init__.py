@@ -18,6 +18,20 @@ from scorelab.densities.toy import (
 )
 
 __all__ = [
-    "Boxes", "Density", "Empirical", "Gaussian", "GaussianMixture", "IsotropicMixture", "LogNormalMixture", "Rings", "checkerboard",
-    "concentrations", "eight_gaussians", "load_gaussian", "pinwheel", "save_gaussian", "swiss_roll", "synaptic_weights",
+    "Boxes",
+    "Density",
+    "Empirical",
+    "Gaussian",
+    "GaussianMixture",
+    "IsotropicMixture",
+    "LogNormalMixture",
+    "Rings",
+    "checkerboard",
+    "concentrations",
+    "eight_gaussians",
+    "load_gaussian",
+    "pinwheel",
+    "save_gaussian",
+    "swiss_roll",
+    "synaptic_weights",
 ]

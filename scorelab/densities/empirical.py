@@ -114,9 +114,7 @@ class IsotropicMixture(Density):
 
     def _require_density(self):
         if not isinstance(self.variance, jax.core.Tracer) and float(self.variance) == 0:
-            raise ValueError(
-                f"{type(self).__name__} with variance 0 is a set of points and has no density: use noised(process, t)"
-            )
+            raise ValueError(f"{type(self).__name__} with variance 0 is a set of points and has no density: use noised(process, t)")
 
 
 @law_pytree("centres", "variance", static=("block",))

@@ -5,6 +5,12 @@ from scorelab.diagnostics.features import Emergence, feature_emergence
 from scorelab.diagnostics.trajectories import denoised_along, perturbation_sensitivity, planarity, trajectory_error
 
 __all__ = [
-    "Emergence", "ExplainedVariance", "denoised_along", "explained_variance", "feature_emergence", "perturbation_sensitivity",
-    "planarity", "trajectory_error",
+    "Emergence",
+    "ExplainedVariance",
+    "denoised_along",
+    "explained_variance",
+    "feature_emergence",
+    "perturbation_sensitivity",
+    "planarity",
+    "trajectory_error",
 ]

@@ -70,9 +70,7 @@ class Potential:
         """Call the model at ``y``."""
         return Seen(*model.pull(y, row["t"]))
 
-    def weigh(
-        self, memory: Pytree, y: Array, seen: Seen, keys: Key, row: dict[str, Array], cond: Pytree
-    ) -> tuple[Array, Pytree]:
+    def weigh(self, memory: Pytree, y: Array, seen: Seen, keys: Key, row: dict[str, Array], cond: Pytree) -> tuple[Array, Pytree]:
         """The increment ``(n,)`` up to this node, and the memory after it.
 
         ``row["populations"]``, a Python number, says how many populations the particles are, one after the other.

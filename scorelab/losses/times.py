@@ -120,8 +120,7 @@ class UniformLogSNRTimes(Times):
                 require_number(self, -100.0, 100.0, **{name: getattr(self, name)})
         if None not in (self.log_snr_min, self.log_snr_max) and self.log_snr_min >= self.log_snr_max:
             raise ValueError(
-                f"UniformLogSNRTimes.log_snr_min = {self.log_snr_min!r}: "
-                f"expected less than log_snr_max = {self.log_snr_max!r}"
+                f"UniformLogSNRTimes.log_snr_min = {self.log_snr_min!r}: expected less than log_snr_max = {self.log_snr_max!r}"
             )
 
     def time(self, u, process):

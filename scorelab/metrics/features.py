@@ -139,9 +139,7 @@ def small_cnn(dataset_name: str, *, folder: Path | None = None) -> SmallCNN:
     `folder` is where `index.json` and the weights lie, by default inside the package. `.record` tells how
     they were made: data hash, command, seed, versions, test accuracy. Raises WeightsError.
     """
-    params, architecture, record = smallcnn.restore(
-        dataset_name, smallcnn.WEIGHTS if folder is None else folder
-    )
+    params, architecture, record = smallcnn.restore(dataset_name, smallcnn.WEIGHTS if folder is None else folder)
     return SmallCNN(
         id=f"smallcnn({dataset_name}-{record['sha256'][:8]})",
         levels=record["levels"],

@@ -15,9 +15,7 @@ def _psd(cov: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{name} has shape {cov.shape}: expected a symmetric matrix")
     values, vectors = np.linalg.eigh((cov + cov.T) / 2)
     if values[0] < -1e-8 * scale:
-        raise ValueError(
-            f"{name} has the eigenvalue {values[0]:.3g}: expected a positive semi-definite matrix"
-        )
+        raise ValueError(f"{name} has the eigenvalue {values[0]:.3g}: expected a positive semi-definite matrix")
     return np.maximum(values, 0), vectors
 
 
@@ -32,14 +30,9 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
     mu: (d,); cov: (d, d), symmetric positive semi-definite, else ValueError.
     Source: Dowson and Landau, "The Frechet distance between multivariate normal distributions", 1982.
     """
-    mu1, cov1, mu2, cov2 = (
-        numbers(a, name) for name, a in {"mu1": mu1, "cov1": cov1, "mu2": mu2, "cov2": cov2}.items()
-    )
+    mu1, cov1, mu2, cov2 = (numbers(a, name) for name, a in {"mu1": mu1, "cov1": cov1, "mu2": mu2, "cov2": cov2}.items())
     if not mu1.size or mu1.shape != mu2.shape or cov1.shape != mu1.shape * 2 or cov2.shape != cov1.shape:
-        raise ValueError(
-            f"shapes {mu1.shape}, {cov1.shape}, {mu2.shape}, {cov2.shape}: "
-            "expected (d,), (d, d), (d,), (d, d)"
-        )
+        raise ValueError(f"shapes {mu1.shape}, {cov1.shape}, {mu2.shape}, {cov2.shape}: expected (d,), (d, d), (d,), (d, d)")
     (l1, v1), (l2, v2) = _psd(cov1, "cov1"), _psd(cov2, "cov2")
     cross = (np.sqrt(l1)[:, None] * (v1.T @ v2)) * np.sqrt(l2)
     overlap = np.linalg.svd(cross, compute_uv=False).sum()

@@ -41,9 +41,7 @@ class Score:
         """This score with the value of `floor` as its floor; both must be the same metric at the same n."""
         for field in ("name", "extractor", "n", "reference_n"):
             if getattr(self, field) != getattr(floor, field):
-                raise ValueError(
-                    f"floor has {field}={getattr(floor, field)}: expected {getattr(self, field)}"
-                )
+                raise ValueError(f"floor has {field}={getattr(floor, field)}: expected {getattr(self, field)}")
         return replace(self, floor=floor.value)
 
     def __float__(self) -> float:
@@ -65,9 +63,7 @@ def numbers(x: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} is {z.dtype}: expected real numbers")
     z = z.astype(np.float64)
     if not np.isfinite(z).all():
-        raise ValueError(
-            f"{name} has {np.count_nonzero(~np.isfinite(z))} values that are not finite: expected none"
-        )
+        raise ValueError(f"{name} has {np.count_nonzero(~np.isfinite(z))} values that are not finite: expected none")
     return z
 
 
@@ -100,9 +96,7 @@ def point_pair(
     """`points` of both sets, (n, d) and (m, d) of one width d."""
     a, b = (points(z, features, name, least, power, dtype) for name, z in (("x", x), ("y", y)))
     if a.shape[1] != b.shape[1]:
-        raise ValueError(
-            f"x gives points of width {a.shape[1]} and y of width {b.shape[1]}: expected equal widths"
-        )
+        raise ValueError(f"x gives points of width {a.shape[1]} and y of width {b.shape[1]}: expected equal widths")
     return a, b
 
 

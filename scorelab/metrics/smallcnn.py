@@ -48,9 +48,7 @@ class Architecture:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"shape={self.shape}: expected (height, width, channels), all at least 1")
         if not self.convolutions or min(min(pair) for pair in self.convolutions) < 1:
-            raise ValueError(
-                f"convolutions={self.convolutions}: expected at least one (channels, stride) pair"
-            )
+            raise ValueError(f"convolutions={self.convolutions}: expected at least one (channels, stride) pair")
         for field in ("width", "num_classes"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field}={getattr(self, field)}: expected at least 1")
@@ -77,17 +75,13 @@ def init(key: jax.Array, architecture: Architecture) -> Params:
     shapes = architecture.param_shapes()
     keys = dict(zip(shapes, jax.random.split(key, len(shapes)), strict=True))
     return {
-        name: jnp.zeros(shape)
-        if name.endswith("_b")
-        else jnp.sqrt(2 / np.prod(shape[:-1])) * jax.random.normal(keys[name], shape)
+        name: jnp.zeros(shape) if name.endswith("_b") else jnp.sqrt(2 / np.prod(shape[:-1])) * jax.random.normal(keys[name], shape)
         for name, shape in shapes.items()
     }
 
 
 @functools.partial(jax.jit, static_argnames=("architecture", "loop_safe"))
-def apply(
-    params: Params, unit: jax.Array, architecture: Architecture, *, loop_safe: bool = False
-) -> tuple[jax.Array, jax.Array]:
+def apply(params: Params, unit: jax.Array, architecture: Architecture, *, loop_safe: bool = False) -> tuple[jax.Array, jax.Array]:
     """Features (n, width) and logits (n, num_classes) of float images (n, *shape) in [0, 1].
 
     `loop_safe` is for gradients inside `lax.scan` and other loops on the CPU, where those of a plain
@@ -134,18 +128,14 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def save(
-    name: str, params: Params, architecture: Architecture, provenance: dict[str, Any], folder: Path = WEIGHTS
-) -> str:
+def save(name: str, params: Params, architecture: Architecture, provenance: dict[str, Any], folder: Path = WEIGHTS) -> str:
     """Store weights as `<name>.npz` and their record in `index.json`; returns the SHA-256 of the file.
 
     `params` come from `with_moments`; `provenance` is JSON data and must hold `levels`, the number of grey
     levels of the images trained on.
     """
     buffer = io.BytesIO()
-    np.savez(
-        buffer, allow_pickle=False, **{key: np.asarray(value, np.float32) for key, value in params.items()}
-    )
+    np.savez(buffer, allow_pickle=False, **{key: np.asarray(value, np.float32) for key, value in params.items()})
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     index_path = folder / "index.json"
@@ -167,9 +157,7 @@ def recorded(name: str, folder: Path = WEIGHTS) -> dict[str, Any]:
     index_path = folder / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
     if name not in index:
-        raise WeightsError(
-            f"name={name!r}: {index_path} has weights for {', '.join(sorted(index)) or 'no data set'}"
-        )
+        raise WeightsError(f"name={name!r}: {index_path} has weights for {', '.join(sorted(index)) or 'no data set'}")
     return index[name]
 
 

@@ -10,7 +10,22 @@ from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
 
 __all__ = [
-    "DPS", "SDA", "Autoguidance", "BoundDenoiser", "ClassifierFreeGuidance", "Conditioned", "Denoiser", "ExactModel",
-    "FunctionModel", "Guided", "LinearMeasurement", "MeasurementGuided", "PiGDM", "RewardGradient", "TweedieCovariance",
-    "ask", "exact_posterior", "nets",
+    "DPS",
+    "SDA",
+    "Autoguidance",
+    "BoundDenoiser",
+    "ClassifierFreeGuidance",
+    "Conditioned",
+    "Denoiser",
+    "ExactModel",
+    "FunctionModel",
+    "Guided",
+    "LinearMeasurement",
+    "MeasurementGuided",
+    "PiGDM",
+    "RewardGradient",
+    "TweedieCovariance",
+    "ask",
+    "exact_posterior",
+    "nets",
 ]

@@ -224,9 +224,7 @@ class Denoiser:
         t = jnp.asarray(t, y.dtype)
         c = Coefficients(*(per_example(value, y) for value in self.coefficients(t)))
         centred = y - per_example(self.process.offset(t), y)
-        return Prediction(
-            denoised=c.p * centred + c.q * output, eps=c.m * centred + c.n * output, t=t, process=self.process
-        )
+        return Prediction(denoised=c.p * centred + c.q * output, eps=c.m * centred + c.n * output, t=t, process=self.process)
 
 
 @jax.tree_util.register_dataclass

@@ -226,9 +226,7 @@ class Process(abc.ABC):
         forms = dict(denoised=denoised, eps=eps, score=score, velocity=velocity, stein=stein)
         given = [n for n, v in forms.items() if v is not None]
         if len(given) != 1 and given != ["denoised", "eps"]:
-            raise ValueError(
-                f"predict was given {given or 'nothing'}: expected one of {', '.join(forms)} (or denoised and eps)"
-            )
+            raise ValueError(f"predict was given {given or 'nothing'}: expected one of {', '.join(forms)} (or denoised and eps)")
         self.check_times("predict.t", t)
         for name in given:
             require_shape(f"predict.{name}", forms[name], y)
@@ -255,9 +253,7 @@ class Process(abc.ABC):
     # The SDE in the chart ---------------------------------------------------------------------------------------
     def latent_drift(self, y: Array, t: Array | float) -> Array:
         r""":math:`f_t (y - b_t) + \dot b_t`."""
-        f, offset, d_offset = (
-            per_example(h(t), y) for h in (self.schedule.drift_rate, self.offset, self.d_offset)
-        )
+        f, offset, d_offset = (per_example(h(t), y) for h in (self.schedule.drift_rate, self.offset, self.d_offset))
         return f * (y - offset) + d_offset
 
     def latent_diffusion(self, t: Array | float) -> Array:

@@ -142,7 +142,5 @@ class Log(Chart):
             )
 
 
-_REMEDY = (
-    "shift images with scorelab.data.Positive(offset=1.0, scale=1.0), give the process signed=True for data of both signs"
-)
+_REMEDY = "shift images with scorelab.data.Positive(offset=1.0, scale=1.0), give the process signed=True for data of both signs"
 _SIGNED_REMEDY = "leave out elements that are zero, which multiplicative noise never moves"

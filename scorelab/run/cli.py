@@ -97,9 +97,7 @@ def _parser() -> argparse.ArgumentParser:
             "--set", dest="overrides", action="append", default=[], metavar="BINDING",
             help="override a value, such as 'experiment.Experiment.steps = 100'; may be repeated",
         )  # fmt: skip
-        sub.add_argument(
-            "--workdir", type=_folder, metavar="DIR", help="where to write (default: runs/<full name of the config>)"
-        )
+        sub.add_argument("--workdir", type=_folder, metavar="DIR", help="where to write (default: runs/<full name of the config>)")
         sub.add_argument("--resume", action="store_true", help="continue the run in the work directory")
 
     sub = _command(commands, "sample", _sample, "sample the newest checkpoint of a work directory")
@@ -110,17 +108,13 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--name", type=_name, help="name of the set, beside the samples of the run")
     where.add_argument("--out", type=Path, metavar="FILE", help="write the set to this file (.npz)")
 
-    sub = _command(
-        commands, "evaluate", _evaluate, "score the samples of a work directory and write report.html"
-    )
+    sub = _command(commands, "evaluate", _evaluate, "score the samples of a work directory and write report.html")
     sub.add_argument("workdir", type=_folder, metavar="WORKDIR")
     sub.add_argument("--n", type=_positive, help="number of samples that are scored (default: that of the config)")
     sub.add_argument("--name", type=_name, help="score the set that `sample --name` made")
 
     sub = _command(commands, "data", _data, "find (or download) a data set and print what it is")
-    sub.add_argument(
-        "name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy"
-    )
+    sub.add_argument("name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy")
     sub.add_argument("--split", help="one split (default: all)")
     sub.add_argument("--no-download", action="store_true", help="look on this machine only")
     return parser

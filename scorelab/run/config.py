@@ -87,18 +87,14 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
 
             experiment = gin.get_configurable(Experiment)() if _is_registered(Experiment) else None
             if experiment is None:
-                raise ConfigError(
-                    f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)"
-                )
+                raise ConfigError(f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)")
             unused = check_read(path, overrides, keys, read_bindings())
             text = operative_text()
         except Exception as error:
             raise explain(error, path, overrides) from error
     for line in unused:
         warnings.warn(line, ConfigWarning, stacklevel=2)
-    return Config(
-        experiment=experiment, text=text, specs=describe(experiment), path=path, name=config_name(path)
-    )
+    return Config(experiment=experiment, text=text, specs=describe(experiment), path=path, name=config_name(path))
 
 
 def _require_bindings(overrides: tuple[str, ...]) -> None:
@@ -156,9 +152,7 @@ def use_cpu_devices(count: int | None) -> None:
     else:
         return
     if (running := len(jax.devices("cpu"))) != count:
-        raise ConfigError(
-            f"Experiment.cpu_devices = {count}: JAX already runs with {running} in this process"
-        )
+        raise ConfigError(f"Experiment.cpu_devices = {count}: JAX already runs with {running} in this process")
 
 
 def versions() -> dict[str, Any]:
@@ -197,6 +191,4 @@ def _require_evaluated_references() -> None:
         for reference in references:
             if not reference.evaluate and reference.configurable.selector in bound:
                 used = f"{selector.split('.')[-1]}.{next(k for k in values)}"
-                raise ConfigError(
-                    f"@{reference.selector} (in {used}) has bindings: write @{reference.selector}()"
-                )
+                raise ConfigError(f"@{reference.selector} (in {used}) has bindings: write @{reference.selector}()")

@@ -23,10 +23,7 @@ def print_data(name: str, *, split: str | None = None, download: bool = True) ->
     splits = SETS[name].splits
     if split is not None and split not in splits:
         raise ConfigError(f"data {name} --split {split}: expected one of {', '.join(splits)}")
-    print(
-        f"{DATA_DIR_VARIABLE} = {os.environ.get(DATA_DIR_VARIABLE) or '(not set)'}, "
-        f"downloads go to {cache_dir()}"
-    )
+    print(f"{DATA_DIR_VARIABLE} = {os.environ.get(DATA_DIR_VARIABLE) or '(not set)'}, downloads go to {cache_dir()}")
     failures = []
     for part in (split,) if split is not None else splits:
         try:

@@ -34,9 +34,7 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
         return {str(key): _describe(item, above) for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         # repr=False marks bulk (network weights) and bookkeeping (a Flax module's parent).
-        fields = {
-            f.name: _describe(getattr(value, f.name), above) for f in dataclasses.fields(value) if f.repr
-        }
+        fields = {f.name: _describe(getattr(value, f.name), above) for f in dataclasses.fields(value) if f.repr}
         return {"type": _name(type(value)), **fields}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         named: Any = value
@@ -50,11 +48,7 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if inspect.isfunction(value):
         inside = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
         return {"function": _name(value), **{k: _describe(v, above) for k, v in sorted(inside.items())}}
-    return (
-        _name(value)
-        if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__"))
-        else repr(value)
-    )
+    return _name(value) if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else repr(value)
 
 
 def _name(thing: Any) -> str:

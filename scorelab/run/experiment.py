@@ -71,9 +71,7 @@ class DataSpec:
         if self.pairs is not None:
             require_spec(self, Pairs, pairs=self.pairs)
         if not all(callable(getattr(self.transform, name, None)) for name in ("encode", "decode")):
-            raise TypeError(
-                f"DataSpec.transform = {self.transform!r}: expected an object with encode and decode"
-            )
+            raise TypeError(f"DataSpec.transform = {self.transform!r}: expected an object with encode and decode")
 
     def load(self, split: str = "train") -> Arrays:
         """One split, kept in memory; errors as ``scorelab.data.load``."""
@@ -289,9 +287,7 @@ class ImageEvaluation:
 
     def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
         """The scores of ``samples`` (stored values) against ``data``."""
-        return metrics.report(
-            samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key
-        )
+        return metrics.report(samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,9 +323,7 @@ class PointEvaluation:
         """The scores of ``samples`` (n, d) against the law ``data`` is drawn from."""
         n = len(samples) if self.n is None else self.n
         if n > len(samples):
-            raise ValueError(
-                f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}"
-            )
+            raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
         exact, other = (dataclasses.replace(data, n=n, seed=self.seed + i).load("test").x for i in range(2))
         width = metrics.median_bandwidth(exact, other)
 
@@ -382,17 +376,13 @@ class Experiment:
         require_spec(self, Process, process=self.process)
         require_spec(self, SamplingSpec, sampling=self.sampling)
         if not all(callable(getattr(self.learner, name, None)) for name in ("init", "update", "model")):
-            raise TypeError(
-                f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)"
-            )
+            raise TypeError(f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)")
         parts = {"learner": self.learner} | {f"learner.{k}": getattr(self.learner, k, None) for k in ("denoiser", "loss")}
         theirs = {name: getattr(part, "process", None) for name, part in parts.items()}
         known = {name: process for name, process in theirs.items() if isinstance(process, Process)}
         require_same_process("Experiment", process=self.process, **known)
         if self.evaluation is not None and not callable(self.evaluation):
-            raise TypeError(
-                f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like"
-            )
+            raise TypeError(f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like")
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         require_int(self, 1, **{name: getattr(self, name) for name in counts})
         require_seed(self, seed=self.seed)
@@ -411,10 +401,7 @@ class Experiment:
         if correction is not None and correction.kind == "geometric" and not self.data.labels:
             raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")
         if self.sampling.guidance is not None and not self.data.labels:
-            raise ValueError(
-                f"SamplingSpec.guidance = {self.sampling.guidance}: "
-                "expected None, since DataSpec.labels is False"
-            )
+            raise ValueError(f"SamplingSpec.guidance = {self.sampling.guidance}: expected None, since DataSpec.labels is False")
 
     def check(self) -> None:
         """See :func:`scorelab.run.check.check`: whether the parts fit one another and the data, before anything is trained."""

@@ -17,9 +17,7 @@ from scorelab.names import did_you_mean
 from scorelab.run.sources import ConfigError, Lines, Place, bindings, place_of, shown
 
 AT_LINE = re.compile(r'\n  In file "(?P<file>.+?)", line (?P<line>\d+)')
-IN_CALL = re.compile(
-    r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\))?(?: in scope '(?P<scope>.+?)')?"
-)
+IN_CALL = re.compile(r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\))?(?: in scope '(?P<scope>.+?)')?")
 # "Heun.churn = 2", "churn=2" and "missing 1 required keyword-only argument: 'net'" all name a field.
 FIELD = re.compile(r"^(?:(?P<owner>\w+)\.)?(?P<field>[a-z_]\w*)\s*=(?!=)")
 NO_PARAMETER = re.compile(r"Configurable '(?P<name>.+?)' doesn't have a parameter named '(?P<field>.+?)'")
@@ -68,11 +66,7 @@ def explain(error: Exception, path: Path, overrides: Sequence[str]) -> ConfigErr
 
 def _with_kind(message: str, error: Exception) -> str:
     """Keep the exception's name where the message alone would be cryptic."""
-    return (
-        message
-        if isinstance(error, ValueError | TypeError | OSError)
-        else f"{type(error).__name__}: {message}"
-    )
+    return message if isinstance(error, ValueError | TypeError | OSError) else f"{type(error).__name__}: {message}"
 
 
 def _place(file: Path, line: int, path: Path, overrides: Sequence[str]) -> Place:
@@ -99,9 +93,7 @@ def _binding_place(name: str, message: str, path: Path, overrides: Sequence[str]
     if not (found := of_field or of_class):
         return Place(source=shown(path))
     # A value that is a macro is wrong where the macro is set.
-    macro = (
-        str(found[-1].value).removeprefix("%") if of_field and str(found[-1].value).startswith("%") else None
-    )
+    macro = str(found[-1].value).removeprefix("%") if of_field and str(found[-1].value).startswith("%") else None
     return ([b for b in known if macro and not b.selector and b.field == macro] or found)[-1].place
 
 
@@ -127,9 +119,7 @@ def _with_hint(message: str, error: Exception) -> str:
     if match := NO_PARAMETER.search(message):
         try:
             known: Any = gin.config._REGISTRY.get_match(match["name"])
-            accepted = [
-                name for name in inspect.signature(known.wrapped).parameters if name not in ("parent", "name")
-            ]
+            accepted = [name for name in inspect.signature(known.wrapped).parameters if name not in ("parent", "name")]
         except (AttributeError, KeyError, ValueError, TypeError):
             return message
         return f"{message} {did_you_mean(match['field'], accepted)} It has: {', '.join(accepted)}.".replace("  ", " ")
@@ -140,8 +130,4 @@ def _with_hint(message: str, error: Exception) -> str:
         return f"{match['module']} has no {match['name']}. {near}".strip()
     if isinstance(error, ModuleNotFoundError) and (match := NO_MODULE.search(message)) and "scorelab" not in match["name"]:
         return f"{message}: expected an installed package, or a module beside the config or on Python's path (PYTHONPATH=FOLDER)"
-    return (
-        _with_kind(message, error)
-        if not isinstance(error, NameError | ImportError | AttributeError)
-        else message
-    )
+    return _with_kind(message, error) if not isinstance(error, NameError | ImportError | AttributeError) else message

@@ -78,9 +78,7 @@ def operative_text() -> str:
     """
     config = gin.config._OPERATIVE_CONFIG
     macros = {scope for scope, selector in gin.config._CONFIG if _is_macro(selector)}
-    in_use = {
-        name for scope, selector in gin.config._CONFIG if scope not in macros for name in scope.split("/")
-    }
+    in_use = {name for scope, selector in gin.config._CONFIG if scope not in macros for name in scope.split("/")}
     merged: dict = {}
     for (scope, selector), values in config.items():
         kept = [] if _is_macro(selector) else [s for s in scope.split("/") if s not in macros or s in in_use]

@@ -140,9 +140,7 @@ def _announce(config: Config, workdir: Workdir, console: Console) -> None:
     denoiser = getattr(config.experiment.learner, "denoiser", None)
     if denoiser is not None:
         measured = "measured_std" in config.text
-        console.stage(
-            "data", f"{config.experiment.data.name}, data_std {denoiser.data_std}{' (measured)' * measured}"
-        )
+        console.stage("data", f"{config.experiment.data.name}, data_std {denoiser.data_std}{' (measured)' * measured}")
 
 
 @contextmanager

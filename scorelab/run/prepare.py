@@ -24,18 +24,14 @@ def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console)
     if before is not None:
         _require_devices(before["devices"], now["devices"], workdir)
         if before != now:
-            console.line(
-                f"note: other versions than those in {shown(workdir.versions)}; bits may differ from here on"
-            )
+            console.line(f"note: other versions than those in {shown(workdir.versions)}; bits may differ from here on")
     write_text(workdir.config, config.text)
     write_json(workdir.specs, config.specs)
     write_json(workdir.versions, now)
 
 
 def _require_same(old: dict, new: dict, workdir: Workdir) -> None:
-    differing = sorted(
-        k for k in old.keys() | new.keys() if k not in _MAY_CHANGE and old.get(k) != new.get(k)
-    )
+    differing = sorted(k for k in old.keys() | new.keys() if k not in _MAY_CHANGE and old.get(k) != new.get(k))
     if differing:
         raise ConfigError(
             f"{shown(workdir.root)} was run with another config: "

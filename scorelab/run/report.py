@@ -118,13 +118,8 @@ def _matching(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
 def _scores(scores: Sequence[Score]) -> str:
     if not scores:
         return ""
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(score)) + "</tr>"
-        for score in scores
-    )
-    head = "".join(
-        f"<th>{name}</th>" for name in ("score", "value", "floor", "value / floor", "n", "extractor")
-    )
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(score)) + "</tr>" for score in scores)
+    head = "".join(f"<th>{name}</th>" for name in ("score", "value", "floor", "value / floor", "n", "extractor"))
     return (
         f"<section><h2>Scores</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         "<p>The floor is the same score with held-out data in the place of the samples, at equal n. "
@@ -134,9 +129,7 @@ def _scores(scores: Sequence[Score]) -> str:
 
 def _cells(score: Score) -> tuple[str, ...]:
     error = "" if score.stderr is None else f" ± {score.stderr:.2g}"
-    ratio = (
-        "" if not score.floor or score.floor < 0 or score.value < 0 else f"{score.value / score.floor:.2f}"
-    )
+    ratio = "" if not score.floor or score.floor < 0 or score.value < 0 else f"{score.value / score.floor:.2f}"
     size = f"{score.n:,}" if score.reference_n in (None, score.n) else f"{score.n:,} / {score.reference_n:,}"
     floor = "" if score.floor is None else f"{score.floor:.4g}"
     return score.name, f"{score.value:.4g}{error}", floor, ratio, size, score.extractor or ""
@@ -145,9 +138,7 @@ def _cells(score: Score) -> tuple[str, ...]:
 def _trajectory(workdir: Workdir) -> str:
     if not workdir.trajectory_picture.is_file():
         return ""
-    image = _figure(
-        workdir.trajectory_picture.read_bytes(), "From noise to data; contrast or scale follow the noise"
-    )
+    image = _figure(workdir.trajectory_picture.read_bytes(), "From noise to data; contrast or scale follow the noise")
     return f'<section><h2>Denoising trajectory</h2><div class="wide">{image}</div></section>'
 
 

@@ -56,9 +56,7 @@ def score(experiment: Experiment, workdir: Workdir, console: Console) -> list[Sc
     began = time.monotonic()
     scores = experiment.evaluation(drawn.x, experiment.data, experiment.keys()[2])
     seconds = time.monotonic() - began
-    write_json(
-        workdir.metrics, {**how, "seconds": seconds, "scores": [dataclasses.asdict(s) for s in scores]}
-    )
+    write_json(workdir.metrics, {**how, "seconds": seconds, "scores": [dataclasses.asdict(s) for s in scores]})
     console.stage("evaluate", f"{len(scores)} scores in {seconds:.1f} s")
     for item in scores:
         console.line(f"          {item}")

@@ -14,9 +14,7 @@ from scorelab.names import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # In a checkout the configs lie beside the package; in a wheel they lie inside it.
-CONFIG_ROOTS = (
-    (PACKAGE.parent / "configs",) if (PACKAGE.parent / "pyproject.toml").is_file() else (PACKAGE / "configs",)
-)
+CONFIG_ROOTS = (PACKAGE.parent / "configs",) if (PACKAGE.parent / "pyproject.toml").is_file() else (PACKAGE / "configs",)
 INCLUDE = re.compile(r"""^(\s*include\s+)(['"])(.+?)\2\s*(#.*)?$""")
 IMPORT = re.compile(r"^(import|from)\s")
 # Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working
@@ -133,9 +131,7 @@ class Lines:
         candidates = [path.parent / wanted, *(root / wanted for root in CONFIG_ROOTS)]
         found = next((c.resolve() for c in candidates if c.is_file()), None)
         if found is None:
-            raise ConfigError(
-                f"{shown(path)}:{number}: include '{wanted}': no such file, looked in {shown(path.parent)}"
-            )
+            raise ConfigError(f"{shown(path)}:{number}: include '{wanted}': no such file, looked in {shown(path.parent)}")
         return f"{match.group(1)}'{SCHEME}{found}'"
 
     def readline(self) -> str:

@@ -33,9 +33,7 @@ def train(experiment: Experiment, workdir: Workdir, console: Console, signals: S
     if (found := _newest(checkpoints, like, workdir, owned=True)) is not None:
         done, state = found
     if done > experiment.steps:
-        raise ConfigError(
-            f"{shown(workdir.checkpoints)} is at step {done}, past Experiment.steps = {experiment.steps}"
-        )
+        raise ConfigError(f"{shown(workdir.checkpoints)} is at step {done}, past Experiment.steps = {experiment.steps}")
     log = _Log(experiment, workdir, done)
     if done == experiment.steps:
         console.stage("train", f"nothing to do, already at step {done}")
@@ -68,9 +66,7 @@ def train(experiment: Experiment, workdir: Workdir, console: Console, signals: S
         where = f"checkpoint of step {int(state.step)} of {experiment.steps} in {shown(workdir.checkpoints)}"
         raise Stopped(signals.received, where)
     workdir.window.unlink(missing_ok=True)
-    console.stage(
-        "train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}"
-    )
+    console.stage("train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
     return state
 
 

@@ -121,8 +121,7 @@ class Workdir:
         if self.root.is_dir() and any(path.name != "lock" and not self._leftover(path) for path in self.root.iterdir()):
             if not resume:
                 raise ConfigError(
-                    f"{shown(self.root)} is not empty: pass --resume to continue the run in it, "
-                    "or --workdir for another folder"
+                    f"{shown(self.root)} is not empty: pass --resume to continue the run in it, or --workdir for another folder"
                 )
             self.require_run()
 
@@ -145,9 +144,7 @@ class Workdir:
     def require_run(self) -> None:
         """Raise ConfigError unless the folder holds a run."""
         if not self.config.is_file():
-            raise ConfigError(
-                f"{shown(self.root)} holds no run (no config.gin): expected the work directory of a run"
-            )
+            raise ConfigError(f"{shown(self.root)} holds no run (no config.gin): expected the work directory of a run")
 
     def read_json(self, path: Path) -> Any:
         """The object in one of the JSON files, None where it is missing; ConfigError where it is damaged."""

@@ -110,6 +110,4 @@ def require_time_range(schedule) -> None:
     """Raise ``ValueError`` unless ``0 <= t_min < t_max`` are finite numbers."""
     require_number(schedule, 0, sys.float_info.max, t_min=schedule.t_min, t_max=schedule.t_max)
     if schedule.t_min >= schedule.t_max:
-        raise ValueError(
-            f"{type(schedule).__name__}.t_min = {schedule.t_min!r}: expected less than t_max = {schedule.t_max!r}"
-        )
+        raise ValueError(f"{type(schedule).__name__}.t_min = {schedule.t_min!r}: expected less than t_max = {schedule.t_max!r}")

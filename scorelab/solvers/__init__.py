@@ -11,6 +11,21 @@ from scorelab.solvers.straight import DEIS, Heun
 from scorelab.solvers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DEIS", "DPMSolverPP", "Diffrax", "EulerMaruyama", "Heun", "Milstein", "MultiplicativeAnnealed", "Multistep", "Nodes",
-    "PredictorCorrector", "ProbabilityFlowEuler", "Renoise", "Rows", "Solver", "Step", "UniPC",
+    "DDIM",
+    "DEIS",
+    "DPMSolverPP",
+    "Diffrax",
+    "EulerMaruyama",
+    "Heun",
+    "Milstein",
+    "MultiplicativeAnnealed",
+    "Multistep",
+    "Nodes",
+    "PredictorCorrector",
+    "ProbabilityFlowEuler",
+    "Renoise",
+    "Rows",
+    "Solver",
+    "Step",
+    "UniPC",
 ]

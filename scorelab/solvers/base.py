@@ -154,8 +154,7 @@ class Nodes(NamedTuple):
         """Evaluate the process on the host."""
         times = np.asarray(times, np.float64)
         alpha, sigma, offset = (
-            np.broadcast_to(np.asarray(f(times), np.float64), times.shape)
-            for f in (process.alpha, process.sigma, process.offset)
+            np.broadcast_to(np.asarray(f(times), np.float64), times.shape) for f in (process.alpha, process.sigma, process.offset)
         )
         half = 0.5 * np.asarray(process.log_snr(times))
         scale = np.broadcast_to(np.asarray(process.schedule.scale(times), np.float64), times.shape)

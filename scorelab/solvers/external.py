@@ -74,9 +74,7 @@ class Diffrax(Solver):
             floor = min(self.floor, 0.5 * float(process.noise_ratio(times[-2])))
             ends[-1], last[-1] = process.schedule.time(np.float64(-2 * math.log(floor))), 1.0
         clean = [float(process.alpha(times[-1])), float(process.offset(times[-1]))]
-        return dict(
-            t=np.array(times[:-1]), end=ends, step=np.arange(len(ends)), last=last, clean=np.tile(clean, (len(ends), 1))
-        )
+        return dict(t=np.array(times[:-1]), end=ends, step=np.arange(len(ends)), last=last, clean=np.tile(clean, (len(ends), 1)))
 
     def step(self, model, keys, y, carry, row):
         """Integrate one interval."""

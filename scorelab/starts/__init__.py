@@ -7,6 +7,15 @@ from scorelab.starts.teleport import Teleport, TeleportWarning
 from scorelab.starts.tempered import Tempered
 
 __all__ = [
-    "ClassAverage", "Fixed", "GaussianMoments", "LogNormal", "Noised", "Prior", "Signed", "Start", "Teleport", "TeleportWarning",
+    "ClassAverage",
+    "Fixed",
+    "GaussianMoments",
+    "LogNormal",
+    "Noised",
+    "Prior",
+    "Signed",
+    "Start",
+    "Teleport",
+    "TeleportWarning",
     "Tempered",
 ]

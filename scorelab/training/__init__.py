@@ -18,7 +18,25 @@ from scorelab.training.parallel import data_mesh
 from scorelab.training.prepare import Prepare, Prepared
 
 __all__ = [
-    "EMA", "Average", "Hook", "Learner", "NonFiniteLoss", "NonFiniteState", "PowerEMA", "Prepare", "Prepared", "ScoreLearner",
-    "ScoreState", "Snapshot", "Window", "data_mesh", "exponentiated_gradient", "fit", "power_exponent",
-    "profile_product", "synthesis_residual", "synthesis_weights", "synthesise",
+    "EMA",
+    "Average",
+    "Hook",
+    "Learner",
+    "NonFiniteLoss",
+    "NonFiniteState",
+    "PowerEMA",
+    "Prepare",
+    "Prepared",
+    "ScoreLearner",
+    "ScoreState",
+    "Snapshot",
+    "Window",
+    "data_mesh",
+    "exponentiated_gradient",
+    "fit",
+    "power_exponent",
+    "profile_product",
+    "synthesis_residual",
+    "synthesis_weights",
+    "synthesise",
 ]

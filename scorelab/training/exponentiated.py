@@ -63,9 +63,7 @@ def exponentiated_gradient(learning_rate: float | optax.Schedule, *, max_exponen
     def init(params: Pytree) -> ExponentiatedState:
         return ExponentiatedState(jnp.zeros((), jnp.int32))
 
-    def update(
-        updates: Pytree, state: ExponentiatedState, params: Pytree | None = None
-    ) -> tuple[Pytree, ExponentiatedState]:
+    def update(updates: Pytree, state: ExponentiatedState, params: Pytree | None = None) -> tuple[Pytree, ExponentiatedState]:
         if params is None:
             raise ValueError("exponentiated_gradient: params = None: expected the parameters, update(grads, state, params)")
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate

@@ -10,6 +10,16 @@ from scorelab.viz.points import scatter
 from scorelab.viz.trajectories import trajectory
 
 __all__ = [
-    "Panel", "dots", "histogram", "image_grid", "lines", "loss_curve", "mosaic", "panels", "save", "scatter",
-    "to_png_bytes", "trajectory",
+    "Panel",
+    "dots",
+    "histogram",
+    "image_grid",
+    "lines",
+    "loss_curve",
+    "mosaic",
+    "panels",
+    "save",
+    "scatter",
+    "to_png_bytes",
+    "trajectory",
 ]

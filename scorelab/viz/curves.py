@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def loss_curve(
-    steps: Sequence[int], values: Sequence[float], *, label: str = "loss", width: float = 6.5
-) -> Figure:
+def loss_curve(steps: Sequence[int], values: Sequence[float], *, label: str = "loss", width: float = 6.5) -> Figure:
     """A training curve over steps, logarithmic in the value where all values are positive.
 
     Values that are not finite leave a gap. The heavy line is a centred running mean over a twentieth of the
@@ -30,9 +28,7 @@ def loss_curve(
     single = "o" if finite.sum() < 3 else None
     axes.plot(x, np.where(finite, y, np.nan), color=COLOURS[0], linewidth=0.7, alpha=0.45, marker=single)
     if finite.sum() >= 20:
-        axes.plot(
-            x[finite], _running_mean(y[finite], max(3, finite.sum() // 20)), color=COLOURS[0], linewidth=1.6
-        )
+        axes.plot(x[finite], _running_mean(y[finite], max(3, finite.sum() // 20)), color=COLOURS[0], linewidth=1.6)
     if finite.any() and (y[finite] > 0).all():
         axes.set_yscale("log")
         few_log_ticks(axes.yaxis, y[finite])

@@ -24,18 +24,14 @@ def as_uint8(images: np.ndarray, levels: int = 256) -> np.ndarray:
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"images are {images.dtype} {images.shape}: expected uint8 (n, height, width, 1 or 3)"
-        )
+        raise ValueError(f"images are {images.dtype} {images.shape}: expected uint8 (n, height, width, 1 or 3)")
     if images.size and int(images.max()) >= levels:
         raise ValueError(f"images have the value {images.max()}: expected 0 to levels - 1 = {levels - 1}")
     scaled = np.rint(images.astype(np.float32) * (255 / (levels - 1))).astype(np.uint8)
     return np.broadcast_to(scaled, (*scaled.shape[:-1], 3))
 
 
-def mosaic(
-    images: np.ndarray, *, levels: int = 256, columns: int | None = None, zoom: int = 1, gap: int = 1
-) -> np.ndarray:
+def mosaic(images: np.ndarray, *, levels: int = 256, columns: int | None = None, zoom: int = 1, gap: int = 1) -> np.ndarray:
     """Images (n, height, width, channels) side by side as one RGB image uint8, rows filled from the left.
 
     ``columns=None`` makes it about square; ``zoom`` repeats every pixel; ``gap`` is the white space between
@@ -49,9 +45,7 @@ def mosaic(
     rows = -(-n // columns)
     cells = np.full((rows * columns, height + gap, width + gap, 3), PAPER, np.uint8)
     cells[:n, :height, :width] = rgb
-    sheet = rearrange(cells, "(r c) h w k -> (r h) (c w) k", r=rows)[
-        : rows * (height + gap) - gap, : columns * (width + gap) - gap
-    ]
+    sheet = rearrange(cells, "(r c) h w k -> (r h) (c w) k", r=rows)[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
     return sheet.repeat(zoom, 0).repeat(zoom, 1)
 
 

@@ -41,9 +41,7 @@ def draw(axes: Axes, points: np.ndarray, limits, colour: str = COLOURS[0], size:
         spine.set_color(FAINT)
 
 
-def scatter(
-    points: np.ndarray, *, reference: np.ndarray | None = None, title: str | None = None, width: float = 5.0
-) -> Figure:
+def scatter(points: np.ndarray, *, reference: np.ndarray | None = None, title: str | None = None, width: float = 5.0) -> Figure:
     """A figure of points (n, 2); the axes are those of ``reference`` (m, 2) where given."""
     points = check_points(points)
     limits = window(points if reference is None else check_points(reference))

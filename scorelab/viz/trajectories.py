@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def trajectory(
-    frames: np.ndarray, headings: Sequence[str], *, levels: int = 256, width: float = 9.0
-) -> Figure:
+def trajectory(frames: np.ndarray, headings: Sequence[str], *, levels: int = 256, width: float = 9.0) -> Figure:
     """States over time: images uint8 (times, n, height, width, channels), or points (times, n, 2).
 
     Images are laid out with one row per sample and one column per time, under its heading; points in one
@@ -27,9 +25,7 @@ def trajectory(
     """
     frames = np.asarray(frames)
     if len(frames) != len(headings) or len(frames) < 1:
-        raise ValueError(
-            f"{len(headings)} headings for {len(frames)} frames: expected equally many, at least one"
-        )
+        raise ValueError(f"{len(headings)} headings for {len(frames)} frames: expected equally many, at least one")
     return (_images if frames.ndim == 5 else _points)(frames, headings, levels, width)
 
 

@@ -26,9 +26,7 @@ def test_digits_splits_partition_the_source_by_class():
     share = np.bincount(source.target) * 297 / 1797
     # Systematic picking from the list sorted by class is within one of every class's share, by construction.
     assert np.abs(np.bincount(test.label) - share).max() < 1
-    np.testing.assert_array_equal(
-        np.bincount(train.label) + np.bincount(test.label), np.bincount(source.target)
-    )
+    np.testing.assert_array_equal(np.bincount(train.label) + np.bincount(test.label), np.bincount(source.target))
 
 
 @pytest.mark.parametrize("name", TOYS)

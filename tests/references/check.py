@@ -356,10 +356,7 @@ def main() -> None:
         with np.load(HERE / file) as stored:
             arrays = dict(stored)
         denoiser = mixture_denoiser(*(arrays[f"mixture/{name}"] for name in ("weights", "means", "covs")))
-        probes = [
-            denoiser(x, *level)
-            for x, level in zip(arrays["probe/x"], arrays["probe/alpha_sigma"], strict=True)
-        ]
+        probes = [denoiser(x, *level) for x, level in zip(arrays["probe/x"], arrays["probe/alpha_sigma"], strict=True)]
         print(f"{file}: denoiser {relative_difference(probes, arrays['probe/denoised']):.1e}")
         assert set(solvers) == set(arrays["cases"].tolist())
 
@@ -367,9 +364,7 @@ def main() -> None:
             info = json.loads(str(arrays[f"{name}/info"]))
             grid = (arrays[f"{name}/{axis}"] for axis in ("alpha", "sigma"))
             x = arrays[f"{name}/x"]
-            return relative_difference(
-                solver(Problem(*grid, arrays["noise"], info["options"], denoiser), x[0]), x
-            )
+            return relative_difference(solver(Problem(*grid, arrays["noise"], info["options"], denoiser), x[0]), x)
 
         for name, solver in solvers.items():
             found = difference(name, solver)

@@ -255,17 +255,13 @@ def diffusers_cases() -> dict[str, Diffusers]:
         "unipc_3_bh2": Diffusers(unipc, {**bh2, "solver_order": 3}),
         "deis_2": Diffusers("DEISMultistepScheduler", {**vp, "solver_order": 2}),
         "deis_3": Diffusers("DEISMultistepScheduler", {**vp, "solver_order": 3}),
-        "deis_3_full_order": Diffusers(
-            "DEISMultistepScheduler", {**vp, "solver_order": 3, "lower_order_final": False}
-        ),
+        "deis_3_full_order": Diffusers("DEISMultistepScheduler", {**vp, "solver_order": 3, "lower_order_final": False}),
         "euler_discrete": Diffusers("EulerDiscreteScheduler", vp, coordinates="ve"),
         "heun_discrete": Diffusers("HeunDiscreteScheduler", vp, coordinates="ve", evaluations=2),
         "edm_euler": Diffusers("EDMEulerScheduler", karras, **edm),
         "edm_dpmpp_2": Diffusers("EDMDPMSolverMultistepScheduler", {**karras, "solver_order": 2}, **edm),
         "edm_dpmpp_3": Diffusers("EDMDPMSolverMultistepScheduler", {**karras, "solver_order": 3}, **edm),
-        "flow_euler": Diffusers(
-            "FlowMatchEulerDiscreteScheduler", coordinates="flow", output=VELOCITY, sigmas=from_one
-        ),
+        "flow_euler": Diffusers("FlowMatchEulerDiscreteScheduler", coordinates="flow", output=VELOCITY, sigmas=from_one),
         "flow_unipc_2": Diffusers(unipc, {**flow, "solver_order": 2}, coordinates="flow", sigmas=below_one),
     }
 

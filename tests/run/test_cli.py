@@ -29,12 +29,8 @@ def test_a_run_leaves_everything_it_promises(tiny_run):
 
 
 def test_a_finished_run_is_left_as_it_is(tiny_run, scorelab):
-    before = {
-        p: p.stat().st_mtime_ns for p in tiny_run.rglob("*") if p.is_file() and p.suffix in (".npz", "")
-    }
-    status, out, _ = scorelab(
-        "run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume"
-    )
+    before = {p: p.stat().st_mtime_ns for p in tiny_run.rglob("*") if p.is_file() and p.suffix in (".npz", "")}
+    status, out, _ = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume")
     assert status == 0
     # Before anything that takes time.
     assert out.startswith("config    reading toys/eight_gaussians ...\n")

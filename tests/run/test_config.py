@@ -18,12 +18,7 @@ from scorelab.run.sources import ConfigError, config_name, find_config
 def test_a_config_is_found_by_path_by_its_place_in_a_checkout_and_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = find_config("quickstart")
-    assert (
-        find_config("configs/quickstart.gin")
-        == find_config("quickstart.gin")
-        == find_config(str(shipped))
-        == shipped
-    )
+    assert find_config("configs/quickstart.gin") == find_config("quickstart.gin") == find_config(str(shipped)) == shipped
     assert config_name(find_config("mnist/edm")) == "mnist/edm"
     (tmp_path / "quickstart.gin").write_text("")
     assert find_config("quickstart.gin") == tmp_path / "quickstart.gin"
@@ -164,9 +159,7 @@ def test_loads_do_not_see_each_other_nor_the_process():
 
 def test_an_override_may_name_what_only_an_include_imports(tmp_path):
     (tmp_path / "a.gin").write_text("include 'toys/rings.gin'\n")
-    loaded = config.load(
-        str(tmp_path / "a.gin"), ["nets.MLP.width = 8", "experiment.SamplingSpec.solver = @solvers.DDIM()"]
-    )
+    loaded = config.load(str(tmp_path / "a.gin"), ["nets.MLP.width = 8", "experiment.SamplingSpec.solver = @solvers.DDIM()"])
     assert loaded.experiment.learner.denoiser.net.width == 8
     assert type(loaded.experiment.sampling.solver).__name__ == "DDIM"
 

@@ -9,9 +9,7 @@ class Links(HTMLParser):
         self.targets, self.text = [], []
 
     def handle_starttag(self, tag, attrs):
-        self.targets += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "action", "poster")
-        ]
+        self.targets += [value for name, value in attrs if name in ("src", "href", "srcset", "action", "poster")]
 
     def handle_data(self, data):
         self.text.append(data)

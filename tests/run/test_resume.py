@@ -109,9 +109,7 @@ def test_resuming_on_another_number_of_devices_is_refused(tiny_run, scorelab):
     changed["devices"]["count"] = 7
     try:
         path.write_text(json.dumps(changed))
-        status, _, err = scorelab(
-            "run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume"
-        )
+        status, _, err = scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tiny_run, "--resume")
     finally:
         path.write_text(text)
     assert status == 2
@@ -123,9 +121,7 @@ def test_a_run_can_be_made_longer(tmp_path, scorelab):
     short = with_sets(*TINY, "optax.warmup_cosine_decay_schedule.decay_steps = 40")
     # The macro STEPS would change nothing any more, and be refused.
     kept = (binding for binding in TINY if not binding.startswith("STEPS"))
-    longer = with_sets(
-        *kept, "optax.warmup_cosine_decay_schedule.decay_steps = 40", "experiment.Experiment.steps = 30"
-    )
+    longer = with_sets(*kept, "optax.warmup_cosine_decay_schedule.decay_steps = 40", "experiment.Experiment.steps = 30")
     assert scorelab("train", "toys/rings", *short, "--workdir", tmp_path / "run")[0] == 0
     status, out, _ = scorelab("train", "toys/rings", *longer, "--workdir", tmp_path / "run", "--resume")
     assert status == 0

@@ -28,16 +28,12 @@ class _Geometry(NamedTuple):
     @property
     def padding(self) -> list[tuple[int, int]]:
         """Zeros before and after each axis; the odd one goes last, as lax's "SAME" does."""
-        total = [
-            max((o - 1) * self.stride + self.kernel - s, 0) for s, o in zip(self.size, self.out, strict=True)
-        ]
+        total = [max((o - 1) * self.stride + self.kernel - s, 0) for s, o in zip(self.size, self.out, strict=True)]
         return [(p // 2, p - p // 2) for p in total]
 
 
 def _forward(x, w, *, geometry):
-    return lax.conv_general_dilated(
-        x, w, (geometry.stride, geometry.stride), geometry.padding, dimension_numbers=_LAYOUT
-    )
+    return lax.conv_general_dilated(x, w, (geometry.stride, geometry.stride), geometry.padding, dimension_numbers=_LAYOUT)
 
 
 def _input_gradient(dy, w, *, geometry):
@@ -45,9 +41,7 @@ def _input_gradient(dy, w, *, geometry):
     # Written with the ordinary layouts: only those have a fast path in a loop body on the CPU.
     k, stride = geometry.kernel, geometry.stride
     before = [k - 1 - low for low, _ in geometry.padding]
-    after = [
-        s + k - 2 - (o - 1) * stride - b for s, o, b in zip(geometry.size, geometry.out, before, strict=True)
-    ]
+    after = [s + k - 2 - (o - 1) * stride - b for s, o, b in zip(geometry.size, geometry.out, before, strict=True)]
     turned = rearrange(w[::-1, ::-1], "h w i o -> h w o i")
     return lax.conv_general_dilated(
         dy,
@@ -126,9 +120,7 @@ batching.primitive_batchers[_kernel_p] = _kernel_batching
 
 def _register(primitive, implementation, shape):
     primitive.def_impl(jax.jit(implementation, static_argnames="geometry"))
-    primitive.def_abstract_eval(
-        lambda a, b, *, geometry: a.update(shape=shape(a, b, geometry), weak_type=False)
-    )
+    primitive.def_abstract_eval(lambda a, b, *, geometry: a.update(shape=shape(a, b, geometry), weak_type=False))
     mlir.register_lowering(primitive, mlir.lower_fun(implementation, multiple_results=False))
 
 

@@ -72,21 +72,16 @@ class GroupNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
         """Normalise x (batch, height, width, channels), then modulate it."""
         channels = x.shape[-1]
         if self.groups < 1 or channels % self.groups:
-            raise ValueError(
-                f"GroupNorm.groups={self.groups!r}: accepted are divisors of {channels} channels"
-            )
+            raise ValueError(f"GroupNorm.groups={self.groups!r}: accepted are divisors of {channels} channels")
         # Two stages: a reduction over pixels that keeps the channels contiguous, then a tiny one over the
         # group. XLA's CPU backend takes about half the time of one reduction over a 5-axis view.
         wide = x.astype(jnp.float32)
         mean, square = (
-            jnp.mean(rearrange(jnp.mean(v, (1, 2)), "b (g c) -> b g c", g=self.groups), -1)
-            for v in (wide, wide * wide)
+            jnp.mean(rearrange(jnp.mean(v, (1, 2)), "b (g c) -> b g c", g=self.groups), -1) for v in (wide, wide * wide)
         )
         # Rounding can take the difference of moments below zero on constant inputs.
         rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
@@ -140,9 +135,7 @@ class Embedding(nn.Module):
             table = nn.Embed(self.num_classes + 1, self.width, dtype=self.dtype, name="label")
             h = h + table(self._labels(cond, c_noise.shape[0]))
         elif cond is not None:
-            raise ValueError(
-                "cond was given to a network with num_classes=0: accepted is None, or set num_classes"
-            )
+            raise ValueError("cond was given to a network with num_classes=0: accepted is None, or set num_classes")
         return nn.silu(h)
 
     def _labels(self, cond, batch):
@@ -150,9 +143,7 @@ class Embedding(nn.Module):
             return jnp.full((batch,), self.num_classes, jnp.int32)
         cond = jnp.asarray(cond)
         if not jnp.issubdtype(cond.dtype, jnp.integer):
-            raise ValueError(
-                f"cond has dtype {cond.dtype}: accepted are integer labels 0..{self.num_classes}"
-            )
+            raise ValueError(f"cond has dtype {cond.dtype}: accepted are integer labels 0..{self.num_classes}")
         # A label that is no class reads a row beyond the table, which is NaN: -4 would be the fourth row from its end.
         cond = jnp.where((cond < 0) | (cond > self.num_classes), self.num_classes + 1, cond)
         if batch == 1 and cond.ndim == 1:  # one noise level for a batch of labels
@@ -172,6 +163,4 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def check_inputs(x: jax.Array, c_noise: jax.Array) -> None:
     """Raise ValueError unless there is one noise level per example, or one row for all of them."""
     if x.ndim < 2 or c_noise.shape not in (x.shape[:1], (1,)):
-        raise ValueError(
-            f"x has shape {x.shape} and c_noise {c_noise.shape}: accepted are (batch, *event) and (batch,) or (1,)"
-        )
+        raise ValueError(f"x has shape {x.shape} and c_noise {c_noise.shape}: accepted are (batch, *event) and (batch,) or (1,)")

@@ -66,9 +66,7 @@ class MLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False
-    ) -> jax.Array:
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """Evaluate on x (batch, *event), c_noise (batch,) or (1,) and labels cond, () or (batch,)."""
         check_inputs(x, c_noise)
         size = math.prod(x.shape[1:])
