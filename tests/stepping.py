@@ -24,7 +24,9 @@ def scan(solver, process, model, rows, y, noise):
 def walk(solver, process, model, times, y, noise):
     """All states at the grid nodes; ``noise[i]`` is what step ``i`` draws (every row of a step sees the same)."""
     table = solver.table(process, times)
-    rows = {name: np.asarray(column, y.dtype) for name, column in (table | {"live": np.ones(len(table["step"]))}).items()}
+    columns = table | {"live": np.ones(len(table["step"]))}
+    # A table may be one of several that are walked at once.
+    rows = {name: column.astype(y.dtype) for name, column in columns.items()}
     states = scan(solver, process, model, rows, y, jnp.asarray(noise)[table["step"]])
     ends = np.append(np.flatnonzero(np.diff(table["step"])), len(table["step"]) - 1)
     return jnp.concatenate([y[None], states[ends]])

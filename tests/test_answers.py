@@ -358,5 +358,3 @@ def test_pairs_and_straightness_look_at_their_start():
 def test_a_time_that_is_known_is_looked_at(t):
     with pytest.raises(ValueError, match="expected times from 0 to 1, the domain of VPLinear"):
         ExactModel(LAW, VP)(Y, t)
-    with pytest.raises(ValueError, match="expected times from 0 to 1"):
-        VP.alpha(float(t))

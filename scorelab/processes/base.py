@@ -111,27 +111,27 @@ class Process(abc.ABC):
 
     def alpha(self, t: Array | float) -> Array:
         r""":math:`\alpha_t`."""
-        return self.schedule.alpha(self._times(t))
+        return self.schedule.alpha(_floating(t))
 
     def sigma(self, t: Array | float) -> Array:
         r""":math:`\sigma_t`."""
-        return self.schedule.sigma(self._times(t))
+        return self.schedule.sigma(_floating(t))
 
     def log_snr(self, t: Array | float) -> Array:
         r""":math:`\log(\alpha_t^2/\sigma_t^2)`."""
-        return self.schedule.log_snr(self._times(t))
+        return self.schedule.log_snr(_floating(t))
 
     def noise_ratio(self, t: Array | float) -> Array:
         r""":math:`\sigma_t/\alpha_t`."""
-        return self.schedule.noise_ratio(self._times(t))
+        return self.schedule.noise_ratio(_floating(t))
 
     def d_alpha(self, t: Array | float) -> Array:
         r""":math:`\dot\alpha_t`."""
-        return self.schedule.d_alpha(self._times(t))
+        return self.schedule.d_alpha(_floating(t))
 
     def d_sigma(self, t: Array | float) -> Array:
         r""":math:`\dot\sigma_t`."""
-        return self.schedule.d_sigma(self._times(t))
+        return self.schedule.d_sigma(_floating(t))
 
     @property
     def t_min(self) -> float:
@@ -157,13 +157,6 @@ class Process(abc.ABC):
                 f"{where} = {float(times[wrong].flat[0]):.6g}: expected times from {low:.6g} to {high:.6g}, the domain of "
                 f"{self.schedule!r}"
             )
-
-    def _times(self, t: Array | float) -> Array:
-        """Host numbers as float64, looked at; JAX arrays as they are."""
-        if isinstance(t, jax.Array):
-            return t
-        self.check_times(f"{type(self).__name__}: t", t)
-        return np.asarray(t, np.float64)
 
     # The chart --------------------------------------------------------------------------------------------------
     def encode(self, x: Array) -> Array:
@@ -258,7 +251,7 @@ class Process(abc.ABC):
 
     def latent_diffusion(self, t: Array | float) -> Array:
         r""":math:`g_t`."""
-        rate = self.schedule.diffusion_rate(self._times(t))
+        rate = self.schedule.diffusion_rate(_floating(t))
         return jnp.sqrt(rate) if isinstance(rate, jax.Array) else np.sqrt(rate)
 
     # The SDE in data space --------------------------------------------------------------------------------------

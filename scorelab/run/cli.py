@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Nothing else is imported here: help and mistakes in the command need not wait for it, and a config may still split the CPU into
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(error, "status", 130)
     except BrokenPipeError:
         # A pipe that is closed early (scorelab ... | head) is no error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -210,7 +211,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _from_config(arguments: argparse.Namespace, *, whole: bool) -> None:
     # At once: the imports, the data and the measured moments take seconds.
-    print(f"{'config':<9} reading {arguments.config} ...", flush=True)
+    # An output that nobody reads is named where the work directory is known.
+    with suppress(BrokenPipeError):
+        print(f"{'config':<9} reading {arguments.config} ...", flush=True)
     with _importing():
         from scorelab.run import pipeline
 

@@ -98,16 +98,11 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
 
 
 def _require_bindings(overrides: tuple[str, ...]) -> None:
-    """Refuse an override that binds nothing, and one that a later one replaces before anything reads it."""
-    seen = set()
+    """Refuse an override that binds nothing."""
     for override in overrides:
         lines = [line.strip() for line in override.splitlines()]
         if not any(line and not line.startswith("#") for line in lines):
             raise ConfigError(f"--set {override!r}: expected a binding, such as 'experiment.Experiment.steps = 100'")
-        field, binds, _ = override.partition("=")
-        if binds and (field := field.strip()) in seen:
-            raise ConfigError(f"--set {field!r} is given twice: expected one value")
-        seen.add(field)
 
 
 def _add_to_path(path: Path) -> None:

@@ -165,7 +165,7 @@ def test_invalid_arguments_are_named():
         conv2d(x, w.astype(np.float16))
     with pytest.raises(ValueError, match=r"Conv\.stride=3"):
         Conv(4, stride=3)
-    with pytest.raises(ValueError, match=r"Conv\.features=0"):
+    with pytest.raises(ValueError, match=r"Conv\.features = 0"):
         Conv(0)
 
 
