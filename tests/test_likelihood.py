@@ -52,7 +52,7 @@ def test_equals_the_closed_form_on_a_mixture(float64, schedule):
 def test_hutchinson_is_unbiased(float64):
     process, law = processes.Gaussian(schedule=schedules.VPLinear()), mixture()
     model = models.ExactModel(law, process)
-    x = np.broadcast_to(points(1), (100, 2))
+    x = np.broadcast_to(points(1), (400, 2))
     exact = jax.jit(lambda x: law.noised(process, process.t_min).log_prob(x))(x[:1])[0]
     # From the law itself at t_max, so that nothing is left but the probes (and the solver's 1e-5).
     estimate = likelihood.log_likelihood(model, process, x, probes=2, key=KEY, start=starts.Noised(law))

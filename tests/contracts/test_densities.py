@@ -16,7 +16,7 @@ PROCESS = processes.Gaussian(schedule=schedules.VPLinear())
 T, EARLIER = 0.25, 0.24
 ALPHA, SIGMA = float(PROCESS.alpha(np.float64(T))), float(PROCESS.sigma(np.float64(T)))
 KEY = jax.random.key(3)
-N, FEW = 20_000, 64
+N, FEW = 40_000, 64
 SIDE = np.linspace(-6, 6, 301)
 GRID = np.stack(np.meshgrid(SIDE, SIDE), -1).reshape(-1, 2).astype(np.float32)
 

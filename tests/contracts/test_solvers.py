@@ -186,7 +186,7 @@ def usual_process(solver):
     ids=str,
 )
 def test_gaussian_marginals(solver, process):
-    n, adaptive = 3_000, solver.calls_per_step is None
+    n, adaptive = 6_000, solver.calls_per_step is None
     t_max = 0.99 if process is FLOW else None
     # Euler in the time of EDM and Euler-Maruyama need more steps for the same bias than the exponential rules.
     slow = isinstance(solver, solvers.EulerMaruyama | solvers.ProbabilityFlowEuler | solvers.PredictorCorrector)

@@ -82,7 +82,7 @@ def test_m_dsm_is_its_formula_for_any_weight():
 
 @pytest.mark.parametrize("name", ["paper", pytest.param("growing", marks=pytest.mark.long), "time-varying"])
 def test_m_dsm_is_m_esm_up_to_a_constant_of_the_data(name):
-    process, law, n = PROCESSES[name], correlated(), 60_000
+    process, law, n = PROCESSES[name], correlated(), 200_000
     dsm = losses.MultiplicativeDenoisingScoreMatching(process, times=times(process))
     esm = losses.MultiplicativeExplicitScoreMatching(process, law, times=times(process))
     model, exact = Distorted(law, process), models.ExactModel(law, process)

@@ -178,7 +178,7 @@ def test_weak_order_of_the_variance_of_the_sign_preserving_sampler():
 def test_weak_order_of_the_mean_of_the_sign_agnostic_sampler(float64):
     # E[log x] against the sign-preserving sampler, whose own error is 50 times smaller, on one start and one noise: what
     # the two do not share has a deviation of 0.4 / sqrt(steps), so that the standard errors are below 7e-4.
-    law, n = three_modes(), 20_000
+    law, n = three_modes(), 40_000
     y = draw_noised_logs(law, PAPER, 1.0, n)
     model = models.ExactModel(law, PAPER)
 
@@ -288,7 +288,7 @@ def test_both_samplers_recover_the_mixture(solver, name, steps, optimised):
 
 @pytest.mark.parametrize("name", [pytest.param("paper", marks=pytest.mark.long), "growing"])
 def test_the_reverse_sde_needs_its_divergence(name, optimised):
-    process, law, n, steps = PROCESSES[name], densities.LogNormalMixture([1.0], np.array([[0.3]]), np.array([0.36])), 10_000, 400
+    process, law, n, steps = PROCESSES[name], densities.LogNormalMixture([1.0], np.array([[0.3]]), np.array([0.36])), 40_000, 400
 
     class Classic(processes.GeometricBrownianMotion):
         def div_diffusion(self, x, t):
