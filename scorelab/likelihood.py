@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from scorelab.arguments import check_key, check_leading
 from scorelab.models.ask import ask
 from scorelab.models.guidance import check_labels
 from scorelab.processes.base import Process
-from scorelab.sampling import check_key, check_leading
 from scorelab.starts import Prior, Start
 from scorelab.typing import (
     Array,

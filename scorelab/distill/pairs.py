@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arguments import check_shape, check_walk
 from scorelab.data import Batches
 from scorelab.grids import Explicit, Grid
 from scorelab.processes.base import Process
-from scorelab.sampling import check_shape, check_walk, sample
+from scorelab.sampling import sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed, Prior, Start
 from scorelab.typing import Array, Key, Model, Pytree, on_host, per_example_keys, require_spec

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arguments import check_shape, check_walk
 from scorelab.distill.nodes import euler_step
 from scorelab.grids import Grid
 from scorelab.losses import DenoisingScoreMatching, FlowWeighting, Times, UniformTimes, Weighting
 from scorelab.models.ask import ask
 from scorelab.processes.base import Process
-from scorelab.sampling import check_shape, check_walk
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
 from scorelab.starts import Prior, Start

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arguments import check_shape, check_walk
 from scorelab.callbacks import remembered
 from scorelab.fk.composition import known_process
 from scorelab.fk.intermediate import Denoised
@@ -18,17 +19,7 @@ from scorelab.fk.potentials import Steering
 from scorelab.fk.smc import FeynmanKac
 from scorelab.grids import Grid
 from scorelab.processes.base import Process, require_same_process
-from scorelab.sampling import (
-    Samples,
-    assemble,
-    begin,
-    check_shape,
-    check_walk,
-    first_bad,
-    raise_if_bad,
-    row_keys,
-    working_precision,
-)
+from scorelab.sampling import Samples, assemble, begin, first_bad, raise_if_bad, row_keys, working_precision
 from scorelab.solvers.base import BoundModel
 from scorelab.starts import Prior, Start
 from scorelab.typing import Array, Key, Model, Pytree, require_spec

@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arguments import check_shape, check_walk
 from scorelab.callbacks import own_errors
 from scorelab.fk.cloud import WeightsWarning
 from scorelab.fk.composition import known_process
 from scorelab.fk.intermediate import Denoised, Intermediate
 from scorelab.grids import Grid
 from scorelab.processes.base import Process, require_same_process
-from scorelab.sampling import begin, check_shape, check_walk, first_bad, raise_if_bad, row_keys, working_precision
+from scorelab.sampling import begin, first_bad, raise_if_bad, row_keys, working_precision
 from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
 from scorelab.typing import (
