@@ -12,7 +12,7 @@ from scorelab.grids import Grid, check_times
 from scorelab.models.guidance import check_labels
 from scorelab.models.per_sample import per_sample_values
 from scorelab.processes.base import Process
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, on_host, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, is_traced, on_host, require_spec
 
 
 def check_walk(
@@ -61,7 +61,7 @@ def check_ids(where: str, ids: Array | None, n: int) -> Array:
     found = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     if found.shape != (n,) or not jnp.issubdtype(found.dtype, jnp.integer):
         raise ValueError(f"{where}.ids is {found.dtype} of shape {found.shape}: expected integers ({n},), one for each sample")
-    if not isinstance(found, jax.core.Tracer):
+    if not is_traced(found):
         low, high = int(np.min(on_host(found))), int(np.max(on_host(found)))
         if low < 0 or high >= 2**31:
             raise ValueError(f"{where}.ids has values {low} to {high}: expected integers in [0, {2**31 - 1}]")
@@ -73,7 +73,7 @@ def check_leading(cond: Pytree, n: int, population: int, name: str = "cond", whe
     for leaf in jax.tree.leaves(cond):
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
             raise ValueError(f"{where}.{name} has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
-        if population > 1 and n % population == 0 and not isinstance(leaf, jax.core.Tracer):
+        if population > 1 and n % population == 0 and not is_traced(leaf):
             # A particle that is copied takes its past along, and would meet another condition.
             rows = on_host(leaf).reshape(n // population, population, -1)
             if not np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape), equal_nan=rows.dtype.kind == "f"):

@@ -30,6 +30,7 @@ from scorelab.typing import (
     Model,
     Pytree,
     is_model_pytree,
+    is_traced,
     on_host,
     per_example_keys,
     require_int,
@@ -132,7 +133,7 @@ def log_likelihood(
     check_leading(cond, len(x), 1, where="log_likelihood")
     check_labels(model, cond)
     y = process.encode(x)
-    if not isinstance(y, jax.core.Tracer):
+    if not is_traced(y):
         start.check(len(x), x.shape[1:], process)
         start.suit("log_likelihood", process, float(t1), model)
         _require_rows(np.isfinite(on_host(x)), "log_likelihood.x has rows that are not finite: {rows} of {n}", ValueError)
@@ -143,7 +144,7 @@ def log_likelihood(
         jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
         process=process, probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
     )  # fmt: skip
-    if not any(isinstance(value, jax.core.Tracer) for value in (done, log_prob)):
+    if not is_traced(done, log_prob):
         if not bool(done):
             raise RuntimeError(
                 f"the probability flow did not reach t = {t1} within max_steps = {max_steps}: raise it, or loosen rtol = {rtol}"
@@ -233,7 +234,7 @@ def _finite_rms(error: tuple[Array, Array]) -> Array:
 
 def _check_times(process: Process, t0: float, t1: float) -> None:
     """Raise ``ValueError`` unless both times have noise and the first is the smaller; traced times have no value to look at."""
-    if any(isinstance(t, jax.core.Tracer) for t in (t0, t1)):
+    if is_traced(t0, t1):
         return
     process.check_times("log_likelihood.t_min", float(t0))
     process.check_times("log_likelihood.t_max", float(t1))

@@ -21,7 +21,18 @@ from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Process
 from scorelab.solvers.base import BoundModel, Solver
 from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, on_host, per_example_keys, require_int, require_spec
+from scorelab.typing import (
+    Array,
+    Key,
+    Model,
+    Pytree,
+    is_model_pytree,
+    is_traced,
+    on_host,
+    per_example_keys,
+    require_int,
+    require_spec,
+)
 
 # Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
 CHUNK_ELEMENTS = 2**19
@@ -121,7 +132,7 @@ def sample(
     solver.check_start(start, model, process, float(times[0]))
     rows = solver.table(process, times)
     step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
-    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((start, ids))):
+    if not is_traced(start, ids):
         start.check(int(np.max(on_host(ids))) + 1, event, process)
         start.suit("sample", process, float(times[0]), model)
     size = _chunk_size(n, event, chunk, mesh, population)
@@ -146,12 +157,12 @@ def sample(
         part["path"] = None if keep == "last" else part["path"][np.append(0, 1 + step_ends)]
         parts.append(part)
         done = min(low + size, n)
-        if check_finite and not isinstance(part["bad"], jax.core.Tracer):
+        if check_finite and not is_traced(part["bad"]):
             raise_if_bad(on_host(part["bad"])[: done - low], times)
         if progress is not None:
             progress(done, n)
     samples = assemble(parts, n, len(rows["step"]), times)
-    if not isinstance(samples.x, jax.core.Tracer):
+    if not is_traced(samples.x):
         solver.review(samples.diagnostics)
     return samples
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
+
+from scorelab.typing import is_traced
 
 # Most fraction bits of the dequantisation noise: on [-1, 1] 8 bits of level + 14 + half a step fit float32's 24
 # exactly, see `dequantise`.
@@ -56,7 +57,7 @@ class Cells:
         if x.dtype != jnp.uint8:
             raise TypeError(f"x is {x.dtype}: expected uint8 levels 0 to {self.levels - 1}")
         # Under jit a value cannot be looked at; `check` looks at the data before.
-        if self.levels < 256 and not isinstance(given, Tracer) and x.size and int(np.max(given)) >= self.levels:
+        if self.levels < 256 and not is_traced(given) and x.size and int(np.max(given)) >= self.levels:
             raise ValueError(f"x has the value {np.max(given)}: expected levels 0 to {self.levels - 1}, as {self!r} has")
         return x.astype(jnp.float32)
 
@@ -82,7 +83,7 @@ class Cells:
 
         ValueError for values that are NaN, which have no level (not under jit).
         """
-        if not isinstance(y, Tracer) and (bad := int(np.sum(np.isnan(y)))):
+        if not is_traced(y) and (bad := int(np.sum(np.isnan(y)))):
             raise ValueError(f"y has {bad} values that are NaN: expected numbers")
         cell = jnp.floor((jnp.asarray(y, jnp.float32) - self.low) * (self.levels / (self.high - self.low)))
         return jnp.clip(cell, 0, self.levels - 1).astype(jnp.uint8)

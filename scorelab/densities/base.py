@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, Key, owner
+from scorelab.typing import Array, Key, is_traced, owner
 
 if TYPE_CHECKING:
     from scorelab.densities.gaussian import Gaussian
@@ -79,7 +79,7 @@ def check_numbers(law: object, **fields: Array | float) -> None:
     Host numbers are looked at in the default float type, in which the law keeps them.
     """
     for name, value in fields.items():
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        if is_traced(value):
             continue
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             continue
@@ -97,7 +97,7 @@ def check_variances(law: object, **fields: Array | float) -> None:
     """:func:`check_numbers`, and nothing below zero."""
     check_numbers(law, **fields)
     for name, value in fields.items():
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        if is_traced(value):
             continue
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             continue

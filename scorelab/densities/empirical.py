@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree
-from scorelab.typing import Array, Key, require_int
+from scorelab.typing import Array, Key, is_traced, require_int
 
 
 @law_pytree("centres", "variance", static=("block",))
@@ -113,7 +113,7 @@ class IsotropicMixture(Density):
         return clean._posterior((y - process.offset(t)) / alpha)[1]
 
     def _require_density(self):
-        if not isinstance(self.variance, jax.core.Tracer) and float(self.variance) == 0:
+        if not is_traced(self.variance) and float(self.variance) == 0:
             raise ValueError(f"{type(self).__name__} with variance 0 is a set of points and has no density: use noised(process, t)")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree
 from scorelab.densities.moments import elementwise, moments
-from scorelab.typing import Array, Key
+from scorelab.typing import Array, Key, is_traced
 
 # The reach of a law of which only the moments are known.
 UNKNOWN = -1.0
@@ -196,7 +196,7 @@ class Gaussian(Density):
 
     def scale(self):
         """See :class:`Density`; from the mean and the eigenvalues."""
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+        if is_traced(self):
             return None
         variance = np.sum(np.asarray(self.eigenvalues, np.float64)) + (self.size - len(self.eigenvalues)) * float(self.tail)
         return float(np.sqrt(np.mean(np.asarray(self.mean, np.float64) ** 2))), math.sqrt(variance / self.size)

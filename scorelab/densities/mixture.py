@@ -11,7 +11,7 @@ import numpy as np
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.moments import FAR, moments
-from scorelab.typing import Array, Key, require_int, require_number, require_seed
+from scorelab.typing import Array, Key, is_traced, require_int, require_number, require_seed
 
 
 @law_pytree("log_weights", "components")
@@ -160,7 +160,7 @@ class GaussianMixture(Density):
 
     def scale(self):
         """See :class:`Density`; from the moments of the components."""
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self)):
+        if is_traced(self):
             return None
         w, g = np.exp(np.asarray(self.log_weights, np.float64)), self.components
         means = np.asarray(g.mean, np.float64).reshape(len(w), -1)

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.scipy.special import gammainc, gammaincc
 
-from scorelab.typing import Array, Pytree, is_model_pytree, on_host, require_int
+from scorelab.typing import Array, Pytree, is_model_pytree, is_traced, on_host, require_int
 
 # One object for all calls: optax transformations are compared by identity, and another one would compile anew.
 NESTEROV = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(5.0, momentum=0.9, nesterov=True))
@@ -112,8 +112,7 @@ def optimise_noise(
             raise TypeError(f"optimise_noise.{name} = {fn!r}: expected a function or a callable pytree")
     require_int(optimise_noise, 1, iterations=iterations)
     for name, number in (("weight", weight), ("regularisation", regularisation)):
-        traced = isinstance(number, jax.core.Tracer)
-        if jnp.shape(number) != () or not (traced or (math.isfinite(number) and number >= 0)):
+        if jnp.shape(number) != () or not (is_traced(number) or (math.isfinite(number) and number >= 0)):
             raise ValueError(f"optimise_noise.{name} = {number!r}: expected a finite number >= 0")
     if not isinstance(optimizer, optax.GradientTransformation):
         raise TypeError(f"optimise_noise.optimizer = {optimizer!r}: expected an optax.GradientTransformation")
@@ -126,7 +125,7 @@ def optimise_noise(
         generator, reward, noise, cond, weight, regularisation,
         iterations=iterations, optimizer=optimizer, with_cond=bool(with_cond),
     )  # fmt: skip
-    if check_finite and not isinstance(bad, jax.core.Tracer):
+    if check_finite and not is_traced(bad):
         _raise_if_bad(on_host(bad), iterations)
     return result
 

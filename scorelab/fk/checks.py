@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, owner, require_number
+from scorelab.typing import Array, is_traced, owner, require_number
 
 
 def require_scalar(spec: object, **fields: Array | float) -> None:
@@ -21,7 +21,7 @@ def require_scalar(spec: object, **fields: Array | float) -> None:
         real = hasattr(value, "dtype") and (jnp.issubdtype(value.dtype, np.floating) or jnp.issubdtype(value.dtype, np.integer))
         if not number and not (real and jnp.shape(value) == ()):
             raise TypeError(f"{owner(spec)}.{name} = {value!r}: expected a number")
-        if not isinstance(value, jax.core.Tracer) and not np.isfinite(value):
+        if not is_traced(value) and not np.isfinite(value):
             raise ValueError(f"{owner(spec)}.{name} = {value!r}: expected a finite number")
 
 
@@ -40,5 +40,4 @@ def same(a: Any, b: Any) -> bool:
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    traced = lambda *leaves: any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)
-    return all(x is y or traced(x, y) or np.array_equal(x, y) for x, y in pairs)
+    return all(x is y or is_traced(x, y) or np.array_equal(x, y) for x, y in pairs)

@@ -22,7 +22,7 @@ from scorelab.fk.potentials import Potential, Seen
 from scorelab.models import Conditioned
 from scorelab.processes.base import require_same_process
 from scorelab.starts import Start, Tempered
-from scorelab.typing import Array, Model, partly_static, require_choice, require_int
+from scorelab.typing import Array, Model, is_traced, partly_static, require_choice, require_int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,7 +242,7 @@ def tilted(
 def _positive(name: str, beta: Array | float) -> Array | float:
     if not callable(beta):
         require_scalar(name, beta=beta)
-        if not isinstance(beta, jax.core.Tracer) and not beta > 0:
+        if not is_traced(beta) and not beta > 0:
             raise ValueError(f"{name}.beta = {beta!r}: expected a finite number above 0")
     return beta
 
@@ -257,7 +257,7 @@ def _total(exponents: Sequence[Array | float | Callable[[Array], Array]], t: flo
     """The sum of the exponents at the host time ``t``; None where it is traced."""
     with jax.ensure_compile_time_eval():
         total = sum(b(jnp.asarray(t)) if callable(b) else b for b in exponents)
-    return None if isinstance(total, jax.core.Tracer) else float(total)
+    return None if is_traced(total) else float(total)
 
 
 def _named(model: Composition, total: float | None) -> str:
@@ -267,7 +267,7 @@ def _named(model: Composition, total: float | None) -> str:
 
 def _moments(model: Model) -> Gaussian | None:
     law, process = getattr(model, "law", None), getattr(model, "process", None)
-    if law is None or process is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(law)):
+    if law is None or process is None or is_traced(law):
         return None
     with jax.ensure_compile_time_eval():
         return law.in_chart(process.chart).matched()

@@ -22,7 +22,7 @@ from scorelab.processes.base import Process, require_same_process
 from scorelab.sampling import Samples, assemble, begin, first_bad, raise_if_bad, row_keys, working_precision
 from scorelab.solvers.base import BoundModel
 from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, require_spec
+from scorelab.typing import Array, Key, Model, Pytree, is_traced, require_spec
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Callback:
 
     def on_host(self, x: Array) -> np.ndarray:
         """The function's answer, checked."""
-        if isinstance(x, jax.core.Tracer):
+        if is_traced(x):
             raise TypeError("Callback.fn under a transformation of JAX: expected numbers, since it has no derivative")
         x = np.asarray(x)
         r = np.asarray(self.fn(x))

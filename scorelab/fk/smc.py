@@ -33,6 +33,7 @@ from scorelab.solvers import DPMSolverPP
 from scorelab.solvers.base import Solver, Step
 from scorelab.typing import (
     Array,
+    is_traced,
     on_host,
     partly_static,
     per_example_normal,
@@ -244,7 +245,7 @@ class FeynmanKac(Solver):
     def review(self, diagnostics):
         """Warn about weights that were not numbers, and about populations without any."""
         counts = diagnostics["bad_weights"], diagnostics["final_ess"]
-        if any(isinstance(count, jax.core.Tracer) for count in counts):
+        if is_traced(counts):
             return  # a derivative in a weight: the samples are numbers, and these are not
         bad, dead = np.sum(on_host(counts[0])), np.sum(on_host(counts[1]) == 0)
         if bad or dead:

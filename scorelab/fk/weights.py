@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, Key
+from scorelab.typing import Array, Key, is_traced
 
 
 def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
@@ -81,7 +81,7 @@ def one_of_each(key: Key, log_weights: Array, particles: int) -> Array:
     if particles < 1 or log_weights.size % particles:
         raise ValueError(f"one_of_each.particles = {particles}: expected a divisor of the {log_weights.size} weights")
     log_weights = log_weights.reshape(-1, particles)
-    if not isinstance(log_weights, jax.core.Tracer):
+    if not is_traced(log_weights):
         dead = np.flatnonzero(~(np.max(np.asarray(log_weights), axis=1) > -np.inf))
         if len(dead):
             raise ValueError(f"one_of_each.log_weights of population {dead[0]} are all zero weights: expected one above zero")

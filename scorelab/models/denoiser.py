@@ -21,6 +21,7 @@ from scorelab.typing import (
     Array,
     Key,
     Pytree,
+    is_traced,
     on_host,
     per_example,
     require_choice,
@@ -166,7 +167,7 @@ class Denoiser:
         classes = getattr(self.net, "num_classes", 0)
         if isinstance(cond, int):
             cond = np.asarray(cond)
-        if not classes or isinstance(cond, jax.core.Tracer) or not hasattr(cond, "dtype") or cond.size == 0:
+        if not classes or is_traced(cond) or not hasattr(cond, "dtype") or cond.size == 0:
             return
         if not jnp.issubdtype(cond.dtype, jnp.integer):
             raise ValueError(f"cond has dtype {cond.dtype}: expected integer labels 0 to {classes} of {type(self.net).__name__}")

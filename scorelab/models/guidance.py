@@ -14,7 +14,7 @@ from scorelab.models.ask import ask
 from scorelab.models.denoiser import BoundDenoiser
 from scorelab.models.per_sample import PER_SAMPLE
 from scorelab.processes.base import Prediction, require_same_process
-from scorelab.typing import Array, Model, Pytree, per_example
+from scorelab.typing import Array, Model, Pytree, is_traced, per_example
 
 
 @jax.tree_util.register_dataclass
@@ -94,7 +94,7 @@ def _require_guidance(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
     """Raise ``ValueError`` for scales and intervals that cannot be meant; traced values are not looked at."""
     name, scale = type(guidance).__name__, guidance.scale
     number = isinstance(scale, str | int | float | complex | list | tuple | np.ndarray | np.generic | jax.Array)
-    if number and not isinstance(scale, jax.core.Tracer):
+    if number and not is_traced(scale):
         found = np.asarray(scale)
         if found.ndim > 1 or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
             raise ValueError(f"{name}.scale = {scale!r}: expected a finite number, or one for each sample (n,)")

@@ -13,7 +13,7 @@ import numpy as np
 
 from scorelab.densities import Density, Gaussian, GaussianMixture
 from scorelab.densities.base import as_parameter
-from scorelab.typing import Array, partly_static
+from scorelab.typing import Array, is_traced, partly_static
 
 # Accelerators multiply float32 matrices with 8 to 10 bits unless told otherwise.
 product = functools.partial(jnp.matmul, precision="highest")
@@ -45,7 +45,7 @@ class LinearMeasurement:
         for name in ("matrix", "values", "std"):
             value = as_parameter(getattr(self, name))
             object.__setattr__(self, name, value)
-            if not isinstance(value, jax.core.Tracer) and not np.all(np.isfinite(value)):
+            if not is_traced(value) and not np.all(np.isfinite(value)):
                 raise ValueError(f"LinearMeasurement.{name} has a value that is not finite: expected none")
         k = self.matrix.shape[0] if self.matrix.ndim == 2 else 0
         if not k:
@@ -54,7 +54,7 @@ class LinearMeasurement:
             raise ValueError(f"LinearMeasurement.values has shape {self.values.shape}: expected ({k},), as many as rows")
         if self.std.shape not in ((), (k,)):
             raise ValueError(f"LinearMeasurement.std has shape {self.std.shape}: expected () or ({k},)")
-        if not isinstance(self.std, jax.core.Tracer) and np.min(self.std) <= 0:
+        if not is_traced(self.std) and np.min(self.std) <= 0:
             raise ValueError(f"LinearMeasurement.std has the value {np.min(self.std):.3g}: expected numbers above 0")
 
     @classmethod

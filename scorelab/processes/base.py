@@ -24,7 +24,7 @@ import numpy as np
 
 from scorelab.processes.charts import Chart, Identity
 from scorelab.schedules import Schedule, namespace
-from scorelab.typing import Array, Key, per_example, require_shape
+from scorelab.typing import Array, Key, is_traced, per_example, require_shape
 
 
 class Perturbed(NamedTuple):
@@ -145,7 +145,7 @@ class Process(abc.ABC):
 
     def check_times(self, where: str, t: Array | float) -> None:
         """Raise ``ValueError`` for times at which the schedule is not defined; times inside ``jit`` have no value to see."""
-        if isinstance(t, jax.core.Tracer):
+        if is_traced(t):
             return
         times = np.asarray(t, np.float64)
         low, high = self.schedule.clean_time, self.schedule.t_end

@@ -10,11 +10,10 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, require_choice
+from scorelab.typing import Array, is_traced, require_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +110,7 @@ class Log(Chart):
     def encode(self, x):
         r""":math:`\log x`, or :math:`\log|x|`."""
         x = jnp.asarray(x)
-        if not isinstance(x, jax.core.Tracer):
+        if not is_traced(x):
             self._require_domain(np.asarray(x))
         return jnp.log(jnp.abs(x) if self.signed else x)
 

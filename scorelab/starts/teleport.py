@@ -21,7 +21,7 @@ from scorelab.models import Autoguidance, ClassifierFreeGuidance, Conditioned
 from scorelab.processes.base import Process
 from scorelab.starts.base import Start
 from scorelab.starts.laws import Prior
-from scorelab.typing import Array, Model, Pytree, require_int, require_positive, require_spec
+from scorelab.typing import Array, Model, Pytree, is_traced, require_int, require_positive, require_spec
 
 # Noise ratios in units of the largest standard deviation of the law along any direction: where "auto" jumps to, and below
 # which a jump is warned about. Measured in experiments/teleport_quality.py.
@@ -94,7 +94,7 @@ class Teleport(Start):
         """The jump with its beginning fixed, and the times after it; see :class:`Start`."""
         require_spec(self, Gaussian | GaussianMixture, law=self.law)
         require_spec(self, Start, start=self.start)
-        if isinstance(self.t_from, jax.core.Tracer):
+        if is_traced(self.t_from):
             raise ValueError("Teleport.t_from is traced: expected a number, since the grid is cut on the host")
         begin = float(times[0] if self.t_from is None else self.t_from)
         # As far as the process goes, or a grid that its user takes further.
@@ -183,7 +183,7 @@ class Teleport(Start):
 
     def _spread(self) -> float:
         """The largest standard deviation of the law, or of a component, along any direction."""
-        if self._traced():
+        if is_traced(self.law):
             raise ValueError("Teleport.sigma_skip = 'auto' with a traced law: expected a number, since the grid is cut on the host")
         return float(np.sqrt(max(np.max(np.asarray(w), initial=0.0) for w in (self._gaussian.eigenvalues, self._gaussian.tail))))
 
@@ -196,9 +196,6 @@ class Teleport(Start):
     def _gaussian(self) -> Gaussian:
         return self.law.components if isinstance(self.law, GaussianMixture) else self.law
 
-    def _traced(self) -> bool:
-        return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(self.law))
-
     def _warn(self, process: Process, t: float, begin: float, jumps: bool, model: Model, cond: Pytree) -> None:
         ratio, top = float(process.noise_ratio(t)), float(process.noise_ratio(begin))
         if not jumps:
@@ -208,12 +205,12 @@ class Teleport(Start):
                     f"at {top:.3g}; expected a lower one, a finer grid or a process with more noise"
                 )
             return
-        if not self._traced() and ratio < DOUBTFUL * (spread := self._spread()) * (1 - 1e-6):
+        if not is_traced(self.law) and ratio < DOUBTFUL * (spread := self._spread()) * (1 - 1e-6):
             _warn(
                 f"to the noise ratio {ratio:.3g}, below {DOUBTFUL:g} times the largest standard deviation of the data "
                 f"({spread:.3g}), where its score is not that of a Gaussian: expected sigma_skip >= {DOUBTFUL * spread:.3g}"
             )
-        if not self._traced():
+        if not is_traced(self.law):
             known, reach = self._reach()
             if ratio < NEAR * reach * (1 - 1e-6):
                 _warn(
@@ -245,7 +242,7 @@ def guided(model: Model | None) -> tuple[float, float] | None:
     if not isinstance(model, ClassifierFreeGuidance | Autoguidance):
         return None
     settings = model.scale, model.interval
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(settings)) or np.all(np.asarray(model.scale) == 1):
+    if is_traced(settings) or np.all(np.asarray(model.scale) == 1):
         return None
     return float(model.interval[0]), float(model.interval[1])
 

@@ -14,7 +14,7 @@ import numpy as np
 from scorelab.densities import Gaussian
 from scorelab.processes.base import Process, require_same_process
 from scorelab.starts.base import Start
-from scorelab.typing import Array, partly_static
+from scorelab.typing import Array, is_traced, partly_static
 
 
 @partly_static("exponents", "laws", "target")
@@ -54,7 +54,7 @@ class Tempered(Start):
         """Itself, after a look at the process of the target, and at whether the product at the first time has a variance."""
         if (known := getattr(self.target, "process", None)) is not None:
             require_same_process("Tempered", sampled=process, target=known)
-        if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((self.exponents, self.laws))):
+        if not is_traced(self.exponents, self.laws):
             with jax.ensure_compile_time_eval():
                 # Any event shape will do where there are no moments.
                 law = self.at(process, jnp.asarray(times[0], jnp.float32), self.laws[0].event if self.laws else (1,))
