@@ -35,6 +35,7 @@ from scorelab.typing import (
     per_example_keys,
     require_int,
     require_positive,
+    require_real,
     require_spec,
 )
 
@@ -127,6 +128,7 @@ def log_likelihood(
     require_spec(log_likelihood, Start, start=start)
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
     _check_times(process, t0, t1)
+    require_real("log_likelihood.x", x)
     x = jnp.asarray(x, jnp.result_type(float))
     if x.ndim < 2 or not x.size:
         raise ValueError(f"log_likelihood.x has shape {x.shape}: expected (n, *event) with at least one row")

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -57,6 +57,7 @@ class Samples:
             :class:`scorelab.fk.FeynmanKac`).
         trajectory: data-space states ``(steps + 1, n, *event)``, the start included, or None.
         times: the grid that was walked, ``(steps + 1,)``.
+        process: the process they were drawn under.
     """
 
     x: Array
@@ -65,6 +66,7 @@ class Samples:
     diagnostics: dict[str, Any]
     trajectory: Array | None
     times: np.ndarray
+    process: Process = field(metadata={"static": True})
 
 
 @own_errors()
@@ -126,6 +128,10 @@ def sample(
         raise ValueError(f"sample.keep = {keep!r}: expected 'last' or 'all'")
     start = Prior() if start is None else start
     require_spec(sample, Start, start=start)
+    if mesh is not None:
+        require_spec(sample, Mesh, mesh=mesh)
+    if progress is not None and not callable(progress):
+        raise TypeError(f"sample.progress = {progress!r}: expected a function of (samples done, samples wanted), or None")
     population = solver.population(n)
     model, ids, times = check_walk("sample", model, process, grid, key, n, population, cond, ids)
     start, times = start.on_grid(process, times, model, cond)
@@ -161,7 +167,7 @@ def sample(
             raise_if_bad(on_host(part["bad"])[: done - low], times)
         if progress is not None:
             progress(done, n)
-    samples = assemble(parts, n, len(rows["step"]), times)
+    samples = assemble(parts, n, len(rows["step"]), times, process)
     if not is_traced(samples.x):
         solver.review(samples.diagnostics)
     return samples
@@ -222,7 +228,7 @@ def working_precision(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: column.astype(np.int32 if np.issubdtype(column.dtype, np.integer) else working) for name, column in rows.items()}
 
 
-def assemble(parts, n, calls, times) -> Samples:
+def assemble(parts, n, calls, times, process) -> Samples:
     """The result, from what the walks of the chunks returned."""
     size = len(parts[0]["x"])
 
@@ -244,6 +250,7 @@ def assemble(parts, n, calls, times) -> Samples:
         diagnostics=dict(first_bad_step=join([part["bad"] for part in parts]), model_calls=calls, **outputs),
         trajectory=join([part["path"] for part in parts], axis=1),
         times=times,
+        process=process,
     )
 
 

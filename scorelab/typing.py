@@ -166,6 +166,14 @@ def require_shape(what: str, value: Array, like: Array) -> None:
     """Raise ``ValueError`` naming both shapes unless ``value`` is shaped like ``like``: other shapes would broadcast."""
     if jnp.shape(value) != jnp.shape(like):
         raise ValueError(f"{what} has shape {jnp.shape(value)} for y of shape {jnp.shape(like)}: expected the shape of y")
+    require_real(what, value)
+
+
+def require_real(what: str, value: Array) -> None:
+    """Raise ``ValueError`` naming the dtype unless it is one of real numbers: a cast would drop the imaginary part in silence."""
+    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    if not any(jnp.issubdtype(dtype, kind) for kind in (np.bool_, jnp.floating, jnp.integer)):
+        raise ValueError(f"{what} is {dtype}: expected real numbers")
 
 
 def owner(spec: object) -> str:

@@ -364,3 +364,38 @@ def test_pairs_and_straightness_look_at_their_start():
 def test_a_time_that_is_known_is_looked_at(t):
     with pytest.raises(ValueError, match="expected times from 0 to 1, the domain of VPLinear"):
         ExactModel(LAW, VP)(Y, t)
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [
+        (lambda z: EDM.perturb(KEY, z, 0.5), "encode.x"),
+        (lambda z: EDM.perturb_with(z, Y, 0.5), "perturb.eps"),
+        (lambda z: EDM.predict(Y, 0.5, denoised=z), "predict.denoised"),
+        (LAW.log_prob, "Gaussian: points"),
+        (sl.densities.Gaussian.from_data, "from_data.points"),
+        (lambda z: sample(MODEL, start=sl.starts.Fixed(z)), "Fixed.points"),
+        (lambda z: sl.likelihood.log_likelihood(MODEL, EDM, z), "log_likelihood.x"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_numbers_that_are_not_real_are_refused(act, name):
+    with pytest.raises(ValueError, match=f"{name}.* complex64: expected real numbers"):
+        act(Y.astype(np.complex64))
+
+
+def test_traced_numbers_of_a_law_made_on_the_host_are_refused():
+    with pytest.raises(ValueError, match=r"Gaussian\.mean is traced.*Gaussian\.diagonal"):
+        jax.grad(lambda mean: jnp.sum(sl.densities.Gaussian(mean, 1.0).log_prob(Y)))(jnp.zeros(2))
+    slope = jax.grad(lambda mean: jnp.sum(sl.densities.Gaussian.diagonal(mean, np.ones(2)).log_prob(Y)))(jnp.zeros(2))
+    np.testing.assert_allclose(slope, [4.0, 4.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "message"),
+    [(dict(mesh=3), TypeError, "sample.mesh = 3: expected a Mesh"), (dict(progress=3), TypeError, "sample.progress = 3")],
+)
+def test_options_of_another_kind_are_refused(option, error, message):
+    with pytest.raises(error, match=message):
+        sample(MODEL, **option)

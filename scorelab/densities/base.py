@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, Key, is_traced, owner
+from scorelab.typing import Array, Key, is_traced, owner, require_real
 
 if TYPE_CHECKING:
     from scorelab.densities.gaussian import Gaussian
@@ -66,7 +66,8 @@ class Density(abc.ABC):
 
 
 def check_points(law: Density, x: Array) -> Array:
-    """Raise ``ValueError`` unless ``x`` is ``(batch, *event)``; return it as a JAX array."""
+    """Raise ``ValueError`` unless ``x`` is real ``(batch, *event)``; return it as a JAX array."""
+    require_real(f"{type(law).__name__}: points", x)
     x = jnp.asarray(x)
     if x.shape[1:] != law.event or x.ndim == 0:
         raise ValueError(f"{type(law).__name__} got points of shape {x.shape}: expected (batch, {', '.join(map(str, law.event))})")
@@ -84,8 +85,7 @@ def check_numbers(law: object, **fields: Array | float) -> None:
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             continue
         numbers = np.asarray(value)
-        if not (numbers.dtype == bool or jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)):
-            raise ValueError(f"{owner(law)}.{name} is {numbers.dtype}: expected real numbers")
+        require_real(f"{owner(law)}.{name}", numbers)
         if not isinstance(value, jax.Array):
             with np.errstate(over="ignore"):
                 numbers = numbers.astype(jnp.result_type(float))
@@ -103,6 +103,16 @@ def check_variances(law: object, **fields: Array | float) -> None:
             continue
         if (least := np.min(np.asarray(value), initial=0.0)) < 0:
             raise ValueError(f"{owner(law)}.{name} has the value {least:g}: expected variances, none below 0")
+
+
+def require_known(law: object, **fields: Array | float) -> None:
+    """Raise ``ValueError`` naming the first field that is traced, of a law that is made on the host."""
+    for name, value in fields.items():
+        if is_traced(value):
+            raise ValueError(
+                f"{owner(law)}.{name} is traced: expected numbers, since covariances are decomposed on the host; "
+                "Gaussian.diagonal takes traced ones"
+            )
 
 
 def law_pytree(*leaves: str, static: tuple[str, ...] = ()) -> Callable[[type[T]], type[T]]:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree
+from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree, require_known
 from scorelab.densities.moments import elementwise, moments
 from scorelab.typing import Array, Key, is_traced
 
@@ -50,6 +50,7 @@ class Gaussian(Density):
     event: tuple[int, ...] = ()
 
     def __init__(self, mean: Array, cov: Array | float):
+        require_known(self, mean=mean, cov=cov)
         check_numbers(self, mean=mean, cov=cov)
         mean = np.asarray(mean, np.float64)
         basis, eigenvalues, tail = decompose(np.asarray(cov, np.float64), mean.shape)
@@ -101,6 +102,7 @@ class Gaussian(Density):
     @classmethod
     def low_rank(cls, mean: Array, basis: Array, eigenvalues: Array, tail: Array | float = 0.0) -> Gaussian:
         """From orthonormal columns ``basis`` ``(d, r)``, variances ``(r,)`` along them and ``tail`` across them."""
+        require_known("Gaussian.low_rank", mean=mean, basis=basis, eigenvalues=eigenvalues, tail=tail)
         check_numbers("Gaussian.low_rank", mean=mean)
         mean, basis = np.asarray(mean, np.float64), np.asarray(basis, np.float64)
         if basis.ndim != 2 or basis.shape[0] != mean.size or np.shape(eigenvalues) != basis.shape[1:]:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from scorelab.typing import require_seed
+from scorelab.typing import require_real, require_seed
 
 METHODS = ("eigh", "randomized", "streaming")
 # Rows that are turned to float64 at once.
@@ -163,6 +163,7 @@ class _Blocks:
             block = np.asarray(block)
             if block.shape[1:] != event:
                 raise ValueError(f"from_data got blocks of shape (n, *{event}) and {block.shape}: expected one event shape")
+            require_real("from_data.points", block)
             flat = block.reshape(len(block), math.prod(event)).astype(np.float64)
             if not np.all(np.isfinite(flat)):
                 bad = low + int(np.argmin(np.isfinite(flat).all(axis=1)))

@@ -12,7 +12,7 @@ from scorelab.densities import Gaussian
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.grids import Grid
 from scorelab.models.ask import ask
-from scorelab.processes.base import Process
+from scorelab.processes.base import Process, require_same_process
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed
@@ -39,7 +39,7 @@ def trajectory_error(out: Samples, law: Gaussian, process: Process) -> np.ndarra
         Float64, one number per time of ``out.times``, 0 at the first; in float32 about 1e-14 is rounding.
 
     Raises:
-        ValueError: samples without a trajectory, of another shape than the law's, or at times that the process does not have.
+        ValueError: samples without a trajectory, of another shape than the law's, or of another process.
         TypeError: a law that is not a Gaussian.
 
     Source: arXiv 2412.09726.
@@ -73,7 +73,7 @@ def denoised_along(model: Model, out: Samples, process: Process, cond: Pytree = 
         the state.
 
     Raises:
-        ValueError: samples without a trajectory or at times that the process does not have, conditions for another number of
+        ValueError: samples without a trajectory or of another process, conditions for another number of
             samples.
     """
     trajectory = _trajectory("denoised_along", out, process)
@@ -215,5 +215,6 @@ def _sum_of_squares(value: Array) -> float:
 def _trajectory(function: str, out: Samples, process: Process) -> Array:
     if out.trajectory is None:
         raise ValueError(f"{function}.out has no trajectory: expected samples drawn with keep='all'")
+    require_same_process(function, process=process, out=out.process)
     process.check_times(f"{function}.out.times", np.asarray(out.times))
     return out.trajectory

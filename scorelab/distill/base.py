@@ -26,7 +26,7 @@ from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.denoising import require_floating
 from scorelab.processes.base import Process
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
-from scorelab.training.learner import clipped
+from scorelab.training.learner import clipped, optimised
 from scorelab.typing import Array, Key, Model, Pytree, require_choice, require_int, require_number, require_positive, require_spec
 
 # One object, since optax transformations compare by identity and equal learners share a compilation. Numbers of f-distill.
@@ -196,12 +196,12 @@ class Distillation(abc.ABC):
             made = jax.lax.stop_gradient(self.student.draw(state.params, key_draw, real, cond))
             ours = {"x": self.process.decode(made), "cond": cond}
             fake_loss, grads = jax.value_and_grad(self.fake.loss)(fake, key_fake, ours)
-            fake, opt_fake, _ = self._moved(self.fake_optimizer, grads, opt_fake, fake)
+            fake, opt_fake, _ = self._moved(self.fake_optimizer, grads, opt_fake, fake, fake_loss)
             judged, losses = None, (fake_loss, jnp.float32(0))
             if jax.tree.leaves(ratio):
                 arguments = (key_ratio, real, made, cond, self.teacher, self.process, self.times)
                 (ratio_loss, judged), grads = jax.value_and_grad(self.ratio.loss, has_aux=True)(ratio, *arguments)
-                ratio, opt_ratio, _ = self._moved(self.ratio_optimizer, grads, opt_ratio, ratio)
+                ratio, opt_ratio, _ = self._moved(self.ratio_optimizer, grads, opt_ratio, ratio, ratio_loss)
                 losses = (fake_loss, ratio_loss)
             return (fake, ratio, opt_fake, opt_ratio), (losses, judged)
 
@@ -220,7 +220,7 @@ class Distillation(abc.ABC):
         """The update of the student; nothing of the other two changes. In the warm-up only statistics move."""
         objective = lambda params: self.objective(params, state, batch, key)
         (loss, (means, seen, index, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        params, opt_state, norm = self._moved(self.optimizer, grads, state.opt_states[0], state.params)
+        params, opt_state, norm = self._moved(self.optimizer, grads, state.opt_states[0], state.params, loss)
         step = state.step + 1
         moving = step > self.warmup
         count, specs = jnp.maximum(step - self.warmup, 1), average_specs(self, self.ema)
@@ -282,10 +282,9 @@ class Distillation(abc.ABC):
         """By noise level, ``(bins,)`` each: see :class:`scorelab.distill.health.Health`."""
         return Health.read(state.health, self.bins)
 
-    def _moved(self, optimizer, grads, opt_state, params):
+    def _moved(self, optimizer, grads, opt_state, params, loss):
         grads, norm = clipped(grads, self.clip_norm)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, norm
+        return *optimised(optimizer, grads, opt_state, params, loss), norm
 
 
 def _replace(state: DistillState, **fields: Any) -> DistillState:

@@ -145,7 +145,7 @@ def sample_between(
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
     part = _conclude(known, key, ids, cond, state, calls - 1, joined, process=process)
     raise_if_bad(np.asarray(part["bad"]), times)
-    samples = assemble([part], n, calls, times)
+    samples = assemble([part], n, calls, times, process)
     solver.review(samples.diagnostics)
     return samples
 

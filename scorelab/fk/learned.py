@@ -13,6 +13,7 @@ import optax
 from scorelab.losses import Batch, Times, UniformTimes
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes.base import Process
+from scorelab.training.learner import optimised
 from scorelab.typing import Array, Key, Pytree, require_choice, require_positive, require_spec
 
 
@@ -104,8 +105,8 @@ class RewardLearner:
             return jnp.mean(jnp.expm1(scaled) - scaled)
 
         loss, grads = jax.value_and_grad(objective)(state.params)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        new = RewardState(step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        params, opt_state = optimised(self.optimizer, grads, state.opt_state, state.params, loss)
+        new = RewardState(step=state.step + 1, params=params, opt_state=opt_state)
         return new, dict(loss=loss)
 
     def model(self, state: RewardState) -> LearnedReward:

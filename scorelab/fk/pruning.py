@@ -78,7 +78,10 @@ class Pruning:
         require_choice(self, (True, False), with_cond=self.with_cond)
         if self.particles is not None:
             require_int(self, 1, particles=self.particles)
-        plan = tuple(sorted(self.keep.items() if isinstance(self.keep, Mapping) else (tuple(pair) for pair in self.keep)))
+        pairs = self.keep.items() if isinstance(self.keep, Mapping) else self.keep
+        if not np.iterable(pairs) or any(np.ndim(pair) != 1 or len(pair) != 2 for pair in pairs):
+            raise TypeError(f"Pruning.keep = {self.keep!r}: expected {{step: count}}, such as {{10: 4}}")
+        plan = tuple(sorted(tuple(pair) for pair in pairs))
         if not plan:
             raise ValueError("Pruning.keep is empty: expected {step: count}, or sample() and best_of() for no pruning")
         for step, count in plan:

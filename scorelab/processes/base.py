@@ -24,7 +24,7 @@ import numpy as np
 
 from scorelab.processes.charts import Chart, Identity
 from scorelab.schedules import Schedule, namespace
-from scorelab.typing import Array, Key, is_traced, per_example, require_shape
+from scorelab.typing import Array, Key, is_traced, per_example, require_real, require_shape
 
 
 class Perturbed(NamedTuple):
@@ -160,7 +160,8 @@ class Process(abc.ABC):
 
     # The chart --------------------------------------------------------------------------------------------------
     def encode(self, x: Array) -> Array:
-        """``y = chart(x)``."""
+        """``y = chart(x)``; ValueError for what is not real numbers."""
+        require_real("encode.x", x)
         return self.chart.encode(x)
 
     def decode(self, y: Array) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.base import Process
-from scorelab.typing import Array, Key, Model, Pytree, on_host
+from scorelab.typing import Array, Key, Model, Pytree, on_host, require_real
 
 
 class Start(abc.ABC):
@@ -73,6 +73,7 @@ def require_rows(name: str, array: Array, count: int) -> None:
 
 
 def require_finite(name: str, array: Array | float) -> None:
-    """Raise ValueError where an array has values that are not finite."""
+    """Raise ValueError where an array has values that are not finite real numbers."""
+    require_real(name, array)
     if bad := int(np.sum(~np.isfinite(on_host(array)))):
         raise ValueError(f"{name} has {bad} values that are not finite: expected none")

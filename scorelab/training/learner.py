@@ -125,8 +125,7 @@ class ScoreLearner:
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         grads, norm = clipped(grads, self.clip_norm)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = optimised(self.optimizer, grads, state.opt_state, state.params, loss)
         step = state.step + 1
         averages = moved_averages(self._ema_specs, state.averages, params, step, state.opt_state, opt_state)
         new = ScoreState(step=step, params=params, opt_state=opt_state, averages=averages)
@@ -146,6 +145,14 @@ class ScoreLearner:
             return self.denoiser.prediction(output, y, t)
 
         return model
+
+
+def optimised(
+    optimizer: optax.GradientTransformation, grads: Pytree, opt_state: Pytree, params: Pytree, loss: Array
+) -> tuple[Pytree, Pytree]:
+    """Parameters and optimiser state after one update; those that look at the loss (``reduce_on_plateau``) get it as ``value``."""
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, opt_state, params, value=loss)
+    return optax.apply_updates(params, updates), opt_state
 
 
 def clipped(grads: Pytree, clip_norm: float | None) -> tuple[Pytree, Array]:

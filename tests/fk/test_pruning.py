@@ -127,6 +127,8 @@ def test_a_belief_that_is_no_number_is_the_least_and_a_broken_candidate_is_repor
     ("change", "error", "message"),
     [
         (dict(keep={}), ValueError, "keep is empty"),
+        (dict(keep=5), TypeError, "keep = 5: expected {step: count}"),
+        (dict(keep=(5, 3)), TypeError, "expected {step: count}"),
         (dict(keep={2: 4, 5: 4}), ValueError, "counts that fall"),
         (dict(keep={2: 4, 5: 6}), ValueError, "counts that fall"),
         (dict(keep={-1: 4}), ValueError, "keep = -1"),

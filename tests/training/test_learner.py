@@ -95,6 +95,18 @@ def test_averages_count_updates_and_not_the_steps_of_which_one_is_made(wrap):
     assert int(state.step) == 4 * every + 1
 
 
+def test_an_optimiser_that_looks_at_the_loss_gets_it():
+    # A loss that does not fall by a factor of 2 in one step: the rate is halved at every one after the first.
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.5, cooldown=0)
+    member = learner(optimizer=optax.chain(optax.sgd(1e-4), plateau), width=8)
+    batch = {"x": np.ones((16, 2), np.float32)}
+    state, update = member.init(jax.random.key(0), batch), jax.jit(member.update)
+    for _ in range(3):
+        state, metrics = update(state, batch, jax.random.key(1))
+    assert float(state.opt_state[1].scale) == 0.25
+    assert float(state.opt_state[1].best_value) <= float(metrics["loss"]) * 2
+
+
 def _norm(tree):
     return np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
