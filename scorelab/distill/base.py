@@ -7,6 +7,7 @@ student. Gradients are taken with respect to one tree each, so that no update ca
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
@@ -28,6 +29,9 @@ from scorelab.processes.base import Process
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.training.learner import clipped, optimised
 from scorelab.typing import Array, Key, Model, Pytree, require_choice, require_int, require_number, require_positive, require_spec
+
+# The default of a part that __post_init__ finds by the teacher and the objective, so that no learner has it.
+UNSTATED: Any = None
 
 # One object, since optax transformations compare by identity and equal learners share a compilation. Numbers of f-distill.
 ADAMW = optax.adamw(1e-4, weight_decay=0.01)
@@ -63,11 +67,11 @@ class Distillation(abc.ABC):
     """
 
     teacher: Model
-    student: Student | None = None
+    student: Student = UNSTATED
     _: KW_ONLY
-    fake: FakeScore | None = None
-    ratio: Ratio | None = None
-    process: Process | None = None
+    fake: FakeScore = UNSTATED
+    ratio: Ratio = UNSTATED
+    process: Process = UNSTATED
     times: Times = field(default_factory=KarrasTimes)
     optimizer: optax.GradientTransformation = ADAMW
     fake_optimizer: optax.GradientTransformation = ADAMW
@@ -136,7 +140,7 @@ class Distillation(abc.ABC):
 
     # What an objective states ----------------------------------------------------------------------------------------
     @abc.abstractmethod
-    def student_loss(self, scene: Scene) -> tuple[Array, tuple[Array, dict[str, Array], dict[str, Array]]]:
+    def student_loss(self, scene: Scene) -> tuple[Array, tuple[Array, Mapping[str, Array], Mapping[str, Array]]]:
         """A scalar, and (the new means of the bins, values ``(batch,)`` for the running statistics, scalar metrics)."""
 
     def default_ratio(self) -> Ratio:

@@ -81,7 +81,7 @@ class ConsistencyTraining:
             )
 
     @property
-    def levels(self) -> Nodes:
+    def levels(self) -> Nodes[np.ndarray]:
         """The noise levels from the smallest up, float64 on the host."""
         times = self.grid.times(self.process)
         clean = float(self.process.sigma(times[-1])) == 0
@@ -104,11 +104,11 @@ class ConsistencyTraining:
             distance = distance * jnp.asarray(1 / np.diff(np.exp(-levels.half_log_snr)), x.dtype)[n]
         return distance, {"consistency_mse": jnp.mean(square)}
 
-    def neighbour(self, noised: Perturbed, far: Nodes, near: Nodes, cond: Pytree) -> Array:
+    def neighbour(self, noised: Perturbed, far: Nodes[Array], near: Nodes[Array], cond: Pytree) -> Array:
         """The point at the lower level of the pair that belongs to ``noised`` at the upper one."""
         return near.alpha * noised.y0 + near.offset + near.sigma * noised.eps
 
-    def _pair(self, key: Key, levels: Nodes, count: int) -> Array:
+    def _pair(self, key: Key, levels: Nodes[np.ndarray], count: int) -> Array:
         """Numbers ``n`` of the lower levels, ``(count,)``."""
         last = len(levels.t) - 2
         if self.times is None:

@@ -28,8 +28,8 @@ class FakeScore(abc.ABC):
         return jnp.zeros((), jnp.float32)
 
     @abc.abstractmethod
-    def model(self, params: Pytree, student: Pytree, process: Process) -> Model:
-        """The model, from its own parameters and those of the student."""
+    def model(self, params: Pytree, student: Pytree, process: Process) -> Model | None:
+        """The model, from its own parameters and those of the student; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,8 @@ class LearnedScore(FakeScore):
 
     def loss(self, params, key, batch):
         """The mean of the loss."""
+        if self.objective is None:
+            raise ValueError("LearnedScore.objective = None: expected a loss, such as that of LearnedScore.at")
         return jnp.mean(self.objective(key, self.denoiser.bind(params), batch)[0])
 
     def model(self, params, student, process):

@@ -8,6 +8,7 @@ With the ratio 1 it is Diff-Instruct and DMD; with a GAN term DMD2; with the GAN
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from scorelab.losses.denoising import denoised_error, mean_square
 from scorelab.models.ask import ask
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Prediction
-from scorelab.typing import Array, partly_static, per_example, require_number, require_spec
+from scorelab.typing import Array, Model, partly_static, per_example, require_number, require_spec
 
 
 @partly_static("teacher", "reward", "divergence")
@@ -114,7 +115,7 @@ class FDistill(Distillation):
         """``g``, the new means of the bins, and the values for the statistics; all constants of the gradient."""
         y0, noised = jax.lax.stop_gradient((scene.y0, scene.noised))
         teacher = _wide(ask(self.teacher, noised.y, scene.t, scene.cond, process=self.process))
-        fake = _wide(ask(scene.fake, noised.y, scene.t, scene.cond, process=self.process))
+        fake = _wide(ask(cast(Model, scene.fake), noised.y, scene.t, scene.cond, process=self.process))
         l = scene.logit(noised.y)
         if self.normalisation is None:
             h, means, clipped = self.divergence.h(l), scene.means, jnp.zeros(l.shape, bool)

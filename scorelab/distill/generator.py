@@ -131,7 +131,7 @@ class BoundFewStep:
         parts = [z] if len(steps) == 1 else list(z)
         if len(parts) != len(steps):
             raise ValueError(f"FewStep got z of shape {z.shape}: expected ({len(steps)}, batch, *event), noise for every step")
-        x = None
-        for t, part in zip(steps, parts, strict=True):
+        x = self.student.at(self.params, parts[0], None, steps[0], cond)
+        for t, part in zip(steps[1:], parts[1:], strict=True):
             x = self.student.at(self.params, part, x, t, cond)
         return self.student.process.decode(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,7 +42,7 @@ class Health:
         return {name: jnp.zeros(count, jnp.float32) for name in names}
 
     @staticmethod
-    def add(health: dict[str, Array], bins: Bins, index: Array, group: str, values: dict[str, Array]) -> dict[str, Array]:
+    def add(health: dict[str, Array], bins: Bins, index: Array, group: str, values: Mapping[str, Array]) -> dict[str, Array]:
         """With the values ``(n,)`` of one step, in the bins ``index``; a name that is not given is unknown from then on."""
         known = {"count": jnp.ones(index.shape, jnp.float32), **values}
         new = dict(health)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -89,6 +89,7 @@ class WithPairs:
     pairs: Mapping[str, np.ndarray]
     batch_size: int
     seed: int = 0
+    _batches: Batches = field(init=False, repr=False)
 
     def __post_init__(self):
         if missing := {"start", "x"} - set(self.pairs):

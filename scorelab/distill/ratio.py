@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -38,8 +38,11 @@ class Ratio(abc.ABC):
         return ()
 
     @abc.abstractmethod
-    def logit(self, params: Pytree, y: Array, t: Array, cond: Pytree, teacher: Model, fake: Model) -> Array:
-        """The log-ratio at ``y`` ``(batch, *event)`` and ``t`` ``(batch,)``, float32, differentiable in ``y``."""
+    def logit(self, params: Pytree, y: Array, t: Array, cond: Pytree, teacher: Model, fake: Model | None) -> Array:
+        """The log-ratio at ``y`` ``(batch, *event)`` and ``t`` ``(batch,)``, float32, differentiable in ``y``.
+
+        ``fake`` is the score of the student, None where the ratio is trained.
+        """
 
     def regulariser(self, params: Pytree, key: Key, y: Array, t: Array, cond: Pytree, teacher: Model, logit: Array) -> Array:
         """What is added to the loss of the discriminator, from real points ``y`` and their logits."""
@@ -81,12 +84,16 @@ class ExactRatio(Ratio):
 
     def logit(self, params, y, t, cond, teacher, fake):
         """The difference of the log-densities."""
-        for name, model in dict(teacher=teacher, fake=fake).items():
+
+        def exact(name, model) -> ExactModel:
             if not isinstance(model, ExactModel):
                 raise TypeError(f"ExactRatio: the {name} is {type(model).__name__}: expected an ExactModel, whose density is known")
+            return model
+
+        p, q = exact("teacher", teacher), exact("fake", fake)
 
         def at(y, t):
-            return (teacher.log_prob(y[None], t) - fake.log_prob(y[None], t))[0]
+            return (p.log_prob(y[None], t) - q.log_prob(y[None], t))[0]
 
         return jax.vmap(at)(y, jnp.broadcast_to(t, y.shape[:1]))
 
@@ -179,7 +186,7 @@ class TeacherFeatures(_Trained):
         t = jnp.broadcast_to(jnp.asarray(t, y.dtype), y.shape[:1])
         features = self._features(teacher.params, teacher, y, t, cond)
         c_noise = jnp.clip(-teacher.denoiser.process.log_snr(t) / 8, -4.0, 4.0)
-        return self.heads.apply(params, features, c_noise, cond)
+        return cast(Array, self.heads.apply(params, features, c_noise, cond))
 
     def _features(self, params, teacher, y, t, cond):
         return teacher.denoiser.features(params, y, t, cond, names=self.names)

@@ -3,6 +3,7 @@ r"""Score identity distillation: the Fisher divergence, data-free, with gradient
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from scorelab.distill.ratio import UnitRatio
 from scorelab.distill.weights import DifferenceWeight, DMDWeight
 from scorelab.losses.denoising import denoised_error, mean_square
 from scorelab.models.ask import ask
-from scorelab.typing import partly_static, per_example, require_number
+from scorelab.typing import Model, partly_static, per_example, require_number
 
 
 @partly_static("teacher", "reward")
@@ -43,7 +44,7 @@ class SiD(Distillation):
     def student_loss(self, scene: Scene):
         """See the class."""
         y, t = scene.noised.y, scene.t
-        teacher, fake = (ask(model, y, t, scene.cond, process=self.process) for model in (self.teacher, scene.fake))
+        teacher, fake = (ask(model, y, t, scene.cond, process=self.process) for model in (self.teacher, cast(Model, scene.fake)))
         gap = denoised_error(teacher, fake.denoised, fake.eps)
         error = denoised_error(teacher, scene.y0, scene.noised.eps)
         weight = self.weight(self.process, t, *jax.lax.stop_gradient((scene.y0, teacher.denoised)))

@@ -47,7 +47,7 @@ class Scene(NamedTuple):
         t: their times ``(batch,)``.
         index: their bins.
         cond: their conditions.
-        fake: the fake score as a model.
+        fake: the fake score as a model; None where there is none.
         logit: the log-ratio as a function of ``y``.
         means: the means of the bins before this step.
     """
@@ -55,8 +55,8 @@ class Scene(NamedTuple):
     y0: Array
     noised: Perturbed
     t: Array
-    index: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     cond: Pytree
-    fake: Model
+    fake: Model | None
     logit: Callable[[Array], Array]
     means: Array

@@ -27,7 +27,7 @@ def denoiser_of(model: Model) -> Denoiser:
     return as_network(model, "denoiser_of").denoiser
 
 
-def process_of(model: Model, owner: str = "process_of") -> Process:
+def process_of(model: Model | None, owner: str = "process_of") -> Process:
     """The process a model is about; ValueError where it does not say."""
     while model is not None:
         for inner in (model, getattr(model, "denoiser", None)):

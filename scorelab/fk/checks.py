@@ -18,7 +18,8 @@ def require_scalar(spec: object, **fields: Array | float) -> None:
     """
     for name, value in fields.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        real = hasattr(value, "dtype") and (jnp.issubdtype(value.dtype, np.floating) or jnp.issubdtype(value.dtype, np.integer))
+        dtype = getattr(value, "dtype", None)
+        real = dtype is not None and (jnp.issubdtype(dtype, np.floating) or jnp.issubdtype(dtype, np.integer))
         if not number and not (real and jnp.shape(value) == ()):
             raise TypeError(f"{owner(spec)}.{name} = {value!r}: expected a number")
         if not is_traced(value) and not np.isfinite(value):

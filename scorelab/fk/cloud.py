@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ class Cloud(NamedTuple):
     log_z: Array
     bad: Array
     end: tuple[Array, Array, Array]
-    latest: dict[str, Array]
+    latest: Mapping[str, Array]
 
 
 def add(log_w: Array, increment: Array, groups: int, clip: float | None) -> tuple[Array, Array, Array]:

@@ -22,9 +22,9 @@ where they are all noise. Hence its weights are quiet at high noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,14 @@ class Tilt:
     def __call__(self, y: Array, t: Array, process: Process, cond: Pytree = None) -> Array:
         """``R``, ``(batch,)``."""
         return self.ramp(process, t) * self.final(process.decode(y), cond)
+
+
+class WithDensity(Model, Protocol):
+    """A model that knows its log-density."""
+
+    def log_prob(self, y: Array, t: Array | float) -> Array:
+        r""":math:`\log q_t(y)`, ``(batch,)``."""
+        ...
 
 
 class Evaluation(NamedTuple):
@@ -163,10 +171,9 @@ class Composition:
         scores = [p.score for p in predictions]
         process = predictions[0].process
         tilt, slope, d_tilt = self._tilt_gradient(y, t, cond)
-        mean = sum(bi * s for bi, s in zip(b, scores, strict=True))
-        moved = sum(ai * s for ai, s in zip(a, scores, strict=True))
+        mean, moved = _weighted_sum(b, scores), _weighted_sum(a, scores)
         size = math.prod(y.shape[1:])
-        square = sum(bi * _dot(s, s) for bi, s in zip(b, scores, strict=True))
+        square = _weighted_sum(b, [_dot(s, s) for s in scores])
         rate = (total - 1) * size * process.schedule.drift_rate(t)
         rate = rate + 0.5 * process.schedule.diffusion_rate(t) * (_dot(moved, mean) - square + extra)
         if self.tilt is not None:
@@ -174,7 +181,7 @@ class Composition:
             rate = rate - _dot(process.latent_drift(y, t), slope) - d_tilt
         for model, exponent, slope_b in zip(self.models, self.exponents, d_b, strict=True):
             if callable(exponent):
-                rate = rate - slope_b * model.log_prob(y, t)
+                rate = rate - slope_b * cast(WithDensity, model).log_prob(y, t)
         return Evaluation(self._combined(predictions, y, t, slope), rate, tilt)
 
     def log_density(self, y: Array, t: Array, cond: Pytree = None) -> Array | None:
@@ -183,7 +190,8 @@ class Composition:
             return None
         t = jnp.asarray(t, y.dtype)
         b, _ = self._exponents(t)
-        return sum(bi * model.log_prob(y, t) for bi, model in zip(b, self.models, strict=True)) + self.log_tilt(y, t, cond)
+        known = [cast(WithDensity, model).log_prob(y, t) for model in self.models]
+        return _weighted_sum(b, known) + self.log_tilt(y, t, cond)
 
     def log_tilt(self, y: Array, t: Array, cond: Pytree = None) -> Array:
         """``R``, zero without a tilt."""
@@ -235,9 +243,9 @@ class Composition:
         alpha, sigma, offset = (per_example(f(t), y) for f in (process.alpha, process.sigma, process.offset))
         pull = kappa / (1 + kappa) * slope
         centred = (y - offset) / alpha
-        denoised = centred + sum(ci * (p.denoised - centred) for ci, p in zip(c, predictions, strict=True))
+        denoised = centred + _weighted_sum(c, [p.denoised - centred for p in predictions])
         denoised = denoised + sigma**2 / alpha * pull
-        eps = sum(ci * p.eps for ci, p in zip(c, predictions, strict=True)) - sigma * pull
+        eps = _weighted_sum(c, [p.eps for p in predictions]) - sigma * pull
         return Prediction(denoised=denoised, eps=eps, t=t, process=process)
 
 
@@ -251,6 +259,10 @@ def _require_one_process(processes: list[Process | None]) -> None:
     known = {f"model {i}": process for i, process in enumerate(processes) if process is not None}
     if known:
         require_same_process("Composition", **known)
+
+
+def _weighted_sum(factors: Iterable[Array], terms: Iterable[Array]) -> Array:
+    return cast(Array, sum(factor * term for factor, term in zip(factors, terms, strict=True)))
 
 
 def _dot(a: Array, b: Array) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,10 +96,10 @@ class Corrector(Potential):
                 composition.exponents, composition.tilt, composition.models if knows(composition) else len(composition.models)
             )  # fmt: skip
             other = model.tilt is not None if target is None else not same(parts(target), parts(model))
-            sums = _total(start.exponents, t), _total(model.exponents, t)
-            differ = None not in sums and abs(sums[0] - sums[1]) > 1e-5 * abs(sums[1])
+            theirs, total = _total(start.exponents, t), _total(model.exponents, t)
+            differ = theirs is not None and total is not None and abs(theirs - total) > 1e-5 * abs(total)
             if other or differ:
-                raise ValueError(f"sample.start is the Tempered start of another law than {_named(model, sums[1])}: {expected}")
+                raise ValueError(f"sample.start is the Tempered start of another law than {_named(model, total)}: {expected}")
             return
         if type(start).log_weight is not Start.log_weight:
             return
@@ -113,7 +113,8 @@ class Corrector(Potential):
 
     def see(self, model, keys, y, row):
         """The composition's prediction, rate and tilt."""
-        prediction, rate, tilt = model.model.evaluate(y, row["t"], model.cond, keys, self.probes)
+        composition = cast(Composition, model.model)
+        prediction, rate, tilt = composition.evaluate(y, row["t"], model.cond, keys, self.probes)
         require_same_process("Corrector", process=model.process, model=prediction.process)
         return Seen(prediction, None, (rate, tilt))
 
@@ -179,12 +180,13 @@ def weighted(
     """
     _require_list("weighted", models=models, exponents=exponents)
     models, exponents = tuple(models), tuple(exponents)
-    if anchor == "flow" and all(isinstance(b, int | float) for b in exponents) and abs(sum(exponents) - 1) < 1e-12:
+    numbers = [b for b in exponents if isinstance(b, int | float)]
+    if anchor == "flow" and len(numbers) == len(exponents) and abs(sum(numbers) - 1) < 1e-12:
         anchor = "score"  # the same, without a divergence to multiply by zero
     composition = Composition(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
     if laws is None:
-        found = [_moments(model) for model in models]
-        laws = found if all(law is not None for law in found) else ()
+        found = [law for model in models if (law := _moments(model)) is not None]
+        laws = found if len(found) == len(models) else ()
     elif len(laws) not in (1, len(models)):
         raise ValueError(f"weighted.laws has {len(laws)} laws: expected one for all {len(models)} models, or one for each")
     start = Tempered(exponents=exponents, laws=tuple(laws), target=composition)
@@ -218,7 +220,8 @@ def geometric(unconditional: Model, conditional: Model, beta: Array | float, **o
         require_scalar("geometric", beta=beta)
     # An exact model takes no conditions, and keeps its log-density.
     free = unconditional if hasattr(unconditional, "log_prob") else Conditioned(model=unconditional)
-    return weighted([free, conditional], [1 - beta, beta], **({"anchor": "score"} | options))
+    options.setdefault("anchor", "score")
+    return weighted([free, conditional], [1 - beta, beta], **options)
 
 
 def tilted(
@@ -236,7 +239,8 @@ def tilted(
     the network. ``options`` as in :func:`weighted`; one expert with the exponent one needs no divergence.
     """
     tilt = Tilt(reward=reward, scale=scale, ramp=ramp, with_cond=with_cond)
-    return weighted([model], [1.0], tilt=tilt, **({"anchor": "score"} | options))
+    options.setdefault("anchor", "score")
+    return weighted([model], [1.0], tilt=tilt, **options)
 
 
 def _positive(name: str, beta: Array | float) -> Array | float:

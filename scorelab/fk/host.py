@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -104,9 +105,10 @@ def sample_between(
     require_spec(sample_between, FeynmanKac, solver=solver)
     require_spec(sample_between, Grid, grid=grid)
     require_spec(sample_between, Steering, potential=solver.potential)
-    require_spec(sample_between, Callback, reward=solver.potential.reward)
-    require_spec(sample_between, Denoised, intermediate=solver.potential.intermediate)
-    if solver.potential.with_cond:
+    potential = cast(Steering, solver.potential)
+    require_spec(sample_between, Callback, reward=potential.reward)
+    require_spec(sample_between, Denoised, intermediate=potential.intermediate)
+    if potential.with_cond:
         raise ValueError("sample_between.solver has a potential with_cond=True: expected a reward of the samples alone")
     if (known := known_process(model)) is not None:
         require_same_process("sample_between", process=process, model=known)
@@ -117,7 +119,7 @@ def sample_between(
     start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
     start.check(n, event, process)
     solver.check_start(start, model, process, float(times[0]))
-    reward, silent = solver.potential.reward, _with_rewards(solver, jnp.zeros(n))
+    reward, silent = cast(Callback, potential.reward), _with_rewards(solver, jnp.zeros(n))
     rows = working_precision(solver.table(process, times))
     rows["index"], calls = np.arange(len(rows["t"]), dtype=np.int32), len(rows["t"])
     rows["event"] = rows["event"] * rows["enter"]
@@ -151,7 +153,7 @@ def sample_between(
 
 
 def _with_rewards(solver: FeynmanKac, values: Array) -> FeynmanKac:
-    potential = dataclasses.replace(solver.potential, reward=Known(jnp.asarray(values)), with_cond=False)
+    potential = dataclasses.replace(cast(Steering, solver.potential), reward=Known(jnp.asarray(values)), with_cond=False)
     return dataclasses.replace(solver, potential=potential)
 
 

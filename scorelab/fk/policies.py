@@ -30,7 +30,7 @@ class Moved(NamedTuple):
         resampled: whether anything was done.
     """
 
-    index: Array
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     log_weights: Array
     log_z: Array
     resampled: Array
@@ -201,7 +201,7 @@ class Islands(Policy):
         local = decide(jax.random.split(key_inside, self.count), parts)
         # What an island would put into the constant stays with its particles: islands are weighed against one another.
         carried = (local.log_weights + local.log_z[:, None]).reshape(n)
-        index = (local.index + jnp.arange(self.count)[:, None] * (n // self.count)).reshape(n)
+        index = jnp.reshape(local.index + jnp.arange(self.count)[:, None] * (n // self.count), n)
         moved = self.across.move(key_across, carried, resampler, node, progress)
         # An ancestor across the islands that is no particle stays none.
         index = index.at[moved.index].get(mode="fill", fill_value=OUTSIDE)

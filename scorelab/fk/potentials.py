@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,9 @@ class Potential:
         """Call the model at ``y``."""
         return Seen(*model.pull(y, row["t"]))
 
-    def weigh(self, memory: Pytree, y: Array, seen: Seen, keys: Key, row: dict[str, Array], cond: Pytree) -> tuple[Array, Pytree]:
+    def weigh(
+        self, memory: Pytree, y: Array, seen: Seen, keys: Key, row: dict[str, Array | int], cond: Pytree
+    ) -> tuple[Array, Pytree]:
         """The increment ``(n,)`` up to this node, and the memory after it.
 
         ``row["populations"]``, a Python number, says how many populations the particles are, one after the other.
@@ -200,7 +202,7 @@ class Steering(Potential):
             if jnp.shape(value) != y.shape[:1]:
                 name = type(self.intermediate).__name__
                 raise ValueError(f"{name} gave values of shape {jnp.shape(value)}: expected {y.shape[:1]}")
-            value, says = stated(value, row["populations"])
+            value, says = stated(value, int(row["populations"]))
             gain, remembered = self.gain(memory, row["temper"] * value)
             gain, remembered = jnp.where(says, gain, 0.0), jnp.where(says, remembered, memory.memory)
             return gain.astype(y.dtype), Spent(memory.total + gain, remembered)
@@ -338,11 +340,11 @@ class Together(Potential):
             part.weigh(mine, y, seen, keys, self._own(row, i), cond)
             for i, (part, mine) in enumerate(zip(self.parts, memory, strict=True))
         ]
-        return sum(gain for gain, _ in results), tuple(after for _, after in results)
+        return cast(Array, sum(gain for gain, _ in results)), tuple(after for _, after in results)
 
     def finish(self, memory, x, cond):
         """The sum."""
-        return sum(part.finish(mine, x, cond) for part, mine in zip(self.parts, memory, strict=True))
+        return cast(Array, sum(part.finish(mine, x, cond) for part, mine in zip(self.parts, memory, strict=True)))
 
     @staticmethod
     def _own(row, i):

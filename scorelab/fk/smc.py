@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from scorelab.fk.weights import ess, log_mean_exp
 from scorelab.models.guided import pulled
 from scorelab.processes.base import Prediction
 from scorelab.solvers import DPMSolverPP
-from scorelab.solvers.base import Solver, Step
+from scorelab.solvers.base import BoundModel, Solver, Step, computed
 from scorelab.typing import (
     Array,
     is_traced,
@@ -88,7 +88,7 @@ class FeynmanKac(Solver):
     clip: float | None = None
     record_ancestors: bool = False
 
-    stochastic: ClassVar[bool] = True
+    stochastic = True
 
     def __post_init__(self):
         require_spec(self, Solver, base=self.base)
@@ -109,12 +109,12 @@ class FeynmanKac(Solver):
                 "would never separate; or policy=Never() and resample_final=False"
             )
 
-    @property
+    @computed
     def order(self) -> int:
         """That of the base."""
         return self.base.order
 
-    @property
+    @computed
     def calls_per_step(self) -> int | None:
         """Those of the base; a potential that closes takes one more on a grid that ends in noise."""
         return self.base.calls_per_step
@@ -173,7 +173,8 @@ class FeynmanKac(Solver):
         seen = self.look(model, keys, y, row)
         y, carry = self.advance(model, keys, y, carry, row, seen)
         process = seen.prediction.process
-        conclude = lambda: self.conclude(process, keys, y, carry, model.cond)
+        cond = cast(BoundModel, model).cond  # the walk binds a model; only a base solver gets a bare function
+        conclude = lambda: self.conclude(process, keys, y, carry, cond)
         y, carry = jax.lax.cond(row["last_row"] > 0, conclude, lambda: (y, carry))
         return Step(y, carry, seen.prediction)
 

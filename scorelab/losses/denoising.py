@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,21 @@ class DenoisingScoreMatching:
         return jax.tree.map(replace, cond)
 
 
-def weights(loss: Any, t: Array) -> Array:
+class Weighted(Protocol):
+    """A loss with a weighting."""
+
+    @property
+    def process(self) -> Process:
+        """The forward process."""
+        ...
+
+    @property
+    def weighting(self) -> Weighting:
+        """A function of ``(process, t)``."""
+        ...
+
+
+def weights(loss: Weighted, t: Array) -> Array:
     """The weights of a loss at its times ``(batch,)``; ValueError for a shape that would broadcast otherwise."""
     value = loss.weighting(loss.process, t)
     if jnp.shape(value) not in ((), jnp.shape(t)):
@@ -115,7 +129,7 @@ def weights(loss: Any, t: Array) -> Array:
     return value
 
 
-def require_weighting(loss: object) -> None:
+def require_weighting(loss: Weighted) -> None:
     """Raise ``TypeError`` where ``weighting`` is not a function."""
     if not callable(loss.weighting):
         raise TypeError(

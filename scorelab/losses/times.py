@@ -118,10 +118,9 @@ class UniformLogSNRTimes(Times):
         for name in ("log_snr_min", "log_snr_max"):
             if getattr(self, name) is not None:
                 require_number(self, -100.0, 100.0, **{name: getattr(self, name)})
-        if None not in (self.log_snr_min, self.log_snr_max) and self.log_snr_min >= self.log_snr_max:
-            raise ValueError(
-                f"UniformLogSNRTimes.log_snr_min = {self.log_snr_min!r}: expected less than log_snr_max = {self.log_snr_max!r}"
-            )
+        low, high = self.log_snr_min, self.log_snr_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"UniformLogSNRTimes.log_snr_min = {low!r}: expected less than log_snr_max = {high!r}")
 
     def time(self, u, process):
         """See the class."""

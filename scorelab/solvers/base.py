@@ -11,7 +11,8 @@ The last row is part of the table: a step to :math:`\sigma = 0` has finite coeff
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +22,13 @@ from scorelab.processes.base import Prediction, Process
 from scorelab.typing import Array, Key, Model, Pytree, require_shape
 
 Rows = dict[str, np.ndarray]
+T = TypeVar("T")
+A = TypeVar("A", bound=Array)
+
+
+def computed(get: Callable[[Any], T]) -> T:
+    """A property in the place of an attribute that the base class declares: to its readers they are the same."""
+    return cast(T, property(get))
 
 
 class BoundModel(NamedTuple):
@@ -30,7 +38,7 @@ class BoundModel(NamedTuple):
     cond: Pytree
     process: Process
 
-    def __call__(self, y: Array, t: Array) -> Prediction:
+    def __call__(self, y: Array, t: Array | float) -> Prediction:
         """Predict for ``y`` of shape ``(batch, *event)``; see :func:`scorelab.models.ask`."""
         return ask(self.model, y, t, self.cond, process=self.process)
 
@@ -38,12 +46,10 @@ class BoundModel(NamedTuple):
         """The prediction, and what a guided model would add to its score, kept apart; None for another model."""
         if not isinstance(self.model, Guided):
             return self(y, t), None
-        gradient = None
+        answer, gradient = self.model.pull(y, t, self.cond)
 
-        def base(y, t, cond):
-            nonlocal gradient
-            prediction, gradient = self.model.pull(y, t, cond)
-            return prediction
+        def base(y, t, cond=None):
+            return answer
 
         prediction = ask(base, y, t, self.cond, process=self.process)
         require_shape(f"{model_name(self.model)}: the pull", gradient, y)
@@ -59,17 +65,20 @@ class Step(NamedTuple):
 
 
 class Solver(abc.ABC):
-    """A rule that takes ``y`` from one grid time to the next; a frozen spec.
+    r"""A rule that takes ``y`` from one grid time to the next; a frozen spec.
 
     Attributes:
         order: the order of convergence (of the weak error for a stochastic solver); 0 where a bias remains.
         stochastic: whether steps draw noise.
         calls_per_step: model calls in one grid step (the last step may take fewer); None where it adapts.
+        noise_level: :math:`c^2/g^2` of the SDE that the steps approach: 1 for the reverse SDE, 0 for the ODE; None for another
+            process.
     """
 
-    order: ClassVar[int] | int
-    stochastic: ClassVar[bool] | bool
-    calls_per_step: ClassVar[int | None] | int | None = 1
+    order: int
+    stochastic: bool
+    calls_per_step: int | None = 1
+    noise_level: float | None = None
 
     @abc.abstractmethod
     def table(self, process: Process, times: np.ndarray) -> Rows:
@@ -95,17 +104,14 @@ class Solver(abc.ABC):
         return carry
 
     @abc.abstractmethod
-    def step(self, model: BoundModel, keys: Key, y: Array, carry: Pytree, row: dict[str, Array]) -> Step:
+    def step(
+        self, model: Callable[[Array, Array | float], Prediction], keys: Key, y: Array, carry: Pytree, row: dict[str, Array]
+    ) -> Step:
         """Apply one row. ``keys`` has one key per example, fresh for this row."""
 
     def decode(self, process: Process, y: Array, carry: Pytree) -> Array:
         """The point of data space; other than ``process.decode(y)`` where the memory knows what ``y`` does not."""
         return process.decode(y)
-
-    @property
-    def noise_level(self) -> float | None:
-        r""":math:`c^2/g^2` of the SDE that the steps approach: 1 for the reverse SDE, 0 for the ODE; None for another process."""
-        return None
 
     def noise(self, row: dict[str, Array]) -> Array | None:
         """The deviation ``n`` of a row that is a mean plus ``n`` times standard normal noise; None for another form."""
@@ -128,7 +134,7 @@ class Solver(abc.ABC):
         return None
 
 
-class Nodes(NamedTuple):
+class Nodes(NamedTuple, Generic[A]):
     """The latent kernel at the grid times, float64, with what solvers derive from it.
 
     Attributes:
@@ -141,16 +147,16 @@ class Nodes(NamedTuple):
         ratio: ``sigma / s``.
     """
 
-    t: np.ndarray
-    alpha: np.ndarray
-    sigma: np.ndarray
-    offset: np.ndarray
-    half_log_snr: np.ndarray
-    scale: np.ndarray
-    ratio: np.ndarray
+    t: A
+    alpha: A
+    sigma: A
+    offset: A
+    half_log_snr: A
+    scale: A
+    ratio: A
 
     @classmethod
-    def at(cls, process: Process, times: np.ndarray) -> Nodes:
+    def at(cls, process: Process, times: np.ndarray) -> Nodes[np.ndarray]:
         """Evaluate the process on the host."""
         times = np.asarray(times, np.float64)
         alpha, sigma, offset = (
@@ -158,7 +164,7 @@ class Nodes(NamedTuple):
         )
         half = 0.5 * np.asarray(process.log_snr(times))
         scale = np.broadcast_to(np.asarray(process.schedule.scale(times), np.float64), times.shape)
-        return cls(times, alpha, sigma, offset, half, scale, sigma / scale)
+        return Nodes(times, alpha, sigma, offset, half, scale, sigma / scale)
 
     @property
     def slope(self) -> float:
@@ -167,6 +173,6 @@ class Nodes(NamedTuple):
         return float((signal[-1] - signal[0]) / (self.ratio[-1] - self.ratio[0]))
 
 
-def shift(nodes: Nodes, gain: np.ndarray, source: np.ndarray | slice = slice(None, -1)) -> np.ndarray:
+def shift(nodes: Nodes[np.ndarray], gain: np.ndarray, source: np.ndarray | slice = slice(None, -1)) -> np.ndarray:
     """The constant that turns ``gain * (y - b_t)`` into ``gain * y``, plus the offset of the target."""
     return nodes.offset[1:] - gain * nodes.offset[source]

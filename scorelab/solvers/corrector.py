@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.solvers.base import Solver, Step
+from scorelab.solvers.base import Solver, Step, computed
 from scorelab.solvers.exponential import DDIM
 from scorelab.typing import per_example_normal, require_int, require_positive, require_spec
 
@@ -35,8 +34,8 @@ class PredictorCorrector(Solver):
     corrections: int = 1
     snr: float = 0.16
 
-    order: ClassVar[int] = 0
-    stochastic: ClassVar[bool] = True
+    order = 0
+    stochastic = True
 
     def __post_init__(self):
         require_spec(self, Solver, predictor=self.predictor)
@@ -45,7 +44,7 @@ class PredictorCorrector(Solver):
         if self.predictor.calls_per_step != 1:
             raise ValueError(f"PredictorCorrector.predictor = {self.predictor}: expected a solver with one call per step")
 
-    @property
+    @computed
     def calls_per_step(self) -> int:
         """One for the predictor and one per correction (none at sigma = 0)."""
         return 1 + self.corrections

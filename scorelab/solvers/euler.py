@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +57,7 @@ class InDataSpace:
         return dict(sign_flips=carry.flips) if carry else {}
 
 
-def time_rows(solver: Solver, process: Process, times: np.ndarray, denoise: bool) -> tuple[Nodes, Rows]:
+def time_rows(solver: Solver, process: Process, times: np.ndarray, denoise: bool) -> tuple[Nodes[np.ndarray], Rows]:
     """Rows with the time increments; the row of a step that ends in the denoised mean has increment 0 and ``last`` 1."""
     nodes = Nodes.at(process, times)
     increments = np.diff(nodes.t)
@@ -87,9 +87,8 @@ class ProbabilityFlowEuler(Solver):
     smaller error. A step to sigma = 0 returns the denoised mean.
     """
 
-    order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = False
-    calls_per_step: ClassVar[int] = 1
+    order = 1
+    stochastic = False
 
     def table(self, process, times):
         """See the class."""
@@ -108,11 +107,12 @@ class ProbabilityFlowEuler(Solver):
 
 
 class ReverseSDE(InDataSpace, Solver):
-    """The table that Euler-Maruyama and Milstein share; a subclass has a field ``denoise``."""
+    """The table that Euler-Maruyama and Milstein share."""
 
-    calls_per_step: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-    noise_level: ClassVar[float] = 1.0
+    stochastic = True
+    noise_level = 1.0
+
+    denoise: bool
 
     def table(self, process, times):
         """Rates of the SDE at the beginning of each step."""
@@ -163,7 +163,7 @@ class EulerMaruyama(ReverseSDE):
     coords: Literal["latent", "ambient"] = "latent"
     denoise: bool = True
 
-    order: ClassVar[int] = 1
+    order = 1
 
     def __post_init__(self):
         require_choice(self, ("latent", "ambient"), coords=self.coords)
@@ -201,7 +201,7 @@ class Milstein(ReverseSDE):
 
     denoise: bool = True
 
-    order: ClassVar[int] = 1
+    order = 1
 
     def __post_init__(self):
         require_choice(self, (True, False), denoise=self.denoise)

@@ -9,7 +9,6 @@ A final :math:`\sigma_s = 0` is :math:`h = \infty` and gives the row :math:`(0, 
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.solvers.base import Nodes, Solver, Step, shift
+from scorelab.solvers.base import Nodes, Solver, Step, computed, shift
 from scorelab.typing import Array, per_example_normal, require_choice, require_number
 
 
@@ -29,14 +28,7 @@ class Multistep(Solver):
     Subclasses give the ``order`` and the coefficients; ``value`` chooses what is remembered.
     """
 
-    calls_per_step = 1
-
-    @property
-    @abc.abstractmethod
-    def order(self) -> int:
-        """See :class:`Solver`."""
-
-    @property
+    @computed
     def history(self) -> int:
         """How many past values the rule uses."""
         return self.order - 1
@@ -74,21 +66,18 @@ class DDIM(Multistep):
 
     eta: float = 0.0
 
+    order = 1
+
     def __post_init__(self):
         require_number(self, 0.0, 1.0, eta=self.eta)
 
-    @property
-    def order(self):
-        """One."""
-        return 1
-
-    @property
-    def stochastic(self):
+    @computed
+    def stochastic(self) -> bool:
         """When ``eta > 0``."""
         return self.eta > 0
 
-    @property
-    def noise_level(self):
+    @computed
+    def noise_level(self) -> float:
         """``eta`` squared."""
         return self.eta**2
 
@@ -132,13 +121,13 @@ class DPMSolverPP(Multistep):
         require_number(self, 0.0, 10.0, eta=self.eta)
         require_choice(self, ("corrected", "published"), start=self.start)
 
-    @property
-    def stochastic(self):
+    @computed
+    def stochastic(self) -> bool:
         """When ``eta > 0``."""
         return self.eta > 0
 
-    @property
-    def noise_level(self):
+    @computed
+    def noise_level(self) -> float:
         """``eta``."""
         return self.eta
 
@@ -155,7 +144,7 @@ class DPMSolverPP(Multistep):
         # With noise the weak order is 2 whatever the start.
         if self.start == "corrected" and not self.eta:
 
-            def better(i):
+            def better(i: int):
                 """The weights of step ``i`` with the value at its end, which comes first."""
                 points = past_nodes(nodes.half_log_snr, i, self.order)
                 return nodes.alpha[i + 1] * polynomial_weights(np.append(1.0, points), h[i])
@@ -205,7 +194,7 @@ def polynomial_weights(nodes: np.ndarray, x: float) -> np.ndarray:
         x: ``(1 + eta) h``.
     """
     powers = np.arange(len(nodes))
-    moments = np.array([x * math.factorial(k) * phi(k + 1, x) for k in powers])
+    moments = np.array([x * math.factorial(k) * phi(k + 1, x) for k in range(len(nodes))])
     return np.linalg.solve(np.asarray(nodes, np.float64)[None, :] ** powers[:, None], moments)
 
 

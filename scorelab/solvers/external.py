@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.solvers.base import Solver, Step
-from scorelab.typing import require_int, require_positive
+from scorelab.solvers.base import Solver, Step, computed
+from scorelab.typing import Array, require_int, require_positive
 
 # diffrax is imported where it is used: it takes as long to import as jax does.
 
@@ -47,8 +47,8 @@ class Diffrax(Solver):
     floor: float = 1e-3
     max_steps: int = 4096
 
-    stochastic: ClassVar[bool] = False
-    calls_per_step: ClassVar[None] = None
+    stochastic = False
+    calls_per_step = None
 
     def __post_init__(self):
         import diffrax
@@ -59,7 +59,7 @@ class Diffrax(Solver):
         require_int(self, 0, fixed=self.fixed)
         require_int(self, 1, max_steps=self.max_steps)
 
-    @property
+    @computed
     def order(self) -> int:
         """What diffrax states for the solver (of substeps; an adaptive solve has an error set by its tolerance)."""
         import diffrax
@@ -101,7 +101,7 @@ class Diffrax(Solver):
         )
         # A solve that ran out of steps returns what it has, which is not the answer: make it visible as NaN.
         done = solution.result == diffrax.RESULTS.successful
-        out = jnp.where(done, solution.ys[0], jnp.nan)
+        out = jnp.where(done, cast(Array, solution.ys)[0], jnp.nan)
         prediction = model(out, end)
         alpha_clean, offset_clean = row["clean"]
         final = alpha_clean * prediction.denoised + offset_clean

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
 from scorelab.processes.multiplicative import GeometricBrownianMotion
-from scorelab.solvers.base import Solver, Step
+from scorelab.solvers.base import Solver, Step, computed
 from scorelab.solvers.euler import InDataSpace, land
 from scorelab.typing import per_example_normal, require_choice, require_int, require_number, require_positive
 
@@ -52,7 +52,7 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
     anneal: float = 1.0
     polish: int = 0
 
-    stochastic: ClassVar[bool] = True
+    stochastic = True
 
     def __post_init__(self):
         require_choice(self, ("exact", "corrected", "paper"), mode=self.mode)
@@ -73,12 +73,12 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
         else:
             require_positive(self, delta=self.delta)
 
-    @property
+    @computed
     def order(self) -> int:
         """1 for ``"exact"``; 0 else, since a bias remains."""
         return 1 if self.mode == "exact" else 0
 
-    @property
+    @computed
     def calls_per_step(self) -> int:
         """The inner updates; those of the polish come once, after the last step."""
         return self.inner

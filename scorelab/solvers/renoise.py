@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -21,9 +20,9 @@ class Renoise(Multistep):
     less variance than the data, and a bias remains however many steps are taken.
     """
 
-    order: ClassVar[int] = 0
-    stochastic: ClassVar[bool] = True
-    history: ClassVar[int] = 0
+    order = 0
+    stochastic = True
+    history = 0
 
     def table(self, process, times):
         """See the class."""

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.base import Prediction
-from scorelab.solvers.base import Nodes, Solver, Step, shift
+from scorelab.solvers.base import Nodes, Solver, Step, computed, shift
 from scorelab.solvers.exponential import Multistep, corrected_start
 from scorelab.typing import Array, per_example_normal, require_choice, require_number
 
 
-def straight_velocity(prediction: Prediction, slope: Array) -> Array:
+def straight_velocity(prediction: Prediction, slope: Array | float) -> Array:
     r""":math:`V = \hat\epsilon + \kappa D`."""
     return prediction.eps + slope * prediction.denoised
 
@@ -45,7 +45,7 @@ class DEIS(Multistep):
     order: int = 3
     start: Literal["corrected", "published"] = "corrected"
 
-    stochastic: ClassVar[bool] = False
+    stochastic = False
 
     def __post_init__(self):
         require_choice(self, (1, 2, 3, 4), order=self.order)
@@ -66,7 +66,7 @@ class DEIS(Multistep):
             b[i, :order] = nodes.scale[i + 1] * lagrange_integrals(past, nodes.ratio[i], nodes.ratio[i + 1])
         if self.start == "corrected":
 
-            def better(i):
+            def better(i: int):
                 """The weights of step ``i`` with the value at its end, which comes first."""
                 return nodes.scale[i + 1] * lagrange_integrals(nodes.ratio[i + 1 :: -1], nodes.ratio[i], nodes.ratio[i + 1])
 
@@ -107,15 +107,15 @@ class Heun(Solver):
     churn_max: float = math.inf
     churn_noise: float = 1.0
 
-    order: ClassVar[int] = 2
-    calls_per_step: ClassVar[int] = 2
+    order = 2
+    calls_per_step = 2
 
     def __post_init__(self):
         for name in ("churn", "churn_min", "churn_max", "churn_noise"):
             require_number(self, 0.0, math.inf, **{name: getattr(self, name)})
 
-    @property
-    def stochastic(self):
+    @computed
+    def stochastic(self) -> bool:
         """When ``churn > 0``."""
         return self.churn > 0
 

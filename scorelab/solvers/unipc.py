@@ -3,7 +3,7 @@ r"""UniPC: a multistep predictor and corrector that share one model call per ste
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +36,7 @@ class UniPC(Solver):
     order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
 
-    stochastic: ClassVar[bool] = False
-    calls_per_step: ClassVar[int] = 1
+    stochastic = False
 
     def __post_init__(self):
         require_choice(self, (1, 2, 3), order=self.order)
