@@ -41,8 +41,10 @@ class PredictorCorrector(Solver):
         require_spec(self, Solver, predictor=self.predictor)
         require_int(self, 0, corrections=self.corrections)
         require_positive(self, snr=self.snr)
-        if self.predictor.calls_per_step != 1:
-            raise ValueError(f"PredictorCorrector.predictor = {self.predictor}: expected a solver with one call per step")
+        if self.predictor.calls_per_step != 1 or self.predictor.population(2) > 1:
+            raise ValueError(
+                f"PredictorCorrector.predictor = {self.predictor}: expected a solver of independent samples with one call per step"
+            )
 
     @computed
     def calls_per_step(self) -> int:

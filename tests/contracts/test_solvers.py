@@ -354,6 +354,7 @@ def test_fixed_step_diffrax_solvers_are_accepted():
         (lambda: solvers.Heun(churn=-1.0), "churn"),
         (lambda: solvers.EulerMaruyama(coords="x"), "coords"),
         (lambda: solvers.PredictorCorrector(predictor=solvers.Heun()), "one call per step"),
+        (lambda: solvers.PredictorCorrector(predictor=fk.FeynmanKac()), "independent samples"),
         (lambda: grids.Uniform(0), "steps"),
         (lambda: grids.Explicit((0.1, 0.2)), "decreasing"),
         (lambda: grids.Karras(5).times(FLOW), "t_max"),

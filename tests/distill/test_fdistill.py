@@ -634,6 +634,7 @@ def test_a_discriminator_of_different_laws_is_right():
         (dict(n_aux=-1), r"FDistill\.n_aux = -1: expected an integer >= 0"),
         (dict(ratio=distill.UnitRatio(), gan_weight=0.0), r"FDistill\.ratio = UnitRatio\(\) with divergence = JensenShannon\(\)"),
         (dict(score_weight=0.0, gan_weight=0.0), r"FDistill\.score_weight = gan_weight = 0: expected one of them above 0"),
+        (dict(fake=distill.NoScore()), r"FDistill\.fake = NoScore\(\): expected a LearnedScore"),
         (dict(n_aux=0), r"FDistill\.n_aux = 0 with a LearnedScore: expected at least 1"),
         (dict(reward=3.0), r"FDistill\.reward = 3\.0: expected a function"),
         (
