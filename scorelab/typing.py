@@ -171,9 +171,9 @@ def require_shape(what: str, value: Array, like: Array) -> None:
     require_real(what, value)
 
 
-def require_real(what: str, value: Array) -> None:
+def require_real(what: str, value: Array | float) -> None:
     """Raise ``ValueError`` naming the dtype unless it is one of real numbers: a cast would drop the imaginary part in silence."""
-    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    dtype = value.dtype if isinstance(value, Array) else np.asarray(value).dtype
     if not any(jnp.issubdtype(dtype, kind) for kind in (np.bool_, jnp.floating, jnp.integer)):
         raise ValueError(f"{what} is {dtype}: expected real numbers")
 
