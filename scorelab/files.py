@@ -86,7 +86,7 @@ def write_json(path: Path, value: Any) -> Path:
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     """``write_bytes`` of a compressed npz."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]: no array is called allow_pickle
     return write_bytes(path, buffer.getvalue())
 
 

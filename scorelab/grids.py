@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from scorelab.processes.base import Process
-from scorelab.typing import require_choice, require_int, require_number, require_positive
+from scorelab.typing import Array, require_choice, require_int, require_number, require_positive
 
 
 class Grid(abc.ABC):
@@ -46,7 +46,7 @@ class Spaced(Grid):
                 require_number(self, -math.inf, math.inf, **{name: getattr(self, name)})
 
     @abc.abstractmethod
-    def coordinate(self, process: Process, t: float) -> float:
+    def coordinate(self, process: Process, t: float) -> Array | float:
         """The coordinate in which the times are equally spaced."""
 
     @abc.abstractmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from scorelab.processes.base import Prediction
 
 Array = jax.Array | np.ndarray
@@ -61,7 +63,7 @@ def partly_static(*names: str) -> Callable[[type[T]], type[T]]:
     """
 
     def register(cls: type[T]) -> type[T]:
-        others = tuple(field.name for field in dataclasses.fields(cls) if field.name not in names)
+        others = tuple(field.name for field in dataclasses.fields(cast("type[DataclassInstance]", cls)) if field.name not in names)
 
         def flatten(spec):
             leaves, structure = jax.tree.flatten(tuple(getattr(spec, name) for name in names))
@@ -91,7 +93,7 @@ def _is_spec(leaf: Any) -> bool:
     return not number and type(leaf) is not object
 
 
-def on_host(array: Array) -> np.ndarray:
+def on_host(array: Array | float) -> np.ndarray:
     """The values, also of an array that is spread over several processes (all of which have to ask)."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
@@ -112,7 +114,7 @@ def is_model_pytree(model: Any) -> bool:
 SEEDS = 2**32
 
 
-def require_positive(spec: object, **fields: float) -> None:
+def require_positive(spec: object, **fields: object) -> None:
     """Raise ``ValueError`` naming the first field that is not a finite number above zero."""
     for name, value in fields.items():
         value = _plain(spec, name, value)
@@ -120,7 +122,7 @@ def require_positive(spec: object, **fields: float) -> None:
             raise ValueError(f"{owner(spec)}.{name} = {value!r}: expected a finite number above 0")
 
 
-def require_int(spec: object, minimum: int, **fields: int) -> None:
+def require_int(spec: object, minimum: int, **fields: object) -> None:
     """Raise ``ValueError`` naming the first field that is not an integer of at least ``minimum``."""
     for name, value in fields.items():
         value = _plain(spec, name, value)
@@ -128,7 +130,7 @@ def require_int(spec: object, minimum: int, **fields: int) -> None:
             raise ValueError(f"{owner(spec)}.{name} = {value!r}: expected an integer >= {minimum}")
 
 
-def require_seed(spec: object, **fields: int) -> None:
+def require_seed(spec: object, **fields: object) -> None:
     """Raise ``ValueError`` naming the first field that is not an integer in [0, 2**32): beyond it seeds would repeat."""
     for name, value in fields.items():
         value = _plain(spec, name, value)
@@ -146,7 +148,7 @@ def require_choice(spec: object, choices: tuple, **fields: Any) -> None:
             raise ValueError(f"{owner(spec)}.{name} = {value!r}: expected one of {expected}")
 
 
-def require_number(spec: object, low: float, high: float, **fields: float) -> None:
+def require_number(spec: object, low: float, high: float | np.floating, **fields: object) -> None:
     """Raise ``ValueError`` naming the first field that is not a number in ``[low, high]``."""
     for name, value in fields.items():
         value = _plain(spec, name, value)
@@ -158,7 +160,7 @@ def require_spec(spec: object, kind: type | UnionType, **fields: Any) -> None:
     """Raise ``TypeError`` naming the first field that is not an instance of ``kind``."""
     for name, value in fields.items():
         if not isinstance(value, kind):
-            wanted = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
+            wanted = " or ".join(k.__name__ for k in ((kind,) if isinstance(kind, type) else kind.__args__))
             raise TypeError(f"{owner(spec)}.{name} = {value!r}: expected a {wanted}")
 
 
@@ -169,9 +171,9 @@ def require_shape(what: str, value: Array, like: Array) -> None:
     require_real(what, value)
 
 
-def require_real(what: str, value: Array) -> None:
+def require_real(what: str, value: Array | float) -> None:
     """Raise ``ValueError`` naming the dtype unless it is one of real numbers: a cast would drop the imaginary part in silence."""
-    dtype = value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype
+    dtype = value.dtype if isinstance(value, Array) else np.asarray(value).dtype
     if not any(jnp.issubdtype(dtype, kind) for kind in (np.bool_, jnp.floating, jnp.integer)):
         raise ValueError(f"{what} is {dtype}: expected real numbers")
 

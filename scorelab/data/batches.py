@@ -51,9 +51,10 @@ class Batches:
         require_spec(self, Arrays | Mapping, arrays=self.arrays)
         columns = self.columns
         for key, value in columns.items():
-            dtype = getattr(value, "dtype", type(value).__name__)
-            if not hasattr(value, "dtype") or dtype.kind in "cOUSMm" or np.ndim(value) < 1:
-                raise ValueError(f"arrays[{key!r}] is {dtype} of shape {np.shape(value)}: expected an array of numbers (n, ...)")
+            dtype = getattr(value, "dtype", None)
+            if dtype is None or dtype.kind in "cOUSMm" or np.ndim(value) < 1:
+                found = f"{type(value).__name__ if dtype is None else dtype} of shape {np.shape(value)}"
+                raise ValueError(f"arrays[{key!r}] is {found}: expected an array of numbers (n, ...)")
         lengths = {key: len(value) for key, value in columns.items()}
         if not columns or len(set(lengths.values())) != 1:
             raise ValueError(f"arrays has lengths {lengths}: expected at least one array, all of equal length")

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 DATA_DIR_VARIABLE = "SCORELAB_DATA_DIR"
 CACHE_DIR_VARIABLE = "SCORELAB_CACHE_DIR"
@@ -41,10 +41,8 @@ class PublishedFile:
     raw_size: int | None = None
 
     def __post_init__(self):
-        for field in ("sha256", "raw_sha256"):
-            value = getattr(self, field)
-            if value is None and field == "raw_sha256":
-                continue
+        hashes = {"sha256": self.sha256} | ({} if self.raw_sha256 is None else {"raw_sha256": self.raw_sha256})
+        for field, value in hashes.items():
             if len(value) != 64 or set(value) - set("0123456789abcdef"):
                 raise ValueError(f"{field}={value!r} of {self.name}: expected 64 lower-case hexadecimal digits")
 
@@ -144,7 +142,7 @@ def download(file: PublishedFile, folder: Path) -> tuple[Path | None, list[str]]
     reasons = []
     for url in file.urls:
         try:
-            fetch = pooch.HTTPDownloader(timeout=20)
+            fetch: Any = pooch.HTTPDownloader(timeout=20)  # its arguments have other names than in pooch's own protocol
             path = pooch.retrieve(url, f"sha256:{file.sha256}", fname=file.name, path=folder, downloader=fetch)
             return Path(path), []
         # requests' errors are OSErrors; pooch reports a wrong hash as a ValueError.
@@ -179,10 +177,11 @@ class Shelf:
             for name in dict.fromkeys((file.name, file.unpacked_name)):
                 if (folder / name).is_file():
                     return read_verified(folder / name, file, inspect)
-        reasons = ["downloading was switched off (download=False)"]
-        if self.may_download and cached is None:
+        if not self.may_download:
+            reasons = ["downloading was switched off (download=False)"]
+        elif cached is None:
             reasons = ["downloading needs pooch: pip install 'scorelab[data]'"]
-        elif self.may_download:
+        else:
             path, reasons = download(file, cached)
             if path is not None:
                 return read_verified(path, file, inspect)

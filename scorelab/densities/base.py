@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scorelab.typing import Array, Key, is_traced, owner, require_real
 
@@ -74,7 +75,7 @@ def check_points(law: Density, x: Array) -> Array:
     return x
 
 
-def check_numbers(law: object, **fields: Array | float) -> None:
+def check_numbers(law: object, **fields: ArrayLike) -> None:
     """Raise ``ValueError`` naming the first field that has a value that is not a finite real number; traced values pass.
 
     Host numbers are looked at in the default float type, in which the law keeps them.
@@ -93,7 +94,7 @@ def check_numbers(law: object, **fields: Array | float) -> None:
             raise ValueError(f"{owner(law)}.{name} has {bad} values that are not finite in {numbers.dtype}: expected none")
 
 
-def check_variances(law: object, **fields: Array | float) -> None:
+def check_variances(law: object, **fields: ArrayLike) -> None:
     """:func:`check_numbers`, and nothing below zero."""
     check_numbers(law, **fields)
     for name, value in fields.items():

@@ -28,7 +28,7 @@ UNKNOWN = -1.0
 _product = functools.partial(jnp.matmul, precision="highest")
 
 
-@law_pytree("mean", "basis", "eigenvalues", "tail", "reach", static=("event",))
+@law_pytree("mean", "basis", "eigenvalues", "tail", "reach", static=("_event",))
 class Gaussian(Density):
     """A Gaussian over points of any event shape.
 
@@ -46,8 +46,6 @@ class Gaussian(Density):
         ValueError: for numbers that are not finite, or when ``cov`` has another shape, is not symmetric or is not positive
             semidefinite.
     """
-
-    event: tuple[int, ...] = ()
 
     def __init__(self, mean: Array, cov: Array | float):
         require_known(self, mean=mean, cov=cov)
@@ -127,19 +125,24 @@ class Gaussian(Density):
         return cls._make(mean, jnp.eye(mean.size, dtype=mean.dtype), flat, 0.0, mean.shape)
 
     @classmethod
-    def _make(cls, mean, basis, eigenvalues, tail, event, reach=UNKNOWN) -> Gaussian:
+    def _make(cls, mean, basis, eigenvalues, tail, event, reach: Array | float = UNKNOWN) -> Gaussian:
         self = object.__new__(cls)
         self._set(mean, basis, eigenvalues, tail, event, reach)
         return self
 
-    def _set(self, mean, basis, eigenvalues, tail, event, reach=UNKNOWN):
+    def _set(self, mean, basis, eigenvalues, tail, event, reach: Array | float = UNKNOWN):
         self.mean, self.basis = as_parameter(mean), as_parameter(basis)
         self.eigenvalues, self.tail = as_parameter(eigenvalues), as_parameter(tail)
-        self.reach, self.event = as_parameter(reach), tuple(event)
+        self.reach, self._event = as_parameter(reach), tuple(event)
 
     def _reaching(self, reach: float) -> Gaussian:
         """The same law of data whose reach is known."""
         return Gaussian._make(self.mean, self.basis, self.eigenvalues, self.tail, self.event, reach)
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of one point."""
+        return self._event
 
     @property
     def size(self) -> int:
@@ -151,7 +154,7 @@ class Gaussian(Density):
         flat = (check_points(self, x) - self.mean).reshape(-1, self.size)
         return flat, _product(flat, self.basis)
 
-    def _spectral(self, flat: Array, inside: Array, gain: Array, tail_gain: Array) -> Array:
+    def _spectral(self, flat: Array, inside: Array, gain: Array, tail_gain: Array | float) -> Array:
         """Multiply by ``gain`` along the basis and by ``tail_gain`` across it; back in the event shape."""
         out = tail_gain * flat + _product(inside * (gain - tail_gain), self.basis.T)
         return out.reshape(-1, *self.event)
@@ -264,17 +267,17 @@ def decompose(cov: np.ndarray, event: tuple[int, ...]) -> tuple[np.ndarray, np.n
         result = (*none, cov)
     elif cov.shape == event and cov.ndim != 2:
         variances = cov.reshape(-1)
-        result = (np.eye(size), variances, np.float64(0.0))
+        result = (np.eye(size), variances, np.zeros(()))
     elif cov.shape == (size, size):
         if not np.allclose(cov, cov.T, rtol=1e-5, atol=1e-8 * max(np.abs(cov).max(), 1e-300)):
             raise ValueError("Gaussian.cov is not symmetric")
         variances, basis = np.linalg.eigh(0.5 * (cov + cov.T))
         if variances.min() < -1e-6 * max(variances.max(), 0.0):
             raise ValueError(f"Gaussian.cov has the eigenvalue {variances.min():.3g}: expected positive semidefinite")
-        result = (basis, np.maximum(variances, 0.0), np.float64(0.0))
+        result = (basis, np.maximum(variances, 0.0), np.zeros(()))
     elif cov.shape == event:
         variances = cov.reshape(-1)
-        result = (np.eye(size), variances, np.float64(0.0))
+        result = (np.eye(size), variances, np.zeros(()))
     else:
         raise ValueError(f"Gaussian.cov has shape {cov.shape}: expected (), {event} or ({size}, {size})")
     if not np.all(np.isfinite(variances)) or (cov.ndim < 2 and np.min(variances) < 0):

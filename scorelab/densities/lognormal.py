@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
 from scorelab.densities.base import Density, law_pytree
 from scorelab.densities.mixture import GaussianMixture
@@ -28,7 +29,7 @@ class LogNormalMixture(Density):
         logs: the law of ``log x``, a :class:`GaussianMixture`.
     """
 
-    def __init__(self, weights: Array, means: Array, covs: Array):
+    def __init__(self, weights: ArrayLike, means: ArrayLike, covs: ArrayLike):
         self.logs = GaussianMixture(weights, means, covs)
 
     @classmethod
@@ -68,7 +69,7 @@ class LogNormalMixture(Density):
         r""":math:`x\circ\nabla_x\log p(x) = \nabla_y\log p_{\log}(\log x) - 1`; NaN unless ``x > 0``."""
         return self.logs.score(jnp.log(x)) - 1
 
-    def in_chart(self, chart: Chart) -> Density:
+    def in_chart(self, chart: Chart) -> GaussianMixture:
         """The law of ``log x``; ValueError for a chart in which it has no closed form."""
         if not isinstance(chart, Log):
             raise ValueError(f"LogNormalMixture under {chart!r}: expected the log chart of GeometricBrownianMotion")

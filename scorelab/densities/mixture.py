@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
@@ -24,7 +25,7 @@ class GaussianMixture(Density):
         covs: ``(K,)``, ``(K, *event)`` or ``(K, d, d)``: each as in :class:`Gaussian`.
     """
 
-    def __init__(self, weights: Array, means: Array, covs: Array):
+    def __init__(self, weights: ArrayLike, means: ArrayLike, covs: ArrayLike):
         means, covs = np.asarray(means, np.float64), np.asarray(covs, np.float64)
         if covs.ndim == 0:
             covs = np.full(len(means), covs)
@@ -33,14 +34,14 @@ class GaussianMixture(Density):
         self._set(weights, [Gaussian(mean, cov) for mean, cov in zip(means, covs, strict=True)])
 
     @classmethod
-    def of(cls, weights: Array, components: list[Gaussian]) -> GaussianMixture:
+    def of(cls, weights: ArrayLike, components: list[Gaussian]) -> GaussianMixture:
         """From Gaussians of one event shape and one rank (low-rank covariances come in this way)."""
         self = object.__new__(cls)
         self._set(weights, components)
         return self
 
     @classmethod
-    def per_class(cls, points: Array, label: Array, *, num_classes: int | None = None, **options: Any) -> GaussianMixture:
+    def per_class(cls, points: ArrayLike, label: ArrayLike, *, num_classes: int | None = None, **options: Any) -> GaussianMixture:
         """One Gaussian per class, weighted by frequency.
 
         Args:
@@ -69,7 +70,7 @@ class GaussianMixture(Density):
         components: int,
         *,
         rank: int | None = None,
-        method: str = "eigh",
+        method: Literal["eigh", "randomized", "streaming"] = "eigh",
         floor: float = 1e-5,
         batch_size: int = 2048,
         seed: int = 42,
@@ -96,7 +97,13 @@ class GaussianMixture(Density):
             raise ValueError(f"GaussianMixture.fit.components = {components}: expected at most the {len(points)} points")
         require_number("GaussianMixture.fit", 0.0, np.finfo(np.float32).max, floor=floor)
         flat = points.reshape(len(points), -1)
-        cluster = MiniBatchKMeans(components, batch_size=batch_size, random_state=seed, n_init=3).fit_predict(flat)
+        kmeans = MiniBatchKMeans(
+            components,
+            batch_size=batch_size,
+            random_state=seed,
+            n_init=3,  # pyright: ignore[reportArgumentType]: its type is read off its default, "auto"
+        )
+        cluster = kmeans.fit_predict(flat)
         clusters = [points[cluster == k] for k in range(components) if np.any(cluster == k)]
         if method != "eigh" and rank is not None and (least := min(map(len, clusters))) < rank:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def reach(centred: np.ndarray) -> float:
 def elementwise(points: np.ndarray | Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray, float]:
     """Number of points, mean and unbiased variance of every element (of the event shape), reach; errors as :func:`moments`."""
     blocks = _Blocks(points)
-    n, mean, square = 0, 0.0, 0.0
+    n, mean, square = 0, np.zeros(()), np.zeros(())
     for block in blocks:
         count, shift = len(block), block.mean(axis=0) - mean
         square = square + block.var(axis=0) * count + shift**2 * (n * count / (n + count))
@@ -129,9 +129,10 @@ class _Blocks:
 
     def __init__(self, points: np.ndarray | Iterable[np.ndarray], rows: int = _BLOCK):
         if hasattr(points, "shape"):
-            if points.ndim < 2:
-                raise ValueError(f"from_data got points of shape {points.shape}: expected (n, *event)")
-            self._source: Iterator = (points[low : low + rows] for low in range(0, len(points), rows))
+            array = cast(np.ndarray, points)
+            if array.ndim < 2:
+                raise ValueError(f"from_data got points of shape {array.shape}: expected (n, *event)")
+            self._source: Iterator = (array[low : low + rows] for low in range(0, len(array), rows))
         elif isinstance(points, Iterable):
             self._source = iter(points)
         else:
@@ -202,7 +203,12 @@ def _randomized(blocks, rank, seed):
         raise ValueError(f"from_data.rank = {rank} with method 'randomized': expected at most {min(points.shape)}")
     mean = points.mean(axis=0)
     points -= mean
-    _, singular, rows = randomized_svd(points, rank, n_iter=7, random_state=seed)
+    _, singular, rows = randomized_svd(
+        points,
+        rank,
+        n_iter=7,  # pyright: ignore[reportArgumentType]: its type is read off its default, "auto"
+        random_state=seed,
+    )
     return len(points), mean, rows.T, singular**2, float(np.sum(points**2))
 
 
@@ -210,7 +216,7 @@ def _streaming(blocks, rank, seed):
     """Incremental SVD (Ross et al. 2008): memory for one block and ``rank`` directions, not for ``d x d`` numbers."""
     from sklearn.decomposition import IncrementalPCA
 
-    pca = IncrementalPCA(n_components=rank)
+    pca: Any = IncrementalPCA(n_components=rank)  # its attributes are None until it is fitted
     waiting: list[np.ndarray] = []
     # Every call needs at least `rank` rows, so short blocks wait, and what is left at the end joins the last full block.
     full = None

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import i0e, log_ndtr
+from numpy.typing import ArrayLike
 
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, law_pytree
 from scorelab.densities.lognormal import LogNormalMixture
@@ -59,7 +60,7 @@ class Rings(Density):
         weights: ``(K,)``; by default proportional to the radius, which makes the density along each circle equal.
     """
 
-    def __init__(self, radii: Array = (0.7, 1.4, 2.1), std: float = 0.08, weights: Array | None = None):
+    def __init__(self, radii: ArrayLike = (0.7, 1.4, 2.1), std: float = 0.08, weights: ArrayLike | None = None):
         check_numbers(self, radii=radii, std=std, weights=1.0 if weights is None else weights)
         radii = np.asarray(radii, np.float64)
         weights = radii if weights is None else np.asarray(weights, np.float64)
@@ -116,7 +117,7 @@ class Boxes(Density):
         highs: ``(K, d)`` upper corners.
     """
 
-    def __init__(self, lows: Array, highs: Array):
+    def __init__(self, lows: ArrayLike, highs: ArrayLike):
         check_numbers(self, lows=lows, highs=highs)
         lows, highs = np.asarray(lows, np.float64), np.asarray(highs, np.float64)
         if lows.ndim != 2 or lows.shape != highs.shape or not np.all(lows < highs):

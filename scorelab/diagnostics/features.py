@@ -87,7 +87,7 @@ def _directions(law: Gaussian, features: int) -> tuple[np.ndarray, np.ndarray]:
     return variances[kept], np.asarray(law.basis, np.float64)[:, kept]
 
 
-def _half(curve: np.ndarray, log_ratio: np.ndarray) -> np.ndarray:
+def _half(curve: np.ndarray, log_ratio: Array) -> np.ndarray:
     passes = (curve[:-1] < 0.5) & (curve[1:] >= 0.5)
     before, column = np.argmax(passes, axis=0), np.arange(curve.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):  # between times of infinite or no noise there is no interpolation

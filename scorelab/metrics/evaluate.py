@@ -48,7 +48,7 @@ def report(
     Errors: n above the smallest of the three sets, which is named.
     """
     sizes = {"samples": len(samples), "train": len(train), "test": len(test)}
-    smallest = min(sizes, key=sizes.get)
+    smallest = min(sizes, key=sizes.__getitem__)
     n = sizes[smallest] if n is None else n
     require_int("report", 0, n=n)
     if not 2 <= n <= sizes[smallest]:

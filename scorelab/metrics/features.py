@@ -20,9 +20,11 @@ class Features(Protocol):
     @property
     def id(self) -> str:
         """Name, with the first eight digits of the weights' SHA-256 where there are weights."""
+        ...
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Vectors (n, d) of samples (n, ...)."""
+        ...
 
 
 def _check_images(images: np.ndarray, levels: int, shape: tuple[int, ...] | None) -> np.ndarray:

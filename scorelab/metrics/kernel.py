@@ -66,7 +66,7 @@ def gaussian(bandwidths: tuple[float, ...]) -> Kernel:
         squared = squared_distances(a, b)
         # Divided twice: the square of a small width is zero. What is too large to represent has the kernel 0.
         with np.errstate(over="ignore"):
-            return sum(np.exp(squared / h / (-2 * h)) for h in bandwidths) / len(bandwidths)
+            return np.asarray(sum(np.exp(squared / h / (-2 * h)) for h in bandwidths) / len(bandwidths))
 
     return kernel
 

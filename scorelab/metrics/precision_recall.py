@@ -30,15 +30,15 @@ class PrecisionRecall:
 
     def scores(self) -> tuple[Score, Score, Score, Score]:
         """The four numbers as scores, in the order of the fields."""
-        return tuple(
-            Score(
-                name=f"{name}(k={self.k})",
-                value=getattr(self, name),
-                extractor=self.extractor,
-                n=self.n,
-                reference_n=self.reference_n,
-            )
-            for name in ("precision", "recall", "density", "coverage")
+
+        def score(name: str, value: float) -> Score:
+            return Score(name=f"{name}(k={self.k})", value=value, extractor=self.extractor, n=self.n, reference_n=self.reference_n)
+
+        return (
+            score("precision", self.precision),
+            score("recall", self.recall),
+            score("density", self.density),
+            score("coverage", self.coverage),
         )
 
     def __str__(self) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import DTypeLike
 
 from scorelab.metrics.features import Features
 
@@ -68,7 +69,7 @@ def numbers(x: np.ndarray, name: str) -> np.ndarray:
 
 
 def points(
-    x: np.ndarray, features: Features | None, name: str, least: int = 2, power: int = 1, dtype: type = np.float64
+    x: np.ndarray, features: Features | None, name: str, least: int = 2, power: int = 1, dtype: DTypeLike = np.float64
 ) -> np.ndarray:
     """`features(x)`, or x itself for None, as float64 (n, d); errors name the argument.
 
@@ -91,7 +92,7 @@ def point_pair(
     features: Features | None,
     least: int = 2,
     power: int = 1,
-    dtype: type = np.float64,
+    dtype: DTypeLike = np.float64,
 ) -> tuple[np.ndarray, np.ndarray]:
     """`points` of both sets, (n, d) and (m, d) of one width d."""
     a, b = (points(z, features, name, least, power, dtype) for name, z in (("x", x), ("y", y)))

@@ -183,13 +183,13 @@ class Denoiser:
         floor = float(self.process.noise_ratio(self.process.t_min))
         return PARAMETERISATIONS[self.predict](self.process.alpha(t), self.process.sigma(t), self.data_std, floor)
 
-    def network_output(self, params: Pytree, y: Array, t: Array, cond: Pytree = None, **options: Any) -> Array:
+    def network_output(self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, **options: Any) -> Array:
         """``F``, the raw output of the network on the preconditioned input; ``options`` go to the network."""
         output = self._apply(params, y, t, cond, **options)
         require_shape(f"the output of {type(self.net).__name__}", output, y)
         return output.astype(y.dtype)
 
-    def _apply(self, params: Pytree, y: Array, t: Array, cond: Pytree, **options: Any) -> Any:
+    def _apply(self, params: Pytree, y: Array, t: Array | float, cond: Pytree, **options: Any) -> Any:
         self.process.check_times("Denoiser.t", t)
         self.check_labels(cond)
         t = jnp.asarray(t, y.dtype)
@@ -219,7 +219,7 @@ class Denoiser:
             raise ValueError(f"Denoiser.features.names = {names}: {type(self.net).__name__} has no submodule {', '.join(missing)}")
         return tuple(found[name]["__call__"][0] for name in names)
 
-    def prediction(self, output: Array, y: Array, t: Array) -> Prediction:
+    def prediction(self, output: Array, y: Array, t: Array | float) -> Prediction:
         """The network's output ``F`` as a prediction."""
         require_shape("Denoiser.prediction.output", output, y)
         t = jnp.asarray(t, y.dtype)

@@ -73,7 +73,7 @@ class FunctionModel:
             ``t_max``.
     """
 
-    fn: Callable[[Array, Array, Pytree], Array] = field(metadata={"static": True})
+    fn: Callable[[Array, Array | float, Pytree], Array] = field(metadata={"static": True})
     process: Process = field(metadata={"static": True})
     returns: Literal["denoised", "eps", "score", "velocity", "stein"] = field(default="denoised", metadata={"static": True})
 

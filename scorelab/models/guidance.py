@@ -114,7 +114,7 @@ def check_labels(model: Model, cond: Pytree) -> None:
     else:
         # By field, since a pytree with static fields may hand out the numbers of the models inside and not these.
         whole = lambda m: dataclasses.is_dataclass(m) and not isinstance(m, type)
-        parts = [getattr(model, f.name, None) for f in dataclasses.fields(model)] if whole(model) else model
+        parts = [getattr(model, f.name, None) for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else model
         for part in jax.tree.leaves(parts, is_leaf=whole):
             if whole(part):
                 check_labels(part, cond)

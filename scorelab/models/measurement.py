@@ -52,8 +52,8 @@ class LinearMeasurement:
             raise ValueError(f"LinearMeasurement.matrix has shape {self.matrix.shape}: expected (k, d) with k at least 1")
         if self.values.shape != (k,):
             raise ValueError(f"LinearMeasurement.values has shape {self.values.shape}: expected ({k},), as many as rows")
-        if self.std.shape not in ((), (k,)):
-            raise ValueError(f"LinearMeasurement.std has shape {self.std.shape}: expected () or ({k},)")
+        if np.shape(self.std) not in ((), (k,)):
+            raise ValueError(f"LinearMeasurement.std has shape {np.shape(self.std)}: expected () or ({k},)")
         if not is_traced(self.std) and np.min(self.std) <= 0:
             raise ValueError(f"LinearMeasurement.std has the value {np.min(self.std):.3g}: expected numbers above 0")
 
@@ -72,7 +72,7 @@ class LinearMeasurement:
 
     def noise(self, dtype: jnp.dtype) -> Array:
         """The variances of the noise, the diagonal of ``R``, ``(k,)``."""
-        return jnp.broadcast_to(self.std.astype(dtype) ** 2, self.values.shape)
+        return jnp.broadcast_to(jnp.asarray(self.std, dtype) ** 2, self.values.shape)
 
     def residual(self, y0: Array) -> Array:
         """``m - H y0`` for points ``(batch, *event)``: ``(batch, k)``."""

@@ -24,6 +24,7 @@ import numpy as np
 
 from scorelab.processes.charts import Chart, Identity
 from scorelab.schedules import Schedule, namespace
+from scorelab.schedules.base import floating
 from scorelab.typing import Array, Key, is_traced, per_example, require_real, require_shape
 
 
@@ -103,35 +104,35 @@ class Process(abc.ABC):
     # The latent kernel ------------------------------------------------------------------------------------------
     def offset(self, t: Array | float) -> Array:
         r"""The deterministic shift :math:`b_t` of the latent kernel."""
-        return namespace(t).zeros_like(_floating(t))
+        return namespace(t).zeros_like(floating(t))
 
     def d_offset(self, t: Array | float) -> Array:
         r""":math:`\dot b_t`."""
-        return namespace(t).zeros_like(_floating(t))
+        return namespace(t).zeros_like(floating(t))
 
     def alpha(self, t: Array | float) -> Array:
         r""":math:`\alpha_t`."""
-        return self.schedule.alpha(_floating(t))
+        return self.schedule.alpha(floating(t))
 
     def sigma(self, t: Array | float) -> Array:
         r""":math:`\sigma_t`."""
-        return self.schedule.sigma(_floating(t))
+        return self.schedule.sigma(floating(t))
 
     def log_snr(self, t: Array | float) -> Array:
         r""":math:`\log(\alpha_t^2/\sigma_t^2)`."""
-        return self.schedule.log_snr(_floating(t))
+        return self.schedule.log_snr(floating(t))
 
     def noise_ratio(self, t: Array | float) -> Array:
         r""":math:`\sigma_t/\alpha_t`."""
-        return self.schedule.noise_ratio(_floating(t))
+        return self.schedule.noise_ratio(floating(t))
 
     def d_alpha(self, t: Array | float) -> Array:
         r""":math:`\dot\alpha_t`."""
-        return self.schedule.d_alpha(_floating(t))
+        return self.schedule.d_alpha(floating(t))
 
     def d_sigma(self, t: Array | float) -> Array:
         r""":math:`\dot\sigma_t`."""
-        return self.schedule.d_sigma(_floating(t))
+        return self.schedule.d_sigma(floating(t))
 
     @property
     def t_min(self) -> float:
@@ -218,31 +219,31 @@ class Process(abc.ABC):
         of ``y``; ValueError for another shape than that of ``y``.
         """
         forms = dict(denoised=denoised, eps=eps, score=score, velocity=velocity, stein=stein)
-        given = [n for n, v in forms.items() if v is not None]
-        if len(given) != 1 and given != ["denoised", "eps"]:
-            raise ValueError(f"predict was given {given or 'nothing'}: expected one of {', '.join(forms)} (or denoised and eps)")
+        given = {name: value for name, value in forms.items() if value is not None}
+        if len(names := list(given)) != 1 and names != ["denoised", "eps"]:
+            raise ValueError(f"predict was given {names or 'nothing'}: expected one of {', '.join(forms)} (or denoised and eps)")
         self.check_times("predict.t", t)
-        for name in given:
-            require_shape(f"predict.{name}", forms[name], y)
-        denoised, eps, score, velocity, stein = (None if v is None else jnp.asarray(v).astype(y.dtype) for v in forms.values())
+        for name, value in given.items():
+            require_shape(f"predict.{name}", value, y)
+            given[name] = jnp.asarray(value).astype(y.dtype)
         t = jnp.asarray(t, y.dtype)
         alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
         centred = y - offset
-        if stein is not None:
-            score = self.chart.latent_score(self.decode(y), stein)
-        if score is not None:
-            eps = -sigma * score
-        if velocity is not None:
+        if "stein" in given:
+            given["score"] = self.chart.latent_score(self.decode(y), given["stein"])
+        if "score" in given:
+            given["eps"] = -sigma * given["score"]
+        if "velocity" in given:
             d_alpha, d_sigma = per_example(self.d_alpha(t), y), per_example(self.d_sigma(t), y)
-            flow = velocity - per_example(self.d_offset(t), y)
+            flow = given["velocity"] - per_example(self.d_offset(t), y)
             det = alpha * d_sigma - sigma * d_alpha
-            denoised = (d_sigma * centred - sigma * flow) / det
-            eps = (alpha * flow - d_alpha * centred) / det
-        elif denoised is None:
-            denoised = (centred - sigma * eps) / alpha
-        elif eps is None:
-            eps = (centred - alpha * denoised) / sigma
-        return Prediction(denoised=denoised, eps=eps, t=t, process=self)
+            given["denoised"] = (d_sigma * centred - sigma * flow) / det
+            given["eps"] = (alpha * flow - d_alpha * centred) / det
+        elif "denoised" not in given:
+            given["denoised"] = (centred - sigma * given["eps"]) / alpha
+        elif "eps" not in given:
+            given["eps"] = (centred - alpha * given["denoised"]) / sigma
+        return Prediction(denoised=given["denoised"], eps=given["eps"], t=t, process=self)
 
     # The SDE in the chart ---------------------------------------------------------------------------------------
     def latent_drift(self, y: Array, t: Array | float) -> Array:
@@ -252,7 +253,7 @@ class Process(abc.ABC):
 
     def latent_diffusion(self, t: Array | float) -> Array:
         r""":math:`g_t`."""
-        rate = self.schedule.diffusion_rate(_floating(t))
+        rate = self.schedule.diffusion_rate(floating(t))
         return jnp.sqrt(rate) if isinstance(rate, jax.Array) else np.sqrt(rate)
 
     # The SDE in data space --------------------------------------------------------------------------------------
@@ -295,8 +296,3 @@ def require_same_process(where: str, **processes: Process) -> None:
         if other != process:
             one, two = (which if which == "process" else f"{which}.process" for which in (first, name))
             raise ValueError(f"{where}: {one} = {process!r} and {two} = {other!r}: expected the same process")
-
-
-def _floating(t: Array | float) -> Array:
-    """Python and NumPy numbers become float64 (host); JAX arrays stay what they are."""
-    return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)

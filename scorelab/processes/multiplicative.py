@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from scorelab.processes.base import Process
 from scorelab.processes.charts import Chart, Log
 from scorelab.schedules import GBMClock
-from scorelab.schedules.base import namespace, on_host
+from scorelab.schedules.base import floating, on_host
 from scorelab.schedules.multiplicative import integral
 from scorelab.typing import Array, require_choice, require_number, require_spec
 
@@ -37,6 +35,7 @@ class GeometricBrownianMotion(Process):
     Source: "Dale meets Langevin" (arXiv 2510.02730), which uses ``sigma=0.8``, ``mu=None`` and ``t_max=1``.
     """
 
+    schedule: GBMClock
     mu: float | Callable[[Array], Array] | None
     signed: bool
 
@@ -74,7 +73,7 @@ class GeometricBrownianMotion(Process):
         r""":math:`a(t)`."""
         if self.mu is None:
             return super().offset(t)
-        t = t if namespace(t) is not np else np.asarray(t, np.float64)
+        t = floating(t)
         growth = integral(self.mu, t) if callable(self.mu) else self.mu * t
         return growth - 0.5 * self.schedule.variance(t)
 
@@ -82,6 +81,6 @@ class GeometricBrownianMotion(Process):
         r""":math:`\mu(t) - \tfrac12\sigma(t)^2`."""
         if self.mu is None:
             return super().d_offset(t)
-        t = t if namespace(t) is not np else np.asarray(t, np.float64)
+        t = floating(t)
         growth = on_host(self.mu, t) if callable(self.mu) else self.mu
         return growth - 0.5 * self.schedule.diffusion_rate(t)

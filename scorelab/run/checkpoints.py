@@ -203,7 +203,7 @@ def _named(tree: Pytree) -> dict[str, Any]:
 
 
 def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _plain(leaf: Any) -> Any:
@@ -216,14 +216,16 @@ def _plain(leaf: Any) -> Any:
 def _as(leaf: Any, stored: np.ndarray | None) -> Any:
     if stored is None:
         return np.zeros(leaf.shape, leaf.dtype)
-    return jax.random.wrap_key_data(stored, impl=jax.random.key_impl(jnp.empty((), leaf.dtype))) if _is_key(leaf) else stored
+    if not _is_key(leaf):
+        return stored
+    return jax.random.wrap_key_data(jnp.asarray(stored), impl=jax.random.key_impl(jnp.empty((), leaf.dtype)))
 
 
 def _sums(place: Path, step: int, *, flush: bool = False) -> bytes:
     """What ``sha256sum`` prints for the files of a checkpoint in the folder above it; ``flush`` them to the disk as well."""
     lines = []
     for path in sorted(path for path in place.rglob("*") if not path.is_dir() and path != place / _SUMS):
-        with open(path, "r+b" if flush else "rb") as file:
+        with open(path, "r+b" if flush else "rb", buffering=0) as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {step}/{path.relative_to(place).as_posix()}\n")
             if flush:
                 os.fsync(file.fileno())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
-from scorelab.densities import Density, Gaussian, GaussianMixture
+from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.densities.moments import METHODS
 from scorelab.processes import Process
 from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
@@ -115,14 +115,14 @@ class DataTeleport(FromData):
     def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Teleport:
         """See :class:`FromData`."""
         self.check(data, process)
-        options = dict(rank=self.rank, method=self.method)
         if label is None:
-            return self._jump(Gaussian.from_data(data.encoded(process.chart), **options))
+            return self._jump(Gaussian.from_data(data.encoded(process.chart), rank=self.rank, method=self.method))
         y, arrays = np.concatenate(list(data.encoded(process.chart))), data.load()
-        law = GaussianMixture.per_class(y, arrays.label, num_classes=arrays.num_classes, **options)
+        known = cast(np.ndarray, arrays.label)  # where samples have labels, the data has
+        law = GaussianMixture.per_class(y, known, num_classes=arrays.num_classes, rank=self.rank, method=self.method)
         return self._jump(law, label)
 
-    def _jump(self, law: Density, label: np.ndarray | None = None) -> Teleport:
+    def _jump(self, law: Gaussian | GaussianMixture, label: np.ndarray | None = None) -> Teleport:
         return Teleport(law, self.sigma_skip, skip_steps=self.skip_steps, t_from=self.t_from, label=label)
 
 

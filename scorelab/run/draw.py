@@ -84,7 +84,7 @@ def draw(
     before = read_samples(workdir)
     same = before is not None and all(before.record.get(key) == value for key, value in how.items())
     pictures = workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file()
-    if same and pictures:
+    if before is not None and same and pictures:
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
     if keep and before is not None and not same and workdir.metrics.is_file():

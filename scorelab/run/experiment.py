@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -230,7 +230,9 @@ class SamplingSpec:
         """The model and the solver that samples are drawn with, and the start of a correction, which brings its own."""
         if self.guidance is not None:
             model = ClassifierFreeGuidance(model=model, scale=self.guidance)
-        return (model, self.solver, None) if self.correction is None else self.correction(model, self.solver)
+        if self.correction is None:
+            return model, self.solver, None
+        return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
 
     def begin(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start | None:
         """The start of samples with the conditions ``label``; the training data is read where it is needed."""

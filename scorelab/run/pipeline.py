@@ -112,7 +112,7 @@ def _evaluated(experiment: Experiment, n: int) -> Experiment:
     evaluation = experiment.evaluation
     if not dataclasses.is_dataclass(evaluation) or "n" not in {field.name for field in dataclasses.fields(evaluation)}:
         raise ConfigError(f"--n {n}: Experiment.evaluation = {evaluation!r} has no n")
-    evaluation = dataclasses.replace(evaluation, n=n)
+    evaluation = dataclasses.replace(evaluation, n=n)  # pyright: ignore[reportArgumentType]: an object, not a class
     if callable(check := getattr(evaluation, "check", None)):
         check(experiment.data, n)
     return dataclasses.replace(experiment, evaluation=evaluation)

@@ -104,7 +104,7 @@ def _pictures(experiment: Experiment, drawn: Drawn | None) -> str:
     return f'<section><h2>Samples and data</h2><div class="pair">{figures}</div></section>'
 
 
-def _matching(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+def _matching(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Rows of the data with the wanted labels in order, a new one each time."""
     rows = {int(label): np.flatnonzero(labels == label) for label in np.unique(wanted)}
     seen = dict.fromkeys(rows, 0)

@@ -26,12 +26,17 @@ def namespace(t: Array | float):
     return jnp if isinstance(t, jax.Array) else np
 
 
+def floating(t: Array | float) -> Array:
+    """JAX arrays and tracers stay what they are; Python and NumPy numbers become float64."""
+    return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
+
+
 def on_host(fn, t: Array | float) -> Array:
     """A JAX function of ``t``; in float64 for host input, also while something is traced."""
     if isinstance(t, jax.Array):
         return fn(t)
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        return np.asarray(fn(jnp.asarray(np.asarray(t, np.float64))))
+        return np.asarray(fn(jnp.asarray(floating(t))))
 
 
 def derivative(fn, t: Array | float) -> Array:
@@ -39,8 +44,15 @@ def derivative(fn, t: Array | float) -> Array:
     return on_host(lambda t: jax.jvp(fn, (t,), (jnp.ones_like(t),))[1], t)
 
 
+class _TimeRange:
+    """The times that are trained and sampled. Not fields of :class:`Schedule`, so that a schedule may derive them."""
+
+    t_min: float
+    t_max: float
+
+
 @dataclass(frozen=True, kw_only=True)
-class Schedule(abc.ABC):
+class Schedule(_TimeRange, abc.ABC):
     r"""The base of all schedules; a new one needs ``log_alpha``, ``log_snr``, ``time``, ``t_min`` and ``t_max``.
 
     ``t_min`` and ``t_max`` bound the times that are trained and sampled. The rates below come from automatic

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.schedules.base import Schedule, namespace, on_host, require_time_range
+from scorelab.schedules.base import Schedule, floating, namespace, on_host, require_time_range
 from scorelab.typing import Array, require_number, require_positive
 
 
@@ -49,9 +49,10 @@ class GBMClock(Schedule):
 
     def variance(self, t: Array | float) -> Array:
         r""":math:`v(t) = \sigma_t^2`."""
-        if callable(self.volatility):
-            return integral(lambda s: self.volatility(s) ** 2, t)
-        return self.volatility**2 * t
+        volatility = self.volatility
+        if callable(volatility):
+            return integral(lambda s: volatility(s) ** 2, t)
+        return volatility**2 * floating(t)
 
     def log_alpha(self, t):
         """Zero."""
@@ -90,7 +91,7 @@ class Ramp:
 
     def __call__(self, t: Array | float) -> Array:
         """The value at ``t``."""
-        return self.start + (self.end - self.start) * t
+        return self.start + (self.end - self.start) * floating(t)
 
 
 def integral(fn, t: Array | float) -> Array:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import numpy as np
 
-from scorelab.schedules.base import Schedule, namespace, require_time_range
+from scorelab.schedules.base import Schedule, floating, namespace, require_time_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +31,11 @@ class RectifiedFlow(Schedule):
 
     def alpha(self, t):
         """See the class."""
-        return 1 - t
+        return 1 - floating(t)
 
     def sigma(self, t):
         """See the class."""
-        return t if namespace(t) is jnp else np.asarray(t, np.float64)
+        return floating(t)
 
     def log_alpha(self, t):
         """See the class."""
@@ -68,8 +67,8 @@ class RectifiedFlow(Schedule):
 
     def drift_rate(self, t):
         """See the class."""
-        return -1 / (1 - t)
+        return -1 / self.alpha(t)
 
     def diffusion_rate(self, t):
         r""":math:`g_t^2 = 2t/(1-t)`."""
-        return 2 * t / (1 - t)
+        return 2 * self.sigma(t) / self.alpha(t)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.schedules.base import Schedule, namespace, require_time_range
+from scorelab.schedules.base import Schedule, floating, namespace, require_time_range
 from scorelab.typing import require_positive
 
 
@@ -45,11 +45,11 @@ class VE(Schedule):
 
     def log_snr(self, t):
         """See the class."""
-        return -2 * (math.log(self.sigma_min) + t * self._log_range)
+        return -2 * (math.log(self.sigma_min) + floating(t) * self._log_range)
 
     def time(self, log_snr):
         """See the class."""
-        return (-log_snr / 2 - math.log(self.sigma_min)) / self._log_range
+        return (-floating(log_snr) / 2 - math.log(self.sigma_min)) / self._log_range
 
     def alpha(self, t):
         """One."""
@@ -58,7 +58,7 @@ class VE(Schedule):
     def sigma(self, t):
         """See the class; the exponent is split so that its float32 rounding is not amplified by the exponential."""
         if namespace(t) is np:
-            return self.sigma_min * np.exp(np.asarray(t, np.float64) * self._log_range)
+            return self.sigma_min * np.exp(floating(t) * self._log_range)
         # t = k/64 + r and log range = c/64 + d with c an integer: the large product k*c/4096 is exact in
         # float32, and exp2 of its integer part is exact, so that only small exponents are rounded.
         log2_range = self._log_range / math.log(2)
@@ -91,12 +91,12 @@ class EDM(Schedule):
             raise ValueError(f"EDM.sigma_max = {self.sigma_max!r}: expected more than sigma_min = {self.sigma_min!r}")
 
     @property
-    def t_min(self) -> float:
+    def t_min(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]: read only, as a frozen field
         """``sigma_min``."""
         return self.sigma_min
 
     @property
-    def t_max(self) -> float:
+    def t_max(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """``sigma_max``."""
         return self.sigma_max
 
@@ -120,8 +120,8 @@ class EDM(Schedule):
 
     def sigma(self, t):
         """See the class."""
-        return t if namespace(t) is jnp else np.asarray(t, np.float64)
+        return floating(t)
 
     def diffusion_rate(self, t):
         r""":math:`g_t^2 = 2t`."""
-        return 2 * t
+        return 2 * self.sigma(t)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.schedules.base import Schedule, namespace, require_time_range
+from scorelab.schedules.base import Schedule, floating, namespace, require_time_range
 from scorelab.typing import require_positive
 
 
@@ -35,6 +35,7 @@ class VPLinear(Schedule):
 
     def log_alpha(self, t):
         """See the class."""
+        t = floating(t)
         return -0.25 * t * (2 * self.beta_min + t * (self.beta_max - self.beta_min))
 
     def log_snr(self, t):
@@ -66,7 +67,7 @@ class VPLinear(Schedule):
 
     def drift_rate(self, t):
         """See the class."""
-        return -0.5 * (self.beta_min + t * (self.beta_max - self.beta_min))
+        return -0.5 * (self.beta_min + floating(t) * (self.beta_max - self.beta_min))
 
     def diffusion_rate(self, t):
         """For a variance-preserving process the rate is ``-2 f``, finite also at ``t = 0``."""

@@ -129,7 +129,7 @@ class Teleport(Start):
         if isinstance(self.law, GaussianMixture) != (self.label is not None):
             wanted = "the class of each sample" if self.label is None else "None with a law that is a single Gaussian"
             raise ValueError(f"Teleport.label = {self.label!r} with a {type(self.law).__name__}: expected {wanted}")
-        if self.label is not None:
+        if self.label is not None and isinstance(self.law, GaussianMixture):
             label, classes = np.asarray(self.label), len(self.law.log_weights)
             if label.ndim != 1 or len(label) < count or not np.issubdtype(label.dtype, np.integer):
                 raise ValueError(f"Teleport.label is {label.dtype} {label.shape}: expected integers (n,) with n >= {count}")
@@ -142,8 +142,10 @@ class Teleport(Start):
         if (begin := self._begin(t)) is None:
             return self.start.draw(keys, ids, process, t, event)
         y = self.start.draw(keys, ids, process, begin, event)
-        if self.label is None or len(self.law.log_weights) == 1:
-            law = self.law if self.label is None else jax.tree.map(lambda leaf: leaf[0], self.law.components)
+        law = self.law
+        if isinstance(law, GaussianMixture) and len(law.log_weights) == 1:
+            law = jax.tree.map(lambda leaf: leaf[0], law.components)
+        if isinstance(law, Gaussian):
             return law.flow(process, y, begin, t).astype(y.dtype)
         label = jnp.asarray(self.label)[ids]
 
@@ -154,8 +156,8 @@ class Teleport(Start):
             moved = lambda: jnp.where(mine, component.flow(process, y, begin, t).astype(y.dtype), out)
             return jax.lax.cond(jnp.any(mine), moved, lambda: out), None
 
-        classes = jnp.arange(len(self.law.log_weights))
-        return jax.lax.scan(fold, y, (classes, self.law.components))[0]
+        classes = jnp.arange(len(law.log_weights))
+        return jax.lax.scan(fold, y, (classes, law.components))[0]
 
     def log_prob(self, y, process, t):
         """The log-density of the points the jump lands on; ValueError with a mixture, whose samples have classes."""
@@ -176,7 +178,7 @@ class Teleport(Start):
         return None if self.t_from is None else jnp.asarray(self.t_from, jnp.asarray(t).dtype)
 
     def _target(self) -> float:
-        if self.sigma_skip != "auto":
+        if self.sigma_skip is not None and self.sigma_skip != "auto":
             return self.sigma_skip
         target, (_, reach) = AUTO * self._spread(), self._reach()
         return target if target >= NEAR * reach else reach
@@ -196,7 +198,7 @@ class Teleport(Start):
     def _gaussian(self) -> Gaussian:
         return self.law.components if isinstance(self.law, GaussianMixture) else self.law
 
-    def _warn(self, process: Process, t: float, begin: float, jumps: bool, model: Model, cond: Pytree) -> None:
+    def _warn(self, process: Process, t: float, begin: float, jumps: bool, model: Model | None, cond: Pytree) -> None:
         ratio, top = float(process.noise_ratio(t)), float(process.noise_ratio(begin))
         if not jumps:
             if self.skip_steps is None:

@@ -103,7 +103,8 @@ class Tempered(Start):
     def _stand_in(self, y: Array, process: Process, t: Array) -> Array:
         r""":math:`\sum_i b_i\log N_i(y)`."""
         if len(self.laws) > 1:
-            return sum(b * law.noised(process, t).log_prob(y) for b, law in zip(self._at(t), self.laws, strict=True))
+            terms = (b * law.noised(process, t).log_prob(y) for b, law in zip(self._at(t), self.laws, strict=True))
+            return jnp.asarray(sum(terms))
         one = Tempered(exponents=(1.0,), laws=self.laws).at(process, t, y.shape[1:])
         return sum(self._at(t)) * one.log_prob(y)
 

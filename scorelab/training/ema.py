@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from numpy.typing import ArrayLike
 
 from scorelab.typing import Array, Pytree, require_choice, require_int, require_number, require_positive
 
@@ -203,7 +204,7 @@ def power_exponent(std: float) -> float:
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 
 
-def profile_product(step_a: Array, std_a: Array, step_b: Array, std_b: Array) -> np.ndarray:
+def profile_product(step_a: ArrayLike, std_a: ArrayLike, step_b: ArrayLike, std_b: ArrayLike) -> np.ndarray:
     r"""Inner product of two profiles, :math:`\int_0^{\min(a,b)} p_a(\tau)p_b(\tau)\,d\tau`, broadcasting;
     float64.
 
@@ -221,7 +222,7 @@ def profile_product(step_a: Array, std_a: Array, step_b: Array, std_b: Array) ->
     return (g_a + 1) * (g_b + 1) / (g_a + g_b + 1) * shape
 
 
-def synthesis_weights(steps: Array, stds: Array, target_std: float, step: int) -> np.ndarray:
+def synthesis_weights(steps: ArrayLike, stds: ArrayLike, target_std: float, step: int) -> np.ndarray:
     r"""Weights ``w`` that minimise :math:`\int(\sum_i w_i p_i - p)^2 d\tau` subject to
     :math:`\sum_i w_i = 1`.
 
@@ -232,7 +233,7 @@ def synthesis_weights(steps: Array, stds: Array, target_std: float, step: int) -
     return _fit(steps, stds, [target_std], step)[0][:, 0]
 
 
-def synthesis_residual(steps: Array, stds: Array, target_std: float, step: int) -> float:
+def synthesis_residual(steps: ArrayLike, stds: ArrayLike, target_std: float, step: int) -> float:
     r"""How far the best combination of the snapshots' profiles is from the profile wanted:
     :math:`r = \lVert\sum_i w_i p_i - p\rVert_2 / \lVert p\rVert_2`.
 
@@ -246,7 +247,7 @@ def synthesis_residual(steps: Array, stds: Array, target_std: float, step: int) 
     return float(_fit(steps, stds, [target_std], step)[1][0])
 
 
-def _fit(steps: Array, stds: Array, widths: Array, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit(steps: ArrayLike, stds: ArrayLike, widths: ArrayLike, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights ``(n, k)`` and relative residuals ``(k,)`` for ``k`` widths at one step."""
     require_int("synthesis", 1, step=step)
     steps, stds = np.asarray(steps, np.float64), np.asarray(stds, np.float64)
@@ -330,7 +331,7 @@ def synthesise(snapshots: Iterable[Snapshot], target_std: float, step: int, *, m
 
 def _checked(s: Snapshot) -> Snapshot:
     """A snapshot with plain numbers; ValueError for a step that is none, and for parameters that are not finite."""
-    step = s.step.item() if hasattr(s.step, "item") else s.step
+    step = np.asarray(s.step).item()
     require_int("Snapshot", 0, step=step)
     for path, leaf in jax.tree.leaves_with_path(s.params):
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) and not np.isfinite(np.asarray(leaf)).all():

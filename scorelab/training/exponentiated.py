@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ FLOOR, CEILING = 1e-30, 1e30
 class ExponentiatedState(NamedTuple):
     """The number of updates so far, int32."""
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]: the name that optax gives it
 
 
 def exponentiated_gradient(learning_rate: float | optax.Schedule, *, max_exponent: float = 10.0) -> optax.GradientTransformation:
@@ -63,12 +63,12 @@ def exponentiated_gradient(learning_rate: float | optax.Schedule, *, max_exponen
     def init(params: Pytree) -> ExponentiatedState:
         return ExponentiatedState(jnp.zeros((), jnp.int32))
 
-    def update(updates: Pytree, state: ExponentiatedState, params: Pytree | None = None) -> tuple[Pytree, ExponentiatedState]:
+    def update(updates: Pytree, state: Pytree, params: Pytree | None = None) -> tuple[Pytree, ExponentiatedState]:
         if params is None:
             raise ValueError("exponentiated_gradient: params = None: expected the parameters, update(grads, state, params)")
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = cast(Array, learning_rate(state.count)) if callable(learning_rate) else learning_rate  # optax allows complex ones
         moves = jax.tree.map(lambda g, w: _move(g, w, rate, max_exponent), updates, params)
-        return moves, ExponentiatedState(optax.safe_increment(state.count))
+        return moves, ExponentiatedState(jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformation(init, update)
 

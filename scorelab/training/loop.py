@@ -40,7 +40,7 @@ class Window(Mapping[str, float]):
 
     first: int
     last: int
-    values: Mapping[str, np.ndarray]
+    values: Mapping[str, np.ndarray]  # pyright: ignore[reportIncompatibleMethodOverride]: not the method of a mapping
 
     def __getitem__(self, name: str) -> float:
         return float(np.mean(self.values[name], dtype=np.float64))
@@ -80,13 +80,12 @@ class NonFiniteState(FloatingPointError):
 
 
 class Hook(Protocol):
-    """Something to do every so often: save, sample, evaluate.
+    """Something to do every so often: save, sample, evaluate."""
 
-    Attributes:
-        every: the hook is called after each step that is a multiple of it, and after the last step.
-    """
-
-    every: int
+    @property
+    def every(self) -> int:
+        """The hook is called after each step that is a multiple of it, and after the last step."""
+        ...
 
     def __call__(self, step: int, state: Pytree, window: Window) -> None:
         """Act on the state after ``step``.

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from scorelab.typing import Pytree
 
 
-def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]: jax has no stub of it
     """A mesh with the one axis ``"data"`` over ``devices``, by default all devices of all processes."""
     devices = jax.devices() if devices is None else list(devices)
     if not devices:

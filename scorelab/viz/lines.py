@@ -99,13 +99,14 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str], reference: Seque
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         if x.ndim != 1 or y.ndim not in (1, 2) or len(x) != len(y):
             raise ValueError(f"series {name!r} has x {x.shape} and y {y.shape}: expected (m,) and (m,) or (m, k)")
-        style = dict(color=colours[name], linestyle="--" if name in reference else "-")
+        colour, dashes = colours[name], "--" if name in reference else "-"
         if panel.mean and y.ndim == 2:
-            axes.plot(x, y, "o", color=colours[name], markersize=3.5, alpha=0.5, markeredgewidth=0)
+            axes.plot(x, y, "o", color=colour, markersize=3.5, alpha=0.5, markeredgewidth=0)
             y = y.mean(1)
-        thin = dict(linewidth=0.6, alpha=0.6) if y.ndim == 2 and y.shape[1] > 5 else dict(linewidth=1.5)
-        axes.plot(x, y, marker="o" if panel.markers and name not in reference else None, markersize=3, **style, **thin)
-        handles[name] = Line2D([], [], linewidth=1.5, **style)
+        linewidth, alpha = (0.6, 0.6) if y.ndim == 2 and y.shape[1] > 5 else (1.5, None)
+        marker = "o" if panel.markers and name not in reference else None
+        axes.plot(x, y, color=colour, linestyle=dashes, linewidth=linewidth, alpha=alpha, marker=marker, markersize=3)
+        handles[name] = Line2D([], [], color=colour, linestyle=dashes, linewidth=1.5)
     if panel.logx:
         axes.set_xscale("log")
         _plain_ticks(axes.xaxis, np.unique(np.concatenate([x for x, _ in panel.series.values()])))
@@ -129,7 +130,7 @@ def _plain_ticks(axis, values: np.ndarray) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     if len(values) <= 8:
-        axis.set_major_locator(FixedLocator(values))
+        axis.set_major_locator(FixedLocator(values.tolist()))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif values[0] > 0 and values[-1] < 1e3 * values[0]:

@@ -25,7 +25,8 @@ def window(points: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]
     """Square axis limits that hold nearly all points, with a margin; far outliers are left outside."""
     low, high = np.percentile(points, 0.2, axis=0), np.percentile(points, 99.8, axis=0)
     centre, half = (low + high) / 2, 0.6 * float(np.max(high - low)) + 1e-6
-    return tuple((float(c - half), float(c + half)) for c in centre)
+    (left, bottom), (right, top) = (centre - half).tolist(), (centre + half).tolist()
+    return (left, right), (bottom, top)
 
 
 def draw(axes: Axes, points: np.ndarray, limits, colour: str = COLOURS[0], size: float | None = None) -> None:

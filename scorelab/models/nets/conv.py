@@ -163,5 +163,5 @@ def conv2d(x: jax.Array, w: jax.Array, *, stride: int = 1, loop_safe: bool = Fal
         raise ValueError(f"w has shape {w.shape}: accepted is (k, k, {x.shape[3]}, out)")
     if x.dtype != w.dtype:
         raise ValueError(f"w has dtype {w.dtype}: accepted is the dtype of x, {x.dtype}")
-    geometry = _Geometry(size=x.shape[1:3], kernel=w.shape[0], stride=stride)
+    geometry = _Geometry(size=(x.shape[1], x.shape[2]), kernel=w.shape[0], stride=stride)
     return _conv_p.bind(x, w, geometry=geometry) if loop_safe else _forward(x, w, geometry=geometry)

@@ -58,7 +58,7 @@ class AttentionBlock(nn.Module):
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
-def upsample(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def upsample(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
     """Nearest-neighbour doubling, cut to ``size``: 4x4 -> 7x7 when the level above was 7x7."""
     # At odd sizes coarse pixel i is centred on fine pixel 2i, so cutting the end keeps the two aligned.
     return repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)[:, : size[0], : size[1]]
