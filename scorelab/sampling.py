@@ -174,7 +174,7 @@ def sample(
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "process", "event", "keep"))
-def _walk(model, start, key, ids, cond, rows, traced=None, *, solver, process, event, keep):
+def _walk(model, start, key, ids, cond, rows, traced, *, solver, process, event, keep):
     """The compiled walk of one chunk: the network appears once, in the body of the scan."""
     solver = traced if solver is None else solver
     state, log_weights = begin(solver, start, key, ids, cond, rows["t"][0], process=process, event=event)
@@ -196,7 +196,7 @@ def _walk(model, start, key, ids, cond, rows, traced=None, *, solver, process, e
     state, (path, records) = jax.lax.scan(body, state, rows)
     outputs = dict(log_weights=log_weights) | solver.outputs(state[1], records)
     out = dict(x=point(state), bad=state[2], outputs=outputs, path=None)
-    if keep == "all":
+    if path is not None:
         out["path"] = jnp.concatenate([first[None], path])
     return out
 
@@ -232,7 +232,7 @@ def assemble(parts, n, calls, times, process) -> Samples:
     """The result, from what the walks of the chunks returned."""
     size = len(parts[0]["x"])
 
-    def join(pieces, axis=0):
+    def join(pieces: list[Any], axis: int = 0) -> Any:
         if pieces[0] is None:
             return None
         if len(pieces) == 1 and size == n:

@@ -129,7 +129,7 @@ class Distillation(abc.ABC):
         if not self.n_aux and isinstance(self.fake, LearnedScore):
             raise ValueError(f"{type(self).__name__}.n_aux = 0 with a LearnedScore: expected at least 1, or it never learns")
         if self.uses_fake and isinstance(self.fake, NoScore):
-            raise ValueError(f"{type(self).__name__}.fake = {self.fake!r}: expected a LearnedScore or a KnownScore, which it looks at")
+            raise ValueError(f"{type(self).__name__}.fake = NoScore(): expected a LearnedScore or a KnownScore, which it looks at")
         if self.reward is not None and not callable(self.reward):
             raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of x, or None")
         if self.pair_weight and len(getattr(self.student, "steps", (0,))) > 1:

@@ -13,6 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -81,19 +82,25 @@ class Pruning:
         pairs = self.keep.items() if isinstance(self.keep, Mapping) else self.keep
         if not np.iterable(pairs) or any(np.ndim(pair) != 1 or len(pair) != 2 for pair in pairs):
             raise TypeError(f"Pruning.keep = {self.keep!r}: expected {{step: count}}, such as {{10: 4}}")
-        plan = tuple(sorted(tuple(pair) for pair in pairs))
+        plan = tuple(sorted((step, count) for step, count in pairs))
+        kept = {step: count for step, count in plan}
         if not plan:
             raise ValueError("Pruning.keep is empty: expected {step: count}, or sample() and best_of() for no pruning")
         for step, count in plan:
             require_int(self, 0, keep=step)
             require_int(self, 1, keep=count)
-        steps, counts = zip(*plan, strict=True)
+        steps, counts = [step for step, _ in plan], [count for _, count in plan]
         if len(set(steps)) < len(steps) or any(after >= before for before, after in itertools.pairwise(counts)):
-            raise ValueError(f"Pruning.keep = {dict(plan)}: expected counts that fall from step to step")
+            raise ValueError(f"Pruning.keep = {kept}: expected counts that fall from step to step")
         if self.particles is not None and counts[0] >= self.particles:
-            raise ValueError(f"Pruning.keep = {dict(plan)}: expected counts below the {self.particles} candidates of a population")
-        # Hashable: part of what a compiled program is known by.
+            raise ValueError(f"Pruning.keep = {kept}: expected counts below the {self.particles} candidates of a population")
+        # Hashable, since it is part of what a compiled program is known by.
         object.__setattr__(self, "keep", plan)
+
+    @property
+    def plan(self) -> tuple[tuple[int, int], ...]:
+        """``keep`` as pairs, by step."""
+        return cast(tuple[tuple[int, int], ...], self.keep)
 
     def rewards(self, x: Array, cond: Pytree) -> Array:
         """``reward`` of points of data space, checked for its shape."""
@@ -132,7 +139,7 @@ class Pruned:
 
     x: Array
     rewards: Array
-    ids: np.ndarray
+    ids: Array
     dropped_at: np.ndarray
     beliefs: np.ndarray
     model_calls: int
@@ -189,25 +196,25 @@ def prune(
         raise ValueError(f"prune.solver = {solver!r}: expected one with independent samples and a fixed number of model calls")
     if process.chart.signed:
         raise ValueError(f"prune.process = {process!r}: expected signed=False, since a belief has no signs")
-    if n % particles or pruning.keep[0][1] >= particles:
+    if n % particles or pruning.plan[0][1] >= particles:
         raise ValueError(
-            f"prune.shape = ({n}, ...) with populations of {particles}, of which {pruning.keep[0][1]} are kept: expected whole "
+            f"prune.shape = ({n}, ...) with populations of {particles}, of which {pruning.plan[0][1]} are kept: expected whole "
             "populations of more"
         )
     if (known := known_process(model)) is not None:
         require_same_process("prune", process=process, model=known)
     model, ids, times = check_walk("prune", model, process, grid, key, n, particles, cond, ids)
     start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
-    if pruning.keep[-1][0] >= len(times) - 1:
-        raise ValueError(f"Pruning.keep = {dict(pruning.keep)}: expected steps from 0 to {len(times) - 2}, those of the grid")
+    if pruning.plan[-1][0] >= len(times) - 1:
+        raise ValueError(f"Pruning.keep = {dict(pruning.plan)}: expected steps from 0 to {len(times) - 2}, those of the grid")
     start.check(int(np.max(ids)) + 1, event, process)
 
     rows = working_precision(solver.table(process, times))
     calls = len(rows["t"])
     # The first call of a step is the one at the state where the step begins.
-    ends = [int(np.argmax(rows["step"] == step)) + 1 for step, _ in pruning.keep]
+    ends = [int(np.argmax(rows["step"] == step)) + 1 for step, _ in pruning.plan]
     rows |= dict(index=np.arange(calls, dtype=np.int32), judge=np.isin(np.arange(calls) + 1, ends).astype(np.int32))
-    counts = [particles, *(count for _, count in pruning.keep)]
+    counts = [particles, *(count for _, count in pruning.plan)]
     lengths = np.diff([0, *ends, calls])
     planned = int(np.sum(lengths * np.array(counts)) * (n // particles))
     # When and how many is nothing to the compiled stretches, which are shared by all plans with their shapes.
@@ -215,7 +222,7 @@ def prune(
 
     state = _begin(plan, start, key, ids, cond, rows["t"][0], process=process, event=event)
     alive, at, done, unusable = np.arange(n), 0, 0, 0
-    dropped_at, beliefs = np.full(n, -1), np.full((len(ends), n), np.nan)
+    dropped_at, beliefs, value = np.full(n, -1), np.full((len(ends), n), np.nan), jnp.full(n, jnp.nan)
     for i, end in enumerate([*ends, calls]):
         stretch = {name: column[at:end] for name, column in rows.items()}
         if end > at:
@@ -223,7 +230,7 @@ def prune(
         raise_if_bad(np.asarray(state[2]), times)
         done, at = done + (end - at) * len(alive), end
         if i < len(ends):
-            step, count = pruning.keep[i]
+            step, count = pruning.plan[i]
             beliefs[i, alive] = value
             kept = _best(np.asarray(value), len(alive) * particles // n, count)
             dropped_at[np.delete(alive, kept)] = step

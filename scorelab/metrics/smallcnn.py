@@ -135,7 +135,8 @@ def save(name: str, params: Params, architecture: Architecture, provenance: dict
     levels of the images trained on.
     """
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{key: np.asarray(value, np.float32) for key, value in params.items()})
+    arrays = {key: np.asarray(value, np.float32) for key, value in params.items()}
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]: no array is called allow_pickle
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     index_path = folder / "index.json"

@@ -111,13 +111,13 @@ class _Log:
         began, cut = window.first, self._cut
         if cut is not None:
             before = {name: np.asarray(values, np.float32) for name, values in cut["values"].items()}
-            joined = {name: np.concatenate([before[name], values]) for name, values in window.values.items()}
+            joined = {name: np.concatenate([before[name], values]) for name, values in window.by_step.items()}
             window, self._cut = Window(cut["first"], window.last, joined), None
         # JSON has no NaN; the loss itself is finite, or the loop has raised.
         numbers = {name: window[name] if math.isfinite(window[name]) else None for name in sorted(window)}
         record = {"step": window.last, "first": window.first, **numbers}
         if window.last != self._steps and all(window.last % every for every in self._every):
-            values = {name: [float(v) if math.isfinite(v) else None for v in row] for name, row in window.values.items()}
+            values = {name: [float(v) if math.isfinite(v) else None for v in row] for name, row in window.by_step.items()}
             write_json(self._workdir.window, {"step": window.last, "first": window.first, "values": values})
         append_line(self._workdir.metrics_log, record, replacing=None if cut is None else window.first)
         append_line(

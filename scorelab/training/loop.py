@@ -35,21 +35,21 @@ class Window(Mapping[str, float]):
     Attributes:
         first: the first step of the window.
         last: its last step.
-        values: by name, ``(last - first + 1,)`` float32 on the host.
+        by_step: the values by name, ``(last - first + 1,)`` float32 on the host.
     """
 
     first: int
     last: int
-    values: Mapping[str, np.ndarray]  # pyright: ignore[reportIncompatibleMethodOverride]: not the method of a mapping
+    by_step: Mapping[str, np.ndarray]
 
     def __getitem__(self, name: str) -> float:
-        return float(np.mean(self.values[name], dtype=np.float64))
+        return float(np.mean(self.by_step[name], dtype=np.float64))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.values)
+        return iter(self.by_step)
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.by_step)
 
 
 class NonFiniteLoss(FloatingPointError):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab import densities, grids, models, processes, sample, schedules, solvers, starts
+from scorelab import densities, fk, grids, models, processes, sample, schedules, solvers, starts
 
 from ..stepping import last_states, walk
 from .members import DETERMINISTIC, SOLVERS, STOCHASTIC

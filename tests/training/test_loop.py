@@ -67,8 +67,8 @@ def test_windows_hold_every_step():
     fit(SCORE, Points(), steps=7, key=KEY, log=windows.append, log_every=4)
     assert [(w.first, w.last) for w in windows] == [(1, 4), (5, 7)]
     assert set(windows[0]) == {"loss", "grad_norm", "eps_mse"}
-    assert windows[1].values["loss"].shape == (3,)
-    assert windows[1]["loss"] == pytest.approx(windows[1].values["loss"].mean(), rel=1e-6)
+    assert windows[1].by_step["loss"].shape == (3,)
+    assert windows[1]["loss"] == pytest.approx(windows[1].by_step["loss"].mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [1, 9, 40])
@@ -80,7 +80,7 @@ def test_a_nan_is_reported_at_its_exact_step(bad):
     assert isinstance(caught.value, FloatingPointError)
     # Every finite step before it has been logged, and no hook saw a state after it.
     assert sum(w.last - w.first + 1 for w in windows) == bad - 1
-    assert all(np.isfinite(w.values["loss"]).all() for w in windows)
+    assert all(np.isfinite(w.by_step["loss"]).all() for w in windows)
     assert all(step < bad for step, *_ in saver.calls)
 
 

@@ -21,7 +21,7 @@ def trained(mesh=None):
     member = learner(optimizer=optax.sgd(0.05))
     windows = []
     state = fit(member, Points(), steps=5, key=jax.random.key(0), log=windows.append, mesh=mesh)
-    return host(state), windows[0].values
+    return host(state), windows[0].by_step
 
 
 def training():
