@@ -12,12 +12,14 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import jax
 import numpy as np
 
 from scorelab.processes.base import Process
-from scorelab.typing import Array, require_choice, require_int, require_number, require_positive
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.typing import Array, require_choice, require_int, require_number, require_positive, require_spec
 
 
 class Grid(abc.ABC):
@@ -30,7 +32,13 @@ class Grid(abc.ABC):
 
 @dataclass(frozen=True)
 class Spaced(Grid):
-    """A grid equally spaced in some coordinate of time; a new one states ``coordinate`` and ``inverse``."""
+    """A grid equally spaced in some coordinate of time; a new one states ``coordinate`` and ``inverse``.
+
+    Attributes:
+        process_type: the kind of process whose times have that coordinate.
+    """
+
+    process_type: ClassVar[type[Process]] = Process
 
     steps: int
     _: KW_ONLY
@@ -55,10 +63,11 @@ class Spaced(Grid):
 
     def times(self, process: Process) -> np.ndarray:
         """See :class:`Grid`."""
+        require_spec(self, self.process_type, process=process)
         start = process.t_max if self.t_max is None else self.t_max
         end = process.t_min if self.t_min is None else self.t_min
         process.check_times(f"{type(self).__name__}.t_max", start)
-        zero = process.schedule.clean_time
+        zero = process.clean_time
         if not zero <= end < start:
             raise ValueError(f"{self} has t_max = {start}, t_min = {end}: expected {zero} <= t_min < t_max")
         first = self._finite(process, "t_max", start)
@@ -89,7 +98,7 @@ class Spaced(Grid):
             value = float(self.coordinate(process, np.float64(t)))
         if not math.isfinite(value):
             raise ValueError(
-                f"{type(self).__name__}.{name} = {t} has an infinite noise level under {process.schedule}: "
+                f"{type(self).__name__}.{name} = {t} has an infinite noise level under {process!r}: "
                 f"pass a {name} inside the open range (such as t_max=0.99), or use a Uniform grid"
             )
         return value
@@ -125,6 +134,8 @@ class Quadratic(Spaced):
 class LogSNR(Spaced):
     r"""Equal steps in :math:`\log(\alpha^2/\sigma^2)` from ``t_max`` to ``t_min``, then the clean time."""
 
+    process_type = LinearGaussian
+
     @property
     def reaches_t_min(self) -> bool:
         """Always."""
@@ -144,6 +155,8 @@ class Karras(Spaced):
     r"""Equal steps in :math:`(\sigma/\alpha)^{1/\rho}` from ``t_max`` to ``t_min``, then clean (Karras et al. 2022, eq. 5)."""
 
     rho: float = 7.0
+
+    process_type = LinearGaussian
 
     def __post_init__(self):
         super().__post_init__()
@@ -165,7 +178,7 @@ class Karras(Spaced):
 
 @dataclass(frozen=True)
 class Explicit(Grid):
-    """The times as given, as a tuple; end with ``process.schedule.clean_time`` to land on clean data."""
+    """The times as given, as a tuple; end with ``process.clean_time`` to land on clean data."""
 
     values: tuple[float, ...]
 
@@ -183,25 +196,15 @@ def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:
     """The times of a grid as float64, after a look at whether they can be walked.
 
     Raises:
-        ValueError: fewer than two times, times that do not decrease, that lie outside the domain of the schedule, or at which the
-            noise level is no number that float32 can hold.
+        ValueError: fewer than two times, times that do not decrease, that lie outside the domain of the process, or at which it
+            has no noise level that float32 can hold.
     """
     times = np.asarray(times, np.float64)
     name = f"{type(grid).__name__}.times"
     if times.ndim != 1 or len(times) < 2 or not np.all(times[:-1] > times[1:]):
         raise ValueError(f"{name} = {times}: expected two or more strictly decreasing times")
     process.check_times(name, times)
-    with np.errstate(all="ignore"):
-        sigma, alpha, scale = process.sigma(times), process.alpha(times), process.schedule.scale(times)
-        ratio = sigma / scale
-        usable = (scale >= np.finfo(np.float32).tiny) & (ratio <= np.finfo(np.float32).max) & (sigma >= 0)
-        usable &= (sigma > 0) | (times == process.schedule.clean_time)
-    if not np.all(usable):
-        worst = np.argmin(usable)
-        raise ValueError(
-            f"{name} has t = {times[worst]:.6g}, where {process.schedule!r} has sigma = {sigma[worst]:.4g} and "
-            f"alpha = {alpha[worst]:.4g}: expected noise levels that float32 can hold"
-        )
+    process.check_levels(name, times)
     working = times.astype(jax.dtypes.canonicalize_dtype(np.float64))
     if np.any(same := working[:-1] == working[1:]):
         t = times[:-1][same][0]

@@ -29,6 +29,11 @@ Pytree = Any
 T = TypeVar("T")
 
 
+def computed(get: Callable[[Any], T]) -> T:
+    """A property in the place of an attribute that the base class declares: to its readers they are the same."""
+    return cast(T, property(get))
+
+
 class Model(Protocol):
     """What a network (or an exact law) believes about the clean point behind ``y`` at time ``t``."""
 

@@ -15,7 +15,7 @@ from scorelab.typing import Array, Key, is_traced, owner, require_real
 
 if TYPE_CHECKING:
     from scorelab.densities.gaussian import Gaussian
-    from scorelab.processes.base import Process
+    from scorelab.processes.linear_gaussian import LinearGaussian
     from scorelab.processes.charts import Chart
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Density(abc.ABC):
         """Log density at ``x`` ``(batch, *event)``, shape ``(batch,)``."""
 
     @abc.abstractmethod
-    def noised(self, process: Process, t: Array | float) -> Density:
+    def noised(self, process: LinearGaussian, t: Array | float) -> Density:
         r"""The law of :math:`y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon` in the chart, for a scalar ``t``."""
 
     def in_chart(self, chart: Chart) -> Density:
@@ -60,7 +60,7 @@ class Density(abc.ABC):
         r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""
         return jax.grad(lambda z: jnp.sum(self.log_prob(z)))(x)
 
-    def denoise(self, process: Process, y: Array, t: Array | float) -> Array:
+    def denoise(self, process: LinearGaussian, y: Array, t: Array | float) -> Array:
         r""":math:`E[y_0\mid y_t] = (y_t - b_t + \sigma_t^2\nabla\log p_t(y_t))/\alpha_t` (Tweedie)."""
         score = self.noised(process, t).score(y)
         return (y - process.offset(t) + process.sigma(t) ** 2 * score) / process.alpha(t)

@@ -1,11 +1,11 @@
 """Models: what a network or an exact law believes about the clean data."""
 
 from scorelab.models import nets
-from scorelab.models.ask import ask
+from scorelab.models.base import Model, ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
-from scorelab.models.exact import ExactModel, FunctionModel
+from scorelab.models.exact import ExactModel, ExactPrediction, FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned
-from scorelab.models.guided import Guided, RewardGradient
+from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
 
@@ -18,10 +18,13 @@ __all__ = [
     "Conditioned",
     "Denoiser",
     "ExactModel",
+    "ExactPrediction",
     "FunctionModel",
     "Guided",
+    "GuidedPrediction",
     "LinearMeasurement",
     "MeasurementGuided",
+    "Model",
     "PiGDM",
     "RewardGradient",
     "TweedieCovariance",

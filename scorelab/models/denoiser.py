@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.processes.base import Prediction, Process
+from scorelab.models.base import ChecksCondition
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.scale import warn_scale
 from scorelab.typing import (
     Array,
@@ -84,7 +85,7 @@ def _consistency(alpha, sigma, std, floor):
 PARAMETERISATIONS = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "edm": _edm, "consistency": _consistency}
 
 
-def require_signal(what: str, process: Process) -> None:
+def require_signal(what: str, process: LinearGaussian) -> None:
     r"""ValueError where :math:`\alpha` is 0 at ``t_max``, since ``what`` gives :math:`D = (y-b-\sigma\hat\epsilon)/\alpha`."""
     alpha = float(process.alpha(np.float64(process.t_max)))
     # Up to the rounding of t to float32, of which a division by alpha leaves no digit.
@@ -117,12 +118,12 @@ class Denoiser:
     """
 
     net: Any
-    process: Process
+    process: LinearGaussian
     predict: Literal["eps", "x0", "v", "flow", "edm", "consistency"] = "edm"
     data_std: float = 0.5
 
     def __post_init__(self):
-        require_spec(self, Process, process=self.process)
+        require_spec(self, LinearGaussian, process=self.process)
         require_choice(self, tuple(PARAMETERISATIONS), predict=self.predict)
         require_positive(self, data_std=self.data_std)
         if self.predict == "eps":
@@ -219,23 +220,34 @@ class Denoiser:
             raise ValueError(f"Denoiser.features.names = {names}: {type(self.net).__name__} has no submodule {', '.join(missing)}")
         return tuple(found[name]["__call__"][0] for name in names)
 
-    def prediction(self, output: Array, y: Array, t: Array | float) -> Prediction:
+    def prediction(self, output: Array, y: Array, t: Array | float) -> GaussianPrediction:
         """The network's output ``F`` as a prediction."""
         require_shape("Denoiser.prediction.output", output, y)
         t = jnp.asarray(t, y.dtype)
         c = Coefficients(*(per_example(value, y) for value in self.coefficients(t)))
         centred = y - per_example(self.process.offset(t), y)
-        return Prediction(denoised=c.p * centred + c.q * output, eps=c.m * centred + c.n * output, t=t, process=self.process)
+        return GaussianPrediction(
+            denoised=c.p * centred + c.q * output, eps=c.m * centred + c.n * output, t=t, process=self.process
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class BoundDenoiser:
+class BoundDenoiser(ChecksCondition):
     """A denoiser with parameters: a model. Its leaves are the parameters; the denoiser is static."""
 
     params: Pytree
     denoiser: Denoiser = field(metadata={"static": True})
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+    @property
+    def process(self) -> LinearGaussian:
+        """That of the denoiser."""
+        return self.denoiser.process
+
+    def check_condition(self, cond: Pytree) -> None:
+        """As the network."""
+        self.denoiser.check_labels(cond)
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
         return self.denoiser.prediction(self.denoiser.network_output(self.params, y, t, cond), y, t)

@@ -2,7 +2,6 @@ r"""Guidance: models made of models. Scales and intervals are leaves, so a sweep
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,16 +9,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.models.ask import ask
-from scorelab.models.denoiser import BoundDenoiser
+from scorelab.models.base import ChecksCondition, Model, ask, check_condition
 from scorelab.models.per_sample import PER_SAMPLE
-from scorelab.processes.base import Prediction, require_same_process
-from scorelab.typing import Array, Model, Pytree, is_traced, per_example
+from scorelab.processes.base import require_same_process
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.typing import Array, Pytree, is_traced, per_example
+
+
+class Guidance:
+    """What guidance by two predictions has in common.
+
+    Attributes:
+        model: the model that is guided.
+        scale: ``w``, a scalar or ``(batch,)``; a leaf.
+        interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
+    """
+
+    model: Model
+    scale: Array | float
+    interval: tuple[float, float]
+
+    def __post_init__(self):
+        _require_guidance(self)
+
+    @property
+    def process(self) -> LinearGaussian:
+        """That of the model."""
+        return self.model.process
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class ClassifierFreeGuidance:
+class ClassifierFreeGuidance(Guidance):
     r"""Classifier-free guidance, :math:`D = D_\varnothing + w\,(D_c - D_\varnothing)` (Ho & Salimans 2022).
 
     ``w = 1`` is the conditional model, ``w = 0`` the unconditional one. Outside the interval of noise ratios
@@ -37,10 +58,7 @@ class ClassifierFreeGuidance:
     unconditional: Any = None
     interval: tuple[float, float] = (0.0, float("inf"))
 
-    def __post_init__(self):
-        _require_guidance(self)
-
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         conditional = ask(self.model, y, t, cond)
         free = ask(self.model if self.unconditional is None else self.unconditional, y, t)
@@ -49,7 +67,7 @@ class ClassifierFreeGuidance:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Autoguidance:
+class Autoguidance(Guidance):
     r"""Guidance by a weaker version of the same model, :math:`D = D_{weak} + w\,(D - D_{weak})` (Karras et al. 2024).
 
     Attributes:
@@ -64,10 +82,7 @@ class Autoguidance:
     scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
 
-    def __post_init__(self):
-        _require_guidance(self)
-
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         strong = ask(self.model, y, t, cond)
         return extrapolate(ask(self.weak, y, t, cond), strong, scale_in_interval(strong, self.scale, self.interval))
@@ -75,22 +90,30 @@ class Autoguidance:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Conditioned:
+class Conditioned(ChecksCondition):
     """A model under a fixed condition; what remains is unconditional for its caller."""
 
     model: Model
     cond: Pytree = field(default=None)
 
     def __post_init__(self):
-        check_labels(self.model, self.cond)
+        check_condition(self.model, self.cond)
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+    def check_condition(self, cond: Pytree) -> None:
+        """Nothing: it asks for no condition, and has looked at its own."""
+
+    @property
+    def process(self) -> LinearGaussian:
+        """That of the model."""
+        return self.model.process
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` under the stored condition, repeated over the batch."""
         repeated = jax.tree.map(lambda c: jnp.broadcast_to(c, (y.shape[0], *jnp.shape(c))), self.cond)
         return ask(self.model, y, t, repeated)
 
 
-def _require_guidance(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
+def _require_guidance(guidance: Guidance) -> None:
     """Raise ``ValueError`` for scales and intervals that cannot be meant; traced values are not looked at."""
     name, scale = type(guidance).__name__, guidance.scale
     number = isinstance(scale, str | int | float | complex | list | tuple | np.ndarray | np.generic | jax.Array)
@@ -105,33 +128,18 @@ def _require_guidance(guidance: ClassifierFreeGuidance | Autoguidance) -> None:
         raise ValueError(f"{name}.interval = {guidance.interval}: expected noise ratios (low, high) with low <= high")
 
 
-def check_labels(model: Model, cond: Pytree) -> None:
-    """Raise ``ValueError`` where labels ``cond`` are no classes of a network inside ``model``; not possible for traced labels."""
-    if isinstance(model, BoundDenoiser):
-        model.denoiser.check_labels(cond)
-    elif isinstance(model, Conditioned):
-        return  # it asks for no condition, and has looked at its own
-    else:
-        # By field, since a pytree with static fields may hand out the numbers of the models inside and not these.
-        whole = lambda m: dataclasses.is_dataclass(m) and not isinstance(m, type)
-        parts = [getattr(model, f.name, None) for f in dataclasses.fields(model)] if dataclasses.is_dataclass(model) else model
-        for part in jax.tree.leaves(parts, is_leaf=whole):
-            if whole(part):
-                check_labels(part, cond)
-
-
-def scale_in_interval(prediction: Prediction, scale: Array | float, interval: tuple) -> Array:
+def scale_in_interval(prediction: GaussianPrediction, scale: Array | float, interval: tuple) -> Array:
     """``scale`` where the noise ratio lies in ``interval``, one elsewhere."""
     ratio = prediction.process.noise_ratio(prediction.t)
     low, high = interval
     return jnp.where((ratio >= low) & (ratio <= high), scale, 1.0)
 
 
-def extrapolate(weak: Prediction, strong: Prediction, scale: Array) -> Prediction:
+def extrapolate(weak: GaussianPrediction, strong: GaussianPrediction, scale: Array) -> GaussianPrediction:
     """``weak + scale (strong - weak)`` in every form of the prediction at once (they are affine in each other)."""
     require_same_process("guidance", strong=strong.process, weak=weak.process)
     w = per_example(scale, strong.denoised).astype(strong.denoised.dtype)
-    return Prediction(
+    return GaussianPrediction(
         denoised=weak.denoised + w * (strong.denoised - weak.denoised),
         eps=weak.eps + w * (strong.eps - weak.eps),
         t=strong.t,

@@ -17,10 +17,32 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
-from scorelab.models.ask import ask
+from scorelab.models.base import Model, ask
 from scorelab.models.per_sample import PER_SAMPLE
-from scorelab.processes.base import Prediction
-from scorelab.typing import Array, Model, Pytree, partly_static, per_example, require_choice
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.typing import Array, Pytree, partly_static, per_example, require_choice, require_shape
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class GuidedPrediction(GaussianPrediction):
+    """The prediction of a guided model, which keeps what it is made of apart.
+
+    Attributes:
+        base: what the base model says.
+        gradient: what is added to its score.
+    """
+
+    base: GaussianPrediction
+    gradient: Array
+
+    @classmethod
+    def of(cls, base: GaussianPrediction, gradient: Array) -> GuidedPrediction:
+        """The prediction with ``gradient`` added to its score."""
+        sigma = per_example(base.process.sigma(base.t), gradient)
+        denoised = base.denoised + per_example(tweedie_factor(base), gradient) * gradient
+        eps = base.eps - sigma * gradient
+        return cls(denoised=denoised, eps=eps, t=base.t, process=base.process, base=base, gradient=gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +56,7 @@ class Guided(abc.ABC):
     model: Model
 
     @abc.abstractmethod
-    def pull(self, y: Array, t: Array | float, cond: Pytree = None) -> tuple[Prediction, Array]:
+    def pull(self, y: Array, t: Array | float, cond: Pytree = None) -> tuple[GaussianPrediction, Array]:
         r"""The base model's prediction, and ``G`` in place of :math:`\nabla_y\log p(\text{target}\mid y_t)`, shaped like ``y``.
 
         Args:
@@ -43,9 +65,16 @@ class Guided(abc.ABC):
             cond: conditions of the base model.
         """
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
+    @property
+    def process(self) -> LinearGaussian:
+        """That of the base model."""
+        return self.model.process
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GuidedPrediction:
         """The guided prediction for ``y`` of shape ``(batch, *event)``; where alpha is 0, its ``denoised`` is the base model's."""
-        return pulled(*self.pull(y, t, cond))
+        base, gradient = self.pull(y, t, cond)
+        require_shape(f"{type(self).__name__}: the pull", gradient, y)
+        return GuidedPrediction.of(base, gradient.astype(y.dtype))
 
 
 @partly_static("model", "reward", "scale")
@@ -89,14 +118,7 @@ class RewardGradient(Guided):
         return prediction, per_example(self.scale, y).astype(y.dtype) * gradient
 
 
-def pulled(base: Prediction, gradient: Array) -> Prediction:
-    """The prediction with ``gradient`` added to its score."""
-    sigma = per_example(base.process.sigma(base.t), gradient)
-    denoised = base.denoised + per_example(tweedie_factor(base), gradient) * gradient
-    return Prediction(denoised=denoised, eps=base.eps - sigma * gradient, t=base.t, process=base.process)
-
-
-def tweedie_factor(prediction: Prediction) -> Array:
+def tweedie_factor(prediction: GaussianPrediction) -> Array:
     r""":math:`\sigma^2/\alpha`, scalar or ``(batch,)``: times ``dD/dy`` it is the covariance of ``y_0`` given ``y_t``.
 
     0 at :math:`\alpha = 0`, where ``dD/dy`` vanishes and the product cannot be had from it.

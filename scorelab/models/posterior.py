@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.grids import Grid
-from scorelab.models.ask import ask
+from scorelab.models.base import ask
 from scorelab.models.guided import Guided, tweedie_factor
 from scorelab.models.measurement import LinearMeasurement, product
 from scorelab.models.per_sample import PER_SAMPLE
-from scorelab.processes.base import Prediction
+from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.typing import Array, partly_static, require_spec
 
 
@@ -40,7 +40,7 @@ class MeasurementGuided(Guided):
     measurement: LinearMeasurement
 
     @abc.abstractmethod
-    def weigh(self, residual: Array, prior: Prediction, transpose: Callable[[Array], Array]) -> Array:
+    def weigh(self, residual: Array, prior: GaussianPrediction, transpose: Callable[[Array], Array]) -> Array:
         """``w`` for the residuals ``(batch, k)``, of the same shape; ``transpose`` takes weights to ``J^T H^T w``."""
 
     def pull(self, y, t, cond=None):

@@ -1,9 +1,42 @@
-"""Forward processes: what noise does."""
+"""Forward processes: what noise does, and what a model says of what it has done."""
 
-from scorelab.processes.base import Perturbed, Prediction, Process
+from scorelab.processes.base import Noised, Process, Start, require_same_process
 from scorelab.processes.charts import Chart, Identity, Log
 from scorelab.processes.gaussian import Gaussian
+from scorelab.processes.linear_gaussian import GaussianNoise, GaussianPrediction, LinearGaussian
 from scorelab.processes.multiplicative import GeometricBrownianMotion
+from scorelab.processes.predictions import (
+    HasDenoised,
+    HasLogits,
+    HasLogProb,
+    HasNoise,
+    HasScore,
+    HasVelocity,
+    Prediction,
+    require_capabilities,
+)
 from scorelab.processes.scale import ScaleWarning
 
-__all__ = ["Chart", "Gaussian", "GeometricBrownianMotion", "Identity", "Log", "Perturbed", "Prediction", "Process", "ScaleWarning"]
+__all__ = [
+    "Chart",
+    "Gaussian",
+    "GaussianNoise",
+    "GaussianPrediction",
+    "GeometricBrownianMotion",
+    "HasDenoised",
+    "HasLogProb",
+    "HasLogits",
+    "HasNoise",
+    "HasScore",
+    "HasVelocity",
+    "Identity",
+    "LinearGaussian",
+    "Log",
+    "Noised",
+    "Prediction",
+    "Process",
+    "ScaleWarning",
+    "Start",
+    "require_capabilities",
+    "require_same_process",
+]

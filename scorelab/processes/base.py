@@ -1,289 +1,151 @@
-r"""What noise does: every continuous process is linear-Gaussian in a chart.
-
-.. math:: y = \mathrm{chart}(x), \qquad y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon, \qquad \epsilon\sim N(0, I).
-
-In the chart the SDE is :math:`dy = (f_t (y - b_t) + \dot b_t)\,dt + g_t\,dw`. In data space, with
-:math:`x=\phi(y)`, Ito's formula gives a state-dependent diffusion :math:`G(x) = \phi'(y)^2 g_t^2`, and the reverse
-SDE needs its divergence (Anderson 1982):
-
-.. math:: dx = \big[\mathrm{drift} - \nabla\!\cdot G - G\,\nabla_x\log p_t\big]\,dt + \sqrt{G}\,d\bar w .
-
-Leaving :math:`\nabla\cdot G` out is the classic error; it vanishes only where the noise does not depend on ``x``.
-"""
+"""What a process is: what noise does to a batch, what it ends in, and where a walk back begins."""
 
 from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.processes.charts import Chart, Identity
-from scorelab.schedules import Schedule, namespace
-from scorelab.schedules.base import floating
-from scorelab.typing import Array, Key, is_traced, per_example, require_real, require_shape
+from scorelab.typing import Array, Key, Pytree, is_traced
 
 
-class Perturbed(NamedTuple):
-    r"""A noised batch: ``y`` :math:`= \alpha_t y_0 + b_t + \sigma_t\epsilon`, the noise ``eps``, the clean ``y0``, ``t``."""
-
-    y: Array
-    eps: Array
-    y0: Array
-    t: Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    r"""A model's belief about ``y`` at ``t``, as the consistent pair :math:`y = \alpha_t D + b_t + \sigma_t\hat\epsilon`.
-
-    Both members are kept because each loses digits when computed from the other at one end of the noise range.
+class Noised(NamedTuple):
+    """A noised batch; every leaf but those of ``t`` has a leading axis of examples.
 
     Attributes:
-        denoised: :math:`D = E[y_0\mid y_t]`, ``(batch, *event)``, in the chart.
-        eps: :math:`\hat\epsilon = E[\epsilon\mid y_t] = -\sigma_t\nabla\log p_t(y_t)`.
-        t: scalar or ``(batch,)``.
-        process: the process it belongs to (static).
+        y: the noised points, in the space of the process.
+        y0: the clean ones, in the same space.
+        noise: what was drawn, in the form of the process: for a Gaussian one the standard normal ``eps``, shaped like ``y``.
+        t: times, scalar or ``(batch,)``.
+        cond: what a model is asked under, or None.
+        keys: one per example, for what an error draws itself; None where nothing is drawn.
     """
 
-    denoised: Array
-    eps: Array
+    y: Pytree
+    y0: Pytree
+    noise: Pytree
     t: Array
-    process: Process = field(metadata={"static": True})
-
-    @property
-    def score(self) -> Array:
-        r""":math:`\nabla_y\log p_t(y_t) = -\hat\epsilon/\sigma_t` (chart space)."""
-        return -self.eps / per_example(self.process.sigma(self.t), self.eps)
-
-    @property
-    def velocity(self) -> Array:
-        r"""Probability-flow velocity :math:`dy/dt = \dot\alpha_t D + \dot b_t + \dot\sigma_t\hat\epsilon`."""
-        p, t, like = self.process, self.t, self.eps
-        d_alpha, d_sigma = per_example(p.d_alpha(t), like), per_example(p.d_sigma(t), like)
-        return d_alpha * self.denoised + d_sigma * self.eps + per_example(p.d_offset(t), like)
-
-    @property
-    def x(self) -> Array:
-        """The point of data space the prediction is about, ``decode(y)``: of signed data, its absolute value."""
-        p = self.process
-        alpha, sigma, offset = (per_example(f(self.t), self.eps) for f in (p.alpha, p.sigma, p.offset))
-        return p.decode(alpha * self.denoised + offset + sigma * self.eps)
-
-    @property
-    def stein_score(self) -> Array:
-        r"""The score in data space, :math:`\nabla_x\log p_t(x)`."""
-        return self.process.chart.ambient_score(self.x, self.score)
-
-    @property
-    def hyvarinen_score(self) -> Array:
-        r"""The score of multiplicative perturbations, :math:`x\circ\nabla_x\log p_t(x)`; on the log chart ``score - 1``."""
-        return self.process.chart.hyvarinen_score(self.x, self.score)
+    cond: Pytree = None
+    keys: Key | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Process(abc.ABC):
-    """A linear-Gaussian process in a chart; a new one names its ``schedule``, its ``chart`` and its ``offset``."""
+    """What noise does; a new kind needs ``perturb`` and ``prior``, and times ``t_min`` and ``t_max``.
 
-    schedule: Schedule
+    Points are pytrees of arrays with a leading axis of examples: images, tokens, or several of them together.
 
-    def __post_init__(self):
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"{type(self).__name__}.schedule = {self.schedule!r}: expected a scorelab.schedules.Schedule")
+    Attributes:
+        t_min: the smallest time that is trained and sampled.
+        t_max: the largest one, where sampling begins.
+        has_signs: the data has signs that are not part of ``y``, and sampling must be told them.
+    """
 
-    @property
-    def chart(self) -> Chart:
-        """The coordinate in which the process is linear-Gaussian."""
-        return Identity()
+    t_min: float
+    t_max: float
+    has_signs: bool = False
 
-    # The latent kernel ------------------------------------------------------------------------------------------
-    def offset(self, t: Array | float) -> Array:
-        r"""The deterministic shift :math:`b_t` of the latent kernel."""
-        return namespace(t).zeros_like(floating(t))
+    @abc.abstractmethod
+    def perturb(self, key: Key, batch: Pytree, t: Array | float) -> Noised:
+        """Noise a batch of data to the times ``t``, scalar or ``(batch,)``."""
 
-    def d_offset(self, t: Array | float) -> Array:
-        r""":math:`\dot b_t`."""
-        return namespace(t).zeros_like(floating(t))
+    @abc.abstractmethod
+    def prior(self) -> Start:
+        """The law that the process ends in, at the first time of a grid."""
 
-    def alpha(self, t: Array | float) -> Array:
-        r""":math:`\alpha_t`."""
-        return self.schedule.alpha(floating(t))
+    def encode(self, x: Pytree) -> Pytree:
+        """Data to the space of the process, ``x -> y``."""
+        return x
 
-    def sigma(self, t: Array | float) -> Array:
-        r""":math:`\sigma_t`."""
-        return self.schedule.sigma(floating(t))
-
-    def log_snr(self, t: Array | float) -> Array:
-        r""":math:`\log(\alpha_t^2/\sigma_t^2)`."""
-        return self.schedule.log_snr(floating(t))
-
-    def noise_ratio(self, t: Array | float) -> Array:
-        r""":math:`\sigma_t/\alpha_t`."""
-        return self.schedule.noise_ratio(floating(t))
-
-    def d_alpha(self, t: Array | float) -> Array:
-        r""":math:`\dot\alpha_t`."""
-        return self.schedule.d_alpha(floating(t))
-
-    def d_sigma(self, t: Array | float) -> Array:
-        r""":math:`\dot\sigma_t`."""
-        return self.schedule.d_sigma(floating(t))
+    def decode(self, y: Pytree) -> Pytree:
+        """The space of the process to data, ``y -> x``."""
+        return y
 
     @property
-    def t_min(self) -> float:
-        """The smallest time that is trained and sampled."""
-        return self.schedule.t_min
+    def domain(self) -> tuple[float, float]:
+        """The times at which the process is defined."""
+        return self.t_min, self.t_max
 
     @property
-    def t_max(self) -> float:
-        """The largest time that is trained and sampled."""
-        return self.schedule.t_max
+    def clean_time(self) -> float:
+        """The time of clean data; ``-inf`` where no finite time has that."""
+        return self.domain[0]
+
+    def check_levels(self, where: str, times: np.ndarray) -> None:
+        """Raise ``ValueError`` for host times in the domain at which the working precision cannot hold the noise."""
+        return None
 
     def check_times(self, where: str, t: Array | float) -> None:
-        """Raise ``ValueError`` for times at which the schedule is not defined; times inside ``jit`` have no value to see."""
+        """Raise ``ValueError`` for times outside the domain; times inside ``jit`` have no value to see."""
         if is_traced(t):
             return
         times = np.asarray(t, np.float64)
-        low, high = self.schedule.clean_time, self.schedule.t_end
+        low, high = self.domain
         # An end of the range may have been rounded to float32.
         slack = 1e-6 * abs(high) if isinstance(t, jax.Array) and math.isfinite(high) else 0.0
         wrong = ~((times >= low - slack) & (times <= high + slack)) | (times == np.inf)
         if np.any(wrong):
             raise ValueError(
-                f"{where} = {float(times[wrong].flat[0]):.6g}: expected times from {low:.6g} to {high:.6g}, the domain of "
-                f"{self.schedule!r}"
+                f"{where} = {float(times[wrong].flat[0]):.6g}: expected times from {low:.6g} to {high:.6g}, the domain of {self!r}"
             )
 
-    # The chart --------------------------------------------------------------------------------------------------
-    def encode(self, x: Array) -> Array:
-        """``y = chart(x)``; ValueError for what is not real numbers."""
-        require_real("encode.x", x)
-        return self.chart.encode(x)
+    def checked(self, name: str, prediction: Any, y: Pytree) -> Any:
+        """The prediction of the model ``name`` for ``y``, in the working precision; ValueError for one that does not fit ``y``."""
+        return prediction
 
-    def decode(self, y: Array) -> Array:
-        """``x`` from ``y``."""
-        return self.chart.decode(y)
 
-    # Training ---------------------------------------------------------------------------------------------------
-    def perturb(self, key: Key, x0: Array, t: Array | float) -> Perturbed:
-        r"""Draw :math:`y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon` with :math:`y_0 = \mathrm{chart}(x_0)`.
+class Start(abc.ABC):
+    """The law of ``y`` at the first grid time; a pytree. A new one needs ``draw`` and ``log_prob``.
 
-        Args:
-            key: PRNG key.
-            x0: data, ``(batch, *event)``.
-            t: scalar or ``(batch,)``.
-        """
-        x0 = jnp.asarray(x0)
-        return self.perturb_with(jax.random.normal(key, x0.shape, x0.dtype), x0, t)
+    ``event`` is the shape of one point, or a pytree of shapes.
 
-    def perturb_with(self, eps: Array, x0: Array, t: Array | float) -> Perturbed:
-        """:meth:`perturb` with given noise ``eps``, ``(batch, *event)``."""
-        return self.perturb_latent(eps, self.encode(jnp.asarray(x0)), t)
+    Attributes:
+        has_signs: it says which signs the samples keep (:class:`scorelab.starts.Signed`).
+    """
 
-    def perturb_latent(self, eps: Array, y0: Array, t: Array | float) -> Perturbed:
-        """:meth:`perturb_with` from a clean point ``y0`` of the chart."""
-        require_shape("perturb.eps", eps, y0)
-        self.check_times("perturb.t", t)
-        t = jnp.asarray(t, y0.dtype)
-        alpha, sigma, offset = (per_example(f(t), y0) for f in (self.alpha, self.sigma, self.offset))
-        return Perturbed(alpha * y0 + offset + sigma * eps, eps, y0, t)
+    has_signs: ClassVar[bool] = False
 
-    def kernel_score(self, y: Array, y0: Array, t: Array | float) -> Array:
-        r""":math:`\nabla_y\log p(y_t\mid y_0) = -(y - \alpha_t y_0 - b_t)/\sigma_t^2`."""
-        alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
-        return -(y - alpha * y0 - offset) / sigma**2
+    def check(self, count: int, event: Any, process: Process) -> None:
+        """Raise ValueError where the start does not fit samples with the ids ``0 .. count - 1``; called outside ``jit``."""
+        if process.has_signs and not self.has_signs:
+            raise ValueError(
+                f"sample.start = {type(self).__name__} for data of both signs: expected starts.Signed(start, pattern), "
+                "since the process keeps signs and does not draw them"
+            )
+        if self.has_signs and not process.has_signs:
+            raise ValueError(f"sample.start has signs, under {process!r}: expected a process with signed=True")
+        self.check_arrays(count, event)
 
-    def predict(
-        self,
-        y: Array,
-        t: Array | float,
-        *,
-        denoised: Array | None = None,
-        eps: Array | None = None,
-        score: Array | None = None,
-        velocity: Array | None = None,
-        stein: Array | None = None,
-    ) -> Prediction:
-        r"""The full prediction from any of its forms; give exactly one, or both ``denoised`` and ``eps``.
+    def check_arrays(self, count: int, event: Any) -> None:
+        """Raise ValueError where an array of the start is too short or of another shape."""
+        return None
 
-        .. math:: \hat\epsilon = (y-b-\alpha D)/\sigma,\quad D = (y-b-\sigma\hat\epsilon)/\alpha,\quad
-                  \hat\epsilon = -\sigma\,\mathrm{score},\quad
-                  D = \frac{\dot\sigma (y-b) - \sigma(v-\dot b)}{\alpha\dot\sigma - \sigma\dot\alpha}.
+    def signs(self, ids: Array, event: Any) -> Array | None:
+        """Signs that the samples keep from beginning to end, ``(batch, *event)``, or None where all are positive."""
+        return None
 
-        ``score`` is that of the chart, ``stein`` that of data space, :math:`\nabla_x\log p_t(x)`. Every form is cast to the dtype
-        of ``y``; ValueError for another shape than that of ``y``.
-        """
-        forms = dict(denoised=denoised, eps=eps, score=score, velocity=velocity, stein=stein)
-        given = {name: value for name, value in forms.items() if value is not None}
-        if len(names := list(given)) != 1 and names != ["denoised", "eps"]:
-            raise ValueError(f"predict was given {names or 'nothing'}: expected one of {', '.join(forms)} (or denoised and eps)")
-        self.check_times("predict.t", t)
-        for name, value in given.items():
-            require_shape(f"predict.{name}", value, y)
-            given[name] = jnp.asarray(value).astype(y.dtype)
-        t = jnp.asarray(t, y.dtype)
-        alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
-        centred = y - offset
-        if "stein" in given:
-            given["score"] = self.chart.latent_score(self.decode(y), given["stein"])
-        if "score" in given:
-            given["eps"] = -sigma * given["score"]
-        if "velocity" in given:
-            d_alpha, d_sigma = per_example(self.d_alpha(t), y), per_example(self.d_sigma(t), y)
-            flow = given["velocity"] - per_example(self.d_offset(t), y)
-            det = alpha * d_sigma - sigma * d_alpha
-            given["denoised"] = (d_sigma * centred - sigma * flow) / det
-            given["eps"] = (alpha * flow - d_alpha * centred) / det
-        elif "denoised" not in given:
-            given["denoised"] = (centred - sigma * given["eps"]) / alpha
-        elif "eps" not in given:
-            given["eps"] = (centred - alpha * given["denoised"]) / sigma
-        return Prediction(denoised=given["denoised"], eps=given["eps"], t=t, process=self)
+    def on_grid(self, process: Process, times: np.ndarray) -> tuple[Start, np.ndarray]:
+        """What begins at which part of the host float64 grid: itself at all of it, unless a start skips ahead."""
+        return self, times
 
-    # The SDE in the chart ---------------------------------------------------------------------------------------
-    def latent_drift(self, y: Array, t: Array | float) -> Array:
-        r""":math:`f_t (y - b_t) + \dot b_t`."""
-        f, offset, d_offset = (per_example(h(t), y) for h in (self.schedule.drift_rate, self.offset, self.d_offset))
-        return f * (y - offset) + d_offset
+    def suit(self, where: str, model: Any, t: float, cond: Pytree = None) -> None:
+        """Warn where the start is known not to be the law of what ``model`` under ``cond`` noises to the host time ``t``."""
+        return None
 
-    def latent_diffusion(self, t: Array | float) -> Array:
-        r""":math:`g_t`."""
-        rate = self.schedule.diffusion_rate(floating(t))
-        return jnp.sqrt(rate) if isinstance(rate, jax.Array) else np.sqrt(rate)
+    @abc.abstractmethod
+    def draw(self, keys: Key, ids: Array, process: Process, t: Array, event: Any) -> Pytree:
+        """One point per key, ``(batch, *event)``, at the first grid time ``t``."""
 
-    # The SDE in data space --------------------------------------------------------------------------------------
-    def drift(self, x: Array, t: Array | float) -> Array:
-        r"""Ito drift in data space, :math:`\phi'\,(f_t(y-b_t)+\dot b_t) + \tfrac12\phi''g_t^2`."""
-        t = jnp.asarray(t, x.dtype)
-        g2 = per_example(self.latent_diffusion(t), x) ** 2
-        return self.chart.d_decode(x) * self.latent_drift(self.encode(x), t) + 0.5 * self.chart.dd_decode(x) * g2
+    def log_weight(self, y: Pytree, process: Process, t: Array, cond: Pytree = None) -> Array:
+        """Log-weights of points from ``draw`` where another law is wanted, ``(batch,)``; zero where it is the law itself."""
+        return jnp.zeros(len(jax.tree.leaves(y)[0]), jnp.result_type(t))
 
-    def diffusion(self, x: Array, t: Array | float) -> Array:
-        r"""Elementwise noise amplitude in data space, :math:`\phi' g_t`."""
-        return self.chart.d_decode(x) * per_example(self.latent_diffusion(jnp.asarray(t, x.dtype)), x)
-
-    def div_diffusion(self, x: Array, t: Array | float) -> Array:
-        r"""Divergence of :math:`G = (\phi' g_t)^2`: :math:`\partial G_i/\partial x_i = 2\phi'' g_t^2`."""
-        g2 = per_example(self.latent_diffusion(jnp.asarray(t, x.dtype)), x) ** 2
-        return 2 * self.chart.dd_decode(x) * g2
-
-    def reverse_drift(self, x: Array, t: Array | float, score: Array) -> Array:
-        r"""Drift of the reverse SDE for decreasing ``t``, from the data-space score :math:`\nabla_x\log p_t`."""
-        return self.drift(x, t) - self.div_diffusion(x, t) - self._spread(x, t, score)
-
-    def flow_drift(self, x: Array, t: Array | float, score: Array) -> Array:
-        r"""Probability-flow velocity in data space, :math:`\mathrm{drift} - \tfrac12(\nabla\cdot G + G\,\nabla_x\log p_t)`."""
-        return self.drift(x, t) - 0.5 * (self.div_diffusion(x, t) + self._spread(x, t, score))
-
-    def _spread(self, x: Array, t: Array | float, score: Array) -> Array:
-        """``G score``, in an order in which nothing is squared: ``x**2`` may leave float32 where the product does not."""
-        amplitude = self.diffusion(x, t)
-        return amplitude * (amplitude * score)
+    @abc.abstractmethod
+    def log_prob(self, y: Pytree, process: Process, t: Array) -> Array:
+        """The log-density of ``draw``, ``(batch,)``."""
 
 
 def require_same_process(where: str, **processes: Process) -> None:

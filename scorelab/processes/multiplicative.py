@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from scorelab.processes.base import Process
 from scorelab.processes.charts import Chart, Log
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.schedules import GBMClock
 from scorelab.schedules.base import floating, on_host
 from scorelab.schedules.multiplicative import integral
@@ -14,7 +14,7 @@ from scorelab.typing import Array, require_choice, require_number, require_spec
 
 
 @dataclass(frozen=True, kw_only=True, init=False)
-class GeometricBrownianMotion(Process):
+class GeometricBrownianMotion(LinearGaussian):
     r"""Geometric Brownian motion :math:`dX = \mu(t)\,X\,dt + \sigma(t)\,X\,dW` (Ito), elementwise.
 
     .. math:: \log X_t = \log X_0 + a(t) + \sqrt{v(t)}\,\epsilon,\qquad

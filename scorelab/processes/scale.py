@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import warnings
 
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 
 # In deviations of the data: seen in some thousand samples, and far above the bias of a usual grid.
 TOLERATED = 0.05
@@ -24,7 +24,15 @@ class ScaleWarning(UserWarning):
     """The noise of a process is not large against the data, so that samples which begin as pure noise are off."""
 
 
-def prior_error(process: Process, t: float, *, mean: float, std: float) -> tuple[float, float]:
+class KnowsScale:
+    """A model that may know how large its data are."""
+
+    def scale(self) -> tuple[float, float] | None:
+        """Root mean square of the mean and of the deviation of the data in the chart, per element, where they are at hand."""
+        return None
+
+
+def prior_error(process: LinearGaussian, t: float, *, mean: float, std: float) -> tuple[float, float]:
     r""":math:`|\delta|` and :math:`\kappa` at the host time ``t``: deviations by which the mean is off, the share lost in width.
 
     Args:
@@ -38,7 +46,7 @@ def prior_error(process: Process, t: float, *, mean: float, std: float) -> tuple
     return abs(alpha * mean) / root, 1 - sigma / root
 
 
-def warn_scale(where: str, process: Process, t: float, *, mean: float = 0.0, std: float) -> None:
+def warn_scale(where: str, process: LinearGaussian, t: float, *, mean: float = 0.0, std: float) -> None:
     """Warn with both numbers and what to change where :func:`prior_error` is above a twentieth of a deviation."""
     error = max(prior_error(process, t, mean=mean, std=std))
     if error > TOLERATED:
@@ -52,7 +60,7 @@ def warn_scale(where: str, process: Process, t: float, *, mean: float = 0.0, std
         )
 
 
-def warn_start(where: str, process: Process, t: float, *, start: tuple[float, float], model: tuple[float, float]) -> None:
+def warn_start(where: str, process: LinearGaussian, t: float, *, start: tuple[float, float], model: tuple[float, float]) -> None:
     """Warn where the noised law of a start is not that of the model: both as (mean, deviation) of the clean data."""
     alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
     own, other = (math.hypot(alpha * std, sigma) for _, std in (start, model))

@@ -26,11 +26,6 @@ T = TypeVar("T")
 A = TypeVar("A", bound=Array)
 
 
-def computed(get: Callable[[Any], T]) -> T:
-    """A property in the place of an attribute that the base class declares: to its readers they are the same."""
-    return cast(T, property(get))
-
-
 class BoundModel(NamedTuple):
     """What a step calls: a model under its conditions and the process that is sampled, ``(y, t) -> Prediction``."""
 

@@ -1,6 +1,6 @@
 """Where sampling begins: the law of ``y`` at the first grid time."""
 
-from scorelab.starts.base import Start
+from scorelab.processes.base import Start
 from scorelab.starts.given import Fixed, Signed
 from scorelab.starts.laws import ClassAverage, GaussianMoments, LogNormal, Noised, Prior
 from scorelab.starts.teleport import Teleport, TeleportWarning

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.starts.base import Start, require_finite, require_rows
+from scorelab.processes.base import Start
+from scorelab.starts.checks import require_finite, require_rows
 from scorelab.typing import Array
 
 
@@ -39,10 +40,14 @@ class Signed(Start):
             raise ValueError("Signed.pattern has values other than -1 and 1: expected signs")
         self.start.check_arrays(count, event)
 
-    def on_grid(self, process, times, model=None, cond=None):
+    def on_grid(self, process, times):
         """That of ``start``."""
-        start, times = self.start.on_grid(process, times, model, cond)
+        start, times = self.start.on_grid(process, times)
         return dataclasses.replace(self, start=start), times
+
+    def suit(self, where, model, t, cond=None):
+        """As ``start``."""
+        self.start.suit(where, model, t, cond)
 
     def signs(self, ids, event):
         """See :class:`Start`."""

@@ -11,33 +11,34 @@ import numpy as np
 
 from scorelab.densities import Gaussian
 from scorelab.densities.base import Density
-from scorelab.models.exact import ExactModel
-from scorelab.processes.base import Process
-from scorelab.processes.scale import warn_scale, warn_start
-from scorelab.starts.base import Start, require_finite, require_rows
+from scorelab.processes.base import Start
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.processes.scale import KnowsScale, warn_scale, warn_start
+from scorelab.starts.checks import require_finite, require_rows
 from scorelab.typing import Array, per_example_normal, require_spec
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Prior(Start):
-    r""":math:`N(b_t, \sigma_t^2 I)`: the noise of the process at the first grid time, not a standard normal."""
+    r"""The process's own: for a linear-Gaussian one :math:`N(b_t, \sigma_t^2 I)` at the first grid time, not a standard normal."""
 
-    def suit(self, where, process, t, model):
-        """A warning where the data of an exact model are not small against the noise."""
-        if isinstance(model, ExactModel) and (scale := model.scale()) is not None:
-            warn_scale(where, process, t, mean=scale[0], std=scale[1])
+    def suit(self, where, model, t, cond=None):
+        """A warning where the data of a model that knows their scale are not small against the noise."""
+        if isinstance(model, KnowsScale) and (scale := model.scale()) is not None:
+            warn_scale(where, model.process, t, mean=scale[0], std=scale[1])
 
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""
-        noise = per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
-        return process.offset(t) + process.sigma(t) * noise
+        return process.prior().draw(keys, ids, process, t, event)
+
+    def log_weight(self, y, process, t, cond=None):
+        """See :class:`Start`."""
+        return process.prior().log_weight(y, process, t, cond)
 
     def log_prob(self, y, process, t):
         """See :class:`Start`."""
-        sigma, size = process.sigma(t), math.prod(y.shape[1:])
-        square = jnp.sum(((y - process.offset(t)) / sigma) ** 2, axis=tuple(range(1, y.ndim)))
-        return -0.5 * (square + size * (2 * jnp.log(sigma) + math.log(2 * math.pi)))
+        return process.prior().log_prob(y, process, t)
 
 
 @jax.tree_util.register_dataclass
@@ -52,12 +53,12 @@ class Noised(Start):
 
     law: Density
 
-    def suit(self, where, process, t, model):
-        """A warning where an exact model has another law than the start."""
-        if not isinstance(model, ExactModel) or (theirs := model.scale()) is None:
+    def suit(self, where, model, t, cond=None):
+        """A warning where a model that knows the scale of its data has others than the start."""
+        if not isinstance(model, KnowsScale) or (theirs := model.scale()) is None:
             return
-        if (mine := self.law.in_chart(process.chart).scale()) is not None:
-            warn_start(where, process, t, start=mine, model=theirs)
+        if (mine := self.law.in_chart(model.process.chart).scale()) is not None:
+            warn_start(where, model.process, t, start=mine, model=theirs)
 
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""
@@ -109,7 +110,7 @@ class LogNormal(Start):
         require_finite("LogNormal.mean", self.mean)
 
     @classmethod
-    def matched(cls, mean: float, std: float, process: Process, t: float | None = None) -> LogNormal:
+    def matched(cls, mean: float, std: float, process: LinearGaussian, t: float | None = None) -> LogNormal:
         """From the mean and deviation over all elements of the clean data in the chart, noised to ``t`` (``t_max``)."""
         t = process.t_max if t is None else t
         alpha, sigma, offset = (float(f(t)) for f in (process.alpha, process.sigma, process.offset))

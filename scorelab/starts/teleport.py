@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Gaussian, GaussianMixture
-from scorelab.models import Autoguidance, ClassifierFreeGuidance, Conditioned
-from scorelab.processes.base import Process
-from scorelab.starts.base import Start
+from scorelab.models.base import Model
+from scorelab.models.guidance import Conditioned, Guidance
+from scorelab.processes.base import Start
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.starts.laws import Prior
-from scorelab.typing import Array, Model, Pytree, is_traced, require_int, require_positive, require_spec
+from scorelab.typing import Array, is_traced, require_int, require_positive, require_spec
 
 # Noise ratios in units of the largest standard deviation of the law along any direction: where "auto" jumps to, and below
 # which a jump is warned about. Measured in experiments/teleport_quality.py.
@@ -90,7 +91,7 @@ class Teleport(Start):
         if self.sigma_skip not in (None, "auto"):
             require_positive(self, sigma_skip=self.sigma_skip)
 
-    def on_grid(self, process, times, model=None, cond=None):
+    def on_grid(self, process, times):
         """The jump with its beginning fixed, and the times after it; see :class:`Start`."""
         require_spec(self, Gaussian | GaussianMixture, law=self.law)
         require_spec(self, Start, start=self.start)
@@ -103,11 +104,11 @@ class Teleport(Start):
             raise ValueError(f"Teleport.t_from = {begin}: expected {times[0]}, the first grid time, to t_max = {process.t_max}")
         count = self.steps_over(process, times)
         jumps = count > 0 or begin > times[0] + slack
-        self._warn(process, float(times[count]), begin, jumps, model, cond)
+        self._warn(process, float(times[count]), begin, jumps)
         # Where there is no jump, None says so: the start itself is drawn.
         return dataclasses.replace(self, sigma_skip=None, skip_steps=0, t_from=begin if jumps else None), times[count:]
 
-    def steps_over(self, process: Process, times: np.ndarray) -> int:
+    def steps_over(self, process: LinearGaussian, times: np.ndarray) -> int:
         """The number of steps of the host grid ``times`` that the jump replaces."""
         last = len(times) - 2
         if self.skip_steps is not None:
@@ -198,7 +199,7 @@ class Teleport(Start):
     def _gaussian(self) -> Gaussian:
         return self.law.components if isinstance(self.law, GaussianMixture) else self.law
 
-    def _warn(self, process: Process, t: float, begin: float, jumps: bool, model: Model | None, cond: Pytree) -> None:
+    def _warn(self, process: LinearGaussian, t: float, begin: float, jumps: bool) -> None:
         ratio, top = float(process.noise_ratio(t)), float(process.noise_ratio(begin))
         if not jumps:
             if self.skip_steps is None:
@@ -225,6 +226,12 @@ class Teleport(Start):
                     "weight: expected a law that knows how far the data reach (Gaussian.from_data of points, or matched() of a "
                     "GaussianMixture), or a number for sigma_skip"
                 )
+
+    def suit(self, where, model, t, cond=None):
+        """A warning about guidance or a condition that the jump to ``t`` does not know of."""
+        if self.t_from is None:
+            return
+        top, ratio = (float(model.process.noise_ratio(float(time))) for time in (self.t_from, t))
         if isinstance(model, Conditioned):
             model, cond = model.model, model.cond
         if (interval := guided(model)) is not None and interval[0] < top and interval[1] > ratio:
@@ -239,9 +246,9 @@ class Teleport(Start):
             )
 
 
-def guided(model: Model | None) -> tuple[float, float] | None:
+def guided(model: Model) -> tuple[float, float] | None:
     """The noise ratios between which guidance acts; None for another model, at scale 1, or where that is traced."""
-    if not isinstance(model, ClassifierFreeGuidance | Autoguidance):
+    if not isinstance(model, Guidance):
         return None
     settings = model.scale, model.interval
     if is_traced(settings) or np.all(np.asarray(model.scale) == 1):

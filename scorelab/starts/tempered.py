@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Gaussian
-from scorelab.processes.base import Process, require_same_process
-from scorelab.starts.base import Start
+from scorelab.processes.base import Start, require_same_process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, is_traced, partly_static
 
 
@@ -50,7 +50,7 @@ class Tempered(Start):
                 f"Tempered has {len(self.laws)} laws and {len(self.exponents)} exponents: expected no law, one, or one for each"
             )
 
-    def on_grid(self, process, times, model=None, cond=None):
+    def on_grid(self, process, times):
         """Itself, after a look at the process of the target, and at whether the product at the first time has a variance."""
         if (known := getattr(self.target, "process", None)) is not None:
             require_same_process("Tempered", sampled=process, target=known)
@@ -73,7 +73,7 @@ class Tempered(Start):
             if law.event != tuple(event):
                 raise ValueError(f"Tempered.laws has points of shape {law.event}: expected {tuple(event)}")
 
-    def at(self, process: Process, t: Array, event: tuple[int, ...]) -> Gaussian:
+    def at(self, process: LinearGaussian, t: Array, event: tuple[int, ...]) -> Gaussian:
         """The Gaussian at the time ``t``."""
         exponents = self._at(t)
         total = sum(exponents)
@@ -100,7 +100,7 @@ class Tempered(Start):
             log_density = self._stand_in(y, process, t) + tilt
         return log_density - self.log_prob(y, process, t)
 
-    def _stand_in(self, y: Array, process: Process, t: Array) -> Array:
+    def _stand_in(self, y: Array, process: LinearGaussian, t: Array) -> Array:
         r""":math:`\sum_i b_i\log N_i(y)`."""
         if len(self.laws) > 1:
             terms = (b * law.noised(process, t).log_prob(y) for b, law in zip(self._at(t), self.laws, strict=True))

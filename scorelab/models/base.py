@@ -1,0 +1,88 @@
+"""What a model is, and the one place in which it is called: what it answers is checked here, for all that asks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+
+from scorelab.processes.base import Process, require_same_process
+from scorelab.typing import Array, Pytree
+
+
+class Model(Protocol):
+    """What a network (or an exact law) believes about the clean point behind ``y`` at time ``t``; a pytree.
+
+    Attributes:
+        process: the forward process it answers for.
+    """
+
+    @property
+    def process(self) -> Process: ...
+
+    def __call__(self, y: Pytree, t: Array | float, cond: Pytree = None) -> Any:
+        """A :class:`scorelab.processes.Prediction` for ``y`` of shape ``(batch, *event)``, of the kind of the process."""
+        ...
+
+
+def ask(model: Model, y: Pytree, t: Array | float, cond: Pytree = None) -> Any:
+    """What ``model`` says of ``y`` at ``t``: of the shape of ``y``, in its dtype, about its own process.
+
+    Args:
+        model: a model.
+        y: ``(batch, *event)`` in the space of the process.
+        t: scalar or ``(batch,)``.
+        cond: conditions.
+
+    Raises:
+        TypeError: the model returned something else than a prediction of its kind of process.
+        ValueError: a prediction of another shape than ``y``, which would broadcast, or about another process.
+    """
+    prediction = model(y, t, cond)
+    name = model_name(model)
+    process = getattr(prediction, "process", None)
+    if not isinstance(process, Process):
+        found = "an array" if hasattr(prediction, "dtype") else f"a {type(prediction).__name__}"
+        raise TypeError(
+            f"{name} returned {found}: expected a prediction; a function that returns an array becomes a model by "
+            'FunctionModel(fn, process, returns="denoised")'
+        )
+    require_same_process(name, process=model.process, prediction=process)
+    return process.checked(name, prediction, y)
+
+
+class ChecksCondition:
+    """A model that knows which conditions it takes."""
+
+    def check_condition(self, cond: Pytree) -> None:
+        """Raise ``ValueError`` for a condition that is none; not possible for traced ones."""
+
+
+def check_condition(model: Any, cond: Pytree) -> None:
+    """Ask all models inside ``model`` that know which conditions they take."""
+    if isinstance(model, ChecksCondition):
+        model.check_condition(cond)
+        return
+    # By field, since a pytree with static fields may hand out the numbers of the models inside and not these.
+    whole = lambda m: dataclasses.is_dataclass(m) and not isinstance(m, type)
+    parts = [getattr(model, f.name, None) for f in dataclasses.fields(model)] if whole(model) else model
+    for part in jax.tree.leaves(parts, is_leaf=whole):
+        if whole(part):
+            check_condition(part, cond)
+
+
+def require_model(where: str, model: Any, name: str = "model") -> None:
+    """Raise ``TypeError`` unless ``model`` can be called and knows its process."""
+    if not callable(model) or isinstance(model, type) or not isinstance(getattr(model, "process", None), Process):
+        raise TypeError(
+            f"{where}.{name} = {model!r}: expected a model, which knows its process; a function (y, t, cond) becomes one by "
+            'FunctionModel(fn, process, returns="denoised"), or returns="prediction" for one that returns predictions'
+        )
+
+
+def model_name(model: Any) -> str:
+    """The name of a model for messages: that of its class, or of the function."""
+    while isinstance(model, jax.tree_util.Partial):
+        model = model.func
+    return getattr(model, "__name__", type(model).__name__)

@@ -1,0 +1,61 @@
+"""What a prediction can say: small capabilities, inherited by name, that solvers, losses and diagnostics ask for."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from scorelab.processes.base import Process
+from scorelab.typing import Array, Pytree
+
+
+class Prediction(Protocol):
+    """A model's belief about ``y`` at ``t``; a pytree. What else it says are its capabilities."""
+
+    t: Array
+    process: Process
+
+
+class HasDenoised:
+    r"""The clean point behind ``y``, :math:`D = E[y_0\mid y_t]`, shaped like ``y``."""
+
+    denoised: Array
+
+
+class HasNoise:
+    r"""The noise in ``y``, :math:`\hat\epsilon = E[\epsilon\mid y_t]`, shaped like ``y``."""
+
+    eps: Array
+
+
+class HasScore:
+    r"""The score :math:`\nabla_y\log p_t(y)`, shaped like ``y``."""
+
+    score: Array
+
+
+class HasVelocity:
+    r"""The velocity :math:`dy/dt` of the probability flow, shaped like ``y``."""
+
+    velocity: Array
+
+
+class HasLogProb:
+    r"""The log-density :math:`\log p_t(y)` up to a constant of ``t``, ``(batch,)``."""
+
+    log_prob: Array
+
+
+class HasLogits:
+    """Unnormalised log-probabilities of the values of every element of the clean point, a pytree of ``(batch, ..., values)``."""
+
+    logits: Pytree
+
+
+def require_capabilities(where: str, prediction: Any, needs: tuple[type, ...]) -> None:
+    """Raise ``TypeError`` naming the first of ``needs`` that a prediction does not have."""
+    for need in needs:
+        if not isinstance(prediction, need):
+            raise TypeError(
+                f"{where} needs {need.__name__} of a prediction, and {type(prediction).__name__} does not have it: expected a model "
+                f"whose predictions are {need.__name__}"
+            )
