@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,40 +11,55 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.grids import Grid, check_times
-from scorelab.models.guidance import check_labels
+from scorelab.models.base import Model, check_condition
 from scorelab.models.per_sample import per_sample_values
-from scorelab.processes.base import Process
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, is_traced, on_host, require_spec
+from scorelab.typing import Array, Key, Pytree, is_traced, on_host, require_spec
 
 
 def check_walk(
-    where: str, model: Model, process: Process, grid: Grid, key: Key, n: int, population: int, cond: Pytree, ids: Any = None
-) -> tuple[Model, Array, np.ndarray]:
-    """What every walk asks of its arguments: the model as a pytree, the ids as int32, and the host times of the grid.
+    where: str, model: Model, grid: Grid, key: Key, n: int, population: int, cond: Pytree, ids: Any = None
+) -> tuple[Array, np.ndarray]:
+    """What every walk asks of its arguments: the ids as int32, and the host times of the grid.
 
     Raises:
         TypeError: no PRNG key.
         ValueError: times outside the domain of the process, ids or labels out of range, conditions or per-sample numbers of the
             model without one row for each of the ``n`` samples, or with several values in one population.
     """
-    require_spec(where, Process, process=process)
     require_spec(where, Grid, grid=grid)
     check_key(where, key)
     check_leading(cond, n, population, where=where)
     for name, value in per_sample_values(model).items():
         check_leading(value, n, population, name, where)
-    check_labels(model, cond)
-    model = model if is_model_pytree(model) else jax.tree_util.Partial(model)
-    return model, check_ids(where, ids, n), check_times(grid, process, grid.times(process))
+    check_condition(model, cond)
+    return check_ids(where, ids, n), check_times(grid, model.process, grid.times(model.process))
 
 
-def check_shape(shape) -> tuple[int, tuple[int, ...]]:
-    """The number of samples and the shape of one; ValueError for what is not a shape."""
+def check_shape(shape: Any) -> tuple[int, Any]:
+    """The number of samples and the shape of one point; ValueError for what is not a shape.
+
+    For points of several parts, ``{name: (n, *event)}``, the shape of one is ``((name, event), ...)``, which is hashable.
+    """
+    if not isinstance(shape, Mapping):
+        return _check_part(shape, 2)
+    parts = [(name, *_check_part(part, 1)) for name, part in shape.items()]
+    if len({n for _, n, _ in parts}) != 1:
+        raise ValueError(f"sample.shape = {dict(shape)!r}: expected parts with the same number of samples, at least one")
+    return parts[0][1], tuple((name, event) for name, _, event in parts)
+
+
+def _check_part(shape: Any, axes: int) -> tuple[int, tuple[int, ...]]:
     shape = tuple(shape) if np.iterable(shape) else (shape,)
     whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s > 0 for s in shape)
-    if len(shape) < 2 or not whole:
+    if len(shape) < axes or not whole:
         raise ValueError(f"sample.shape = {shape!r}: expected (n, *event) with positive integers")
     return int(shape[0]), tuple(int(s) for s in shape[1:])
+
+
+def elements(event: Any) -> int:
+    """How many numbers one point has, from the shape of :func:`check_shape`."""
+    parts = [shape for _, shape in event] if event and isinstance(event[0], tuple) else [event]
+    return sum(math.prod(shape) for shape in parts)
 
 
 def check_key(where: str, key: Key) -> None:

@@ -1,4 +1,4 @@
-"""Sampling: one scan over the solver's table, the same for every model, process and solver."""
+"""Sampling: one walk over the solver's table, the same for every model, process and solver."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from scorelab.arguments import check_shape, check_walk
+from scorelab import walk
+from scorelab.arguments import check_shape, check_walk, elements
 from scorelab.callbacks import own_errors
 from scorelab.grids import Grid
+from scorelab.models.base import Model, require_model
 from scorelab.models.per_sample import map_per_sample
-from scorelab.processes.base import Process
-from scorelab.solvers.base import BoundModel, Solver
-from scorelab.starts import Prior, Start
+from scorelab.processes.base import Process, Start
+from scorelab.solvers.base import Population, Solver
+from scorelab.starts import Prior
 from scorelab.typing import (
     Array,
     Key,
@@ -29,7 +31,6 @@ from scorelab.typing import (
     is_model_pytree,
     is_traced,
     on_host,
-    per_example_keys,
     require_int,
     require_spec,
 )
@@ -60,11 +61,11 @@ class Samples:
         process: the process they were drawn under.
     """
 
-    x: Array
+    x: Pytree
     log_weights: Array
     log_z: Array
     diagnostics: dict[str, Any]
-    trajectory: Array | None
+    trajectory: Pytree
     times: np.ndarray
     process: Process = field(metadata={"static": True})
 
@@ -72,12 +73,11 @@ class Samples:
 @own_errors()
 def sample(
     model: Model,
-    process: Process,
     *,
     solver: Solver,
     grid: Grid,
     key: Key,
-    shape: tuple[int, ...],
+    shape: Any,
     start: Start | None = None,
     cond: Pytree = None,
     keep: Literal["last", "all"] = "last",
@@ -96,13 +96,12 @@ def sample(
     sample counts (of one chunk shape) reuse it.
 
     Args:
-        model: a model pytree, or a function ``(y, t, cond) -> Prediction`` (pass the same function object again).
-        process: the forward process.
+        model: a model, which knows its process.
         solver: the solver.
         grid: the time grid.
         key: PRNG key.
-        shape: ``(n, *event)``.
-        start: the law at the first grid time; :class:`scorelab.starts.Prior` by default.
+        shape: ``(n, *event)``; for points of several parts a pytree of shapes, all with the same ``n``.
+        start: the law at the first grid time; the prior of the process by default.
         cond: conditions with leading axis ``n``, or None.
         keep: ``"all"`` also returns the trajectory; ``"last"`` uses memory that does not grow with the steps.
         ids: the samples' ids ``(n,)``, integers in [0, 2**31); ``arange(n)`` by default.
@@ -120,9 +119,11 @@ def sample(
         ValueError: an argument that does not fit the others, such as a model of another process, a model whose prediction has
             another shape than the samples, or a start without signs for data of both signs.
     """
-    require_spec(sample, Process, process=process)
+    require_model("sample", model)
     require_spec(sample, Solver, solver=solver)
     require_spec(sample, Grid, grid=grid)
+    process = model.process
+    require_spec(f"sample.solver = {type(solver).__name__}", solver.process_type, process=process)
     n, event = check_shape(shape)
     if keep not in ("last", "all"):
         raise ValueError(f"sample.keep = {keep!r}: expected 'last' or 'all'")
@@ -132,15 +133,17 @@ def sample(
         require_spec(sample, Mesh, mesh=mesh)
     if progress is not None and not callable(progress):
         raise TypeError(f"sample.progress = {progress!r}: expected a function of (samples done, samples wanted), or None")
-    population = solver.population(n)
-    model, ids, times = check_walk("sample", model, process, grid, key, n, population, cond, ids)
-    start, times = start.on_grid(process, times, model, cond)
-    solver.check_start(start, model, process, float(times[0]))
+    population = solver.size(n) if isinstance(solver, Population) else 1
+    ids, times = check_walk("sample", model, grid, key, n, population, cond, ids)
+    start, times = start.on_grid(process, times)
+    if isinstance(solver, Population):
+        solver.check_start(start, model, float(times[0]))
     rows = solver.table(process, times)
-    step_ends = np.append(np.flatnonzero(np.diff(rows["step"])), len(rows["step"]) - 1)
+    calls = len(rows.step)
+    step_ends = np.append(np.flatnonzero(np.diff(rows.step)), calls - 1)
     if not is_traced(start, ids):
         start.check(int(np.max(on_host(ids))) + 1, event, process)
-        start.suit("sample", process, float(times[0]), model)
+        start.suit("sample", model, float(times[0]), cond)
     size = _chunk_size(n, event, chunk, mesh, population)
     # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
     traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
@@ -157,96 +160,67 @@ def sample(
         spanning = mesh is not None and population > 1
         with jax.set_mesh(mesh) if spanning else nullcontext():
             part = _walk(
-                part_model, start, key, part_ids, part_cond, working_precision(rows), traced,
-                solver=fixed, process=process, event=event, keep=keep,
+                part_model, start, key, part_ids, part_cond, walk.working_precision(rows), traced,
+                solver=fixed, event=event, keep=keep,
             )  # fmt: skip
-        part["path"] = None if keep == "last" else part["path"][np.append(0, 1 + step_ends)]
+        part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
         done = min(low + size, n)
         if check_finite and not is_traced(part["bad"]):
             raise_if_bad(on_host(part["bad"])[: done - low], times)
         if progress is not None:
             progress(done, n)
-    samples = assemble(parts, n, len(rows["step"]), times, process)
-    if not is_traced(samples.x):
+    samples = assemble(parts, n, calls, times, process)
+    if isinstance(solver, Population) and not is_traced(samples.x):
         solver.review(samples.diagnostics)
     return samples
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "process", "event", "keep"))
-def _walk(model, start, key, ids, cond, rows, traced, *, solver, process, event, keep):
-    """The compiled walk of one chunk: the network appears once, in the body of the scan."""
+@functools.partial(jax.jit, static_argnames=("solver", "event", "keep"))
+def _walk(model, start, key, ids, cond, rows, traced, *, solver, event, keep):
+    """The compiled walk of one chunk."""
     solver = traced if solver is None else solver
-    state, log_weights = begin(solver, start, key, ids, cond, rows["t"][0], process=process, event=event)
+    process, visit, calls = model.process, walk.Visit(model, key, ids, cond), len(rows.step)
+    state, log_weights = walk.begin(solver, start, visit, rows.t[0], event)
     signs = start.signs(ids, event)
-    bound = BoundModel(model, cond, process)
 
     def point(state):
-        x = solver.decode(process, state[0], state[1])
+        x = solver.decode(process, state.y, state.carry)
         return x if signs is None else x * signs.astype(x.dtype)
 
-    def body(state, row):
-        keys = row_keys(solver, key, ids, row["index"])
-        result = solver.step(bound, keys, state[0], state[1], row)
-        state = result.y, result.carry, first_bad(state[2], result.y, row)
-        return state, (point(state) if keep == "all" else None, solver.record(result.carry))
-
-    rows = rows | {"index": jnp.arange(len(rows["t"]))}
     first = point(state)
-    state, (path, records) = jax.lax.scan(body, state, rows)
-    outputs = dict(log_weights=log_weights) | solver.outputs(state[1], records)
-    out = dict(x=point(state), bad=state[2], outputs=outputs, path=None)
+    state, (path, records) = walk.advance(solver, visit, state, rows, jnp.arange(calls), point if keep == "all" else None)
+    state = walk.conclude(solver, visit, state, calls - 1)
+    out = dict(
+        x=point(state), bad=state.bad, outputs=dict(log_weights=log_weights) | solver.outputs(state.carry, records), path=None
+    )
     if path is not None:
-        out["path"] = jnp.concatenate([first[None], path])
+        out["path"] = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), first, path)
     return out
-
-
-def begin(solver, start, key, ids, cond, t, *, process, event):
-    """The state before the first row, ``(y, carry, first bad step)``, and the log-weights of the start."""
-    y = start.draw(per_example_keys(jax.random.split(key)[0], ids), ids, process, t, event)
-    log_weights = start.log_weight(y, process, t, cond)
-    carry = solver.weighted(solver.init(process, y), log_weights)
-    return (y, carry, jnp.full(len(ids), -1, jnp.int32)), log_weights
-
-
-def row_keys(solver, key, ids, index):
-    """The keys of one row, one per example; a solver that draws nothing gets the same at every row, which costs nothing."""
-    key_path = jax.random.split(key)[1]
-    return per_example_keys(jax.random.fold_in(key_path, index) if solver.stochastic else key_path, ids)
-
-
-def first_bad(bad, y, row):
-    """The first step after which each example was not finite, -1 so far."""
-    # A sum is finite only if all its terms are: one reduction instead of a mask over the state.
-    finite = jnp.isfinite(jnp.sum(y, axis=tuple(range(1, y.ndim))))
-    return jnp.where((bad < 0) & ~finite, row["step"], bad)
-
-
-def working_precision(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The table in the working precision (float32, or float64 when JAX runs with x64); indices as int32."""
-    working = jax.dtypes.canonicalize_dtype(np.float64)
-    return {name: column.astype(np.int32 if np.issubdtype(column.dtype, np.integer) else working) for name, column in rows.items()}
 
 
 def assemble(parts, n, calls, times, process) -> Samples:
     """The result, from what the walks of the chunks returned."""
-    size = len(parts[0]["x"])
+    size = len(parts[0]["bad"])
 
     def join(pieces: list[Any], axis: int = 0) -> Any:
-        if pieces[0] is None:
-            return None
         if len(pieces) == 1 and size == n:
             return pieces[0]
-        joined = jnp.concatenate(pieces, axis=axis)
-        # Rows of populations are fewer than those of samples, in proportion.
-        return jax.lax.slice_in_dim(joined, 0, n * pieces[0].shape[axis] // size, axis=axis)
+
+        def leaves(*pieces):
+            joined = jnp.concatenate(pieces, axis=axis)
+            # Rows of populations are fewer than those of samples, in proportion.
+            return jax.lax.slice_in_dim(joined, 0, n * pieces[0].shape[axis] // size, axis=axis)
+
+        return jax.tree.map(leaves, *pieces)
 
     outputs = {name: join([part["outputs"][name] for part in parts]) for name in parts[0]["outputs"]}
     x = join([part["x"] for part in parts])
+    log_weights = outputs.pop("log_weights")
     return Samples(
         x=x,
-        log_weights=outputs.pop("log_weights"),
-        log_z=outputs.pop("log_z", jnp.zeros((), x.dtype)),
+        log_weights=log_weights,
+        log_z=outputs.pop("log_z", jnp.zeros((), log_weights.dtype)),
         diagnostics=dict(first_bad_step=join([part["bad"] for part in parts]), model_calls=calls, **outputs),
         trajectory=join([part["path"] for part in parts], axis=1),
         times=times,
@@ -260,7 +234,7 @@ def _take(values: Array, index: np.ndarray, spread: NamedSharding | None) -> Arr
     return rows if spread is None else jax.device_put(jnp.asarray(rows), spread)
 
 
-def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | None, population: int) -> int:
+def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:
     if chunk is not None:
         require_int(sample, 1, chunk=chunk)
     if n % population:
@@ -275,7 +249,7 @@ def _chunk_size(n: int, event: tuple[int, ...], chunk: int | None, mesh: Mesh | 
             f"sample.shape = ({n}, ...) in populations of {population} on {devices} devices: expected a multiple of {unit}, so "
             "that nothing has to be filled up"
         )
-    size = min(n, max(1, CHUNK_ELEMENTS // math.prod(event))) if chunk is None else chunk
+    size = min(n, max(1, CHUNK_ELEMENTS // elements(event))) if chunk is None else chunk
     return -(-size // unit) * unit
 
 

@@ -100,7 +100,7 @@ class Process(abc.ABC):
 class Start(abc.ABC):
     """The law of ``y`` at the first grid time; a pytree. A new one needs ``draw`` and ``log_prob``.
 
-    ``event`` is the shape of one point, or a pytree of shapes.
+    ``event`` is the shape of one point; for points of several parts it is ``((name, shape), ...)``.
 
     Attributes:
         has_signs: it says which signs the samples keep (:class:`scorelab.starts.Signed`).

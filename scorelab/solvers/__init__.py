@@ -1,6 +1,6 @@
 """Solvers: how to come back from noise to data."""
 
-from scorelab.solvers.base import Nodes, Rows, Solver, Step
+from scorelab.solvers.base import Integrator, Nodes, Population, Row, Solver
 from scorelab.solvers.corrector import PredictorCorrector
 from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
@@ -17,15 +17,16 @@ __all__ = [
     "Diffrax",
     "EulerMaruyama",
     "Heun",
+    "Integrator",
     "Milstein",
     "MultiplicativeAnnealed",
     "Multistep",
     "Nodes",
+    "Population",
     "PredictorCorrector",
     "ProbabilityFlowEuler",
     "Renoise",
-    "Rows",
+    "Row",
     "Solver",
-    "Step",
     "UniPC",
 ]

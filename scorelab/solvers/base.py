@@ -1,9 +1,9 @@
-r"""What a solver is: a host float64 table of coefficients, and a step that calls the model.
+r"""What a solver is: a host float64 table of coefficients, where to ask the model, and what to do with its answer.
 
-``table`` turns a process and its grid times into a dict of arrays with one row per *model call*; every row has ``t``
-(where the model is called) and ``step`` (which grid step it belongs to). ``step`` gets one row as arrays. The scan
-over the rows therefore holds the network once, however many calls a grid step takes, and its compile time does not
-depend on the number of steps.
+``table`` turns a process and its grid times into rows, a NamedTuple of arrays with one row per *model call*; every row has ``t``
+(where the model is asked) and ``step`` (which grid step it belongs to). ``query`` says at which point the model is asked, ``update``
+uses the prediction. The scan over the rows therefore holds the network once, however many calls a grid step takes, and its
+compile time does not depend on the number of steps.
 
 The last row is part of the table: a step to :math:`\sigma = 0` has finite coefficients and no branch.
 """
@@ -12,57 +12,40 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from scorelab.models.ask import ask, model_name
-from scorelab.models.guided import Guided
-from scorelab.processes.base import Prediction, Process
-from scorelab.typing import Array, Key, Model, Pytree, require_shape
+from scorelab.models.base import Model, ask
+from scorelab.processes.base import Process, Start
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.processes.predictions import HasDenoised, HasNoise
+from scorelab.typing import Array, Key, Pytree
 
-Rows = dict[str, np.ndarray]
-T = TypeVar("T")
 A = TypeVar("A", bound=Array)
 
 
-class BoundModel(NamedTuple):
-    """What a step calls: a model under its conditions and the process that is sampled, ``(y, t) -> Prediction``."""
+class Row(Protocol):
+    """What every row has beside the coefficients of its solver; in a table with a leading axis of rows.
 
-    model: Model
-    cond: Pytree
-    process: Process
+    Attributes:
+        t: where the model is asked.
+        step: the grid step it belongs to, from 0.
+    """
 
-    def __call__(self, y: Array, t: Array | float) -> Prediction:
-        """Predict for ``y`` of shape ``(batch, *event)``; see :func:`scorelab.models.ask`."""
-        return ask(self.model, y, t, self.cond, process=self.process)
+    @property
+    def t(self) -> Array: ...
 
-    def pull(self, y: Array, t: Array) -> tuple[Prediction, Array | None]:
-        """The prediction, and what a guided model would add to its score, kept apart; None for another model."""
-        if not isinstance(self.model, Guided):
-            return self(y, t), None
-        answer, gradient = self.model.pull(y, t, self.cond)
-
-        def base(y, t, cond=None):
-            return answer
-
-        prediction = ask(base, y, t, self.cond, process=self.process)
-        require_shape(f"{model_name(self.model)}: the pull", gradient, y)
-        return prediction, gradient.astype(y.dtype)
-
-
-class Step(NamedTuple):
-    """The result of one row: the new ``y``, the solver's memory, and what the model said."""
-
-    y: Array
-    carry: Pytree
-    prediction: Prediction
+    @property
+    def step(self) -> Array: ...
 
 
 class Solver(abc.ABC):
-    r"""A rule that takes ``y`` from one grid time to the next; a frozen spec.
+    """A rule that takes ``y`` from one grid time to the next; a frozen spec.
 
     Attributes:
+        process_type: the kind of process it walks.
+        needs: what it reads of a prediction.
         order: the order of convergence (of the weak error for a stochastic solver); 0 where a bias remains.
         stochastic: whether steps draw noise.
         calls_per_step: model calls in one grid step (the last step may take fewer); None where it adapts.
@@ -70,63 +53,91 @@ class Solver(abc.ABC):
             process.
     """
 
+    process_type: ClassVar[type[Process]] = LinearGaussian
+    needs: ClassVar[tuple[type, ...]] = (HasDenoised, HasNoise)
     order: int
     stochastic: bool
     calls_per_step: int | None = 1
     noise_level: float | None = None
 
     @abc.abstractmethod
-    def table(self, process: Process, times: np.ndarray) -> Rows:
+    def table(self, process: Any, times: np.ndarray) -> Any:
         """One row of float64 coefficients per model call, for strictly decreasing ``times``."""
 
-    def population(self, n: int) -> int:
-        """How many samples in a row, of ``n``, depend on one another: they are drawn in one chunk. 1 for independent ones."""
-        return 1
+    def init(self, process: Any, y: Pytree, log_weights: Array) -> Pytree:
+        """The memory before the first row; every leaf has a leading axis of the batch.
 
-    def check_start(self, start: Any, model: Model, process: Process, t: float) -> None:
-        """Raise ValueError where ``start``, at the host time ``t``, is not a law that the solver can begin with under ``model``.
-
-        Called by :func:`scorelab.sample` before anything is computed. The weights of a solver begin with those of the start.
+        ``log_weights`` ``(batch,)`` are those of the start, for a solver that weights.
         """
-        return None
-
-    def init(self, process: Process, y: Array) -> Pytree:
-        """The memory before the first row; every leaf has a leading axis of the batch."""
         return ()
 
-    def weighted(self, carry: Pytree, log_weights: Array) -> Pytree:
-        """The memory of ``init``, with the log-weights of the start taken up by a solver that weights."""
-        return carry
+    def query(self, keys: Key, y: Pytree, carry: Pytree, row: Any) -> Pytree:
+        """The point at which the model is asked; ``y`` itself unless a solver says otherwise."""
+        return y
+
+    def ask(self, model: Model, keys: Key, y: Pytree, row: Any, cond: Pytree) -> Any:
+        """The prediction at the point of ``query``."""
+        return ask(model, y, row.t, cond)
 
     @abc.abstractmethod
-    def step(
-        self, model: Callable[[Array, Array | float], Prediction], keys: Key, y: Array, carry: Pytree, row: dict[str, Array]
-    ) -> Step:
-        """Apply one row. ``keys`` has one key per example, fresh for this row."""
+    def update(self, keys: Key, y: Pytree, prediction: Any, carry: Pytree, row: Any) -> tuple[Pytree, Pytree]:
+        """The new ``y`` and the new memory, from the prediction at the point ``y`` of ``query``.
 
-    def decode(self, process: Process, y: Array, carry: Pytree) -> Array:
+        ``keys`` has one key per example, fresh for this row, and others than those of ``query``.
+        """
+
+    def decode(self, process: Any, y: Pytree, carry: Pytree) -> Pytree:
         """The point of data space; other than ``process.decode(y)`` where the memory knows what ``y`` does not."""
         return process.decode(y)
 
-    def noise(self, row: dict[str, Array]) -> Array | None:
+    def noise(self, row: Any) -> Array | None:
         """The deviation ``n`` of a row that is a mean plus ``n`` times standard normal noise; None for another form."""
         return None
 
     def outputs(self, carry: Pytree, records: Pytree) -> dict[str, Any]:
-        """What the walk adds to the result (``log_weights``, ``log_z``, diagnostics).
-
-        Arrays with one row per sample or per population, of any shape where one population is all there is. ``records`` holds
-        what :meth:`record` said after every row, stacked along axis 0.
-        """
+        """What the walk adds to the result: diagnostics with one row per sample. ``records`` as in :class:`Population`."""
         return {}
 
+
+class Population(Solver):
+    """A solver whose samples depend on one another, in populations that are drawn in one chunk."""
+
+    @abc.abstractmethod
+    def size(self, n: int) -> int:
+        """How many samples in a row, of ``n``, are one population."""
+
+    def check_start(self, start: Start, model: Model, t: float) -> None:
+        """Raise ValueError where ``start``, at the host time ``t``, is not a law that the solver can begin with under ``model``."""
+        return None
+
+    def conclude(self, process: Any, keys: Key, y: Pytree, carry: Pytree, cond: Pytree) -> tuple[Pytree, Pytree]:
+        """``y`` and the memory after the last row, with what only finished samples tell."""
+        return y, carry
+
     def record(self, carry: Pytree) -> Pytree:
-        """What is to be reported of the row that led to this memory."""
+        """What is to be reported of the row that led to this memory; stacked along axis 0 for ``outputs``, which may add
+
+        ``log_weights``, ``log_z``, and arrays with one row per population.
+        """
         return ()
 
     def review(self, diagnostics: dict[str, Any]) -> None:
         """Warn about the finished result where it calls for it; never called under ``jit``."""
         return None
+
+
+class Integrator(Solver):
+    """A solver that calls the model as often as it likes between two grid times: one row is one step of the grid."""
+
+    calls_per_step = None
+
+    @abc.abstractmethod
+    def integrate(self, model: Callable[[Array, Array | float], Any], y: Array, row: Any) -> Array:
+        """``y`` at the end of the step; ``model`` is asked as ``(y, t)``."""
+
+    def update(self, keys, y, prediction, carry, row):
+        """Not asked: an integrator calls the model itself."""
+        raise TypeError(f"{type(self).__name__} calls the model itself: expected a solver with one call for each of its rows")
 
 
 class Nodes(NamedTuple, Generic[A]):
@@ -151,7 +162,7 @@ class Nodes(NamedTuple, Generic[A]):
     ratio: A
 
     @classmethod
-    def at(cls, process: Process, times: np.ndarray) -> Nodes[np.ndarray]:
+    def at(cls, process: LinearGaussian, times: np.ndarray) -> Nodes[np.ndarray]:
         """Evaluate the process on the host."""
         times = np.asarray(times, np.float64)
         alpha, sigma, offset = (

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.solvers.base import Solver, Step, computed
+from scorelab.solvers.base import Population, Solver
 from scorelab.solvers.exponential import DDIM
-from scorelab.typing import per_example_normal, require_int, require_positive, require_spec
+from scorelab.typing import Array, computed, per_example_normal, require_int, require_positive, require_spec
+
+
+class CorrectedRow(NamedTuple):
+    r"""A row of the predictor, or a correction :math:`y \leftarrow y + e\,\hat\epsilon + n z`.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        predictor: the row of the predictor.
+        correct: 1 for a correction, 0 for a step of the predictor.
+        e: :math:`-\delta/\sigma_s`.
+        n: :math:`\sqrt{2\delta}`.
+    """
+
+    t: Array
+    step: Array
+    predictor: Any
+    correct: Array
+    e: Array
+    n: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +62,7 @@ class PredictorCorrector(Solver):
         require_spec(self, Solver, predictor=self.predictor)
         require_int(self, 0, corrections=self.corrections)
         require_positive(self, snr=self.snr)
-        if self.predictor.calls_per_step != 1 or self.predictor.population(2) > 1:
+        if self.predictor.calls_per_step != 1 or isinstance(self.predictor, Population):
             raise ValueError(
                 f"PredictorCorrector.predictor = {self.predictor}: expected a solver of independent samples with one call per step"
             )
@@ -55,24 +76,26 @@ class PredictorCorrector(Solver):
         """The predictor's rows, each followed by its corrections."""
         rows = self.predictor.table(process, times)
         steps = len(times) - 1
-        if len(rows["step"]) != steps:
+        if len(rows.step) != steps:
             raise ValueError(
-                f"PredictorCorrector.predictor = {self.predictor}: expected one model call per step, not {len(rows['step'])} "
-                f"in {steps} steps"
+                f"PredictorCorrector.predictor = {self.predictor}: expected one model call per step, not {len(rows.step)} in {steps} "
+                "steps"
             )
         sigma = np.asarray(process.sigma(times))
-        # Row i of the predictor, then (except at sigma = 0) corrections that reuse its columns but not its effect.
+        # Row i of the predictor, then (except at sigma = 0) corrections that reuse its numbers but not its effect.
         source = np.concatenate([np.full(1 + self.corrections * (sigma[i + 1] > 0), i) for i in range(steps)])
         correct = np.concatenate([[False], source[1:] == source[:-1]])
-        table = {name: column[source] for name, column in rows.items()}
-        table["t"] = np.where(correct, times[1:][source], table["t"])
         delta = np.where(correct, 2 * (self.snr * sigma[1:][source]) ** 2, 0.0)
         level = np.where(correct, sigma[1:][source], 1.0)
-        return table | dict(correct=correct.astype(np.float64), drift=-delta / level, spread=np.sqrt(2 * delta))
+        return CorrectedRow(
+            t=np.where(correct, times[1:][source], rows.t[source]), step=rows.step[source],
+            predictor=jax.tree.map(lambda column: column[source], rows),
+            correct=correct.astype(np.int32), e=-delta / level, n=np.sqrt(2 * delta),
+        )  # fmt: skip
 
-    def init(self, process, y):
+    def init(self, process, y, log_weights):
         """The predictor's memory."""
-        return self.predictor.init(process, y)
+        return self.predictor.init(process, y, log_weights)
 
     def decode(self, process, y, carry):
         """As the predictor."""
@@ -82,12 +105,13 @@ class PredictorCorrector(Solver):
         """Those of the predictor."""
         return self.predictor.outputs(carry, records)
 
-    def step(self, model, keys, y, carry, row):
-        """Both results are formed from one model call; the row says which one counts."""
-        prediction = model(y, row["t"])
-        predicted = self.predictor.step(lambda *_: prediction, keys, y, carry, row)
-        corrected = y + row["drift"] * prediction.eps + row["spread"] * per_example_normal(keys, y)
-        is_correction = row["correct"] > 0
-        choose = lambda new, old: jnp.where(is_correction, old, new)
-        out = choose(predicted.y, corrected)
-        return Step(out, jax.tree.map(choose, predicted.carry, carry), prediction)
+    def query(self, keys, y, carry, row: CorrectedRow):
+        """As the predictor; a correction asks where it is."""
+        return jnp.where(row.correct > 0, y, self.predictor.query(keys, y, carry, row.predictor))
+
+    def update(self, keys, y, prediction, carry, row: CorrectedRow):
+        """Both results are formed from one prediction; the row says which one counts."""
+        predicted, moved = self.predictor.update(keys, y, prediction, carry, row.predictor)
+        corrected = y + row.e * prediction.eps + row.n * per_example_normal(keys, y)
+        choose = lambda new, old: jnp.where(row.correct > 0, old, new)
+        return choose(predicted, corrected), jax.tree.map(choose, moved, carry)

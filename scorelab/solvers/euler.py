@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.processes.base import Process
-from scorelab.solvers.base import Nodes, Rows, Solver, Step
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.solvers.base import Nodes, Solver
 from scorelab.typing import Array, per_example_normal, require_choice
 
 
@@ -25,14 +25,14 @@ class SignMemory(NamedTuple):
     flips: Array
 
     @classmethod
-    def fresh(cls, process: Process, y: Array) -> SignMemory | tuple[()]:
+    def fresh(cls, process: LinearGaussian, y: Array) -> SignMemory | tuple[()]:
         """No change yet; nothing to remember where the chart is not mirrored."""
         if not process.chart.mirrored:
             return ()
         return cls(jnp.ones_like(y), jnp.zeros(len(y), jnp.int32))
 
 
-def land(process: Process, x: Array, memory: SignMemory | tuple[()]) -> tuple[Array, SignMemory | tuple[()]]:
+def land(process: LinearGaussian, x: Array, memory: SignMemory | tuple[()]) -> tuple[Array, SignMemory | tuple[()]]:
     """The coordinate of a point that was positive before a step in data space, and the memory of its sign."""
     if not memory:
         return process.encode(x), memory
@@ -44,7 +44,7 @@ def land(process: Process, x: Array, memory: SignMemory | tuple[()]) -> tuple[Ar
 class InDataSpace:
     """What solvers share that step in data space: signs are remembered, and their changes reported."""
 
-    def init(self, process, y):
+    def init(self, process, y, log_weights):
         """The memory of the signs."""
         return SignMemory.fresh(process, y)
 
@@ -57,26 +57,56 @@ class InDataSpace:
         return dict(sign_flips=carry.flips) if carry else {}
 
 
-def time_rows(solver: Solver, process: Process, times: np.ndarray, denoise: bool) -> tuple[Nodes[np.ndarray], Rows]:
-    """Rows with the time increments; the row of a step that ends in the denoised mean has increment 0 and ``last`` 1."""
-    nodes = Nodes.at(process, times)
-    increments = np.diff(nodes.t)
-    last = np.zeros(len(increments))
-    if (nodes.sigma[-1] == 0 and denoise) or not np.isfinite(increments[-1]):
-        increments[-1], last[-1] = 0.0, 1.0
-    rows = dict(t=nodes.t[:-1], step=np.arange(len(last)), dt=increments, last=last)
-    if nodes.alpha[0] == 0 and solver.stochastic:
-        raise ValueError(
-            f"{type(solver).__name__} needs finite SDE rates, but alpha is 0 at t = {nodes.t[0]} under {process.schedule}: "
-            "start the grid below it (such as t_max=0.99)"
-        )
-    return nodes, rows
+class Landing(NamedTuple):
+    """How a row ends in the denoised mean, where it does.
+
+    Attributes:
+        last: 1 where it does, 0 elsewhere.
+        alpha: that of the last time.
+        offset: that of the last time.
+    """
+
+    last: Array
+    alpha: Array
+    offset: Array
+
+    @classmethod
+    def at(cls, solver: Solver, nodes: Nodes[np.ndarray], denoise: bool) -> tuple[Landing, np.ndarray]:
+        """The landings of all steps, and their time increments; that of a step that ends in the denoised mean is 0."""
+        increments = np.diff(nodes.t)
+        last = np.zeros(len(increments))
+        if (nodes.sigma[-1] == 0 and denoise) or not np.isfinite(increments[-1]):
+            increments[-1], last[-1] = 0.0, 1.0
+        if nodes.alpha[0] == 0 and solver.stochastic:
+            raise ValueError(
+                f"{type(solver).__name__} needs finite SDE rates, but alpha is 0 at t = {nodes.t[0]:g}: start the grid below it "
+                "(such as t_max=0.99)"
+            )
+        return cls(last, np.full(len(last), nodes.alpha[-1]), np.full(len(last), nodes.offset[-1])), increments
+
+    def __call__(self, prediction: GaussianPrediction, y: Array) -> Array:
+        """The denoised mean on the last row, ``y`` elsewhere."""
+        return jnp.where(self.last > 0, self.alpha * prediction.denoised + self.offset, y)
 
 
-def finish(prediction, y, row):
-    """The denoised mean on the row marked ``last``, ``y`` elsewhere."""
-    alpha_clean, offset_clean = row["clean"]
-    return jnp.where(row["last"] > 0, alpha_clean * prediction.denoised + offset_clean, y)
+class FlowRow(NamedTuple):
+    r"""The numbers of :math:`y_s = y_t + b D + e\hat\epsilon + o`.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        b: :math:`(s-t)\,\dot\alpha_t`.
+        e: :math:`(s-t)\,\dot\sigma_t`.
+        o: :math:`(s-t)\,\dot b_t`.
+        end: how the row lands.
+    """
+
+    t: Array
+    step: Array
+    b: Array
+    e: Array
+    o: Array
+    end: Landing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +122,41 @@ class ProbabilityFlowEuler(Solver):
 
     def table(self, process, times):
         """See the class."""
-        nodes, rows = time_rows(self, process, times, denoise=True)
-        d_alpha, d_sigma, d_offset = (
-            np.broadcast_to(f(nodes.t[:-1]), (len(rows["dt"]),)) for f in (process.d_alpha, process.d_sigma, process.d_offset)
-        )
-        clean = np.tile([nodes.alpha[-1], nodes.offset[-1]], (len(rows["dt"]), 1))
-        return rows | dict(b=rows["dt"] * d_alpha, e=rows["dt"] * d_sigma, o=rows["dt"] * d_offset, clean=clean)
+        nodes = Nodes.at(process, times)
+        end, dt = Landing.at(self, nodes, denoise=True)
+        rates = (np.broadcast_to(f(nodes.t[:-1]), dt.shape) for f in (process.d_alpha, process.d_sigma, process.d_offset))
+        b, e, o = (dt * rate for rate in rates)
+        return FlowRow(t=nodes.t[:-1], step=np.arange(len(dt)), b=b, e=e, o=o, end=end)
 
-    def step(self, model, keys, y, carry, row):
+    def update(self, keys, y, prediction, carry, row: FlowRow):
         """See the class."""
-        prediction = model(y, row["t"])
-        out = y + row["b"] * prediction.denoised + row["e"] * prediction.eps + row["o"]
-        return Step(finish(prediction, out, row), carry, prediction)
+        return row.end(prediction, y + row.b * prediction.denoised + row.e * prediction.eps + row.o), carry
+
+
+class ReverseRow(NamedTuple):
+    r"""The numbers of :math:`y_s = a\,y_t + e\hat\epsilon + n z + o` in the chart, and of the same step in data space.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        dt: :math:`s-t`, below 0.
+        root_dt: :math:`\sqrt{t-s}`.
+        a: :math:`1 + (s-t) f_t`.
+        e: :math:`(s-t)\,g_t^2/\sigma_t`.
+        o: the offset.
+        n: :math:`g_t\sqrt{t-s}`.
+        end: how the row lands.
+    """
+
+    t: Array
+    step: Array
+    dt: Array
+    root_dt: Array
+    a: Array
+    e: Array
+    o: Array
+    n: Array
+    end: Landing
 
 
 class ReverseSDE(InDataSpace, Solver):
@@ -116,28 +169,27 @@ class ReverseSDE(InDataSpace, Solver):
 
     def table(self, process, times):
         """Rates of the SDE at the beginning of each step."""
-        nodes, rows = time_rows(self, process, times, self.denoise)
+        nodes = Nodes.at(process, times)
+        end, dt = Landing.at(self, nodes, self.denoise)
         t = nodes.t[:-1]
         f, g2 = np.asarray(process.schedule.drift_rate(t)), np.asarray(process.schedule.diffusion_rate(t))
-        dt = rows["dt"]
         a = 1 + dt * f
-        clean = np.tile([nodes.alpha[-1], nodes.offset[-1]], (len(dt), 1))
         o = nodes.offset[:-1] * (1 - a) + dt * np.broadcast_to(process.d_offset(t), dt.shape)
-        return rows | dict(a=a, e=dt * g2 / nodes.sigma[:-1], n=np.sqrt(-dt * g2), root_dt=np.sqrt(-dt), o=o, clean=clean)
+        e, n = dt * g2 / nodes.sigma[:-1], np.sqrt(-dt * g2)
+        return ReverseRow(t=t, step=np.arange(len(dt)), dt=dt, root_dt=np.sqrt(-dt), a=a, e=e, o=o, n=n, end=end)
 
-    def step_in_data_space(self, model, keys, y, carry, row, correction: float) -> Step:
+    def in_data_space(self, keys, y, prediction, carry, row: ReverseRow, correction: float):
         """One step of the data-space SDE, with ``correction`` times Milstein's second-order term."""
-        prediction = model(y, row["t"])
-        process, t = prediction.process, row["t"]
+        process, t = prediction.process, row.t
         x, noise = process.decode(y), per_example_normal(keys, y)
         drift = process.reverse_drift(x, t, process.chart.ambient_score(x, prediction.score))
-        out = x + row["dt"] * drift + row["root_dt"] * process.diffusion(x, t) * noise
+        out = x + row.dt * drift + row.root_dt * process.diffusion(x, t) * noise
         if correction:
             # b b' = phi'' g^2 for the diagonal diffusion b = phi' g, and div(b^2) = 2 phi'' g^2.
-            out = out - row["dt"] * correction * 0.25 * process.div_diffusion(x, t) * (noise**2 - 1)
+            out = out - row.dt * correction * 0.25 * process.div_diffusion(x, t) * (noise**2 - 1)
         # A row that ends in the denoised mean has dt = 0: x stays where it is, and so do its signs.
         out, carry = land(process, out, carry)
-        return Step(finish(prediction, out, row), carry, prediction)
+        return row.end(prediction, out), carry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +197,7 @@ class EulerMaruyama(ReverseSDE):
     r"""Euler-Maruyama on the reverse SDE, in the chart or in data space.
 
     Latent: :math:`y_s = y_t + [f(y-b) + \dot b - g^2\nabla\log p_t]\,(s-t) + g\sqrt{t-s}\,z`. Ambient: the same rule for
-    :math:`x`, with the divergence of the state-dependent diffusion (:mod:`scorelab.processes.base`). The two agree on
+    :math:`x`, with the divergence of the state-dependent diffusion (:mod:`scorelab.processes.linear_gaussian`). The two agree on
     the identity chart. Under geometric Brownian motion, with the Hyvarinen score :math:`h` and :math:`\delta=t-s`, they
     are the two samplers of "Dale meets Langevin" (arXiv 2510.02730),
 
@@ -169,21 +221,20 @@ class EulerMaruyama(ReverseSDE):
         require_choice(self, ("latent", "ambient"), coords=self.coords)
         require_choice(self, (True, False), denoise=self.denoise)
 
-    def init(self, process, y):
+    def init(self, process, y, log_weights):
         """The memory of the signs in data space."""
-        return super().init(process, y) if self.coords == "ambient" else ()
+        return super().init(process, y, log_weights) if self.coords == "ambient" else ()
 
     def noise(self, row):
         """The noise of a latent step; in data space it depends on the state."""
-        return row["n"] * (1 - row["last"]) if self.coords == "latent" else None
+        return row.n * (1 - row.end.last) if self.coords == "latent" else None
 
-    def step(self, model, keys, y, carry, row):
+    def update(self, keys, y, prediction, carry, row: ReverseRow):
         """See the class."""
         if self.coords == "ambient":
-            return self.step_in_data_space(model, keys, y, carry, row, 0.0)
-        prediction = model(y, row["t"])
-        out = row["a"] * y + row["e"] * prediction.eps + row["o"] + row["n"] * per_example_normal(keys, y)
-        return Step(finish(prediction, out, row), carry, prediction)
+            return self.in_data_space(keys, y, prediction, carry, row, 0.0)
+        out = row.a * y + row.e * prediction.eps + row.o + row.n * per_example_normal(keys, y)
+        return row.end(prediction, out), carry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +257,6 @@ class Milstein(ReverseSDE):
     def __post_init__(self):
         require_choice(self, (True, False), denoise=self.denoise)
 
-    def step(self, model, keys, y, carry, row):
+    def update(self, keys, y, prediction, carry, row: ReverseRow):
         """See the class."""
-        return self.step_in_data_space(model, keys, y, carry, row, 1.0)
+        return self.in_data_space(keys, y, prediction, carry, row, 1.0)

@@ -12,13 +12,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.solvers.base import Nodes, Solver, Step, computed, shift
-from scorelab.typing import Array, per_example_normal, require_choice, require_number
+from scorelab.solvers.base import Nodes, Solver, shift
+from scorelab.typing import Array, computed, per_example_normal, require_choice, require_number
+
+
+class MultistepRow(NamedTuple):
+    r"""The numbers of one row of :math:`y_s = a\,y_t + \sum_j b_j v_{-j} + n z + o`.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        a: gain of the state.
+        b: weights of the values, newest first.
+        o: the offset.
+        n: deviation of the noise, None for a rule without.
+        slope: :math:`\kappa` where the values are straight velocities :math:`\hat\epsilon+\kappa D`, None where they are ``D``.
+    """
+
+    t: Array
+    step: Array
+    a: Array
+    b: Array
+    o: Array
+    n: Array | None = None
+    slope: Array | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,26 +55,25 @@ class Multistep(Solver):
         """How many past values the rule uses."""
         return self.order - 1
 
-    def init(self, process, y):
+    def init(self, process, y, log_weights):
         """Past values, newest first; the first rows have zero coefficients for those that do not exist yet."""
         return (jnp.zeros_like(y),) * self.history
 
     def noise(self, row):
         """See :class:`Solver`."""
-        return row["n"] if self.stochastic else None
+        return row.n
 
-    def value(self, prediction, row) -> Array:
+    def value(self, prediction, row: MultistepRow) -> Array:
         """The quantity that is combined: the denoised mean."""
         return prediction.denoised
 
-    def step(self, model, keys, y, carry, row):
+    def update(self, keys, y, prediction, carry, row: MultistepRow):
         """See the module."""
-        prediction = model(y, row["t"])
         values = (self.value(prediction, row), *carry)
-        y = row["a"] * y + row["o"] + sum(row["b"][j] * value for j, value in enumerate(values))
-        if self.stochastic:
-            y = y + row["n"] * per_example_normal(keys, y)
-        return Step(y, values[: self.history], prediction)
+        y = row.a * y + row.o + sum(row.b[j] * value for j, value in enumerate(values))
+        if row.n is not None:
+            y = y + row.n * per_example_normal(keys, y)
+        return y, values[: self.history]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +109,8 @@ class DDIM(Multistep):
         n = self.eta * sigma[1:] * np.sqrt(-np.expm1(-2 * np.diff(nodes.half_log_snr)))
         a = np.sqrt(sigma[1:] ** 2 - n**2) / sigma[:-1]
         b = alpha[1:] - a * alpha[:-1]
-        return dict(t=nodes.t[:-1], step=np.arange(len(a)), a=a, b=b[:, None], n=n, o=shift(nodes, a))
+        noise = n if self.stochastic else None
+        return MultistepRow(t=nodes.t[:-1], step=np.arange(len(a)), a=a, b=b[:, None], o=shift(nodes, a), n=noise)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +172,8 @@ class DPMSolverPP(Multistep):
                 return nodes.alpha[i + 1] * polynomial_weights(np.append(1.0, points), h[i])
 
             corrected_start(a, b, np.isfinite(h), better)
-        n = nodes.sigma[1:] * np.sqrt(-np.expm1(-2 * self.eta * h)) if self.eta else np.zeros_like(h)
-        return dict(t=nodes.t[:-1], step=np.arange(len(h)), a=a, b=b, n=n, o=shift(nodes, a))
+        n = nodes.sigma[1:] * np.sqrt(-np.expm1(-2 * self.eta * h)) if self.eta else None
+        return MultistepRow(t=nodes.t[:-1], step=np.arange(len(h)), a=a, b=b, o=shift(nodes, a), n=n)
 
 
 def corrected_start(a: np.ndarray, b: np.ndarray, regular: np.ndarray, better: Callable[[int], np.ndarray]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.solvers.base import Solver, Step, computed
-from scorelab.typing import Array, require_int, require_positive
+from scorelab.solvers.base import Integrator
+from scorelab.solvers.euler import Landing
+from scorelab.typing import Array, computed, require_int, require_positive
 
 # diffrax is imported where it is used: it takes as long to import as jax does.
 
@@ -22,8 +22,24 @@ def _tsit5() -> Any:
     return diffrax.Tsit5()
 
 
+class IntervalRow(NamedTuple):
+    """One interval of the grid.
+
+    Attributes:
+        t: its first time.
+        step: its number.
+        s: its last time.
+        end: how it lands.
+    """
+
+    t: Array
+    step: Array
+    s: Array
+    end: Landing
+
+
 @dataclass(frozen=True, kw_only=True)
-class Diffrax(Solver):
+class Diffrax(Integrator):
     r"""Solve :math:`dy/dt = \dot\alpha D + \dot b + \dot\sigma\hat\epsilon` between grid times with a diffrax ODE solver.
 
     The step size is adapted within each grid interval to ``rtol`` and ``atol`` (one size for the whole batch, so a
@@ -68,29 +84,28 @@ class Diffrax(Solver):
 
     def table(self, process, times):
         """Start and end of each interval; the last one of a grid to sigma = 0 ends at the floor."""
-        ends = np.array(times[1:], np.float64)
+        t, ends = np.array(times[:-1], np.float64), np.array(times[1:], np.float64)
         last = np.zeros(len(ends))
         if process.sigma(ends[-1]) == 0:
             floor = min(self.floor, 0.5 * float(process.noise_ratio(times[-2])))
             ends[-1], last[-1] = process.schedule.time(np.float64(-2 * math.log(floor))), 1.0
-        clean = [float(process.alpha(times[-1])), float(process.offset(times[-1]))]
-        return dict(t=np.array(times[:-1]), end=ends, step=np.arange(len(ends)), last=last, clean=np.tile(clean, (len(ends), 1)))
+        alpha, offset = (np.full(len(ends), float(f(times[-1]))) for f in (process.alpha, process.offset))
+        return IntervalRow(t=t, step=np.arange(len(ends)), s=ends, end=Landing(last, alpha, offset))
 
-    def step(self, model, keys, y, carry, row):
-        """Integrate one interval."""
+    def integrate(self, model, y, row: IntervalRow):
+        """One interval."""
         import diffrax
 
         term = diffrax.ODETerm(lambda t, y, args: model(y, t).velocity.astype(y.dtype))
-        start, end = row["t"], row["end"]
         if self.fixed:
-            control = diffrax.StepTo(ts=start + (end - start) * jnp.linspace(0.0, 1.0, self.fixed + 1, dtype=y.dtype))
+            control = diffrax.StepTo(ts=row.t + (row.s - row.t) * jnp.linspace(0.0, 1.0, self.fixed + 1, dtype=y.dtype))
         else:
             control = diffrax.PIDController(rtol=self.rtol, atol=self.atol)
         solution = diffrax.diffeqsolve(
             term,
             self.solver,
-            t0=start,
-            t1=end,
+            t0=row.t,
+            t1=row.s,
             dt0=None,
             y0=y,
             stepsize_controller=control,
@@ -102,7 +117,4 @@ class Diffrax(Solver):
         # A solve that ran out of steps returns what it has, which is not the answer: make it visible as NaN.
         done = solution.result == diffrax.RESULTS.successful
         out = jnp.where(done, cast(Array, solution.ys)[0], jnp.nan)
-        prediction = model(out, end)
-        alpha_clean, offset_clean = row["clean"]
-        final = alpha_clean * prediction.denoised + offset_clean
-        return Step(jnp.where(row["last"] > 0, final, out), jax.tree.map(lambda c: c, carry), prediction)
+        return row.end(model(out, row.s), out)

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from scorelab.processes.multiplicative import GeometricBrownianMotion
-from scorelab.solvers.base import Solver, Step, computed
+from scorelab.processes.predictions import HasNoise
+from scorelab.solvers.base import Solver
 from scorelab.solvers.euler import InDataSpace, land
-from scorelab.typing import per_example_normal, require_choice, require_int, require_number, require_positive
+from scorelab.typing import Array, computed, per_example_normal, require_choice, require_int, require_number, require_positive
+
+
+class AnnealedRow(NamedTuple):
+    r"""The numbers of one update, :math:`m = \mathrm{shift} - c_s\hat\epsilon + n z` of :math:`\log x` or relative to ``x``.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        score: :math:`c_s = \delta g^2/\sqrt v`, of the predicted noise.
+        shift: the part of the drift that is known.
+        n: deviation of the noise.
+    """
+
+    t: Array
+    step: Array
+    score: Array
+    shift: Array
+    n: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,8 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
     anneal: float = 1.0
     polish: int = 0
 
+    process_type = GeometricBrownianMotion
+    needs = (HasNoise,)
     stochastic = True
 
     def __post_init__(self):
@@ -85,8 +106,6 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
 
     def table(self, process, times):
         """``inner`` rows for each grid time but the last, then those of the polish."""
-        if not isinstance(process, GeometricBrownianMotion):
-            raise TypeError(f"MultiplicativeAnnealed got the process {process!r}: expected a GeometricBrownianMotion")
         steps = len(times) - 1
         k = np.repeat(np.arange(steps), self.inner)
         factor = self.anneal ** k.astype(np.float64)
@@ -99,19 +118,17 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
         # In the log chart sigma^2 h - mu + 3/2 sigma^2 is g^2 grad log p - da/dt; the ambient rule adds (c - 3/2) g^2.
         ambient = 0.5 * (factor**2 if self.mode == "corrected" else np.ones_like(factor)) * g2
         shift = -np.broadcast_to(process.d_offset(t), t.shape) + (ambient if self.coords == "ambient" else 0.0)
-        return dict(
-            t=t, step=k, score=delta * g2 / np.asarray(process.sigma(t)), shift=delta * shift, noise=factor * np.sqrt(delta * g2)
-        )
+        score = delta * g2 / np.asarray(process.sigma(t))
+        return AnnealedRow(t=t, step=k, score=score, shift=delta * shift, n=factor * np.sqrt(delta * g2))
 
-    def init(self, process, y):
+    def init(self, process, y, log_weights):
         """The memory of the signs in data space."""
-        return super().init(process, y) if self.coords == "ambient" else ()
+        return super().init(process, y, log_weights) if self.coords == "ambient" else ()
 
-    def step(self, model, keys, y, carry, row):
+    def update(self, keys, y, prediction, carry, row: AnnealedRow):
         """See the class."""
-        prediction = model(y, row["t"])
-        move = row["shift"] - row["score"] * prediction.eps + row["noise"] * per_example_normal(keys, y)
+        move = row.shift - row.score * prediction.eps + row.n * per_example_normal(keys, y)
         if self.coords == "latent":
-            return Step(y + move, carry, prediction)
+            return y + move, carry
         factor, carry = land(prediction.process, 1 + move, carry)
-        return Step(y + factor, carry, prediction)
+        return y + factor, carry

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorelab.solvers.base import Nodes
-from scorelab.solvers.exponential import Multistep
+from scorelab.solvers.exponential import Multistep, MultistepRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +29,4 @@ class Renoise(Multistep):
         nodes = Nodes.at(process, times)
         steps = len(nodes.t) - 1
         b, o = nodes.alpha[1:, None], nodes.offset[1:]
-        return dict(t=nodes.t[:-1], step=np.arange(steps), a=np.zeros(steps), b=b, n=nodes.sigma[1:], o=o)
+        return MultistepRow(t=nodes.t[:-1], step=np.arange(steps), a=np.zeros(steps), b=b, o=o, n=nodes.sigma[1:])

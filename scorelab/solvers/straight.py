@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.processes.base import Prediction
-from scorelab.solvers.base import Nodes, Solver, Step, computed, shift
-from scorelab.solvers.exponential import Multistep, corrected_start
-from scorelab.typing import Array, per_example_normal, require_choice, require_number
+from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.solvers.base import Nodes, Solver, shift
+from scorelab.solvers.exponential import Multistep, MultistepRow, corrected_start
+from scorelab.typing import Array, computed, per_example_normal, require_choice, require_number
 
 
-def straight_velocity(prediction: Prediction, slope: Array | float) -> Array:
+def straight_velocity(prediction: GaussianPrediction, slope: Array | float) -> Array:
     r""":math:`V = \hat\epsilon + \kappa D`."""
     return prediction.eps + slope * prediction.denoised
 
@@ -53,7 +53,7 @@ class DEIS(Multistep):
 
     def value(self, prediction, row):
         """The straight velocity."""
-        return straight_velocity(prediction, row["slope"])
+        return straight_velocity(prediction, row.slope)
 
     def table(self, process, times):
         """See the class."""
@@ -72,7 +72,7 @@ class DEIS(Multistep):
 
             corrected_start(a, b, np.ones(len(a), bool), better)
         slope = np.full(len(a), nodes.slope)
-        return dict(t=nodes.t[:-1], step=np.arange(len(a)), a=a, b=b, slope=slope, o=shift(nodes, a))
+        return MultistepRow(t=nodes.t[:-1], step=np.arange(len(a)), a=a, b=b, o=shift(nodes, a), slope=slope)
 
 
 def lagrange_integrals(points: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -85,6 +85,40 @@ def lagrange_integrals(points: np.ndarray, low: float, high: float) -> np.ndarra
         antiderivative = np.polynomial.Polynomial.fromroots(others).integ() if len(others) else np.polynomial.Polynomial([0, 1])
         result[j] = width * (antiderivative(1.0) - antiderivative(0.0)) / np.prod(unit[j] - others)
     return result
+
+
+class HeunRow(NamedTuple):
+    r"""The numbers of one stage: the model is asked at :math:`\hat y = \mathrm{lift}\;y + o_{in} + n z`, and then
+
+    .. math:: y \leftarrow c_y\,\hat y + c_b\,y_b + c_v V + c_{v'} V' + o
+
+    with :math:`y_b` and :math:`V'` the point and the velocity of the stage before.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        lift: gain of the churn.
+        o_in: offset of the churn.
+        n: deviation of the churn's noise.
+        y: :math:`c_y`.
+        base: :math:`c_b`.
+        now: :math:`c_v`.
+        before: :math:`c_{v'}`.
+        o: the offset.
+        slope: :math:`\kappa` of the straight velocity.
+    """
+
+    t: Array
+    step: Array
+    lift: Array
+    o_in: Array
+    n: Array
+    y: Array
+    base: Array
+    now: Array
+    before: Array
+    o: Array
+    slope: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,25 +171,25 @@ class Heun(Solver):
             gain = near.scale[i + 1] / hat.scale[i]
             move = near.scale[i + 1] * (near.ratio[i + 1] - hat.ratio[i])
             centre = near.offset[i + 1] - gain * hat.offset[i]
-            predict = dict(t=hat.t[i], step=i, lift=lift, noise=noise, o_in=hat.offset[i] - lift * near.offset[i])
-            rows.append(predict | dict(y=gain, base=0.0, now=move, before=0.0, o=centre))
+            churn = dict(lift=lift, o_in=hat.offset[i] - lift * near.offset[i], n=noise)
+            move_on = dict(y=gain, base=0.0, now=move, before=0.0, o=centre, slope=near.slope)
+            rows.append(HeunRow(t=hat.t[i], step=i, **churn, **move_on))
             if near.sigma[i + 1] > 0:
-                correct = dict(t=near.t[i + 1], step=i, lift=1.0, noise=0.0, o_in=0.0)
-                rows.append(correct | dict(y=0.0, base=gain, now=move / 2, before=move / 2, o=centre))
-        table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        return table | dict(slope=np.full(len(rows), near.slope))
+                correct = dict(y=0.0, base=gain, now=move / 2, before=move / 2, o=centre, slope=near.slope)
+                rows.append(HeunRow(t=near.t[i + 1], step=i, lift=1.0, o_in=0.0, n=0.0, **correct))
+        return HeunRow(*map(np.array, zip(*rows, strict=True)))
 
-    def init(self, process, y):
+    def init(self, process, y, log_weights):
         """The state at the start of the step and the first velocity of the step."""
         return jnp.zeros_like(y), jnp.zeros_like(y)
 
-    def step(self, model, keys, y, carry, row):
+    def query(self, keys, y, carry, row: HeunRow):
+        """The churned point."""
+        y = row.lift * y + row.o_in
+        return y + row.n * per_example_normal(keys, y) if self.stochastic else y
+
+    def update(self, keys, y, prediction, carry, row: HeunRow):
         """One stage; the memory of the other stage has coefficient zero."""
         base, before = carry
-        y = row["lift"] * y + row["o_in"]
-        if self.stochastic:
-            y = y + row["noise"] * per_example_normal(keys, y)
-        prediction = model(y, row["t"])
-        now = straight_velocity(prediction, row["slope"])
-        out = row["y"] * y + row["base"] * base + row["now"] * now + row["before"] * before + row["o"]
-        return Step(out, (y, now), prediction)
+        now = straight_velocity(prediction, row.slope)
+        return row.y * y + row.base * base + row.now * now + row.before * before + row.o, (y, now)

@@ -3,14 +3,40 @@ r"""UniPC: a multistep predictor and corrector that share one model call per ste
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.solvers.base import Nodes, Solver, Step
+from scorelab.solvers.base import Nodes, Solver
 from scorelab.solvers.exponential import past_nodes, polynomial_weights
-from scorelab.typing import require_choice
+from scorelab.typing import Array, require_choice
+
+
+class UniPCRow(NamedTuple):
+    r"""The numbers of one call: :math:`y^c = c_y y + c_b y^c_{-1} + \sum_j b^c_j D_{-j} + o^c`, then :math:`y_s = a y^c + \sum_j b_j D_{-j} + o`.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        a: gain of the corrected state.
+        b: weights of the predictor, newest value first.
+        o: its offset.
+        y_c: :math:`c_y` of the corrector.
+        base_c: :math:`c_b`, of the corrected state before.
+        b_c: weights of the corrector.
+        o_c: its offset.
+    """
+
+    t: Array
+    step: Array
+    a: Array
+    b: Array
+    o: Array
+    y_c: Array
+    base_c: Array
+    b_c: Array
+    o_c: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +79,19 @@ class UniPC(Solver):
         return polynomial_weights(points, h)
 
     def table(self, process, times):
-        """Corrector coefficients (``*c``) of node ``i`` and predictor coefficients of the step from it."""
+        """Corrector coefficients (``*_c``) of node ``i`` and predictor coefficients of the step from it."""
         nodes = Nodes.at(process, times)
         lam, alpha, sigma, offset = nodes.half_log_snr, nodes.alpha, nodes.sigma, nodes.offset
         n = len(times) - 1
         if self.variant == "bh1" and not np.isfinite(lam[-1]):
             raise ValueError('UniPC.variant = "bh1" cannot step to sigma = 0: use "bh2" or a grid with clean=False')
         width = self.order + 1
-        table = {name: np.zeros(n) for name in ("a", "o", "yc", "basec", "oc")}
-        table |= {"b": np.zeros((n, width)), "bc": np.zeros((n, width))}
+        one, several = lambda: np.zeros(n), lambda: np.zeros((n, width))
+        row = UniPCRow(nodes.t[:-1], np.arange(n), one(), several(), one(), one(), one(), several(), one())
         used = 0
         for i in range(n):
             if i == 0:
-                table["yc"][0] = 1.0
+                row.y_c[0] = 1.0
             else:
                 # Corrector of node i: values (new, current = i-1, i-2, ...), as many old ones as the predictor had.
                 h = lam[i] - lam[i - 1]
@@ -74,29 +100,27 @@ class UniPC(Solver):
                 weights = alpha[i] * self._weights(points, h)
                 if len(points) > 1:
                     weights[[0, 1]] = weights[[1, 0]]
-                    table["bc"][i, : len(weights)] = weights
+                    row.b_c[i, : len(weights)] = weights
                 else:
-                    table["bc"][i, 1] = weights[0]
-                table["basec"][i] = sigma[i] / sigma[i - 1]
-                table["oc"][i] = offset[i] - table["basec"][i] * offset[i - 1]
+                    row.b_c[i, 1] = weights[0]
+                row.base_c[i] = sigma[i] / sigma[i - 1]
+                row.o_c[i] = offset[i] - row.base_c[i] * offset[i - 1]
             cap = n - i if not np.isfinite(lam[-1]) else self.order
             past = past_nodes(lam, i, min(self.order, cap))
             used = len(past)
-            table["b"][i, :used] = alpha[i + 1] * self._weights(past, lam[i + 1] - lam[i])
-            table["a"][i] = sigma[i + 1] / sigma[i]
-            table["o"][i] = offset[i + 1] - table["a"][i] * offset[i]
-        return table | dict(t=nodes.t[:-1], step=np.arange(n))
+            row.b[i, :used] = alpha[i + 1] * self._weights(past, lam[i + 1] - lam[i])
+            row.a[i] = sigma[i + 1] / sigma[i]
+            row.o[i] = offset[i + 1] - row.a[i] * offset[i]
+        return row
 
-    def init(self, process, y):
+    def init(self, process, y, log_weights):
         """The corrected state at the previous node and the past values, newest first."""
         return jnp.zeros_like(y), (jnp.zeros_like(y),) * self.order
 
-    def step(self, model, keys, y, carry, row):
+    def update(self, keys, y, prediction, carry, row: UniPCRow):
         """Correct, then predict."""
         base, past = carry
-        prediction = model(y, row["t"])
         values = (prediction.denoised, *past)
-        corrected = row["yc"] * y + row["basec"] * base + row["oc"]
-        corrected = corrected + sum(row["bc"][j] * value for j, value in enumerate(values))
-        out = row["a"] * corrected + row["o"] + sum(row["b"][j] * value for j, value in enumerate(values))
-        return Step(out, (corrected, values[: self.order]), prediction)
+        corrected = row.y_c * y + row.base_c * base + row.o_c + sum(row.b_c[j] * value for j, value in enumerate(values))
+        out = row.a * corrected + row.o + sum(row.b[j] * value for j, value in enumerate(values))
+        return out, (corrected, values[: self.order])
