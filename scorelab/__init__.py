@@ -1,7 +1,7 @@
 """scorelab: score-based diffusion research in JAX.
 
 ``import scorelab as sl`` gives the public names: processes, exact laws, models, solvers, grids, starts, sampling,
-losses, Feynman-Kac steering and correctors, distillation, training, metrics, diagnostics, data and likelihood.
+losses, Feynman-Kac steering and correctors, searches, distillation, training, metrics, diagnostics, data and likelihood.
 
 A name is imported when it is first used: a command that prints its help, and a script that only reads data, wait for nothing else.
 """
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         densities,
         diagnostics,
         distill,
+        divergence,
         fk,
         grids,
         likelihood,
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
         processes,
         sampling,
         schedules,
+        search,
         solvers,
         starts,
         training,
         typing,
+        walk,
     )
-    from scorelab.sampling import NonFiniteSample, Samples, sample
+    from scorelab.inversion import invert
+    from scorelab.likelihood import log_likelihood
+    from scorelab.sampling import Samples, sample
+    from scorelab.walk import NonFiniteSample
 
 __version__ = "0.1.0"
 
@@ -40,9 +46,12 @@ __all__ = [
     "densities",
     "diagnostics",
     "distill",
+    "divergence",
     "fk",
     "grids",
+    "invert",
     "likelihood",
+    "log_likelihood",
     "losses",
     "metrics",
     "models",
@@ -50,20 +59,29 @@ __all__ = [
     "sample",
     "sampling",
     "schedules",
+    "search",
     "solvers",
     "starts",
     "training",
     "typing",
+    "walk",
 ]
 
-_FROM_SAMPLING = ("NonFiniteSample", "Samples", "sample")
+# Functions and classes, by the module that has them.
+_FROM = {
+    "NonFiniteSample": "walk",
+    "Samples": "sampling",
+    "invert": "inversion",
+    "log_likelihood": "likelihood",
+    "sample": "sampling",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'scorelab' has no attribute {name!r}")
-    if name in _FROM_SAMPLING:
-        value = getattr(importlib.import_module("scorelab.sampling"), name)
+    if name in _FROM:
+        value = getattr(importlib.import_module(f"scorelab.{_FROM[name]}"), name)
         # Found without this function from now on, as a submodule is.
         globals()[name] = value
         return value

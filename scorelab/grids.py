@@ -12,7 +12,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -54,11 +54,11 @@ class Spaced(Grid):
                 require_number(self, -math.inf, math.inf, **{name: getattr(self, name)})
 
     @abc.abstractmethod
-    def coordinate(self, process: Process, t: float) -> Array | float:
+    def coordinate(self, process: Any, t: float) -> Array | float:
         """The coordinate in which the times are equally spaced."""
 
     @abc.abstractmethod
-    def inverse(self, process: Process, values: np.ndarray) -> np.ndarray:
+    def inverse(self, process: Any, values: np.ndarray) -> np.ndarray:
         """Times from coordinates."""
 
     def times(self, process: Process) -> np.ndarray:

@@ -15,32 +15,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scorelab import walk
-from scorelab.arguments import check_shape, check_walk, elements
+from scorelab.arguments import elements
 from scorelab.callbacks import own_errors
 from scorelab.grids import Grid
-from scorelab.models.base import Model, require_model
+from scorelab.models.base import Model
 from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Process, Start
 from scorelab.solvers.base import Population, Solver
-from scorelab.starts import Prior
-from scorelab.typing import (
-    Array,
-    Key,
-    Model,
-    Pytree,
-    is_model_pytree,
-    is_traced,
-    on_host,
-    require_int,
-    require_spec,
-)
+from scorelab.typing import Array, Key, Pytree, is_model_pytree, is_traced, on_host, require_int, require_spec
 
 # Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
 CHUNK_ELEMENTS = 2**19
-
-
-class NonFiniteSample(FloatingPointError):
-    """Sampling met a NaN or an infinity; the message names the first step and time at which it appeared."""
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +52,7 @@ class Samples:
     diagnostics: dict[str, Any]
     trajectory: Pytree
     times: np.ndarray
-    process: Process = field(metadata={"static": True})
+    process: Any = field(metadata={"static": True})
 
 
 @own_errors()
@@ -119,32 +104,16 @@ def sample(
         ValueError: an argument that does not fit the others, such as a model of another process, a model whose prediction has
             another shape than the samples, or a start without signs for data of both signs.
     """
-    require_model("sample", model)
-    require_spec(sample, Solver, solver=solver)
-    require_spec(sample, Grid, grid=grid)
-    process = model.process
-    require_spec(f"sample.solver = {type(solver).__name__}", solver.process_type, process=process)
-    n, event = check_shape(shape)
     if keep not in ("last", "all"):
         raise ValueError(f"sample.keep = {keep!r}: expected 'last' or 'all'")
-    start = Prior() if start is None else start
-    require_spec(sample, Start, start=start)
     if mesh is not None:
         require_spec(sample, Mesh, mesh=mesh)
     if progress is not None and not callable(progress):
         raise TypeError(f"sample.progress = {progress!r}: expected a function of (samples done, samples wanted), or None")
-    population = solver.size(n) if isinstance(solver, Population) else 1
-    ids, times = check_walk("sample", model, grid, key, n, population, cond, ids)
-    start, times = start.on_grid(process, times)
-    if isinstance(solver, Population):
-        solver.check_start(start, model, float(times[0]))
-    rows = solver.table(process, times)
-    calls = len(rows.step)
-    step_ends = np.append(np.flatnonzero(np.diff(rows.step)), calls - 1)
-    if not is_traced(start, ids):
-        start.check(int(np.max(on_host(ids))) + 1, event, process)
-        start.suit("sample", model, float(times[0]), cond)
-    size = _chunk_size(n, event, chunk, mesh, population)
+    plan = walk.plan("sample", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
+    n, rows = plan.n, plan.rows
+    step_ends = np.append(np.flatnonzero(np.diff(rows.step)), plan.calls - 1)
+    size = _chunk_size(n, plan.event, chunk, mesh, plan.population)
     # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
     traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
 
@@ -154,23 +123,23 @@ def sample(
         index = np.minimum(np.arange(low, low + size), n - 1)
         spread = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
         rows_of = lambda values: _take(values, index, spread)
-        part_ids, part_cond = rows_of(ids), jax.tree.map(rows_of, cond)
-        part_model = map_per_sample(lambda _, value: rows_of(value), model)
+        part_ids, part_cond = rows_of(plan.ids), jax.tree.map(rows_of, cond)
+        part_model = map_per_sample(lambda _, value: rows_of(value), plan.model)
         # The mesh is known while tracing: populations that span it agree on their weights by it.
-        spanning = mesh is not None and population > 1
+        spanning = mesh is not None and plan.population > 1
         with jax.set_mesh(mesh) if spanning else nullcontext():
             part = _walk(
-                part_model, start, key, part_ids, part_cond, walk.working_precision(rows), traced,
-                solver=fixed, event=event, keep=keep,
+                part_model, plan.start, key, part_ids, part_cond, rows, traced,
+                solver=fixed, event=plan.event, keep=keep,
             )  # fmt: skip
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
         done = min(low + size, n)
         if check_finite and not is_traced(part["bad"]):
-            raise_if_bad(on_host(part["bad"])[: done - low], times)
+            walk.raise_if_bad(on_host(part["bad"])[: done - low], plan.times)
         if progress is not None:
             progress(done, n)
-    samples = assemble(parts, n, calls, times, process)
+    samples = assemble(parts, plan, model.process)
     if isinstance(solver, Population) and not is_traced(samples.x):
         solver.review(samples.diagnostics)
     return samples
@@ -189,7 +158,7 @@ def _walk(model, start, key, ids, cond, rows, traced, *, solver, event, keep):
         return x if signs is None else x * signs.astype(x.dtype)
 
     first = point(state)
-    state, (path, records) = walk.advance(solver, visit, state, rows, jnp.arange(calls), point if keep == "all" else None)
+    state, (path, _, records) = walk.advance(solver, visit, state, rows, jnp.arange(calls), point=point if keep == "all" else None)
     state = walk.conclude(solver, visit, state, calls - 1)
     out = dict(
         x=point(state), bad=state.bad, outputs=dict(log_weights=log_weights) | solver.outputs(state.carry, records), path=None
@@ -199,9 +168,9 @@ def _walk(model, start, key, ids, cond, rows, traced, *, solver, event, keep):
     return out
 
 
-def assemble(parts, n, calls, times, process) -> Samples:
+def assemble(parts: list[dict[str, Any]], plan: walk.Plan, process: Process) -> Samples:
     """The result, from what the walks of the chunks returned."""
-    size = len(parts[0]["bad"])
+    size, n = len(parts[0]["bad"]), plan.n
 
     def join(pieces: list[Any], axis: int = 0) -> Any:
         if len(pieces) == 1 and size == n:
@@ -221,9 +190,9 @@ def assemble(parts, n, calls, times, process) -> Samples:
         x=x,
         log_weights=log_weights,
         log_z=outputs.pop("log_z", jnp.zeros((), log_weights.dtype)),
-        diagnostics=dict(first_bad_step=join([part["bad"] for part in parts]), model_calls=calls, **outputs),
+        diagnostics=dict(first_bad_step=join([part["bad"] for part in parts]), model_calls=plan.calls, **outputs),
         trajectory=join([part["path"] for part in parts], axis=1),
-        times=times,
+        times=plan.times,
         process=process,
     )
 
@@ -251,13 +220,3 @@ def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, popula
         )
     size = min(n, max(1, CHUNK_ELEMENTS // elements(event))) if chunk is None else chunk
     return -(-size // unit) * unit
-
-
-def raise_if_bad(bad: np.ndarray, times: np.ndarray) -> None:
-    """Raise :class:`NonFiniteSample` where a first bad step ``(n,)`` is not -1."""
-    if np.any(bad >= 0):
-        step = int(bad[bad >= 0].min())
-        raise NonFiniteSample(
-            f"{np.sum(bad >= 0)} of {len(bad)} samples are not finite; the first became so in step {step} of "
-            f"{len(times) - 1} (t = {times[step]:.4g} to {times[step + 1]:.4g})"
-        )

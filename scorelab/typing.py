@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,9 @@ from jax.experimental import multihost_utils
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from scorelab.processes.base import Prediction
-
 Array = jax.Array | np.ndarray
 Key = jax.Array
+Scalar = Array | float
 Pytree = Any
 T = TypeVar("T")
 
@@ -32,14 +31,6 @@ T = TypeVar("T")
 def computed(get: Callable[[Any], T]) -> T:
     """A property in the place of an attribute that the base class declares: to its readers they are the same."""
     return cast(T, property(get))
-
-
-class Model(Protocol):
-    """What a network (or an exact law) believes about the clean point behind ``y`` at time ``t``."""
-
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Prediction:
-        """Return the prediction for ``y`` of shape ``(batch, *event)``."""
-        ...
 
 
 def per_example(value: Array | float, like: Array) -> Array:

@@ -6,17 +6,22 @@ on the samples beside it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arguments import check_shape, check_walk
+from scorelab.grids import Grid
 from scorelab.models.base import Model, ask
+from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
 from scorelab.processes.predictions import require_capabilities
-from scorelab.solvers.base import Integrator, Population, Solver
-from scorelab.typing import Array, Key, Pytree, per_example_keys
+from scorelab.solvers.base import Integrator, Population, Solver, population_size
+from scorelab.starts import Prior
+from scorelab.typing import Array, Key, Pytree, is_traced, on_host, per_example_keys, require_spec
 
 # The stream of a row's key from which the place of the model's call is drawn, beside that of the update.
 _QUERY = 1_000_081
@@ -52,6 +57,74 @@ class Visit(NamedTuple):
     cond: Pytree = None
 
 
+class Plan(NamedTuple):
+    """What a walk is, on the host.
+
+    Attributes:
+        model: the model, a pytree.
+        n: the number of samples.
+        event: the shape of one point.
+        population: how many samples in a row depend on one another.
+        start: where it begins, at ``times[0]``.
+        times: the grid that is walked, float64.
+        rows: the table of the solver, one row for each model call, in the working precision.
+        ids: of the samples.
+    """
+
+    model: Model
+    n: int
+    event: Any
+    population: int
+    start: Start
+    times: np.ndarray
+    rows: Any
+    ids: Array
+
+    @property
+    def calls(self) -> int:
+        """The number of rows."""
+        return len(self.rows.step)
+
+
+def plan(
+    where: str,
+    model: Model,
+    *,
+    solver: Solver,
+    grid: Grid,
+    key: Key,
+    shape: Any,
+    start: Start | None,
+    cond: Pytree,
+    ids: Array | None,
+    particles: int | None = None,
+) -> Plan:
+    """Everything that is known before anything is computed, checked; ``particles`` is the size of populations in a search.
+
+    Raises:
+        TypeError: a model that does not know its process, a solver or a start that is none, no PRNG key.
+        ValueError: what does not fit the others.
+    """
+    model = as_pytree(where, model)
+    require_spec(where, Solver, solver=solver)
+    require_spec(where, Grid, grid=grid)
+    process = model.process
+    require_spec(f"{where}.solver = {type(solver).__name__}", solver.process_type, process=process)
+    n, event = check_shape(shape)
+    start = Prior() if start is None else start
+    require_spec(where, Start, start=start)
+    population = particles or population_size(solver, n)
+    ids, times = check_walk(where, model, grid, key, n, population, cond, ids)
+    start, times = start.on_grid(process, times)
+    if isinstance(solver, Population):
+        solver.check_start(start, model, float(times[0]))
+    rows = working_precision(solver.table(process, times))
+    if not is_traced(start, ids):
+        start.check(int(np.max(on_host(ids))) + 1, event, process)
+        start.suit(where, model, float(times[0]), cond)
+    return Plan(model, n, event, population, start, times, rows, ids)
+
+
 def begin(solver: Solver, start: Start, visit: Visit, t: Array, event: Any) -> tuple[State, Array]:
     """The state before the first row, and the log-weights of the start."""
     process = visit.model.process
@@ -75,29 +148,39 @@ def move(solver: Solver, visit: Visit, state: State, y: Pytree, prediction: Any,
     return State(y, carry, first_bad(state.bad, y, row.step))
 
 
-def step(solver: Solver, visit: Visit, state: State, row: Any, index: Array) -> State:
-    """The state after a row."""
-    if isinstance(solver, Integrator):
-        y = solver.integrate(lambda y, t: ask(visit.model, y, t, visit.cond), state.y, row)
-        return State(y, state.carry, first_bad(state.bad, y, row.step))
-    return move(solver, visit, state, *look(solver, visit, state, row, index), row, index)
+def advance(
+    solver: Solver,
+    visit: Visit,
+    state: State,
+    rows: Any,
+    index: Array,
+    *,
+    point: Callable[[State], Pytree] | None = None,
+    judge: Callable[[Pytree, Any, Any, Array], Pytree] | None = None,
+) -> tuple[State, tuple[Pytree, Pytree, Pytree]]:
+    """The state after several rows, and of every row: ``point(state)`` after it, ``judge(y, prediction, row, index)``, the record.
 
-
-def advance(solver: Solver, visit: Visit, state: State, rows: Any, index: Array, point: Any = None) -> tuple[State, Any]:
-    """The state after several rows, and what was seen after each: ``point(state)``, and the records of a population.
-
-    The network appears once in the program, in the body of the scan.
+    The network appears once in the program, in the body of the scan. An integrator asks the model as often as it likes, so
+    nothing judges its predictions.
     """
     record = solver.record if isinstance(solver, Population) else lambda carry: ()
 
     def body(state, at):
-        state = step(solver, visit, state, *at)
-        return state, (None if point is None else point(state), record(state.carry))
+        row, i = at
+        judged = None
+        if isinstance(solver, Integrator):
+            y = solver.integrate(lambda y, t: ask(visit.model, y, t, visit.cond), state.y, row)
+            state = State(y, state.carry, first_bad(state.bad, y, row.step))
+        else:
+            y, prediction = look(solver, visit, state, row, i)
+            judged = None if judge is None else judge(y, prediction, row, i)
+            state = move(solver, visit, state, y, prediction, row, i)
+        return state, (None if point is None else point(state), judged, record(state.carry))
 
     return jax.lax.scan(body, state, (rows, index))
 
 
-def conclude(solver: Solver, visit: Visit, state: State, index: Array) -> State:
+def conclude(solver: Solver, visit: Visit, state: State, index: Array | int) -> State:
     """The state when nothing moves any more; ``index`` is that of the last row."""
     if not isinstance(solver, Population):
         return state
@@ -105,7 +188,7 @@ def conclude(solver: Solver, visit: Visit, state: State, index: Array) -> State:
     return state._replace(y=y, carry=carry)
 
 
-def row_keys(solver: Solver, visit: Visit, index: Array) -> Key:
+def row_keys(solver: Solver, visit: Visit, index: Array | int) -> Key:
     """The keys of one row, one per sample; a solver that draws nothing gets the same at every row, which costs nothing."""
     key = jax.random.split(visit.key)[1]
     return per_example_keys(jax.random.fold_in(key, index) if solver.stochastic else key, visit.ids)
@@ -117,6 +200,20 @@ def first_bad(bad: Array, y: Pytree, step: Array) -> Array:
     total = lambda leaf: jnp.sum(leaf, axis=tuple(range(1, leaf.ndim)))
     finite = [jnp.isfinite(total(leaf)) for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.where((bad < 0) & ~jnp.all(jnp.stack(finite), axis=0), step, bad) if finite else bad
+
+
+class NonFiniteSample(FloatingPointError):
+    """Sampling met a NaN or an infinity; the message names the first step and time at which it appeared."""
+
+
+def raise_if_bad(bad: np.ndarray, times: np.ndarray) -> None:
+    """Raise :class:`NonFiniteSample` where a first bad step ``(n,)`` is not -1."""
+    if np.any(bad >= 0):
+        step = int(bad[bad >= 0].min())
+        raise NonFiniteSample(
+            f"{np.sum(bad >= 0)} of {len(bad)} samples are not finite; the first became so in step {step} of "
+            f"{len(times) - 1} (t = {times[step]:.4g} to {times[step + 1]:.4g})"
+        )
 
 
 def working_precision(rows: Any) -> Any:

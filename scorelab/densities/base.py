@@ -15,8 +15,8 @@ from scorelab.typing import Array, Key, is_traced, owner, require_real
 
 if TYPE_CHECKING:
     from scorelab.densities.gaussian import Gaussian
-    from scorelab.processes.linear_gaussian import LinearGaussian
     from scorelab.processes.charts import Chart
+    from scorelab.processes.linear_gaussian import LinearGaussian
 
 T = TypeVar("T")
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from scorelab.densities import Density
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
-from scorelab.models.ask import ask
-from scorelab.processes.base import Prediction, Process
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree, per_example_keys, per_example_normal
+from scorelab.models.base import Model, ask
+from scorelab.models.function import as_pytree
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.typing import Array, Key, Pytree, per_example_keys, per_example_normal, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def explained_variance(
     noise: :math:`\sigma` cancels, and no digits do.
 
     Args:
-        model: the model; its predictions name the process.
+        model: the model.
         law: a law of the data in the chart (or one that the chart knows), or several by name. The model is evaluated once
             per noised point, however many laws there are.
         data: points in data space, ``(n, *event)``.
@@ -76,16 +77,16 @@ def explained_variance(
     Raises:
         ValueError: no data, points of another shape than the law's, noise ratios that the process does not have between
             ``t_min`` and ``t_max``, an argument out of range.
-        TypeError: a law that is no :class:`scorelab.densities.Density`, a model that returns no prediction.
+        TypeError: a law that is no :class:`scorelab.densities.Density`, what is no model.
 
     Source: arXiv 2412.09726.
     """
     laws = dict(law) if isinstance(law, Mapping) else {"law": law}
     data = np.asarray(data)
     n = _check(laws, data, of, cond, batch)
-    if not is_model_pytree(model):
-        model = jax.tree_util.Partial(model)
-    process = _process_of(model, data, cond, min(n, batch))
+    model = as_pytree("explained_variance", model)
+    process = model.process
+    require_spec(explained_variance, LinearGaussian, process=process)
     laws = {name: value.in_chart(process.chart) for name, value in laws.items()}
     sigmas, times = _levels(process, sigmas)
     keys = [jax.random.fold_in(jax.random.key(0) if key is None else key, k) for k in range(len(times))]
@@ -98,7 +99,7 @@ def explained_variance(
         part = jax.tree.map(lambda c: jnp.asarray(c)[index], cond)
         rows = slice(done, done + count)
         for k, t in enumerate(times):
-            y, said, square = _predict(model, keys[k], y0, jnp.asarray(t, y0.dtype), index, part, process=process, of=of)
+            y, said, square = _predict(model, keys[k], y0, jnp.asarray(t, y0.dtype), index, part, of=of)
             size[k, rows] = square[:count]
             for name, value in laws.items():
                 error[name][k, rows] = _squared_error(value, y, said, jnp.asarray(t, y0.dtype), process=process, of=of)[:count]
@@ -109,12 +110,11 @@ def explained_variance(
     return found if isinstance(law, Mapping) else found["law"]
 
 
-@functools.partial(jax.jit, static_argnames=("process", "of"))
-def _predict(model, key, y0, t, ids, cond, *, process, of):
+@functools.partial(jax.jit, static_argnames="of")
+def _predict(model, key, y0, t, ids, cond, *, of):
     """A noised batch, what the model says about it, and the squared norm of that."""
-    eps = per_example_normal(per_example_keys(key, ids), y0)
-    y = process.alpha(t) * y0 + process.offset(t) + process.sigma(t) * eps
-    prediction = ask(model, y, t, cond, process=process)
+    y = model.process.noised(per_example_normal(per_example_keys(key, ids), y0), y0, t).y
+    prediction = ask(model, y, t, cond)
     said = prediction.eps if of == "score" else prediction.denoised
     return y, said, _squared_norm(said)
 
@@ -161,16 +161,7 @@ def _check(laws: dict[str, Density], data: np.ndarray, of: str, cond: Pytree, ba
     return len(data)
 
 
-def _process_of(model: Model, data: np.ndarray, cond: Pytree, count: int) -> Process:
-    """The process that the model's predictions name, found without computing one."""
-    y, t = (jax.ShapeDtypeStruct(shape, jnp.result_type(float)) for shape in ((count, *data.shape[1:]), ()))
-    prediction = jax.eval_shape(model, y, t, jax.tree.map(lambda c: jnp.asarray(c)[:count], cond))
-    if not isinstance(prediction, Prediction):
-        raise TypeError(f"explained_variance.model returns a {type(prediction).__name__}: expected a Prediction")
-    return prediction.process
-
-
-def _levels(process: Process, sigmas: Array) -> tuple[np.ndarray, np.ndarray]:
+def _levels(process: LinearGaussian, sigmas: Array) -> tuple[np.ndarray, np.ndarray]:
     """The noise ratios in float64 and their times."""
     sigmas = np.asarray(sigmas, np.float64)
     if sigmas.ndim != 1 or len(sigmas) == 0:

@@ -8,7 +8,7 @@ import numpy as np
 
 from scorelab.densities import Gaussian
 from scorelab.diagnostics.blocks import require_finite
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, require_int
 
 
@@ -28,7 +28,7 @@ class Emergence:
     curve: np.ndarray
 
 
-def feature_emergence(denoised: Array, times: Array, law: Gaussian, process: Process, *, features: int = 30) -> Emergence:
+def feature_emergence(denoised: Array, times: Array, law: Gaussian, process: LinearGaussian, *, features: int = 30) -> Emergence:
     r"""When each principal direction of the data appears in the denoised mean on the way from noise to data.
 
     .. math:: c_k(t) = \frac{\sum_i c^{(i)}_k(t)\,c^{(i)}_k(0)}{\sum_i c^{(i)}_k(0)^2}, \qquad

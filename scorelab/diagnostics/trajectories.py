@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +9,19 @@ import numpy as np
 from scorelab.densities import Gaussian
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.grids import Grid
-from scorelab.models.ask import ask
-from scorelab.processes.base import Process, require_same_process
+from scorelab.models.base import Model, ask, require_model
+from scorelab.models.function import as_pytree
+from scorelab.processes.base import require_same_process
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed
-from scorelab.typing import Array, Key, Model, Pytree, is_model_pytree
+from scorelab.typing import Array, Key, Pytree
 
 # Sine of the angle below which two float32 directions are the same.
 _PARALLEL = 1e-6
 
 
-def trajectory_error(out: Samples, law: Gaussian, process: Process) -> np.ndarray:
+def trajectory_error(out: Samples, law: Gaussian) -> np.ndarray:
     r"""How far samples have left the probability flow of a Gaussian that began at the same points.
 
     .. math:: \frac{\sum_i |y^{(i)}_t - \tilde y^{(i)}_t|^2}{\sum_i |y^{(i)}_t - m_t|^2}, \qquad m_t = \alpha_t\mu + b_t,
@@ -33,18 +32,17 @@ def trajectory_error(out: Samples, law: Gaussian, process: Process) -> np.ndarra
     Args:
         out: samples drawn with ``keep="all"`` by a deterministic solver.
         law: the Gaussian, in the chart.
-        process: the process they were drawn under.
 
     Returns:
         Float64, one number per time of ``out.times``, 0 at the first; in float32 about 1e-14 is rounding.
 
     Raises:
-        ValueError: samples without a trajectory, of another shape than the law's, or of another process.
+        ValueError: samples without a trajectory, or of another shape than the law's.
         TypeError: a law that is not a Gaussian.
 
     Source: arXiv 2412.09726.
     """
-    trajectory = _trajectory("trajectory_error", out, process)
+    trajectory, process = _trajectory("trajectory_error", out), out.process
     if not isinstance(law, Gaussian):
         raise TypeError(f"trajectory_error.law = {law!r}: expected a Gaussian, whose flow is known")
     if trajectory.shape[2:] != law.event:
@@ -58,13 +56,12 @@ def trajectory_error(out: Samples, law: Gaussian, process: Process) -> np.ndarra
     return error
 
 
-def denoised_along(model: Model, out: Samples, process: Process, cond: Pytree = None, *, batch: int = 256) -> Array:
+def denoised_along(model: Model, out: Samples, cond: Pytree = None, *, batch: int = 256) -> Array:
     r"""What the model takes for the clean data at every state of the samples' way, :math:`D(y_t, t)`.
 
     Args:
         model: the model.
-        out: samples drawn with ``keep="all"``.
-        process: the process they were drawn under.
+        out: samples drawn with ``keep="all"``, under the process of the model.
         cond: the model's conditions, with leading axis ``n``.
         batch: points evaluated at once, of one time after another.
 
@@ -76,12 +73,12 @@ def denoised_along(model: Model, out: Samples, process: Process, cond: Pytree = 
         ValueError: samples without a trajectory or of another process, conditions for another number of
             samples.
     """
-    trajectory = _trajectory("denoised_along", out, process)
+    trajectory, process = _trajectory("denoised_along", out), out.process
+    model = as_pytree("denoised_along", model)
+    require_same_process("denoised_along", model=model.process, out=process)
     n = trajectory.shape[1]
     require_batch("denoised_along", batch)
     require_leading("denoised_along", cond, n)
-    if not is_model_pytree(model):
-        model = jax.tree_util.Partial(model)
     found = []
     for t, x in zip(out.times, trajectory, strict=True):
         y = process.encode(x)
@@ -91,19 +88,18 @@ def denoised_along(model: Model, out: Samples, process: Process, cond: Pytree = 
         parts = []
         for index, count in blocks(n, batch):
             part = jax.tree.map(lambda c: jnp.asarray(c)[index], cond)
-            parts.append(_denoised(model, y[index], jnp.asarray(t, y.dtype), part, process=process)[:count])
+            parts.append(_denoised(model, y[index], jnp.asarray(t, y.dtype), part)[:count])
         found.append(jnp.concatenate(parts))
     return jnp.stack(found)
 
 
-@functools.partial(jax.jit, static_argnames="process")
-def _denoised(model, y, t, cond, *, process):
-    return ask(model, y, t, cond, process=process).denoised
+@jax.jit
+def _denoised(model, y, t, cond):
+    return ask(model, y, t, cond).denoised
 
 
 def perturbation_sensitivity(
     model: Model,
-    process: Process,
     y: Array,
     direction: Array,
     *,
@@ -125,7 +121,6 @@ def perturbation_sensitivity(
 
     Args:
         model: the model.
-        process: the process.
         y: states in the chart at time ``t``, ``(n, *event)``.
         direction: ``event``, or one direction per state ``(n, *event)``; not normalised.
         t: the time of the states, at which ``grid`` begins.
@@ -144,6 +139,8 @@ def perturbation_sensitivity(
 
     Source: arXiv 2412.09726.
     """
+    require_model("perturbation_sensitivity", model)
+    process = model.process
     y, direction = jnp.asarray(y, float), jnp.asarray(direction, float)
     if direction.shape not in (y.shape, y.shape[1:]):
         raise ValueError(
@@ -157,7 +154,7 @@ def perturbation_sensitivity(
     ends = []
     for step in (size, -size):
         start = Fixed(y + step * direction)
-        out = sample(model, process, solver=solver, grid=grid, key=key, shape=y.shape, start=start, cond=cond)
+        out = sample(model, solver=solver, grid=grid, key=key, shape=y.shape, start=start, cond=cond)
         ends.append(process.encode(out.x))
     return (ends[0] - ends[1]) / (2 * size)
 
@@ -212,9 +209,7 @@ def _sum_of_squares(value: Array) -> float:
     return float(np.sum(np.square(np.asarray(value, np.float64))))
 
 
-def _trajectory(function: str, out: Samples, process: Process) -> Array:
+def _trajectory(function: str, out: Samples) -> Array:
     if out.trajectory is None:
         raise ValueError(f"{function}.out has no trajectory: expected samples drawn with keep='all'")
-    require_same_process(function, process=process, out=out.process)
-    process.check_times(f"{function}.out.times", np.asarray(out.times))
     return out.trajectory

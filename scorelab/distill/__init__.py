@@ -25,7 +25,6 @@ from scorelab.distill.pairs import WithPairs, teacher_pairs
 from scorelab.distill.progressive import ProgressiveDistillation
 from scorelab.distill.ratio import Discriminator, ExactRatio, Ratio, TeacherFeatures, UnitRatio
 from scorelab.distill.reflow import Reflow, straightness
-from scorelab.distill.reno import NoiseCurves, OptimisedNoise, optimise_noise
 from scorelab.distill.sid import SiD
 from scorelab.distill.state import DistillState
 from scorelab.distill.weights import DMDWeight, noise_weight, score_weight, unit_weight
@@ -54,9 +53,7 @@ __all__ = [
     "LearnedScore",
     "Neyman",
     "NoScore",
-    "NoiseCurves",
     "Normalisation",
-    "OptimisedNoise",
     "Pearson",
     "ProgressiveDistillation",
     "Ratio",
@@ -71,7 +68,6 @@ __all__ = [
     "UnitRatio",
     "WithPairs",
     "noise_weight",
-    "optimise_noise",
     "score_weight",
     "straightness",
     "teacher_pairs",

@@ -24,11 +24,12 @@ from scorelab.distill.ratio import Ratio, UnitRatio
 from scorelab.distill.state import DistillState, Scene
 from scorelab.distill.teachers import network_of, process_of
 from scorelab.losses import Batch, KarrasTimes, Times
-from scorelab.losses.denoising import require_floating
-from scorelab.processes.base import Process
+from scorelab.losses.base import require_floating
+from scorelab.models.base import Model
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.training.learner import clipped, optimised
-from scorelab.typing import Array, Key, Model, Pytree, require_choice, require_int, require_number, require_positive, require_spec
+from scorelab.typing import Array, Key, Pytree, require_choice, require_int, require_number, require_positive, require_spec
 
 # The default of a part that __post_init__ finds by the teacher and the objective, so that no learner has it.
 UNSTATED: Any = None
@@ -71,7 +72,7 @@ class Distillation(abc.ABC):
     _: KW_ONLY
     fake: FakeScore = UNSTATED
     ratio: Ratio = UNSTATED
-    process: Process = UNSTATED
+    process: LinearGaussian = UNSTATED
     times: Times = field(default_factory=KarrasTimes)
     optimizer: optax.GradientTransformation = ADAMW
     fake_optimizer: optax.GradientTransformation = ADAMW
@@ -112,7 +113,7 @@ class Distillation(abc.ABC):
             object.__setattr__(self, "fake", LearnedScore.at(self.fake.denoiser, self.times, from_teacher=self.fake.from_teacher))
         require_spec(self, FakeScore, fake=self.fake)
         require_spec(self, Ratio, ratio=self.ratio)
-        require_spec(self, Process, process=self.process)
+        require_spec(self, LinearGaussian, process=self.process)
         require_spec(self, Times, times=self.times)
         for name in ("optimizer", "fake_optimizer", "ratio_optimizer"):
             require_spec(self, optax.GradientTransformation, **{name: getattr(self, name)})
@@ -245,7 +246,7 @@ class Distillation(abc.ABC):
         key_draw, key_times, key_noise = jax.random.split(key, 3)
         y0 = self.student.draw(params, key_draw, like, cond)
         t = self.times(key_times, self.process, len(y0))
-        noised = self.process.perturb_latent(jax.random.normal(key_noise, y0.shape, y0.dtype), y0, t)
+        noised = self.process.noised(jax.random.normal(key_noise, y0.shape, y0.dtype), y0, t)
         fake = self.fake.model(state.fake, state.params, self.process)
         bins = self.bins
         index = bins.index(self.process, t)

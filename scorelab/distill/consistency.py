@@ -17,16 +17,17 @@ import numpy as np
 from scorelab.distill.nodes import euler_step, gather
 from scorelab.grids import Grid, Karras
 from scorelab.losses import Batch, LogNormalTimes, Times
-from scorelab.losses.denoising import mean_square, require_floating
-from scorelab.models.ask import ask
-from scorelab.processes.base import Perturbed, Process
+from scorelab.losses.base import Loss, example_keys, mean_square, require_floating
+from scorelab.models.base import Model, ask, require_model
+from scorelab.processes.base import Noised, require_same_process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
-from scorelab.typing import Array, Key, Model, Pytree, partly_static, require_choice, require_positive, require_spec
+from scorelab.typing import Array, Key, Pytree, partly_static, require_choice, require_positive, require_spec
 
 
 @dataclass(frozen=True)
-class ConsistencyTraining:
+class ConsistencyTraining(Loss):
     r"""Consistency without a teacher: the same noise on the same data at neighbouring noise levels (CT, iCT).
 
     .. math:: w_n\, d\big(F(y_{n+1}, t_{n+1}),\ \mathrm{sg}\,F(y_n, t_n)\big),\qquad y_i = \alpha_i y_0 + b_i + \sigma_i\epsilon ,
@@ -53,7 +54,7 @@ class ConsistencyTraining:
         ValueError: a grid that does not end at ``process.t_min``, or begins where alpha is 0.
     """
 
-    process: Process
+    process: LinearGaussian
     _: KW_ONLY
     grid: Grid = field(default_factory=partial(Karras, 40, clean=False))
     times: Times | None = field(default_factory=partial(LogNormalTimes, mean=-1.1, std=2.0))
@@ -61,7 +62,7 @@ class ConsistencyTraining:
     weighting: Literal["inverse_step", "uniform"] = "inverse_step"
 
     def __post_init__(self):
-        require_spec(self, Process, process=self.process)
+        require_spec(self, LinearGaussian, process=self.process)
         require_spec(self, Grid, grid=self.grid)
         if self.times is not None:
             require_spec(self, Times, times=self.times)
@@ -87,26 +88,35 @@ class ConsistencyTraining:
         clean = float(self.process.sigma(times[-1])) == 0
         return Nodes.at(self.process, times[::-1][1:] if clean else times[::-1])
 
-    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """The loss of each example, ``(batch,)``, and the metrics of the class."""
-        x, cond, levels = batch["x"], batch.get("cond"), self.levels
+    def draw(self, key: Key, batch: Batch) -> Noised:
+        """Data noised to the upper level of a pair; ``extra`` is the number of the lower one."""
+        x, levels = batch["x"], self.levels
         require_floating(x)
         key_pair, key_noise = jax.random.split(key)
         n = self._pair(key_pair, levels, len(x))
-        near, far = gather(levels, n, x), gather(levels, n + 1, x)
-        noised = self.process.perturb_with(jax.random.normal(key_noise, x.shape, x.dtype), x, far.t)
-        target = ask(model, self.neighbour(noised, far, near, cond), near.t, cond, process=self.process).denoised
-        online = ask(model, noised.y, far.t, cond, process=self.process).denoised
+        noised = self.process.perturb(key_noise, x, gather(levels, n + 1, x).t)
+        return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=n)
+
+    def error(self, model: Model, noised: Noised) -> Array:
+        """See the class."""
+        return self.evaluate(model, noised)[0]
+
+    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
+        """The errors, and the metrics of the class."""
+        levels, n, cond = self.levels, noised.extra, noised.cond
+        near, far = gather(levels, n, noised.y), gather(levels, n + 1, noised.y)
+        target = ask(model, self.neighbour(noised, far, near, cond), near.t, cond).denoised
+        online = ask(model, noised.y, far.t, cond).denoised
         square = mean_square(online - jax.lax.stop_gradient(target))
         # sqrt(e^2 + c^2) - c without its cancellation: e is far below c between neighbours.
         distance = square if self.huber is None else square / (jnp.sqrt(square + self.huber**2) + self.huber)
         if self.weighting == "inverse_step":
-            distance = distance * jnp.asarray(1 / np.diff(np.exp(-levels.half_log_snr)), x.dtype)[n]
+            distance = distance * jnp.asarray(1 / np.diff(np.exp(-levels.half_log_snr)), noised.y.dtype)[n]
         return distance, {"consistency_mse": jnp.mean(square)}
 
-    def neighbour(self, noised: Perturbed, far: Nodes[Array], near: Nodes[Array], cond: Pytree) -> Array:
+    def neighbour(self, noised: Noised, far: Nodes[Array], near: Nodes[Array], cond: Pytree) -> Array:
         """The point at the lower level of the pair that belongs to ``noised`` at the upper one."""
-        return near.alpha * noised.y0 + near.offset + near.sigma * noised.eps
+        return near.alpha * noised.y0 + near.offset + near.sigma * noised.noise
 
     def _pair(self, key: Key, levels: Nodes[np.ndarray], count: int) -> Array:
         """Numbers ``n`` of the lower levels, ``(count,)``."""
@@ -138,16 +148,16 @@ class ConsistencyDistillation(ConsistencyTraining):
     def __post_init__(self):
         super().__post_init__()
         require_choice(self, (1, 2), order=self.order)
-        if not callable(self.teacher):
-            raise TypeError(f"{type(self).__name__}.teacher = {self.teacher!r}: expected a model, a function of (y, t, cond)")
+        require_model(type(self).__name__, self.teacher, "teacher")
+        require_same_process(type(self).__name__, process=self.process, teacher=self.teacher.process)
 
     def neighbour(self, noised, far, near, cond):
         """The teacher's step."""
-        first = ask(self.teacher, noised.y, far.t, cond, process=self.process)
+        first = ask(self.teacher, noised.y, far.t, cond)
         y = euler_step(first, near)
         if self.order == 1:
             return y
-        second = ask(self.teacher, y, near.t, cond, process=self.process)
+        second = ask(self.teacher, y, near.t, cond)
         slope = self.levels.slope
         change = straight_velocity(second, slope) - straight_velocity(first, slope)
         return y + 0.5 * near.scale * (near.ratio - far.ratio) * change

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from scorelab.densities import Density
 from scorelab.losses import Batch, DenoisingScoreMatching, EDMWeighting, Loss, Times
+from scorelab.models.base import Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
-from scorelab.processes.base import Process
-from scorelab.typing import Array, Key, Model, Pytree, require_spec
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.typing import Array, Key, Pytree, require_spec
 
 
 class FakeScore(abc.ABC):
@@ -28,7 +29,7 @@ class FakeScore(abc.ABC):
         return jnp.zeros((), jnp.float32)
 
     @abc.abstractmethod
-    def model(self, params: Pytree, student: Pytree, process: Process) -> Model | None:
+    def model(self, params: Pytree, student: Pytree, process: LinearGaussian) -> Model | None:
         """The model, from its own parameters and those of the student; None where there is none."""
 
 

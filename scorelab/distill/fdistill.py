@@ -20,11 +20,12 @@ from scorelab.distill.normalisation import Normalisation
 from scorelab.distill.ratio import Discriminator, ExactRatio, UnitRatio
 from scorelab.distill.teachers import as_network
 from scorelab.distill.weights import DifferenceWeight, noise_weight
-from scorelab.losses.denoising import denoised_error, mean_square
-from scorelab.models.ask import ask
+from scorelab.losses.base import mean_square
+from scorelab.losses.denoising import denoised_error
+from scorelab.models.base import Model, ask
 from scorelab.models.exact import ExactModel
-from scorelab.processes.base import Prediction
-from scorelab.typing import Array, Model, partly_static, per_example, require_number, require_spec
+from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.typing import Array, partly_static, per_example, require_number, require_spec
 
 
 @partly_static("teacher", "reward", "divergence")
@@ -114,8 +115,8 @@ class FDistill(Distillation):
     def _pull(self, scene: Scene) -> tuple[Array, Array, dict[str, Array]]:
         """``g``, the new means of the bins, and the values for the statistics; all constants of the gradient."""
         y0, noised = jax.lax.stop_gradient((scene.y0, scene.noised))
-        teacher = _wide(ask(self.teacher, noised.y, scene.t, scene.cond, process=self.process))
-        fake = _wide(ask(cast(Model, scene.fake), noised.y, scene.t, scene.cond, process=self.process))
+        teacher = _wide(ask(self.teacher, noised.y, scene.t, scene.cond))
+        fake = _wide(ask(cast(Model, scene.fake), noised.y, scene.t, scene.cond))
         l = scene.logit(noised.y)
         if self.normalisation is None:
             h, means, clipped = self.divergence.h(l), scene.means, jnp.zeros(l.shape, bool)
@@ -125,14 +126,14 @@ class FDistill(Distillation):
         weight = self.weight(self.process, scene.t, y0, teacher.denoised)
         seen = dict(
             ratio=jnp.exp(jnp.clip(l, -10, 10)), h=h, h_square=h**2, clipped=clipped, gap=mean_square(difference),
-            fake_error=mean_square(denoised_error(fake, y0, noised.eps)),
-            teacher_error=mean_square(denoised_error(teacher, y0, noised.eps)),
+            fake_error=mean_square(denoised_error(fake, y0, noised.noise)),
+            teacher_error=mean_square(denoised_error(teacher, y0, noised.noise)),
         )  # fmt: skip
         return per_example(h * weight, difference) * difference, means, seen
 
 
-def _wide(prediction: Prediction) -> Prediction:
+def _wide(prediction: GaussianPrediction) -> GaussianPrediction:
     """A prediction in at least float32, whatever the networks compute in."""
     dtype = jnp.promote_types(prediction.eps.dtype, jnp.float32)
     denoised, eps = prediction.denoised.astype(dtype), prediction.eps.astype(dtype)
-    return Prediction(denoised=denoised, eps=eps, t=prediction.t, process=prediction.process)
+    return GaussianPrediction(denoised=denoised, eps=eps, t=prediction.t, process=prediction.process)

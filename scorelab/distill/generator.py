@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, Key, Pytree, per_example, require_spec
 
 
@@ -68,7 +68,7 @@ class FewStep:
             )
 
     @property
-    def process(self) -> Process:
+    def process(self) -> LinearGaussian:
         """The process of the denoiser."""
         return self.denoiser.process
 

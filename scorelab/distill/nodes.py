@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.processes.base import Prediction
+from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.solvers.base import Nodes
 from scorelab.typing import Array, per_example
 
@@ -16,6 +16,6 @@ def gather(nodes: Nodes[np.ndarray], index: Array, like: Array) -> Nodes[Array]:
     return Nodes(columns[0], *(per_example(column, like) for column in columns[1:]))
 
 
-def euler_step(prediction: Prediction, to: Nodes[Array]) -> Array:
+def euler_step(prediction: GaussianPrediction, to: Nodes[Array]) -> Array:
     r""":math:`\alpha_s D + b_s + \sigma_s\hat\epsilon`: DDIM, which is Euler in the coordinate that straightens the flow."""
     return to.alpha * prediction.denoised + to.offset + to.sigma * prediction.eps

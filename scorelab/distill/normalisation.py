@@ -11,7 +11,7 @@ import numpy as np
 
 from scorelab.distill.divergences import Divergence
 from scorelab.losses import Times
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, require_choice, require_int, require_number, require_positive
 
 
@@ -31,7 +31,7 @@ class Bins:
     high: float
 
     @classmethod
-    def of(cls, times: Times, process: Process, count: int) -> Bins:
+    def of(cls, times: Times, process: LinearGaussian, count: int) -> Bins:
         """The bins between the 1 % and the 99 % quantiles of the times."""
         with jax.ensure_compile_time_eval():
             ends = np.array([float(times.time(jnp.float32(u), process)) for u in (0.01, 0.99)])
@@ -44,7 +44,7 @@ class Bins:
         edges = np.linspace(self.low, self.high, self.count + 1)
         return np.exp((edges[1:] + edges[:-1]) / 2)
 
-    def index(self, process: Process, t: Array) -> Array:
+    def index(self, process: LinearGaussian, t: Array) -> Array:
         """The bin of each time, ``(batch,)`` int32."""
         place = (-0.5 * process.log_snr(t) - self.low) / (self.high - self.low)
         return jnp.clip(jnp.floor(place * self.count), 0, self.count - 1).astype(jnp.int32)

@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arguments import check_shape, check_walk
+from scorelab import walk
 from scorelab.data import Batches
 from scorelab.grids import Explicit, Grid
-from scorelab.processes.base import Process
+from scorelab.models.base import Model
+from scorelab.processes.base import Start
 from scorelab.sampling import sample
 from scorelab.solvers.base import Solver
-from scorelab.starts import Fixed, Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, on_host, per_example_keys, require_spec
+from scorelab.starts import Fixed
+from scorelab.typing import Array, Key, Pytree, on_host, per_example_keys, require_spec
 
 
 def teacher_pairs(
     model: Model,
-    process: Process,
     *,
     solver: Solver,
     grid: Grid,
@@ -40,7 +40,6 @@ def teacher_pairs(
 
     Args:
         model: the teacher.
-        process: its process.
         solver: a deterministic solver.
         grid: the time grid.
         key: PRNG key of the start.
@@ -59,15 +58,11 @@ def teacher_pairs(
     require_spec(teacher_pairs, Solver, solver=solver)
     if solver.stochastic:
         raise ValueError(f"teacher_pairs.solver = {solver!r} draws noise: expected a deterministic solver, such as Heun()")
-    n, event = check_shape(shape)
-    _, ids, times = check_walk("teacher_pairs", model, process, grid, key, n, 1, cond)
-    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
-    start.check(n, event, process)
+    plan = walk.plan("teacher_pairs", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
+    process, times = plan.model.process, plan.times
     t = jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float))
-    y = start.draw(per_example_keys(key, ids), ids, process, t, event)
-    out = sample(
-        model, process, solver=solver, grid=Explicit(tuple(times)), key=key, shape=shape, start=Fixed(y), cond=cond, chunk=chunk
-    )
+    y = plan.start.draw(per_example_keys(key, plan.ids), plan.ids, process, t, plan.event)
+    out = sample(model, solver=solver, grid=Explicit(tuple(times)), key=key, shape=shape, start=Fixed(y), cond=cond, chunk=chunk)
     alpha, sigma, offset = (float(f(times[0])) for f in (process.alpha, process.sigma, process.offset))
     noise = (y - offset - alpha * process.encode(out.x)) / sigma
     pairs = {"noise": on_host(noise), "start": on_host((y - offset) / sigma), "x": on_host(out.x)}

@@ -11,16 +11,19 @@ import numpy as np
 from scorelab.distill.nodes import euler_step, gather
 from scorelab.grids import Explicit, Grid
 from scorelab.losses import Batch, TruncatedSNR, Weighting
-from scorelab.losses.denoising import denoised_error, mean_square, require_floating, require_weighting, weights
-from scorelab.models.ask import ask
-from scorelab.processes.base import Prediction, Process
+from scorelab.losses.base import Loss, example_keys, mean_square, require_floating
+from scorelab.losses.denoising import denoised_error
+from scorelab.losses.weightings import require_weighting, weights
+from scorelab.models.base import Model, ask, require_model
+from scorelab.processes.base import Noised, require_same_process
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.solvers.base import Nodes
-from scorelab.typing import Array, Key, Model, Pytree, partly_static, per_example, require_spec
+from scorelab.typing import Array, Key, Pytree, partly_static, per_example, require_spec
 
 
 @partly_static("teacher")
 @dataclass(frozen=True)
-class ProgressiveDistillation:
+class ProgressiveDistillation(Loss):
     r"""Two DDIM steps of a teacher, :math:`t\to t'\to t''`, as the target of one step of the student (Salimans & Ho 2022).
 
     The student matches :math:`(\tilde y_0, \tilde\epsilon)`, the pair whose single DDIM step ends where the two steps end,
@@ -54,18 +57,18 @@ class ProgressiveDistillation:
         ValueError: a grid of an odd number of steps.
     """
 
-    process: Process
+    process: LinearGaussian
     _: KW_ONLY
     teacher: Model
     grid: Grid
     weighting: Weighting = field(default_factory=TruncatedSNR)
 
     def __post_init__(self):
-        require_spec(self, Process, process=self.process)
+        require_spec(self, LinearGaussian, process=self.process)
         require_spec(self, Grid, grid=self.grid)
         require_weighting(self)
-        if not callable(self.teacher):
-            raise TypeError(f"ProgressiveDistillation.teacher = {self.teacher!r}: expected a model, a function of (y, t, cond)")
+        require_model("ProgressiveDistillation", self.teacher, "teacher")
+        require_same_process("ProgressiveDistillation", process=self.process, teacher=self.teacher.process)
         steps = len(self.grid.times(self.process)) - 1
         if steps % 2:
             raise ValueError(f"ProgressiveDistillation.grid = {self.grid!r} has {steps} steps: expected an even number")
@@ -79,20 +82,28 @@ class ProgressiveDistillation:
         """The loss of the next round: ``student`` is the teacher, on the student's grid."""
         return replace(self, teacher=student, grid=self.student_grid)
 
-    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """The loss of each example, ``(batch,)``, and the metrics of the class."""
-        x, cond = batch["x"], batch.get("cond")
+    def draw(self, key: Key, batch: Batch) -> Noised:
+        """Data noised to an even time of the teacher's grid; ``extra`` is half its number."""
+        x = batch["x"]
         require_floating(x)
         key_step, key_noise = jax.random.split(key)
         times = self.grid.times(self.process)
         step = jax.random.randint(key_step, (len(x),), 0, len(times) // 2)
         noised = self.process.perturb(key_noise, x, jnp.asarray(times, x.dtype)[2 * step])
-        target = jax.lax.stop_gradient(self.target(noised.y, step, cond))
-        prediction = ask(model, noised.y, noised.t, cond, process=self.process)
+        return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=step)
+
+    def error(self, model: Model, noised: Noised) -> Array:
+        """See the class."""
+        return self.evaluate(model, noised)[0]
+
+    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
+        """The errors, and the metrics of the class."""
+        target = jax.lax.stop_gradient(self.target(noised.y, noised.extra, noised.cond))
+        prediction = ask(model, noised.y, noised.t, noised.cond)
         square = mean_square(denoised_error(prediction, target.denoised, target.eps))
         return weights(self, noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - target.eps))}
 
-    def target(self, y: Array, step: Array, cond: Pytree = None) -> Prediction:
+    def target(self, y: Array, step: Array, cond: Pytree = None) -> GaussianPrediction:
         r"""The teacher's two steps from ``y`` at the time number ``2 step`` ``(batch,)``, as one prediction.
 
         Both members are means of those of the two steps, with weights that sum to one: with :math:`r=\sigma/\alpha` the steps are
@@ -101,10 +112,10 @@ class ProgressiveDistillation:
         """
         nodes = Nodes.at(self.process, self.grid.times(self.process))
         start, middle = gather(nodes, 2 * step, y), gather(nodes, 2 * step + 1, y)
-        one = ask(self.teacher, y, start.t, cond, process=self.process)
-        two = ask(self.teacher, euler_step(one, middle), middle.t, cond, process=self.process)
+        one = ask(self.teacher, y, start.t, cond)
+        two = ask(self.teacher, euler_step(one, middle), middle.t, cond)
         first_d, first_eps = (per_example(jnp.asarray(w, y.dtype)[step], y) for w in _first_weights(nodes))
-        return Prediction(
+        return GaussianPrediction(
             denoised=first_d * one.denoised + (1 - first_d) * two.denoised,
             eps=first_eps * one.eps + (1 - first_eps) * two.eps,
             t=start.t,

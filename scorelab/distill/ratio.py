@@ -16,11 +16,12 @@ import jax.numpy as jnp
 
 from scorelab.distill.teachers import as_network
 from scorelab.losses import Times
+from scorelab.models.base import Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
 from scorelab.models.nets.layers import Conv, Embedding
-from scorelab.processes.base import Process
-from scorelab.typing import Array, Key, Model, Pytree, require_int, require_number, require_positive, require_spec
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.typing import Array, Key, Pytree, require_int, require_number, require_positive, require_spec
 
 
 class Judged(NamedTuple):
@@ -49,7 +50,15 @@ class Ratio(abc.ABC):
         return jnp.zeros((), jnp.float32)
 
     def loss(
-        self, params: Pytree, key: Key, real: Array, fake: Array, cond: Pytree, teacher: Model, process: Process, times: Times
+        self,
+        params: Pytree,
+        key: Key,
+        real: Array,
+        fake: Array,
+        cond: Pytree,
+        teacher: Model,
+        process: LinearGaussian,
+        times: Times,
     ) -> tuple[Array, tuple[Judged, Judged]]:
         r""":math:`\mathrm{mean}\,\mathrm{softplus}(-l_{real}) + \mathrm{mean}\,\mathrm{softplus}(l_{fake})` and who was judged how.
 
@@ -60,7 +69,7 @@ class Ratio(abc.ABC):
         def judge(key, clean):
             key_t, key_noise = jax.random.split(key)
             t = times(key_t, process, len(clean))
-            y = process.perturb_latent(jax.random.normal(key_noise, clean.shape, clean.dtype), clean, t).y
+            y = process.noised(jax.random.normal(key_noise, clean.shape, clean.dtype), clean, t).y
             return y, Judged(t, self.logit(params, y, t, cond, teacher, None))
 
         y, true = judge(key_real, real)

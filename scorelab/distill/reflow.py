@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arguments import check_shape, check_walk
+from scorelab import walk
 from scorelab.distill.nodes import euler_step
 from scorelab.grids import Grid
 from scorelab.losses import DenoisingScoreMatching, FlowWeighting, Times, UniformTimes, Weighting
-from scorelab.models.ask import ask
-from scorelab.processes.base import Process
+from scorelab.models.base import Model, ask
+from scorelab.processes.base import Start
+from scorelab.solvers import DDIM
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
-from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, per_example_keys, require_spec
+from scorelab.typing import Array, Key, Pytree, per_example_keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,11 @@ class Reflow(DenoisingScoreMatching):
         if noise is None or noise.shape != batch["x"].shape:
             found = "is missing" if noise is None else f"has shape {noise.shape}"
             raise ValueError(f'Reflow: batch["noise"] {found}: expected {batch["x"].shape}, as from teacher_pairs')
-        return self.process.perturb_with(noise, batch["x"], t)
+        return self.process.noised(noise, self.process.encode(batch["x"]), t)
 
 
 def straightness(
     model: Model,
-    process: Process,
     *,
     grid: Grid,
     key: Key,
@@ -68,7 +67,6 @@ def straightness(
 
     Args:
         model: the model.
-        process: its process.
         grid: the times.
         key: PRNG key of the start.
         shape: ``(n, *event)``.
@@ -78,26 +76,23 @@ def straightness(
     Returns:
         A scalar.
     """
-    require_spec(straightness, Process, process=process)
-    require_spec(straightness, Grid, grid=grid)
-    n, event = check_shape(shape)
-    model, ids, times = check_walk("straightness", model, process, grid, key, n, 1, cond)
-    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
-    start.check(n, event, process)
-    y = start.draw(per_example_keys(key, ids), ids, process, jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float)), event)
+    plan = walk.plan("straightness", model, solver=DDIM(), grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
+    process, times = plan.model.process, plan.times
+    t = jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float))
+    y = plan.start.draw(per_example_keys(key, plan.ids), plan.ids, process, t, plan.event)
     nodes = Nodes.at(process, times)
     weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])
     ends = jax.tree.map(lambda column: jnp.asarray(column[1:], y.dtype), nodes)
     rows = (jnp.asarray(times[:-1], y.dtype), ends, jnp.asarray(weights, y.dtype), jnp.asarray(np.cumsum(weights), y.dtype))
-    return _velocity_variance(model, y, cond, rows, nodes.slope, process)
+    return _velocity_variance(plan.model, y, cond, rows, nodes.slope)
 
 
-@functools.partial(jax.jit, static_argnames=("slope", "process"))
-def _velocity_variance(model, y, cond, rows, slope, process):
+@functools.partial(jax.jit, static_argnames="slope")
+def _velocity_variance(model, y, cond, rows, slope):
     def body(state, row):
         y, mean, spread = state
         t, to, weight, total = row
-        prediction = ask(model, y, t, cond, process=process)
+        prediction = ask(model, y, t, cond)
         velocity = straight_velocity(prediction, slope)
         # The weighted variance as the walk goes: the difference of two sums would lose a small one.
         change = velocity - mean

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from scorelab.distill.base import Distillation, Scene
 from scorelab.distill.ratio import UnitRatio
 from scorelab.distill.weights import DifferenceWeight, DMDWeight
-from scorelab.losses.denoising import denoised_error, mean_square
-from scorelab.models.ask import ask
-from scorelab.typing import Model, partly_static, per_example, require_number
+from scorelab.losses.base import mean_square
+from scorelab.losses.denoising import denoised_error
+from scorelab.models.base import Model, ask
+from scorelab.typing import partly_static, per_example, require_number
 
 
 @partly_static("teacher", "reward")
@@ -44,13 +45,13 @@ class SiD(Distillation):
     def student_loss(self, scene: Scene):
         """See the class."""
         y, t = scene.noised.y, scene.t
-        teacher, fake = (ask(model, y, t, scene.cond, process=self.process) for model in (self.teacher, cast(Model, scene.fake)))
+        teacher, fake = (ask(model, y, t, scene.cond) for model in (self.teacher, cast(Model, scene.fake)))
         gap = denoised_error(teacher, fake.denoised, fake.eps)
-        error = denoised_error(teacher, scene.y0, scene.noised.eps)
+        error = denoised_error(teacher, scene.y0, scene.noised.noise)
         weight = self.weight(self.process, t, *jax.lax.stop_gradient((scene.y0, teacher.denoised)))
         loss = jnp.mean(per_example(weight, gap) * gap * (error - self.a * gap))
         seen = dict(
             gap=mean_square(gap), teacher_error=mean_square(error),
-            fake_error=mean_square(denoised_error(fake, scene.y0, scene.noised.eps)),
+            fake_error=mean_square(denoised_error(fake, scene.y0, scene.noised.noise)),
         )  # fmt: skip
         return loss, (scene.means, jax.lax.stop_gradient(seen), {})

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import jax
 
-from scorelab.processes.base import Perturbed
-from scorelab.typing import Array, Model, Pytree
+from scorelab.models.base import Model
+from scorelab.processes.base import Noised
+from scorelab.typing import Array, Pytree
 
 
 @jax.tree_util.register_dataclass
@@ -53,7 +54,7 @@ class Scene(NamedTuple):
     """
 
     y0: Array
-    noised: Perturbed
+    noised: Noised
     t: Array
     index: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     cond: Pytree

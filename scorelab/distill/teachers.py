@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from scorelab.models.base import Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
-from scorelab.processes.base import Process
-from scorelab.typing import Model
+from scorelab.processes.linear_gaussian import LinearGaussian
 
 
 def as_network(model: Model | None, owner: str) -> BoundDenoiser:
@@ -27,11 +27,11 @@ def denoiser_of(model: Model) -> Denoiser:
     return as_network(model, "denoiser_of").denoiser
 
 
-def process_of(model: Model | None, owner: str = "process_of") -> Process:
+def process_of(model: Model | None, owner: str = "process_of") -> LinearGaussian:
     """The process a model is about; ValueError where it does not say."""
     while model is not None:
         for inner in (model, getattr(model, "denoiser", None)):
-            if isinstance(process := getattr(inner, "process", None), Process):
+            if isinstance(process := getattr(inner, "process", None), LinearGaussian):
                 return process
         model = getattr(model, "model", None)
     raise ValueError(f"{owner}.process = None: expected one, since the teacher does not name its own")

@@ -10,29 +10,29 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, require_positive
 
 
 class DifferenceWeight(Protocol):
     """A weight for each example."""
 
-    def __call__(self, process: Process, t: Array, y0: Array, teacher: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array, y0: Array, teacher: Array) -> Array:
         """The weight, ``(batch,)``, a constant for the gradient."""
         ...
 
 
-def unit_weight(process: Process, t: Array, y0: Array, teacher: Array) -> Array:
+def unit_weight(process: LinearGaussian, t: Array, y0: Array, teacher: Array) -> Array:
     """One."""
     return jnp.ones_like(t)
 
 
-def noise_weight(process: Process, t: Array, y0: Array, teacher: Array) -> Array:
+def noise_weight(process: LinearGaussian, t: Array, y0: Array, teacher: Array) -> Array:
     r""":math:`\alpha/\sigma`: the difference in the noise, alike in size at all noise levels."""
     return 1 / process.noise_ratio(t)
 
 
-def score_weight(process: Process, t: Array, y0: Array, teacher: Array) -> Array:
+def score_weight(process: LinearGaussian, t: Array, y0: Array, teacher: Array) -> Array:
     r""":math:`\alpha^2/\sigma^2`: the weight of the theorem, :math:`\alpha(s_q - s_p) = \tfrac{\alpha^2}{\sigma^2}(D_q - D_p)`."""
     return 1 / process.noise_ratio(t) ** 2
 

@@ -7,11 +7,10 @@ from scorelab.fk.host import Callback, sample_between
 from scorelab.fk.intermediate import Blurred, Denoised, Intermediate, Learned, Posterior
 from scorelab.fk.learned import LearnedReward, RewardLearner
 from scorelab.fk.policies import Always, BirthDeath, EssBelow, Every, Islands, Moved, Never, Policy, When
-from scorelab.fk.potentials import AsIs, Difference, FinalOnly, Max, Potential, Seen, Steering, Sum, Together, Zero
-from scorelab.fk.pruning import Pruned, Pruning, prune
+from scorelab.fk.potentials import AsIs, Difference, FinalOnly, Max, ParticleRow, Potential, Seen, Steering, Sum, Together, Zero
 from scorelab.fk.resampling import Resampler, killing, multinomial, residual, ssp, stratified, systematic
 from scorelab.fk.smc import FeynmanKac, WeightsWarning
-from scorelab.fk.weights import best_of, ess, log_mean_exp, normalised, one_of_each, weighted_mean
+from scorelab.fk.weights import ess, log_mean_exp, normalised, one_of_each, weighted_mean
 
 __all__ = [
     "Always",
@@ -36,11 +35,10 @@ __all__ = [
     "Max",
     "Moved",
     "Never",
+    "ParticleRow",
     "Policy",
     "Posterior",
     "Potential",
-    "Pruned",
-    "Pruning",
     "Resampler",
     "RewardLearner",
     "Seen",
@@ -53,7 +51,6 @@ __all__ = [
     "When",
     "Zero",
     "annealed",
-    "best_of",
     "ess",
     "geometric",
     "killing",
@@ -62,7 +59,6 @@ __all__ = [
     "normalised",
     "one_of_each",
     "product",
-    "prune",
     "residual",
     "rewards",
     "sample_between",

@@ -19,10 +19,23 @@ from scorelab.densities import Gaussian
 from scorelab.fk.checks import require_scalar, same
 from scorelab.fk.composition import Composition, Tilt, signal_fraction
 from scorelab.fk.potentials import Potential, Seen
-from scorelab.models import Conditioned
-from scorelab.processes.base import require_same_process
-from scorelab.starts import Start, Tempered
-from scorelab.typing import Array, Model, is_traced, partly_static, require_choice, require_int
+from scorelab.models import Conditioned, ExactModel
+from scorelab.models.base import KnowsDensity, Model
+from scorelab.processes.base import Start
+from scorelab.starts import Tempered
+from scorelab.typing import Array, is_traced, partly_static, require_choice, require_int
+
+
+class Weight(NamedTuple):
+    """The row of a corrector at a node.
+
+    Attributes:
+        before: the part of the step that ends here.
+        after: the part of the step that begins here.
+    """
+
+    before: Array
+    after: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +63,7 @@ class Corrector(Potential):
         """The parts of the steps before and after every node."""
         if not float(process.alpha(np.float64(times[0]))) > 0:
             raise ValueError(
-                f"Corrector needs finite SDE rates, but alpha is 0 at t = {times[0]} under {process.schedule}: start the grid "
+                f"Corrector needs finite SDE rates, but alpha is 0 at t = {times[0]} under {process!r}: start the grid "
                 "below it (such as t_max=0.99)"
             )
         dt = -np.diff(times)
@@ -58,12 +71,12 @@ class Corrector(Potential):
         dt = np.where((sigma[1:] > 0) & np.isfinite(dt), dt, 0.0)
         before, after = np.append(0.0, dt), np.append(dt, 0.0)
         if self.rule == "trapezoid":
-            return dict(before=before / 2, after=after / 2)
-        return dict(before=0 * before, after=after)
+            return Weight(before=before / 2, after=after / 2)
+        return Weight(before=0 * before, after=after)
 
-    def init(self, y):
+    def init(self, zeros):
         """What the beginning of the step has put in, and the tilt at the last node."""
-        return jnp.zeros(len(y), y.dtype), jnp.zeros(len(y), y.dtype)
+        return zeros, zeros
 
     def check(self, model, base):
         """The model has to be the composition, and the solver has to make the noise that its drift is for."""
@@ -79,7 +92,7 @@ class Corrector(Potential):
                 "DPMSolverPP(eta=1.0) or EulerMaruyama()"
             )
 
-    def check_start(self, start, model, process, t):
+    def check_start(self, start, model, t):
         r"""The start has to weigh its points by :math:`\Phi` at ``t``: the corrector's, or one with a ``log_weight`` of its own.
 
         Another one is the law itself only for one expert with the exponent one, and a tilt that has hardly begun (a ramp below
@@ -90,11 +103,9 @@ class Corrector(Potential):
         expected = "expected the start that annealed, product, geometric, tilted or weighted returned with the model"
         if isinstance(start, Tempered):
             target = start.target
-            knows = lambda composition: all(hasattr(expert, "log_prob") for expert in composition.models)
             # The experts themselves are asked only where they know their density.
-            parts = lambda composition: (
-                composition.exponents, composition.tilt, composition.models if knows(composition) else len(composition.models)
-            )  # fmt: skip
+            experts = lambda composition: composition.models if composition.knows_density else len(composition.models)
+            parts = lambda composition: (composition.exponents, composition.tilt, experts(composition))
             other = model.tilt is not None if target is None else not same(parts(target), parts(model))
             theirs, total = _total(start.exponents, t), _total(model.exponents, t)
             differ = theirs is not None and total is not None and abs(theirs - total) > 1e-5 * abs(total)
@@ -105,23 +116,23 @@ class Corrector(Potential):
             return
         total, tilt = _total(model.exponents, t), model.tilt
         with jax.ensure_compile_time_eval():
-            begun = tilt is not None and not (isinstance(tilt, Tilt) and abs(float(tilt.ramp(process, jnp.asarray(t)))) < 1e-3)
+            begun = tilt is not None and not (
+                isinstance(tilt, Tilt) and abs(float(tilt.ramp(model.process, jnp.asarray(t)))) < 1e-3
+            )
         if len(model.models) > 1 or begun or (total is not None and abs(total - 1) > 1e-6):
             raise ValueError(
                 f"sample.start = {type(start).__name__} has no weights for {_named(model, total)} at t = {t:.4g}: {expected}"
             )
 
-    def see(self, model, keys, y, row):
+    def see(self, model, keys, y, row, cond):
         """The composition's prediction, rate and tilt."""
-        composition = cast(Composition, model.model)
-        prediction, rate, tilt = composition.evaluate(y, row["t"], model.cond, keys, self.probes)
-        require_same_process("Corrector", process=model.process, model=prediction.process)
-        return Seen(prediction, None, (rate, tilt))
+        prediction, rate, tilt = cast(Composition, model).evaluate(y, row.t, cond, keys, self.probes)
+        return Seen(model.process.checked("Composition", prediction, y), (rate, tilt))
 
-    def weigh(self, memory, y, seen, keys, row, cond):
+    def weigh(self, memory, notes, row, populations):
         """The step that ends here."""
-        rate, tilt = seen.notes
-        return memory[0] + row["before"] * rate, (row["after"] * rate, tilt)
+        rate, tilt = notes
+        return memory[0] + row.potential.before * rate, (row.potential.after * rate, tilt)
 
 
 @partly_static("tilt")
@@ -219,7 +230,7 @@ def geometric(unconditional: Model, conditional: Model, beta: Array | float, **o
     if not callable(beta):
         require_scalar("geometric", beta=beta)
     # An exact model takes no conditions, and keeps its log-density.
-    free = unconditional if hasattr(unconditional, "log_prob") else Conditioned(model=unconditional)
+    free = unconditional if isinstance(unconditional, KnowsDensity) else Conditioned(model=unconditional)
     options.setdefault("anchor", "score")
     return weighted([free, conditional], [1 - beta, beta], **options)
 
@@ -270,8 +281,7 @@ def _named(model: Composition, total: float | None) -> str:
 
 
 def _moments(model: Model) -> Gaussian | None:
-    law, process = getattr(model, "law", None), getattr(model, "process", None)
-    if law is None or process is None or is_traced(law):
+    if not isinstance(model, ExactModel) or is_traced(model.law):
         return None
     with jax.ensure_compile_time_eval():
-        return law.in_chart(process.chart).matched()
+        return model.law.in_chart(model.process.chart).matched()

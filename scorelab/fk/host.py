@@ -6,24 +6,22 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arguments import check_shape, check_walk
+from scorelab import walk
 from scorelab.callbacks import remembered
-from scorelab.fk.composition import known_process
-from scorelab.fk.intermediate import Denoised
-from scorelab.fk.potentials import Steering
+from scorelab.fk.intermediate import Denoised, scaled
+from scorelab.fk.potentials import Steering, unguided
 from scorelab.fk.smc import FeynmanKac
 from scorelab.grids import Grid
-from scorelab.processes.base import Process, require_same_process
-from scorelab.sampling import Samples, assemble, begin, first_bad, raise_if_bad, row_keys, working_precision
-from scorelab.solvers.base import BoundModel
-from scorelab.starts import Prior, Start
-from scorelab.typing import Array, Key, Model, Pytree, is_traced, require_spec
+from scorelab.models.base import Model
+from scorelab.processes.base import Start
+from scorelab.sampling import Samples, assemble
+from scorelab.typing import Array, Key, Pytree, is_traced, require_spec
 
 
 @dataclass(frozen=True)
@@ -56,21 +54,16 @@ class Callback:
         return r.astype(x.dtype)
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Known:
-    """Rewards that were found elsewhere, in the place of the function: values are leaves, so that they share a program."""
-
-    values: Array
+class _Elsewhere:
+    """In the place of a reward that is asked on the host."""
 
     def __call__(self, x: Array) -> Array:
-        """The values, whatever the points."""
-        return self.values
+        return jnp.zeros(len(x), x.dtype)
 
 
 def sample_between(
     model: Model,
-    process: Process,
     *,
     solver: FeynmanKac,
     grid: Grid,
@@ -87,7 +80,6 @@ def sample_between(
 
     Args:
         model: as in ``sample``.
-        process: as in ``sample``.
         solver: with a steering potential whose reward is a :class:`Callback` of the denoised mean.
         grid: as in ``sample``.
         key: as in ``sample``.
@@ -98,93 +90,86 @@ def sample_between(
 
     Raises:
         TypeError: another potential, reward or intermediate reward.
-        ValueError: a model of another process.
+        ValueError: as in ``sample``.
         NonFiniteSample: as in ``sample``.
     """
-    require_spec(sample_between, Process, process=process)
     require_spec(sample_between, FeynmanKac, solver=solver)
-    require_spec(sample_between, Grid, grid=grid)
     require_spec(sample_between, Steering, potential=solver.potential)
     potential = cast(Steering, solver.potential)
     require_spec(sample_between, Callback, reward=potential.reward)
     require_spec(sample_between, Denoised, intermediate=potential.intermediate)
+    reward, scale = cast(Callback, potential.reward), potential.scale
     if potential.with_cond:
         raise ValueError("sample_between.solver has a potential with_cond=True: expected a reward of the samples alone")
-    if (known := known_process(model)) is not None:
-        require_same_process("sample_between", process=process, model=known)
-    n, event = check_shape(shape)
-    if n % (population := solver.population(n)):
-        raise ValueError(f"sample_between.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
-    model, ids, times = check_walk("sample_between", model, process, grid, key, n, population, cond)
-    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
-    start.check(n, event, process)
-    solver.check_start(start, model, process, float(times[0]))
-    reward, silent = cast(Callback, potential.reward), _with_rewards(solver, jnp.zeros(n))
-    rows = working_precision(solver.table(process, times))
-    rows["index"], calls = np.arange(len(rows["t"]), dtype=np.int32), len(rows["t"])
-    rows["event"] = rows["event"] * rows["enter"]
-    rows["last_row"] = np.zeros_like(rows["last_row"])  # the end is concluded below, with the samples' own rewards
+    plan = walk.plan("sample_between", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
+    if plan.n % plan.population:
+        raise ValueError(
+            f"sample_between.shape = ({plan.n}, ...): expected a multiple of {plan.population}, the samples of one population"
+        )
+    silent = dataclasses.replace(solver, potential=dataclasses.replace(potential, reward=_Elsewhere()))
+    rows, index = plan.rows, np.arange(plan.calls, dtype=np.int32)
+    events = (rows.potential.event > 0) & (rows.enter > 0)
+    visit = walk.Visit(plan.model, key, plan.ids, cond)
 
-    state = _begin(silent, start, key, ids, cond, rows["t"][0], process=process, event=event)
+    state, log_weights = _begin(silent, plan.start, visit, rows.t[0], event=plan.event)
     records, at = [], 0
-    while at < calls:
-        until = at + int(np.argmax(rows["event"][at:] > 0)) if np.any(rows["event"][at:]) else calls
+    while at < plan.calls:
+        until = at + int(np.argmax(events[at:])) if np.any(events[at:]) else plan.calls
         if until > at:
-            stretch = {name: column[at:until] for name, column in rows.items()}
-            state, record = _stretch(silent, model, key, ids, cond, state, stretch, process=process)
+            state, record = _stretch(silent, visit, state, *_part((rows, index), slice(at, until)))
         else:
-            row = {name: column[at] for name, column in rows.items()}
-            seen, x = _look(silent, model, key, ids, cond, state, row, process=process)
-            known = _with_rewards(solver, reward.on_host(x))
-            state, record = _advance(known, model, key, ids, cond, state, row, seen, process=process)
+            row = _part((rows, index), at)
+            y, seen, x = _look(silent, visit, state, *row)
+            seen = seen._replace(notes=scaled(jnp.asarray(scale, seen.notes.dtype), reward.on_host(x)))
+            state, record = _move(silent, visit, state, y, seen, *row)
             until = at + 1
         records.append(record)
         at = until
         if progress is not None:
-            progress(at, calls)
-    x = silent.decode(process, state[0], state[1])
-    known = _with_rewards(solver, reward.on_host(x))
+            progress(at, plan.calls)
+    x = silent.decode(model.process, state.y, state.carry.base)
+    known = jnp.asarray(reward.on_host(x))
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
-    part = _conclude(known, key, ids, cond, state, calls - 1, joined, process=process)
-    raise_if_bad(np.asarray(part["bad"]), times)
-    samples = assemble([part], n, calls, times, process)
+    part = _conclude(silent, visit, state, index[-1], joined, known, log_weights)
+    walk.raise_if_bad(np.asarray(part["bad"]), plan.times)
+    samples = assemble([part], plan, model.process)
     solver.review(samples.diagnostics)
     return samples
 
 
-def _with_rewards(solver: FeynmanKac, values: Array) -> FeynmanKac:
-    potential = dataclasses.replace(cast(Steering, solver.potential), reward=Known(jnp.asarray(values)), with_cond=False)
-    return dataclasses.replace(solver, potential=potential)
+def _part(rows: Any, which: Any) -> Any:
+    return jax.tree.map(lambda column: column[which], rows)
 
 
-@functools.partial(jax.jit, static_argnames=("process", "event"))
-def _begin(solver, start, key, ids, cond, t, *, process, event):
-    return begin(solver, start, key, ids, cond, t, process=process, event=event)[0]
+@functools.partial(jax.jit, static_argnames="event")
+def _begin(solver, start, visit, t, *, event):
+    return walk.begin(solver, start, visit, t, event)
 
 
-@functools.partial(jax.jit, static_argnames="process")
-def _stretch(solver, model, key, ids, cond, state, rows, *, process):
-    def body(state, row):
-        result = solver.step(BoundModel(model, cond, process), row_keys(solver, key, ids, row["index"]), state[0], state[1], row)
-        return (result.y, result.carry, first_bad(state[2], result.y, row)), solver.record(result.carry)
-
-    return jax.lax.scan(body, state, rows)
+@jax.jit
+def _stretch(solver, visit, state, rows, index):
+    state, (_, _, records) = walk.advance(solver, visit, state, rows, index)
+    return state, records
 
 
-@functools.partial(jax.jit, static_argnames="process")
-def _look(solver, model, key, ids, cond, state, row, *, process):
-    seen = solver.look(BoundModel(model, cond, process), row_keys(solver, key, ids, row["index"]), state[0], row)
-    return seen, seen.prediction.process.decode(seen.prediction.denoised)
+@jax.jit
+def _look(solver, visit, state, row, index):
+    y, seen = walk.look(solver, visit, state, row, index)
+    prediction = unguided(seen.prediction)
+    return y, seen, prediction.process.decode(prediction.denoised)
 
 
-@functools.partial(jax.jit, static_argnames="process")
-def _advance(solver, model, key, ids, cond, state, row, seen, *, process):
-    keys = row_keys(solver, key, ids, row["index"])
-    y, carry = solver.advance(BoundModel(model, cond, process), keys, state[0], state[1], row, seen)
-    return (y, carry, first_bad(state[2], y, row)), jax.tree.map(lambda leaf: leaf[None], solver.record(carry))
+@jax.jit
+def _move(solver, visit, state, y, seen, row, index):
+    state = walk.move(solver, visit, state, y, seen, row, index)
+    return state, jax.tree.map(lambda leaf: leaf[None], solver.record(state.carry))
 
 
-@functools.partial(jax.jit, static_argnames="process")
-def _conclude(solver, key, ids, cond, state, index, records, *, process):
-    y, carry = solver.conclude(process, row_keys(solver, key, ids, index), state[0], state[1], cond)
-    return dict(x=solver.decode(process, y, carry), bad=state[2], outputs=solver.outputs(carry, records), path=None)
+@jax.jit
+def _conclude(solver, visit, state, index, records, known, log_weights):
+    # The samples' own rewards are known: the last factor is asked of nobody.
+    potential = dataclasses.replace(solver.potential, reward=lambda x: known)
+    state = walk.conclude(dataclasses.replace(solver, potential=potential), visit, state, index)
+    x = solver.decode(visit.model.process, state.y, state.carry)
+    outputs = dict(log_weights=log_weights) | solver.outputs(state.carry, records)
+    return dict(x=x, bad=state.bad, outputs=outputs, path=None)

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.densities import Gaussian
-from scorelab.fk.composition import known_process
 from scorelab.fk.weights import log_mean_exp
 from scorelab.models.measurement import LinearMeasurement, product
-from scorelab.processes.base import Prediction, require_same_process
+from scorelab.processes.base import Process, require_same_process
 from scorelab.typing import Array, Key, partly_static, per_example, require_int, require_positive
 
 
@@ -32,7 +31,7 @@ class Intermediate(abc.ABC):
     """How a reward is believed at a noisy point; a new one states ``value``."""
 
     @abc.abstractmethod
-    def value(self, reward, scale: Array, keys: Key, y: Array, prediction: Prediction) -> Array:
+    def value(self, reward, scale: Array, keys: Key, y: Array, prediction: Any) -> Array:
         r""":math:`\lambda` times the intermediate reward, ``(batch,)``.
 
         ``reward`` takes points of data space ``(batch, *event)``; ``keys`` has one key per particle.
@@ -133,6 +132,7 @@ class Learned(Intermediate):
 
     def value(self, reward, scale, keys, y, prediction):
         """See the class."""
-        if (known := known_process(self.model)) is not None:
+        # A bare function says nothing of its process.
+        if isinstance(known := getattr(self.model, "process", None), Process):
             require_same_process("Learned", sampled=prediction.process, learned=known)
         return scaled(scale, self.model(y, prediction.t))

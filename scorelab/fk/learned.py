@@ -12,7 +12,7 @@ import optax
 
 from scorelab.losses import Batch, Times, UniformTimes
 from scorelab.models.denoiser import Denoiser
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.learner import optimised
 from scorelab.typing import Array, Key, Pytree, require_choice, require_positive, require_spec
 
@@ -26,7 +26,7 @@ class LearnedReward:
     denoiser: Denoiser = field(metadata={"static": True})
 
     @property
-    def process(self) -> Process:
+    def process(self) -> LinearGaussian:
         """That of the noisy points."""
         return self.denoiser.process
 
@@ -81,6 +81,11 @@ class RewardLearner:
         require_positive(self, scale=self.scale)
         if not callable(self.reward):
             raise TypeError(f"RewardLearner.reward = {self.reward!r}: expected a function of points of data space")
+
+    @property
+    def process(self) -> LinearGaussian:
+        """That of the denoiser."""
+        return self.denoiser.process
 
     def init(self, key: Key, batch: Batch) -> RewardState:
         """Fresh parameters for data shaped like ``batch``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +17,49 @@ import numpy as np
 
 from scorelab.fk.checks import require_scalar, require_window
 from scorelab.fk.intermediate import Denoised, Intermediate, scaled
-from scorelab.processes.base import Prediction, Process
-from scorelab.solvers.base import BoundModel, Rows, Solver
-from scorelab.starts import Start
+from scorelab.models.base import Model, ask
+from scorelab.models.guided import GuidedPrediction
+from scorelab.processes.base import Start
+from scorelab.solvers.base import Solver
 from scorelab.typing import Array, Key, Pytree, partly_static, require_choice, require_int, require_spec
 
 # An intermediate reward so far below the best of its population counts as impossible.
 REACH = 1e4
 
 
-class Seen(NamedTuple):
-    """What is known of the particles at a node, gathered with them.
+class ParticleRow(NamedTuple):
+    """A row of weighted particles.
 
     Attributes:
-        prediction: the model's, which moves them.
-        gradient: a pull that the proposal adds to the score (of a :class:`scorelab.models.Guided` model), or None.
+        t: where the model is asked.
+        step: the grid step.
+        base: the row of the base solver.
+        potential: that of the potential, for the node at which the row begins.
+        enter: 1 where the row begins a step, 0 in the middle of one.
+        stay: 1 where nothing moves any more.
+        node: the number of the grid time at which the row begins.
+        progress: the same as a fraction of the walk, from 0 to 1.
+    """
+
+    t: Array
+    step: Array
+    base: Any
+    potential: Any
+    enter: Array
+    stay: Array
+    node: Array
+    progress: Array
+
+
+class Seen(NamedTuple):
+    """What is known of the particles at a node.
+
+    Attributes:
+        prediction: the model's, which moves them, and is gathered with them.
         notes: what the potential itself found out, one row per particle.
     """
 
-    prediction: Prediction
-    gradient: Array | None = None
+    prediction: Any
     notes: Pytree = ()
 
 
@@ -50,38 +73,43 @@ class Potential:
 
     closes = False
 
-    def table(self, process: Process, times: np.ndarray) -> Rows:
-        """Columns of its own: host values at every grid time, ``(steps + 1,)``."""
-        return {}
+    def table(self, process: Any, times: np.ndarray) -> Any:
+        """A row of its own for every grid time: a NamedTuple of host values ``(steps + 1,)``, or () for none."""
+        return ()
 
-    def check(self, model: Any, base: Solver) -> None:
+    def check(self, model: Model, base: Solver) -> None:
         """Raise where the model or the base solver do not fit; called while tracing."""
         return None
 
-    def check_start(self, start: Start, model: Any, process: Process, t: float) -> None:
-        """Raise where the particles do not begin at the law that the weights begin with; see :meth:`Solver.check_start`."""
+    def check_start(self, start: Start, model: Model, t: float) -> None:
+        """Raise where the particles do not begin at the law that the weights begin with; see :meth:`Population.check_start`."""
         return None
 
-    def init(self, y: Array) -> Pytree:
-        """The memory of every particle before the start."""
+    def init(self, zeros: Array) -> Pytree:
+        """The memory of every particle before the start; ``zeros`` ``(n,)`` has the type of the weights."""
         return ()
 
-    def see(self, model: BoundModel, keys: Key, y: Array, row: dict[str, Array]) -> Seen:
-        """Call the model at ``y``."""
-        return Seen(*model.pull(y, row["t"]))
+    def see(self, model: Model, keys: Key, y: Pytree, row: ParticleRow, cond: Pytree) -> Seen:
+        """Call the model at ``y``, and note what is needed to weigh."""
+        prediction = ask(model, y, row.t, cond)
+        return Seen(prediction, self.note(unguided(prediction), keys, y, row, cond))
 
-    def weigh(
-        self, memory: Pytree, y: Array, seen: Seen, keys: Key, row: dict[str, Array | int], cond: Pytree
-    ) -> tuple[Array, Pytree]:
-        """The increment ``(n,)`` up to this node, and the memory after it.
+    def note(self, prediction: Any, keys: Key, y: Pytree, row: ParticleRow, cond: Pytree) -> Pytree:
+        """What the potential finds out at a node from the prediction there."""
+        return ()
 
-        ``row["populations"]``, a Python number, says how many populations the particles are, one after the other.
-        """
-        return jnp.zeros(len(y), y.dtype), memory
+    def weigh(self, memory: Pytree, notes: Pytree, row: ParticleRow, populations: int) -> tuple[Array | float, Pytree]:
+        """The increment ``(n,)`` up to this node, and the memory after it, of ``populations`` one after the other."""
+        return 0.0, memory
 
-    def finish(self, memory: Pytree, x: Array, cond: Pytree) -> Array:
+    def finish(self, memory: Pytree, x: Pytree, cond: Pytree) -> Any:
         """The last increment ``(n,)``, for the samples ``x`` in data space."""
-        return jnp.zeros(len(x), x.dtype)
+        return jnp.zeros(len(jax.tree.leaves(x)[0]))
+
+
+def unguided(prediction: Any) -> Any:
+    """What the model itself says, before a proposal is pulled anywhere: what is believed of the end."""
+    return prediction.base if isinstance(prediction, GuidedPrediction) else prediction
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,18 @@ def stated(value: Array, populations: int) -> tuple[Array, Array]:
     some = jnp.any(possible, axis=1, keepdims=True)
     filled = jnp.where(possible, value, jnp.where(some, least, 0.0))
     return filled.reshape(-1), jnp.broadcast_to(some, value.shape).reshape(-1)
+
+
+class Event(NamedTuple):
+    """The row of steering at a node.
+
+    Attributes:
+        event: 1 where the reward is asked.
+        temper: the factor of the intermediate reward.
+    """
+
+    event: Array
+    temper: Array
 
 
 class Spent(NamedTuple):
@@ -176,15 +216,15 @@ class Steering(Potential):
         if not np.all(np.isfinite(temper)):
             at = progress[~np.isfinite(temper)][0]
             raise ValueError(f"{type(self).__name__}.temper is not finite at {at}: expected numbers on all of [0, 1]")
-        return dict(event=event.astype(np.int32), temper=temper)
+        return Event(event.astype(np.int32), temper)
 
-    def init(self, y):
+    def init(self, zeros):
         """Nothing spent."""
-        return Spent(jnp.zeros(len(y), y.dtype), self.begin(y))
+        return Spent(zeros, self.begin(zeros))
 
-    def begin(self, y: Array) -> Array:
+    def begin(self, zeros: Array) -> Array:
         """What the rule remembers before the first event."""
-        return jnp.zeros(len(y), y.dtype)
+        return zeros
 
     def rewards(self, x: Array, cond: Pytree) -> Array:
         """``reward`` of points of data space, checked for its shape."""
@@ -193,22 +233,32 @@ class Steering(Potential):
             raise ValueError(f"{type(self).__name__}.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per sample")
         return jnp.asarray(r, x.dtype)
 
-    def weigh(self, memory, y, seen, keys, row, cond):
-        """The gain where there is an event; elsewhere the reward is not computed."""
+    def note(self, prediction, keys, y, row, cond):
+        """The intermediate reward where there is an event; elsewhere it is not computed."""
+        working = jnp.result_type(row.t)
 
         def event():
             believed = lambda x: self.rewards(x, cond)
-            value = self.intermediate.value(believed, jnp.asarray(self.scale, y.dtype), keys, y, seen.prediction)
-            if jnp.shape(value) != y.shape[:1]:
+            value = self.intermediate.value(believed, jnp.asarray(self.scale, working), keys, y, prediction)
+            if jnp.shape(value) != keys.shape[:1]:
                 name = type(self.intermediate).__name__
-                raise ValueError(f"{name} gave values of shape {jnp.shape(value)}: expected {y.shape[:1]}")
-            value, says = stated(value, int(row["populations"]))
-            gain, remembered = self.gain(memory, row["temper"] * value)
-            gain, remembered = jnp.where(says, gain, 0.0), jnp.where(says, remembered, memory.memory)
-            return gain.astype(y.dtype), Spent(memory.total + gain, remembered)
+                raise ValueError(f"{name} gave values of shape {jnp.shape(value)}: expected {keys.shape[:1]}")
+            return value.astype(working)
 
+        return jax.lax.cond(self._due(row), event, lambda: jnp.zeros(keys.shape[:1], working))
+
+    def weigh(self, memory, notes, row, populations):
+        """The gain where there is an event."""
+        value, says = stated(notes, populations)
+        gain, remembered = self.gain(memory, row.potential.temper * value)
+        says = says & self._due(row)
+        gain, remembered = jnp.where(says, gain, 0.0), jnp.where(says, remembered, memory.memory)
+        return gain, Spent(memory.total + gain, remembered)
+
+    @staticmethod
+    def _due(row: ParticleRow) -> Array:
         # In the middle of a step, where the base solver calls the model again, there is no event.
-        return jax.lax.cond((row["event"] > 0) & (row["enter"] > 0), event, lambda: (jnp.zeros(len(y), y.dtype), memory))
+        return (row.potential.event > 0) & (row.enter > 0)
 
     def finish(self, memory, x, cond):
         """See the class."""
@@ -235,9 +285,9 @@ class Max(Steering):
     ``Difference``, and 1.4 % of the particles are left in effect.
     """
 
-    def begin(self, y):
+    def begin(self, zeros):
         """Nothing seen."""
-        return jnp.full(len(y), -jnp.inf, y.dtype)
+        return jnp.full_like(zeros, -jnp.inf)
 
     def gain(self, spent, value):
         """The best so far."""
@@ -277,7 +327,7 @@ class FinalOnly(Steering):
 
     def table(self, process, times):
         """No events."""
-        return {name: np.zeros_like(column) for name, column in super().table(process, times).items()}
+        return jax.tree.map(np.zeros_like, super().table(process, times))
 
     def gain(self, spent, value):
         """Nothing."""
@@ -316,37 +366,35 @@ class Together(Potential):
         for part in self.parts:
             part.check(model, base)
 
-    def check_start(self, start, model, process, t):
+    def check_start(self, start, model, t):
         """Those of all."""
         for part in self.parts:
-            part.check_start(start, model, process, t)
+            part.check_start(start, model, t)
 
     def table(self, process, times):
-        """The columns of each part, with its number in front."""
-        tables = [part.table(process, times) for part in self.parts]
-        return {f"{i}_{name}": column for i, table in enumerate(tables) for name, column in table.items()}
+        """The rows of the parts."""
+        return tuple(part.table(process, times) for part in self.parts)
 
-    def init(self, y):
+    def init(self, zeros):
         """That of each."""
-        return tuple(part.init(y) for part in self.parts)
+        return tuple(part.init(zeros) for part in self.parts)
 
-    def see(self, model, keys, y, row):
-        """As the first."""
-        return self.parts[0].see(model, keys, y, self._own(row, 0))
+    def see(self, model, keys, y, row, cond):
+        """As the first, with the notes of all."""
+        first, *others = self._rows(row)
+        seen = self.parts[0].see(model, keys, y, first, cond)
+        rest = zip(self.parts[1:], others, strict=True)
+        return seen._replace(notes=(seen.notes, *(part.note(unguided(seen.prediction), keys, y, own, cond) for part, own in rest)))
 
-    def weigh(self, memory, y, seen, keys, row, cond):
+    def weigh(self, memory, notes, row, populations):
         """The sum."""
-        results = [
-            part.weigh(mine, y, seen, keys, self._own(row, i), cond)
-            for i, (part, mine) in enumerate(zip(self.parts, memory, strict=True))
-        ]
-        return cast(Array, sum(gain for gain, _ in results)), tuple(after for _, after in results)
+        together = zip(self.parts, memory, notes, self._rows(row), strict=True)
+        results = [part.weigh(mine, noted, own, populations) for part, mine, noted, own in together]
+        return sum(gain for gain, _ in results), tuple(after for _, after in results)
 
     def finish(self, memory, x, cond):
         """The sum."""
-        return cast(Array, sum(part.finish(mine, x, cond) for part, mine in zip(self.parts, memory, strict=True)))
+        return sum(part.finish(mine, x, cond) for part, mine in zip(self.parts, memory, strict=True))
 
-    @staticmethod
-    def _own(row, i):
-        prefix = f"{i}_"
-        return row | {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+    def _rows(self, row: ParticleRow) -> list[ParticleRow]:
+        return [row._replace(potential=own) for own in row.potential]

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +23,19 @@ from jax.sharding import PartitionSpec
 
 from scorelab.fk.cloud import Cloud, WeightsWarning, add, gather
 from scorelab.fk.policies import Always, EssBelow, Moved, Never, Policy
-from scorelab.fk.potentials import Potential, Seen, Zero
+from scorelab.fk.potentials import ParticleRow, Potential, Seen, Zero
 from scorelab.fk.resampling import Resampler, checked, systematic
 from scorelab.fk.weights import ess, log_mean_exp
-from scorelab.models.guided import pulled
-from scorelab.processes.base import Prediction
+from scorelab.models.guided import GuidedPrediction
+from scorelab.processes.base import Process
+from scorelab.processes.predictions import require_capabilities
 from scorelab.solvers import DPMSolverPP
-from scorelab.solvers.base import BoundModel, Solver, Step, computed
+from scorelab.solvers.base import Population, Solver
 from scorelab.typing import (
     Array,
+    Key,
+    Pytree,
+    computed,
     is_traced,
     on_host,
     partly_static,
@@ -49,7 +52,7 @@ _RESAMPLE, _POTENTIAL, _CLOSE = 1_000_003, 1_000_033, 1_000_037
 
 @partly_static("potential")
 @dataclass(frozen=True, kw_only=True)
-class FeynmanKac(Solver):
+class FeynmanKac(Population):
     r"""Weighted particles: a solver for :func:`scorelab.sample`, where samples in a row are the particles of a population.
 
     ``sample(..., shape=(populations * particles, *event))`` runs independent populations side by side; conditions, if any, must
@@ -64,9 +67,8 @@ class FeynmanKac(Solver):
 
     Attributes:
         base: the solver that moves the particles; under a corrector better not one of first order, whose bias no weight
-            repairs, and under a guided proposal one whose step is a mean plus noise. One that calls the model elsewhere than at
-            its state (``Heun``) costs a call more for each of its own. A deterministic one needs ``policy=Never()``, since its
-            copies would stay copies.
+            repairs, and under a guided proposal one whose step is a mean plus noise. A deterministic one needs
+            ``policy=Never()``, since its copies would stay copies.
         potential: the weights (:mod:`scorelab.fk.potentials`, :mod:`scorelab.fk.correctors`).
         resampler: a function ``(key, log_weights) -> indices`` (:mod:`scorelab.fk.resampling`).
         policy: when to resample (:mod:`scorelab.fk.policies`).
@@ -88,6 +90,8 @@ class FeynmanKac(Solver):
     clip: float | None = None
     record_ancestors: bool = False
 
+    process_type = Process
+    needs = ()
     stochastic = True
 
     def __post_init__(self):
@@ -119,98 +123,89 @@ class FeynmanKac(Solver):
         """Those of the base; a potential that closes takes one more on a grid that ends in noise."""
         return self.base.calls_per_step
 
-    def population(self, n):
+    def size(self, n):
         """The particles of one population."""
         return n if self.particles is None else self.particles
 
     def table(self, process, times):
         """The base's rows, with those of the potential at the node each row begins at."""
-        if process.chart.signed:
+        require_spec(f"FeynmanKac.base = {type(self.base).__name__}", self.base.process_type, process=process)
+        if process.has_signs:
             raise ValueError(
                 f"FeynmanKac under {process!r}: expected signed=False, since a copied particle would need its signs copied"
             )
-        rows = self.base.table(process, times)
+        base = self.base.table(process, times)
         steps = len(times) - 1
-        enter = np.append(1, np.diff(rows["step"])).astype(np.int32)
-        last = np.zeros(len(enter), np.int32)
-        last[-1] = 1
-        rows = rows | dict(enter=enter, stay=np.zeros_like(last), last_row=last)
-        if self.potential.closes and process.sigma(np.asarray(times, np.float64))[-1] > 0:
+        t, step = np.asarray(base.t, np.float64), np.asarray(base.step)
+        enter, stay = np.append(1, np.diff(step)).astype(np.int32), np.zeros(len(step), np.int32)
+        if self.potential.closes and times[-1] > process.clean_time:
             # One more call, at the last time, after which nothing moves.
-            rows = {name: np.concatenate([column, column[-1:]]) for name, column in rows.items()}
-            rows["t"][-1], rows["enter"][-1], rows["stay"][-1], rows["last_row"][-2] = times[-1], 1, 1, 0
-        node = rows["step"] + rows["stay"]
-        own = {name: np.asarray(column)[node] for name, column in self.potential.table(process, times).items()}
-        if clash := sorted(set(own) & set(rows)):
-            raise ValueError(f"{type(self.potential).__name__}.table has the columns {clash}: expected other names than the base's")
-        return rows | own | dict(node=node, progress=node / steps)
+            base = jax.tree.map(lambda column: np.concatenate([column, column[-1:]]), base)
+            t, step = np.append(t, times[-1]), np.append(step, step[-1])
+            enter, stay = np.append(enter, np.int32(1)), np.append(stay, np.int32(1))
+        node = step + stay
+        own = jax.tree.map(lambda column: np.asarray(column)[node], self.potential.table(process, times))
+        return ParticleRow(t, step, base=base, potential=own, enter=enter, stay=stay, node=node, progress=node / steps)
 
-    def init(self, process, y):
-        """Equal weights, every particle its own root."""
-        groups = len(y) // self.population(len(y))
-        zeros = jnp.zeros(groups, y.dtype)
-        root = jnp.tile(jnp.arange(len(y) // groups, dtype=jnp.int32), groups)
-        weights = jnp.zeros(len(y), y.dtype)
-        none = jnp.zeros(groups, jnp.int32)
+    def init(self, process, y, log_weights):
+        """The weights of the start, every particle its own root."""
+        n = len(log_weights)
+        groups = n // self.size(n)
+        zeros, none = jnp.zeros(groups, log_weights.dtype), jnp.zeros(groups, jnp.int32)
+        root = jnp.tile(jnp.arange(n // groups, dtype=jnp.int32), groups)
         end = zeros, none, root.reshape(groups, -1)
         latest = dict(ess=zeros, resampled=none > 0, clipped=none) | ({"ancestors": end[2]} if self.record_ancestors else {})
-        return Cloud(self.base.init(process, y), self.potential.init(y), root, weights, zeros, none, end, latest)
+        base = self.base.init(process, y, jnp.zeros_like(log_weights))
+        return Cloud(base, self.potential.init(log_weights), root, log_weights, zeros, none, end, latest)
 
-    def check_start(self, start, model, process, t):
+    def check_start(self, start, model, t):
         """As the potential."""
-        self.potential.check_start(start, model, process, t)
-
-    def weighted(self, carry, log_weights):
-        """With the weights of the start."""
-        return carry._replace(log_w=carry.log_w + log_weights)
+        self.potential.check_start(start, model, t)
 
     def decode(self, process, y, carry):
         """As the base."""
         return self.base.decode(process, y, carry.base)
 
-    def step(self, model, keys, y, carry, row):
-        """Look, advance, and after the last row conclude; see the module."""
-        seen = self.look(model, keys, y, row)
-        y, carry = self.advance(model, keys, y, carry, row, seen)
-        process = seen.prediction.process
-        cond = cast(BoundModel, model).cond  # the walk binds a model; only a base solver gets a bare function
-        conclude = lambda: self.conclude(process, keys, y, carry, cond)
-        y, carry = jax.lax.cond(row["last_row"] > 0, conclude, lambda: (y, carry))
-        return Step(y, carry, seen.prediction)
+    def query(self, keys, y, carry, row: ParticleRow):
+        """As the base; where nothing moves, the particles themselves."""
+        asked = self.base.query(keys, y, carry.base, row.base)
+        return jax.tree.map(lambda at, asked: jnp.where(row.stay > 0, at, asked), y, asked)
 
-    def look(self, model, keys, y, row) -> Seen:
+    def ask(self, model, keys, y, row: ParticleRow, cond) -> Seen:
         """The one call of the model, and what the potential finds out by it."""
-        self.potential.check(model.model, self.base)
-        return self.potential.see(model, _own_keys(keys), y, row)
+        self.potential.check(model, self.base)
+        seen = self.potential.see(model, _own_keys(keys), y, row, cond)
+        require_capabilities(type(self.base).__name__, seen.prediction, self.base.needs)
+        return seen
 
-    def advance(self, model, keys, y, carry, row, seen) -> tuple[Array, Cloud]:
-        """Weigh, perhaps resample, and move."""
+    def update(self, keys, y, prediction: Seen, carry, row: ParticleRow):
+        """Weigh, perhaps resample, and move; ``prediction`` is what :meth:`ask` returned."""
+        seen = prediction
         groups = len(carry.log_z)
-        entering, known = row["enter"] > 0, row | {"populations": groups}
-        increment, memory = self.potential.weigh(carry.memory, y, seen, _own_keys(keys), known, model.cond)
+        entering = row.enter > 0
+        increment, memory = self.potential.weigh(carry.memory, seen.notes, row, groups)
         increment = jnp.where(entering, increment, 0.0)
         memory = jax.tree.map(lambda new, old: jnp.where(entering, new, old), memory, carry.memory)
         log_w, bad, clipped = add(carry.log_w, increment, groups, self.clip)
-        moved, lost = self._move(keys, log_w, row, entering)
-        bad = bad + lost
+        moved, lost = self._move(keys, log_w, row)
         record = dict(ess=ess(log_w), resampled=moved.resampled, clipped=clipped)
         if self.record_ancestors:
             record["ancestors"] = moved.index
 
-        y, base, memory, root, seen = gather(moved, (y, carry.base, memory, carry.root, seen), groups)
-        result = self.base.step(_given(model, y, row["t"], seen.prediction), keys, y, base, row)
+        y, base, memory, root, prediction = gather(moved, (y, carry.base, memory, carry.root, seen.prediction), groups)
         log_w = moved.log_weights.reshape(-1)
-        if seen.gradient is not None:
-            result, ratio = self._guide(model, keys, y, base, result, seen, row)
+        if isinstance(prediction, GuidedPrediction):
+            out, after, ratio = self._guide(keys, y, base, prediction, row)
             log_w = log_w + ratio
-        stays = row["stay"] > 0
-        y, base = jax.tree.map(lambda new, old: jnp.where(stays, old, new), (result.y, result.carry), (y, base))
-        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad, carry.end, record)
+        else:
+            out, after = self.base.update(keys, y, prediction, base, row.base)
+        y, base = jax.tree.map(lambda new, old: jnp.where(row.stay > 0, old, new), (out, after), (y, base))
+        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad + lost, carry.end, record)
 
-    def conclude(self, process, keys, y, carry, cond) -> tuple[Array, Cloud]:
+    def conclude(self, process, keys, y, carry, cond) -> tuple[Pytree, Cloud]:
         """The last factor, for the samples themselves in the place of any prediction; and the last resampling."""
-        groups = len(carry.log_z)
-        rest = self.potential.finish(carry.memory, self.base.decode(process, y, carry.base), cond).astype(y.dtype)
+        groups, working = len(carry.log_z), carry.log_w.dtype
+        rest = self.potential.finish(carry.memory, self.base.decode(process, y, carry.base), cond).astype(working)
         log_w, bad, clipped = add(carry.log_w, rest, groups, self.clip)
         end = ess(log_w), clipped, carry.end[2]
         carry = carry._replace(log_w=log_w.reshape(-1), bad=carry.bad + bad, end=end)
@@ -258,11 +253,11 @@ class FeynmanKac(Solver):
                 stacklevel=3,
             )
 
-    def _move(self, keys, log_w, row, entering) -> tuple[Moved, Array]:
+    def _move(self, keys, log_w, row: ParticleRow) -> tuple[Moved, Array]:
         """What the policy decides for each population, and how many are lost; in the middle of a step nothing is done."""
 
         def decide(key, lw):
-            return self.policy.move(key, lw, checked(self.resampler), row["node"], row["progress"])
+            return self.policy.move(key, lw, checked(self.resampler), row.node, row.progress)
 
         own = self._group_keys(keys, len(log_w))
         mesh = jax.sharding.get_abstract_mesh()
@@ -272,7 +267,7 @@ class FeynmanKac(Solver):
             log_w = jax.lax.with_sharding_constraint(log_w, PartitionSpec())
         moved = jax.vmap(decide)(own, log_w)
         # After the last step there is nothing left to resample for.
-        now = entering & (row["stay"] == 0)
+        now = (row.enter > 0) & (row.stay == 0)
         index = jnp.where(now, moved.index, jnp.arange(log_w.shape[1], dtype=jnp.int32))
         moved = Moved(index, jnp.where(now, moved.log_weights, log_w), jnp.where(now, moved.log_z, 0.0), moved.resampled & now)
         return _among_particles(moved)
@@ -282,23 +277,24 @@ class FeynmanKac(Solver):
         # The first particle's: it does not depend on how many populations run beside this one.
         return jax.vmap(lambda key: jax.random.fold_in(key, _RESAMPLE))(keys[:: len(keys) // groups])
 
-    def _guide(self, model, keys, y, base, plain: Step, seen, row) -> tuple[Step, Array]:
+    def _guide(self, keys, y, base, prediction: GuidedPrediction, row: ParticleRow) -> tuple[Array, Pytree, Array]:
         r"""The step of the guided proposal, and :math:`\log p/\tau` of it."""
-        noise = self.base.noise(row)
+        noise = self.base.noise(row.base)
         if noise is None:
             raise ValueError(
-                f"FeynmanKac.base = {self.base!r} with {type(model.model).__name__}: expected a solver whose step is a mean plus "
-                "Gaussian noise, such as DDIM(eta=1.0) or EulerMaruyama(), to weigh the guidance by"
+                f"FeynmanKac.base = {self.base!r} with a guided model: expected a solver whose step is a mean plus Gaussian noise, "
+                "such as DDIM(eta=1.0) or EulerMaruyama(), to weigh the guidance by"
             )
-        guided = self.base.step(_given(model, y, row["t"], pulled(seen.prediction, seen.gradient)), keys, y, base, row)
+        # The base solver remembers what was not guided, so that the chain it is compared with is its own.
+        plain, after = self.base.update(keys, y, prediction.base, base, row.base)
+        guided, _ = self.base.update(keys, y, prediction, base, row.base)
         # A step without noise has no density to weigh by: it is not guided.
-        moves = (noise > 0) & (row["stay"] == 0)
-        shift = jnp.where(moves, guided.y - plain.y, 0.0)
+        moves = (noise > 0) & (row.stay == 0)
+        shift = jnp.where(moves, guided - plain, 0.0)
         scale = jnp.where(moves, noise, 1.0)
         z, axes = per_example_normal(keys, y), tuple(range(1, y.ndim))
         ratio = -jnp.sum(z * shift, axis=axes) / scale - jnp.sum(shift**2, axis=axes) / (2 * scale**2)
-        # The base solver remembers what was not guided, so that the chain it is compared with is its own.
-        return plain._replace(y=plain.y + shift), ratio
+        return plain + shift, after, ratio
 
 
 def _among_particles(moved: Moved) -> tuple[Moved, Array]:
@@ -310,10 +306,5 @@ def _among_particles(moved: Moved) -> tuple[Moved, Array]:
     return moved._replace(index=index, log_weights=log_w), jnp.sum(lost, axis=1, dtype=jnp.int32)
 
 
-def _own_keys(keys):
+def _own_keys(keys: Key) -> Key:
     return jax.vmap(lambda key: jax.random.fold_in(key, _POTENTIAL))(keys)
-
-
-def _given(model, y: Array, t: Array, prediction: Prediction):
-    """The model for the base solver: what is known already where it asks for that, a call where it asks elsewhere."""
-    return lambda at, time: prediction if at is y and time is t else model(at, time)

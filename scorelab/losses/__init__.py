@@ -9,13 +9,15 @@ Neither corrects for the other. A weighting that a paper states together with a 
 the paper says only with that law (each docstring below names it).
 """
 
-from scorelab.losses.denoising import Batch, DenoisingScoreMatching, Loss
+from scorelab.losses.base import Batch, Loss
+from scorelab.losses.denoising import DenoisingScoreMatching
+from scorelab.losses.implicit import ImplicitScoreMatching
 from scorelab.losses.multiplicative import (
     MultiplicativeDenoisingScoreMatching,
     MultiplicativeExplicitScoreMatching,
     NonNegativeScoreMatching,
-    VarianceWeighting,
 )
+from scorelab.losses.regularised import Regularised, Regulariser
 from scorelab.losses.times import KarrasTimes, LogitNormalTimes, LogNormalTimes, Times, UniformLogSNRTimes, UniformTimes
 from scorelab.losses.weightings import (
     EDMWeighting,
@@ -25,6 +27,7 @@ from scorelab.losses.weightings import (
     SigmoidWeighting,
     SNRWeighting,
     TruncatedSNR,
+    VarianceWeighting,
     VWeighting,
     Weighting,
     X0Weighting,
@@ -35,6 +38,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "EDMWeighting",
     "FlowWeighting",
+    "ImplicitScoreMatching",
     "KarrasTimes",
     "LikelihoodWeighting",
     "LogNormalTimes",
@@ -44,6 +48,8 @@ __all__ = [
     "MultiplicativeDenoisingScoreMatching",
     "MultiplicativeExplicitScoreMatching",
     "NonNegativeScoreMatching",
+    "Regularised",
+    "Regulariser",
     "SNRWeighting",
     "SigmoidWeighting",
     "Times",

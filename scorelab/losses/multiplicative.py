@@ -19,26 +19,16 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.densities.base import Density
-from scorelab.losses.denoising import Batch, DenoisingScoreMatching, mean_square, require_floating, require_weighting, weights
+from scorelab.divergence import divergence, signs
+from scorelab.losses.base import Loss, example_keys, mean_square, require_floating
+from scorelab.losses.denoising import DenoisingScoreMatching
 from scorelab.losses.times import Times, UniformTimes
-from scorelab.losses.weightings import Weighting
-from scorelab.models.ask import ask
+from scorelab.losses.weightings import VarianceWeighting, Weighting, require_weighting, weights
+from scorelab.models.base import ask
 from scorelab.models.exact import ExactModel
-from scorelab.processes.base import Process
+from scorelab.processes.base import Noised
 from scorelab.processes.multiplicative import GeometricBrownianMotion
-from scorelab.typing import Array, Key, Model, require_int, require_spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class VarianceWeighting:
-    r""":math:`\lambda = v(t)`, under which M-DSM is :math:`\tfrac12\lVert\hat\epsilon-\epsilon\rVert^2`.
-
-    Without a weight the target of M-DSM has the variance :math:`1/v`, which is infinite at ``t = 0``.
-    """
-
-    def __call__(self, process: Process, t: Array) -> Array:
-        """See the class."""
-        return process.sigma(t) ** 2
+from scorelab.typing import Array, require_int, require_spec
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ class MultiplicativeDenoisingScoreMatching(DenoisingScoreMatching):
 
 
 @dataclass(frozen=True, eq=False)
-class MultiplicativeExplicitScoreMatching:
+class MultiplicativeExplicitScoreMatching(Loss):
     r"""M-ESM, :math:`\tfrac12\lambda(t)\,\lVert x_t\circ s_\theta(x_t,t) - x_t\circ\nabla\log p_t(x_t)\rVert^2/d`.
 
     It needs the law of the data, so it is for analyses: its value is M-DSM's less a constant. Two of these losses
@@ -82,7 +72,7 @@ class MultiplicativeExplicitScoreMatching:
         times: the law of ``t``.
     """
 
-    process: Process
+    process: GeometricBrownianMotion
     law: Density
     _: KW_ONLY
     weighting: Weighting = field(default_factory=VarianceWeighting)
@@ -94,19 +84,22 @@ class MultiplicativeExplicitScoreMatching:
         require_spec(self, Times, times=self.times)
         require_weighting(self)
 
-    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """The loss of each example, ``(batch,)``, on the noise that M-DSM draws from the same key."""
+    def draw(self, key, batch):
+        """The noise that M-DSM draws from the same key."""
         x = batch["x"]
         require_floating(x)
         key_times, key_noise, _ = jax.random.split(key, 3)
-        t = self.times(key_times, self.process, x.shape[0])
-        y = self.process.perturb(key_noise, x, t).y
-        error = ask(model, y, t, batch.get("cond"), process=self.process).eps - ExactModel(self.law, self.process)(y, t).eps
-        return 0.5 * weights(self, t) / self.process.sigma(t) ** 2 * mean_square(error), {}
+        t = self.times(key_times, self.process, len(x))
+        return self.process.perturb(key_noise, x, t)._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)))
+
+    def error(self, model, noised):
+        """See the class."""
+        error = ask(model, noised.y, noised.t, noised.cond).eps - ExactModel(self.law, self.process)(noised.y, noised.t).eps
+        return 0.5 * weights(self, noised.t) / self.process.sigma(noised.t) ** 2 * mean_square(error)
 
 
 @dataclass(frozen=True)
-class NonNegativeScoreMatching:
+class NonNegativeScoreMatching(Loss):
     r"""Hyvarinen's score matching for non-negative data, without noise targets.
 
     .. math:: J = E\Big[\tfrac1d\sum_i 2x_i\psi_i + x_i^2\,\partial_i\psi_i + \tfrac12x_i^2\psi_i^2\Big]
@@ -118,14 +111,13 @@ class NonNegativeScoreMatching:
 
     Attributes:
         process: a :class:`scorelab.processes.GeometricBrownianMotion`.
-        probes: 0 for the exact divergence, one forward-mode product per element, all at once (memory grows with the
-            square of the elements: for points, not for images), else the number of Rademacher probes of Hutchinson's
+        probes: 0 for the exact divergence, one forward-mode product per element, else the number of Rademacher probes of Hutchinson's
             unbiased estimate.
         times: the law of ``t`` at which the data are noised; None for the data themselves, shown to the model with
             ``t_min`` (the case of Hyvarinen 2007).
     """
 
-    process: Process
+    process: GeometricBrownianMotion
     _: KW_ONLY
     probes: int = 0
     times: Times | None = None
@@ -140,32 +132,21 @@ class NonNegativeScoreMatching:
                 f"NonNegativeScoreMatching.process has t_min = {self.process.t_min}: expected a time above 0 to show the model"
             )
 
-    def __call__(self, key: Key, model: Model, batch: Batch) -> tuple[Array, dict[str, Array]]:
-        """The loss of each example, ``(batch,)``; it has no lower bound at zero."""
+    def draw(self, key, batch):
+        """Noised data, or the data themselves."""
         x = batch["x"]
         require_floating(x)
-        key_times, key_noise, key_probes = jax.random.split(key, 3)
+        key_times, key_noise, _ = jax.random.split(key, 3)
         if self.times is None:
-            y, t = self.process.encode(x), jnp.full(len(x), self.process.t_min, x.dtype)
+            y = self.process.encode(x)
+            noised = Noised(y=y, y0=y, noise=jnp.zeros_like(y), t=jnp.full(len(x), self.process.t_min, x.dtype))
         else:
-            t = self.times(key_times, self.process, len(x))
-            y = self.process.perturb(key_noise, x, t).y
+            noised = self.process.perturb(key_noise, x, self.times(key_times, self.process, len(x)))
+        return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)))
 
-        def hyvarinen(y):
-            return ask(model, y, t, batch.get("cond"), process=self.process).score - 1
-
-        size = math.prod(y.shape[1:])
-        if self.probes:
-            directions = jax.random.rademacher(key_probes, (self.probes, *y.shape), y.dtype)
-            share = 1 / self.probes
-        else:
-            units = jnp.eye(size, dtype=y.dtype).reshape(size, 1, *y.shape[1:])
-            directions, share = jnp.broadcast_to(units, (size, *y.shape)), 1.0
-
-        def quadratic(v):
-            h, product = jax.jvp(hyvarinen, (y,), (v,))
-            return h, jnp.mean((v * product).reshape(len(y), -1), axis=1)
-
-        h, terms = jax.vmap(quadratic, out_axes=(None, 0))(directions)
-        divergence = share * jnp.sum(terms, axis=0)
-        return jnp.mean(h.reshape(len(y), -1), axis=1) + divergence + 0.5 * mean_square(h), {}
+    def error(self, model, noised):
+        """See the class; it has no lower bound at zero."""
+        y, size = noised.y, math.prod(noised.y.shape[1:])
+        hyvarinen = lambda y: ask(model, y, noised.t, noised.cond).score - 1
+        h, trace = divergence(hyvarinen, y, signs(noised.keys, self.probes, y) if self.probes else None)
+        return jnp.mean(h.reshape(len(y), -1), axis=1) + trace / size + 0.5 * mean_square(h)

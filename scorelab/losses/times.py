@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, Key, require_number, require_positive
 
 
@@ -29,10 +30,10 @@ class Times(abc.ABC):
     stratified: bool = False
 
     @abc.abstractmethod
-    def time(self, u: Array, process: Process) -> Array:
+    def time(self, u: Array, process: Any) -> Array:
         """The time below which a fraction ``u`` of the training times lies; ``u`` in (0, 1)."""
 
-    def __call__(self, key: Key, process: Process, n: int) -> Array:
+    def __call__(self, key: Key, process: Any, n: int) -> Array:
         """Draw ``n`` times, ``(n,)`` float32, inside ``[process.t_min, process.t_max]``."""
         if self.stratified:
             u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
@@ -44,7 +45,7 @@ class Times(abc.ABC):
         if jnp.shape(t) != (n,):
             raise ValueError(f"{type(self).__name__}.time returned shape {jnp.shape(t)}: expected ({n},), the shape of u")
         high = np.float32(process.t_max)
-        if not float(process.alpha(process.t_max)) > 0:
+        if process.open_end:
             # At alpha = 0 (rectified flow at t = 1) the denoised point of an eps network is infinite.
             high = np.nextafter(high, np.float32(process.t_min))
         return jnp.clip(t, process.t_min, high)
@@ -134,7 +135,7 @@ class UniformLogSNRTimes(Times):
         self._check_range(process, low, high)
         return process.schedule.time(high - (high - low) * u)
 
-    def _check_range(self, process: Process, low: float, high: float) -> None:
+    def _check_range(self, process: LinearGaussian, low: float, high: float) -> None:
         # Beyond the range of the process all the mass would be clipped to its ends.
         least, most = float(process.log_snr(process.t_max)), float(process.log_snr(process.t_min))
         slack = 1e-6 * max(1.0, abs(most))

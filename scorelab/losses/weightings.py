@@ -9,14 +9,14 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, require_number, require_positive
 
 
 class Weighting(Protocol):
     r"""A weight :math:`w(t)` of :math:`\lVert D - y_0\rVert^2/d`; the same shape as ``t``."""
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """The weight at ``t``."""
         ...
 
@@ -35,7 +35,7 @@ class EDMWeighting:
     def __post_init__(self):
         require_positive(self, data_std=self.data_std)
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return 1 / self.data_std**2 + _snr(process, t)
 
@@ -47,7 +47,7 @@ class SNRWeighting:
     Ho et al. (2020), the "simple" loss; stated with :class:`UniformTimes`.
     """
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return _snr(process, t)
 
@@ -56,7 +56,7 @@ class SNRWeighting:
 class X0Weighting:
     r""":math:`w = 1`: the error in the clean data, :math:`\lVert D-y_0\rVert^2/d`."""
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return jnp.ones_like(t)
 
@@ -69,7 +69,7 @@ class VWeighting:
     Salimans & Ho (2022), "SNR+1"; stated for variance-preserving processes, where the root is one.
     """
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return 1 + _snr(process, t)
 
@@ -81,7 +81,7 @@ class FlowWeighting:
     Liu et al. (2022, arXiv 2209.03003), eq. 1; stated with :class:`UniformTimes`.
     """
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return (1 + jnp.exp(process.log_snr(t) / 2)) ** 2
 
@@ -99,7 +99,7 @@ class TruncatedSNR:
     def __post_init__(self):
         require_positive(self, floor=self.floor)
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return jnp.maximum(_snr(process, t), self.floor)
 
@@ -116,7 +116,7 @@ class MinSNR:
     def __post_init__(self):
         require_positive(self, gamma=self.gamma)
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return jnp.minimum(_snr(process, t), self.gamma)
 
@@ -135,7 +135,7 @@ class SigmoidWeighting:
     def __post_init__(self):
         require_number(self, -50.0, 50.0, bias=self.bias)
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return math.exp(self.bias) * jax.nn.sigmoid(process.log_snr(t) - self.bias)
 
@@ -149,10 +149,55 @@ class LikelihoodWeighting:
     constant.
     """
 
-    def __call__(self, process: Process, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
         """See the class."""
         return (process.latent_diffusion(t) / process.sigma(t)) ** 2 * _snr(process, t)
 
 
-def _snr(process: Process, t: Array) -> Array:
+def _snr(process: LinearGaussian, t: Array) -> Array:
     return jnp.exp(process.log_snr(t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VarianceWeighting:
+    r""":math:`\lambda = \sigma_t^2`, under which an error in the score is one in the noise.
+
+    M-DSM is then :math:`\tfrac12\lVert\hat\epsilon-\epsilon\rVert^2`. Without a weight the target of a score has the variance
+    :math:`1/\sigma_t^2`, which is infinite at ``t = 0``.
+    """
+
+    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+        """See the class."""
+        return process.sigma(t) ** 2
+
+
+class Weighted(Protocol):
+    """A loss with a weighting."""
+
+    @property
+    def process(self) -> LinearGaussian:
+        """The forward process."""
+        ...
+
+    @property
+    def weighting(self) -> Weighting:
+        """A function of ``(process, t)``."""
+        ...
+
+
+def weights(loss: Weighted, t: Array) -> Array:
+    """The weights of a loss at its times ``(batch,)``; ValueError for a shape that would broadcast otherwise."""
+    value = loss.weighting(loss.process, t)
+    if jnp.shape(value) not in ((), jnp.shape(t)):
+        raise ValueError(
+            f"{type(loss).__name__}.weighting returned shape {jnp.shape(value)} for t of shape {jnp.shape(t)}: expected that or ()"
+        )
+    return value
+
+
+def require_weighting(loss: Weighted) -> None:
+    """Raise ``TypeError`` where ``weighting`` is not a function."""
+    if not callable(loss.weighting):
+        raise TypeError(
+            f"{type(loss).__name__}.weighting = {loss.weighting!r}: expected a function of (process, t), such as EDMWeighting()"
+        )

@@ -3,7 +3,8 @@
 from scorelab.models import nets
 from scorelab.models.base import Model, ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
-from scorelab.models.exact import ExactModel, ExactPrediction, FunctionModel
+from scorelab.models.exact import ExactModel, ExactPrediction
+from scorelab.models.function import FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
 from scorelab.models.measurement import LinearMeasurement, exact_posterior

@@ -12,14 +12,12 @@ from scorelab.typing import Array, Pytree
 
 
 class Model(Protocol):
-    """What a network (or an exact law) believes about the clean point behind ``y`` at time ``t``; a pytree.
-
-    Attributes:
-        process: the forward process it answers for.
-    """
+    """What a network (or an exact law) believes about the clean point behind ``y`` at time ``t``; a pytree."""
 
     @property
-    def process(self) -> Process: ...
+    def process(self) -> Any:
+        """The forward process it answers for."""
+        ...
 
     def __call__(self, y: Pytree, t: Array | float, cond: Pytree = None) -> Any:
         """A :class:`scorelab.processes.Prediction` for ``y`` of shape ``(batch, *event)``, of the kind of the process."""
@@ -50,6 +48,14 @@ def ask(model: Model, y: Pytree, t: Array | float, cond: Pytree = None) -> Any:
         )
     require_same_process(name, process=model.process, prediction=process)
     return process.checked(name, prediction, y)
+
+
+class KnowsDensity:
+    """A model whose predictions are :class:`scorelab.processes.HasLogProb`: an exact law, or the energy of a network."""
+
+    def log_prob(self: Any, y: Array, t: Array | float, cond: Pytree = None) -> Array:
+        r""":math:`\log p_t(y)` in the space of the process, up to a constant of ``t``, ``(batch,)``."""
+        return ask(self, y, t, cond).log_prob
 
 
 class ChecksCondition:

@@ -156,9 +156,12 @@ class Denoiser:
             raise ValueError(f"Denoiser.init.like has parameters of the shapes {found}: expected those of the network, {wanted}")
         return jax.tree.map(lambda p: jnp.array(p, copy=True), like.params)
 
-    def bind(self, params: Pytree) -> BoundDenoiser:
-        """The model with these parameters; a pytree whose leaves are the parameters."""
-        return BoundDenoiser(params=params, denoiser=self)
+    def bind(self, params: Pytree, dropout: Key | None = None) -> BoundDenoiser:
+        """The model with these parameters; a pytree whose leaves are the parameters.
+
+        With the key ``dropout``, a network with a field ``dropout`` above zero is called as in training (``train=True``).
+        """
+        return BoundDenoiser(params=params, denoiser=self, dropout=dropout if getattr(self.net, "dropout", 0.0) else None)
 
     def check_labels(self, cond: Pytree) -> None:
         """Raise ``ValueError`` for labels outside ``0 .. num_classes`` of the network (the last is the null label).
@@ -234,10 +237,11 @@ class Denoiser:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class BoundDenoiser(ChecksCondition):
-    """A denoiser with parameters: a model. Its leaves are the parameters; the denoiser is static."""
+    """A denoiser with parameters: a model. Its leaves are the parameters (and a key in training); the denoiser is static."""
 
     params: Pytree
     denoiser: Denoiser = field(metadata={"static": True})
+    dropout: Key | None = None
 
     @property
     def process(self) -> LinearGaussian:
@@ -250,4 +254,5 @@ class BoundDenoiser(ChecksCondition):
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
-        return self.denoiser.prediction(self.denoiser.network_output(self.params, y, t, cond), y, t)
+        options = {} if self.dropout is None else dict(train=True, rngs={"dropout": self.dropout})
+        return self.denoiser.prediction(self.denoiser.network_output(self.params, y, t, cond, **options), y, t)

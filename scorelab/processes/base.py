@@ -22,7 +22,8 @@ class Noised(NamedTuple):
         noise: what was drawn, in the form of the process: for a Gaussian one the standard normal ``eps``, shaped like ``y``.
         t: times, scalar or ``(batch,)``.
         cond: what a model is asked under, or None.
-        keys: one per example, for what an error draws itself; None where nothing is drawn.
+        keys: one per example, for what an error needs of noise of its own; None where it needs none.
+        extra: what else a loss has drawn.
     """
 
     y: Pytree
@@ -31,6 +32,7 @@ class Noised(NamedTuple):
     t: Array
     cond: Pytree = None
     keys: Key | None = None
+    extra: Pytree = None
 
 
 class Process(abc.ABC):
@@ -41,11 +43,13 @@ class Process(abc.ABC):
     Attributes:
         t_min: the smallest time that is trained and sampled.
         t_max: the largest one, where sampling begins.
+        open_end: nothing of the data is left at ``t_max``, which is therefore not trained.
         has_signs: the data has signs that are not part of ``y``, and sampling must be told them.
     """
 
     t_min: float
     t_max: float
+    open_end: bool = False
     has_signs: bool = False
 
     @abc.abstractmethod
@@ -108,7 +112,7 @@ class Start(abc.ABC):
 
     has_signs: ClassVar[bool] = False
 
-    def check(self, count: int, event: Any, process: Process) -> None:
+    def check(self, count: int, event: Any, process: Any) -> None:
         """Raise ValueError where the start does not fit samples with the ids ``0 .. count - 1``; called outside ``jit``."""
         if process.has_signs and not self.has_signs:
             raise ValueError(
@@ -127,7 +131,7 @@ class Start(abc.ABC):
         """Signs that the samples keep from beginning to end, ``(batch, *event)``, or None where all are positive."""
         return None
 
-    def on_grid(self, process: Process, times: np.ndarray) -> tuple[Start, np.ndarray]:
+    def on_grid(self, process: Any, times: np.ndarray) -> tuple[Start, np.ndarray]:
         """What begins at which part of the host float64 grid: itself at all of it, unless a start skips ahead."""
         return self, times
 
@@ -136,15 +140,15 @@ class Start(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def draw(self, keys: Key, ids: Array, process: Process, t: Array, event: Any) -> Pytree:
+    def draw(self, keys: Key, ids: Array, process: Any, t: Array, event: Any) -> Pytree:
         """One point per key, ``(batch, *event)``, at the first grid time ``t``."""
 
-    def log_weight(self, y: Pytree, process: Process, t: Array, cond: Pytree = None) -> Array:
+    def log_weight(self, y: Pytree, process: Any, t: Array, cond: Pytree = None) -> Array:
         """Log-weights of points from ``draw`` where another law is wanted, ``(batch,)``; zero where it is the law itself."""
         return jnp.zeros(len(jax.tree.leaves(y)[0]), jnp.result_type(t))
 
     @abc.abstractmethod
-    def log_prob(self, y: Pytree, process: Process, t: Array) -> Array:
+    def log_prob(self, y: Pytree, process: Any, t: Array) -> Array:
         """The log-density of ``draw``, ``(batch,)``."""
 
 

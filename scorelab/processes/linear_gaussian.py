@@ -94,6 +94,11 @@ class LinearGaussian(Process):
         return Identity()
 
     @computed
+    def open_end(self) -> bool:
+        r"""Where :math:`\alpha` is 0 at ``t_max``."""
+        return not float(self.alpha(self.t_max)) > 0
+
+    @computed
     def has_signs(self) -> bool:
         """As the chart."""
         return bool(self.chart.signed)

@@ -27,6 +27,8 @@ class ScaleWarning(UserWarning):
 class KnowsScale:
     """A model that may know how large its data are."""
 
+    process: LinearGaussian
+
     def scale(self) -> tuple[float, float] | None:
         """Root mean square of the mean and of the deviation of the data in the chart, per element, where they are at hand."""
         return None

@@ -58,7 +58,7 @@ def check(experiment: Experiment) -> None:
             warnings.simplefilter("ignore")
             spec.start.check(spec.n, event, process)
             _, times = spec.start.on_grid(process, times)
-    elif process.chart.signed:
+    elif process.has_signs:
         raise ValueError(f"SamplingSpec.start = None under {process!r}: expected DataStart(kind='signed'), which has the signs")
     spec.solver.table(process, times)
     _trace_sampling(experiment, like)
@@ -128,7 +128,7 @@ def _check_evaluation(experiment: Experiment) -> None:
 def _trace_sampling(experiment: Experiment, like: Pytree) -> None:
     """Trace the sampling run without running it: shapes of rewards, conditions and chunks that do not fit raise here."""
     data, spec, process = experiment.data, experiment.sampling, experiment.process
-    if process.chart.signed:
+    if process.has_signs:
         return
 
     def run(state, key):
@@ -137,7 +137,7 @@ def _trace_sampling(experiment: Experiment, like: Pytree) -> None:
         start = start if isinstance(spec.start, FromData) or spec.start is None else spec.start
         shape, label = (spec.n, *data.load().event_shape), spec.conditions(data, spec.n)
         return sample(
-            model, process, solver=solver, grid=spec.grid, start=start, key=key, shape=shape, cond=label, chunk=spec.chunk
+            model, solver=solver, grid=spec.grid, start=start, key=key, shape=shape, cond=label, chunk=spec.chunk
         ).x  # fmt: skip
 
     try:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scorelab import fk
+from scorelab.models.base import Model
 from scorelab.starts import Start
-from scorelab.typing import Model, require_choice, require_int, require_number, require_positive
+from scorelab.typing import require_choice, require_int, require_number, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.densities.moments import METHODS
-from scorelab.processes import Process
 from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
 from scorelab.typing import require_choice, require_int
 
@@ -24,11 +23,11 @@ class FromData(abc.ABC):
     """A start whose numbers come from the training data when sampling begins."""
 
     @abc.abstractmethod
-    def check(self, data: DataSpec, process: Process, times: np.ndarray | None = None) -> None:
+    def check(self, data: DataSpec, process: Any, times: np.ndarray | None = None) -> None:
         """Raise ValueError where the data, the process or the grid cannot give this start, before anything is trained."""
 
     @abc.abstractmethod
-    def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start:
+    def __call__(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Start:
         """The start of samples with the conditions ``label``; ValueError as ``check``."""
 
 
@@ -49,15 +48,15 @@ class DataStart(FromData):
     def __post_init__(self):
         require_choice(self, KINDS, kind=self.kind)
 
-    def check(self, data: DataSpec, process: Process, times: np.ndarray | None = None) -> None:
+    def check(self, data: DataSpec, process: Any, times: np.ndarray | None = None) -> None:
         """See :class:`FromData`."""
-        if process.chart.signed != (self.kind == "signed"):
-            wanted = "'signed'" if process.chart.signed else f"one of {', '.join(map(repr, KINDS[:-1]))}"
+        if process.has_signs != (self.kind == "signed"):
+            wanted = "'signed'" if process.has_signs else f"one of {', '.join(map(repr, KINDS[:-1]))}"
             raise ValueError(f"DataStart.kind = {self.kind!r} under {process!r}: expected {wanted}")
         if self.kind == "class_average":
             _require_classes("DataStart.kind = 'class_average'", data)
 
-    def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start:
+    def __call__(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Start:
         """See :class:`FromData`."""
         self.check(data, process)
         y = np.concatenate(list(data.encoded(process.chart)))
@@ -100,19 +99,19 @@ class DataTeleport(FromData):
         elif self.method != "eigh":
             raise ValueError(f"DataTeleport.rank = None with method = {self.method!r}: expected a number of directions")
 
-    def check(self, data: DataSpec, process: Process, times: np.ndarray | None = None) -> None:
+    def check(self, data: DataSpec, process: Any, times: np.ndarray | None = None) -> None:
         """See :class:`FromData`."""
         size = int(np.prod(data.load().event_shape))
         if self.rank is not None and self.rank > size:
             raise ValueError(f"DataTeleport.rank = {self.rank} for {data.name}: expected at most its dimension {size}")
-        if process.chart.signed:
+        if process.has_signs:
             raise ValueError(f"DataTeleport under {process!r}: expected a process that does not keep signs")
         if data.labels:
             _require_classes("DataTeleport", data)
         if times is not None:
             self._jump(Gaussian(np.zeros(1), 1.0)).steps_over(process, times)
 
-    def __call__(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Teleport:
+    def __call__(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Teleport:
         """See :class:`FromData`."""
         self.check(data, process)
         if label is None:

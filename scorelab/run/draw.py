@@ -14,6 +14,7 @@ import numpy as np
 from scorelab import viz
 from scorelab.data.memory import require_memory
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
+from scorelab.models.base import Model
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
 from scorelab.run.experiment import Experiment
@@ -22,9 +23,10 @@ from scorelab.run.train import trained_state
 from scorelab.run.workdir import Workdir
 from scorelab.sampling import Samples, sample
 from scorelab.solvers import Solver
+from scorelab.solvers.base import population_size
 from scorelab.starts import Start
 from scorelab.training import data_mesh
-from scorelab.typing import Key, Model, require_seed
+from scorelab.typing import Key, require_seed
 
 # Frames of a trajectory of images and of points, and images of the sample picture.
 FRAMES, POINT_FRAMES, PICTURED = 10, 5, 100
@@ -102,7 +104,6 @@ def draw(
     with console.progress("sample", n) as tick:
         out = sample(
             model,
-            experiment.process,
             solver=solver,
             grid=spec.grid,
             start=start,
@@ -178,10 +179,9 @@ def _trajectory(experiment: Experiment, model: Model, solver: Solver, start: Sta
     levels = data.load().levels
     shown = min(spec.n, spec.shown if levels is not None else 2000)
     # Whole populations are drawn, of which the first samples are shown.
-    n = -(-shown // solver.population(shown)) * solver.population(shown)
+    n = -(-shown // population_size(solver, shown)) * population_size(solver, shown)
     out = sample(
         model,
-        experiment.process,
         solver=solver,
         grid=spec.grid,
         start=start,

@@ -23,16 +23,18 @@ from scorelab.distill.teachers import denoiser_of as denoiser_of
 from scorelab.distill.teachers import process_of as process_of
 from scorelab.metrics import Score
 from scorelab.models import ClassifierFreeGuidance
+from scorelab.models.base import Model
 from scorelab.processes import Chart, Identity, Process
-from scorelab.processes.base import require_same_process
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.run.correction import Correction as Correction
 from scorelab.run.data_start import DataStart as DataStart
 from scorelab.run.data_start import DataTeleport as DataTeleport
 from scorelab.run.data_start import FromData
 from scorelab.run.pairs import Pairs
+from scorelab.solvers.base import population_size
 from scorelab.starts import Start
 from scorelab.training import Prepared
-from scorelab.typing import SEEDS, Key, Model, require_choice, require_int, require_number, require_seed, require_spec
+from scorelab.typing import SEEDS, Key, require_choice, require_int, require_number, require_seed, require_spec
 
 # Rows of data that are encoded at once; the number itself has no effect on results.
 _BLOCK = 8192
@@ -138,7 +140,7 @@ def _load(name: str, split: str, n: int | None, seed: int | None) -> Arrays:
     return datasets.load(name, split, n=n, seed=seed)
 
 
-def measured_std(data: DataSpec, process: Process | None = None) -> float:
+def measured_std(data: DataSpec, process: LinearGaussian | None = None) -> float:
     """The standard deviation of the training data in the chart of the process, to four significant digits.
 
     The value for ``Denoiser.data_std``, over all elements; without a process, of the data as they are. Rounded,
@@ -220,7 +222,7 @@ class SamplingSpec:
                     "SamplingSpec.correction is given: expected a solver that is a fk.FeynmanKac, no guidance and no start, since "
                     "a correction brings its own"
                 )
-        if self.n % (particles := self.solver.population(self.n)):
+        if self.n % (particles := population_size(self.solver, self.n)):
             raise ValueError(f"SamplingSpec.n = {self.n}: expected a multiple of the {particles} particles of a population")
         object.__setattr__(self, "classes", tuple(self.classes))
         for label in self.classes:
@@ -234,7 +236,7 @@ class SamplingSpec:
             return model, self.solver, None
         return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
 
-    def begin(self, data: DataSpec, process: Process, label: np.ndarray | None) -> Start | None:
+    def begin(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Start | None:
         """The start of samples with the conditions ``label``; the training data is read where it is needed."""
         return self.start(data, process, label) if isinstance(self.start, FromData) else self.start
 
@@ -244,7 +246,7 @@ class SamplingSpec:
             return None
         classes = self.classes or tuple(range(data.load().num_classes or 0))
         # The particles of a population are of one class.
-        particles = self.solver.population(n)
+        particles = population_size(self.solver, n)
         return np.repeat(np.resize(np.asarray(classes, np.int32), n // particles), particles)
 
 
@@ -344,8 +346,7 @@ class Experiment:
 
     Attributes:
         data: the data set.
-        process: the forward process, that of the learner.
-        learner: what is trained: an object with ``init``, ``update`` and ``model``
+        learner: what is trained: an object with ``init``, ``update``, ``model`` and ``process``
             (``scorelab.training.Learner``).
         sampling: how it is sampled.
         evaluation: how the samples are scored: called with (samples, data, key), returns scores; None to skip
@@ -361,7 +362,6 @@ class Experiment:
     """
 
     data: DataSpec
-    process: Process
     learner: Any
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
     evaluation: Any = None
@@ -375,14 +375,10 @@ class Experiment:
 
     def __post_init__(self):
         require_spec(self, DataSpec, data=self.data)
-        require_spec(self, Process, process=self.process)
         require_spec(self, SamplingSpec, sampling=self.sampling)
-        if not all(callable(getattr(self.learner, name, None)) for name in ("init", "update", "model")):
-            raise TypeError(f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model)")
-        parts = {"learner": self.learner} | {f"learner.{k}": getattr(self.learner, k, None) for k in ("denoiser", "loss")}
-        theirs = {name: getattr(part, "process", None) for name, part in parts.items()}
-        known = {name: process for name, process in theirs.items() if isinstance(process, Process)}
-        require_same_process("Experiment", process=self.process, **known)
+        learns = all(callable(getattr(self.learner, name, None)) for name in ("init", "update", "model"))
+        if not learns or not isinstance(getattr(self.learner, "process", None), Process):
+            raise TypeError(f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model, process)")
         if self.evaluation is not None and not callable(self.evaluation):
             raise TypeError(f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like")
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
@@ -404,6 +400,11 @@ class Experiment:
             raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")
         if self.sampling.guidance is not None and not self.data.labels:
             raise ValueError(f"SamplingSpec.guidance = {self.sampling.guidance}: expected None, since DataSpec.labels is False")
+
+    @property
+    def process(self) -> Any:
+        """That of the learner."""
+        return self.learner.process
 
     def check(self) -> None:
         """See :func:`scorelab.run.check.check`: whether the parts fit one another and the data, before anything is trained."""

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 
 from scorelab.distill import WithPairs, teacher_pairs
-from scorelab.distill.teachers import process_of
 from scorelab.grids import Grid
+from scorelab.models.base import Model
 from scorelab.solvers import Solver
 from scorelab.training import Prepared
-from scorelab.typing import Model, require_int, require_seed, require_spec
+from scorelab.typing import require_int, require_seed, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Pairs:
         event = jax.eval_shape(data.prepare, data.at(0))["x"].shape[1:]
         cond = None if classes is None else np.resize(np.arange(classes, dtype=np.int32), self.n)
         made = teacher_pairs(
-            self.teacher, process_of(self.teacher, "Pairs"), solver=self.solver, grid=self.grid, key=jax.random.key(self.seed),
+            self.teacher, solver=self.solver, grid=self.grid, key=jax.random.key(self.seed),
             shape=(self.n, *event), cond=cond, chunk=self.chunk,
         )  # fmt: skip
         return WithPairs(data, made, batch_size=self.batch_size, seed=self.seed)

@@ -1,8 +1,8 @@
 r"""What a solver is: a host float64 table of coefficients, where to ask the model, and what to do with its answer.
 
 ``table`` turns a process and its grid times into rows, a NamedTuple of arrays with one row per *model call*; every row has ``t``
-(where the model is asked) and ``step`` (which grid step it belongs to). ``query`` says at which point the model is asked, ``update``
-uses the prediction. The scan over the rows therefore holds the network once, however many calls a grid step takes, and its
+(where the model is asked) and ``step`` (which grid step it belongs to). ``query`` says at which point the model is asked,
+``update`` uses the prediction. The scan over the rows therefore holds the network once, however many calls a grid step takes, and its
 compile time does not depend on the number of steps.
 
 The last row is part of the table: a step to :math:`\sigma = 0` has finite coefficients and no branch.
@@ -26,18 +26,17 @@ A = TypeVar("A", bound=Array)
 
 
 class Row(Protocol):
-    """What every row has beside the coefficients of its solver; in a table with a leading axis of rows.
-
-    Attributes:
-        t: where the model is asked.
-        step: the grid step it belongs to, from 0.
-    """
+    """What every row has beside the coefficients of its solver; in a table with a leading axis of rows."""
 
     @property
-    def t(self) -> Array: ...
+    def t(self) -> Array:
+        """Where the model is asked."""
+        ...
 
     @property
-    def step(self) -> Array: ...
+    def step(self) -> Array:
+        """The grid step it belongs to, from 0."""
+        ...
 
 
 class Solver(abc.ABC):
@@ -124,6 +123,11 @@ class Population(Solver):
     def review(self, diagnostics: dict[str, Any]) -> None:
         """Warn about the finished result where it calls for it; never called under ``jit``."""
         return None
+
+
+def population_size(solver: Solver, n: int) -> int:
+    """How many samples in a row, of ``n``, depend on one another; 1 for independent ones."""
+    return solver.size(n) if isinstance(solver, Population) else 1
 
 
 class Integrator(Solver):

@@ -200,7 +200,7 @@ def corrected_start(a: np.ndarray, b: np.ndarray, regular: np.ndarray, better: C
 
 def phi(k: int, x: float) -> float:
     r""":math:`\int_0^1 e^{-(1-\tau)x}\,\tau^{k-1}/(k-1)!\,d\tau`, without cancellation for small ``x``."""
-    if x < 0.5:
+    if abs(x) < 0.5:
         return sum((-x) ** j / math.factorial(k + j) for j in range(16))
     value = -math.expm1(-x) / x
     for j in range(1, k):

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.solvers.base import Nodes, Solver, shift
 from scorelab.solvers.exponential import Multistep, MultistepRow, corrected_start
-from scorelab.typing import Array, computed, per_example_normal, require_choice, require_number
+from scorelab.typing import Array, Scalar, computed, per_example_normal, require_choice, require_number
 
 
-def straight_velocity(prediction: GaussianPrediction, slope: Array | float) -> Array:
+def straight_velocity(prediction: GaussianPrediction, slope: Any) -> Array:
     r""":math:`V = \hat\epsilon + \kappa D`."""
     return prediction.eps + slope * prediction.denoised
 
@@ -108,17 +109,17 @@ class HeunRow(NamedTuple):
         slope: :math:`\kappa` of the straight velocity.
     """
 
-    t: Array
-    step: Array
-    lift: Array
-    o_in: Array
-    n: Array
-    y: Array
-    base: Array
-    now: Array
-    before: Array
-    o: Array
-    slope: Array
+    t: Scalar
+    step: Scalar
+    lift: Scalar
+    o_in: Scalar
+    n: Scalar
+    y: Scalar
+    base: Scalar
+    now: Scalar
+    before: Scalar
+    o: Scalar
+    slope: Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,7 @@ class Heun(Solver):
             if near.sigma[i + 1] > 0:
                 correct = dict(y=0.0, base=gain, now=move / 2, before=move / 2, o=centre, slope=near.slope)
                 rows.append(HeunRow(t=near.t[i + 1], step=i, lift=1.0, o_in=0.0, n=0.0, **correct))
-        return HeunRow(*map(np.array, zip(*rows, strict=True)))
+        return jax.tree.map(lambda *column: np.array(column), *rows)
 
     def init(self, process, y, log_weights):
         """The state at the start of the step and the first velocity of the step."""

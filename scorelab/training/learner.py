@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from scorelab.losses import Batch, Loss
+from scorelab.models.base import Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
-from scorelab.processes.base import Prediction, require_same_process
+from scorelab.processes.base import require_same_process
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
-from scorelab.typing import Array, Key, Model, Pytree, partly_static, require_positive, require_spec
+from scorelab.typing import Array, Key, Pytree, partly_static, require_positive, require_spec
 
 
 class Learner(Protocol):
@@ -24,6 +25,11 @@ class Learner(Protocol):
     teacher's parameters) is a pytree (:func:`scorelab.typing.partly_static`): its arrays are arguments of the
     compiled step and never part of what is saved.
     """
+
+    @property
+    def process(self) -> Any:
+        """The forward process of the model."""
+        ...
 
     def init(self, key: Key, batch: Batch) -> Pytree:
         """The state before the first update, for data shaped like ``batch``; runs under ``jit``."""
@@ -82,19 +88,19 @@ class ScoreLearner:
     def __post_init__(self):
         require_spec(self, Denoiser, denoiser=self.denoiser)
         require_spec(self, optax.GradientTransformation, optimizer=self.optimizer)
-        if not callable(self.loss):
-            raise TypeError(f"ScoreLearner.loss = {self.loss!r}: expected a function of (key, model, batch)")
-        process = getattr(self.loss, "process", self.denoiser.process)
-        if process != self.denoiser.process:
-            raise ValueError(
-                f"ScoreLearner.loss is about {process!r}: expected the process of the denoiser, {self.denoiser.process!r}"
-            )
+        require_spec(self, Loss, loss=self.loss)
+        require_same_process("ScoreLearner", loss=self.loss.process, denoiser=self.denoiser.process)
         average_specs(self, self.ema)
         if self.clip_norm is not None:
             require_positive(self, clip_norm=self.clip_norm)
         if self.initial is not None:
             require_spec(self, BoundDenoiser, initial=self.initial)
             require_same_process("ScoreLearner", denoiser=self.denoiser.process, initial=self.initial.denoiser.process)
+
+    @property
+    def process(self) -> Any:
+        """That of the denoiser."""
+        return self.denoiser.process
 
     @property
     def _ema_specs(self) -> tuple[Average, ...]:
@@ -113,15 +119,17 @@ class ScoreLearner:
     def update(self, state: ScoreState, batch: Batch, key: Key) -> tuple[ScoreState, dict[str, Array]]:
         """One optimiser step on ``batch``; see the class for the metrics."""
         key_loss, key_dropout = jax.random.split(key)
+        noised = self.loss.draw(key_loss, batch)
+        examples = jax.tree.leaves(batch["x"])[0].shape[:1]
 
         def objective(params):
-            losses, metrics = self.loss(key_loss, self._training_model(params, key_dropout), batch)
-            if jnp.shape(losses) != batch["x"].shape[:1]:
+            errors, metrics = self.loss.evaluate(self.denoiser.bind(params, dropout=key_dropout), noised)
+            if jnp.shape(errors) != examples:
                 raise ValueError(
-                    f"{type(self.loss).__name__} returned losses of shape {jnp.shape(losses)} (with its weighting): expected "
-                    f"{batch['x'].shape[:1]}, one per example"
+                    f"{type(self.loss).__name__} returned errors of shape {jnp.shape(errors)} (with its weighting): expected "
+                    f"{examples}, one per example"
                 )
-            return jnp.mean(losses), metrics
+            return jnp.mean(errors), metrics
 
         (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         grads, norm = clipped(grads, self.clip_norm)
@@ -135,16 +143,6 @@ class ScoreLearner:
         """The denoiser with the parameters of the first average, or the raw ones when nothing is averaged."""
         specs = self._ema_specs
         return self.denoiser.bind(specs[0].params(state.averages[0]) if specs else state.params)
-
-    def _training_model(self, params: Pytree, key: Key) -> Model:
-        if not getattr(self.denoiser.net, "dropout", 0.0):
-            return self.denoiser.bind(params)
-
-        def model(y: Array, t: Array | float, cond: Any = None) -> Prediction:
-            output = self.denoiser.network_output(params, y, t, cond, train=True, rngs={"dropout": key})
-            return self.denoiser.prediction(output, y, t)
-
-        return model
 
 
 def optimised(

@@ -13,29 +13,26 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arguments import check_shape, check_walk
+from scorelab import walk
+from scorelab.arguments import check_shape
 from scorelab.callbacks import own_errors
 from scorelab.fk.cloud import WeightsWarning
-from scorelab.fk.composition import known_process
 from scorelab.fk.intermediate import Denoised, Intermediate
 from scorelab.grids import Grid
-from scorelab.processes.base import Process, require_same_process
-from scorelab.sampling import begin, first_bad, raise_if_bad, row_keys, working_precision
-from scorelab.solvers.base import BoundModel, Solver
-from scorelab.starts import Prior, Start
+from scorelab.models.base import Model
+from scorelab.processes.base import Start
+from scorelab.solvers.base import Integrator, Population, Solver
 from scorelab.typing import (
     Array,
     Key,
-    Model,
     Pytree,
     partly_static,
-    per_example,
     per_example_keys,
     require_choice,
     require_int,
@@ -109,16 +106,15 @@ class Pruning:
             raise ValueError(f"Pruning.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per candidate")
         return jnp.asarray(r, x.dtype)
 
-    def believed(self, prediction, keys: Key, cond: Pytree) -> Array:
-        """The intermediate rewards ``(batch,)`` of a prediction, at the point it was made for."""
-        process, t, like = prediction.process, prediction.t, prediction.eps
-        alpha, sigma, offset = (per_example(f(t), like) for f in (process.alpha, process.sigma, process.offset))
-        y = alpha * prediction.denoised + offset + sigma * prediction.eps
-        reward = lambda x: self.rewards(x, cond)
-        value = self.intermediate.value(reward, jnp.asarray(self.scale, like.dtype), keys, y, prediction)
-        if jnp.shape(value) != y.shape[:1]:
-            raise ValueError(f"{type(self.intermediate).__name__} gave values of shape {jnp.shape(value)}: expected {y.shape[:1]}")
-        return value.astype(like.dtype)
+    def believed(self, y: Array, prediction: Any, keys: Key, cond: Pytree) -> Array:
+        """The intermediate rewards ``(batch,)`` of a prediction made at ``y``."""
+        working = jnp.result_type(prediction.t)
+        value = self.intermediate.value(lambda x: self.rewards(x, cond), jnp.asarray(self.scale, working), keys, y, prediction)
+        if jnp.shape(value) != keys.shape[:1]:
+            raise ValueError(
+                f"{type(self.intermediate).__name__} gave values of shape {jnp.shape(value)}: expected {keys.shape[:1]}"
+            )
+        return value.astype(working)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +146,6 @@ class Pruned:
 @own_errors()
 def prune(
     model: Model,
-    process: Process,
     *,
     pruning: Pruning,
     solver: Solver,
@@ -170,8 +165,7 @@ def prune(
     :class:`scorelab.fk.WeightsWarning` where NaN or ``+inf`` were kept.
 
     Args:
-        model: as in ``sample``.
-        process: as in ``sample``; not of data with signs.
+        model: as in ``sample``, of a process without signs.
         pruning: the rewards, and how many are kept when.
         solver: any whose samples do not depend on one another, and whose rows are the model's calls.
         grid: as in ``sample``.
@@ -186,48 +180,43 @@ def prune(
         NonFiniteSample: as in ``sample``, also for a candidate that would have been dropped.
         ValueError: steps outside the grid, counts that are not below the candidates.
     """
-    require_spec(prune, Process, process=process)
     require_spec(prune, Pruning, pruning=pruning)
     require_spec(prune, Solver, solver=solver)
-    require_spec(prune, Grid, grid=grid)
-    n, event = check_shape(shape)
+    n, _ = check_shape(shape)
     particles = n if pruning.particles is None else pruning.particles
-    if solver.population(n) > 1 or solver.calls_per_step is None:
+    if isinstance(solver, Population | Integrator):
         raise ValueError(f"prune.solver = {solver!r}: expected one with independent samples and a fixed number of model calls")
-    if process.chart.signed:
-        raise ValueError(f"prune.process = {process!r}: expected signed=False, since a belief has no signs")
     if n % particles or pruning.plan[0][1] >= particles:
         raise ValueError(
             f"prune.shape = ({n}, ...) with populations of {particles}, of which {pruning.plan[0][1]} are kept: expected whole "
             "populations of more"
         )
-    if (known := known_process(model)) is not None:
-        require_same_process("prune", process=process, model=known)
-    model, ids, times = check_walk("prune", model, process, grid, key, n, particles, cond, ids)
-    start, times = (Prior() if start is None else start).on_grid(process, times, model, cond)
-    if pruning.plan[-1][0] >= len(times) - 1:
-        raise ValueError(f"Pruning.keep = {dict(pruning.plan)}: expected steps from 0 to {len(times) - 2}, those of the grid")
-    start.check(int(np.max(ids)) + 1, event, process)
+    plan = walk.plan(
+        "prune", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids, particles=particles
+    )
+    if plan.model.process.has_signs:
+        raise ValueError(f"prune.model is of {plan.model.process!r}: expected signed=False, since a belief has no signs")
+    if pruning.plan[-1][0] >= len(plan.times) - 1:
+        raise ValueError(f"Pruning.keep = {dict(pruning.plan)}: expected steps from 0 to {len(plan.times) - 2}, those of the grid")
 
-    rows = working_precision(solver.table(process, times))
-    calls = len(rows["t"])
+    calls, index = plan.calls, np.arange(plan.calls, dtype=np.int32)
     # The first call of a step is the one at the state where the step begins.
-    ends = [int(np.argmax(rows["step"] == step)) + 1 for step, _ in pruning.plan]
-    rows |= dict(index=np.arange(calls, dtype=np.int32), judge=np.isin(np.arange(calls) + 1, ends).astype(np.int32))
+    ends = [int(np.argmax(plan.rows.step == step)) + 1 for step, _ in pruning.plan]
     counts = [particles, *(count for _, count in pruning.plan)]
     lengths = np.diff([0, *ends, calls])
     planned = int(np.sum(lengths * np.array(counts)) * (n // particles))
     # When and how many is nothing to the compiled stretches, which are shared by all plans with their shapes.
-    plan = _Plan(solver, dataclasses.replace(pruning, keep={0: 1}, particles=None))
+    search = _Search(solver, dataclasses.replace(pruning, keep={0: 1}, particles=None))
 
-    state = _begin(plan, start, key, ids, cond, rows["t"][0], process=process, event=event)
+    visit = walk.Visit(plan.model, key, plan.ids, cond)
+    state = _begin(search, plan.start, visit, plan.rows.t[0], event=plan.event)
     alive, at, done, unusable = np.arange(n), 0, 0, 0
     dropped_at, beliefs, value = np.full(n, -1), np.full((len(ends), n), np.nan), jnp.full(n, jnp.nan)
     for i, end in enumerate([*ends, calls]):
-        stretch = {name: column[at:end] for name, column in rows.items()}
         if end > at:
-            state, value = _stretch(plan, model, key, ids[alive], cond, state, stretch, process=process)
-        raise_if_bad(np.asarray(state[2]), times)
+            rows, which = jax.tree.map(lambda column: column[at:end], (plan.rows, index))
+            state, value = _stretch(search, visit, state, rows, which, i < len(ends))
+        walk.raise_if_bad(np.asarray(state.bad), plan.times)
         done, at = done + (end - at) * len(alive), end
         if i < len(ends):
             step, count = pruning.plan[i]
@@ -235,11 +224,12 @@ def prune(
             kept = _best(np.asarray(value), len(alive) * particles // n, count)
             dropped_at[np.delete(alive, kept)] = step
             alive = alive[kept]
-            state, cond = jax.tree.map(lambda leaf: jnp.asarray(leaf)[kept], (state, cond))
+            take = lambda leaf: jnp.asarray(leaf)[kept]
+            state, visit = jax.tree.map(take, state), visit._replace(ids=take(visit.ids), cond=jax.tree.map(take, visit.cond))
             unusable += int(np.sum(_no_number(np.asarray(value)[kept])))
         if progress is not None:
             progress(done, planned)
-    x, rewards = _finish(plan, state, cond, process=process)
+    x, rewards = _finish(search, visit, state)
     worthless = int(np.sum(_no_number(np.asarray(rewards))))
     if unusable or worthless:
         warnings.warn(
@@ -249,14 +239,14 @@ def prune(
             stacklevel=2,
         )
     return Pruned(
-        x=x, rewards=rewards, ids=ids[alive], dropped_at=dropped_at, beliefs=beliefs, model_calls=done, unpruned_calls=calls * n,
-        times=times,
+        x=x, rewards=rewards, ids=plan.ids[alive], dropped_at=dropped_at, beliefs=beliefs, model_calls=done,
+        unpruned_calls=calls * n, times=plan.times,
     )  # fmt: skip
 
 
 @partly_static("solver", "pruning")
 @dataclass(frozen=True)
-class _Plan:
+class _Search:
     """One argument of the compiled stretches: what is a spec in it is static, what is a number a leaf."""
 
     solver: Solver
@@ -274,32 +264,31 @@ def _best(value: np.ndarray, population: int, count: int) -> np.ndarray:
     return (order + population * np.arange(len(value))[:, None]).ravel()
 
 
-@functools.partial(jax.jit, static_argnames=("process", "event"))
-def _begin(plan, start, key, ids, cond, t, *, process, event):
-    return begin(plan.solver, start, key, ids, cond, t, process=process, event=event)[0]
+@functools.partial(jax.jit, static_argnames="event")
+def _begin(search, start, visit, t, *, event):
+    return walk.begin(search.solver, start, visit, t, event)[0]
 
 
-@functools.partial(jax.jit, static_argnames="process")
-def _stretch(plan, model, key, ids, cond, state, rows, *, process):
+@jax.jit
+def _stretch(search, visit, state, rows, index, due):
     """The state after the rows, and the intermediate rewards of the last one where it is to be judged."""
-    bound = BoundModel(model, cond, process)
+    working = jnp.result_type(rows.t)
 
-    def body(carry, row):
-        state, _ = carry
-        result = plan.solver.step(bound, row_keys(plan.solver, key, ids, row["index"]), state[0], state[1], row)
+    last = index[-1]
 
+    def judge(y, prediction, row, at):
         def judged():
-            own = per_example_keys(jax.random.fold_in(jax.random.fold_in(key, _BELIEF), row["index"]), ids)
-            return plan.pruning.believed(result.prediction, own, cond)
+            own = per_example_keys(jax.random.fold_in(jax.random.fold_in(visit.key, _BELIEF), at), visit.ids)
+            return search.pruning.believed(y, prediction, own, visit.cond)
 
         # In the scan, under a condition: the network stands in the program once, and rewards are asked where they count.
-        value = jax.lax.cond(row["judge"] > 0, judged, lambda: jnp.full(len(ids), jnp.nan, state[0].dtype))
-        return ((result.y, result.carry, first_bad(state[2], result.y, row)), value), None
+        return jax.lax.cond(due & (at == last), judged, lambda: jnp.full(len(visit.ids), jnp.nan, working))
 
-    return jax.lax.scan(body, (state, jnp.full(len(ids), jnp.nan, state[0].dtype)), rows)[0]
+    state, (_, values, _) = walk.advance(search.solver, visit, state, rows, index, judge=judge)
+    return state, values[-1]
 
 
-@functools.partial(jax.jit, static_argnames="process")
-def _finish(plan, state, cond, *, process):
-    x = plan.solver.decode(process, state[0], state[1])
-    return x, plan.pruning.rewards(x, cond)
+@jax.jit
+def _finish(search, visit, state):
+    x = search.solver.decode(visit.model.process, state.y, state.carry)
+    return x, search.pruning.rewards(x, visit.cond)

@@ -1,0 +1,97 @@
+"""Inversion: the latent that the probability flow takes to a given sample."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab import walk
+from scorelab.arguments import check_leading
+from scorelab.grids import Grid, check_times
+from scorelab.models.base import Model, check_condition
+from scorelab.models.function import as_pytree
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.solvers.base import Population, Solver
+from scorelab.typing import Array, Pytree, is_model_pytree, is_traced, on_host, require_int, require_real, require_spec
+
+
+def invert(
+    model: Model,
+    x: Array,
+    *,
+    solver: Solver,
+    grid: Grid,
+    cond: Pytree = None,
+    chunk: int | None = None,
+    check_finite: bool = True,
+) -> Array:
+    r"""Walk the probability flow from data to noise: the ``z`` for which ``sample(..., start=Fixed(z))`` returns ``x``.
+
+    The grid is walked from its last time with noise up to its first, where :math:`z = y_T`. Data are put on that last time without
+    noise, :math:`y = \alpha x + b`, so a round trip returns ``x`` up to the error of the solver on the grid, twice, and to the size
+    of the noise there. Source: Song et al. (2021), arXiv 2010.02502, section 4.3, for DDIM.
+
+    Args:
+        model: a model of a linear-Gaussian process.
+        x: data, ``(n, *event)``.
+        solver: a deterministic solver.
+        grid: the time grid, as it is sampled on.
+        cond: conditions with leading axis ``n``.
+        chunk: samples computed at once; all by default.
+        check_finite: raise where the flow became NaN or infinite (not possible under an outer ``jit``).
+
+    Returns:
+        Points of the chart at the first grid time, ``(n, *event)``.
+
+    Raises:
+        ValueError: a stochastic solver; no data, or data that are not real numbers; what does not fit the model.
+        NonFiniteSample: as in :func:`scorelab.sample`.
+    """
+    model = as_pytree("invert", model)
+    process = model.process
+    require_spec("invert.model's process", LinearGaussian, process=process)
+    require_spec("invert", Solver, solver=solver)
+    require_spec("invert", Grid, grid=grid)
+    if solver.stochastic or isinstance(solver, Population):
+        raise ValueError(f"invert.solver = {solver!r}: expected a deterministic solver, such as Heun(), since noise has no inverse")
+    require_real("invert.x", x)
+    x = jnp.asarray(x, jnp.result_type(float))
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"invert.x has shape {x.shape}: expected (n, *event) with at least one row")
+    check_leading(cond, len(x), 1, where="invert")
+    check_condition(model, cond)
+    times = check_times(grid, process, grid.times(process))
+    noisy = times[np.asarray(process.sigma(times)) > 0][::-1]
+    if len(noisy) < 2:
+        raise ValueError(f"invert.grid = {grid!r} has {len(noisy)} times with noise: expected two or more")
+    rows = walk.working_precision(solver.table(process, noisy))
+    traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
+    if chunk is not None:
+        require_int("invert", 1, chunk=chunk)
+    size = len(x) if chunk is None else min(chunk, len(x))
+    parts = []
+    for low in range(0, len(x), size):
+        # The last chunk is filled up, so that every chunk has one shape.
+        index = np.minimum(np.arange(low, low + size), len(x) - 1)
+        part = _up(model, x[index], jax.tree.map(lambda c: jnp.asarray(c)[index], cond), rows, traced, solver=fixed)
+        parts.append(jax.tree.map(lambda leaf: leaf[: len(x) - low], part))
+    z, bad = (jnp.concatenate(column) for column in zip(*parts, strict=True))
+    if check_finite and not is_traced(bad):
+        walk.raise_if_bad(on_host(bad), noisy)
+    return z
+
+
+@functools.partial(jax.jit, static_argnames="solver")
+def _up(model: Any, x, cond, rows, traced, *, solver):
+    solver = traced if solver is None else solver
+    y0 = model.process.encode(x)
+    y = model.process.noised(jnp.zeros_like(y0), y0, rows.t[0]).y
+    visit = walk.Visit(model, jax.random.key(0), jnp.arange(len(x)), cond)
+    carry = solver.init(model.process, y, jnp.zeros(len(x), y.dtype))
+    state = walk.State(y, carry, jnp.full(len(x), -1, jnp.int32))
+    state, _ = walk.advance(solver, visit, state, rows, jnp.arange(len(rows.step)))
+    return state.y, state.bad

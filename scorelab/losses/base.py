@@ -1,0 +1,63 @@
+"""What a loss is: a draw, which knows no model, and an error, which draws nothing."""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.models.base import Model
+from scorelab.processes.base import Noised
+from scorelab.typing import Array, Key, Pytree
+
+Batch = dict[str, Pytree]
+
+
+class Loss(abc.ABC):
+    """What a learner minimises, the mean of :meth:`error` over the batch; a new one states ``draw`` and ``error``.
+
+    Attributes:
+        process: the forward process, that of the model.
+    """
+
+    process: Any
+
+    @abc.abstractmethod
+    def draw(self, key: Key, batch: Batch) -> Noised:
+        """All that is random: times, noise, dropped conditions.
+
+        ``batch`` is ``{"x": data with a leading axis of examples, "cond": pytree or None}``.
+        """
+
+    @abc.abstractmethod
+    def error(self, model: Model, noised: Noised) -> Array:
+        """The error of each example, ``(batch,)``; a function of its arguments alone."""
+
+    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
+        """:meth:`error`, and scalar metrics by name that come with it."""
+        return self.error(model, noised), {}
+
+    def __call__(self, key: Key, model: Model, batch: Batch) -> Array:
+        """The errors ``(batch,)`` of a fresh draw."""
+        return self.error(model, self.draw(key, batch))
+
+
+def example_keys(key: Key, n: int) -> Key:
+    """One key per example for what an error needs of noise of its own; they cost nothing where it needs none."""
+    return jax.random.split(jax.random.fold_in(key, 3), n)
+
+
+def require_floating(x: Array) -> None:
+    """Raise ``TypeError`` for raw integer data, ``ValueError`` for none."""
+    if jnp.ndim(x) < 2 or not jnp.size(x):
+        raise ValueError(f'batch["x"] has shape {jnp.shape(x)}: expected (batch, *event) with at least one example')
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f'batch["x"] has dtype {x.dtype}: expected floating point, scaled by the prepare of the data')
+
+
+def mean_square(error: Array) -> Array:
+    """Mean over the event of the square, ``(batch,)``."""
+    error = error.astype(jnp.promote_types(error.dtype, jnp.float32))
+    return jnp.mean(jnp.square(error).reshape(error.shape[0], -1), axis=1)

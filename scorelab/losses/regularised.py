@@ -1,0 +1,74 @@
+r"""A loss with further terms that see the same noised points, :math:`L + \sum_i w_i R_i`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+
+from scorelab.losses.base import Loss
+from scorelab.models.base import Model
+from scorelab.processes.base import Noised, Process
+from scorelab.typing import Array, computed, require_number, require_spec
+
+
+class Regulariser(Protocol):
+    """A term of a loss; reported instead of minimised it is a diagnostic."""
+
+    def __call__(self, model: Model, noised: Noised) -> Array:
+        """The value of each example, ``(batch,)``; what is random comes from ``noised.keys``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Regularised(Loss):
+    r"""A loss and weighted terms, :math:`L + \sum_i w_i R_i`.
+
+    Attributes:
+        loss: what draws.
+        terms: pairs of a regulariser and its weight, a finite number.
+
+    Metrics: those of the loss, and the mean of every term under its name.
+    """
+
+    loss: Loss
+    terms: tuple[tuple[Callable[[Model, Noised], Array], float], ...]
+
+    def __post_init__(self):
+        require_spec(self, Loss, loss=self.loss)
+        object.__setattr__(self, "terms", tuple(tuple(term) for term in self.terms))
+        if not self.terms or any(len(term) != 2 or not callable(term[0]) for term in self.terms):
+            raise TypeError(f"Regularised.terms = {self.terms!r}: expected pairs of a function (model, noised) and a weight")
+        for _, weight in self.terms:
+            require_number(self, -1e30, 1e30, terms=weight)
+
+    @computed
+    def process(self) -> Process:
+        """That of the loss."""
+        return self.loss.process
+
+    def draw(self, key, batch):
+        """That of the loss."""
+        return self.loss.draw(key, batch)
+
+    def error(self, model, noised):
+        """See the class."""
+        return self.evaluate(model, noised)[0]
+
+    def evaluate(self, model, noised):
+        """See the class."""
+        total, metrics = self.loss.evaluate(model, noised)
+        for regulariser, weight in self.terms:
+            value = regulariser(model, noised)
+            if jnp.shape(value) != jnp.shape(total):
+                raise ValueError(
+                    f"{_name(regulariser)} returned shape {jnp.shape(value)}: expected {jnp.shape(total)}, one per example"
+                )
+            total, metrics = total + weight * value, metrics | {_name(regulariser): jnp.mean(value)}
+        return total, metrics
+
+
+def _name(regulariser: Any) -> str:
+    return getattr(regulariser, "__name__", type(regulariser).__name__)

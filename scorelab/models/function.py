@@ -1,0 +1,60 @@
+"""Models from any function of (y, t, cond) that a user brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+
+from scorelab.models.base import Model, require_model
+from scorelab.models.denoiser import require_signal
+from scorelab.processes.base import Process
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.typing import Array, Pytree, is_model_pytree, require_choice, require_spec
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FunctionModel:
+    """A model from any JAX function ``fn(y, t, cond)`` that returns one form of the prediction, or the prediction itself.
+
+    Args:
+        fn: the function (static: pass the same object again, not a new lambda, or the sampler recompiles).
+        process: the forward process (static).
+        returns: what ``fn`` returns: ``"denoised"``, ``"eps"``, ``"score"`` (of the chart), ``"velocity"`` or ``"stein"``
+            (the score in data space), for a linear-Gaussian process; or ``"prediction"``, of any process. ``"eps"`` and the
+            scores are refused under a process with :math:`\alpha = 0` at its ``t_max``.
+    """
+
+    fn: Callable[[Array, Array | float, Pytree], Any] = field(metadata={"static": True})
+    process: Any = field(metadata={"static": True})
+    returns: Literal["denoised", "eps", "score", "velocity", "stein", "prediction"] = field(
+        default="denoised", metadata={"static": True}
+    )
+
+    def __post_init__(self):
+        require_spec(self, Process, process=self.process)
+        if not callable(self.fn):
+            raise TypeError(f"FunctionModel.fn = {self.fn!r}: expected a function of (y, t, cond)")
+        require_choice(self, ("denoised", "eps", "score", "velocity", "stein", "prediction"), returns=self.returns)
+        if self.returns != "prediction":
+            require_spec(self, LinearGaussian, process=self.process)
+        if self.returns in ("eps", "score", "stein"):
+            require_signal(f"FunctionModel.returns = {self.returns!r}", self.process)
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
+        """Predict for ``y`` of shape ``(batch, *event)``."""
+        value = self.fn(y, t, cond)
+        return value if self.returns == "prediction" else self.process.predict(y, t, **{self.returns: value})
+
+
+def as_pytree(where: str, model: Model) -> Model:
+    """A model as an argument of compiled functions; one that is no pytree is static: pass the same object again.
+
+    Raises:
+        TypeError: what does not know its process.
+    """
+    require_model(where, model)
+    return model if is_model_pytree(model) else FunctionModel(model, model.process, returns="prediction")
