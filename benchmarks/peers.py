@@ -227,7 +227,7 @@ def scorelab_sampler(model, process, solver, grid, shape):
     def run(noise=None):
         start = sl.starts.Prior() if noise is None else sl.starts.Fixed(first * noise)
         arguments = dict(solver=solver, grid=grid, key=jax.random.key(3), shape=shape, start=start)
-        return jax.block_until_ready(sl.sample(model, process, **arguments).x)
+        return jax.block_until_ready(sl.sample(model, **arguments).x)
 
     return run
 

@@ -67,7 +67,7 @@ def bare_calls(model, event, batch, calls):
 def sampler(model, event, batch, steps, solver):
     grid = sl.grids.Karras(steps)
     arguments = dict(solver=solver, grid=grid, key=jax.random.key(3), shape=(batch, *event))
-    return lambda: jax.block_until_ready(sl.sample(model, EDM, **arguments).x)
+    return lambda: jax.block_until_ready(sl.sample(model, **arguments).x)
 
 
 def diffrax_sampler(model, event, batch, steps, kind):
@@ -160,7 +160,7 @@ def compilation():
         for n in (100, 256, 700):
             guided = sl.models.ClassifierFreeGuidance(model=model, unconditional=model, scale=scale)
             sl.sample(
-                guided, EDM, solver=sl.solvers.Heun(), grid=sl.grids.Karras(steps), key=jax.random.key(0),
+                guided, solver=sl.solvers.Heun(), grid=sl.grids.Karras(steps), key=jax.random.key(0),
                 shape=(n, *event), chunk=256,
             )  # fmt: skip
     # One chunk shape for n >= 256 and one for the smaller count.

@@ -45,7 +45,7 @@ def overhead(rounds):
         arguments = dict(grid=sl.grids.Karras(steps), key=jax.random.key(0), shape=(batch, *event), chunk=batch)
         runs = {
             name: lambda solver=solver, model=model, arguments=arguments: jax.block_until_ready(
-                sl.sample(model, EDM, solver=solver, **arguments).x
+                sl.sample(model, solver=solver, **arguments).x
             )
             for name, solver in solvers.items()
         }
@@ -74,7 +74,7 @@ def gradient(rounds):
         for t in times:
             jax.block_until_ready(pull(model, t * y, t))
 
-    runs = {"Python": from_python, "scan": lambda: jax.block_until_ready(sl.sample(guided, EDM, **arguments).x)}
+    runs = {"Python": from_python, "scan": lambda: jax.block_until_ready(sl.sample(guided, **arguments).x)}
     wall, cpu = interleaved(runs, rounds)
     w, c = ratios(wall, cpu, "scan", "Python", 1, 1)
     print(f"U-Net, {batch} images, {steps} steps: {1e3 * statistics.median(wall['Python']):.0f} ms of gradients from Python")
@@ -123,7 +123,7 @@ def filtering():
 
 def ours(process, grid, base, model, seen):
     solver = sl.fk.FeynmanKac(base=base, potential=Observed(tuple(seen)), policy=sl.fk.Always())
-    return lambda i: float(sl.sample(model, process, solver=solver, grid=grid, key=jax.random.key(i), shape=(PARTICLES, 1)).log_z)
+    return lambda i: float(sl.sample(model, solver=solver, grid=grid, key=jax.random.key(i), shape=(PARTICLES, 1)).log_z)
 
 
 def of_particles(rows, first, seen):

@@ -48,7 +48,7 @@ def run(corrected, steps, t_max=1.0, policy=EITHER, noise=1.0, order=2, weigh=Tr
     solver = fk.FeynmanKac(base=base, potential=corrected.potential, policy=policy, particles=n) if weigh else base
     grid, count, event = spacing(steps, t_max=t_max, t_min=T_MIN, clean=False), POPULATIONS * n, event_of(corrected)
     options = dict(start=corrected.start, key=jax.random.key(0), shape=(count, *event), chunk=count)
-    return sl.sample(corrected.model, PROCESS, solver=solver, grid=grid, **options)
+    return sl.sample(corrected.model, solver=solver, grid=grid, **options)
 
 
 def event_of(corrected):

@@ -84,7 +84,7 @@ def walk(corrected, process, particles, count, seed, cond=None, event=(8, 8, 1))
         base=sl.solvers.DPMSolverPP(order=2, eta=1.0), potential=corrected.potential, particles=particles, resample_final=True
     )
     options = dict(start=corrected.start, key=jax.random.key(seed), shape=(count, *event), cond=cond, chunk=count)
-    return sl.sample(corrected.model, process, solver=solver, grid=GRID, **options)
+    return sl.sample(corrected.model, solver=solver, grid=GRID, **options)
 
 
 def guidance(model, process, judge):

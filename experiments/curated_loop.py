@@ -120,7 +120,7 @@ class Trainer:
 
     def draw(self, model, n: int, seed: int) -> np.ndarray:
         return np.asarray(
-            sl.sample(model, PROCESS, solver=sl.solvers.Heun(), grid=sl.grids.Karras(18), key=jax.random.key(seed), shape=(n, 2)).x
+            sl.sample(model, solver=sl.solvers.Heun(), grid=sl.grids.Karras(18), key=jax.random.key(seed), shape=(n, 2)).x
         )
 
 

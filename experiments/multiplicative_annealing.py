@@ -79,7 +79,7 @@ def main() -> None:
     print(f"{'':56s}{'reverse time':>13s}{'W1':>8s}{'mean':>8s}{'std':>7s}   masses of the modes    their deviations")
     for name, solver in {"exact law": None, **samplers()}.items():
         if solver is not None:
-            out = sl.sample(MODEL, PROCESS, solver=solver, grid=grid, key=key, shape=(n, 1), start=start)
+            out = sl.sample(MODEL, solver=solver, grid=grid, key=key, shape=(n, 1), start=start)
             draws[name] = np.log(np.abs(np.asarray(out.x[:, 0], np.float64)))
             time = PROCESS.t_max if solver.mode == "exact" else solver.delta * solver.inner * STEPS
             flips = int(np.sum(out.diagnostics.get("sign_flips", 0)))

@@ -78,7 +78,7 @@ def draw(experiment, model, way: tuple, n: int) -> tuple[np.ndarray, int]:
     data, label = experiment.data, experiment.sampling.conditions(experiment.data, n)
     begin = dataclasses.replace(experiment.sampling, start=start).begin(data, experiment.process, label)
     out = sample(
-        model, experiment.process, solver=solver, grid=grid, start=begin, key=experiment.keys()[1],
+        model, solver=solver, grid=grid, start=begin, key=experiment.keys()[1],
         shape=(n, *data.load().event_shape), cond=label,
     )  # fmt: skip
     flips = out.diagnostics.get("sign_flips", np.zeros(n))

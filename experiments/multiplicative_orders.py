@@ -47,7 +47,7 @@ def weak(key, n: int) -> dict:
         for name, solver in SOLVERS.items():
             distances, flipped = [], []
             for steps in STEPS:
-                out = sl.sample(MODEL, PROCESS, solver=solver, grid=spaced(steps), key=key, shape=(n, 1), start=start)
+                out = sl.sample(MODEL, solver=solver, grid=spaced(steps), key=key, shape=(n, 1), start=start)
                 distances.append(w1(np.log(np.abs(out.x[:, 0]))))
                 flipped.append(float(np.mean(np.asarray(out.diagnostics.get("sign_flips", 0)) > 0)))
             table[grid][name] = dict(w1=distances, sign_flips=flipped)

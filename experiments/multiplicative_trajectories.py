@@ -47,7 +47,7 @@ def there_and_back(key):
     paths = {"forward": (times, forward(keys[0], times, SHOWN))}
     runs = {"Dale-Langevin": (RULES["Dale-Langevin"], sl.grids.Uniform(STEPS)), "Heun": (sl.solvers.Heun(), sl.grids.Karras(40))}
     for name, (solver, grid) in runs.items():
-        out = sl.sample(MODEL, PROCESS, solver=solver, grid=grid, key=keys[2], shape=(SHOWN, 1), start=start, keep="all")
+        out = sl.sample(MODEL, solver=solver, grid=grid, key=keys[2], shape=(SHOWN, 1), start=start, keep="all")
         paths[f"back from t = {PROCESS.t_max:g}, {name}"] = (out.times, np.log(out.trajectory[..., 0]))
     limits = dict(ylim=(-3.0, 3.0), ylabel="log x")
     marginals = {"density of the data": (density(y), y), "density at t_max": (density(y, PROCESS.t_max), y)}
@@ -62,7 +62,7 @@ def signed_walk(key, rule: str, steps: int, n: int, keep: str = "last"):
     signs = np.asarray(jax.random.rademacher(key_sign, (n, 1), np.float32))
     start = sl.starts.Signed(exact_start(key_start, n), signs)
     out = sl.sample(
-        SIGNED_MODEL, SIGNED, solver=RULES[rule], grid=sl.grids.Uniform(steps), key=key, shape=(n, 1), start=start, keep=keep
+        SIGNED_MODEL, solver=RULES[rule], grid=sl.grids.Uniform(steps), key=key, shape=(n, 1), start=start, keep=keep
     )  # fmt: skip
     return out, signs
 

@@ -128,7 +128,7 @@ class Students:
         from scorelab import grids, sample, solvers
 
         options = dict(solver=solvers.Heun(), grid=grids.Karras(steps), shape=(self.n, *self.event), cond=self.label)
-        return lambda key: sample(model, self.experiment.process, key=key, **options).x
+        return lambda key: sample(model, key=key, **options).x
 
     def teacher_images(self, seed: int) -> np.ndarray:
         import jax
@@ -164,9 +164,9 @@ class Students:
         columns, key = 20, jax.random.key(3)
         label = np.arange(columns, dtype=np.int32) % 10
         options = dict(solver=solvers.Heun(), key=key, shape=(columns, *self.event), cond=label)
-        rows = [sample(self.teacher, self.experiment.process, grid=grids.Karras(STEPS), **options).x]
+        rows = [sample(self.teacher, grid=grids.Karras(STEPS), **options).x]
         rows += [
-            sample(learner.model(state), self.experiment.process, grid=grids.Karras(1), **options).x
+            sample(learner.model(state), grid=grids.Karras(1), **options).x
             for learner, state in shown.values()
         ]
         print("rows of the picture: teacher,", ", ".join(shown))

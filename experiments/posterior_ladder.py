@@ -66,7 +66,7 @@ def samplers(prior: sl.densities.Density, n: int) -> dict[str, Sampler]:
     def guided(make, *, solver=ANCESTRAL, grid=GRID, **options) -> Sampler:
         def draw(key, measurement):
             model = make(model=exact, measurement=measurement, **options)
-            out = sl.sample(model, PROCESS, solver=solver, grid=grid, key=key, shape=(n, POINTS))
+            out = sl.sample(model, solver=solver, grid=grid, key=key, shape=(n, POINTS))
             return out.x, out.log_weights
 
         return draw
@@ -80,7 +80,7 @@ def samplers(prior: sl.densities.Density, n: int) -> dict[str, Sampler]:
             blurred = sl.fk.Blurred(measurement=measurement, law=prior.matched())
             solver = sl.fk.FeynmanKac(base=ANCESTRAL, potential=sl.fk.Difference(likelihood, 1.0, intermediate=blurred))
             model = make(model=exact, measurement=measurement, **options)
-            out = sl.sample(model, PROCESS, solver=solver, grid=grid, key=key, shape=(particles, POINTS))
+            out = sl.sample(model, solver=solver, grid=grid, key=key, shape=(particles, POINTS))
             return out.x, out.log_weights
 
         return draw

@@ -80,7 +80,7 @@ class Trial:
 
     def walk(self, solver, n, seed, **options):
         shape = (n, *self.bench.who.y.shape[1:])
-        return sample(self.model, self.process, solver=solver, grid=GRID, key=jax.random.key(seed), shape=shape, chunk=n, **options)
+        return sample(self.model, solver=solver, grid=GRID, key=jax.random.key(seed), shape=shape, chunk=n, **options)
 
     def correlations(self, solver, seed: int, n: int = 1024) -> dict:
         """Of every class and belief: the rank correlation with the final reward, ``(steps,)``."""
@@ -102,14 +102,14 @@ class Trial:
 
     def pruned(self, c: int, seed: int, candidates: int, belief, shares: dict[int, int]):
         keep = {step: candidates // share for step, share in shares.items()}
-        pruning = fk.Pruning(self.labelled, keep, particles=candidates, intermediate=belief, with_cond=True)
+        pruning = search.Pruning(self.labelled, keep, particles=candidates, intermediate=belief, with_cond=True)
         n = candidates * POPULATIONS
-        out = fk.prune(
-            self.model, self.process, pruning=pruning, solver=FLOW, grid=GRID, key=jax.random.key(seed),
+        out = search.prune(
+            self.model, pruning=pruning, solver=FLOW, grid=GRID, key=jax.random.key(seed),
             shape=(n, *self.bench.who.y.shape[1:]), cond=np.full(n, c, np.int32),
         )  # fmt: skip
         left = candidates // max(shares.values())
-        return fk.best_of(out.x, out.rewards, left), out.model_calls / POPULATIONS
+        return search.best_of(out.x, out.rewards, left), out.model_calls / POPULATIONS
 
     def steered(self, c: int, seed: int, particles: int):
         potential = fk.Difference(self.labelled, SCALE, every=2, with_cond=True)
@@ -117,13 +117,13 @@ class Trial:
         n = particles * POPULATIONS
         out = self.walk(solver, n, seed, cond=np.full(n, c, np.int32))
         drawn = fk.one_of_each(jax.random.key(seed), out.log_weights, particles)
-        return out.x[drawn], fk.best_of(out.x, self.reward[c](out.x), particles)
+        return out.x[drawn], search.best_of(out.x, self.reward[c](out.x), particles)
 
     def numbers(self, c: int, seed: int) -> tuple[dict, dict]:
         """name -> rows with calls, reward, rate, Frechet distance and variety; and some images."""
         x = self.walk(FLOW, LARGEST * POPULATIONS, seed).x
         r = np.asarray(self.reward[c](x))
-        best = lambda n: fk.best_of(x[: n * POPULATIONS], r[: n * POPULATIONS], n)
+        best = lambda n: search.best_of(x[: n * POPULATIONS], r[: n * POPULATIONS], n)
         found, shown = {}, {}
 
         def add(name, images, calls, **more):

@@ -56,7 +56,7 @@ def student(who: Students, method: str, seed: int) -> tuple[np.ndarray, dict]:
     experiment, state, _ = who.run(f"{who.config}_{method}", [f"experiment.Experiment.seed = {seed}"], f"{method}_{seed}")
     spec = experiment.sampling
     out = sample(
-        experiment.learner.model(state), experiment.process, solver=spec.solver, grid=spec.grid, key=jax.random.key(100 + seed),
+        experiment.learner.model(state), solver=spec.solver, grid=spec.grid, key=jax.random.key(100 + seed),
         shape=(who.n, *who.event), cond=who.label,
     )  # fmt: skip
     images = who.decode(out.x)

@@ -67,7 +67,7 @@ class Bench:
         if potential is not None:
             solver = fk.FeynmanKac(base=base, potential=potential, policy=policy, particles=particles)
         return sample(
-            model or self.model, self.who.experiment.process, solver=solver, grid=grids.Karras(self.plan.steps),
+            model or self.model, solver=solver, grid=grids.Karras(self.plan.steps),
             key=jax.random.key(1000 + seed), shape=(n, *self.who.y.shape[1:]), cond=cond,
             chunk=min(n, self.plan.chunk),
         )  # fmt: skip
@@ -123,7 +123,7 @@ class Bench:
             for k in plan.counts["base"]:
                 some, rewards = block[: plan.populations * k], r[: plan.populations * k]
                 lw = scale * jnp.reshape(rewards, (-1, k))
-                best, drawn = fk.best_of(some, rewards, k), self.one_each(some, lw, k, seed)
+                best, drawn = search.best_of(some, rewards, k), self.one_each(some, lw, k, seed)
                 found["best of N"].setdefault(str(k), {})[str(label)] = self.judge(best, label)
                 spent = dict(ess=float(np.mean(fk.ess(lw))), roots=float(k))
                 found["FinalOnly"].setdefault(str(k), {})[str(label)] = self.judge(drawn, label, **spent)

@@ -48,7 +48,7 @@ def measured(potential, model, policy, arguments) -> dict[str, list[float]]:
     """Errors of every run."""
     solver = sl.fk.FeynmanKac(base=BASE, potential=potential, policy=policy, particles=arguments.particles)
     n = arguments.particles * arguments.runs
-    out = sl.sample(model, PROCESS, solver=solver, grid=GRID, key=jax.random.key(0), shape=(n, 1), chunk=n)
+    out = sl.sample(model, solver=solver, grid=GRID, key=jax.random.key(0), shape=(n, 1), chunk=n)
     x, log_w = (np.asarray(v, np.float64).reshape(arguments.runs, -1) for v in (out.x, out.log_weights))
     w = np.exp(log_w - log_w.max(1, keepdims=True))
     w /= w.sum(1, keepdims=True)

@@ -71,7 +71,7 @@ def measured(potential, model, arguments, steps=100, **options):
     particles, n = arguments.particles, arguments.particles * arguments.runs
     solver = sl.fk.FeynmanKac(base=BASE, potential=potential, particles=particles, **options)
     shape = (n, *model.law.event)
-    out = sl.sample(model, model.process, solver=solver, grid=sl.grids.Karras(steps), key=KEY, shape=shape, chunk=n)
+    out = sl.sample(model, solver=solver, grid=sl.grids.Karras(steps), key=KEY, shape=shape, chunk=n)
     w = np.asarray([sl.fk.normalised(row) for row in out.log_weights.reshape(-1, particles)])
     x = np.asarray(out.x).reshape(len(w), particles, -1)[:, :, 0]
     return dict(

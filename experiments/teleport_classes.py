@@ -37,7 +37,7 @@ def main() -> None:
 
     def draw(start=None, grid=GRID):
         options = dict(solver=sl.solvers.Heun(), grid=grid, key=jax.random.key(0), shape=(arguments.n, 8, 8, 1), cond=label)
-        return sl.sample(model, PROCESS, start=start, **options).x
+        return sl.sample(model, start=start, **options).x
 
     def rmse(a, b):
         return float(np.sqrt(np.mean((a - b) ** 2)))

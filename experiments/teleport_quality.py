@@ -39,7 +39,7 @@ def draw(who: Subject, seed: int, n: int, chunk: int, solver, grid, start=None) 
     from scorelab.training import data_mesh
 
     out = sample(
-        who.model, who.experiment.process, solver=solver, grid=grid, start=start, key=jax.random.key(1000 + seed),
+        who.model, solver=solver, grid=grid, start=start, key=jax.random.key(1000 + seed),
         shape=(n, *who.y.shape[1:]), chunk=min(n, chunk), mesh=data_mesh() if jax.device_count() > 1 else None,
     )  # fmt: skip
     return np.asarray(out.x), int(out.diagnostics["model_calls"])

@@ -32,13 +32,13 @@ def main() -> None:
     experiment, process, law = who.experiment, who.experiment.process, who.law
     event, levels = law.event, experiment.data.load().levels
     out = sample(
-        who.model, process, solver=solvers.Heun(), grid=grids.Karras(STEPS), key=jax.random.key(3), shape=(arguments.n, *event),
+        who.model, solver=solvers.Heun(), grid=grids.Karras(STEPS), key=jax.random.key(3), shape=(arguments.n, *event),
         keep="all", chunk=min(arguments.n, 100),
     )  # fmt: skip
     sigmas = np.asarray(process.noise_ratio(out.times[:-1]))
-    error = diagnostics.trajectory_error(out, law, process)
+    error = diagnostics.trajectory_error(out, law)
     flat = diagnostics.planarity(out.trajectory)
-    denoised = diagnostics.denoised_along(who.model, out, process, batch=100)
+    denoised = diagnostics.denoised_along(who.model, out, batch=100)
     emergence = diagnostics.feature_emergence(denoised, out.times, law, process, features=FEATURES)
 
     # How much of a perturbation arrives, along the direction it was added in.
@@ -49,7 +49,7 @@ def main() -> None:
         for i, k in enumerate(COMPONENTS):
             direction = np.asarray(law.basis[:, k - 1]).reshape(event)
             moved = diagnostics.perturbation_sensitivity(
-                who.model, process, jnp.asarray(y0) + noise, direction, t=sigma, size=0.1 * sigma, solver=solvers.Heun(),
+                who.model, jnp.asarray(y0) + noise, direction, t=sigma, size=0.1 * sigma, solver=solvers.Heun(),
                 grid=grids.Karras(12, t_max=sigma), key=jax.random.key(0),
             )  # fmt: skip
             gains[i, j] = np.mean(np.sum(np.asarray(moved) * direction, axis=tuple(range(1, moved.ndim))))

@@ -47,7 +47,13 @@ def per_example_keys(key: Key, ids: Array) -> Key:
 
 
 def per_example_normal(keys: Key, like: Array) -> Array:
-    """Standard normal noise shaped like ``like``, row ``i`` drawn from ``keys[i]``."""
+    """Standard normal noise shaped like ``like``, row ``i`` drawn from ``keys[i]``.
+
+    Floating point numbers in the place of keys are that noise itself: who steps a solver by hand may say what is drawn.
+    """
+    if jnp.issubdtype(keys.dtype, jnp.floating):
+        require_shape("noise in the place of keys", keys, like)
+        return keys.astype(like.dtype)
     return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
 
 

@@ -34,7 +34,7 @@ def parameters(net):
 
 def sample(model, process=EDM, **options):
     options = dict(solver=sl.solvers.DDIM(), grid=sl.grids.Karras(3), key=KEY, shape=(4, 2)) | options
-    return sl.sample(model, process, **options)
+    return sl.sample(model, **options)
 
 
 def returns(shape, dtype=jnp.float32):
@@ -59,12 +59,12 @@ def consistency(teacher):
     "meet",
     [
         lambda: sample(OTHER),
-        lambda: sl.likelihood.log_likelihood(OTHER, EDM, np.ones((4, 2))),
+        lambda: sl.likelihood.log_likelihood(OTHER, np.ones((4, 2))),
         lambda: score_loss(OTHER),
         lambda: traced(lambda: sl.models.ClassifierFreeGuidance(model=MODEL, unconditional=OTHER)(Y, 1.0)),
         lambda: traced(lambda: sl.models.Autoguidance(model=MODEL, weak=OTHER)(Y, 1.0)),
         lambda: traced(lambda: consistency(OTHER)(KEY, MODEL, {"x": Y})),
-        lambda: sl.distill.straightness(OTHER, EDM, grid=sl.grids.Karras(3), key=KEY, shape=(4, 2)),
+        lambda: sl.distill.straightness(OTHER, grid=sl.grids.Karras(3), key=KEY, shape=(4, 2)),
         lambda: sl.training.ScoreLearner(NET, sl.losses.DenoisingScoreMatching(VP), optax.sgd(0.1)),
     ],
     ids=["sample", "likelihood", "loss", "guidance", "autoguidance", "distillation", "straightness", "learner"],
@@ -171,7 +171,7 @@ def test_labels_that_are_no_classes(cond):
         lambda: network(Y, 1.0, np.asarray(cond)),
         lambda: sample(sl.models.ClassifierFreeGuidance(model=network, scale=2.0), cond=np.asarray(cond)),
         lambda: sl.models.Conditioned(model=network, cond=np.asarray(cond[-1])),
-        lambda: sl.likelihood.log_likelihood(network, EDM, np.ones((4, 2)), cond=np.asarray(cond)),
+        lambda: sl.likelihood.log_likelihood(network, np.ones((4, 2)), cond=np.asarray(cond)),
     ):
         with pytest.raises(ValueError, match=r"cond has labels .*: expected 0 to 4, the classes of MLP\(num_classes=5\)"):
             use()
@@ -262,13 +262,13 @@ def test_host_times_are_looked_at_wherever_they_enter(t):
 )
 def test_what_has_no_likelihood(options, message):
     with pytest.raises(ValueError, match=message):
-        sl.likelihood.log_likelihood(MODEL, EDM, **(dict(x=np.zeros((2, 2))) | options))
+        sl.likelihood.log_likelihood(MODEL, **(dict(x=np.zeros((2, 2))) | options))
 
 
 def test_a_row_whose_flow_breaks_is_named():
     broken = FunctionModel(fn=lambda y, t, cond: jnp.where(y[:, :1] > 90, jnp.nan, y / (1 + t**2)), process=EDM)
     with pytest.raises(FloatingPointError, match=r"not finite on the way of the rows 1 of 3"):
-        sl.likelihood.log_likelihood(broken, EDM, np.array([[0.0, 1.0], [89.0, 0.0], [0.5, 0.5]]))
+        sl.likelihood.log_likelihood(broken, np.array([[0.0, 1.0], [89.0, 0.0], [0.5, 0.5]]))
 
 
 # The scale of the data --------------------------------------------------------------------------------------------------
@@ -355,9 +355,9 @@ def test_pairs_and_straightness_look_at_their_start():
     short = sl.starts.Fixed(np.ones((2, 2), np.float32))
     walk = dict(grid=sl.grids.Karras(3), key=KEY, shape=(4, 2), start=short)
     with pytest.raises(ValueError, match="expected one for each sample id"):
-        sl.distill.teacher_pairs(MODEL, EDM, solver=sl.solvers.DDIM(), **walk)
+        sl.distill.teacher_pairs(MODEL, solver=sl.solvers.DDIM(), **walk)
     with pytest.raises(ValueError, match="expected one for each sample id"):
-        sl.distill.straightness(MODEL, EDM, **walk)
+        sl.distill.straightness(MODEL, **walk)
 
 
 @pytest.mark.parametrize("t", [jnp.float32(500.0), jnp.float32(-3.0)])
@@ -376,7 +376,7 @@ def test_a_time_that_is_known_is_looked_at(t):
         (LAW.log_prob, "Gaussian: points"),
         (sl.densities.Gaussian.from_data, "from_data.points"),
         (lambda z: sample(MODEL, start=sl.starts.Fixed(z)), "Fixed.points"),
-        (lambda z: sl.likelihood.log_likelihood(MODEL, EDM, z), "log_likelihood.x"),
+        (lambda z: sl.likelihood.log_likelihood(MODEL, z), "log_likelihood.x"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -42,7 +42,7 @@ def test_equals_the_closed_form_on_a_mixture(float64, schedule):
     # The flow ends at the Gaussian with the mixture's moments; what is left at t_max is its third cumulant, of
     # relative size (data scale / sigma)^3 below 1e-6. The flow starts at t_min, so the target is the law there.
     result = likelihood.log_likelihood(
-        models.ExactModel(law, process), process, x, start=starts.GaussianMoments(moments(law)), rtol=1e-8, atol=1e-8
+        models.ExactModel(law, process), x, start=starts.GaussianMoments(moments(law)), rtol=1e-8, atol=1e-8
     )
     exact = jax.jit(lambda x: law.noised(process, process.t_min).log_prob(x))(x)
     np.testing.assert_allclose(result.log_prob, exact, atol=1e-5)
@@ -55,7 +55,7 @@ def test_hutchinson_is_unbiased(float64):
     x = np.broadcast_to(points(1), (400, 2))
     exact = jax.jit(lambda x: law.noised(process, process.t_min).log_prob(x))(x[:1])[0]
     # From the law itself at t_max, so that nothing is left but the probes (and the solver's 1e-5).
-    estimate = likelihood.log_likelihood(model, process, x, probes=2, key=KEY, start=starts.Noised(law))
+    estimate = likelihood.log_likelihood(model, x, probes=2, key=KEY, start=starts.Noised(law))
     assert estimate.probes == 2
     error = np.asarray(estimate.log_prob) - float(exact)
     assert error.std() > 1e-3
@@ -68,7 +68,7 @@ def test_the_divergence_is_exact_in_image_shapes(float64):
     law = densities.Gaussian(np.zeros((5, 4, 1)), variance)
     x = np.sqrt(variance) * np.random.default_rng(0).normal(size=(3, 5, 4, 1))
     result = likelihood.log_likelihood(
-        models.ExactModel(law, process), process, x, start=starts.GaussianMoments(law), rtol=1e-8, atol=1e-8
+        models.ExactModel(law, process), x, start=starts.GaussianMoments(law), rtol=1e-8, atol=1e-8
     )
     at_end = process.alpha(process.t_min) ** 2 * variance + process.sigma(process.t_min) ** 2
     exact = np.sum(stats.norm.logpdf(x, scale=np.sqrt(at_end)), axis=(1, 2, 3))
@@ -82,7 +82,7 @@ def test_bits_per_dim_of_a_known_density():
     levels = np.random.default_rng(0).integers(0, 16, (64, 2, 2, 1)).astype(np.uint8)
     transform = data.Pixels(levels=16)
     bits, result = likelihood.bits_per_dim(
-        models.ExactModel(law, process), process, levels, transform, key=KEY, start=starts.GaussianMoments(law)
+        models.ExactModel(law, process), levels, transform, key=KEY, start=starts.GaussianMoments(law)
     )
     y = np.asarray(transform.dequantise(jax.random.split(KEY)[0], levels), np.float64)
     nats = np.sum(stats.norm.logpdf(y, scale=np.sqrt(0.5)), axis=(1, 2, 3))
@@ -96,11 +96,11 @@ def test_errors():
     process = processes.Gaussian(schedule=schedules.VPLinear())
     model = models.ExactModel(densities.Gaussian(np.zeros(2), 0.3), process)
     with pytest.raises(ValueError, match="key"):
-        likelihood.log_likelihood(model, process, jnp.zeros((1, 2)), probes=1)
+        likelihood.log_likelihood(model, jnp.zeros((1, 2)), probes=1)
     with pytest.raises(TypeError, match=r"Identity.*: expected a transform with levels"):
-        likelihood.bits_per_dim(model, process, np.zeros((1, 2), np.uint8), data.Identity(), key=KEY)
+        likelihood.bits_per_dim(model, np.zeros((1, 2), np.uint8), data.Identity(), key=KEY)
     with pytest.raises(RuntimeError, match="max_steps"):
-        likelihood.log_likelihood(model, process, jnp.zeros((1, 2)), max_steps=2)
+        likelihood.log_likelihood(model, jnp.zeros((1, 2)), max_steps=2)
 
 
 def test_the_gradient_of_the_likelihood_is_the_score():
@@ -109,7 +109,7 @@ def test_the_gradient_of_the_likelihood_is_the_score():
     x = np.array([[0.5, 0.1]], np.float32)
     direction = np.array([[0.6, 0.8]], np.float32)
     model, start = models.ExactModel(law, process), starts.Noised(law)
-    total = lambda x: jnp.sum(likelihood.log_likelihood(model, process, x, start=start).log_prob)
+    total = lambda x: jnp.sum(likelihood.log_likelihood(model, x, start=start).log_prob)
     slope = jax.jvp(total, (jnp.asarray(x),), (jnp.asarray(direction),))[1]
     covariance = np.array([[0.5, 0.1], [0.1, 0.4]]) + t**2 * np.eye(2)
     score = -np.linalg.solve(covariance, (x[0] - [0.3, -0.2]))

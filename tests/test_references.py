@@ -85,7 +85,7 @@ def trajectory(file, case, dtype):
         else:
             grid = grids.Explicit(tuple(times))
             out = sample(
-                model, process, solver=solver, grid=grid, key=jax.random.key(0), shape=start.shape, keep="all",
+                model, solver=solver, grid=grid, key=jax.random.key(0), shape=start.shape, keep="all",
                 start=starts.Fixed(start),
             )  # fmt: skip
             states = out.trajectory
@@ -126,7 +126,7 @@ def test_adams_bashforth_is_the_linear_multistep_of_k_diffusion():
         model = models.ExactModel(densities.GaussianMixture(*mixture), process)
         grid = grids.Explicit(tuple(grid_times(process, data["alpha"], data["sigma"])))
         out = sample(
-            model, process, solver=solvers.DEIS(order=4, start="published"), grid=grid, key=jax.random.key(0), shape=(16, 2),
+            model, solver=solvers.DEIS(order=4, start="published"), grid=grid, key=jax.random.key(0), shape=(16, 2),
             keep="all", start=starts.Fixed(data["x"][0]),
         )  # fmt: skip
         # scipy's quadrature in k-diffusion stops at a relative error of 1e-4.

@@ -16,7 +16,7 @@ MODEL = models.ExactModel(LAW, EDM)
 
 def test_the_trajectory_is_kept_only_when_asked(optimised):
     arguments = dict(solver=solvers.Heun(), grid=grids.Karras(6), key=KEY, shape=(5, 2))
-    last, path = sample(MODEL, EDM, **arguments), sample(MODEL, EDM, keep="all", **arguments)
+    last, path = sample(MODEL, **arguments), sample(MODEL, keep="all", **arguments)
     assert last.trajectory is None
     assert path.trajectory.shape == (7, 5, 2)
     np.testing.assert_array_equal(path.trajectory[-1], path.x)
@@ -40,9 +40,9 @@ def test_parameters_scales_grids_and_counts_of_one_chunk_shape_share_one_program
     _walk.clear_cache()
     for scale, n, t_max in ((1.0, 8, 80.0), (2.5, 8, 40.0), (7.0, 13, 20.0)):
         guided = models.ClassifierFreeGuidance(model=MODEL, unconditional=MODEL, scale=scale, interval=(0.1, 10.0 * scale))
-        sample(guided, EDM, solver=solvers.DPMSolverPP(), grid=grids.Karras(5, t_max=t_max), key=KEY, shape=(n, 2), chunk=8)
+        sample(guided, solver=solvers.DPMSolverPP(), grid=grids.Karras(5, t_max=t_max), key=KEY, shape=(n, 2), chunk=8)
     assert _walk._cache_size() == 1
-    sample(guided, EDM, solver=solvers.DPMSolverPP(order=2), grid=grids.Uniform(5), key=KEY, shape=(8, 2), chunk=8)
+    sample(guided, solver=solvers.DPMSolverPP(order=2), grid=grids.Uniform(5), key=KEY, shape=(8, 2), chunk=8)
     assert _walk._cache_size() == 1  # an equal spec, another kind of grid
 
 
@@ -50,7 +50,7 @@ def test_an_exact_mixture_is_sampled_to_the_floor():
     # Sliced Wasserstein distance of 20,000 samples against exact draws, beside that of two exact draws.
     from scorelab.metrics import sliced_wasserstein
 
-    out = sample(MODEL, EDM, solver=solvers.DPMSolverPP(order=2), grid=grids.Karras(20), key=KEY, shape=(20_000, 2))
+    out = sample(MODEL, solver=solvers.DPMSolverPP(order=2), grid=grids.Karras(20), key=KEY, shape=(20_000, 2))
 
     a, b, c = jax.device_get(jax.jit(lambda: [LAW.sample(jax.random.key(i), 20_000) for i in (1, 2, 3)])())
     distance = lambda x, y: sliced_wasserstein(jax.random.key(5), np.asarray(x), y, projections=64).value
@@ -69,15 +69,15 @@ def test_a_nan_is_reported_with_its_step():
     step = int(np.flatnonzero(grid.times(EDM) < 1.0)[0])
     arguments = dict(solver=solvers.DDIM(), grid=grid, key=KEY, shape=(3, 2))
     with pytest.raises(NonFiniteSample, match=rf"3 of 3 samples .* step {step} of 8"):
-        sample(broken, EDM, **arguments)
-    out = sample(broken, EDM, check_finite=False, **arguments)
+        sample(broken, **arguments)
+    out = sample(broken, check_finite=False, **arguments)
     np.testing.assert_array_equal(out.diagnostics["first_bad_step"], [step] * 3)
 
 
 def test_progress_is_told_after_each_chunk():
     seen = []
     sample(
-        MODEL, EDM, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(10, 2), chunk=4,
+        MODEL, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(10, 2), chunk=4,
         progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert seen == [(4, 10), (8, 10), (10, 10)]
@@ -89,7 +89,7 @@ def test_conditions_follow_their_samples_through_chunks():
 
     label = np.arange(7.0, dtype=np.float32)
     out = sample(
-        conditional, EDM, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(7, 2), cond={"label": label}, chunk=3
+        conditional, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(7, 2), cond={"label": label}, chunk=3
     )
     np.testing.assert_allclose(out.x, np.stack([label, label], 1), atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_sample_runs_inside_jit_and_is_differentiable():
     def mean_of_samples(shift):
         law = densities.Gaussian(np.zeros(2), 0.3).noised(EDM, 0.0)
         law.mean = law.mean + shift
-        out = sample(models.ExactModel(law, EDM), EDM, solver=solvers.DDIM(), grid=grids.Karras(6), key=KEY, shape=(4, 2))
+        out = sample(models.ExactModel(law, EDM), solver=solvers.DDIM(), grid=grids.Karras(6), key=KEY, shape=(4, 2))
         return jnp.mean(out.x)
 
     value = jax.jit(jax.value_and_grad(mean_of_samples))
@@ -122,4 +122,4 @@ def test_sample_runs_inside_jit_and_is_differentiable():
 def test_bad_arguments_are_named(change, error, message):
     arguments = dict(solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(4, 2)) | change
     with pytest.raises(error, match=message):
-        sample(MODEL, EDM, **arguments)
+        sample(MODEL, **arguments)

@@ -157,7 +157,7 @@ def test_the_way_back_returns_a_mixture(process, kind):
     law, solver = densities.GaussianMixture(weights, means, variances), SOLVERS[kind]
     n, steps = 8_000, 40 if solver.order == 2 else 300
     grid = grids.LogSNR(steps, t_max=min(process.t_max, 0.995) if process.alpha(process.t_max) == 0 else None)
-    out = sample(models.ExactModel(law, process), process, solver=solver, grid=grid, key=KEY, shape=(n, 2))
+    out = sample(models.ExactModel(law, process), solver=solver, grid=grid, key=KEY, shape=(n, 2))
     mean = weights @ means
     cov = (means - mean).T @ (weights[:, None] * (means - mean)) + weights @ variances * np.eye(2)
     below = weights @ stats.norm.cdf(-means[:, 0] / np.sqrt(variances))

@@ -193,7 +193,7 @@ def test_gaussian_marginals(solver, process):
     steps = 8 if adaptive else (300 if slow else 120)
     model = consistency_model(process) if isinstance(solver, solvers.Renoise) else models.ExactModel(LAW, process)
     arguments = dict(solver=solver, grid=grids.LogSNR(steps, t_max=t_max), key=KEY, chunk=n if adaptive else 500)
-    drawn = np.asarray(sample(model, process, shape=(n, 2), **arguments).x)
+    drawn = np.asarray(sample(model, shape=(n, 2), **arguments).x)
     x = drawn.astype(np.float64)
     # Four standard errors, plus the first-order bias: (log-SNR range 16) / steps times a constant of order 0.2; the
     # Langevin corrector's stationary bias is snr^2 = 2.6 %.
@@ -203,8 +203,8 @@ def test_gaussian_marginals(solver, process):
     if not adaptive:  # an adaptive solver has one step size for its batch
         # A sample depends on its key and id alone, bitwise in chunks of one size: not on the samples around it.
         some = np.array([1009, 2, 4])
-        np.testing.assert_array_equal(sample(model, process, shape=(3, 2), ids=some, **arguments).x, drawn[some])
-        np.testing.assert_array_equal(sample(model, process, shape=(7, 2), **arguments).x, drawn[:7])
+        np.testing.assert_array_equal(sample(model, shape=(3, 2), ids=some, **arguments).x, drawn[some])
+        np.testing.assert_array_equal(sample(model, shape=(7, 2), **arguments).x, drawn[:7])
 
 
 def counted(model):
@@ -228,7 +228,7 @@ def drawn(solver, n=12, **options):
     shape, grid = ((3, 2), grids.LogSNR(4)) if solver.calls_per_step is None else ((n, 2), grids.Karras(6))
     with jax.enable_x64(True):
         model = linear_model(EDM, (MEAN, COV))
-        return np.asarray(sample(model, EDM, solver=solver, grid=grid, key=KEY, shape=shape, **options).x)
+        return np.asarray(sample(model, solver=solver, grid=grid, key=KEY, shape=shape, **options).x)
 
 
 @functools.cache
@@ -242,7 +242,7 @@ def without_jit(solver):
             calls.append(t)
             return model(y, t, cond)
 
-        out = sample(count, EDM, solver=solver, grid=grids.Karras(6), key=KEY, shape=(12, 2))
+        out = sample(count, solver=solver, grid=grids.Karras(6), key=KEY, shape=(12, 2))
     return np.asarray(out.x), len(calls), out.diagnostics["model_calls"]
 
 
@@ -277,7 +277,7 @@ def test_an_adaptive_solver_depends_on_its_batch_by_its_tolerance():
 def test_an_adaptive_solver_takes_the_same_steps_without_jit():
     with jax.enable_x64(True), jax.disable_jit():
         model, arguments = linear_model(EDM, (MEAN, COV)), dict(solver=ADAPTIVE, grid=grids.LogSNR(4), key=KEY, shape=(3, 2))
-        plain = sample(model, EDM, **arguments).x
+        plain = sample(model, **arguments).x
     # Rounding, as above, through the controller.
     np.testing.assert_allclose(drawn(ADAPTIVE), plain, rtol=1e-10, atol=1e-10)
 
@@ -297,7 +297,7 @@ def test_one_step_to_clean_data_is_finite(solver, process):
     # Operation by operation, the programs of which the solvers share.
     with jax.disable_jit(solver.calls_per_step is not None):
         out = sample(
-            models.ExactModel(LAW, process), process, solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2)
+            models.ExactModel(LAW, process), solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2)
         )
     assert np.all(np.isfinite(out.x))
 
@@ -318,7 +318,7 @@ def test_heun_without_churn_is_deterministic_given_its_start():
     model = models.ExactModel(LAW, EDM)
     arguments = dict(solver=solvers.Heun(), grid=grids.Karras(5), shape=(4, 2), start=starts.Fixed(y))
     np.testing.assert_array_equal(
-        sample(model, EDM, key=KEY, **arguments).x, sample(model, EDM, key=jax.random.key(99), **arguments).x
+        sample(model, key=KEY, **arguments).x, sample(model, key=jax.random.key(99), **arguments).x
     )
 
 
@@ -329,7 +329,7 @@ def test_diffrax_agrees_with_the_closed_form_flow():
     with jax.enable_x64(True):
         solver, start = solvers.Diffrax(rtol=1e-8, atol=1e-8), starts.Fixed(y)
         model = linear_model(VP, (MEAN, COV))
-        x = sample(model, VP, solver=solver, grid=grid, key=KEY, shape=y.shape, start=start, chunk=5).x
+        x = sample(model, solver=solver, grid=grid, key=KEY, shape=y.shape, start=start, chunk=5).x
     # Adaptive at 1e-8: the global error of the flow is a small multiple of the tolerance, in every chunk.
     assert root_mean_square(np.asarray(x) - flow_image(VP, y, times[0], times[-1])) < 1e-6
 

@@ -200,7 +200,7 @@ def test_renoising_a_denoiser_has_the_variance_of_its_recursion(process):
         gain = alpha[i] * STD**2 / (alpha[i] ** 2 * STD**2 + sigma[i] ** 2)
         mean = alpha[i + 1] * (MEAN + gain * (mean - alpha[i] * MEAN))
         variance = (alpha[i + 1] * gain) ** 2 * variance + sigma[i + 1] ** 2
-    out = sample(teacher(process), process, solver=solvers.Renoise(), grid=grid, key=KEY, shape=(n, 1))
+    out = sample(teacher(process), solver=solvers.Renoise(), grid=grid, key=KEY, shape=(n, 1))
     y = np.asarray(process.encode(out.x))
     assert variance < 0.9 * STD**2
     assert y.var() == pytest.approx(variance, rel=4 * np.sqrt(2 / n))
@@ -212,7 +212,7 @@ def test_one_renoising_step_is_the_generator():
     y = np.float32(20.0 * np.random.default_rng(3).normal(size=(8, 1)))
     grid = grids.Explicit((20.0, 0.0))
     model = consistency(process)
-    out = sample(model, process, solver=solvers.Renoise(), grid=grid, key=KEY, shape=y.shape, start=starts.Fixed(y))
+    out = sample(model, solver=solvers.Renoise(), grid=grid, key=KEY, shape=y.shape, start=starts.Fixed(y))
     np.testing.assert_allclose(out.x, jax.jit(lambda y: model(y, np.float32(20.0)).denoised)(y), rtol=1e-6)
 
 

@@ -351,7 +351,7 @@ def test_a_teacher_of_another_shape_is_refused():
 @pytest.mark.parametrize("sampler", [solvers.Heun(), solvers.Renoise()], ids=["heun", "renoise"])
 def test_a_one_step_student_is_a_model_for_any_sampler(sampler, untrained):
     learner, state = untrained
-    out = sample(learner.model(state), EDM, solver=sampler, grid=Karras(1), key=KEY, shape=(6, 3), keep="all")
+    out = sample(learner.model(state), solver=sampler, grid=Karras(1), key=KEY, shape=(6, 3), keep="all")
     assert int(out.diagnostics["model_calls"]) == 1
     made = jax.jit(lambda z: learner.generator(state)(z))(np.asarray(out.trajectory[0]) / 3.0)
     np.testing.assert_allclose(out.x, made, rtol=2e-5, atol=1e-6)
@@ -379,7 +379,7 @@ def test_a_two_step_student_trains_on_what_its_sampler_meets(name, times):
         spread = np.std(drawn**moment, 0) / math.sqrt(4000)
         assert np.all(np.abs(np.mean(drawn**moment, 0) - mixed) < 6 * spread)
     out = sample(
-        student.bind(params).model, process, solver=solvers.Renoise(), grid=Explicit((*times, 0.0)), key=KEY, shape=(4000, 3)
+        student.bind(params).model, solver=solvers.Renoise(), grid=Explicit((*times, 0.0)), key=KEY, shape=(4000, 3)
     )
     x, spread = np.asarray(out.x, np.float64), np.std(both, 0) * math.sqrt(2 / 4000)
     assert np.all(np.abs(np.mean(x, 0) - np.mean(both, 0)) < 5 * spread)
@@ -527,7 +527,7 @@ def test_rewards_with_conditions_and_pairs_reach_the_student():
 def test_regression_on_a_teachers_pairs_brings_the_student_to_its_flow():
     # The flow of a Gaussian teacher is linear: x = m + (y_T - m) sqrt(s^2 / (s^2 + sigma_T^2)), so the student is known.
     teacher = models.ExactModel(gaussian(-0.3, 1.1), EDM)
-    pairs = distill.teacher_pairs(teacher, EDM, solver=solvers.Heun(), grid=Karras(40), key=KEY, shape=(512, 1))
+    pairs = distill.teacher_pairs(teacher, solver=solvers.Heun(), grid=Karras(40), key=KEY, shape=(512, 1))
     data = distill.WithPairs(Zeros(EDM, 16), pairs, batch_size=128)
     learner = exact(distill.ReverseKL(), EDM, score_weight=0.0, pair_weight=1.0, optimizer=optax.adam(0.05))
     state = training.fit(learner, data, steps=300, key=KEY)

@@ -39,8 +39,8 @@ def test_one_step_of_the_target_is_two_steps_of_the_teacher(process):
         # Rectified flow begins at alpha = 0, all grids end at sigma = 0.
         start = starts.Fixed(np.random.default_rng(5).normal(size=(16, 1)) * float(process.sigma(process.t_max)))
         arguments = dict(solver=solvers.DDIM(), key=KEY, shape=(16, 1), start=start)
-        two = sample(loss.teacher, process, grid=loss.grid, **arguments).x
-        one = sample(student(loss), process, grid=loss.student_grid, **arguments).x
+        two = sample(loss.teacher, grid=loss.grid, **arguments).x
+        one = sample(student(loss), grid=loss.student_grid, **arguments).x
         np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-12)
         both = jax.jit(lambda x: [loss(KEY, model, {"x": x})[0] for model in (student(loss), loss.teacher)])
         own, other = both(data(process, 64))
@@ -83,8 +83,8 @@ def test_rounds_are_chained_down_to_one_step():
             loss = loss.halve(student(loss))
         assert loss.student_grid.values == (process.t_max, 0.0)
         arguments = dict(solver=solvers.DDIM(), key=KEY, shape=(8, 1))
-        one = sample(student(loss), process, grid=loss.student_grid, **arguments).x
-        eight = sample(first.teacher, process, grid=first.grid, **arguments).x
+        one = sample(student(loss), grid=loss.student_grid, **arguments).x
+        eight = sample(first.teacher, grid=first.grid, **arguments).x
         np.testing.assert_allclose(one, eight, rtol=1e-11)
         with pytest.raises(ValueError, match="even"):
             loss.halve(student(loss))

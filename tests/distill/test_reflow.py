@@ -39,7 +39,7 @@ def test_pairs_are_joined_by_the_flow(process):
     with jax.enable_x64(True):
         grid = grids.Uniform(400) if process is PROCESSES["flow"] else grids.LogSNR(400, t_max=t_max(process), t_min=1e-4)
         arguments = dict(solver=solvers.Heun(), grid=grid, key=KEY)
-        pairs = teacher_pairs(teacher(process), process, shape=(64, 1), **arguments)
+        pairs = teacher_pairs(teacher(process), shape=(64, 1), **arguments)
         assert all(isinstance(value, np.ndarray) for value in pairs.values())
         t = grid.times(process)[0]
         alpha, sigma, offset = (float(f(t)) for f in (process.alpha, process.sigma, process.offset))
@@ -50,9 +50,9 @@ def test_pairs_are_joined_by_the_flow(process):
         np.testing.assert_allclose(y0, image, atol=5e-3)
         # The starts are those of the prior, and only the key says which.
         assert np.std((start - offset) / sigma) == pytest.approx(1, abs=4 / np.sqrt(2 * 64))
-        again = teacher_pairs(teacher(process), process, shape=(64, 1), chunk=40, **arguments)
+        again = teacher_pairs(teacher(process), shape=(64, 1), chunk=40, **arguments)
         np.testing.assert_allclose(again["x"], pairs["x"], rtol=1e-9)
-        other = teacher_pairs(teacher(process), process, shape=(64, 1), **(arguments | dict(key=jax.random.key(8))))
+        other = teacher_pairs(teacher(process), shape=(64, 1), **(arguments | dict(key=jax.random.key(8))))
         assert not np.allclose(other["noise"], pairs["noise"])
 
 
@@ -63,7 +63,7 @@ def test_pairs_keep_their_conditions_and_are_a_data_set():
         return process.predict(y, t, denoised=jnp.broadcast_to(cond[:, None].astype(y.dtype), y.shape))
 
     # A process of pure noise at t = 1 and a model that knows the end: the start is the noise itself.
-    pairs = teacher_pairs(model, process, solver=solvers.DDIM(), grid=grids.Uniform(2), key=KEY, shape=(6, 1), cond=label)
+    pairs = teacher_pairs(model, solver=solvers.DDIM(), grid=grids.Uniform(2), key=KEY, shape=(6, 1), cond=label)
     noise = starts.Prior().draw(per_example_keys(KEY, jnp.arange(6)), None, process, jnp.ones(()), (1,))
     np.testing.assert_array_equal(pairs["noise"], noise)
     np.testing.assert_array_equal(pairs["cond"], label)
@@ -127,7 +127,7 @@ def test_straightness_of_the_flow_of_a_gaussian(process):
         deviation = np.sqrt((nodes.alpha * STD) ** 2 + nodes.sigma**2)
         middle = nodes.alpha[0] * MEAN + nodes.offset[0]
         start = starts.Fixed(np.array([[middle - deviation[0]], [middle + deviation[0]]]))
-        value = straightness(teacher(process), process, grid=grid, key=KEY, shape=(2, 1), start=start)
+        value = straightness(teacher(process), grid=grid, key=KEY, shape=(2, 1), start=start)
         steps = np.diff(nodes.ratio)
         slopes = np.diff(deviation / nodes.scale) / steps
         share = steps / steps.sum()
@@ -143,9 +143,9 @@ def test_reflow_of_a_linear_map_is_straight_and_one_step_is_exact():
         z = np.random.default_rng(7).normal(size=(64, 1))
         model, pairs = joined(process, 1.0), {"x": MEAN + STD * z, "noise": z}
         assert jax.jit(lambda pairs: Reflow(process)(KEY, model, pairs)[0].max())(pairs) < 1e-20
-        assert straightness(model, process, grid=grids.Uniform(20), key=KEY, shape=(64, 1)) < 1e-20
-        assert straightness(teacher(process), process, grid=grids.Uniform(20), key=KEY, shape=(64, 1)) > 1e-2
-        one = sample(model, process, solver=solvers.DDIM(), grid=grids.Uniform(1), key=KEY, shape=z.shape, start=starts.Fixed(z))
+        assert straightness(model, grid=grids.Uniform(20), key=KEY, shape=(64, 1)) < 1e-20
+        assert straightness(teacher(process), grid=grids.Uniform(20), key=KEY, shape=(64, 1)) > 1e-2
+        one = sample(model, solver=solvers.DDIM(), grid=grids.Uniform(1), key=KEY, shape=z.shape, start=starts.Fixed(z))
         np.testing.assert_allclose(one.x, pairs["x"], atol=1e-12)
 
 
@@ -156,7 +156,7 @@ def test_straightness_of_a_function_with_conditions():
         # The posterior mean of one atom: every flow is a line.
         return process.predict(y, t, denoised=cond[:, None] * jnp.ones_like(y))
 
-    assert straightness(model, process, grid=grids.Karras(8), key=KEY, shape=(3, 1), cond=label) < 1e-10
+    assert straightness(model, grid=grids.Karras(8), key=KEY, shape=(3, 1), cond=label) < 1e-10
 
 
 def test_errors_name_the_field():
@@ -168,5 +168,5 @@ def test_errors_name_the_field():
         Reflow(process)(KEY, teacher(process), batch | {"noise": jnp.zeros((2, 2))})
     with pytest.raises(ValueError, match="deterministic"):
         teacher_pairs(
-            teacher(process), process, solver=solvers.EulerMaruyama(), grid=grids.Uniform(2, t_max=0.9), key=KEY, shape=(2, 1)
+            teacher(process), solver=solvers.EulerMaruyama(), grid=grids.Uniform(2, t_max=0.9), key=KEY, shape=(2, 1)
         )

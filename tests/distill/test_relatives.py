@@ -34,7 +34,7 @@ def test_each_loss_trains_from_its_teacher(name):
     teacher = old.bind(jax.jit(old.init)(KEY, np.zeros((1, 2), np.float32)))
     data = Points(batch_size=8)
     if name == "reflow":
-        pairs = teacher_pairs(teacher, PROCESS, solver=solvers.DDIM(), grid=GRID, key=KEY, shape=(16, 2))
+        pairs = teacher_pairs(teacher, solver=solvers.DDIM(), grid=GRID, key=KEY, shape=(16, 2))
         data = Batches(pairs, 8)
     predict = "consistency" if name in ("consistency", "distilled") else "edm"
     learner = ScoreLearner(Denoiser(predict=predict, **parts), LOSSES[name](teacher), optax.adam(1e-3), ema=None, initial=teacher)

@@ -153,7 +153,6 @@ def test_the_way_back_in_data_space_needs_the_divergence(contributed):
         process = kind(schedule=sl.schedules.VPLinear(beta_max=12.0))
         out = sl.sample(
             sl.models.ExactModel(law, process),
-            process,
             solver=sl.solvers.EulerMaruyama(coords="ambient"),
             grid=sl.grids.Uniform(steps),
             key=jax.random.key(0),

@@ -48,7 +48,7 @@ def run(corrected, *, process=VP, t_max=None, steps=STEPS, n=N, policy=None, sta
     # Small steps at small times, where the target is narrow.
     grid = grids.Quadratic(steps, t_max=t_max, t_min=T_MIN, clean=False) if grid is None else grid
     options = dict(start=start or corrected.start, key=jax.random.key(0), shape=(n, *corrected.model.models[0].law.event))
-    return sample(corrected.model, process, solver=solver, grid=grid, chunk=n, **options)
+    return sample(corrected.model, solver=solver, grid=grid, chunk=n, **options)
 
 
 def against(corrected, out, *, weighted=True, t=T_MIN, points=None):
@@ -90,7 +90,7 @@ def test_a_product_needs_the_weights(anchor, steps, bias):
     solver = fk.FeynmanKac(base=base, potential=corrected.potential, policy=fk.EssBelow(0.5), particles=particles)
     shape = (groups * particles, 1)
     options = dict(grid=grid, start=corrected.start, key=jax.random.key(0), shape=shape, chunk=shape[0])
-    out = sample(corrected.model, VP, solver=solver, **options)
+    out = sample(corrected.model, solver=solver, **options)
     logs = log_density(corrected.model, jnp.asarray(LINE, jnp.float32)[:, None], jnp.asarray(T_MIN))
     x = np.asarray(out.x, np.float64)[:, 0].reshape(groups, particles)
     w = np.exp(np.asarray(out.log_weights, np.float64).reshape(groups, particles))
@@ -510,7 +510,7 @@ def test_labels_of_the_experts_are_checked():
     for corrected in (fk.geometric(bound, bound, 2.0), fk.annealed(bound, 2.0)):
         with pytest.raises(ValueError, match="labels 9 to 9: expected 0 to 2"):
             sample(
-                corrected.model, VP, solver=fk.FeynmanKac(potential=corrected.potential), grid=grids.Uniform(4, t_min=T_MIN),
+                corrected.model, solver=fk.FeynmanKac(potential=corrected.potential), grid=grids.Uniform(4, t_min=T_MIN),
                 key=jax.random.key(0), shape=(4, 1), start=corrected.start, cond=labels,
             )  # fmt: skip
 
@@ -521,4 +521,4 @@ def test_a_blind_composition_of_another_process_is_refused_when_it_is_called():
     solver = fk.FeynmanKac(base=solvers.DPMSolverPP(order=2, eta=1.0), potential=corrected.potential)
     grid = grids.Quadratic(4, t_min=T_MIN, clean=False)
     with pytest.raises(ValueError, match=r"VPLinear.* and .*EDM"):
-        sample(corrected.model, VP, solver=solver, grid=grid, start=corrected.start, key=jax.random.key(0), shape=(4, 1))
+        sample(corrected.model, solver=solver, grid=grid, start=corrected.start, key=jax.random.key(0), shape=(4, 1))

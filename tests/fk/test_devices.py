@@ -63,7 +63,7 @@ def walk(solver, n, mesh=None, **options):
 
     from .chains import GRID, MODEL, VP
 
-    return sample(MODEL, VP, solver=solver, grid=GRID, key=jax.random.key(0), shape=(n, 1), mesh=mesh, **options)
+    return sample(MODEL, solver=solver, grid=GRID, key=jax.random.key(0), shape=(n, 1), mesh=mesh, **options)
 
 
 def compiled(solver, n, mesh):
@@ -115,7 +115,7 @@ def devices():
 
     from .chains import BASE, GRID, MODEL, VP
 
-    jax.jit(lambda key: sample(MODEL, VP, solver=BASE, grid=GRID, key=key, shape=(8, 1), mesh=mesh).x)(jax.random.key(0))
+    jax.jit(lambda key: sample(MODEL, solver=BASE, grid=GRID, key=key, shape=(8, 1), mesh=mesh).x)(jax.random.key(0))
     print("agree")
 
 

@@ -34,11 +34,11 @@ def arguments(shape=(512, 1)):
 # With a last resampling, the one way that has it in Python; the other is that of the samples in JAX.
 @pytest.mark.parametrize("final", [False, True])
 def test_both_ways_agree_with_a_reward_in_jax(final):
-    inside = sample(MODEL, VP, solver=solver(reward, resample_final=final), **arguments())
+    inside = sample(MODEL, solver=solver(reward, resample_final=final), **arguments())
     called, between = InNumPy(), InNumPy()
-    results = [fk.sample_between(MODEL, VP, solver=solver(fk.Callback(between), resample_final=final), **arguments())]
+    results = [fk.sample_between(MODEL, solver=solver(fk.Callback(between), resample_final=final), **arguments())]
     if not final:
-        results.append(sample(MODEL, VP, solver=solver(fk.Callback(called)), **arguments()))
+        results.append(sample(MODEL, solver=solver(fk.Callback(called)), **arguments()))
     # Four events inside the walk and the samples.
     assert [counted.calls for counted in (between, called)[: len(results)]] == [5] * len(results)
     for out in results:
@@ -54,7 +54,7 @@ def test_both_ways_agree_with_a_reward_in_jax(final):
 def test_a_callable_between_the_stretches_may_use_jax_and_reports_progress():
     seen = []
     in_jax = fk.Callback(lambda x: np.asarray(jax.jit(reward)(x)))
-    fk.sample_between(MODEL, VP, solver=solver(in_jax), progress=lambda done, total: seen.append((done, total)), **arguments())
+    fk.sample_between(MODEL, solver=solver(in_jax), progress=lambda done, total: seen.append((done, total)), **arguments())
     assert seen[-1] == (50, 50)
     assert [done for done, _ in seen] == [10, 11, 20, 21, 30, 31, 40, 41, 50]
 
@@ -67,7 +67,7 @@ def test_a_large_batch_does_not_hang_the_callback():
     from scorelab import densities
 
     model = models.ExactModel(densities.Gaussian(np.zeros((28, 28, 1)), 0.25), process)
-    out = sample(model, process, solver=law, grid=GRID, key=KEY, shape=(512, 28, 28, 1))
+    out = sample(model, solver=law, grid=GRID, key=KEY, shape=(512, 28, 28, 1))
     assert np.all(np.isfinite(out.log_weights))
 
 
@@ -109,7 +109,7 @@ def test_a_model_of_another_process_is_refused(knows):
     model = models.ExactModel(LAW, other)
     model = model if knows else lambda y, t, cond, model=model: model(y, t)
     with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
-        fk.sample_between(model, VP, solver=solver(fk.Callback(InNumPy())), **arguments())
+        fk.sample_between(model, solver=solver(fk.Callback(InNumPy())), **arguments())
 
 
 @pytest.mark.parametrize(
@@ -126,11 +126,11 @@ def test_a_model_of_another_process_is_refused(knows):
 )
 def test_errors(build, error, message):
     with pytest.raises(error, match=message):
-        fk.sample_between(MODEL, VP, solver=build(), **arguments())
+        fk.sample_between(MODEL, solver=build(), **arguments())
 
 
 def test_a_model_that_breaks_is_reported_with_its_step():
     broken = lambda y, t, cond: VP.predict(y, t, eps=jax.numpy.where(t < 0.5, np.nan, 1.0) * y)
     step = int(np.argmax(GRID.times(VP) < 0.5))
     with pytest.raises(NonFiniteSample, match=f"step {step} of 50"):
-        fk.sample_between(broken, VP, solver=solver(fk.Callback(InNumPy())), **arguments())
+        fk.sample_between(broken, solver=solver(fk.Callback(InNumPy())), **arguments())

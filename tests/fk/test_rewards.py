@@ -147,23 +147,23 @@ def test_they_steer_and_guide_inside_a_sampler():
     guided = models.RewardGradient(model=base, reward=reward)
     options = dict(grid=grids.Karras(6), key=jax.random.key(0), shape=(16, 8, 8, 1))
     potential = fk.Together((fk.Difference(reward, 2.0, every=2), fk.Difference(rewards.Symmetry(), 1.0, every=2)))
-    out = sample(guided, process, solver=fk.FeynmanKac(base=BASE, potential=potential, particles=8), **options)
+    out = sample(guided, solver=fk.FeynmanKac(base=BASE, potential=potential, particles=8), **options)
     assert np.all(np.isfinite(out.log_z))
     # Conditions in the place of a label: populations of two classes.
     reward, cond = rewards.ClassLogProb(dataset="digits"), np.repeat(np.array([0, 4], np.int32), 8)
     solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward, 2.0, with_cond=True), particles=8)
-    out = sample(models.Conditioned(model=base), process, solver=solver, cond=cond, **options)
+    out = sample(models.Conditioned(model=base), solver=solver, cond=cond, **options)
     assert np.exp(value(reward, out.x, cond)).mean() > 0.3
 
 
 def test_best_of_takes_the_largest_of_each_group():
     x = np.arange(12.0).reshape(6, 2)
-    np.testing.assert_array_equal(fk.best_of(x, np.array([0.0, 3.0, 1.0, -5.0, -2.0, -2.0]), 3), x[[1, 4]])
-    np.testing.assert_array_equal(fk.best_of(x, np.array([0.0, np.nan, 1.0, -5.0, -7.0, np.nan]), 2), x[[0, 2, 4]])
+    np.testing.assert_array_equal(search.best_of(x, np.array([0.0, 3.0, 1.0, -5.0, -2.0, -2.0]), 3), x[[1, 4]])
+    np.testing.assert_array_equal(search.best_of(x, np.array([0.0, np.nan, 1.0, -5.0, -7.0, np.nan]), 2), x[[0, 2, 4]])
     with pytest.raises(ValueError, match="rewards has shape"):
-        fk.best_of(x, x, 3)
+        search.best_of(x, x, 3)
     with pytest.raises(ValueError, match="particles = 4: expected a divisor of the 6"):
-        fk.best_of(x, x[:, 0], 4)
+        search.best_of(x, x[:, 0], 4)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ GUIDED = models.RewardGradient(model=MODEL, reward=reward, scale=0.5 * SCALE)
 
 def run(potential, model=MODEL, policy=None, particles=PARTICLES, groups=GROUPS, key=KEY, base=BASE, grid=GRID, **options):
     solver = fk.FeynmanKac(base=base, potential=potential, policy=policy or fk.EssBelow(0.5), particles=particles, **options)
-    return sample(model, VP, solver=solver, grid=grid, key=key, shape=(particles * groups, 1), chunk=particles * groups)
+    return sample(model, solver=solver, grid=grid, key=key, shape=(particles * groups, 1), chunk=particles * groups)
 
 
 def assert_tilted(out, groups=GROUPS, law=(MEAN, VARIANCE, LOG_Z)):
@@ -165,7 +165,7 @@ def recorded(*rules):
         parts = [rule(reward, SCALE, every=5) for rule in rules]
         potential = parts[0] if len(parts) == 1 else fk.Together(tuple(parts))
         solver = fk.FeynmanKac(base=BASE, potential=potential, policy=fk.Every(10), particles=8, record_ancestors=True)
-        return sample(MODEL, VP, solver=solver, grid=GRID, key=KEY, shape=(24, 1), keep="all")
+        return sample(MODEL, solver=solver, grid=GRID, key=KEY, shape=(24, 1), keep="all")
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +246,9 @@ BASES = [
 def test_without_weights_it_is_the_base_solver(base):
     # Up to the order of sums in two programs: 50 steps of float64 on values of order one.
     with jax.enable_x64(True):
-        plain = sample(MODEL, VP, solver=base, grid=GRID, key=KEY, shape=(64, 1))
+        plain = sample(MODEL, solver=base, grid=GRID, key=KEY, shape=(64, 1))
         solver = fk.FeynmanKac(base=base, policy=fk.Always(), particles=16)
-        out = sample(MODEL, VP, solver=solver, grid=GRID, key=KEY, shape=(64, 1))
+        out = sample(MODEL, solver=solver, grid=GRID, key=KEY, shape=(64, 1))
     # Systematic resampling of equal weights is the identity.
     np.testing.assert_allclose(out.x, plain.x, rtol=0, atol=1e-12)
     np.testing.assert_allclose(out.log_weights, 0.0)
@@ -269,8 +269,8 @@ def test_weights_that_are_not_spent_are_those_of_importance_sampling(rule):
 def test_populations_do_not_see_one_another():
     solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward, SCALE, every=5), particles=32)
     options = dict(solver=solver, grid=GRID, key=KEY)
-    whole = sample(MODEL, VP, shape=(128, 1), chunk=64, **options)
-    part = sample(MODEL, VP, shape=(64, 1), chunk=64, ids=np.arange(64, 128), **options)
+    whole = sample(MODEL, shape=(128, 1), chunk=64, **options)
+    part = sample(MODEL, shape=(64, 1), chunk=64, ids=np.arange(64, 128), **options)
     np.testing.assert_array_equal(np.asarray(whole.x)[64:], part.x)
     np.testing.assert_array_equal(np.asarray(whole.log_z)[2:], part.log_z)
     assert whole.diagnostics["ess"].shape == (4, 50)
@@ -278,7 +278,7 @@ def test_populations_do_not_see_one_another():
 
     # One population of all samples reports itself without the axis of populations.
     def one():
-        out = sample(MODEL, VP, shape=(32, 1), **options | dict(solver=fk.FeynmanKac(base=BASE, potential=solver.potential)))
+        out = sample(MODEL, shape=(32, 1), **options | dict(solver=fk.FeynmanKac(base=BASE, potential=solver.potential)))
         return out.log_z, out.diagnostics["ess"]
 
     assert [value.shape for value in jax.eval_shape(one)] == [(), (50,)]
@@ -389,7 +389,7 @@ def test_a_caller_may_compile_around_it():
     solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward, SCALE, every=5), particles=32)
 
     def draw(key):
-        out = sample(MODEL, VP, solver=solver, grid=GRID, key=key, shape=(64, 1), chunk=64)
+        out = sample(MODEL, solver=solver, grid=GRID, key=key, shape=(64, 1), chunk=64)
         return out.x, out.log_z
 
     for inside, outside in zip(jax.jit(draw)(KEY), draw(KEY), strict=True):
@@ -413,7 +413,7 @@ def test_conditions_reach_the_reward():
     solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(target, SCALE, every=5, with_cond=True), particles=PARTICLES)
     centres = np.repeat([-2.0, 2.0], PARTICLES)
     model = models.Conditioned(model=MODEL)
-    out = sample(model, VP, solver=solver, grid=GRID, key=KEY, shape=(2 * PARTICLES, 1), cond=centres)
+    out = sample(model, solver=solver, grid=GRID, key=KEY, shape=(2 * PARTICLES, 1), cond=centres)
     found, _ = moments(out, 2)
     mean, variance = chain_law()
     exact = (mean / variance + SCALE * np.array([-2.0, 2.0])) / (1 / variance + SCALE)
@@ -421,7 +421,7 @@ def test_conditions_reach_the_reward():
 
 
 def sampled(solver):
-    return sample(MODEL, VP, solver=solver, grid=GRID, key=KEY, shape=(10, 1))
+    return sample(MODEL, solver=solver, grid=GRID, key=KEY, shape=(10, 1))
 
 
 @pytest.mark.parametrize(

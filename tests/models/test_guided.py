@@ -280,7 +280,7 @@ def test_samples_of_the_field_are_those_of_its_posterior(optimised):
     posterior, n = models.exact_posterior(law, measurement), 1000
     mean, cov = moments(posterior)
     model = models.TweedieCovariance(model=models.ExactModel(law, EDM), measurement=measurement)
-    x = sample(model, EDM, solver=solvers.Heun(), grid=grids.Karras(30), key=KEY, shape=(n, 32)).x
+    x = sample(model, solver=solvers.Heun(), grid=grids.Karras(30), key=KEY, shape=(n, 32)).x
     rng = np.random.default_rng(3)
     floor = [w2(rng.multivariate_normal(mean, cov, n), mean, cov) for _ in range(16)]
     # Thirty steps of Heun have an error of a few percent of the floor.
@@ -294,7 +294,7 @@ def test_dps_finds_the_mean_and_not_the_variance(optimised):
     posterior, n, grid = models.exact_posterior(law, measurement), 500, grids.Karras(250)
     mean, cov = moments(posterior)
     model = models.DPS(model=models.ExactModel(law, EDM), measurement=measurement, grid=grid, zeta=0.2)
-    x = np.asarray(sample(model, EDM, solver=solvers.DDIM(eta=1.0), grid=grid, key=KEY, shape=(n, 32)).x)
+    x = np.asarray(sample(model, solver=solvers.DDIM(eta=1.0), grid=grid, key=KEY, shape=(n, 32)).x)
     error, spread = np.sqrt(np.mean((x.mean(0) - mean) ** 2)), np.sqrt(np.diag(cov).mean())
     assert error < 0.4 * spread
     ratio = x.var(0, ddof=1) / np.diag(cov)

@@ -130,7 +130,7 @@ def draw(process, start):
     def model(y, t, cond=None):
         return process.predict(y, t, denoised=jnp.zeros_like(y))
 
-    return sample(model, process, solver=solvers.DDIM(), grid=grids.Uniform(3), key=KEY, shape=(4, 3), start=start)
+    return sample(model, solver=solvers.DDIM(), grid=grids.Uniform(3), key=KEY, shape=(4, 3), start=start)
 
 
 @pytest.mark.parametrize(

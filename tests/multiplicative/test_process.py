@@ -218,7 +218,7 @@ def test_the_flow_of_one_log_normal_is_known(process):
     mean = np.array([0.4, -0.2])
     exact = mean + process.offset(s) + ((y - mean - process.offset(t)) @ vectors * gain) @ vectors.T
     out = sample(
-        models.ExactModel(law, process), process, solver=solvers.Diffrax(solver=diffrax.Dopri8(), rtol=1e-10, atol=1e-10),
+        models.ExactModel(law, process), solver=solvers.Diffrax(solver=diffrax.Dopri8(), rtol=1e-10, atol=1e-10),
         grid=grids.Explicit((t, s)), key=KEY, shape=y.shape, start=starts.Fixed(y),
     )  # fmt: skip
     np.testing.assert_allclose(np.log(out.x), exact, atol=1e-8)
@@ -229,7 +229,7 @@ def test_the_likelihood_in_data_space_has_the_jacobian_of_the_logarithm(process)
     law = correlated()
     x = np.exp(draw_logs(law, 16))
     result = likelihood.log_likelihood(
-        models.ExactModel(law, process), process, x, start=starts.Noised(law), t_min=1e-3, rtol=1e-9, atol=1e-9
+        models.ExactModel(law, process), x, start=starts.Noised(law), t_min=1e-3, rtol=1e-9, atol=1e-9
     )
     exact = jax.jit(lambda x: law.noised(process, 1e-3).log_prob(x))(x)
     np.testing.assert_allclose(result.log_prob, exact, atol=1e-6)
@@ -257,7 +257,7 @@ def test_data_outside_the_domain_is_counted_and_the_remedy_named(signed):
             encode(x)
         assert remedy in str(caught.value)
     with pytest.raises(ValueError, match="1 of the 2"):
-        likelihood.log_likelihood(models.ExactModel(correlated(), PAPER), PAPER, jnp.array([[1.0, 0.0]]))
+        likelihood.log_likelihood(models.ExactModel(correlated(), PAPER), jnp.array([[1.0, 0.0]]))
 
 
 class Unhashable(dict):

@@ -207,13 +207,13 @@ def test_members_obey_the_contract_on_the_log_chart(solver):
     exact = models.ExactModel(law, process)
     model, calls = counted(exact)
     arguments = dict(solver=solver, grid=grids.Uniform(6), key=KEY, start=starts.Noised(law), chunk=3)
-    whole = sample(model, process, shape=(6, 2), **arguments)
+    whole = sample(model, shape=(6, 2), **arguments)
     jax.effects_barrier()
     expected = solver.calls_per_step * 6 + getattr(solver, "polish", 0)
     assert whole.diagnostics["model_calls"] == expected
     assert len(calls) == 2 * expected  # two chunks
     some = np.array([5, 2, 4])
-    np.testing.assert_array_equal(sample(model, process, shape=(3, 2), ids=some, **arguments).x, np.asarray(whole.x)[some])
+    np.testing.assert_array_equal(sample(model, shape=(3, 2), ids=some, **arguments).x, np.asarray(whole.x)[some])
     if "sign_flips" in whole.diagnostics:
         assert whole.diagnostics["sign_flips"].shape == (6,)
     assert hash(solver) == hash(dataclasses.replace(solver))
@@ -225,17 +225,17 @@ def test_members_obey_the_contract_on_the_log_chart(solver):
 def test_members_are_the_same_without_compilation(solver):
     law, process = correlated(), PROCESSES["growing"]
     arguments = dict(solver=solver, grid=grids.Uniform(6), key=KEY, start=starts.Noised(law), shape=(3, 2))
-    compiled = sample(models.ExactModel(law, process), process, **arguments)
+    compiled = sample(models.ExactModel(law, process), **arguments)
     with jax.disable_jit():
-        plain = sample(models.ExactModel(law, process), process, **arguments)
+        plain = sample(models.ExactModel(law, process), **arguments)
     np.testing.assert_allclose(plain.x, compiled.x, rtol=2e-5)
 
 
 def test_a_corrector_passes_on_the_signs_of_its_predictor():
     arguments = dict(grid=grids.Uniform(5), key=KEY, shape=(2000, 1), start=starts.Noised(three_modes()))
     model = models.ExactModel(three_modes(), PAPER)
-    plain = sample(model, PAPER, solver=AGNOSTIC, **arguments)
-    wrapped = sample(model, PAPER, solver=solvers.PredictorCorrector(predictor=AGNOSTIC, corrections=0), **arguments)
+    plain = sample(model, solver=AGNOSTIC, **arguments)
+    wrapped = sample(model, solver=solvers.PredictorCorrector(predictor=AGNOSTIC, corrections=0), **arguments)
     np.testing.assert_array_equal(wrapped.x, plain.x)
     np.testing.assert_array_equal(wrapped.diagnostics["sign_flips"], plain.diagnostics["sign_flips"])
     assert np.sum(np.asarray(plain.diagnostics["sign_flips"])) > 0
@@ -272,7 +272,7 @@ def test_both_samplers_recover_the_mixture(solver, name, steps, optimised):
     law, process, n = three_modes(), PROCESSES[name], 20_000
     exact = draw_logs(law, 400_000, seed=8)[:, 0]
     out = sample(
-        models.ExactModel(law, process), process, solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
+        models.ExactModel(law, process), solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
         start=starts.Noised(law),
     )  # fmt: skip
     logs = np.log(np.asarray(out.x))[:, 0]
@@ -296,7 +296,7 @@ def test_the_reverse_sde_needs_its_divergence(name, optimised):
 
     def moments(process):
         out = sample(
-            models.ExactModel(law, process), process, solver=AGNOSTIC, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
+            models.ExactModel(law, process), solver=AGNOSTIC, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
             start=starts.Noised(law),
         )  # fmt: skip
         logs = np.log(np.abs(np.asarray(out.x, np.float64)))
@@ -315,7 +315,7 @@ def test_the_sign_preserving_sampler_keeps_every_sign(steps):
     pattern = np.random.default_rng(0).choice([-1.0, 1.0], size=(50, 3))
     for solver in (DALE, solvers.MultiplicativeAnnealed(), solvers.Heun(), solvers.DDIM(eta=1.0)):
         out = sample(
-            models.ExactModel(law, process), process, solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 3),
+            models.ExactModel(law, process), solver=solver, grid=grids.Uniform(steps), key=KEY, shape=(n, 3),
             start=starts.Signed(starts.Prior(), pattern), keep="all",
         )  # fmt: skip
         assert np.all(np.isfinite(out.x))
@@ -334,7 +334,7 @@ def test_the_sign_preserving_sampler_keeps_every_sign(steps):
 def test_sign_changes_of_the_sign_agnostic_sampler_are_counted(steps, low, high):
     law, n = three_modes(), 40_000
     out = sample(
-        models.ExactModel(law, PAPER), PAPER, solver=AGNOSTIC, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
+        models.ExactModel(law, PAPER), solver=AGNOSTIC, grid=grids.Uniform(steps), key=KEY, shape=(n, 1),
         start=starts.Noised(law), keep="all", chunk=15_000,
     )  # fmt: skip
     flips = np.asarray(out.diagnostics["sign_flips"])
@@ -355,7 +355,7 @@ def test_annealing_biases_the_law_and_the_correction_takes_the_shift_away(coarse
 
     def logs(**fields):
         out = sample(
-            models.ExactModel(law, PAPER), PAPER, solver=solvers.MultiplicativeAnnealed(**fields),
+            models.ExactModel(law, PAPER), solver=solvers.MultiplicativeAnnealed(**fields),
             grid=grids.Uniform(1000 // coarser), key=KEY, shape=(n, 1), start=starts.Noised(law),
         )  # fmt: skip
         return np.log(np.asarray(out.x, np.float64))

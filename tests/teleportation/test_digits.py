@@ -49,7 +49,7 @@ def draw(oracle, law, skip, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", starts.TeleportWarning)
         return sample(
-            oracle, EDM, solver=solvers.Heun(), grid=grids.Karras(18), key=jax.random.key(0), shape=(N, 64), start=start, **options
+            oracle, solver=solvers.Heun(), grid=grids.Karras(18), key=jax.random.key(0), shape=(N, 64), start=start, **options
         )
 
 
@@ -75,7 +75,7 @@ def test_one_gaussian_explains_the_score_where_noise_is_high(digits, law, oracle
 
 
 def test_one_gaussian_predicts_the_path_where_noise_is_high(law, plain):
-    error = diagnostics.trajectory_error(plain, law, EDM)
+    error = diagnostics.trajectory_error(plain, law)
     for sigma, low, high in ((20.0, 0.0, 1e-8), (10.0, 0.0, 1e-6), (5.0, 0.0, 1e-5), (2.0, 2e-4, 2e-3)):
         # At the nearest nodes 19.4, 8.4, 5.3 and 1.9: 6.4e-9, 5.1e-7, 6.1e-6 and 1.2e-3, and 5 % more or less over seeds.
         node = np.argmin(np.abs(np.log(np.maximum(plain.times, 1e-9) / sigma)))
@@ -97,7 +97,7 @@ def test_a_jump_lands_on_the_same_digits_where_noise_is_high(oracle, law, plain,
 
 def test_features_emerge_in_order(oracle, law, plain):
     # On data that is no Gaussian the half points leave sqrt(3 lambda), but not their order: a rank correlation of 0.99.
-    denoised = diagnostics.denoised_along(oracle, plain, EDM, batch=N)
+    denoised = diagnostics.denoised_along(oracle, plain, batch=N)
     found = diagnostics.feature_emergence(denoised, plain.times, law, EDM)
     ranks = [np.argsort(np.argsort(v)) for v in (found.sigma_half, found.predicted)]
     assert np.corrcoef(ranks)[0, 1] > 0.95
@@ -122,7 +122,7 @@ def test_a_model_with_classes_needs_the_moments_of_each(digits, law):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", starts.TeleportWarning)
             options = dict(solver=solvers.Heun(), grid=grids.Karras(18), key=jax.random.key(1), shape=(60, 64), cond=wanted)
-            return sample(model, EDM, start=start, **options).x
+            return sample(model, start=start, **options).x
 
     plain = run(None)
     each = starts.Teleport(densities.GaussianMixture.per_class(x, label), skip_steps=5, label=wanted)

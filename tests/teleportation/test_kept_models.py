@@ -40,15 +40,15 @@ def test_a_gaussian_explains_its_score_at_high_noise(digits):
 def walked(digits):
     process, model, _, _ = digits
     options = dict(solver=solvers.Heun(), grid=grids.Karras(18), key=jax.random.key(0), shape=(64, 8, 8, 1))
-    return sample(model, process, keep="all", **options)
+    return sample(model, keep="all", **options)
 
 
 def test_its_trajectories_are_those_of_the_gaussian_at_high_noise(digits, walked):
     process, model, law, _ = digits
-    error = diagnostics.trajectory_error(walked, law, process)
+    error = diagnostics.trajectory_error(walked, law)
     assert np.all(error[walked.times >= 5] < 1e-2)
     assert error[-1] > 0.1  # and not at the end: the samples are digits, not draws of a Gaussian
-    denoised = diagnostics.denoised_along(model, walked, process)
+    denoised = diagnostics.denoised_along(model, walked)
     emergence = diagnostics.feature_emergence(denoised, walked.times, law, process, features=30)
     known = np.isfinite(emergence.sigma_half)
     ranks = [np.argsort(np.argsort(v[known])) for v in (emergence.sigma_half, emergence.predicted)]
@@ -59,11 +59,11 @@ def test_its_trajectories_are_those_of_the_gaussian_at_high_noise(digits, walked
 def test_a_jump_to_three_deviations_costs_nothing(digits, walked):
     process, model, law, _ = digits
     # To three deviations nothing that Heun's own error does not exceed; to half a deviation, another image.
-    fine = sample(model, process, solver=solvers.Heun(), grid=grids.Karras(60), key=jax.random.key(0), shape=(64, 8, 8, 1)).x
+    fine = sample(model, solver=solvers.Heun(), grid=grids.Karras(60), key=jax.random.key(0), shape=(64, 8, 8, 1)).x
 
     def distance(start):
         options = dict(solver=solvers.Heun(), grid=grids.Karras(18), key=jax.random.key(0), shape=(64, 8, 8, 1), start=start)
-        return float(np.sqrt(np.mean((sample(model, process, **options).x - fine) ** 2)))
+        return float(np.sqrt(np.mean((sample(model, **options).x - fine) ** 2)))
 
     plain = float(np.sqrt(np.mean((walked.x - fine) ** 2)))
     assert distance(starts.Teleport(law)) < 2 * plain

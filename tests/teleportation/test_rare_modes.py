@@ -66,7 +66,7 @@ def test_samples_of_rare_modes_are_as_many_with_the_jump(modes, share, distance,
     law, n = mixture(modes, share, distance, dimension), 8000
     moments = law.matched() if made == "mixture" else densities.Gaussian.from_data(points(modes, share, distance, dimension, 2000))
     out = sample(
-        models.ExactModel(law, EDM), EDM, solver=solvers.DPMSolverPP(), grid=grids.Karras(24), key=jax.random.key(1),
+        models.ExactModel(law, EDM), solver=solvers.DPMSolverPP(), grid=grids.Karras(24), key=jax.random.key(1),
         shape=(n, dimension), start=starts.Teleport(moments),
     )  # fmt: skip
     found, exact = np.mean(np.any(np.asarray(out.x)[:, :modes] > distance / 2, axis=1)), modes * share

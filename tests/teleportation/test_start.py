@@ -34,7 +34,7 @@ def run(process=EDM, solver=None, grid=None, start=None, n=16, law=LAW, **option
     solver = solvers.Heun() if solver is None else solver
     grid = GRIDS[process] if grid is None else grid
     model = options.pop("model", models.ExactModel(law, process))
-    return sample(model, process, solver=solver, grid=grid, start=start, key=KEY, shape=(n, *law.event), **options)
+    return sample(model, solver=solver, grid=grid, start=start, key=KEY, shape=(n, *law.event), **options)
 
 
 @pytest.mark.filterwarnings("ignore::scorelab.starts.TeleportWarning")
@@ -127,7 +127,7 @@ def test_the_order_of_heun_stays(fraction):
         for steps in (48, 96, 192):
             skip = steps // fraction if fraction else 0
             start = starts.Teleport(law, skip_steps=skip, start=starts.Fixed(y))
-            out = sample(model, EDM, solver=solvers.Heun(), grid=grids.Karras(steps), start=start, key=KEY, shape=y.shape)
+            out = sample(model, solver=solvers.Heun(), grid=grids.Karras(steps), start=start, key=KEY, shape=y.shape)
             errors.append(float(jnp.sqrt(jnp.mean((out.x - exact) ** 2))))
     slopes = np.diff(np.log2(errors))
     assert np.all((slopes < -1.8) & (slopes > -2.3))
@@ -236,10 +236,10 @@ def test_the_likelihood_of_a_teleported_sampler(noised):
     else:
         back = flow(LAW, EDM, x, EDM.t_min, 80.0)
         exact = starts.Prior().log_prob(back, EDM, jnp.float32(80.0)) + LAW.flow_log_det(EDM, EDM.t_min, 80.0)
-    found = likelihood.log_likelihood(model, EDM, x, start=start, **options)
+    found = likelihood.log_likelihood(model, x, start=start, **options)
     np.testing.assert_allclose(found.log_prob, exact, atol=2e-3)
     with pytest.raises(ValueError, match="without a grid to cut"):
-        likelihood.log_likelihood(models.ExactModel(LAW, EDM), EDM, x, start=starts.Teleport(LAW, 6.0))
+        likelihood.log_likelihood(models.ExactModel(LAW, EDM), x, start=starts.Teleport(LAW, 6.0))
     with pytest.raises(ValueError, match="with a mixture"):
         starts.Teleport(ONE_CLASS, skip_steps=0, label=np.zeros(5, int), t_from=80.0).log_prob(x, EDM, jnp.float32(t))
 
@@ -250,7 +250,7 @@ def test_gradients_and_batches_of_laws():
         law = jax.tree.unflatten(jax.tree.structure(law), [law.mean + shift, *jax.tree.leaves(law)[1:]])
         start = starts.Teleport(law, 9.0)
         options = dict(solver=solvers.DDIM(), grid=grids.Karras(6), key=KEY, shape=(2, 6), check_finite=False)
-        return jnp.mean(sample(models.ExactModel(LAW, EDM), EDM, start=start, **options).x)
+        return jnp.mean(sample(models.ExactModel(LAW, EDM), start=start, **options).x)
 
     values = jax.jit(jax.vmap(mean_of_samples))(np.array([0.0, 1.0], np.float32))
     slope = jax.jit(jax.grad(mean_of_samples))(0.0)

@@ -57,7 +57,7 @@ def sampling():
     model = models.ExactModel(densities.eight_gaussians(), process)
     for solver in (solvers.Heun(), solvers.DPMSolverPP(order=2, eta=1.0)):
         arguments = dict(solver=solver, grid=grids.Karras(8), key=jax.random.key(0), shape=(9, 2))
-        one, two = (sample(model, process, mesh=mesh, **arguments).x for mesh in (None, data_mesh()))
+        one, two = (sample(model, mesh=mesh, **arguments).x for mesh in (None, data_mesh()))
         np.testing.assert_allclose(two, one, rtol=1e-6, atol=1e-6)
 
 

@@ -7,7 +7,7 @@ import optax
 import pytest
 from scipy import integrate, stats
 
-from scorelab.distill.reno import optimise_noise
+from scorelab.search.noise import optimise_noise
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 D = 6

@@ -41,8 +41,8 @@ def arguments(process=VP, solver=None, **changes):
 def test_survivors_are_the_unpruned_samples_of_their_ids(process, solver):
     model, run = MODELS[process], arguments(process, solver)
     ids = np.arange(7, 7 + N)
-    out = fk.prune(model, process, pruning=fk.Pruning(reward, {2: 6, 6: 2}, particles=12), ids=ids, **run)
-    whole = sample(model, process, ids=ids, **run)
+    out = search.prune(model, pruning=search.Pruning(reward, {2: 6, 6: 2}, particles=12), ids=ids, **run)
+    whole = sample(model, ids=ids, **run)
     assert out.x.shape == (8, 2)
     np.testing.assert_array_equal((out.ids - 7) // 12, np.repeat(np.arange(4), 2))
     # Up to rounding: sums in another order, amplified by the steps.
@@ -62,10 +62,10 @@ def test_where_beliefs_keep_the_order_the_best_of_all_survives_at_a_fraction_of_
     # The probability flow of an isotropic Gaussian only scales and shifts, so that a linear reward never changes its order.
     model = models.ExactModel(densities.Gaussian(np.array([0.5, -0.5]), 0.3), VP)
     run = arguments(solver=solvers.DDIM(eta=0.0))
-    out = fk.prune(model, VP, pruning=fk.Pruning(first, {0: 8, 4: 1}), **run)
-    whole = np.asarray(sample(model, VP, **run).x)
+    out = search.prune(model, pruning=search.Pruning(first, {0: 8, 4: 1}), **run)
+    whole = np.asarray(sample(model, **run).x)
     assert out.ids.tolist() == [int(np.argmax(whole[:, 0]))]
-    np.testing.assert_allclose(out.x[0], fk.best_of(whole, first(whole), N)[0], atol=1e-5)
+    np.testing.assert_allclose(out.x[0], search.best_of(whole, first(whole), N)[0], atol=1e-5)
     assert out.model_calls == N + 4 * 8 + 5
     assert out.unpruned_calls == STEPS * N
 
@@ -79,7 +79,7 @@ def test_calls_are_those_that_are_made():
 
     seen = []
     run = arguments(solver=solvers.Heun(churn=5.0), progress=lambda done, planned: seen.append((done, planned)))
-    out = fk.prune(counting, VP, pruning=fk.Pruning(first, {3: 10}), **run)
+    out = search.prune(counting, pruning=search.Pruning(first, {3: 10}), **run)
     jax.effects_barrier()
     # Seven calls with all of them: two in each of three steps, one at the beginning of the fourth; the last step takes one.
     assert out.model_calls == sum(made) == 7 * N + (2 * STEPS - 1 - 7) * 10
@@ -90,8 +90,8 @@ def test_calls_are_those_that_are_made():
 def test_a_learned_belief_sees_the_point_of_its_prediction():
     model, run = MODELS[VP], arguments()
     learned = fk.Learned(jax.tree_util.Partial(lambda y, t: y[:, 1] + t))
-    out = fk.prune(model, VP, pruning=fk.Pruning(reward, {4: 5}, intermediate=learned, scale=2.0), **run)
-    walk = sample(model, VP, keep="all", **run)
+    out = search.prune(model, pruning=search.Pruning(reward, {4: 5}, intermediate=learned, scale=2.0), **run)
+    walk = sample(model, keep="all", **run)
     np.testing.assert_allclose(out.beliefs[0], 2 * (np.asarray(walk.trajectory)[4, :, 1] + walk.times[4]), atol=1e-5)
 
 
@@ -100,9 +100,9 @@ def test_a_population_does_not_see_the_others_nor_its_condition_those():
     cond = np.repeat(np.array([-2.0, 1.0, 0.0, 3.0], np.float32), 12)
     towards = lambda x, c: -jnp.abs(x[:, 0] - c)
     options = dict(with_cond=True, intermediate=fk.Posterior(samples=3, data_std=1.0))
-    out = fk.prune(model, VP, pruning=fk.Pruning(towards, {5: 2}, particles=12, **options), cond=cond, **run)
-    alone = fk.prune(
-        model, VP, pruning=fk.Pruning(towards, {5: 2}, **options), cond=cond[12:24], ids=np.arange(12, 24),
+    out = search.prune(model, pruning=search.Pruning(towards, {5: 2}, particles=12, **options), cond=cond, **run)
+    alone = search.prune(
+        model, pruning=search.Pruning(towards, {5: 2}, **options), cond=cond[12:24], ids=np.arange(12, 24),
         **run | dict(shape=(12, 2)),
     )  # fmt: skip
     np.testing.assert_array_equal(out.ids[2:4], alone.ids)
@@ -112,7 +112,7 @@ def test_a_population_does_not_see_the_others_nor_its_condition_those():
 def test_a_belief_that_is_no_number_is_the_least_and_a_broken_candidate_is_reported():
     half = lambda x: jnp.where(x[:, 0] < 0, jnp.nan, -x[:, 0])
     model, run = MODELS[VP], arguments()
-    out = fk.prune(model, VP, pruning=fk.Pruning(half, {8: 12}), **run)
+    out = search.prune(model, pruning=search.Pruning(half, {8: 12}), **run)
     believed = out.beliefs[0]
     # Points of the right mode, 70 % of 48, are more than are kept.
     assert np.isfinite(believed).sum() > 12
@@ -120,7 +120,7 @@ def test_a_belief_that_is_no_number_is_the_least_and_a_broken_candidate_is_repor
     broken = lambda y, t, cond: VP.predict(y, t, eps=jnp.where(t < 0.5, np.nan, 1.0) * y)
     step = int(np.argmax(grids.LogSNR(STEPS).times(VP) < 0.5))
     with pytest.raises(NonFiniteSample, match=f"step {step} of {STEPS}"):
-        fk.prune(broken, VP, pruning=fk.Pruning(first, {1: 12}), **run)
+        search.prune(broken, pruning=search.Pruning(first, {1: 12}), **run)
 
 
 @pytest.mark.parametrize(
@@ -154,18 +154,18 @@ def test_errors(change, error, message):
     change = dict(reward=first, keep={2: 4}) | change
     run = arguments(**{name: change.pop(name) for name in ("solver", "ids", "cond") if name in change})
     with pytest.raises(error, match=message):
-        fk.prune(MODELS[VP], VP, pruning=fk.Pruning(**change), **run)
+        search.prune(MODELS[VP], pruning=search.Pruning(**change), **run)
 
 
 def test_a_model_of_another_process_is_refused():
     other = MODELS[EDM]
     for model in (other, lambda y, t, cond: other(y, t)):
         with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
-            fk.prune(model, VP, pruning=fk.Pruning(first, {1: 12}), **arguments())
+            search.prune(model, pruning=search.Pruning(first, {1: 12}), **arguments())
 
 
 def test_rewards_that_are_no_numbers_are_reported():
     model = models.ExactModel(MIXTURE, VP)
     broken = lambda x: jnp.full(len(x), jnp.nan)
     with pytest.warns(fk.WeightsWarning, match=r"prune kept 12 candidates .* NaN .*, and 12 of 12 survivors"):
-        fk.prune(model, VP, pruning=fk.Pruning(broken, {8: 12}), **arguments())
+        search.prune(model, pruning=search.Pruning(broken, {8: 12}), **arguments())
