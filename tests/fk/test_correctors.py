@@ -436,7 +436,7 @@ def test_a_start_of_another_process_than_the_composition_is_refused():
         (lambda: fk.annealed(FIRST, np.float32(-1.0)), "annealed.beta"),
         (lambda: fk.annealed(FIRST, "2"), "annealed.beta = '2': expected a number"),
         (lambda: fk.annealed(FIRST, jnp.ones(2)), "annealed.beta = .*: expected a number"),
-        (lambda: fk.annealed(3.0, 2.0), "Composition.models has 3.0: expected models"),
+        (lambda: fk.annealed(3.0, 2.0), "Composition.models = 3.0: expected a model"),
         (lambda: fk.product(FIRST), "product.models = .*: expected a list"),
         (lambda: fk.weighted([FIRST], 2.0), "weighted.exponents = 2.0: expected a list"),
         (lambda: fk.weighted([FIRST], [np.inf]), "Composition.exponents = inf: expected a finite number"),
