@@ -185,7 +185,7 @@ class FeynmanKac(Population):
         groups = len(carry.log_z)
         entering = row.enter > 0
         increment, memory = self.potential.weigh(carry.memory, seen.notes, row, groups)
-        increment = jnp.where(entering, increment, 0.0)
+        increment = jnp.where(entering, increment, jnp.zeros_like(carry.log_w))
         memory = jax.tree.map(lambda new, old: jnp.where(entering, new, old), memory, carry.memory)
         log_w, bad, clipped = add(carry.log_w, increment, groups, self.clip)
         moved, lost = self._move(keys, log_w, row)
