@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from scorelab.processes.base import Noised, Process, Start
-from scorelab.typing import Key, Pytree, computed, require_spec
+from scorelab.typing import Array, Key, Pytree, computed, require_spec
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -158,7 +158,8 @@ class JointStart(Start):
         shapes = dict(event) if event and isinstance(event[0], tuple) else {"points without names": event}
         if not isinstance(process, Joint) or set(self.parts) != set(process.names) or set(shapes) != set(self.parts):
             raise ValueError(
-                f"JointStart has the parts {sorted(self.parts)} for points with {sorted(shapes)} under {process!r}: expected the same"
+                f"JointStart has the parts {sorted(self.parts)} for points with {sorted(shapes)} under {process!r}: expected the "
+                "same"
             )
         for name, start in self.parts.items():
             start.check(count, shapes[name], process[name])

@@ -1,13 +1,13 @@
 r"""A process on integers, in one file outside the library: bits that flip, with their exact reverse; trained, sampled and steered.
 
 Every bit flips at the rate one, so that after a time ``t`` it differs from where it began with the probability
-:math:`f(t) = (1-e^{-2t})/2`. The reverse step draws the clean bit from what the model believes, and then the bit at the earlier time
-from the bridge between the two: exact for bits that are independent, on any grid.
+:math:`f(t) = (1-e^{-2t})/2`. The reverse step draws the clean bit from what the model believes, and then the bit at the earlier
+time from the bridge between the two: exact for bits that are independent, on any grid.
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -215,9 +215,9 @@ def test_a_solver_of_another_kind_of_process_is_refused():
         sl.sample(EXACT, solver=sl.solvers.DDIM(), grid=sl.grids.Uniform(4), key=KEY, shape=(4, 2))
     with pytest.raises(TypeError, match="expected a LinearGaussian"):
         sl.sample(EXACT, solver=Bridge(), grid=sl.grids.Karras(4), key=KEY, shape=(4, 4))
-    with pytest.raises(TypeError, match="Bridge.*expected a Bits"):
-        gaussian = sl.processes.Gaussian(schedule=sl.schedules.EDM())
-        model = sl.models.ExactModel(sl.densities.Gaussian(np.zeros(2), 1.0), gaussian)
+    gaussian = sl.processes.Gaussian(schedule=sl.schedules.EDM())
+    model = sl.models.ExactModel(sl.densities.Gaussian(np.zeros(2), 1.0), gaussian)
+    with pytest.raises(TypeError, match=r"Bridge.*expected a Bits"):
         sl.sample(model, solver=Bridge(), grid=sl.grids.Uniform(4), key=KEY, shape=(4, 2))
 
 

@@ -1,7 +1,7 @@
 r"""Points with labels, noised together: exact joint, conditional and marginal laws, weights on the whole, and training.
 
-The label is one of three symbols that is replaced by a fair draw at the rate one; the point is Gaussian around the mean of its label.
-Given both noised parts, label ``k`` has the posterior :math:`\pi_k\,N(y;\alpha m_k,\alpha^2s^2+\sigma^2)\,P_t(k\to\ell)`.
+The label is one of three symbols that is replaced by a fair draw at the rate one; the point is Gaussian around the mean of its
+label. Given both noised parts, label ``k`` has the posterior :math:`\pi_k\,N(y;\alpha m_k,\alpha^2s^2+\sigma^2)\,P_t(k\to\ell)`.
 """
 
 import math
@@ -254,7 +254,7 @@ def test_the_gradient_of_the_loss_is_zero_at_the_truth():
         (lambda: sampled(solver=sl.solvers.Joint(point=Bridge(), label=Bridge())), "expected a Symbols"),
         (lambda: sampled(solver=sl.solvers.Joint(point=sl.solvers.Heun(), label=Bridge())), "as many in every step"),
         (lambda: sl.solvers.Joint(point=fk.FeynmanKac()), "independent samples"),
-        (lambda: sl.sample(EXACT, solver=SOLVER, grid=GRID, key=KEY, shape=dict(point=(4, 1), label=(5,))), "same number of samples"),
+        (lambda: sl.sample(EXACT, solver=SOLVER, grid=GRID, key=KEY, shape=dict(point=(4, 1), label=(5,))), "same number of"),
         (lambda: sl.sample(EXACT, solver=SOLVER, grid=GRID, key=KEY, shape=(4, 1)), "expected the same"),
         (lambda: sl.sample(EXACT, solver=sl.solvers.DDIM(), grid=GRID, key=KEY, shape=(4, 1)), "expected a LinearGaussian"),
     ],
