@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from scorelab.losses.base import PredictionLoss, example_keys
 from scorelab.processes import joint
 from scorelab.processes.predictions import require_capabilities
-from scorelab.typing import require_spec
+from scorelab.typing import Array, require_spec
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -49,9 +49,8 @@ class Joint(PredictionLoss):
     def judge(self, prediction, noised):
         """The sum."""
         require_capabilities("losses.Joint", prediction, (joint.JointPrediction,))
-        total, metrics = 0.0, {}
+        errors = {}
         for name, part in self.parts:
             own = noised._replace(**{which: getattr(noised, which)[name] for which in ("y", "y0", "noise", "t", "extra")})
-            error, _ = part.judge(prediction.parts[name], own)
-            total, metrics = total + error, metrics | {f"{name}_loss": jnp.mean(error)}
-        return total, metrics
+            errors[name], _ = part.judge(prediction.parts[name], own)
+        return cast(Array, sum(errors.values())), {f"{name}_loss": jnp.mean(error) for name, error in errors.items()}

@@ -167,6 +167,4 @@ def test_errors_name_the_field():
     with pytest.raises(ValueError, match="has shape"):
         Reflow(process)(KEY, teacher(process), batch | {"noise": jnp.zeros((2, 2))})
     with pytest.raises(ValueError, match="deterministic"):
-        teacher_pairs(
-            teacher(process), solver=solvers.EulerMaruyama(), grid=grids.Uniform(2, t_max=0.9), key=KEY, shape=(2, 1)
-        )
+        teacher_pairs(teacher(process), solver=solvers.EulerMaruyama(), grid=grids.Uniform(2, t_max=0.9), key=KEY, shape=(2, 1))

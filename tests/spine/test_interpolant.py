@@ -4,8 +4,9 @@ r"""A two-sided interpolant, in one file outside the library: data at one end, a
           u(y, t) = E[\dot y_t\mid y_t = y] .
 
 For independent ends :math:`N(m_i, s_i^2)` the law of :math:`y_t` is Gaussian with the mean :math:`m_t = (1-t)m_0 + t m_1` and the
-variance :math:`v_t = (1-t)^2s_0^2 + t^2s_1^2 + \gamma_t^2`, and :math:`u = \dot m_t + \tfrac{\dot v_t}{2v_t}(y - m_t)`: the flow
-takes a point ``k`` deviations from one mean to the point ``k`` deviations from the other. Source: Albergo et al. (2023), arXiv 2303.08797.
+variance :math:`v_t = (1-t)^2s_0^2 + t^2s_1^2 + \gamma_t^2`, and :math:`u = \dot m_t + \tfrac{\dot v_t}{2v_t}(y - m_t)`:
+the flow takes a point ``k`` deviations from one mean to the point ``k`` deviations from the other. Source: Albergo et al. (2023),
+arXiv 2303.08797.
 """
 
 from dataclasses import dataclass, field
