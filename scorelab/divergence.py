@@ -1,6 +1,7 @@
 r"""The divergence of a field of points, example by example: exact, or by Hutchinson's estimate; one for everything that asks.
 
-.. math:: \nabla\!\cdot f(y) = \sum_i e_i^\top J e_i = E_v\big[v^\top J v\big],\qquad J = \frac{\partial f}{\partial y},\quad E[vv^\top]=I .
+.. math:: \nabla\!\cdot f(y) = \sum_i e_i^\top J e_i = E_v\big[v^\top J v\big],\qquad
+          J = \frac{\partial f}{\partial y},\quad E[vv^\top]=I .
 
 Examples do not see one another, so a product with the whole batch gives one number for each. The products are :math:`Jv`
 (:func:`pushed`, forward mode) or :math:`J^\top v` (:func:`pulled`, reverse mode); the trace is the same.

@@ -129,7 +129,7 @@ def sample(
         spanning = mesh is not None and plan.population > 1
         with jax.set_mesh(mesh) if spanning else nullcontext():
             part = _walk(
-                part_model, plan.start, key, part_ids, part_cond, rows, traced,
+                part_model, plan.start, key, part_ids, part_cond, plan.first, rows, traced,
                 solver=fixed, event=plan.event, keep=keep,
             )  # fmt: skip
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
@@ -146,25 +146,25 @@ def sample(
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "event", "keep"))
-def _walk(model, start, key, ids, cond, rows, traced, *, solver, event, keep):
+def _walk(model, start, key, ids, cond, first, rows, traced, *, solver, event, keep):
     """The compiled walk of one chunk."""
     solver = traced if solver is None else solver
     process, visit, calls = model.process, walk.Visit(model, key, ids, cond), len(rows.step)
-    state, log_weights = walk.begin(solver, start, visit, rows.t[0], event)
+    state, log_weights = walk.begin(solver, start, visit, first, event)
     signs = start.signs(ids, event)
 
     def point(state):
         x = solver.decode(process, state.y, state.carry)
         return x if signs is None else x * signs.astype(x.dtype)
 
-    first = point(state)
+    began = point(state)
     state, (path, _, records) = walk.advance(solver, visit, state, rows, jnp.arange(calls), point=point if keep == "all" else None)
     state = walk.conclude(solver, visit, state, calls - 1)
     out = dict(
         x=point(state), bad=state.bad, outputs=dict(log_weights=log_weights) | solver.outputs(state.carry, records), path=None
     )
     if path is not None:
-        out["path"] = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), first, path)
+        out["path"] = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), began, path)
     return out
 
 

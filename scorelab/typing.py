@@ -95,6 +95,12 @@ def _is_spec(leaf: Any) -> bool:
     return not number and type(leaf) is not object
 
 
+def float_like(x: Pytree) -> Any:
+    """The type of numbers about ``x``: that of its first floating point leaf, the default one for integers."""
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(x) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return kinds[0] if kinds else jax.dtypes.canonicalize_dtype(float)
+
+
 def on_host(array: Array | float) -> np.ndarray:
     """The values, also of an array that is spread over several processes (all of which have to ask)."""
     if isinstance(array, jax.Array) and not array.is_fully_addressable:

@@ -81,6 +81,11 @@ class Plan(NamedTuple):
     ids: Array
 
     @property
+    def first(self) -> np.ndarray:
+        """The first time, in the working precision."""
+        return self.times[0].astype(jax.dtypes.canonicalize_dtype(np.float64))
+
+    @property
     def calls(self) -> int:
         """The number of rows."""
         return len(self.rows.step)

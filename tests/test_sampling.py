@@ -88,9 +88,7 @@ def test_conditions_follow_their_samples_through_chunks():
         return EDM.predict(y, t, denoised=jnp.zeros_like(y) + cond["label"][:, None])
 
     label = np.arange(7.0, dtype=np.float32)
-    out = sample(
-        conditional, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(7, 2), cond={"label": label}, chunk=3
-    )
+    out = sample(conditional, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(7, 2), cond={"label": label}, chunk=3)
     np.testing.assert_allclose(out.x, np.stack([label, label], 1), atol=1e-5)
 
 

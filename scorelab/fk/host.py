@@ -21,7 +21,7 @@ from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.processes.base import Start
 from scorelab.sampling import Samples, assemble
-from scorelab.typing import Array, Key, Pytree, is_traced, require_spec
+from scorelab.typing import Array, Key, Pytree, float_like, is_traced, require_spec
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class Callback:
     fn: Callable[[np.ndarray], np.ndarray]
 
     def __call__(self, x: Array) -> Array:
-        """Rewards ``(n,)``, in the type of ``x``."""
-        return jax.pure_callback(remembered(self.on_host), jax.ShapeDtypeStruct(x.shape[:1], x.dtype), x, vmap_method="sequential")
+        """Rewards ``(n,)``, in the floating point type of ``x``."""
+        return jax.pure_callback(
+            remembered(self.on_host), jax.ShapeDtypeStruct(x.shape[:1], float_like(x)), x, vmap_method="sequential"
+        )
 
     def on_host(self, x: Array) -> np.ndarray:
         """The function's answer, checked."""
@@ -51,7 +53,7 @@ class Callback:
         r = np.asarray(self.fn(x))
         if r.shape != x.shape[:1] or r.dtype.kind not in "iuf":
             raise ValueError(f"Callback.fn returned {r.dtype} of shape {r.shape}: expected numbers {x.shape[:1]}, one per sample")
-        return r.astype(x.dtype)
+        return r.astype(float_like(x))
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class _Elsewhere:
     """In the place of a reward that is asked on the host."""
 
     def __call__(self, x: Array) -> Array:
-        return jnp.zeros(len(x), x.dtype)
+        return jnp.zeros(len(x), float_like(x))
 
 
 def sample_between(
@@ -111,7 +113,7 @@ def sample_between(
     events = (rows.potential.event > 0) & (rows.enter > 0)
     visit = walk.Visit(plan.model, key, plan.ids, cond)
 
-    state, log_weights = _begin(silent, plan.start, visit, rows.t[0], event=plan.event)
+    state, log_weights = _begin(silent, plan.start, visit, plan.first, event=plan.event)
     records, at = [], 0
     while at < plan.calls:
         until = at + int(np.argmax(events[at:])) if np.any(events[at:]) else plan.calls

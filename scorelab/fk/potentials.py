@@ -21,7 +21,7 @@ from scorelab.models.base import Model, ask
 from scorelab.models.guided import GuidedPrediction
 from scorelab.processes.base import Start
 from scorelab.solvers.base import Solver
-from scorelab.typing import Array, Key, Pytree, partly_static, require_choice, require_int, require_spec
+from scorelab.typing import Array, Key, Pytree, float_like, partly_static, require_choice, require_int, require_spec
 
 # An intermediate reward so far below the best of its population counts as impossible.
 REACH = 1e4
@@ -104,7 +104,7 @@ class Potential:
 
     def finish(self, memory: Pytree, x: Pytree, cond: Pytree) -> Any:
         """The last increment ``(n,)``, for the samples ``x`` in data space."""
-        return jnp.zeros(len(jax.tree.leaves(x)[0]))
+        return jnp.zeros(len(jax.tree.leaves(x)[0]), float_like(x))
 
 
 def unguided(prediction: Any) -> Any:
@@ -228,14 +228,14 @@ class Steering(Potential):
 
     def rewards(self, x: Array, cond: Pytree) -> Array:
         """``reward`` of points of data space, checked for its shape."""
-        r = self.reward(x, cond) if self.with_cond else self.reward(x)
-        if jnp.shape(r) != x.shape[:1]:
-            raise ValueError(f"{type(self).__name__}.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per sample")
-        return jnp.asarray(r, x.dtype)
+        r, n = self.reward(x, cond) if self.with_cond else self.reward(x), jax.tree.leaves(x)[0].shape[:1]
+        if jnp.shape(r) != n:
+            raise ValueError(f"{type(self).__name__}.reward returned shape {jnp.shape(r)}: expected {n}, one per sample")
+        return jnp.asarray(r, float_like(x))
 
     def note(self, prediction, keys, y, row, cond):
         """The intermediate reward where there is an event; elsewhere it is not computed."""
-        working = jnp.result_type(row.t)
+        working = float_like(row.t)
 
         def event():
             believed = lambda x: self.rewards(x, cond)
@@ -262,7 +262,7 @@ class Steering(Potential):
 
     def finish(self, memory, x, cond):
         """See the class."""
-        return scaled(jnp.asarray(self.scale, x.dtype), self.rewards(x, cond)) - memory.total
+        return scaled(jnp.asarray(self.scale, memory.total.dtype), self.rewards(x, cond)) - memory.total
 
 
 @partly_static("reward", "scale", "intermediate")

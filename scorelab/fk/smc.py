@@ -136,12 +136,12 @@ class FeynmanKac(Population):
             )
         base = self.base.table(process, times)
         steps = len(times) - 1
-        t, step = np.asarray(base.t, np.float64), np.asarray(base.step)
+        t, step = base.t, np.asarray(base.step)
         enter, stay = np.append(1, np.diff(step)).astype(np.int32), np.zeros(len(step), np.int32)
         if self.potential.closes and times[-1] > process.clean_time:
             # One more call, at the last time, after which nothing moves.
             base = jax.tree.map(lambda column: np.concatenate([column, column[-1:]]), base)
-            t, step = np.append(t, times[-1]), np.append(step, step[-1])
+            t, step = jax.tree.map(lambda column: np.append(column, times[-1]), t), np.append(step, step[-1])
             enter, stay = np.append(enter, np.int32(1)), np.append(stay, np.int32(1))
         node = step + stay
         own = jax.tree.map(lambda column: np.asarray(column)[node], self.potential.table(process, times))

@@ -9,9 +9,10 @@ Neither corrects for the other. A weighting that a paper states together with a 
 the paper says only with that law (each docstring below names it).
 """
 
-from scorelab.losses.base import Batch, Loss
+from scorelab.losses.base import Batch, Loss, PredictionLoss
 from scorelab.losses.denoising import DenoisingScoreMatching
 from scorelab.losses.implicit import ImplicitScoreMatching
+from scorelab.losses.joint import Joint
 from scorelab.losses.multiplicative import (
     MultiplicativeDenoisingScoreMatching,
     MultiplicativeExplicitScoreMatching,
@@ -39,6 +40,7 @@ __all__ = [
     "EDMWeighting",
     "FlowWeighting",
     "ImplicitScoreMatching",
+    "Joint",
     "KarrasTimes",
     "LikelihoodWeighting",
     "LogNormalTimes",
@@ -48,6 +50,7 @@ __all__ = [
     "MultiplicativeDenoisingScoreMatching",
     "MultiplicativeExplicitScoreMatching",
     "NonNegativeScoreMatching",
+    "PredictionLoss",
     "Regularised",
     "Regulariser",
     "SNRWeighting",

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scorelab.models.base import Model
+from scorelab.models.base import Model, ask
 from scorelab.processes.base import Noised
 from scorelab.typing import Array, Key, Pytree
 
@@ -42,6 +42,22 @@ class Loss(abc.ABC):
     def __call__(self, key: Key, model: Model, batch: Batch) -> Array:
         """The errors ``(batch,)`` of a fresh draw."""
         return self.error(model, self.draw(key, batch))
+
+
+class PredictionLoss(Loss):
+    """A loss that asks the model once, at the noised point; a new one states ``draw`` and ``judge``."""
+
+    @abc.abstractmethod
+    def judge(self, prediction: Any, noised: Noised) -> tuple[Array, dict[str, Array]]:
+        """The error of each example ``(batch,)``, and scalar metrics, of a prediction at ``noised.y``."""
+
+    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
+        """:meth:`judge` of what the model says."""
+        return self.judge(ask(model, noised.y, noised.t, noised.cond), noised)
+
+    def error(self, model: Model, noised: Noised) -> Array:
+        """The errors of :meth:`judge`."""
+        return self.evaluate(model, noised)[0]
 
 
 def example_keys(key: Key, n: int) -> Key:

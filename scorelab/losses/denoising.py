@@ -7,10 +7,9 @@ from dataclasses import KW_ONLY, dataclass, field
 import jax
 import jax.numpy as jnp
 
-from scorelab.losses.base import Batch, Loss, example_keys, mean_square, require_floating
+from scorelab.losses.base import Batch, PredictionLoss, example_keys, mean_square, require_floating
 from scorelab.losses.times import LogNormalTimes, Times
 from scorelab.losses.weightings import EDMWeighting, Weighting, require_weighting, weights
-from scorelab.models.base import Model, ask
 from scorelab.processes.base import Noised
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasDenoised, HasNoise, require_capabilities
@@ -18,7 +17,7 @@ from scorelab.typing import Array, Key, Pytree, per_example, require_int, requir
 
 
 @dataclass(frozen=True)
-class DenoisingScoreMatching(Loss):
+class DenoisingScoreMatching(PredictionLoss):
     r"""Weighted denoising: :math:`w(t)\,\lVert D(y_t,t)-y_0\rVert^2/d` at a random time with random noise.
 
     With :math:`r=\sigma/\alpha` the errors are :math:`D-y_0 = -r\,(\hat\epsilon-\epsilon)`. In float32 the
@@ -81,13 +80,8 @@ class DenoisingScoreMatching(Loss):
         """The noised batch at ``t``, ``(batch,)``."""
         return self.process.perturb(key, batch["x"], t)
 
-    def error(self, model: Model, noised: Noised) -> Array:
+    def judge(self, prediction: GaussianPrediction, noised: Noised) -> tuple[Array, dict[str, Array]]:
         """See the class."""
-        return self.evaluate(model, noised)[0]
-
-    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
-        """The errors, and ``eps_mse``, the unweighted error in the noise."""
-        prediction = ask(model, noised.y, noised.t, noised.cond)
         require_capabilities(type(self).__name__, prediction, (HasDenoised, HasNoise))
         square = mean_square(denoised_error(prediction, noised.y0, noised.noise))
         return self.weight(noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - noised.noise))}

@@ -23,7 +23,9 @@ from scorelab.typing import require_choice, require_int, require_spec
 
 @dataclass(frozen=True)
 class ImplicitScoreMatching(Loss):
-    r"""Hyvarinen's score matching of the noised law, :math:`\lambda(t)\,\tfrac1d\big(\nabla\!\cdot s + \tfrac12\lVert s\rVert^2\big)`.
+    r"""Hyvarinen's score matching of the noised law.
+
+    .. math:: \lambda(t)\,\tfrac1d\big(\nabla\!\cdot s + \tfrac12\lVert s\rVert^2\big) .
 
     Its minimiser is that of denoising score matching; its value has no lower bound at zero, and its variance is that of the
     divergence. Source: Hyvarinen (2005); with Hutchinson's estimate sliced score matching, Song et al. (2019), arXiv 1905.07088.

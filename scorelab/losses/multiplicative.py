@@ -111,8 +111,8 @@ class NonNegativeScoreMatching(Loss):
 
     Attributes:
         process: a :class:`scorelab.processes.GeometricBrownianMotion`.
-        probes: 0 for the exact divergence, one forward-mode product per element, else the number of Rademacher probes of Hutchinson's
-            unbiased estimate.
+        probes: 0 for the exact divergence, one forward-mode product per element, else the number of Rademacher probes of
+            Hutchinson's unbiased estimate.
         times: the law of ``t`` at which the data are noised; None for the data themselves, shown to the model with
             ``t_min`` (the case of Hyvarinen 2007).
     """

@@ -1,7 +1,7 @@
 """Models: what a network or an exact law believes about the clean data."""
 
 from scorelab.models import nets
-from scorelab.models.base import Model, ask
+from scorelab.models.base import Model, Trainable, ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "PiGDM",
     "RewardGradient",
+    "Trainable",
     "TweedieCovariance",
     "ask",
     "exact_posterior",

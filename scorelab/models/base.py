@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any, Protocol
 
 import jax
 
 from scorelab.processes.base import Process, require_same_process
-from scorelab.typing import Array, Pytree
+from scorelab.typing import Array, Key, Pytree
 
 
 class Model(Protocol):
@@ -22,6 +23,24 @@ class Model(Protocol):
     def __call__(self, y: Pytree, t: Array | float, cond: Pytree = None) -> Any:
         """A :class:`scorelab.processes.Prediction` for ``y`` of shape ``(batch, *event)``, of the kind of the process."""
         ...
+
+
+class Trainable(abc.ABC):
+    """A model without its parameters, which a learner supplies; a hashable spec.
+
+    Attributes:
+        process: the forward process of the model.
+    """
+
+    process: Any
+
+    @abc.abstractmethod
+    def init(self, key: Key, x: Pytree, cond: Pytree = None, like: Any = None) -> Pytree:
+        """Fresh parameters for data shaped like ``x`` ``(batch, *event)``, or a copy of those of the model ``like``."""
+
+    @abc.abstractmethod
+    def bind(self, params: Pytree, dropout: Key | None = None) -> Model:
+        """The model with these parameters, a pytree; with a key as it is called in training."""
 
 
 def ask(model: Model, y: Pytree, t: Array | float, cond: Pytree = None) -> Any:

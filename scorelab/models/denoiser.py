@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.models.base import ChecksCondition
+from scorelab.models.base import ChecksCondition, Trainable
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.scale import warn_scale
 from scorelab.typing import (
@@ -98,7 +98,7 @@ def require_signal(what: str, process: LinearGaussian) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoiser:
+class Denoiser(Trainable):
     r"""A network, the process it denoises, and what its output means.
 
     The network sees :math:`\tilde y/\sqrt{\alpha^2 s^2 + \sigma^2}` (``s`` = ``data_std``) and
@@ -132,7 +132,7 @@ class Denoiser:
             raise TypeError(f"Denoiser.net = {self.net!r}: expected an object with init and apply, such as a Flax module")
         warn_scale("Denoiser.data_std", self.process, self.process.t_max, std=self.data_std)
 
-    def init(self, key: Key, x: Array, cond: Pytree = None, like: BoundDenoiser | None = None) -> Pytree:
+    def init(self, key: Key, x: Array, cond: Pytree = None, like: Any = None) -> Pytree:
         """Fresh parameters for data shaped like ``x``, or a copy of those of ``like``.
 
         ``x`` is data ``(batch, *event)``, or the shape of one event as a tuple of integers, ``(28, 28, 1)``.
@@ -151,6 +151,7 @@ class Denoiser:
 
         if like is None:
             return fresh()
+        require_spec("Denoiser.init", BoundDenoiser, like=like)
         wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(fresh), like.params))
         if wanted != found:
             raise ValueError(f"Denoiser.init.like has parameters of the shapes {found}: expected those of the network, {wanted}")

@@ -3,6 +3,7 @@
 from scorelab.processes.base import Noised, Process, Start, require_same_process
 from scorelab.processes.charts import Chart, Identity, Log
 from scorelab.processes.gaussian import Gaussian
+from scorelab.processes.joint import Joint, JointPrediction, JointStart
 from scorelab.processes.linear_gaussian import GaussianNoise, GaussianPrediction, LinearGaussian
 from scorelab.processes.multiplicative import GeometricBrownianMotion
 from scorelab.processes.predictions import (
@@ -30,6 +31,9 @@ __all__ = [
     "HasScore",
     "HasVelocity",
     "Identity",
+    "Joint",
+    "JointPrediction",
+    "JointStart",
     "LinearGaussian",
     "Log",
     "Noised",

@@ -20,7 +20,7 @@ class Noised(NamedTuple):
         y: the noised points, in the space of the process.
         y0: the clean ones, in the same space.
         noise: what was drawn, in the form of the process: for a Gaussian one the standard normal ``eps``, shaped like ``y``.
-        t: times, scalar or ``(batch,)``.
+        t: times, scalar or ``(batch,)``; of several parts by name.
         cond: what a model is asked under, or None.
         keys: one per example, for what an error needs of noise of its own; None where it needs none.
         extra: what else a loss has drawn.
@@ -29,7 +29,7 @@ class Noised(NamedTuple):
     y: Pytree
     y0: Pytree
     noise: Pytree
-    t: Array
+    t: Any
     cond: Pytree = None
     keys: Key | None = None
     extra: Pytree = None

@@ -166,7 +166,7 @@ class LinearGaussian(Process):
             )
 
     def checked(self, name: str, prediction: GaussianPrediction, y: Array) -> GaussianPrediction:
-        """See :class:`scorelab.processes.Process`: a network in bfloat16, or in float32 under x64, is cast to the dtype of ``y``."""
+        """See :class:`Process`: a network in bfloat16, or in float32 under x64, is cast to the dtype of ``y``."""
         if not isinstance(prediction, GaussianPrediction):
             raise TypeError(
                 f"{name} returned a {type(prediction).__name__}: expected a GaussianPrediction, as its process has them"

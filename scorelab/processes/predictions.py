@@ -56,6 +56,6 @@ def require_capabilities(where: str, prediction: Any, needs: tuple[type, ...]) -
     for need in needs:
         if not isinstance(prediction, need):
             raise TypeError(
-                f"{where} needs {need.__name__} of a prediction, and {type(prediction).__name__} does not have it: expected a model "
-                f"whose predictions are {need.__name__}"
+                f"{where} needs {need.__name__} of a prediction, and {type(prediction).__name__} does not have it: expected a "
+                f"model whose predictions are {need.__name__}"
             )

@@ -1,4 +1,4 @@
-"""Searches for samples of large reward: best of N, pruning on the way, and the noise of a generator. None is a sampler of a tilt."""
+"""Searches for samples of large reward: best of N, pruning on the way, the noise of a generator. None samples a tilt."""
 
 from scorelab.search.best import best_of
 from scorelab.search.noise import NoiseCurves, OptimisedNoise, optimise_noise

@@ -32,6 +32,7 @@ from scorelab.typing import (
     Array,
     Key,
     Pytree,
+    float_like,
     partly_static,
     per_example_keys,
     require_choice,
@@ -104,11 +105,11 @@ class Pruning:
         r = self.reward(x, cond) if self.with_cond else self.reward(x)
         if jnp.shape(r) != x.shape[:1]:
             raise ValueError(f"Pruning.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per candidate")
-        return jnp.asarray(r, x.dtype)
+        return jnp.asarray(r, float_like(x))
 
     def believed(self, y: Array, prediction: Any, keys: Key, cond: Pytree) -> Array:
         """The intermediate rewards ``(batch,)`` of a prediction made at ``y``."""
-        working = jnp.result_type(prediction.t)
+        working = float_like(prediction.t)
         value = self.intermediate.value(lambda x: self.rewards(x, cond), jnp.asarray(self.scale, working), keys, y, prediction)
         if jnp.shape(value) != keys.shape[:1]:
             raise ValueError(
@@ -209,7 +210,7 @@ def prune(
     search = _Search(solver, dataclasses.replace(pruning, keep={0: 1}, particles=None))
 
     visit = walk.Visit(plan.model, key, plan.ids, cond)
-    state = _begin(search, plan.start, visit, plan.rows.t[0], event=plan.event)
+    state = _begin(search, plan.start, visit, plan.first, event=plan.event)
     alive, at, done, unusable = np.arange(n), 0, 0, 0
     dropped_at, beliefs, value = np.full(n, -1), np.full((len(ends), n), np.nan), jnp.full(n, jnp.nan)
     for i, end in enumerate([*ends, calls]):
@@ -272,7 +273,7 @@ def _begin(search, start, visit, t, *, event):
 @jax.jit
 def _stretch(search, visit, state, rows, index, due):
     """The state after the rows, and the intermediate rewards of the last one where it is to be judged."""
-    working = jnp.result_type(rows.t)
+    working = float_like(rows.t)
 
     last = index[-1]
 

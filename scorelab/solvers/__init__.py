@@ -5,6 +5,7 @@ from scorelab.solvers.corrector import PredictorCorrector
 from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
 from scorelab.solvers.external import Diffrax
+from scorelab.solvers.joint import Hold, Joint
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.renoise import Renoise
 from scorelab.solvers.straight import DEIS, Heun
@@ -17,7 +18,9 @@ __all__ = [
     "Diffrax",
     "EulerMaruyama",
     "Heun",
+    "Hold",
     "Integrator",
+    "Joint",
     "Milstein",
     "MultiplicativeAnnealed",
     "Multistep",

@@ -2,8 +2,8 @@ r"""What a solver is: a host float64 table of coefficients, where to ask the mod
 
 ``table`` turns a process and its grid times into rows, a NamedTuple of arrays with one row per *model call*; every row has ``t``
 (where the model is asked) and ``step`` (which grid step it belongs to). ``query`` says at which point the model is asked,
-``update`` uses the prediction. The scan over the rows therefore holds the network once, however many calls a grid step takes, and its
-compile time does not depend on the number of steps.
+``update`` uses the prediction. The scan over the rows therefore holds the network once, however many calls a grid step takes,
+and its compile time does not depend on the number of steps.
 
 The last row is part of the table: a step to :math:`\sigma = 0` has finite coefficients and no branch.
 """

@@ -78,8 +78,8 @@ class PredictorCorrector(Solver):
         steps = len(times) - 1
         if len(rows.step) != steps:
             raise ValueError(
-                f"PredictorCorrector.predictor = {self.predictor}: expected one model call per step, not {len(rows.step)} in {steps} "
-                "steps"
+                f"PredictorCorrector.predictor = {self.predictor}: expected one model call per step, not {len(rows.step)} in "
+                f"{steps} steps"
             )
         sigma = np.asarray(process.sigma(times))
         # Row i of the predictor, then (except at sigma = 0) corrections that reuse its numbers but not its effect.

@@ -106,7 +106,9 @@ class DDIM(Multistep):
         """See the class."""
         nodes = Nodes.at(process, times)
         alpha, sigma = nodes.alpha, nodes.sigma
-        n = self.eta * sigma[1:] * np.sqrt(-np.expm1(-2 * np.diff(nodes.half_log_snr)))
+        # Without noise the grid may go either way.
+        gained = -np.expm1(-2 * np.diff(nodes.half_log_snr)) if self.eta else np.zeros(len(times) - 1)
+        n = self.eta * sigma[1:] * np.sqrt(gained)
         a = np.sqrt(sigma[1:] ** 2 - n**2) / sigma[:-1]
         b = alpha[1:] - a * alpha[:-1]
         noise = n if self.stochastic else None

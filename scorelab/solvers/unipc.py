@@ -14,7 +14,9 @@ from scorelab.typing import Array, require_choice
 
 
 class UniPCRow(NamedTuple):
-    r"""The numbers of one call: :math:`y^c = c_y y + c_b y^c_{-1} + \sum_j b^c_j D_{-j} + o^c`, then :math:`y_s = a y^c + \sum_j b_j D_{-j} + o`.
+    r"""The numbers of one call, which first corrects and then predicts.
+
+    .. math:: y^c = c_y y + c_b y^c_{-1} + \sum_j b^c_j D_{-j} + o^c,\qquad y_s = a y^c + \sum_j b_j D_{-j} + o .
 
     Attributes:
         t: where the model is asked.

@@ -1,6 +1,7 @@
 """Where sampling begins: the law of ``y`` at the first grid time."""
 
 from scorelab.processes.base import Start
+from scorelab.processes.joint import JointStart as Joint
 from scorelab.starts.given import Fixed, Signed
 from scorelab.starts.laws import ClassAverage, GaussianMoments, LogNormal, Noised, Prior
 from scorelab.starts.teleport import Teleport, TeleportWarning
@@ -10,6 +11,7 @@ __all__ = [
     "ClassAverage",
     "Fixed",
     "GaussianMoments",
+    "Joint",
     "LogNormal",
     "Noised",
     "Prior",

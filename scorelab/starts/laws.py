@@ -28,6 +28,11 @@ class Prior(Start):
         if isinstance(model, KnowsScale) and (scale := model.scale()) is not None:
             warn_scale(where, model.process, t, mean=scale[0], std=scale[1])
 
+    def check(self, count, event, process):
+        """See :class:`Start`."""
+        super().check(count, event, process)
+        process.prior().check(count, event, process)
+
     def draw(self, keys, ids, process, t, event):
         """See :class:`Start`."""
         return process.prior().draw(keys, ids, process, t, event)

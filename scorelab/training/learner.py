@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from scorelab.losses import Batch, Loss
-from scorelab.models.base import Model
-from scorelab.models.denoiser import BoundDenoiser, Denoiser
+from scorelab.models.base import Model, Trainable, require_model
 from scorelab.processes.base import require_same_process
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.typing import Array, Key, Pytree, partly_static, require_positive, require_spec
@@ -64,7 +63,7 @@ class ScoreLearner:
     per step.
 
     Attributes:
-        denoiser: the network with its parameterisation.
+        denoiser: what is trained, such as a :class:`scorelab.models.Denoiser`: a network with its parameterisation.
         loss: the loss (:mod:`scorelab.losses`).
         optimizer: an optax transformation. It is compared by identity: keep the object, since a second
             ``optax.adam(1e-3)`` compiles anew.
@@ -77,16 +76,16 @@ class ScoreLearner:
     Metrics: those of the loss, ``loss`` (mean over the batch) and ``grad_norm`` (before clipping).
     """
 
-    denoiser: Denoiser
+    denoiser: Trainable
     loss: Loss
     optimizer: optax.GradientTransformation
     _: KW_ONLY
     ema: Average | tuple[Average, ...] | None = field(default_factory=EMA)
     clip_norm: float | None = 1.0
-    initial: BoundDenoiser | None = None
+    initial: Model | None = None
 
     def __post_init__(self):
-        require_spec(self, Denoiser, denoiser=self.denoiser)
+        require_spec(self, Trainable, denoiser=self.denoiser)
         require_spec(self, optax.GradientTransformation, optimizer=self.optimizer)
         require_spec(self, Loss, loss=self.loss)
         require_same_process("ScoreLearner", loss=self.loss.process, denoiser=self.denoiser.process)
@@ -94,8 +93,8 @@ class ScoreLearner:
         if self.clip_norm is not None:
             require_positive(self, clip_norm=self.clip_norm)
         if self.initial is not None:
-            require_spec(self, BoundDenoiser, initial=self.initial)
-            require_same_process("ScoreLearner", denoiser=self.denoiser.process, initial=self.initial.denoiser.process)
+            require_model("ScoreLearner", self.initial, "initial")
+            require_same_process("ScoreLearner", denoiser=self.denoiser.process, initial=self.initial.process)
 
     @property
     def process(self) -> Any:

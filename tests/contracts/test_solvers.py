@@ -296,9 +296,7 @@ def test_one_step_to_clean_data_is_finite(solver, process):
     t_max = 0.99 if process is FLOW and solver.stochastic else None
     # Operation by operation, the programs of which the solvers share.
     with jax.disable_jit(solver.calls_per_step is not None):
-        out = sample(
-            models.ExactModel(LAW, process), solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2)
-        )
+        out = sample(models.ExactModel(LAW, process), solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2))
     assert np.all(np.isfinite(out.x))
 
 
@@ -317,9 +315,7 @@ def test_heun_without_churn_is_deterministic_given_its_start():
     y = 80 * np.random.default_rng(11).normal(size=(4, 2)).astype(np.float32)
     model = models.ExactModel(LAW, EDM)
     arguments = dict(solver=solvers.Heun(), grid=grids.Karras(5), shape=(4, 2), start=starts.Fixed(y))
-    np.testing.assert_array_equal(
-        sample(model, key=KEY, **arguments).x, sample(model, key=jax.random.key(99), **arguments).x
-    )
+    np.testing.assert_array_equal(sample(model, key=KEY, **arguments).x, sample(model, key=jax.random.key(99), **arguments).x)
 
 
 def test_diffrax_agrees_with_the_closed_form_flow():

@@ -202,9 +202,7 @@ def walked(process, times, n=8):
 def test_on_a_gaussian_the_trajectory_error_is_that_of_the_solver(process, grid):
     law, ends = densities.Gaussian(MEAN, COV), []
     for steps in (24, 48):
-        out = sample(
-            models.ExactModel(law, process), solver=solvers.Heun(), grid=grid(steps), key=KEY, shape=(8, 5), keep="all"
-        )
+        out = sample(models.ExactModel(law, process), solver=solvers.Heun(), grid=grid(steps), key=KEY, shape=(8, 5), keep="all")
         found = diagnostics.trajectory_error(out, law)
         y = np.asarray(process.encode(out.trajectory))
         exact = np.stack([flow(process, y[0], out.times[0], t) for t in out.times])

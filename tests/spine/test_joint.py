@@ -1,0 +1,270 @@
+r"""Points with labels, noised together: exact joint, conditional and marginal laws, weights on the whole, and training.
+
+The label is one of three symbols that is replaced by a fair draw at the rate one; the point is Gaussian around the mean of its
+label. Given both noised parts, label ``k`` has the posterior :math:`\pi_k\,N(y;\alpha m_k,\alpha^2s^2+\sigma^2)\,P_t(k\to\ell)`.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+import scorelab as sl
+from scorelab import fk
+from scorelab.processes import HasLogits, JointPrediction
+from scorelab.typing import per_example
+
+KEY = jax.random.key(0)
+WEIGHTS, MEANS, STD = np.array([0.5, 0.3, 0.2]), np.array([-2.0, 0.0, 3.0]), 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symbols(sl.processes.Process):
+    """One of three symbols, replaced by a fair draw at the rate one."""
+
+    t_min: float = 1e-3
+    t_max: float = 8.0
+
+    @property
+    def domain(self):
+        return 0.0, self.t_max
+
+    def perturb(self, key, batch, t):
+        replaced, fresh = jax.random.split(key)
+        gone = jax.random.bernoulli(replaced, jnp.broadcast_to(-jnp.expm1(-jnp.asarray(t)), batch.shape))
+        y = jnp.where(gone, jax.random.randint(fresh, batch.shape, 0, 3), batch)
+        return sl.processes.Noised(y=y.astype(jnp.int32), y0=batch, noise=gone, t=jnp.asarray(t))
+
+    def prior(self):
+        return Fair()
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Fair(sl.processes.Start):
+    def draw(self, keys, ids, process, t, event):
+        return jax.vmap(lambda key: jax.random.randint(key, event, 0, 3))(keys).astype(jnp.int32)
+
+    def log_prob(self, y, process, t):
+        return jnp.full(len(y), -math.log(3))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Symbol(HasLogits):
+    logits: jax.Array
+    t: jax.Array
+    process: Symbols = field(metadata={"static": True})
+
+
+POINT = sl.processes.Gaussian(schedule=sl.schedules.EDM(sigma_max=30.0))
+PROCESS = sl.processes.Joint(point=POINT, label=Symbols())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Exact:
+    """The exact predictions; the logits are those of the three labels, ``(batch, 3)``."""
+
+    log_weights: jax.Array
+    process: sl.processes.Joint = field(metadata={"static": True})
+
+    def __call__(self, y, t, cond=None):
+        t = self.process.times(t)
+        alpha, sigma = (jnp.asarray(f(t["point"])).reshape(-1, 1) for f in (POINT.alpha, POINT.sigma))
+        means, variance = jnp.asarray(MEANS, y["point"].dtype), alpha**2 * STD**2 + sigma**2
+        kept = jnp.exp(-jnp.asarray(t["label"])).reshape(-1, 1)
+        seen = jnp.where(y["label"][:, None] == jnp.arange(3), kept + (1 - kept) / 3, (1 - kept) / 3)
+        near = -0.5 * (y["point"] - alpha * means) ** 2 / variance
+        logits = self.log_weights + near + jnp.log(seen)
+        each = means + STD**2 * alpha / variance * (y["point"] - alpha * means)
+        denoised = jnp.sum(jax.nn.softmax(logits) * each, axis=1, keepdims=True)
+        point = POINT.predict(y["point"], t["point"], denoised=denoised)
+        label = Symbol(logits=logits, t=jnp.asarray(t["label"]), process=self.process["label"])
+        return JointPrediction(parts=dict(point=point, label=label), t=t, process=self.process)
+
+
+EXACT = Exact(jnp.asarray(np.log(WEIGHTS)), PROCESS)
+
+
+class SymbolRow(NamedTuple):
+    """Kept with these probabilities from clean data to ``s``, and from ``s`` to ``t``."""
+
+    t: np.ndarray
+    step: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bridge(sl.solvers.Solver):
+    process_type = Symbols
+    needs = (HasLogits,)
+    order = 1
+    stochastic = True
+
+    def table(self, process, times):
+        times = np.asarray(times)
+        step = np.arange(len(times) - 1)
+        return SymbolRow(t=times[:-1], step=step, before=np.exp(-times[1:]), after=np.exp(times[1:] - times[:-1]))
+
+    def update(self, keys, y, prediction, carry, row):
+        def one(key, y, logits):
+            clean, middle = jax.random.split(key)
+            y0 = jax.random.categorical(clean, logits)
+            symbols = jnp.arange(3)
+            chance = lambda to, kept: jnp.where(symbols == to, kept + (1 - kept) / 3, (1 - kept) / 3)
+            return jax.random.categorical(middle, jnp.log(chance(y0, row.before)) + jnp.log(chance(y, row.after))).astype(y.dtype)
+
+        return jax.vmap(one)(keys, y, prediction.logits), carry
+
+
+@dataclass(frozen=True)
+class CrossEntropy(sl.losses.PredictionLoss):
+    process: Symbols
+
+    def draw(self, key, batch):
+        key_times, key_noise = jax.random.split(key)
+        t = jax.random.uniform(key_times, (len(batch["x"]),), minval=1e-3, maxval=4.0)
+        return self.process.perturb(key_noise, batch["x"], t)
+
+    def judge(self, prediction, noised):
+        return optax.softmax_cross_entropy_with_integer_labels(prediction.logits, noised.y0), {}
+
+
+# The clocks of the parts are one: the walk ends where both are clean.
+GRID = sl.grids.Explicit(tuple(np.append(np.geomspace(8.0, 0.02, 120), 0.0)))
+SOLVER = sl.solvers.Joint(point=sl.solvers.DDIM(eta=1.0), label=Bridge())
+N = 6000
+
+
+def sampled(model=EXACT, solver=SOLVER, start=None, n=N, **options):
+    shape = dict(point=(n, 1), label=(n,))
+    return sl.sample(model, solver=solver, grid=GRID, key=KEY, shape=shape, start=start, **options)
+
+
+def normal(x, k):
+    """The p-value of the Kolmogorov-Smirnov test for the law of the points with label ``k``."""
+    return stats.kstest(x, "norm", args=(MEANS[k], STD)).pvalue
+
+
+def test_the_joint_law():
+    out = sampled()
+    x, label = np.asarray(out.x["point"])[:, 0], np.asarray(out.x["label"])
+    # Steps of 5 % in the noise leave a bias of a few hundredths in each part, on top of the counts' four standard errors.
+    np.testing.assert_allclose(np.bincount(label, minlength=3) / N, WEIGHTS, atol=4 * 0.5 / np.sqrt(N) + 0.02)
+    for k in range(3):
+        mine = x[label == k]
+        np.testing.assert_allclose([mine.mean(), mine.std()], [MEANS[k], STD], atol=0.06)
+
+
+def test_a_part_that_is_held_conditions_the_others():
+    label = np.full(N, 2, np.int32)
+    start = sl.starts.Joint(dict(point=sl.starts.Prior(), label=sl.starts.Fixed(label)))
+    solver = sl.solvers.Joint(point=sl.solvers.DDIM(eta=1.0), label=sl.solvers.Hold())
+    out = sampled(solver=solver, start=start)
+    np.testing.assert_array_equal(out.x["label"], label)
+    x = np.asarray(out.x["point"])[:, 0]
+    # The law of the points of that label alone; without the condition four of five lie elsewhere.
+    np.testing.assert_allclose([x.mean(), x.std()], [MEANS[2], STD], atol=0.05)
+
+
+def test_a_part_that_is_not_there_leaves_the_marginal_law():
+    """At the end of its process a label says nothing."""
+    out = EXACT({"point": jnp.array([[0.3]]), "label": jnp.array([1])}, {"point": 0.5, "label": 8.0})
+    other = EXACT({"point": jnp.array([[0.3]]), "label": jnp.array([2])}, {"point": 0.5, "label": 8.0})
+    np.testing.assert_allclose(out.parts["point"].denoised, other.parts["point"].denoised, atol=3 * math.exp(-8.0))
+    law = sl.densities.GaussianMixture(WEIGHTS, MEANS[:, None], STD**2)
+    marginal = sl.models.ExactModel(law, POINT)(jnp.array([[0.3]]), 0.5).denoised
+    np.testing.assert_allclose(out.parts["point"].denoised, marginal, atol=3 * math.exp(-8.0))
+
+
+def reward(x):
+    """One for the third label."""
+    return (x["label"] == 2).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Twist(fk.Intermediate):
+    r""":math:`\\log E[e^{\\lambda 1[k=2]}\\mid y_t]`."""
+
+    def value(self, reward, scale, keys, y, prediction):
+        return jnp.log1p(jax.nn.softmax(prediction.parts["label"].logits)[:, 2] * jnp.expm1(scale))
+
+
+def test_weights_on_the_whole():
+    scale = 2.0
+    solver = fk.FeynmanKac(base=SOLVER, potential=fk.Difference(reward, scale, intermediate=Twist()))
+    out = sampled(solver=solver)
+    z = 1 + WEIGHTS[2] * math.expm1(scale)
+    weights = np.asarray(fk.normalised(out.log_weights))
+    label, x = np.asarray(out.x["label"]), np.asarray(out.x["point"])[:, 0]
+    assert abs(float(out.log_z) - math.log(z)) < 0.08
+    assert abs(weights @ (label == 2) - WEIGHTS[2] * math.exp(scale) / z) < 0.06
+    # The points go with their labels.
+    assert abs(np.average(x[label == 2], weights=weights[label == 2]) - MEANS[2]) < 0.08
+
+
+def test_one_network_call_serves_all_parts():
+    calls = []
+
+    def counted(y, t, cond=None):
+        calls.append(1)
+        return EXACT(y, t)
+
+    model = sl.models.FunctionModel(counted, PROCESS, returns="prediction")
+    loss = sl.losses.Joint(point=sl.losses.DenoisingScoreMatching(POINT), label=CrossEntropy(Symbols()))
+    batch = {"x": dict(point=np.zeros((8, 1), np.float32), label=np.zeros(8, np.int32))}
+    errors, metrics = loss.evaluate(model, loss.draw(KEY, batch))
+    assert errors.shape == (8,)
+    assert set(metrics) == {"point_loss", "label_loss"}
+    assert len(calls) == 1
+
+
+def test_the_gradient_of_the_loss_is_zero_at_the_truth():
+    n = 40_000
+    rng = np.random.default_rng(0)
+    label = rng.choice(3, size=n, p=WEIGHTS).astype(np.int32)
+    point = (MEANS[label] + STD * rng.normal(size=n)).astype(np.float32)[:, None]
+    point_loss = sl.losses.DenoisingScoreMatching(POINT, weighting=sl.losses.VWeighting())
+    loss = sl.losses.Joint(point=point_loss, label=CrossEntropy(Symbols()))
+    noised = loss.draw(KEY, {"x": dict(point=point, label=label)})
+    each = jax.jit(jax.jacfwd(lambda log_weights: loss.error(Exact(log_weights, PROCESS), noised)))(EXACT.log_weights)
+    each = np.asarray(each)
+    assert np.all(np.isfinite(each))
+    np.testing.assert_array_less(np.abs(each.mean(0)), 4 * each.std(0) / np.sqrt(n))
+    wrong = jax.jit(jax.jacfwd(lambda log_weights: loss.error(Exact(log_weights, PROCESS), noised)))(jnp.zeros(3))
+    assert np.any(np.abs(np.asarray(wrong).mean(0)) > 8 * np.asarray(wrong).std(0) / np.sqrt(n))
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: sl.processes.Joint(), "no parts"),
+        (lambda: sl.processes.Joint(point=3), "expected a Process"),
+        (lambda: PROCESS.perturb(KEY, {"point": np.zeros((2, 1))}, 0.1), r"expected a dictionary with \['label', 'point'\]"),
+        (lambda: PROCESS.perturb(KEY, {"point": np.zeros((2, 1)), "label": np.zeros(2, int)}, {"point": 0.1}), "one for each"),
+        (lambda: sampled(solver=sl.solvers.Joint(point=sl.solvers.DDIM())), "expected .*label.*point"),
+        (lambda: sampled(solver=sl.solvers.Joint(point=Bridge(), label=Bridge())), "expected a Symbols"),
+        (lambda: sampled(solver=sl.solvers.Joint(point=sl.solvers.Heun(), label=Bridge())), "as many in every step"),
+        (lambda: sl.solvers.Joint(point=fk.FeynmanKac()), "independent samples"),
+        (lambda: sl.sample(EXACT, solver=SOLVER, grid=GRID, key=KEY, shape=dict(point=(4, 1), label=(5,))), "same number of"),
+        (lambda: sl.sample(EXACT, solver=SOLVER, grid=GRID, key=KEY, shape=(4, 1)), "expected the same"),
+        (lambda: sl.sample(EXACT, solver=sl.solvers.DDIM(), grid=GRID, key=KEY, shape=(4, 1)), "expected a LinearGaussian"),
+    ],
+)
+def test_errors(act, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        act()
+
+
+def test_a_trajectory_has_all_parts():
+    out = sampled(n=3, keep="all")
+    assert {name: part.shape for name, part in out.trajectory.items()} == {"point": (121, 3, 1), "label": (121, 3)}
+    assert per_example(jnp.zeros(3), out.x["point"]).shape == (3, 1)
