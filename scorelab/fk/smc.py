@@ -155,8 +155,8 @@ class FeynmanKac(Population):
         root = jnp.tile(jnp.arange(n // groups, dtype=jnp.int32), groups)
         end = zeros, none, root.reshape(groups, -1)
         latest = dict(ess=zeros, resampled=none > 0, clipped=none) | ({"ancestors": end[2]} if self.record_ancestors else {})
-        nothing = jnp.zeros_like(log_weights)
-        base, memory = self.base.init(process, y, nothing), self.potential.init(nothing)
+        unweighted = jnp.zeros_like(log_weights)
+        base, memory = self.base.init(process, y, unweighted), self.potential.init(unweighted)
         return Cloud(base, memory, root, log_weights, zeros, none, end, latest)
 
     def check_start(self, start, model, t):
