@@ -22,7 +22,7 @@ from scorelab.fk.potentials import Potential, Seen
 from scorelab.models import Conditioned, ExactModel
 from scorelab.models.base import KnowsDensity, Model
 from scorelab.processes.base import Start
-from scorelab.starts import Tempered
+from scorelab.starts import Prior, Tempered
 from scorelab.typing import Array, is_traced, partly_static, require_choice, require_int
 
 
@@ -112,7 +112,9 @@ class Corrector(Potential):
             if other or differ:
                 raise ValueError(f"sample.start is the Tempered start of another law than {_named(model, total)}: {expected}")
             return
-        if type(start).log_weight is not Start.log_weight:
+        # The prior weighs as that of the process does.
+        law = model.process.prior() if type(start).log_weight is Prior.log_weight else start
+        if type(law).log_weight is not Start.log_weight:
             return
         total, tilt = _total(model.exponents, t), model.tilt
         with jax.ensure_compile_time_eval():

@@ -127,7 +127,7 @@ def sample_between(
         at = until
         if progress is not None:
             progress(at, plan.calls)
-    x = silent.decode(model.process, state.y, state.carry.base)
+    x = silent.decode(model.process, state.y, state.carry)
     known = jnp.asarray(reward.on_host(x))
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
     part = _conclude(silent, visit, state, index[-1], joined, known, log_weights)

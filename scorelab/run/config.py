@@ -78,8 +78,9 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
         try:
             if not carried:
                 _add_to_path(path)
+            lines = Lines(path, overrides, carried=carried)
             with recorded() as keys:
-                gin.parse_config(Lines(path, overrides))
+                gin.parse_config(lines)
             gin.finalize()
             _require_evaluated_references()
             use_cpu_devices(_bound("cpu_devices"))
@@ -88,7 +89,8 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
             experiment = gin.get_configurable(Experiment)() if _is_registered(Experiment) else None
             if experiment is None:
                 raise ConfigError(f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)")
-            unused = check_read(path, overrides, keys, read_bindings())
+            # What only the left out lines used is no mistake.
+            unused = [] if lines.outdated else check_read(path, overrides, keys, read_bindings())
             text = operative_text()
         except Exception as error:
             raise explain(error, path, overrides) from error

@@ -17,6 +17,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_ROOTS = (PACKAGE.parent / "configs",) if (PACKAGE.parent / "pyproject.toml").is_file() else (PACKAGE / "configs",)
 INCLUDE = re.compile(r"""^(\s*include\s+)(['"])(.+?)\2\s*(#.*)?$""")
 IMPORT = re.compile(r"^(import|from)\s")
+# The process of an experiment is that of its learner; kept models and work directories of earlier versions name it twice.
+FORMER = re.compile(r"^experiment\.Experiment\.process = .*$", re.MULTILINE)
 # Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working
 # folder.
 SCHEME = "scorelab-config:"
@@ -106,15 +108,19 @@ def files(path: Path) -> Iterator[Path]:
 class Lines:
     """A config file for gin's parser: includes made absolute, overrides appended after the last line.
 
-    Overrides are read in the scope of the file, so they can use everything the file imports.
+    Overrides are read in the scope of the file, so they can use everything the file imports. Of a config that was ``carried``, in a
+    kept model or a work directory, what this version no longer takes is left out; ``outdated`` says that there is such a line.
     """
 
-    def __init__(self, path: Path, overrides: Sequence[str] = ()):
+    def __init__(self, path: Path, overrides: Sequence[str] = (), *, carried: bool = False):
         self.name = str(path)
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{shown(path)}: cannot be read: {error}") from error
+        self.outdated = carried and bool(FORMER.search(text))
+        if self.outdated:
+            text = FORMER.sub("", text)
         lines = [self._resolved(i, line, path) for i, line in enumerate(text.splitlines(), 1)]
         # Overrides may also name what only an included file imports.
         imports = sorted(set(_imports(lines))) if overrides else []

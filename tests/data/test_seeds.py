@@ -24,6 +24,7 @@ class Untrained:
     """What an experiment takes for a learner."""
 
     ema = EMA()
+    process = PROCESS
 
     def init(self, key, batch): ...
 
@@ -40,7 +41,7 @@ FIELDS = {
     "Pairs": lambda seed: Pairs(
         teacher=ExactModel(Gaussian(np.zeros(2), 1.0), PROCESS), solver=Heun(), grid=Karras(4), n=4, batch_size=2, seed=seed
     ),
-    "Experiment": lambda seed: Experiment(data=DataSpec(name="rings"), process=PROCESS, learner=Untrained(), seed=seed),
+    "Experiment": lambda seed: Experiment(data=DataSpec(name="rings"), learner=Untrained(), seed=seed),
     "kid": lambda seed: kid(IMAGES, IMAGES, pixels(), subsets=2, seed=seed),
     "from_data": lambda seed: Gaussian.from_data(POINTS, seed=seed),
     "GaussianMixture.fit": lambda seed: GaussianMixture.fit(POINTS, 2, seed=seed),

@@ -48,4 +48,4 @@ def consistency(process):
         end = MEAN + jnp.sqrt((STD**2 + floor**2) / (STD**2 + r**2)) * (x - MEAN)
         return process.predict(y, t, denoised=end)
 
-    return model
+    return models.FunctionModel(model, process, returns="prediction")

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab import grids, sample, solvers, starts
+from scorelab import grids, models, sample, solvers, starts
 from scorelab.distill.consistency import ConsistencyDistillation, ConsistencyTraining
 from scorelab.losses import LogNormalTimes
 from scorelab.models.denoiser import Denoiser
@@ -38,7 +38,7 @@ def test_the_exact_function_has_the_error_of_one_step(process, order):
 
         def value(steps):
             loss = ConsistencyDistillation(process, teacher=teacher(process), grid=levels(process, steps), order=order, **PLAIN)
-            return float(jnp.mean(jax.jit(partial(loss, model=consistency(process)))(KEY, batch=batch)[0]))
+            return float(jnp.mean(jax.jit(partial(loss, model=consistency(process)))(KEY, batch=batch)))
 
         slope = np.log2(value(96) / value(192))
     assert slope == pytest.approx(2 * (order + 1), abs=0.2)
@@ -66,7 +66,7 @@ def table_model(process, grid, slopes):
         x, _ = centred(process, y, t)
         return process.predict(y, t, denoised=MEAN + per_example(slopes[index], y) * (x - MEAN))
 
-    return model
+    return models.FunctionModel(model, process, returns="prediction")
 
 
 @pytest.mark.parametrize(("process", "rule"), crossed([("edm", 2), ("vp", 1), ("log", 2)], ["edm", "vp", "log"], [1, 2]))
@@ -77,7 +77,7 @@ def test_the_composed_steps_of_the_teacher_leave_no_loss(process, rule):
         loss = ConsistencyDistillation(process, teacher=teacher(process), grid=grid, order=rule, **PLAIN)
         slopes = factors(process, grid, rule)[0]
         wrong = slopes * np.array([1, *[1.2, 0.8] * 3])
-        value = jax.jit(lambda slopes, x: loss(KEY, table_model(process, grid, slopes), {"x": x})[0].max())
+        value = jax.jit(lambda slopes, x: loss(KEY, table_model(process, grid, slopes), {"x": x}).max())
         x = np.asarray(data(process, 2000))
         assert value(slopes, x) < 1e-24
         assert value(wrong, x) > 1e-4
@@ -95,7 +95,7 @@ def test_training_without_a_teacher_is_stationary_at_the_composed_euler_steps(pr
 
         @jax.jit
         def gradients(slopes):
-            return jax.jacfwd(lambda s: loss(KEY, table_model(process, grid, s), batch)[0])(slopes)
+            return jax.jacfwd(lambda s: loss(KEY, table_model(process, grid, s), batch))(slopes)
 
         def standardised(slopes):
             # The smallest level, the boundary, is never predicted for.
@@ -157,14 +157,14 @@ def test_training_reaches_the_exact_coefficients(process, rule):
 def test_the_condition_reaches_the_model_and_the_teacher():
     process, seen = PROCESSES["edm"], []
 
-    def model(y, t, cond=None):
+    def listening(y, t, cond=None):
         seen.append(cond)
         return consistency(process)(y, t)
 
-    label = np.arange(4)
+    model, label = models.FunctionModel(listening, process, returns="prediction"), np.arange(4)
     loss = ConsistencyDistillation(process, teacher=model)
     batch = {"x": np.ones((4, 1), np.float32), "cond": label}
-    value, metrics, conditions = jax.jit(lambda batch: (*loss(KEY, model, batch), seen))(batch)
+    value, metrics, conditions = jax.jit(lambda batch: (*loss.evaluate(model, loss.draw(KEY, batch)), seen))(batch)
     assert value.shape == (4,)
     assert metrics["consistency_mse"].shape == ()
     assert len(conditions) == 4
@@ -177,11 +177,10 @@ def test_no_gradient_flows_through_the_target():
     loss = ConsistencyTraining(process, grid=grids.Karras(1, clean=False))
 
     def value(shift):
-        def model(y, t, cond=None):
-            moved = jnp.where(per_example(t, y) < 1, shift, 1.0)
-            return process.predict(y, t, denoised=moved * jnp.ones_like(y))
+        def moved(y, t, cond=None):
+            return jnp.where(per_example(t, y) < 1, shift, 1.0) * jnp.ones_like(y)
 
-        return loss(KEY, model, {"x": np.ones((4, 1), np.float32)})[0].mean()
+        return loss(KEY, models.FunctionModel(moved, process), {"x": np.ones((4, 1), np.float32)}).mean()
 
     at, slope = jax.jit(jax.value_and_grad(value))(0.5)
     assert at > 0

@@ -378,9 +378,7 @@ def test_a_two_step_student_trains_on_what_its_sampler_meets(name, times):
         mixed = 0.5 * (np.mean(both**moment, 0) + np.mean(first**moment, 0))
         spread = np.std(drawn**moment, 0) / math.sqrt(4000)
         assert np.all(np.abs(np.mean(drawn**moment, 0) - mixed) < 6 * spread)
-    out = sample(
-        student.bind(params).model, solver=solvers.Renoise(), grid=Explicit((*times, 0.0)), key=KEY, shape=(4000, 3)
-    )
+    out = sample(student.bind(params).model, solver=solvers.Renoise(), grid=Explicit((*times, 0.0)), key=KEY, shape=(4000, 3))
     x, spread = np.asarray(out.x, np.float64), np.std(both, 0) * math.sqrt(2 / 4000)
     assert np.all(np.abs(np.mean(x, 0) - np.mean(both, 0)) < 5 * spread)
     # The sampler has coefficients of its own: deviations agree to their standard error, about 1 / sqrt(2 n) each.

@@ -28,7 +28,7 @@ def student(loss):
         t = jnp.broadcast_to(t, y.shape[:1])
         return loss.target(y, jnp.argmin(jnp.abs(times - t[:, None]), axis=1), cond)
 
-    return model
+    return models.FunctionModel(model, loss.process, returns="prediction")
 
 
 @pytest.mark.parametrize("process", [pytest.param(name, marks=pytest.mark.long if name in ("edm", "ve") else ()) for name in ALL])
@@ -42,7 +42,7 @@ def test_one_step_of_the_target_is_two_steps_of_the_teacher(process):
         two = sample(loss.teacher, grid=loss.grid, **arguments).x
         one = sample(student(loss), grid=loss.student_grid, **arguments).x
         np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-12)
-        both = jax.jit(lambda x: [loss(KEY, model, {"x": x})[0] for model in (student(loss), loss.teacher)])
+        both = jax.jit(lambda x: [loss(KEY, model, {"x": x}) for model in (student(loss), loss.teacher)])
         own, other = both(data(process, 64))
         assert np.max(own) < 1e-24
         assert np.mean(other) > 1e-6
@@ -93,14 +93,14 @@ def test_rounds_are_chained_down_to_one_step():
 def test_the_condition_reaches_the_model_and_the_teacher():
     process, seen = PROCESSES["edm"], []
 
-    def model(y, t, cond=None):
+    def listening(y, t, cond=None):
         seen.append(cond)
         return teacher(process)(y, t)
 
-    label = np.arange(4)
+    model, label = models.FunctionModel(listening, process, returns="prediction"), np.arange(4)
     loss = ProgressiveDistillation(process, teacher=model, grid=grids.Karras(4))
     batch = {"x": np.ones((4, 1), np.float32), "cond": label}
-    value, metrics, conditions = jax.jit(lambda batch: (*loss(KEY, model, batch), seen))(batch)
+    value, metrics, conditions = jax.jit(lambda batch: (*loss.evaluate(model, loss.draw(KEY, batch)), seen))(batch)
     assert value.shape == (4,)
     assert metrics["eps_mse"].shape == ()
     assert len(conditions) == 3

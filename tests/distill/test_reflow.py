@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab import grids, sample, solvers, starts
+from scorelab import grids, models, sample, solvers, starts
 from scorelab.data import Batches
 from scorelab.distill.pairs import teacher_pairs
 from scorelab.distill.reflow import Reflow, straightness
@@ -19,16 +19,16 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 KEY = jax.random.key(7)
 
 
-def joined(process, correlation):
-    """The exact denoiser for pairs ``x = MEAN + STD u`` and ``z`` with ``E[u z]`` the correlation."""
+def joined(process, correlation, gain=1.0):
+    """The exact denoiser for pairs ``x = MEAN + STD u`` and ``z`` with ``E[u z]`` the correlation, off by a factor ``gain``."""
 
-    def model(y, t, cond=None, gain=1.0):
+    def denoised(y, t, cond):
         alpha, sigma, offset = (per_example(f(t), y) for f in (process.alpha, process.sigma, process.offset))
         a, rest = alpha * STD, y - offset - alpha * MEAN
         variance = a**2 + sigma**2 + 2 * correlation * a * sigma
-        return process.predict(y, t, denoised=MEAN + gain * STD * (a + correlation * sigma) / variance * rest)
+        return MEAN + gain * STD * (a + correlation * sigma) / variance * rest
 
-    return model
+    return models.FunctionModel(denoised, process)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,7 @@ def test_pairs_are_joined_by_the_flow(process):
 def test_pairs_keep_their_conditions_and_are_a_data_set():
     process, label = PROCESSES["flow"], np.arange(6)
 
-    def model(y, t, cond=None):
-        return process.predict(y, t, denoised=jnp.broadcast_to(cond[:, None].astype(y.dtype), y.shape))
-
+    model = models.FunctionModel(lambda y, t, cond: jnp.broadcast_to(cond[:, None].astype(y.dtype), y.shape), process)
     # A process of pure noise at t = 1 and a model that knows the end: the start is the noise itself.
     pairs = teacher_pairs(model, solver=solvers.DDIM(), grid=grids.Uniform(2), key=KEY, shape=(6, 1), cond=label)
     noise = starts.Prior().draw(per_example_keys(KEY, jnp.arange(6)), None, process, jnp.ones(()), (1,))
@@ -87,7 +85,7 @@ def test_the_denoiser_of_the_pairs_is_stationary(process):
         @jax.jit
         def slopes(correlation, gain, batch):
             def losses(gain):
-                return loss(KEY, lambda y, t, cond: joined(process, correlation)(y, t, gain=gain), batch)[0]
+                return loss(KEY, joined(process, correlation, gain), batch)
 
             return jax.jvp(losses, (gain,), (jnp.ones_like(gain),))[1]
 
@@ -106,11 +104,12 @@ def test_on_rectified_flow_the_loss_is_the_published_one():
         x, noise = np.random.default_rng(2).normal(size=(2, 64, 3))
         loss, seen = Reflow(process), []
 
-        def model(y, t, cond=None):
+        def velocity(y, t, cond):
             seen.append((y, t))
-            return process.predict(y, t, velocity=jnp.sin(y))
+            return jnp.sin(y)
 
-        value, (y, t) = jax.jit(lambda x, noise: (loss(KEY, model, {"x": x, "noise": noise})[0], seen[0]))(x, noise)
+        model = models.FunctionModel(velocity, process, returns="velocity")
+        value, (y, t) = jax.jit(lambda x, noise: (loss(KEY, model, {"x": x, "noise": noise}), seen[0]))(x, noise)
         y, t = np.asarray(y), np.asarray(t)[:, None]
         np.testing.assert_allclose(y, (1 - t) * x + t * noise, atol=1e-12)
         # Time runs from data to noise here: the velocity is noise - x.
@@ -142,7 +141,7 @@ def test_reflow_of_a_linear_map_is_straight_and_one_step_is_exact():
     with jax.enable_x64(True):
         z = np.random.default_rng(7).normal(size=(64, 1))
         model, pairs = joined(process, 1.0), {"x": MEAN + STD * z, "noise": z}
-        assert jax.jit(lambda pairs: Reflow(process)(KEY, model, pairs)[0].max())(pairs) < 1e-20
+        assert jax.jit(lambda pairs: Reflow(process)(KEY, model, pairs).max())(pairs) < 1e-20
         assert straightness(model, grid=grids.Uniform(20), key=KEY, shape=(64, 1)) < 1e-20
         assert straightness(teacher(process), grid=grids.Uniform(20), key=KEY, shape=(64, 1)) > 1e-2
         one = sample(model, solver=solvers.DDIM(), grid=grids.Uniform(1), key=KEY, shape=z.shape, start=starts.Fixed(z))
@@ -152,10 +151,8 @@ def test_reflow_of_a_linear_map_is_straight_and_one_step_is_exact():
 def test_straightness_of_a_function_with_conditions():
     process, label = PROCESSES["edm"], jnp.arange(3)
 
-    def model(y, t, cond=None):
-        # The posterior mean of one atom: every flow is a line.
-        return process.predict(y, t, denoised=cond[:, None] * jnp.ones_like(y))
-
+    # The posterior mean of one atom: every flow is a line.
+    model = models.FunctionModel(lambda y, t, cond: cond[:, None] * jnp.ones_like(y), process)
     assert straightness(model, grid=grids.Karras(8), key=KEY, shape=(3, 1), cond=label) < 1e-10
 
 
@@ -167,6 +164,4 @@ def test_errors_name_the_field():
     with pytest.raises(ValueError, match="has shape"):
         Reflow(process)(KEY, teacher(process), batch | {"noise": jnp.zeros((2, 2))})
     with pytest.raises(ValueError, match="deterministic"):
-        teacher_pairs(
-            teacher(process), solver=solvers.EulerMaruyama(), grid=grids.Uniform(2, t_max=0.9), key=KEY, shape=(2, 1)
-        )
+        teacher_pairs(teacher(process), solver=solvers.EulerMaruyama(), grid=grids.Uniform(2, t_max=0.9), key=KEY, shape=(2, 1))

@@ -22,7 +22,7 @@ def chain_law(grid=GRID):
     """Mean and variance of the last state of the discrete chain, from N(b, sigma^2) at the first time: affine maps composed."""
     table = BASE.table(VP, grid.times(VP))
     mean, variance = 0.0, float(VP.sigma(grid.times(VP)[0])) ** 2
-    for t, a, e, o, n in zip(*(table[name] for name in ("t", "a", "e", "o", "n")), strict=True):
+    for t, a, e, o, n in zip(table.t, table.a, table.e, table.o, table.n, strict=True):
         alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
         # eps = sigma (y - alpha m) / (alpha^2 v + sigma^2) for data N(m, v).
         total = alpha**2 * 1.0 + sigma**2

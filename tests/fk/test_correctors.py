@@ -40,7 +40,7 @@ def log_density(model, y, t):
     return model.log_density(y, t)
 
 
-def run(corrected, *, process=VP, t_max=None, steps=STEPS, n=N, policy=None, start=None, base=None, grid=None, plain=False):
+def run(corrected, *, t_max=None, steps=STEPS, n=N, policy=None, start=None, base=None, grid=None, plain=False):
     """The corrected sampler; its drift alone, without weights, where ``plain``."""
     # Of order one, the drift of a power of a density needs many times as many steps.
     base = solvers.DPMSolverPP(order=2, eta=1.0) if base is None else base
@@ -268,7 +268,7 @@ def test_powers_on_the_log_chart_are_those_of_its_density():
     gbm = processes.GeometricBrownianMotion(sigma=2.0, mu=2.5)
     law = densities.LogNormalMixture([0.3, 0.4, 0.3], np.array([[-2.0], [0.5], [2.5]]), np.full((3, 1), 0.25))
     corrected = fk.annealed(models.ExactModel(law, gbm), 3.0)
-    out = run(corrected, process=gbm, t_max=4.0, n=4096)
+    out = run(corrected, t_max=4.0, n=4096)
     ks, _, d_log_z = against(corrected, out, points=np.log(np.asarray(out.x)))
     assert ks < 0.04
     assert abs(d_log_z) < 0.06
@@ -279,7 +279,7 @@ def test_a_power_under_edm():
     model = mixture((0.3, 0.4, 0.3), (-2, 0.5, 2.5), (0.5,) * 3, process=edm)
     corrected = fk.annealed(model, 3.0)
     grid = grids.Explicit(tuple(grids.Karras(STEPS + 1, t_max=20.0, t_min=0.01).times(edm)[:-1]))
-    out = run(corrected, process=edm, grid=grid, n=4096)
+    out = run(corrected, grid=grid, n=4096)
     ks, _, d_log_z = against(corrected, out, t=0.01)
     assert ks < 0.04
     assert abs(d_log_z) < 0.06
@@ -402,6 +402,7 @@ def test_the_event_of_the_moments_is_checked():
 
 
 EDM = processes.Gaussian(schedule=schedules.EDM())
+MISTAKEN = models.FunctionModel(lambda y, t, cond: EDM.predict(y, t, eps=y), VP, returns="prediction")
 
 
 @pytest.mark.parametrize(
@@ -414,20 +415,19 @@ EDM = processes.Gaussian(schedule=schedules.EDM())
     ids=["product", "geometric", "weighted"],
 )
 def test_experts_under_two_processes_are_refused(build):
-    message = r"Composition: model 0.*VPLinear.* and model \d.*EDM"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"Composition: model 0.*VPLinear.* and model \d.*EDM"):
         build(FIRST, mixture((0.3, 0.7), (-1, 2), (0.7, 0.6), process=EDM))
-    # What does not say so beforehand is refused when it is called.
-    blind = lambda y, t, cond: EDM.predict(y, t, eps=y)
-    model = build(FIRST, blind).model
+    # One that predicts for another process than it says is refused when it is called.
+    model = build(FIRST, MISTAKEN).model
     for call in (lambda y: model(y, 0.5), lambda y: model.evaluate(y, 0.5, None, jax.random.split(jax.random.key(0), 2), 0)):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r"FunctionModel: process.*VPLinear.* and prediction.process.*EDM"):
             jax.eval_shape(call, jnp.zeros((2, 1)))
 
 
-def test_a_composition_of_another_process_than_the_sampled_one_is_refused():
+def test_a_start_of_another_process_than_the_composition_is_refused():
+    model = mixture((0.5, 0.5), (-2, 1), (0.6, 0.8), process=EDM)
     with pytest.raises(ValueError, match=r"Tempered: sampled.*EDM.* and target.*VPLinear"):
-        run(fk.product([FIRST, SECOND]), process=EDM, t_max=10.0)
+        run(fk.product([model, model]), start=fk.product([FIRST, SECOND]).start, t_max=10.0)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_a_composition_of_another_process_than_the_sampled_one_is_refused():
         (lambda: fk.annealed(FIRST, np.float32(-1.0)), "annealed.beta"),
         (lambda: fk.annealed(FIRST, "2"), "annealed.beta = '2': expected a number"),
         (lambda: fk.annealed(FIRST, jnp.ones(2)), "annealed.beta = .*: expected a number"),
-        (lambda: fk.annealed(3.0, 2.0), "Composition.models has 3.0: expected models"),
+        (lambda: fk.annealed(3.0, 2.0), "Composition.models = 3.0: expected a model"),
         (lambda: fk.product(FIRST), "product.models = .*: expected a list"),
         (lambda: fk.weighted([FIRST], 2.0), "weighted.exponents = 2.0: expected a list"),
         (lambda: fk.weighted([FIRST], [np.inf]), "Composition.exponents = inf: expected a finite number"),
@@ -484,7 +484,7 @@ def test_a_start_that_does_not_begin_at_the_product_is_refused():
     ]
     for corrected, start, t in refused:
         with pytest.raises(ValueError, match=message):
-            corrected.potential.check_start(start, corrected.model, VP, t)
+            corrected.potential.check_start(start, corrected.model, t)
     for potential in (square.potential, fk.Together((square.potential, fk.Difference(reward)))):
         with pytest.raises(ValueError, match=message):
             run(square._replace(potential=potential), start=starts.Prior())
@@ -500,7 +500,7 @@ def test_starts_that_begin_at_the_product_are_accepted():
         (fk.weighted([EASY], [warming]), fk.weighted([EASY], [warming]).start),
     ]
     for corrected, start in accepted:
-        corrected.potential.check_start(start, corrected.model, VP, 1.0)
+        corrected.potential.check_start(start, corrected.model, 1.0)
 
 
 def test_labels_of_the_experts_are_checked():
@@ -515,9 +515,8 @@ def test_labels_of_the_experts_are_checked():
             )  # fmt: skip
 
 
-def test_a_blind_composition_of_another_process_is_refused_when_it_is_called():
-    blind = lambda y, t, cond: EDM.predict(y, t, eps=y)
-    corrected = fk.weighted([blind], [2.0], laws=[densities.Gaussian(np.zeros(1), 1.0)])
+def test_an_expert_that_predicts_for_another_process_than_it_says_is_refused_when_it_is_sampled():
+    corrected = fk.weighted([MISTAKEN], [2.0], laws=[densities.Gaussian(np.zeros(1), 1.0)])
     solver = fk.FeynmanKac(base=solvers.DPMSolverPP(order=2, eta=1.0), potential=corrected.potential)
     grid = grids.Quadratic(4, t_min=T_MIN, clean=False)
     with pytest.raises(ValueError, match=r"VPLinear.* and .*EDM"):

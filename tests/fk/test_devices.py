@@ -61,7 +61,7 @@ def walk(solver, n, mesh=None, **options):
 
     from scorelab import sample
 
-    from .chains import GRID, MODEL, VP
+    from .chains import GRID, MODEL
 
     return sample(MODEL, solver=solver, grid=GRID, key=jax.random.key(0), shape=(n, 1), mesh=mesh, **options)
 
@@ -72,8 +72,9 @@ def compiled(solver, n, mesh):
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from scorelab.sampling import _walk, working_precision
+    from scorelab.sampling import _walk
     from scorelab.starts import Prior
+    from scorelab.walk import working_precision
 
     from .chains import GRID, MODEL, VP
 
@@ -81,7 +82,7 @@ def compiled(solver, n, mesh):
     rows = working_precision(solver.table(VP, GRID.times(VP)))
     with jax.set_mesh(mesh):
         lowered = _walk.lower(
-            MODEL, Prior(), jax.random.key(0), ids, None, rows, solver, solver=None, process=VP, event=(1,), keep="last"
+            MODEL, Prior(), jax.random.key(0), ids, None, rows, solver, solver=None, event=(1,), keep="last"
         )  # fmt: skip
         return lowered.compile().as_text()
 
@@ -113,7 +114,7 @@ def devices():
     # A mesh for independent samples works inside a jit of the caller's, as before.
     from scorelab import sample
 
-    from .chains import BASE, GRID, MODEL, VP
+    from .chains import BASE, GRID, MODEL
 
     jax.jit(lambda key: sample(MODEL, solver=BASE, grid=GRID, key=key, shape=(8, 1), mesh=mesh).x)(jax.random.key(0))
     print("agree")

@@ -88,7 +88,7 @@ def mistaken(x):
 def test_what_a_reward_raises_arrives_as_itself(ways, fn, error, message, caplog):
     walk = fk.FeynmanKac(base=BASE, potential=fk.Difference(fk.Callback(fn), SCALE, every=10), particles=64)
     with pytest.raises(error, match=message):
-        ways(MODEL, VP, solver=walk, **arguments(shape=(128, 1)))
+        ways(MODEL, solver=walk, **arguments(shape=(128, 1)))
     # JAX would print the traceback of its own thread as well.
     assert not caplog.records
 
@@ -103,13 +103,13 @@ def test_a_derivative_passes_by_what_looks_at_numbers():
         jax.grad(lambda x: fk.Callback(InNumPy()).on_host(x).sum())(np.zeros((2, 1), np.float32))
 
 
-@pytest.mark.parametrize("knows", [True, False], ids=["known", "asked"])
-def test_a_model_of_another_process_is_refused(knows):
-    other = processes.Gaussian(schedule=schedules.EDM())
-    model = models.ExactModel(LAW, other)
-    model = model if knows else lambda y, t, cond, model=model: model(y, t)
-    with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
+def test_a_prediction_for_another_process_is_refused():
+    other = models.ExactModel(LAW, processes.Gaussian(schedule=schedules.EDM()))
+    model = models.FunctionModel(lambda y, t, cond: other(y, t), VP, returns="prediction")
+    with pytest.raises(ValueError, match=r"process.*VPLinear.* and prediction.*EDM"):
         fk.sample_between(model, solver=solver(fk.Callback(InNumPy())), **arguments())
+    with pytest.raises(TypeError, match=r"sample_between\.model = .*: expected a model, which knows its process"):
+        fk.sample_between(model.fn, solver=solver(fk.Callback(InNumPy())), **arguments())
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_errors(build, error, message):
 
 
 def test_a_model_that_breaks_is_reported_with_its_step():
-    broken = lambda y, t, cond: VP.predict(y, t, eps=jax.numpy.where(t < 0.5, np.nan, 1.0) * y)
+    broken = models.FunctionModel(lambda y, t, cond: jax.numpy.where(t < 0.5, np.nan, 1.0) * y, VP, returns="eps")
     step = int(np.argmax(GRID.times(VP) < 0.5))
     with pytest.raises(NonFiniteSample, match=f"step {step} of 50"):
         fk.sample_between(broken, solver=solver(fk.Callback(InNumPy())), **arguments())

@@ -139,7 +139,7 @@ ONE = experts(VP)[0]
         (lambda m: fk.weighted([m], [1.0, 2.0]), ValueError, "1 models and 2 exponents"),
         (lambda m: fk.weighted([m], [1.0], anchor="best"), ValueError, "anchor = 'best'"),
         (lambda m: fk.annealed(m, 2.0, rule="right"), ValueError, "rule = 'right'"),
-        (lambda m: fk.weighted([lambda y, t, cond: None], [lambda t: t]), ValueError, "log_prob"),
+        (lambda m: fk.weighted([models.FunctionModel(lambda y, t, cond: y, VP)], [lambda t: t]), ValueError, "log_prob"),
         (lambda m: fk.weighted([m, m, m], [1, 1, 1], laws=[m.law, m.law]), ValueError, "laws has 2"),
         (lambda m: fk.annealed(m, 2.0, anchors="flow"), TypeError, "anchors"),
         (lambda m: fk.annealed(m, 2.0, noise=-1.0), ValueError, "noise = -1.0"),

@@ -116,7 +116,7 @@ def multistep_law(base):
     table = base.table(VP, times)
     # Of (y, previous denoised mean); the first row gives the previous one no weight.
     mean, cov = np.zeros(2), np.diag([float(VP.sigma(times[0])) ** 2, 0.0])
-    for t, a, b, o, n in zip(*(table[name] for name in ("t", "a", "b", "o", "n")), strict=True):
+    for t, a, b, o, n in zip(table.t, table.a, table.b, table.o, table.n, strict=True):
         alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
         # D = .5 + gain (y - .5 alpha) for data N(.5, 1).
         gain = alpha / (alpha**2 + sigma**2)
@@ -482,8 +482,9 @@ def test_what_a_resampler_returns_is_checked(resampler, error, message):
 def test_ancestors_out_of_range_are_no_particles(policy):
     log_w = jnp.arange(8.0)[None]
     solver = fk.FeynmanKac(policy=policy, resampler=lambda key, w: jnp.arange(len(w)).at[1].set(100).at[0].set(-1))
-    row = {"node": jnp.asarray(1), "progress": jnp.asarray(0.5), "stay": jnp.asarray(0)}
-    moved, lost = solver._move(jax.random.split(KEY, 8), log_w, row, jnp.asarray(True))
+    unused = dict(t=None, step=None, base=None, potential=None)
+    row = fk.ParticleRow(**unused, enter=jnp.asarray(1), stay=jnp.asarray(0), node=jnp.asarray(1), progress=jnp.asarray(0.5))
+    moved, lost = solver._move(jax.random.split(KEY, 8), log_w, row)
     gone = ~np.isfinite(moved.log_weights[0])
     # Inside two islands of four the first two of each, and across them those two of the first island.
     expected = [0, 1] if isinstance(policy, fk.Always) else [0, 1, 4, 5]

@@ -20,7 +20,10 @@ from scorelab.schedules import EDM
 QUICK, RINGS, DROPPED = "quickstart", "toys/rings", "paper/2503.02819/digits"
 SMALL = ("nets.MLP.width = 8", "nets.MLP.depth = 1")
 POINTS = (*SMALL, "experiment.DataSpec.n = 64", "experiment.Experiment.batch_size = 8", "DATA_STD = 0.6")
-OTHER = ("experiment.Experiment.process = @other/processes.Gaussian()", "other/processes.Gaussian.schedule = @schedules.VPLinear()")
+OTHER = (
+    "losses.DenoisingScoreMatching.process = @other/processes.Gaussian()",
+    "other/processes.Gaussian.schedule = @schedules.VPLinear()",
+)
 
 
 def refusal(name, *overrides):
@@ -44,7 +47,7 @@ def refusal(name, *overrides):
         ("paper/2510.02730/digits", ["data.Positive.levels = 16"], "for data with 17 levels: expected levels = 17"),
         (RINGS, ["experiment.DataSpec.transform = @data.Pixels()"], "data that are float32: expected uint8 levels"),
         # the process
-        (RINGS, [*POINTS, *OTHER], "Experiment: process = Gaussian(schedule=VPLinear("),
+        (RINGS, [*POINTS, *OTHER], "ScoreLearner: loss.process = Gaussian(schedule=VPLinear("),
         # the chart
         ("toys/concentrations", ["experiment.DataSpec.name = 'rings'"], "outside the domain of multiplicative noise"),
         ("toys/synaptic_weights", [*POINTS, "experiment.SamplingSpec.start = None"], "expected DataStart(kind='signed')"),

@@ -124,6 +124,16 @@ def test_nothing_is_said_of_a_shipped_config_and_of_what_it_records(name, tmp_pa
     assert said == loaded(tmp_path / "config.gin")[1] == []
 
 
+def test_a_config_that_came_with_data_may_be_of_a_version_in_which_an_experiment_had_a_process(tmp_path):
+    (tmp_path / "config.gin").write_text(config.load("toys/rings").text + "experiment.Experiment.process = %PROCESS\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        old = config.load(str(tmp_path / "config.gin"), carried=True)
+    assert old.specs == config.load("toys/rings").specs
+    with pytest.raises(ConfigError, match="doesn't have a parameter named 'process'"):
+        config.load(str(tmp_path / "config.gin"))
+
+
 def test_modules_beside_a_config_and_its_includes_are_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     for folder, value in (("one", 3), ("two", 4)):

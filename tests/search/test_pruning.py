@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab import NonFiniteSample, densities, fk, grids, models, processes, sample, schedules, solvers
+from scorelab import NonFiniteSample, densities, fk, grids, models, processes, sample, schedules, search, solvers
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 VP = processes.Gaussian(schedule=schedules.VPLinear())
@@ -73,10 +73,11 @@ def test_where_beliefs_keep_the_order_the_best_of_all_survives_at_a_fraction_of_
 def test_calls_are_those_that_are_made():
     made = []
 
-    def counting(y, t, cond):
+    def counted(y, t, cond):
         jax.debug.callback(lambda: made.append(len(y)))
         return VP.predict(y, t, eps=y)
 
+    counting = models.FunctionModel(counted, VP, returns="prediction")
     seen = []
     run = arguments(solver=solvers.Heun(churn=5.0), progress=lambda done, planned: seen.append((done, planned)))
     out = search.prune(counting, pruning=search.Pruning(first, {3: 10}), **run)
@@ -117,7 +118,7 @@ def test_a_belief_that_is_no_number_is_the_least_and_a_broken_candidate_is_repor
     # Points of the right mode, 70 % of 48, are more than are kept.
     assert np.isfinite(believed).sum() > 12
     assert np.all(np.isfinite(believed[out.ids]))
-    broken = lambda y, t, cond: VP.predict(y, t, eps=jnp.where(t < 0.5, np.nan, 1.0) * y)
+    broken = models.FunctionModel(lambda y, t, cond: jnp.where(t < 0.5, np.nan, 1.0) * y, VP, returns="eps")
     step = int(np.argmax(grids.LogSNR(STEPS).times(VP) < 0.5))
     with pytest.raises(NonFiniteSample, match=f"step {step} of {STEPS}"):
         search.prune(broken, pruning=search.Pruning(first, {1: 12}), **run)
@@ -157,11 +158,13 @@ def test_errors(change, error, message):
         search.prune(MODELS[VP], pruning=search.Pruning(**change), **run)
 
 
-def test_a_model_of_another_process_is_refused():
+def test_a_prediction_for_another_process_is_refused():
     other = MODELS[EDM]
-    for model in (other, lambda y, t, cond: other(y, t)):
-        with pytest.raises(ValueError, match=r"process.*VPLinear.* and model.*EDM"):
-            search.prune(model, pruning=search.Pruning(first, {1: 12}), **arguments())
+    model = models.FunctionModel(lambda y, t, cond: other(y, t), VP, returns="prediction")
+    with pytest.raises(ValueError, match=r"process.*VPLinear.* and prediction.*EDM"):
+        search.prune(model, pruning=search.Pruning(first, {1: 12}), **arguments())
+    with pytest.raises(TypeError, match=r"prune\.model = .*: expected a model, which knows its process"):
+        search.prune(model.fn, pruning=search.Pruning(first, {1: 12}), **arguments())
 
 
 def test_rewards_that_are_no_numbers_are_reported():

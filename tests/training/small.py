@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from scorelab.losses import DenoisingScoreMatching, EDMWeighting, LogNormalTimes
+from scorelab.models import FunctionModel
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes import Gaussian
 from scorelab.schedules import EDM
@@ -75,6 +76,7 @@ class Pair:
     net: Net
     optimizer: optax.GradientTransformation
     vector_metric: bool = False
+    process = PROCESS
 
     def init(self, key, batch):
         x = batch["x"]
@@ -101,7 +103,7 @@ class Pair:
         return state, {"loss": jnp.full(2, value) if self.vector_metric else value}
 
     def model(self, state):
-        return lambda y, t, cond=None: self.net.apply(state.params[1], y, jnp.zeros(len(y)))
+        return FunctionModel(lambda y, t, cond=None: self.net.apply(state.params[1], y, jnp.zeros(len(y))), PROCESS)
 
 
 def host(tree):

@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab.losses import DenoisingScoreMatching
+from scorelab.losses import DenoisingScoreMatching, Loss
 from scorelab.models.denoiser import Denoiser
-from scorelab.processes import Gaussian
+from scorelab.processes import Gaussian, Noised
 from scorelab.schedules import VPLinear
 from scorelab.training import EMA, PowerEMA, ScoreLearner, fit, power_exponent
 from tests.training.small import PROCESS, Net, Points, equal, learner
@@ -65,8 +65,23 @@ class Scalar(Denoiser):
     def init(self, key, x, cond=None, like=None):
         return jnp.zeros(())
 
-    def bind(self, params):
+    def bind(self, params, dropout=None):
         return params
+
+
+class Clean(Loss):
+    """The mean of a function of (model, batch of clean points)."""
+
+    process = PROCESS
+
+    def __init__(self, function):
+        self.function = function
+
+    def draw(self, key, batch):
+        return Noised(y=batch["x"], y0=batch["x"], noise=jnp.zeros_like(batch["x"]), t=jnp.zeros(len(batch["x"])))
+
+    def error(self, model, noised):
+        return self.function(model, noised.y0)
 
 
 @pytest.mark.parametrize("wrap", [lambda o: o, lambda o: optax.chain(optax.identity(), o)], ids=["plain", "in a chain"])
@@ -74,7 +89,7 @@ def test_averages_count_updates_and_not_the_steps_of_which_one_is_made(wrap):
     # A gradient of 1 at every step under sgd(1): the parameter is -1, -2, ... after updates 1, 2, ...; three steps make one.
     every = 3
     optimizer = wrap(optax.MultiSteps(optax.sgd(1.0), every).gradient_transformation())
-    loss = lambda key, model, batch: (jnp.ones(1) * model, {})
+    loss = Clean(lambda model, x: jnp.ones(1) * model)
     specs = (EMA(decay=0.5, warmup=False), EMA(decay=0.9), PowerEMA(stds=(0.1,)))
     base = learner(optimizer=optimizer, ema=specs, clip_norm=None)
     member = replace(base, loss=loss, denoiser=Scalar(**vars(base.denoiser)))
@@ -125,9 +140,7 @@ def test_clipping_scales_to_the_norm_and_reports_it_before():
 
 
 def test_dropout_is_on_in_training_only_and_differs_between_steps():
-    def loss(key, model, batch):
-        return jnp.mean(model(batch["x"], 0.5).denoised ** 2, 1), {}
-
+    loss = Clean(lambda model, x: jnp.mean(model(x, 0.5).denoised ** 2, 1))
     member = replace(learner(dropout=0.5, width=8), loss=loss)
     batch = {"x": np.ones((4, 2), np.float32), "cond": None}
     state, update = jax.jit(member.init)(KEY, batch), jax.jit(member.update)
@@ -140,8 +153,10 @@ def test_dropout_is_on_in_training_only_and_differs_between_steps():
 def test_errors_name_the_field():
     denoiser = Denoiser(net=Net(), process=PROCESS)
     loss, optimizer = DenoisingScoreMatching(PROCESS), optax.sgd(0.1)
-    with pytest.raises(ValueError, match="process of the denoiser"):
+    with pytest.raises(ValueError, match=r"ScoreLearner: loss\.process = .*VPLinear.* and denoiser\.process = .*EDM"):
         ScoreLearner(denoiser, DenoisingScoreMatching(Gaussian(schedule=VPLinear())), optimizer)
+    with pytest.raises(TypeError, match=r"ScoreLearner\.loss = .*: expected a Loss"):
+        ScoreLearner(denoiser, lambda key, model, batch: jnp.zeros(len(batch["x"])), optimizer)
     with pytest.raises(TypeError, match=r"ScoreLearner\.optimizer"):
         ScoreLearner(denoiser, loss, 1e-3)
     with pytest.raises(TypeError, match=r"ScoreLearner\.ema"):
