@@ -366,7 +366,7 @@ def test_pairs_and_straightness_look_at_their_start():
 
 @pytest.mark.parametrize("t", [jnp.float32(500.0), jnp.float32(-3.0)])
 def test_a_time_that_is_known_is_looked_at(t):
-    with pytest.raises(ValueError, match="expected times from 0 to 1, the domain of .*VPLinear"):
+    with pytest.raises(ValueError, match=r"expected times from 0 to 1, the domain of .*VPLinear"):
         ExactModel(LAW, VP)(Y, t)
 
 
