@@ -336,6 +336,7 @@ def test_planarity_with_ends_in_one_direction():
 # What is refused --------------------------------------------------------------------------------------------------------
 
 
+EXACT = models.ExactModel(LAW, EDM)
 FOUR = np.exp(clean(4))  # positive, for the log chart
 
 
@@ -374,7 +375,7 @@ def _without_trajectory():
         (lambda: _variance(batch=0), "batch = 0: expected a positive integer"),
         (lambda: _variance(cond=np.zeros(3)), r"cond has a leaf of shape \(3,\): expected a leading axis of 4"),
         (lambda: diagnostics.trajectory_error(_without_trajectory(), LAW), "no trajectory: expected samples .* keep='all'"),
-        (lambda: diagnostics.denoised_along(_repeat, _without_trajectory()), "no trajectory"),
+        (lambda: diagnostics.denoised_along(EXACT, _without_trajectory()), "no trajectory"),
         (
             lambda: diagnostics.trajectory_error(walked(EDM, (2.0, 1.0))[1], densities.Gaussian(np.zeros(3), 1.0)),
             r"points of shape \(5,\): expected \(3,\)",
@@ -388,8 +389,7 @@ def _without_trajectory():
         (lambda: _emergence(law=densities.Gaussian(MEAN, 1.0)), "no direction with a variance"),
         (lambda: _variance(data=np.full((4, 5), np.nan)), "explained_variance.data has 20 values that are not finite"),
         (lambda: diagnostics.planarity(np.full((3, 2, 5), np.nan)), "planarity.trajectory has 30 values that are not finite"),
-        (lambda: diagnostics.trajectory_error(walked(EDM, (0.8, 0.5))[1], LAW), "expected the same process"),
-        (lambda: diagnostics.denoised_along(_repeat, walked(EDM, (0.8, 0.5))[1]), "expected the same process"),
+        (lambda: diagnostics.denoised_along(EXACT, walked(VP, (0.8, 0.5))[1]), "expected the same process"),
         (lambda: diagnostics.planarity(np.zeros((4, 2))), r"trajectory has shape \(4, 2\)"),
     ],
 )
@@ -402,7 +402,13 @@ def test_what_does_not_fit_is_named(make, match):
     ("make", "match"),
     [
         (lambda: _variance(law="gaussian"), "explained_variance.law = 'gaussian': expected a Density"),
-        (lambda: diagnostics.explained_variance(lambda y, t, cond: y, LAW, clean(4), SIGMAS), "expected a Prediction"),
+        (lambda: diagnostics.explained_variance(lambda y, t, cond: y, LAW, clean(4), SIGMAS), "expected a model, which knows its"),
+        (
+            lambda: diagnostics.explained_variance(
+                models.FunctionModel(lambda y, t, cond: y, EDM, returns="prediction"), LAW, clean(4), SIGMAS
+            ),
+            "expected a prediction",
+        ),
         (
             lambda: diagnostics.trajectory_error(walked(EDM, (2.0, 1.0))[1], densities.GaussianMixture.of([1.0], [LAW])),
             "expected a Gaussian",
