@@ -67,9 +67,7 @@ def test_the_divergence_is_exact_in_image_shapes(float64):
     variance = np.linspace(0.1, 0.4, 20).reshape(5, 4, 1)
     law = densities.Gaussian(np.zeros((5, 4, 1)), variance)
     x = np.sqrt(variance) * np.random.default_rng(0).normal(size=(3, 5, 4, 1))
-    result = likelihood.log_likelihood(
-        models.ExactModel(law, process), x, start=starts.GaussianMoments(law), rtol=1e-8, atol=1e-8
-    )
+    result = likelihood.log_likelihood(models.ExactModel(law, process), x, start=starts.GaussianMoments(law), rtol=1e-8, atol=1e-8)
     at_end = process.alpha(process.t_min) ** 2 * variance + process.sigma(process.t_min) ** 2
     exact = np.sum(stats.norm.logpdf(x, scale=np.sqrt(at_end)), axis=(1, 2, 3))
     np.testing.assert_allclose(result.log_prob, exact, atol=1e-5)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from scorelab.losses.base import Batch, Loss, example_keys, mean_square, require_floating
 from scorelab.losses.times import LogNormalTimes, Times
 from scorelab.losses.weightings import EDMWeighting, Weighting, require_weighting, weights
-from scorelab.models.base import Model, ask
+from scorelab.models.base import Model
 from scorelab.processes.base import Noised
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasDenoised, HasNoise, require_capabilities
@@ -87,7 +87,7 @@ class DenoisingScoreMatching(Loss):
 
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
         """The errors, and ``eps_mse``, the unweighted error in the noise."""
-        prediction = ask(model, noised.y, noised.t, noised.cond)
+        prediction = self.ask(model, noised.y, noised.t, noised.cond)
         require_capabilities(type(self).__name__, prediction, (HasDenoised, HasNoise))
         square = mean_square(denoised_error(prediction, noised.y0, noised.noise))
         return self.weight(noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - noised.noise))}

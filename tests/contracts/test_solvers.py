@@ -164,7 +164,7 @@ def consistency_model(process):
         image = flow_image(process, y, t, process.t_min)
         return (image - process.offset(process.t_min)) / process.alpha(process.t_min)
 
-    return models.FunctionModel(fn=end, process=process)
+    return models.FunctionModel(end, process)
 
 
 # Every solver on one process, and one solver of each family on the others: the rest is the schedule's own contract.
@@ -215,7 +215,7 @@ def counted(model):
         jax.debug.callback(lambda: calls.append(1))
         return model(y, t, cond)
 
-    return fn, calls
+    return models.FunctionModel(fn, model.process, returns="prediction"), calls
 
 
 # A step-size controller reacts to rounding by as much as its tolerance, which is rough here: few steps, since each is slow
@@ -242,7 +242,8 @@ def without_jit(solver):
             calls.append(t)
             return model(y, t, cond)
 
-        out = sample(count, solver=solver, grid=grids.Karras(6), key=KEY, shape=(12, 2))
+        counting = models.FunctionModel(count, EDM, returns="prediction")
+        out = sample(counting, solver=solver, grid=grids.Karras(6), key=KEY, shape=(12, 2))
     return np.asarray(out.x), len(calls), out.diagnostics["model_calls"]
 
 
@@ -296,9 +297,7 @@ def test_one_step_to_clean_data_is_finite(solver, process):
     t_max = 0.99 if process is FLOW and solver.stochastic else None
     # Operation by operation, the programs of which the solvers share.
     with jax.disable_jit(solver.calls_per_step is not None):
-        out = sample(
-            models.ExactModel(LAW, process), solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2)
-        )
+        out = sample(models.ExactModel(LAW, process), solver=solver, grid=grids.Uniform(1, t_max=t_max), key=KEY, shape=(4, 2))
     assert np.all(np.isfinite(out.x))
 
 
@@ -317,9 +316,7 @@ def test_heun_without_churn_is_deterministic_given_its_start():
     y = 80 * np.random.default_rng(11).normal(size=(4, 2)).astype(np.float32)
     model = models.ExactModel(LAW, EDM)
     arguments = dict(solver=solvers.Heun(), grid=grids.Karras(5), shape=(4, 2), start=starts.Fixed(y))
-    np.testing.assert_array_equal(
-        sample(model, key=KEY, **arguments).x, sample(model, key=jax.random.key(99), **arguments).x
-    )
+    np.testing.assert_array_equal(sample(model, key=KEY, **arguments).x, sample(model, key=jax.random.key(99), **arguments).x)
 
 
 def test_diffrax_agrees_with_the_closed_form_flow():
