@@ -22,6 +22,7 @@ import numpy as np
 
 import scorelab as sl
 from scorelab.sampling import _walk
+from scorelab.walk import working_precision
 
 EDM = sl.processes.Gaussian(schedule=sl.schedules.EDM())
 SOLVERS = {
@@ -119,7 +120,7 @@ def overhead(rounds):
         functions, calls = {"limit": bare_calls(model, event, batch, 2 * steps)}, {"limit": 2 * steps}
         for name, solver in SOLVERS.items():
             functions[name] = sampler(model, event, batch, steps, solver)
-            calls[name] = len(solver.table(EDM, sl.grids.Karras(steps).times(EDM))["t"])
+            calls[name] = len(solver.table(EDM, sl.grids.Karras(steps).times(EDM)).t)
         wall, cpu = interleaved(functions, rounds)
         per_call = statistics.median(wall["limit"]) / calls["limit"] * 1e3
         for name in SOLVERS:
@@ -144,13 +145,10 @@ def compilation():
         for steps in (10, 40, 160):
             jax.clear_caches()
             bare = compile_seconds(lambda m, y, t: m.denoiser.network_output(m.params, y, t), model, y, t)
-            rows = {
-                k: jnp.asarray(v, jnp.int32 if k == "step" else jnp.float32)
-                for k, v in sl.solvers.Heun().table(EDM, sl.grids.Karras(steps).times(EDM)).items()
-            }
+            rows = working_precision(sl.solvers.Heun().table(EDM, sl.grids.Karras(steps).times(EDM)))
             start = time.perf_counter()
-            arguments = dict(solver=sl.solvers.Heun(), process=EDM, event=event, keep="last")
-            _walk.lower(model, sl.starts.Prior(), jax.random.key(0), jnp.arange(batch), None, rows, **arguments).compile()
+            arguments = dict(solver=sl.solvers.Heun(), event=event, keep="last")
+            _walk.lower(model, sl.starts.Prior(), jax.random.key(0), jnp.arange(batch), None, rows, None, **arguments).compile()
             heun = time.perf_counter() - start
             results.append(dict(net=net, steps=steps, bare_s=bare, heun_s=heun, ratio=heun / bare))
             print(f"{net:5} Heun {steps:3} steps: {heun:.2f} s to compile, bare network {bare:.2f} s, ratio {heun / bare:.2f}")

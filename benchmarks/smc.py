@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import statistics
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,6 +82,10 @@ def gradient(rounds):
     print(f"  in the scan, sampler and all: {w:.3f} of it (wall), {c:.3f} (CPU)")
 
 
+class Observation(NamedTuple):
+    value: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Observed(sl.fk.Potential):
     """Noisy observations of the state at every node."""
@@ -88,10 +93,13 @@ class Observed(sl.fk.Potential):
     values: tuple[float, ...]
 
     def table(self, process, times):
-        return dict(value=np.append(self.values, 0.0))
+        return Observation(np.append(self.values, 0.0))
 
-    def weigh(self, memory, y, seen, keys, row, cond):
-        return -0.5 * ((y[:, 0] - row["value"]) / SPREAD) ** 2 - np.log(SPREAD * np.sqrt(2 * np.pi)), memory
+    def note(self, prediction, keys, y, row, cond):
+        return -0.5 * ((y[:, 0] - row.potential.value) / SPREAD) ** 2 - np.log(SPREAD * np.sqrt(2 * np.pi))
+
+    def weigh(self, memory, notes, row, populations):
+        return notes, memory
 
 
 def filtering():
@@ -102,7 +110,7 @@ def filtering():
     model = sl.models.ExactModel(sl.densities.Gaussian(np.array([0.5]), 1.0), process)
     table = base.table(process, grid.times(process))
     rows = []
-    for t, a, e, o, n in zip(*(table[name] for name in ["t", "a", "e", "o", "n"]), strict=True):
+    for t, a, e, o, n in zip(table.t, table.a, table.e, table.o, table.n, strict=True):
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         total = alpha**2 + sigma**2
         rows.append((a + e * sigma / total, o - 0.5 * e * sigma * alpha / total, n))

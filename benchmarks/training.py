@@ -55,8 +55,7 @@ def bare_step(learner):
         params, opt_state, number = state
 
         def objective(params):
-            losses, _ = learner.loss(jax.random.fold_in(key, number), learner.denoiser.bind(params), batch)
-            return jnp.mean(losses)
+            return jnp.mean(learner.loss(jax.random.fold_in(key, number), learner.denoiser.bind(params), batch))
 
         grads = jax.grad(objective)(params)
         grads, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())

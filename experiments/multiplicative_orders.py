@@ -23,6 +23,7 @@ from recording import parse, record, script
 import scorelab as sl
 from scorelab import viz
 from scorelab.typing import per_example_keys, per_example_normal
+from scorelab.walk import working_precision
 
 STEPS = (5, 10, 20, 40, 80, 160, 320)
 SOLVERS = {
@@ -62,11 +63,10 @@ def walk(solver, rows, y, keys):
     """``y`` after all rows of a solver's table; ``keys`` ``(rows, n)`` is what they draw from."""
 
     def body(state, row_and_keys):
-        row, keys = row_and_keys
-        out = solver.step(lambda y, t: MODEL(y, t), keys, *state, row)
-        return (out.y, out.carry), None
+        (y, carry), (row, keys) = state, row_and_keys
+        return solver.update(keys, y, solver.ask(MODEL, keys, y, row, None), carry, row), None
 
-    return jax.lax.scan(body, (y, solver.init(PROCESS, y)), (rows, keys))[0][0]
+    return jax.lax.scan(body, (y, solver.init(PROCESS, y, jnp.zeros(len(y)))), (rows, keys))[0][0]
 
 
 @functools.partial(jax.jit, static_argnames="fine")
@@ -104,7 +104,7 @@ def strong(key, n: int) -> dict:
         keys = jax.vmap(lambda k: per_example_keys(k, jnp.arange(n)))(jax.random.split(key_noise, steps))
         reference = on_the_same_paths(jnp.asarray(times), y, keys, key_bridge, FINE // steps)
         for name in STRONG:
-            rows = {column: jnp.asarray(values) for column, values in SOLVERS[name].table(PROCESS, times).items()}
+            rows = working_precision(SOLVERS[name].table(PROCESS, times))
             errors[name].append(float(jnp.mean(jnp.abs(walk(SOLVERS[name], rows, y, keys) - reference))))
     table = {}
     for name, values in errors.items():

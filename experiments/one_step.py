@@ -165,10 +165,7 @@ class Students:
         label = np.arange(columns, dtype=np.int32) % 10
         options = dict(solver=solvers.Heun(), key=key, shape=(columns, *self.event), cond=label)
         rows = [sample(self.teacher, grid=grids.Karras(STEPS), **options).x]
-        rows += [
-            sample(learner.model(state), grid=grids.Karras(1), **options).x
-            for learner, state in shown.values()
-        ]
+        rows += [sample(learner.model(state), grid=grids.Karras(1), **options).x for learner, state in shown.values()]
         print("rows of the picture: teacher,", ", ".join(shown))
         images = self.decode(np.concatenate([np.asarray(x) for x in rows]))
         return viz.image_grid(images, levels=self.train_set.levels, columns=columns)

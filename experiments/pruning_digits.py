@@ -25,7 +25,7 @@ from recording import parse, record, script
 from steering_bench import Bench
 from teleport_common import subject
 
-from scorelab import fk, grids, models, sample, solvers, training, viz
+from scorelab import fk, grids, models, sample, search, solvers, training, viz
 from scorelab.typing import partly_static
 
 CLASSES, STEPS, POPULATIONS, LARGEST, SCALE = (3, 8), 20, 64, 64, 2.0

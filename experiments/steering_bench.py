@@ -115,7 +115,7 @@ class Bench:
         """Best-of-N and importance sampling on the same draws; images of the first class under ``images``."""
         import jax.numpy as jnp
 
-        from scorelab import fk
+        from scorelab import fk, search
 
         found, plan = {"best of N": {}, "FinalOnly": {}, "images": {}}, self.plan
         for block, label in zip(np.split(x, len(plan.classes)), plan.classes, strict=True):

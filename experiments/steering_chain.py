@@ -33,7 +33,7 @@ def exact() -> tuple[float, float, float]:
     times = GRID.times(PROCESS)
     table = BASE.table(PROCESS, times)
     mean, variance = 0.0, float(PROCESS.sigma(times[0])) ** 2
-    for t, a, e, o, n in zip(*(table[name] for name in ("t", "a", "e", "o", "n")), strict=True):
+    for t, a, e, o, n in zip(table.t, table.a, table.e, table.o, table.n, strict=True):
         alpha, sigma = float(PROCESS.alpha(t)), float(PROCESS.sigma(t))
         total = alpha**2 + sigma**2
         slope, shift = a + e * sigma / total, o - 0.5 * e * sigma * alpha / total

@@ -36,14 +36,12 @@ def tried(rule):
     class Tried(rule):
         low: float | None = -1e4
 
-        def weigh(self, memory, y, seen, keys, row, cond):
-            def event():
-                value = self.intermediate.value(lambda x: self.rewards(x, cond), self.scale, keys, y, seen.prediction)
-                value = jnp.where(jnp.isfinite(value), value, memory.total if self.low is None else self.low)
-                gain, remembered = self.gain(memory, value)
-                return gain, Spent(memory.total + gain, remembered)
-
-            return jax.lax.cond((row["event"] > 0) & (row["enter"] > 0), event, lambda: (jnp.zeros(len(y), y.dtype), memory))
+        def weigh(self, memory, notes, row, populations):
+            due = (row.potential.event > 0) & (row.enter > 0)
+            value = jnp.where(jnp.isfinite(notes), notes, memory.total if self.low is None else self.low)
+            gain, remembered = self.gain(memory, value)
+            gain, remembered = jnp.where(due, gain, 0.0), jnp.where(due, remembered, memory.memory)
+            return gain, Spent(memory.total + gain, remembered)
 
     return Tried
 

@@ -33,7 +33,7 @@ def main() -> None:
     def denoise(y, t, cond):
         return jax.vmap(lambda y, k: jax.tree.map(lambda leaf: leaf[k], stacked).denoise(PROCESS, y[None], t)[0])(y, cond)
 
-    model = sl.models.FunctionModel(fn=denoise, process=PROCESS)
+    model = sl.models.FunctionModel(denoise, PROCESS)
 
     def draw(start=None, grid=GRID):
         options = dict(solver=sl.solvers.Heun(), grid=grid, key=jax.random.key(0), shape=(arguments.n, 8, 8, 1), cond=label)

@@ -4,15 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.models import ask
+from scorelab.solvers import Integrator
+
 
 def scan(solver, process, model, rows, live, y, noise):
     """The state after every row; ``noise[i]`` is what row ``i`` draws, and a row that is not ``live`` changes nothing."""
 
     def one_row(state, scanned):
         row, counts, drawn = scanned
-        asked = solver.query(drawn, *state, row)
-        prediction = solver.ask(model, drawn, asked, row, None)
-        moved = solver.update(drawn, asked, prediction, state[1], row)
+        if isinstance(solver, Integrator):
+            moved = solver.integrate(lambda y, t: ask(model, y, t), state[0], row), state[1]
+        else:
+            asked = solver.query(drawn, *state, row)
+            prediction = solver.ask(model, drawn, asked, row, None)
+            moved = solver.update(drawn, asked, prediction, state[1], row)
         state = jax.tree.map(lambda new, old: jnp.where(counts, new, old), moved, state)
         return state, state[0]
 

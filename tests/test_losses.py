@@ -1,6 +1,5 @@
 """Laws of the losses: the exact denoiser is stationary, weights and times follow their formulas."""
 
-import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -11,9 +10,9 @@ import pytest
 from scipy import stats
 
 from scorelab import losses as L
+from scorelab.models import FunctionModel
 from scorelab.models.denoiser import Denoiser
-from scorelab.processes import Gaussian
-from scorelab.processes.base import Prediction
+from scorelab.processes import Gaussian, GaussianPrediction
 from scorelab.schedules import EDM, VE, RectifiedFlow, VPCosine, VPLinear
 from scorelab.typing import per_example
 
@@ -54,14 +53,14 @@ def gaussian_model(process, gain):
         rest = y - alpha * MEAN
         # eps has a closed form of its own, so that neither member is computed from the other.
         shift = (gain - 1) * alpha * STD**2 / variance * rest
-        return Prediction(
+        return GaussianPrediction(
             denoised=MEAN + alpha * STD**2 / variance * rest + shift,
             eps=sigma / variance * rest - alpha / sigma * shift,
             t=t,
             process=process,
         )
 
-    return model
+    return FunctionModel(model, process, returns="prediction")
 
 
 def data(key, n):
@@ -88,7 +87,7 @@ def test_the_exact_denoiser_is_stationary(process):
         batch = {"x": data(key_data, 20_000), "cond": None}
 
         def losses(gain):
-            return jnp.stack([loss(key_loss, gaussian_model(process, gain), batch)[0] for loss in many])
+            return jnp.stack([loss(key_loss, gaussian_model(process, gain), batch) for loss in many])
 
         return jax.jvp(losses, (gain,), (jnp.ones_like(gain),))[1]
 
@@ -119,14 +118,15 @@ def test_parameterisations_agree_after_conversion(process):
     loss = L.DenoisingScoreMatching(process, weighting=L.VWeighting(), times=TIMES["logsnr"])
     exact = gaussian_model(process, 0.9)
 
-    def converted(form, y, t, cond=None):
-        return process.predict(y, t, **{form: getattr(exact(y, t), form)})
+    def converted(form):
+        predict = lambda y, t, cond: process.predict(y, t, **{form: getattr(exact(y, t), form)})
+        return FunctionModel(predict, process, returns="prediction")
 
     @jax.jit
     def values():
         batch = {"x": data(key, 256), "cond": None}
-        forms = [functools.partial(converted, form) for form in ("denoised", "eps", "score", "velocity")]
-        return [loss(key, model, batch) for model in (exact, *forms)]
+        forms = [converted(form) for form in ("denoised", "eps", "score", "velocity")]
+        return [loss.evaluate(model, loss.draw(key, batch)) for model in (exact, *forms)]
 
     (expected, metrics), *others = values()
     for value, converted_metrics in others:
@@ -149,7 +149,7 @@ def test_edm_weighting_matches_the_raw_output_with_weight_one(process):
         noised, c = process.perturb(key_noise, x, t), denoiser.coefficients(t)
         target = (noised.y0 - c.p[:, None] * noised.y) / c.q[:, None]
         error = denoiser.network_output(params, noised.y, t) - target
-        value, _ = loss(key, denoiser.bind(params), {"x": x})
+        value = loss(key, denoiser.bind(params), {"x": x})
         return value, jnp.mean(error**2, 1), loss.weighting(process, t), process.noise_ratio(t)
 
     value, square, weights, ratio = map(np.asarray, parts())
@@ -176,13 +176,13 @@ def test_float32_keeps_its_digits_at_both_ends(process):
         @jax.jit
         def both(x, loss=loss, t=t):
             noised = process.perturb(jax.random.split(key, 3)[1], x, jnp.full(64, t))
-            return loss(key, gaussian_model(process, 0.9), {"x": x})[0], noised
+            return loss(key, gaussian_model(process, 0.9), {"x": x}), noised
 
         value, noised = both(x)
         # The same in float64, from the float32 time and draws.
         t64 = float(np.float32(t))
         alpha, sigma = float(process.alpha(t64)), float(process.sigma(t64))
-        y0, eps = np.asarray(noised.y0, np.float64), np.asarray(noised.eps, np.float64)
+        y0, eps = np.asarray(noised.y0, np.float64), np.asarray(noised.noise, np.float64)
         rest = alpha * (y0 - MEAN) + sigma * eps
         error = MEAN + 0.9 * alpha * STD**2 / ((alpha * STD) ** 2 + sigma**2) * rest - y0
         weight = 1 / STD**2 + (alpha / sigma) ** 2
@@ -248,7 +248,7 @@ def test_stratified_times_reduce_the_variance_of_the_batch_loss():
     def values(key):
         key_data, key_loss = jax.random.split(key)
         batch = {"x": data(key_data, 16)}
-        return [loss(key_loss, gaussian_model(process, 1.0), batch)[0].mean() for loss in losses]
+        return [loss(key_loss, gaussian_model(process, 1.0), batch).mean() for loss in losses]
 
     found = np.array(values(jax.random.split(jax.random.key(0), 1000)))
     (mean_a, mean_b), (var_a, var_b) = found.mean(1), found.var(1)
@@ -278,7 +278,7 @@ def test_rectified_flow_never_trains_where_alpha_is_zero():
     def values(params):
         batch = {"x": data(jax.random.key(1), 16)}
         denoisers = [Denoiser(net=Linear(), process=process, predict=predict) for predict in forms]
-        value = lambda params, denoiser: loss(jax.random.key(0), denoiser.bind(params), batch)[0].mean()
+        value = lambda params, denoiser: loss(jax.random.key(0), denoiser.bind(params), batch).mean()
         return [jax.value_and_grad(value)(params, denoiser) for denoiser in denoisers]
 
     for predict, (result, gradient) in zip(forms, values(np.float32([0.3, 0.2])), strict=True):
@@ -300,7 +300,7 @@ def test_label_dropout_replaces_labels_by_the_null_label():
                 asked.append(cond)
                 return gaussian_model(process, 1.0)(y, t)
 
-            loss(jax.random.key(0), model, batch)
+            loss(jax.random.key(0), FunctionModel(model, process, returns="prediction"), batch)
             return asked[-1]
 
         return jax.device_get(conditions(batch))

@@ -7,6 +7,7 @@ import pytest
 
 from scorelab import NonFiniteSample, densities, grids, models, processes, sample, schedules, solvers
 from scorelab.sampling import _walk
+from scorelab.walk import working_precision
 
 KEY = jax.random.key(0)
 EDM = processes.Gaussian(schedule=schedules.EDM())
@@ -27,8 +28,8 @@ def test_the_trajectory_is_kept_only_when_asked(optimised):
 def test_peak_memory_does_not_grow_with_the_steps():
     sizes = []
     for steps in (8, 64):
-        rows = {k: jnp.asarray(v) for k, v in solvers.DDIM().table(EDM, grids.Karras(steps).times(EDM)).items()}
-        arguments = dict(solver=solvers.DDIM(), process=EDM, event=(2,), keep="last")
+        rows = working_precision(solvers.DDIM().table(EDM, grids.Karras(steps).times(EDM)))
+        arguments = dict(solver=solvers.DDIM(), event=(2,), keep="last")
         from scorelab.starts import Prior
 
         compiled = _walk.lower(MODEL, Prior(), KEY, jnp.arange(4096), None, rows, None, **arguments).compile()
@@ -65,6 +66,7 @@ def test_a_nan_is_reported_with_its_step():
         poison = jnp.where(t < 1.0, jnp.nan, 0.0)
         return EDM.predict(y, t, denoised=prediction.denoised + poison)
 
+    broken = models.FunctionModel(broken, EDM, returns="prediction")
     grid = grids.Karras(8)
     step = int(np.flatnonzero(grid.times(EDM) < 1.0)[0])
     arguments = dict(solver=solvers.DDIM(), grid=grid, key=KEY, shape=(3, 2))
@@ -84,9 +86,10 @@ def test_progress_is_told_after_each_chunk():
 
 
 def test_conditions_follow_their_samples_through_chunks():
-    def conditional(y, t, cond=None):
-        return EDM.predict(y, t, denoised=jnp.zeros_like(y) + cond["label"][:, None])
+    def denoised(y, t, cond=None):
+        return jnp.zeros_like(y) + cond["label"][:, None]
 
+    conditional = models.FunctionModel(denoised, EDM)
     label = np.arange(7.0, dtype=np.float32)
     out = sample(conditional, solver=solvers.DDIM(), grid=grids.Karras(3), key=KEY, shape=(7, 2), cond={"label": label}, chunk=3)
     np.testing.assert_allclose(out.x, np.stack([label, label], 1), atol=1e-5)

@@ -105,8 +105,8 @@ class ConsistencyTraining(Loss):
         """The errors, and the metrics of the class."""
         levels, n, cond = self.levels, noised.extra, noised.cond
         near, far = gather(levels, n, noised.y), gather(levels, n + 1, noised.y)
-        target = ask(model, self.neighbour(noised, far, near, cond), near.t, cond).denoised
-        online = ask(model, noised.y, far.t, cond).denoised
+        target = self.ask(model, self.neighbour(noised, far, near, cond), near.t, cond).denoised
+        online = self.ask(model, noised.y, far.t, cond).denoised
         square = mean_square(online - jax.lax.stop_gradient(target))
         # sqrt(e^2 + c^2) - c without its cancellation: e is far below c between neighbours.
         distance = square if self.huber is None else square / (jnp.sqrt(square + self.huber**2) + self.huber)

@@ -99,7 +99,7 @@ class ProgressiveDistillation(Loss):
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
         """The errors, and the metrics of the class."""
         target = jax.lax.stop_gradient(self.target(noised.y, noised.extra, noised.cond))
-        prediction = ask(model, noised.y, noised.t, noised.cond)
+        prediction = self.ask(model, noised.y, noised.t, noised.cond)
         square = mean_square(denoised_error(prediction, target.denoised, target.eps))
         return weights(self, noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - target.eps))}
 

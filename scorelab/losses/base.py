@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scorelab.models.base import Model, ask
-from scorelab.processes.base import Noised
+from scorelab.models.base import Model, ask, require_model
+from scorelab.processes.base import Noised, require_same_process
 from scorelab.typing import Array, Key, Pytree
 
 Batch = dict[str, Pytree]
@@ -39,6 +39,13 @@ class Loss(abc.ABC):
         """:meth:`error`, and scalar metrics by name that come with it."""
         return self.error(model, noised), {}
 
+    def ask(self, model: Model, y: Pytree, t: Array, cond: Pytree = None) -> Any:
+        """What ``model`` says of ``y``; ValueError for a model of another process, under which its numbers look right and are wrong."""
+        where = type(self).__name__
+        require_model(where, model)
+        require_same_process(where, process=self.process, model=model.process)
+        return ask(model, y, t, cond)
+
     def __call__(self, key: Key, model: Model, batch: Batch) -> Array:
         """The errors ``(batch,)`` of a fresh draw."""
         return self.error(model, self.draw(key, batch))
@@ -53,7 +60,7 @@ class PredictionLoss(Loss):
 
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
         """:meth:`judge` of what the model says."""
-        return self.judge(ask(model, noised.y, noised.t, noised.cond), noised)
+        return self.judge(self.ask(model, noised.y, noised.t, noised.cond), noised)
 
     def error(self, model: Model, noised: Noised) -> Array:
         """The errors of :meth:`judge`."""

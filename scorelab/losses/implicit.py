@@ -15,7 +15,6 @@ from scorelab.divergence import divergence, signs
 from scorelab.losses.base import Loss, example_keys, mean_square, require_floating
 from scorelab.losses.times import Times, UniformTimes
 from scorelab.losses.weightings import VarianceWeighting, Weighting, require_weighting, weights
-from scorelab.models.base import ask
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasScore, require_capabilities
 from scorelab.typing import require_choice, require_int, require_spec
@@ -64,7 +63,7 @@ class ImplicitScoreMatching(Loss):
         """See the class."""
 
         def score(y):
-            prediction = ask(model, y, noised.t, noised.cond)
+            prediction = self.ask(model, y, noised.t, noised.cond)
             require_capabilities(type(self).__name__, prediction, (HasScore,))
             return prediction.score
 

@@ -24,7 +24,6 @@ from scorelab.losses.base import Loss, example_keys, mean_square, require_floati
 from scorelab.losses.denoising import DenoisingScoreMatching
 from scorelab.losses.times import Times, UniformTimes
 from scorelab.losses.weightings import VarianceWeighting, Weighting, require_weighting, weights
-from scorelab.models.base import ask
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Noised
 from scorelab.processes.multiplicative import GeometricBrownianMotion
@@ -94,7 +93,7 @@ class MultiplicativeExplicitScoreMatching(Loss):
 
     def error(self, model, noised):
         """See the class."""
-        error = ask(model, noised.y, noised.t, noised.cond).eps - ExactModel(self.law, self.process)(noised.y, noised.t).eps
+        error = self.ask(model, noised.y, noised.t, noised.cond).eps - ExactModel(self.law, self.process)(noised.y, noised.t).eps
         return 0.5 * weights(self, noised.t) / self.process.sigma(noised.t) ** 2 * mean_square(error)
 
 
@@ -147,6 +146,6 @@ class NonNegativeScoreMatching(Loss):
     def error(self, model, noised):
         """See the class; it has no lower bound at zero."""
         y, size = noised.y, math.prod(noised.y.shape[1:])
-        hyvarinen = lambda y: ask(model, y, noised.t, noised.cond).score - 1
+        hyvarinen = lambda y: self.ask(model, y, noised.t, noised.cond).score - 1
         h, trace = divergence(hyvarinen, y, signs(noised.keys, self.probes, y) if self.probes else None)
         return jnp.mean(h.reshape(len(y), -1), axis=1) + trace / size + 0.5 * mean_square(h)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import jax
 
-from scorelab.models.base import Model, require_model
+from scorelab.models.base import Model, model_name, require_model
 from scorelab.models.denoiser import require_signal
 from scorelab.processes.base import Process
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -18,7 +18,7 @@ from scorelab.typing import Array, Pytree, is_model_pytree, require_choice, requ
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FunctionModel:
-    """A model from any JAX function ``fn(y, t, cond)`` that returns one form of the prediction, or the prediction itself.
+    r"""A model from any JAX function ``fn(y, t, cond)`` that returns one form of the prediction, or the prediction itself.
 
     Args:
         fn: the function (static: pass the same object again, not a new lambda, or the sampler recompiles).
@@ -43,6 +43,11 @@ class FunctionModel:
             require_spec(self, LinearGaussian, process=self.process)
         if self.returns in ("eps", "score", "stein"):
             require_signal(f"FunctionModel.returns = {self.returns!r}", self.process)
+
+    @property
+    def __name__(self) -> str:
+        """That of the function, by which messages name the model."""
+        return model_name(self.fn)
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
         """Predict for ``y`` of shape ``(batch, *event)``."""

@@ -74,6 +74,8 @@ class PredictorCorrector(Solver):
 
     def table(self, process, times):
         """The predictor's rows, each followed by its corrections."""
+        where = f"PredictorCorrector.predictor = {type(self.predictor).__name__}"
+        require_spec(where, self.predictor.process_type, process=process)
         rows = self.predictor.table(process, times)
         steps = len(times) - 1
         if len(rows.step) != steps:

@@ -164,7 +164,7 @@ def consistency_model(process):
         image = flow_image(process, y, t, process.t_min)
         return (image - process.offset(process.t_min)) / process.alpha(process.t_min)
 
-    return models.FunctionModel(fn=end, process=process)
+    return models.FunctionModel(end, process)
 
 
 # Every solver on one process, and one solver of each family on the others: the rest is the schedule's own contract.
@@ -215,7 +215,7 @@ def counted(model):
         jax.debug.callback(lambda: calls.append(1))
         return model(y, t, cond)
 
-    return fn, calls
+    return models.FunctionModel(fn, model.process, returns="prediction"), calls
 
 
 # A step-size controller reacts to rounding by as much as its tolerance, which is rough here: few steps, since each is slow
@@ -242,7 +242,8 @@ def without_jit(solver):
             calls.append(t)
             return model(y, t, cond)
 
-        out = sample(count, solver=solver, grid=grids.Karras(6), key=KEY, shape=(12, 2))
+        counting = models.FunctionModel(count, EDM, returns="prediction")
+        out = sample(counting, solver=solver, grid=grids.Karras(6), key=KEY, shape=(12, 2))
     return np.asarray(out.x), len(calls), out.diagnostics["model_calls"]
 
 

@@ -197,10 +197,8 @@ def standardised_gradients(loss, process, law, shifts):
         x = law.sample(key_data, 20_000)
 
         def losses(shift):
-            def model(y, t, cond=None):
-                return process.predict(y, t, denoised=exact(y, t).denoised + shift)
-
-            return loss(key_loss, model, {"x": x})[0]
+            model = sl.models.FunctionModel(lambda y, t, cond: exact(y, t).denoised + shift, process)
+            return loss(key_loss, model, {"x": x})
 
         return jax.jvp(losses, (shift,), (jnp.ones_like(shift),))[1]
 

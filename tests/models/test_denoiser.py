@@ -85,10 +85,10 @@ def test_what_gives_no_denoised_point_where_alpha_is_zero_is_refused(t_max):
         Denoiser(net=Linear(), process=process, predict="eps")
     for returns in ("eps", "score", "stein"):
         with pytest.raises(ValueError, match=rf"FunctionModel\.returns = '{returns}' under .*t_max=0\.99"):
-            FunctionModel(fn=lambda y, t, cond: y, process=process, returns=returns)
+            FunctionModel(lambda y, t, cond: y, process, returns=returns)
     y = jnp.array([[1.0, -2.0]])
     for returns in ("denoised", "velocity"):
-        prediction = FunctionModel(fn=lambda y, t, cond: 0.5 * y, process=process, returns=returns)(y, t_max)
+        prediction = FunctionModel(lambda y, t, cond: 0.5 * y, process, returns=returns)(y, t_max)
         np.testing.assert_allclose(prediction.denoised, 0.5 * y, rtol=1e-6)  # the velocity is eps - D with eps = y
         np.testing.assert_allclose(prediction.eps, y, rtol=1e-6)
 
@@ -96,5 +96,5 @@ def test_what_gives_no_denoised_point_where_alpha_is_zero_is_refused(t_max):
 @pytest.mark.parametrize("process", [*(p for p in PROCESSES if not isinstance(p.schedule, RectifiedFlow)), CLOSE], ids=repr)
 def test_noise_is_a_prediction_wherever_there_is_signal(process):
     assert Denoiser(net=Linear(), process=process, predict="eps").predict == "eps"
-    prediction = FunctionModel(fn=lambda y, t, cond: 0.5 * y, process=process, returns="eps")(jnp.ones((2, 2)), process.t_max)
+    prediction = FunctionModel(lambda y, t, cond: 0.5 * y, process, returns="eps")(jnp.ones((2, 2)), process.t_max)
     assert np.isfinite(prediction.denoised).all()

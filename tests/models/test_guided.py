@@ -114,13 +114,13 @@ def test_dps_is_the_published_update_after_an_ancestral_step(process):
     @jax.jit
     def steps(row):
         def norm(y):
-            return jnp.sum(jnp.linalg.norm(measurement.residual(model(y, row["t"]).denoised), axis=-1))
+            return jnp.sum(jnp.linalg.norm(measurement.residual(model(y, row.t).denoised), axis=-1))
 
-        plain, found = (solver.step(m, keys, y, (), row).y for m in (model, guided))
+        plain, found = (solver.update(keys, y, m(y, row.t), (), row)[0] for m in (model, guided))
         return found, plain - 2 * zeta * jax.grad(norm)(y)
 
-    for i in range(len(rows["t"])):
-        found, published = steps({name: np.asarray(column[i], float) for name, column in rows.items()})
+    for i in range(len(rows.t)):
+        found, published = steps(jax.tree.map(lambda column, i=i: np.asarray(column[i], float), rows))
         np.testing.assert_allclose(found, published, rtol=1e-9, atol=1e-9)
 
 
@@ -128,7 +128,7 @@ def test_dps_is_the_published_update_after_an_ancestral_step(process):
 def test_a_jacobian_that_is_not_semidefinite_pulls_no_harder_than_the_noise_allows():
     # Networks have such Jacobians; R + H C H^T is singular somewhere, unless its negative directions are left out.
     matrix = np.array([[-1.0, 0.3, 0.0], [0.1, 0.5, 0.2], [0.0, -0.6, -2.0]])
-    model = models.FunctionModel(fn=lambda y, t, cond: y @ matrix.T, process=EDM)
+    model = models.FunctionModel(lambda y, t, cond: y @ matrix.T, EDM)
     measurement = models.LinearMeasurement(matrix=np.eye(3), values=np.array([1.0, 2.0, -1.0]), std=0.1)
     y = points(6, 3)
     pull = jax.jit(models.TweedieCovariance(model=model, measurement=measurement).pull)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab import data, densities, grids, processes, sample, schedules, solvers, starts
+from scorelab import data, densities, grids, models, processes, sample, schedules, solvers, starts
 from scorelab.run.data_start import DataStart
 from scorelab.run.experiment import DataSpec, SamplingSpec, measured_std
 
@@ -127,9 +127,7 @@ EDM = processes.Gaussian(schedule=schedules.EDM())
 
 
 def draw(process, start):
-    def model(y, t, cond=None):
-        return process.predict(y, t, denoised=jnp.zeros_like(y))
-
+    model = models.FunctionModel(lambda y, t, cond: jnp.zeros_like(y), process)
     return sample(model, solver=solvers.DDIM(), grid=grids.Uniform(3), key=KEY, shape=(4, 3), start=start)
 
 

@@ -1,7 +1,5 @@
 """The equivalences between the losses of multiplicative diffusion, against quadrature and closed forms."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,7 +50,7 @@ def test_m_dsm_with_the_variance_as_weight_is_noise_matching(name):
         key_times, key_noise, _ = jax.random.split(KEY, 3)
         x, t = law.sample(KEY, 64), loss.times(key_times, process, 64)
         noised = process.perturb(key_noise, x, t)
-        return *loss(KEY, model, {"x": x}), model(noised.y, t).eps - noised.eps
+        return *loss.evaluate(model, loss.draw(KEY, {"x": x})), model(noised.y, t).eps - noised.noise
 
     got, metrics, eps_error = jax.device_get(both())
     np.testing.assert_allclose(got, 0.5 * np.mean(eps_error**2, 1), rtol=1e-12)
@@ -74,8 +72,8 @@ def test_m_dsm_is_its_formula_for_any_weight():
         key_times, key_noise, _ = jax.random.split(KEY, 3)
         x, t = law.sample(KEY, 64), TIMES(key_times, PAPER, 64)
         noised = PAPER.perturb(key_noise, x, t)
-        error = PAPER.decode(noised.y) * model(noised.y, t).stein_score + 1 + noised.eps / PAPER.sigma(t)[:, None]
-        return loss(KEY, model, {"x": x})[0], 0.5 * weighting(PAPER, t) * jnp.mean(error**2, 1)
+        error = PAPER.decode(noised.y) * model(noised.y, t).stein_score + 1 + noised.noise / PAPER.sigma(t)[:, None]
+        return loss(KEY, model, {"x": x}), 0.5 * weighting(PAPER, t) * jnp.mean(error**2, 1)
 
     np.testing.assert_allclose(*both(), rtol=1e-10)
 
@@ -90,7 +88,7 @@ def test_m_dsm_is_m_esm_up_to_a_constant_of_the_data(name):
     @jax.jit
     def values():
         x = law.sample(jax.random.key(1), n)
-        return [loss(KEY, m, {"x": x})[0] for loss, m in ((esm, model), (dsm, model), (dsm, exact), (esm, exact))]
+        return [loss(KEY, m, {"x": x}) for loss, m in ((esm, model), (dsm, model), (dsm, exact), (esm, exact))]
 
     explicit, implied, least, zero = map(np.asarray, values())
     difference = implied - least - explicit
@@ -99,9 +97,10 @@ def test_m_dsm_is_m_esm_up_to_a_constant_of_the_data(name):
     np.testing.assert_allclose(zero, 0.0, atol=1e-20)
 
 
-def random_model(coefficients, y, t, cond=None):
+def random_model(coefficients):
     a, b, c = coefficients
-    return PAPER.predict(y, t, score=a * jnp.tanh(b * y) + c * jnp.sin(y[..., ::-1]) - 0.5 * y)
+    score = lambda y, t, cond: a * jnp.tanh(b * y) + c * jnp.sin(y[..., ::-1]) - 0.5 * y
+    return models.FunctionModel(score, PAPER, returns="score")
 
 
 def coefficients(seed):
@@ -121,8 +120,8 @@ def test_implicit_score_matching_is_explicit_score_matching_less_half_the_square
         score = law.hyvarinen_score(x)
 
         def difference(coefficients):
-            model = functools.partial(random_model, coefficients)
-            implicit = losses.NonNegativeScoreMatching(PAPER)(KEY, model, {"x": x})[0]
+            model = random_model(coefficients)
+            implicit = losses.NonNegativeScoreMatching(PAPER)(KEY, model, {"x": x})
             error = model(y, jnp.full(len(x), PAPER.t_min)).hyvarinen_score - score
             return weights @ (0.5 * jnp.mean(error**2, 1) - implicit)
 
@@ -134,12 +133,12 @@ def test_implicit_score_matching_is_explicit_score_matching_less_half_the_square
 
 def test_hutchinsons_estimate_of_the_implicit_loss_is_unbiased():
     law = correlated(3)
-    model = functools.partial(random_model, coefficients(1))
+    model = random_model(coefficients(1))
 
     @jax.jit
     def both():
         x = jnp.broadcast_to(law.sample(KEY, 1), (2000, 3))
-        value = lambda probes, x: losses.NonNegativeScoreMatching(PAPER, **probes)(KEY, model, {"x": x})[0]
+        value = lambda probes, x: losses.NonNegativeScoreMatching(PAPER, **probes)(KEY, model, {"x": x})
         return value({}, x[:1])[0], value(dict(probes=2), x)
 
     exact, estimate = map(np.asarray, both())
@@ -155,7 +154,7 @@ def test_implicit_score_matching_of_noised_data_has_its_minimum_at_the_exact_sco
     @jax.jit
     def slopes(at):
         x = law.sample(jax.random.key(1), n)
-        value = lambda size: loss(KEY, Distorted(law, PAPER, size), {"x": x})[0]
+        value = lambda size: loss(KEY, Distorted(law, PAPER, size), {"x": x})
         return jax.jvp(value, (at,), (1.0,))[1]
 
     for at, low, high in ((0.0, 0.0, 4.0), (0.3, 8.0, np.inf)):
@@ -172,7 +171,7 @@ def test_regression_on_the_m_dsm_target_recovers_the_hyvarinen_score():
     def drawn():
         noised = PAPER.perturb(KEY, law.sample(jax.random.key(1), n), t)
         exact = law.noised(PAPER, t).hyvarinen_score(PAPER.decode(noised.y[:20_000]))
-        return noised.y, -1 - noised.eps / PAPER.sigma(t), exact
+        return noised.y, -1 - noised.noise / PAPER.sigma(t), exact
 
     y, target, exact = map(np.asarray, drawn())
     centres = np.linspace(-3.0, 3.0, 13)
@@ -201,5 +200,5 @@ def test_the_losses_name_what_they_were_given():
     with pytest.raises(TypeError, match="Density"):
         losses.MultiplicativeExplicitScoreMatching(PAPER, densities)
     with pytest.raises(TypeError, match="floating"):
-        losses.NonNegativeScoreMatching(PAPER)(KEY, random_model, {"x": jnp.ones((2, 1), jnp.int32)})
+        losses.NonNegativeScoreMatching(PAPER)(KEY, random_model(coefficients(1)), {"x": jnp.ones((2, 1), jnp.int32)})
     assert hash(losses.MultiplicativeDenoisingScoreMatching(PAPER)) == hash(losses.MultiplicativeDenoisingScoreMatching(PAPER))

@@ -108,7 +108,7 @@ def test_a_network_that_gives_the_stein_score_is_a_model(process):
     def stein(y, t, cond):
         return law.noised(process, t).score(jnp.exp(y))
 
-    both = models.FunctionModel(fn=stein, process=process, returns="stein"), models.ExactModel(law, process)
+    both = models.FunctionModel(stein, process, returns="stein"), models.ExactModel(law, process)
     got, exact = jax.jit(lambda y: [model(y, t) for model in both])(draw_noised_logs(law, process, t, 16))
     np.testing.assert_allclose(got.eps, exact.eps, rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(got.denoised, exact.denoised, rtol=1e-10, atol=1e-12)
@@ -125,7 +125,7 @@ def test_the_kernel_score(process):
         noised, v = process.perturb(KEY, x0, t), process.sigma(t) ** 2
         x = process.decode(noised.y)
         log_density = lambda x: jnp.sum(-0.5 * (jnp.log(x / x0) - process.offset(t)) ** 2 / v - jnp.log(x))
-        return -1 - noised.eps / np.sqrt(v), x * jax.grad(log_density)(x), process.kernel_score(noised.y, noised.y0, t) - 1
+        return -1 - noised.noise / np.sqrt(v), x * jax.grad(log_density)(x), process.kernel_score(noised.y, noised.y0, t) - 1
 
     expected, differentiated, stated = scores()
     np.testing.assert_allclose(differentiated, expected, rtol=1e-12)

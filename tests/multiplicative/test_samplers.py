@@ -12,7 +12,7 @@ from scipy import stats
 from scorelab import densities, grids, models, processes, sample, solvers, starts
 
 from ..contracts.test_solvers import counted, weak_error
-from ..stepping import walk
+from ..stepping import last_states, walk
 from .targets import PAPER, PROCESSES, correlated, draw_logs, draw_noised_logs, three_modes
 
 KEY = jax.random.key(5)
@@ -108,28 +108,12 @@ def test_ddim_and_ancestral_steps_are_multiplicative_updates(name, float64):
         np.testing.assert_allclose(got, x * np.exp(expected(np.asarray(h)) + drift), rtol=1e-11)
 
 
-def at_once(solver, process, grids_of_times, y, noise, model):
-    """The ends of walks on several grids with as many steps each, in one vectorised program."""
-    tables = [solver.table(process, times) for times in grids_of_times]
-    rows = {name: np.stack([table[name] for table in tables]) for name in tables[0] if name != "step"}
-
-    class Tabled:
-        init, step = solver.init, solver.step
-
-        def __init__(self, rows):
-            self.rows = rows
-
-        def table(self, process, times):
-            return self.rows | {"step": tables[0]["step"]}
-
-    return jax.vmap(lambda rows: walk(Tabled(rows), process, model, None, y, noise)[-1])(rows)
-
-
 def test_milsteins_step_is_the_dale_langevin_step_up_to_the_three_halves_power(float64):
     model, y = models.ExactModel(three_modes(), PAPER), np.linspace(-1.0, 1.2, 400)[:, None]
     z = np.random.default_rng(1).standard_normal(y.shape)
     times = [np.array([0.4, 0.4 - delta]) for delta in (1e-2, 5e-3, 2.5e-3, 1.25e-3)]
-    milstein, dale = jax.jit(lambda y, z: [at_once(solver, PAPER, times, y, z[None], model) for solver in (MILSTEIN, DALE)])(y, z)
+    ends = lambda solver: last_states(solver, PAPER, model, times, np.stack([y] * len(times)), [z[None]] * len(times))
+    milstein, dale = ends(MILSTEIN), ends(DALE)
     gaps = np.mean(np.abs(np.exp(milstein) - np.exp(dale)), axis=(1, 2))
     ratios = gaps[:-1] / gaps[1:]
     assert np.all((ratios > 2.6) & (ratios < 3.1)), ratios  # 2^(3/2) = 2.83
@@ -396,6 +380,12 @@ def test_gradients_through_a_step_are_finite_in_float32(t):
     assert np.all(np.isfinite(gradients))
 
 
+def additively(solver):
+    """Samples under a process with the same clock that is not multiplicative."""
+    model = models.ExactModel(densities.Gaussian(np.zeros(1), 0.3), processes.Gaussian(schedule=PAPER.schedule))
+    return sample(model, solver=solver, grid=grids.Explicit((1.0, 0.0)), key=KEY, shape=(2, 1))
+
+
 @pytest.mark.parametrize(
     ("build", "error", "message"),
     [
@@ -405,8 +395,9 @@ def test_gradients_through_a_step_are_finite_in_float32(t):
         (lambda: solvers.MultiplicativeAnnealed(mode="paper"), ValueError, "delta = None"),
         (lambda: solvers.MultiplicativeAnnealed(mode="paper", delta=0.1, anneal=1.5), ValueError, "anneal"),
         (lambda: solvers.MultiplicativeAnnealed(coords="x"), ValueError, "coords"),
+        (lambda: additively(solvers.MultiplicativeAnnealed()), TypeError, "GeometricBrownianMotion"),
         (
-            lambda: solvers.MultiplicativeAnnealed().table(processes.Gaussian(schedule=PAPER.schedule), np.array([1.0, 0.0])),
+            lambda: additively(solvers.PredictorCorrector(predictor=solvers.MultiplicativeAnnealed())),
             TypeError,
             "GeometricBrownianMotion",
         ),

@@ -90,7 +90,7 @@ def test_the_same_score_by_other_means_is_explained_to_rounding():
     def score(y, t, cond):
         return -jnp.linalg.solve(jnp.asarray(COV, y.dtype) + t**2 * jnp.eye(5), (y - jnp.asarray(MEAN, y.dtype)).T).T
 
-    model = models.FunctionModel(fn=score, process=EDM, returns="score")
+    model = models.FunctionModel(score, EDM, returns="score")
     found = diagnostics.explained_variance(model, LAW, clean(200), (0.1, 2.0, 80.0))
     # float32 and condition numbers up to (4 + 0.01) / (0.01 + 0.01) = 200.
     np.testing.assert_allclose(found.mean_of_ratios, 1, rtol=0, atol=(200 * 1e-6) ** 2)
@@ -134,7 +134,7 @@ def test_the_model_is_called_once_per_block_and_compiled_once():
         jax.debug.callback(lambda: calls.append(1))
         return 0.5 * y
 
-    model = models.FunctionModel(fn=denoised, process=EDM)
+    model = models.FunctionModel(denoised, EDM)
     progress = []
     diagnostics.explained_variance(
         model, {"a": LAW, "b": OTHER, "c": densities.Empirical(clean(9))}, clean(10), SIGMAS, batch=4,
@@ -153,7 +153,7 @@ def test_the_model_is_called_once_per_block_and_compiled_once():
 def test_every_point_has_its_condition():
     # A model that repeats its condition c, beside a law that is a point m: 1 - |c - m|^2 / |c|^2, whatever the noise.
     said = np.random.default_rng(2).normal(size=(10, 5)).astype(np.float32)
-    model = models.FunctionModel(fn=_repeat, process=EDM)
+    model = models.FunctionModel(_repeat, EDM)
     point = densities.Gaussian(MEAN, 0.0)
     found = diagnostics.explained_variance(model, point, clean(10), (0.5, 3.0), of="denoised", cond=said, batch=4)
     share = 1 - np.sum((said - MEAN) ** 2, axis=1) / np.sum(said**2, axis=1)
@@ -245,7 +245,7 @@ def test_denoised_along_a_path(process, times):
 def test_denoised_along_a_path_under_conditions():
     said = np.random.default_rng(2).normal(size=(8, 5)).astype(np.float32)
     states, out = walked(EDM, (80.0, 3.0, 0.0))
-    found = diagnostics.denoised_along(models.FunctionModel(fn=_repeat, process=EDM), out, said, batch=3)
+    found = diagnostics.denoised_along(models.FunctionModel(_repeat, EDM), out, said, batch=3)
     np.testing.assert_array_equal(found[:2], np.stack([said, said]))
     np.testing.assert_allclose(found[2], states[2], rtol=1e-6)
 
@@ -336,6 +336,7 @@ def test_planarity_with_ends_in_one_direction():
 # What is refused --------------------------------------------------------------------------------------------------------
 
 
+EXACT = models.ExactModel(LAW, EDM)
 FOUR = np.exp(clean(4))  # positive, for the log chart
 
 
@@ -374,7 +375,7 @@ def _without_trajectory():
         (lambda: _variance(batch=0), "batch = 0: expected a positive integer"),
         (lambda: _variance(cond=np.zeros(3)), r"cond has a leaf of shape \(3,\): expected a leading axis of 4"),
         (lambda: diagnostics.trajectory_error(_without_trajectory(), LAW), "no trajectory: expected samples .* keep='all'"),
-        (lambda: diagnostics.denoised_along(_repeat, _without_trajectory()), "no trajectory"),
+        (lambda: diagnostics.denoised_along(EXACT, _without_trajectory()), "no trajectory"),
         (
             lambda: diagnostics.trajectory_error(walked(EDM, (2.0, 1.0))[1], densities.Gaussian(np.zeros(3), 1.0)),
             r"points of shape \(5,\): expected \(3,\)",
@@ -388,8 +389,7 @@ def _without_trajectory():
         (lambda: _emergence(law=densities.Gaussian(MEAN, 1.0)), "no direction with a variance"),
         (lambda: _variance(data=np.full((4, 5), np.nan)), "explained_variance.data has 20 values that are not finite"),
         (lambda: diagnostics.planarity(np.full((3, 2, 5), np.nan)), "planarity.trajectory has 30 values that are not finite"),
-        (lambda: diagnostics.trajectory_error(walked(EDM, (0.8, 0.5))[1], LAW), "expected the same process"),
-        (lambda: diagnostics.denoised_along(_repeat, walked(EDM, (0.8, 0.5))[1]), "expected the same process"),
+        (lambda: diagnostics.denoised_along(EXACT, walked(VP, (0.8, 0.5))[1]), "expected the same process"),
         (lambda: diagnostics.planarity(np.zeros((4, 2))), r"trajectory has shape \(4, 2\)"),
     ],
 )
@@ -402,7 +402,13 @@ def test_what_does_not_fit_is_named(make, match):
     ("make", "match"),
     [
         (lambda: _variance(law="gaussian"), "explained_variance.law = 'gaussian': expected a Density"),
-        (lambda: diagnostics.explained_variance(lambda y, t, cond: y, LAW, clean(4), SIGMAS), "expected a Prediction"),
+        (lambda: diagnostics.explained_variance(lambda y, t, cond: y, LAW, clean(4), SIGMAS), "expected a model, which knows its"),
+        (
+            lambda: diagnostics.explained_variance(
+                models.FunctionModel(lambda y, t, cond: y, EDM, returns="prediction"), LAW, clean(4), SIGMAS
+            ),
+            "expected a prediction",
+        ),
         (
             lambda: diagnostics.trajectory_error(walked(EDM, (2.0, 1.0))[1], densities.GaussianMixture.of([1.0], [LAW])),
             "expected a Gaussian",

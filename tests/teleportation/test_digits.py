@@ -116,7 +116,7 @@ def test_a_model_with_classes_needs_the_moments_of_each(digits, law):
         one = lambda y, k: jax.tree.map(lambda leaf: jax.numpy.asarray(leaf)[k], stacked).denoise(EDM, y[None], t)[0]
         return jax.vmap(one)(y, cond)
 
-    model, wanted = models.FunctionModel(fn=denoise, process=EDM), np.arange(60) % 10
+    model, wanted = models.FunctionModel(denoise, EDM), np.arange(60) % 10
 
     def run(start):
         with warnings.catch_warnings():

@@ -38,7 +38,7 @@ def test_a_gaussian_explains_its_score_at_high_noise(digits):
 
 @pytest.fixture(scope="module")
 def walked(digits):
-    process, model, _, _ = digits
+    _, model, _, _ = digits
     options = dict(solver=solvers.Heun(), grid=grids.Karras(18), key=jax.random.key(0), shape=(64, 8, 8, 1))
     return sample(model, keep="all", **options)
 
@@ -57,7 +57,7 @@ def test_its_trajectories_are_those_of_the_gaussian_at_high_noise(digits, walked
 
 @pytest.mark.long
 def test_a_jump_to_three_deviations_costs_nothing(digits, walked):
-    process, model, law, _ = digits
+    _, model, law, _ = digits
     # To three deviations nothing that Heun's own error does not exceed; to half a deviation, another image.
     fine = sample(model, solver=solvers.Heun(), grid=grids.Karras(60), key=jax.random.key(0), shape=(64, 8, 8, 1)).x
 

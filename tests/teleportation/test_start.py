@@ -331,6 +331,12 @@ EXACT = models.ExactModel(LAW, EDM)
 GUIDED = models.ClassifierFreeGuidance(model=EXACT, scale=2.0, unconditional=EXACT)
 
 
+def begin(start, model, cond=None):
+    """What a walk says before it begins."""
+    start, times = start.on_grid(EDM, grids.Karras(12).times(EDM))
+    start.suit("sample", model, float(times[0]), cond)
+
+
 @pytest.mark.parametrize(
     ("model", "warned"),
     [
@@ -345,17 +351,17 @@ GUIDED = models.ClassifierFreeGuidance(model=EXACT, scale=2.0, unconditional=EXA
 def test_guidance_that_acts_during_the_jump_is_warned_about(model, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        starts.Teleport(LAW, skip_steps=4).on_grid(EDM, grids.Karras(12).times(EDM), model)
+        begin(starts.Teleport(LAW, skip_steps=4), model)
     assert any("is active: the jump follows the law without guidance" in str(w.message) for w in caught) == warned
     assert len(caught) == warned
 
 
 def test_conditions_without_classes_are_warned_about():
-    times, cond = grids.Karras(12).times(EDM), np.zeros(16, np.int32)
+    cond = np.zeros(16, np.int32)
     with pytest.warns(starts.TeleportWarning, match="the law of all data"):
         jax.eval_shape(lambda: run(start=starts.Teleport(LAW, skip_steps=4), cond=cond).x)
     with pytest.warns(starts.TeleportWarning, match="the law of all data"):
-        starts.Teleport(LAW, skip_steps=4).on_grid(EDM, times, models.Conditioned(model=EXACT, cond=np.int32(3)))
+        begin(starts.Teleport(LAW, skip_steps=4), models.Conditioned(model=EXACT, cond=np.int32(3)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        starts.Teleport(ONE_CLASS, skip_steps=4, label=cond).on_grid(EDM, times, EXACT, cond)
+        begin(starts.Teleport(ONE_CLASS, skip_steps=4, label=cond), EXACT, cond)
