@@ -40,7 +40,7 @@ class Loss(abc.ABC):
         return self.error(model, noised), {}
 
     def ask(self, model: Model, y: Pytree, t: Array, cond: Pytree = None) -> Any:
-        """What ``model`` says of ``y``; ValueError for a model of another process, under which its numbers look right and are wrong."""
+        """What ``model`` says of ``y``; ValueError for a model of another process, whose numbers would look right."""
         where = type(self).__name__
         require_model(where, model)
         require_same_process(where, process=self.process, model=model.process)
