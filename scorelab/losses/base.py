@@ -35,7 +35,7 @@ class Loss(abc.ABC):
     def error(self, model: Model, noised: Noised) -> Array:
         """The error of each example, ``(batch,)``; a function of its arguments alone."""
 
-    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
+    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Any]]:
         """:meth:`error`, and scalar metrics by name that come with it."""
         return self.error(model, noised), {}
 
@@ -55,10 +55,10 @@ class PredictionLoss(Loss):
     """A loss that asks the model once, at the noised point; a new one states ``draw`` and ``judge``."""
 
     @abc.abstractmethod
-    def judge(self, prediction: Any, noised: Noised) -> tuple[Array, dict[str, Array]]:
+    def judge(self, prediction: Any, noised: Noised) -> tuple[Array, dict[str, Any]]:
         """The error of each example ``(batch,)``, and scalar metrics, of a prediction at ``noised.y``."""
 
-    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:
+    def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Any]]:
         """:meth:`judge` of what the model says."""
         return self.judge(self.ask(model, noised.y, noised.t, noised.cond), noised)
 

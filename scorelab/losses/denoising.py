@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ class DenoisingScoreMatching(PredictionLoss):
         """The noised batch at ``t``, ``(batch,)``."""
         return self.process.perturb(key, batch["x"], t)
 
-    def judge(self, prediction: GaussianPrediction, noised: Noised) -> tuple[Array, dict[str, Array]]:
+    def judge(self, prediction: GaussianPrediction, noised: Noised) -> tuple[Array, dict[str, Any]]:
         """See the class."""
         require_capabilities(type(self).__name__, prediction, (HasDenoised, HasNoise))
         square = mean_square(denoised_error(prediction, noised.y0, noised.noise))
