@@ -79,10 +79,12 @@ def compiled(solver, n, mesh):
     from .chains import GRID, MODEL, VP
 
     ids = jax.device_put(jnp.arange(n, dtype=jnp.int32), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
-    rows = working_precision(solver.table(VP, GRID.times(VP)))
+    times = GRID.times(VP)
+    rows = working_precision(solver.table(VP, times))
     with jax.set_mesh(mesh):
         lowered = _walk.lower(
-            MODEL, Prior(), jax.random.key(0), ids, None, rows, solver, solver=None, event=(1,), keep="last"
+            MODEL, Prior(), jax.random.key(0), ids, None, working_precision(times[0]), rows, solver, solver=None, event=(1,),
+            keep="last",
         )  # fmt: skip
         return lowered.compile().as_text()
 
