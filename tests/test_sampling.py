@@ -32,7 +32,7 @@ def test_peak_memory_does_not_grow_with_the_steps():
         arguments = dict(solver=solvers.DDIM(), event=(2,), keep="last")
         from scorelab.starts import Prior
 
-        compiled = _walk.lower(MODEL, Prior(), KEY, jnp.arange(4096), None, rows, None, **arguments).compile()
+        compiled = _walk.lower(MODEL, Prior(), KEY, jnp.arange(4096), None, rows.t[0], rows, None, **arguments).compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
     assert sizes[1] - sizes[0] < 4096  # the table itself, a few hundred bytes
 
