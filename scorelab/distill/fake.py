@@ -13,6 +13,7 @@ from scorelab.losses import Batch, DenoisingScoreMatching, EDMWeighting, Loss, T
 from scorelab.models.base import Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
+from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, Key, Pytree, require_spec
 
@@ -51,11 +52,8 @@ class LearnedScore(FakeScore):
         require_spec(self, Denoiser, denoiser=self.denoiser)
         if self.objective is None:
             return
-        process = getattr(self.objective, "process", self.denoiser.process)
-        if process != self.denoiser.process:
-            raise ValueError(f"LearnedScore.objective is about {process!r}: expected {self.denoiser.process!r}, as the denoiser")
-        if not callable(self.objective):
-            raise TypeError(f"LearnedScore.objective = {self.objective!r}: expected a loss, such as DenoisingScoreMatching")
+        require_spec(self, Loss, objective=self.objective)
+        require_same_process("LearnedScore", objective=self.objective.process, denoiser=self.denoiser.process)
 
     @classmethod
     def at(cls, denoiser: Denoiser, times: Times, *, from_teacher: bool = True) -> LearnedScore:
@@ -75,7 +73,7 @@ class LearnedScore(FakeScore):
         """The mean of the loss."""
         if self.objective is None:
             raise ValueError("LearnedScore.objective = None: expected a loss, such as that of LearnedScore.at")
-        return jnp.mean(self.objective(key, self.denoiser.bind(params), batch)[0])
+        return jnp.mean(self.objective(key, self.denoiser.bind(params), batch))
 
     def model(self, params, student, process):
         """The denoiser."""

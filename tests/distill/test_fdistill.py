@@ -549,6 +549,15 @@ def test_parts_that_are_not_given_fit_what_is():
 
 
 # Normalisation and health ---------------------------------------------------------------------------------------------
+def test_the_fake_score_learns_from_every_example():
+    fake = distill.LearnedScore.at(small(), losses.KarrasTimes())
+    x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    params = fake.denoiser.init(KEY, x)
+    moved = jax.jit(jax.vmap(lambda x: fake.loss(params, KEY, {"x": x})))
+    others = np.stack([x + 3.0 * (np.arange(6) == i)[:, None] for i in range(6)]).astype(np.float32)
+    assert np.all(np.abs(moved(others) - moved(x[None])) > 1e-3)
+
+
 def test_bins_are_even_in_the_logarithm_of_the_noise():
     bins = distill.Bins.of(losses.UniformLogSNRTimes(), EDM, 10)
     times = losses.UniformLogSNRTimes(stratified=True)
@@ -664,7 +673,7 @@ def test_bad_fields_are_named(options, message):
         ),
         (
             lambda: distill.LearnedScore(denoiser=small(), objective=losses.DenoisingScoreMatching(VP)),
-            r"LearnedScore\.objective is about",
+            r"LearnedScore: objective.process = .*VPLinear.* and denoiser.process",
         ),
         (lambda: distill.SiD(bound(), ratio=distill.ExactRatio()), r"SiD\.ratio = ExactRatio\(\): expected None"),
         (lambda: distill.TeacherFeatures(names=()), r"TeacherFeatures\.names = \(\): expected names"),
