@@ -13,7 +13,7 @@ import numpy as np
 from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model, check_condition
 from scorelab.models.per_sample import per_sample_values
-from scorelab.typing import Array, Key, Pytree, is_traced, on_host, require_spec
+from scorelab.typing import Array, Key, Pytree, is_traced, on_host, require_real, require_spec
 
 
 def check_walk(
@@ -95,3 +95,22 @@ def check_leading(cond: Pytree, n: int, population: int, name: str = "cond", whe
             rows = on_host(leaf).reshape(n // population, population, -1)
             if not np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape), equal_nan=rows.dtype.kind == "f"):
                 raise ValueError(f"{where}.{name} differs within populations of {population} samples: expected one value for each")
+
+
+def check_data(where: str, x: Array) -> Array:
+    """Data ``(n, *event)`` in the working precision; ValueError for none, for what is not real, and for rows not finite."""
+    require_real(f"{where}.x", x)
+    x = jnp.asarray(x, jnp.result_type(float))
+    if x.ndim < 2 or not x.size:
+        raise ValueError(f"{where}.x has shape {x.shape}: expected (n, *event) with at least one row")
+    if not is_traced(x):
+        require_rows(np.isfinite(on_host(x)), f"{where}.x has rows that are not finite: {{rows}} of {{n}}", ValueError)
+    return x
+
+
+def require_rows(good: np.ndarray, message: str, error: type[Exception]) -> None:
+    """Raise ``error`` with the numbers of the rows that are not ``good``, the first ten of them."""
+    bad = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))
+    if len(bad):
+        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+        raise error(message.format(rows=rows, n=len(good)))

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab import walk
-from scorelab.arguments import check_leading
+from scorelab.arguments import check_data, check_leading
 from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model, check_condition
 from scorelab.models.function import as_pytree
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.solvers.base import Population, Solver
-from scorelab.typing import Array, Pytree, is_model_pytree, is_traced, on_host, require_int, require_real, require_spec
+from scorelab.typing import Array, Pytree, is_model_pytree, is_traced, on_host, require_int, require_spec
 
 
 def invert(
@@ -58,10 +58,8 @@ def invert(
     require_spec("invert", Grid, grid=grid)
     if solver.stochastic or isinstance(solver, Population):
         raise ValueError(f"invert.solver = {solver!r}: expected a deterministic solver, such as Heun(), since noise has no inverse")
-    require_real("invert.x", x)
-    x = jnp.asarray(x, jnp.result_type(float))
-    if x.ndim < 2 or not x.size:
-        raise ValueError(f"invert.x has shape {x.shape}: expected (n, *event) with at least one row")
+    require_spec(f"invert.solver = {type(solver).__name__}", solver.process_type, process=process)
+    x = check_data("invert", x)
     check_leading(cond, len(x), 1, where="invert")
     check_condition(model, cond)
     times = check_times(grid, process, grid.times(process))

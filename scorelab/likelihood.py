@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arguments import check_key, check_leading
+from scorelab.arguments import check_data, check_key, check_leading, require_rows
 from scorelab.divergence import divergence, signs
 from scorelab.models.base import Model, ask, check_condition, require_model
 from scorelab.processes.base import Start
@@ -33,7 +33,6 @@ from scorelab.typing import (
     per_example_keys,
     require_int,
     require_positive,
-    require_real,
     require_spec,
 )
 
@@ -124,19 +123,15 @@ def log_likelihood(
     require_spec(log_likelihood, Start, start=start)
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
     _check_times(process, t0, t1)
-    require_real("log_likelihood.x", x)
-    x = jnp.asarray(x, jnp.result_type(float))
-    if x.ndim < 2 or not x.size:
-        raise ValueError(f"log_likelihood.x has shape {x.shape}: expected (n, *event) with at least one row")
+    x = check_data("log_likelihood", x)
     check_leading(cond, len(x), 1, where="log_likelihood")
     check_condition(model, cond)
     y = process.encode(x)
     if not is_traced(y):
         start.check(len(x), x.shape[1:], process)
         start.suit("log_likelihood", model, float(t1), cond)
-        _require_rows(np.isfinite(on_host(x)), "log_likelihood.x has rows that are not finite: {rows} of {n}", ValueError)
         outside = f"log_likelihood.x has rows outside the domain of {process!r}: {{rows}} of {{n}}"
-        _require_rows(np.isfinite(on_host(y)), outside, ValueError)
+        require_rows(np.isfinite(on_host(y)), outside, ValueError)
     log_prob, latent, steps, done = _flow(
         model, start, x, y, key, cond,
         jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
@@ -148,7 +143,7 @@ def log_likelihood(
                 f"the probability flow did not reach t = {t1} within max_steps = {max_steps}: raise it, or loosen rtol = {rtol}"
             )
         message = f"the model's velocity is not finite on the way of the rows {{rows}} of {{n}}, between t = {t0} and {t1}"
-        _require_rows(np.isfinite(on_host(log_prob)), message, FloatingPointError)
+        require_rows(np.isfinite(on_host(log_prob)), message, FloatingPointError)
     return Likelihood(log_prob=log_prob, latent=latent, steps=steps, probes=probes)
 
 
@@ -222,11 +217,3 @@ def _check_times(process: LinearGaussian, t0: float, t1: float) -> None:
         raise ValueError(f"log_likelihood.t_min = {t0}: expected less than t_max = {t1}")
     if not float(process.sigma(float(t0))) > 0:
         raise ValueError(f"log_likelihood.t_min = {t0}: expected a time with noise, such as {process.t_min}")
-
-
-def _require_rows(good: np.ndarray, message: str, error: type[Exception]) -> None:
-    """Raise ``error`` with the numbers of the rows that are not ``good``, the first ten of them."""
-    bad = np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))
-    if len(bad):
-        rows = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        raise error(message.format(rows=rows, n=len(good)))

@@ -97,6 +97,7 @@ def test_chunks_and_conditions():
         (dict(x=np.zeros(2)), r"shape \(2,\)"),
         (dict(x=np.zeros((0, 2))), "at least one row"),
         (dict(x=X + 0j), "complex"),
+        (dict(x=np.where(np.arange(16)[:, None] == 3, np.nan, X)), "not finite: 3 of 16"),
         (dict(grid=grids.Explicit((1.0, 0.0))), "two or more"),
         (dict(cond=np.zeros(3)), "invert.cond"),
         (dict(model=lambda y, t, cond: y), "knows its process"),
