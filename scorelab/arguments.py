@@ -28,11 +28,16 @@ def check_walk(
     """
     require_spec(where, Grid, grid=grid)
     check_key(where, key)
+    check_conditions(where, model, cond, n, population)
+    return check_ids(where, ids, n), check_times(grid, model.process, grid.times(model.process))
+
+
+def check_conditions(where: str, model: Model, cond: Pytree, n: int, population: int = 1) -> None:
+    """Raise ValueError unless conditions and per-sample numbers have one row for each sample, and the model knows the former."""
     check_leading(cond, n, population, where=where)
     for name, value in per_sample_values(model).items():
         check_leading(value, n, population, name, where)
     check_condition(model, cond)
-    return check_ids(where, ids, n), check_times(grid, model.process, grid.times(model.process))
 
 
 def check_shape(shape: Any) -> tuple[int, Any]:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab import walk
-from scorelab.arguments import check_data, check_leading
+from scorelab.arguments import check_conditions, check_data
 from scorelab.grids import Grid, check_times
-from scorelab.models.base import Model, check_condition
+from scorelab.models.base import Model
 from scorelab.models.function import as_pytree
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.solvers.base import Population, Solver
-from scorelab.typing import Array, Pytree, is_model_pytree, is_traced, on_host, require_int, require_spec
+from scorelab.typing import Array, Pytree, is_traced, on_host, require_int, require_spec
 
 
 def invert(
@@ -60,32 +57,35 @@ def invert(
         raise ValueError(f"invert.solver = {solver!r}: expected a deterministic solver, such as Heun(), since noise has no inverse")
     require_spec(f"invert.solver = {type(solver).__name__}", solver.process_type, process=process)
     x = check_data("invert", x)
-    check_leading(cond, len(x), 1, where="invert")
-    check_condition(model, cond)
+    check_conditions("invert", model, cond, len(x))
     times = check_times(grid, process, grid.times(process))
     noisy = times[np.asarray(process.sigma(times)) > 0][::-1]
     if len(noisy) < 2:
         raise ValueError(f"invert.grid = {grid!r} has {len(noisy)} times with noise: expected two or more")
-    rows = walk.working_precision(solver.table(process, noisy))
-    traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
+    with np.errstate(all="ignore"):  # seen below
+        rows = walk.working_precision(solver.table(process, noisy))
+    if not all(np.all(np.isfinite(column)) for column in jax.tree.leaves(rows)):
+        raise ValueError(
+            f"invert.solver = {solver!r} has no finite steps on {grid!r} upwards, where alpha is "
+            f"{float(process.alpha(noisy[-1])):.3g} at t = {noisy[-1]:.4g}: expected a grid that begins below it, or DDIM or Heun"
+        )
     if chunk is not None:
         require_int("invert", 1, chunk=chunk)
-    size = len(x) if chunk is None else min(chunk, len(x))
+    n = len(x)
+    size = n if chunk is None else min(chunk, n)
     parts = []
-    for low in range(0, len(x), size):
-        # The last chunk is filled up, so that every chunk has one shape.
-        index = np.minimum(np.arange(low, low + size), len(x) - 1)
-        part = _up(model, x[index], jax.tree.map(lambda c: jnp.asarray(c)[index], cond), rows, traced, solver=fixed)
-        parts.append(jax.tree.map(lambda leaf: leaf[: len(x) - low], part))
+    for low, part_model, (part_x, part_cond) in walk.chunks(n, size, model, x, cond):
+        part = _up(walk.Held(solver), part_model, part_x, part_cond, rows)
+        parts.append(jax.tree.map(lambda leaf: leaf[: n - low], part))
     z, bad = (jnp.concatenate(column) for column in zip(*parts, strict=True))
     if check_finite and not is_traced(bad):
         walk.raise_if_bad(on_host(bad), noisy)
     return z
 
 
-@functools.partial(jax.jit, static_argnames="solver")
-def _up(model: Any, x, cond, rows, traced, *, solver):
-    solver = traced if solver is None else solver
+@jax.jit
+def _up(held, model, x, cond, rows):
+    solver = held.solver
     y0 = model.process.encode(x)
     y = model.process.noised(jnp.zeros_like(y0), y0, rows.t[0]).y
     visit = walk.Visit(model, jax.random.key(0), jnp.arange(len(x)), cond)

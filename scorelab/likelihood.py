@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arguments import check_data, check_key, check_leading, require_rows
+from scorelab.arguments import check_conditions, check_data, check_key, require_rows
 from scorelab.divergence import divergence, signs
-from scorelab.models.base import Model, ask, check_condition, require_model
+from scorelab.models.base import Model, ask
+from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasVelocity, require_capabilities
@@ -109,7 +110,7 @@ def log_likelihood(
             the others are finite.
         RuntimeError: the solver did not reach ``t_max``.
     """
-    require_model("log_likelihood", model)
+    model = as_pytree("log_likelihood", model)
     process = model.process
     require_spec(log_likelihood, LinearGaussian, process=process)
     require_int(log_likelihood, 0, probes=probes)
@@ -124,14 +125,15 @@ def log_likelihood(
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
     _check_times(process, t0, t1)
     x = check_data("log_likelihood", x)
-    check_leading(cond, len(x), 1, where="log_likelihood")
-    check_condition(model, cond)
+    check_conditions("log_likelihood", model, cond, len(x))
     y = process.encode(x)
     if not is_traced(y):
-        start.check(len(x), x.shape[1:], process)
-        start.suit("log_likelihood", model, float(t1), cond)
         outside = f"log_likelihood.x has rows outside the domain of {process!r}: {{rows}} of {{n}}"
         require_rows(np.isfinite(on_host(y)), outside, ValueError)
+    if not is_traced(start):
+        start.check(len(x), x.shape[1:], process)
+        if not is_traced(t1):
+            start.suit("log_likelihood", model, float(t1), cond)
     log_prob, latent, steps, done = _flow(
         model, start, x, y, key, cond,
         jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,

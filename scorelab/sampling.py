@@ -19,10 +19,9 @@ from scorelab.arguments import elements
 from scorelab.callbacks import own_errors
 from scorelab.grids import Grid
 from scorelab.models.base import Model
-from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Process, Start
 from scorelab.solvers.base import Population, Solver
-from scorelab.typing import Array, Key, Pytree, is_model_pytree, is_traced, on_host, require_int, require_spec
+from scorelab.typing import Array, Key, Pytree, is_traced, on_host, require_int, require_spec
 
 # Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
 CHUNK_ELEMENTS = 2**19
@@ -114,24 +113,15 @@ def sample(
     n, rows = plan.n, plan.rows
     step_ends = np.append(np.flatnonzero(np.diff(rows.step)), plan.calls - 1)
     size = _chunk_size(n, plan.event, chunk, mesh, plan.population)
-    # A solver with numbers among its fields (the scale of a reward) is a pytree: other numbers reuse the program.
-    traced, fixed = (solver, None) if is_model_pytree(solver) else (None, solver)
+    place = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    # The mesh is known while tracing: populations that span it agree on their weights by it.
+    spanning = mesh is not None and plan.population > 1
 
     parts = []
-    for low in range(0, n, size):
-        # The last chunk is filled up by repeating its last sample, so that every chunk has one shape.
-        index = np.minimum(np.arange(low, low + size), n - 1)
-        spread = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-        rows_of = lambda values: _take(values, index, spread)
-        part_ids, part_cond = rows_of(plan.ids), jax.tree.map(rows_of, cond)
-        part_model = map_per_sample(lambda _, value: rows_of(value), plan.model)
-        # The mesh is known while tracing: populations that span it agree on their weights by it.
-        spanning = mesh is not None and plan.population > 1
+    for low, part_model, (part_ids, part_cond) in walk.chunks(n, size, plan.model, plan.ids, cond, place=place):
+        visit = walk.Visit(part_model, key, part_ids, part_cond)
         with jax.set_mesh(mesh) if spanning else nullcontext():
-            part = _walk(
-                part_model, plan.start, key, part_ids, part_cond, plan.first, rows, traced,
-                solver=fixed, event=plan.event, keep=keep,
-            )  # fmt: skip
+            part = _walk(walk.Held(solver), visit, plan.start, plan.first, rows, event=plan.event, keep=keep)
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
         done = min(low + size, n)
@@ -145,17 +135,16 @@ def sample(
     return samples
 
 
-@functools.partial(jax.jit, static_argnames=("solver", "event", "keep"))
-def _walk(model, start, key, ids, cond, first, rows, traced, *, solver, event, keep):
+@functools.partial(jax.jit, static_argnames=("event", "keep"))
+def _walk(held, visit, start, first, rows, *, event, keep):
     """The compiled walk of one chunk."""
-    solver = traced if solver is None else solver
-    process, visit, calls = model.process, walk.Visit(model, key, ids, cond), len(rows.step)
+    solver, process, calls = held.solver, visit.model.process, len(rows.step)
     state, log_weights = walk.begin(solver, start, visit, first, event)
-    signs = start.signs(ids, event)
+    signs = start.signs(visit.ids, event)
 
     def point(state):
         x = solver.decode(process, state.y, state.carry)
-        return x if signs is None else x * signs.astype(x.dtype)
+        return x if signs is None else jax.tree.map(lambda x, sign: x * sign.astype(x.dtype), x, signs)
 
     began = point(state)
     state, (path, _, records) = walk.advance(solver, visit, state, rows, jnp.arange(calls), point=point if keep == "all" else None)
@@ -195,12 +184,6 @@ def assemble(parts: list[dict[str, Any]], plan: walk.Plan, process: Process) -> 
         times=plan.times,
         process=process,
     )
-
-
-def _take(values: Array, index: np.ndarray, spread: NamedSharding | None) -> Array:
-    """The rows of one chunk, on its devices."""
-    rows = values[index] if isinstance(values, np.ndarray) else jnp.asarray(values)[index]
-    return rows if spread is None else jax.device_put(jnp.asarray(rows), spread)
 
 
 def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:

@@ -6,22 +6,25 @@ on the samples beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from scorelab.arguments import check_shape, check_walk
 from scorelab.grids import Grid
 from scorelab.models.base import Model, ask
 from scorelab.models.function import as_pytree
+from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
-from scorelab.processes.predictions import require_capabilities
 from scorelab.solvers.base import Integrator, Population, Solver, population_size
 from scorelab.starts import Prior
-from scorelab.typing import Array, Key, Pytree, is_traced, on_host, per_example_keys, require_spec
+from scorelab.typing import Array, Key, Pytree, folded, is_traced, on_host, partly_static, per_example_keys, require_spec
 
 # The stream of a row's key from which the place of the model's call is drawn, beside that of the update.
 _QUERY = 1_000_081
@@ -80,6 +83,10 @@ class Plan(NamedTuple):
     rows: Any
     ids: Array
 
+    def draw(self, key: Key) -> Pytree:
+        """Points of the start at the first time, from the key of each id."""
+        return self.start.draw(per_example_keys(key, self.ids), self.ids, self.model.process, self.first, self.event)
+
     @property
     def first(self) -> np.ndarray:
         """The first time, in the working precision."""
@@ -130,6 +137,31 @@ def plan(
     return Plan(model, n, event, population, start, times, rows, ids)
 
 
+@partly_static("solver")
+@dataclass(frozen=True)
+class Held:
+    """A solver as an argument of compiled functions: what is a number in it (the scale of a reward) is a leaf, the rest static."""
+
+    solver: Solver
+
+
+def chunks(
+    n: int, size: int, model: Model, *trees: Pytree, place: NamedSharding | None = None
+) -> Iterator[tuple[int, Model, tuple[Pytree, ...]]]:
+    """Where each chunk of ``size`` samples begins, the model for it, and the rows of ``trees``, on its devices.
+
+    The last chunk is filled up by repeating the last sample, so that every chunk has one shape.
+    """
+    for low in range(0, n, size):
+        index = np.minimum(np.arange(low, low + size), n - 1)
+
+        def rows(leaf, index=index):
+            part = leaf[index] if isinstance(leaf, np.ndarray) else jnp.asarray(leaf)[index]
+            return part if place is None else jax.device_put(jnp.asarray(part), place)
+
+        yield low, map_per_sample(lambda _, value, rows=rows: rows(value), model), jax.tree.map(rows, trees)
+
+
 def begin(solver: Solver, start: Start, visit: Visit, t: Array, event: Any) -> tuple[State, Array]:
     """The state before the first row, and the log-weights of the start."""
     process = visit.model.process
@@ -141,9 +173,9 @@ def begin(solver: Solver, start: Start, visit: Visit, t: Array, event: Any) -> t
 def look(solver: Solver, visit: Visit, state: State, row: Any, index: Array) -> tuple[Pytree, Any]:
     """The point at which the model is asked in a row, and what it says."""
     keys = row_keys(solver, visit, index)
-    y = solver.query(jax.vmap(lambda key: jax.random.fold_in(key, _QUERY))(keys), state.y, state.carry, row)
+    y = solver.query(folded(keys, _QUERY), state.y, state.carry, row)
     prediction = solver.ask(visit.model, keys, y, row, visit.cond)
-    require_capabilities(type(solver).__name__, prediction, solver.needs)
+    solver.require(prediction)
     return y, prediction
 
 
@@ -170,11 +202,16 @@ def advance(
     """
     record = solver.record if isinstance(solver, Population) else lambda carry: ()
 
+    def asked(y, t):
+        prediction = ask(visit.model, y, t, visit.cond)
+        solver.require(prediction)
+        return prediction
+
     def body(state, at):
         row, i = at
         judged = None
         if isinstance(solver, Integrator):
-            y = solver.integrate(lambda y, t: ask(visit.model, y, t, visit.cond), state.y, row)
+            y = solver.integrate(asked, state.y, row)
             state = State(y, state.carry, first_bad(state.bad, y, row.step))
         else:
             y, prediction = look(solver, visit, state, row, i)
@@ -201,8 +238,8 @@ def row_keys(solver: Solver, visit: Visit, index: Array | int) -> Key:
 
 def first_bad(bad: Array, y: Pytree, step: Array) -> Array:
     """The first step after which each sample was not finite, -1 so far."""
-    # A sum is finite only if all its terms are: one reduction instead of a mask over the state.
-    total = lambda leaf: jnp.sum(leaf, axis=tuple(range(1, leaf.ndim)))
+    # A mean is finite only if all its terms are: one reduction instead of a mask over the state. Divided first: it cannot overflow.
+    total = lambda leaf: jnp.sum(leaf / max(1, math.prod(leaf.shape[1:])), axis=tuple(range(1, leaf.ndim)))
     finite = [jnp.isfinite(total(leaf)) for leaf in jax.tree.leaves(y) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
     return jnp.where((bad < 0) & ~jnp.all(jnp.stack(finite), axis=0), step, bad) if finite else bad
 

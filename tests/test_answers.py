@@ -289,6 +289,30 @@ def test_a_walk_from_noise_that_is_not_large_against_the_data_warns_with_both_nu
         sample(ExactModel(LAW, edm))
 
 
+def test_warnings_point_at_the_line_of_the_user():
+    law = sl.densities.Gaussian(np.full(2, 50.0), 1e4)
+    edm = sl.processes.Gaussian(schedule=sl.schedules.EDM())
+    x = np.zeros((2, 2))
+    calls = [
+        lambda: sample(ExactModel(law, edm)),
+        lambda: sl.likelihood.log_likelihood(ExactModel(law, edm), x),
+        lambda: Denoiser(net=nets.MLP(), process=edm, data_std=100.0),
+    ]
+    for call in calls:
+        with pytest.warns(ScaleWarning) as caught:
+            call()
+        assert caught[0].filename == __file__
+
+
+def test_many_large_numbers_are_no_infinity():
+    """Each is finite, and their sum is not."""
+    law = sl.densities.Gaussian(np.zeros(2000), 1.0)
+    edm = sl.processes.Gaussian(schedule=sl.schedules.EDM())
+    start = sl.starts.Fixed(np.full((2, 2000), 3e35, np.float32))
+    run = dict(solver=sl.solvers.DDIM(), grid=sl.grids.Karras(2), key=jax.random.key(0), shape=(2, 2000), start=start)
+    assert np.all(np.asarray(sl.sample(ExactModel(law, edm), **run).diagnostics["first_bad_step"]) == -1)
+
+
 def test_the_scale_of_a_law_is_that_of_its_moments():
     one = sl.densities.Gaussian(np.array([3.0, -4.0]), np.array([[2.0, 0.5], [0.5, 1.0]]))
     np.testing.assert_allclose(one.scale(), (np.sqrt(25 / 2), np.sqrt(3 / 2)), rtol=1e-6)  # float32 parameters

@@ -1,16 +1,21 @@
 """Inversion: the latent of the flow of a Gaussian in closed form, and the way there and back under every deterministic solver."""
 
+from dataclasses import dataclass, field
+
 import jax
 import numpy as np
 import pytest
+import scipy.linalg
 
 import scorelab as sl
 from scorelab import densities, grids, models, processes, schedules, solvers, starts
+from scorelab.models.per_sample import PER_SAMPLE
 from scorelab.walk import NonFiniteSample
 
 KEY = jax.random.key(0)
 EDM = processes.Gaussian(schedule=schedules.EDM(sigma_max=20.0))
 VP = processes.Gaussian(schedule=schedules.VPLinear())
+FLOW = processes.Gaussian(schedule=schedules.RectifiedFlow())
 LOG = processes.GeometricBrownianMotion(sigma=1.5, mu=0.5)
 LAW = densities.Gaussian(np.array([0.5, -0.2]), np.array([[0.6, 0.2], [0.2, 0.3]]))
 MIXTURE = densities.GaussianMixture([0.6, 0.4], np.array([[-1.0, 0.0], [1.0, 0.5]]), 0.2)
@@ -89,6 +94,27 @@ def test_chunks_and_conditions():
     np.testing.assert_allclose(one, whole[3:4], rtol=1e-5, atol=1e-5)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Shrunk:
+    """A number for every sample inside the model."""
+
+    factor: np.ndarray = field(metadata=PER_SAMPLE)
+    process: processes.Gaussian = field(default=EDM, metadata={"static": True})
+
+    def __call__(self, y, t, cond=None):
+        return self.process.predict(y, t, denoised=self.factor.reshape(-1, 1) * y / (1 + t**2))
+
+
+def test_a_number_for_every_sample_goes_with_its_chunk():
+    factor = np.linspace(0.2, 1.0, len(X)).astype(np.float32)
+    run = dict(solver=solvers.DDIM(), grid=grids.Karras(12))
+    whole = sl.invert(Shrunk(factor), X, **run)
+    np.testing.assert_allclose(sl.invert(Shrunk(factor), X, chunk=5, **run), whole, rtol=1e-5, atol=1e-5)
+    one = sl.invert(Shrunk(factor[9:10]), X[9:10], **run)
+    np.testing.assert_allclose(one, whole[9:10], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,6 +128,11 @@ def test_chunks_and_conditions():
         (dict(cond=np.zeros(3)), "invert.cond"),
         (dict(model=lambda y, t, cond: y), "knows its process"),
         (dict(chunk=0), "chunk = 0"),
+        (dict(model=Shrunk(np.ones(3))), r"invert.Shrunk.factor has a leaf of shape \(3,\)"),
+        (
+            dict(model=models.ExactModel(LAW, FLOW), solver=solvers.DPMSolverPP(order=2), grid=grids.Uniform(6)),
+            "has no finite steps .* where alpha is 0 at t = 1",
+        ),
     ],
 )
 def test_errors(change, message):
@@ -115,3 +146,11 @@ def test_a_flow_that_breaks_is_named():
     broken = models.FunctionModel(lambda y, t, cond: y * np.nan, EDM)
     with pytest.raises(NonFiniteSample, match="step 0 of"):
         sl.invert(broken, X, solver=solvers.DDIM(), grid=grids.Karras(5))
+
+
+def test_rectified_flow_is_inverted_up_to_pure_noise():
+    model = models.ExactModel(LAW, FLOW)
+    z = sl.invert(model, X, solver=solvers.Heun(), grid=grids.Uniform(200))
+    # At t = 1 the law of the flow is N(0, 1) without a trace of the data: the flow of a Gaussian whitens it by its square root.
+    mean, root = np.array([0.5, -0.2]), scipy.linalg.sqrtm(np.array([[0.6, 0.2], [0.2, 0.3]]))
+    np.testing.assert_allclose(z, np.linalg.solve(root, (X - mean).T).T, atol=0.02)

@@ -112,3 +112,40 @@ def test_the_gradient_of_the_likelihood_is_the_score():
     covariance = np.array([[0.5, 0.1], [0.1, 0.4]]) + t**2 * np.eye(2)
     score = -np.linalg.solve(covariance, (x[0] - [0.3, -0.2]))
     np.testing.assert_allclose(slope, score @ direction[0], atol=1e-3)  # the solver's tolerance is 1e-5 on values of 1 to 20
+
+
+def test_derivatives_by_the_start_and_the_end_of_the_flow():
+    r"""Of a Gaussian, :math:`y_T = x\sqrt{(v+T^2)/(v+t^2)}`, seen under a start of another deviation."""
+    v, t0, end, s = 0.5, 0.01, 5.0, 4.0
+    process = processes.Gaussian(schedule=schedules.EDM(sigma_min=t0, sigma_max=20.0))
+    model, x = models.ExactModel(densities.Gaussian(np.zeros(2), v), process), np.array([[0.9, -1.4]], np.float32)
+
+    def log_prob(s, end):
+        return likelihood.log_likelihood(model, x, start=starts.LogNormal(0.0, s), t_max=end).log_prob[0]
+
+    by_s, by_end = jax.grad(log_prob, (0, 1))(s, end)
+    square = float(np.sum(x**2)) * (v + end**2) / (v + t0**2)
+    # The solver's tolerance is 1e-5 on a path of length 7.
+    np.testing.assert_allclose(by_s, square / s**3 - 2 / s, atol=1e-3)
+    np.testing.assert_allclose(by_end, (2 - square / s**2) * end / (v + end**2), atol=1e-3)
+
+
+def test_a_model_that_is_no_pytree_is_taken():
+    class Bare:
+        process = processes.Gaussian(schedule=schedules.EDM(sigma_min=0.01, sigma_max=20.0))
+
+        def __call__(self, y, t, cond=None):
+            return self.process.predict(y, t, denoised=y / (1 + t**2))
+
+    bare, law = Bare(), densities.Gaussian(np.zeros(2), 1.0)
+    x = np.zeros((3, 2), np.float32)
+    exact = likelihood.log_likelihood(models.ExactModel(law, bare.process), x).log_prob
+    np.testing.assert_allclose(likelihood.log_likelihood(bare, x).log_prob, exact, atol=1e-4)
+
+
+def test_a_scale_for_every_row_has_as_many():
+    process = processes.Gaussian(schedule=schedules.EDM())
+    inner = models.ExactModel(densities.Gaussian(np.zeros(2), 1.0), process)
+    model = models.ClassifierFreeGuidance(model=inner, scale=np.ones(3))
+    with pytest.raises(ValueError, match=r"log_likelihood.ClassifierFreeGuidance.scale has a leaf of shape \(3,\)"):
+        likelihood.log_likelihood(model, np.zeros((4, 2)))

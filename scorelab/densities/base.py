@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scorelab.processes.charts import Chart
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.typing import Array, Key, is_traced, owner, require_real
-
-if TYPE_CHECKING:
-    from scorelab.densities.gaussian import Gaussian
-    from scorelab.processes.charts import Chart
-    from scorelab.processes.linear_gaussian import LinearGaussian
 
 T = TypeVar("T")
 
@@ -48,7 +45,7 @@ class Density(abc.ABC):
         """The law of ``chart(x)``. A law is one of chart points and stays itself, unless it says otherwise."""
         return self
 
-    def matched(self) -> Gaussian | None:
+    def matched(self) -> Density | None:
         """The Gaussian with the mean and the covariance of the law, None where they have no closed form here."""
         return None
 

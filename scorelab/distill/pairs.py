@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scorelab import walk
@@ -18,7 +16,7 @@ from scorelab.processes.base import Start
 from scorelab.sampling import sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed
-from scorelab.typing import Array, Key, Pytree, on_host, per_example_keys, require_spec
+from scorelab.typing import Array, Key, Pytree, on_host, require_spec
 
 
 def teacher_pairs(
@@ -60,8 +58,7 @@ def teacher_pairs(
         raise ValueError(f"teacher_pairs.solver = {solver!r} draws noise: expected a deterministic solver, such as Heun()")
     plan = walk.plan("teacher_pairs", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
     process, times = plan.model.process, plan.times
-    t = jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float))
-    y = plan.start.draw(per_example_keys(key, plan.ids), plan.ids, process, t, plan.event)
+    y = plan.draw(key)
     out = sample(model, solver=solver, grid=Explicit(tuple(times)), key=key, shape=shape, start=Fixed(y), cond=cond, chunk=chunk)
     alpha, sigma, offset = (float(f(times[0])) for f in (process.alpha, process.sigma, process.offset))
     noise = (y - offset - alpha * process.encode(out.x)) / sigma

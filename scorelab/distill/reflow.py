@@ -18,7 +18,7 @@ from scorelab.processes.base import Start
 from scorelab.solvers import DDIM
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
-from scorelab.typing import Array, Key, Pytree, per_example_keys
+from scorelab.typing import Array, Key, Pytree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +78,7 @@ def straightness(
     """
     plan = walk.plan("straightness", model, solver=DDIM(), grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
     process, times = plan.model.process, plan.times
-    t = jnp.asarray(times[0], jax.dtypes.canonicalize_dtype(float))
-    y = plan.start.draw(per_example_keys(key, plan.ids), plan.ids, process, t, plan.event)
+    y = plan.draw(key)
     nodes = Nodes.at(process, times)
     weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])
     ends = jax.tree.map(lambda column: jnp.asarray(column[1:], y.dtype), nodes)

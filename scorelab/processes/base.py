@@ -127,8 +127,8 @@ class Start(abc.ABC):
         """Raise ValueError where an array of the start is too short or of another shape."""
         return None
 
-    def signs(self, ids: Array, event: Any) -> Array | None:
-        """Signs that the samples keep from beginning to end, ``(batch, *event)``, or None where all are positive."""
+    def signs(self, ids: Array, event: Any) -> Pytree | None:
+        """Signs that the samples keep from beginning to end, shaped like them, or None where all are positive."""
         return None
 
     def on_grid(self, process: Any, times: np.ndarray) -> tuple[Start, np.ndarray]:

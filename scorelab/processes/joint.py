@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from scorelab.processes.base import Noised, Process, Start
-from scorelab.typing import Array, Key, Pytree, computed, require_spec
+from scorelab.processes.base import Noised, Process, Start, require_same_process
+from scorelab.typing import Array, Key, Pytree, computed, folded, require_spec
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -109,6 +110,8 @@ class Joint(Process):
         """See :class:`Process`."""
         if not isinstance(prediction, JointPrediction) or set(prediction.parts) != set(self.names):
             raise TypeError(f"{name} returned a {type(prediction).__name__}: expected a JointPrediction of {list(self.names)}")
+        for part in self.names:
+            require_same_process(f"{name}: {part}", process=self[part], prediction=prediction.parts[part].process)
         parts = {part: self[part].checked(f"{name}: {part}", prediction.parts[part], y[part]) for part in self.names}
         return JointPrediction(parts=parts, t=prediction.t, process=self)
 
@@ -164,11 +167,29 @@ class JointStart(Start):
         for name, start in self.parts.items():
             start.check(count, shapes[name], process[name])
 
+    def signs(self, ids, event):
+        """Those of the parts, one where a part has none."""
+        shapes = dict(event)
+        found = {name: start.signs(ids, shapes[name]) for name, start in self.parts.items()}
+        if all(sign is None for sign in found.values()):
+            return None
+        return {name: jnp.ones((len(ids), *shapes[name])) if sign is None else sign for name, sign in found.items()}
+
+    def on_grid(self, process, times):
+        """That of every part; ValueError for one that skips part of the grid, which the others would not."""
+        begun = {name: start.on_grid(process[name], times) for name, start in self.parts.items()}
+        for name, (_, rest) in begun.items():
+            if len(rest) < len(times):
+                raise ValueError(
+                    f"JointStart.{name} = {self.parts[name]!r} skips part of the grid: expected a start at its first time"
+                )
+        return JointStart({name: start for name, (start, _) in begun.items()}), times
+
     def draw(self, keys, ids, process, t, event):
         """Each from a stream of its own."""
         shapes = dict(event)
         return {
-            name: self.parts[name].draw(_folded(keys, i), ids, process[name], t, shapes[name])
+            name: self.parts[name].draw(folded(keys, i), ids, process[name], t, shapes[name])
             for i, name in enumerate(process.names)
         }
 
@@ -179,7 +200,3 @@ class JointStart(Start):
     def log_prob(self, y, process, t):
         """The sum."""
         return cast(Array, sum(self.parts[name].log_prob(y[name], process[name], t) for name in process.names))
-
-
-def _folded(keys: Key, i: int) -> Key:
-    return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)

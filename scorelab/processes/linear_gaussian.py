@@ -24,7 +24,7 @@ import numpy as np
 from scorelab.processes.base import Noised, Process, Start
 from scorelab.processes.charts import Chart, Identity
 from scorelab.processes.predictions import HasDenoised, HasNoise, HasScore, HasVelocity
-from scorelab.schedules import Schedule, namespace
+from scorelab.schedules import GaussianSchedule, namespace
 from scorelab.schedules.base import floating
 from scorelab.typing import Array, Key, computed, per_example, per_example_normal, require_real, require_shape
 
@@ -82,11 +82,11 @@ class GaussianPrediction(HasDenoised, HasNoise, HasScore, HasVelocity):
 class LinearGaussian(Process):
     """A linear-Gaussian process in a chart; a new one names its ``schedule``, its ``chart`` and its ``offset``."""
 
-    schedule: Schedule
+    schedule: GaussianSchedule
 
     def __post_init__(self):
-        if not isinstance(self.schedule, Schedule):
-            raise TypeError(f"{type(self).__name__}.schedule = {self.schedule!r}: expected a scorelab.schedules.Schedule")
+        if not isinstance(self.schedule, GaussianSchedule):
+            raise TypeError(f"{type(self).__name__}.schedule = {self.schedule!r}: expected a scorelab.schedules.GaussianSchedule")
 
     @property
     def chart(self) -> Chart:

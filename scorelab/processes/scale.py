@@ -12,9 +12,9 @@ however exact the model and however fine the grid.
 from __future__ import annotations
 
 import math
-import warnings
 
 from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.warn import warn
 
 # In deviations of the data: seen in some thousand samples, and far above the bias of a usual grid.
 TOLERATED = 0.05
@@ -52,13 +52,12 @@ def warn_scale(where: str, process: LinearGaussian, t: float, *, mean: float = 0
     """Warn with both numbers and what to change where :func:`prior_error` is above a twentieth of a deviation."""
     error = max(prior_error(process, t, mean=mean, std=std))
     if error > TOLERATED:
-        warnings.warn(
+        warn(
             f"{where}: data with mean {mean:.4g} and standard deviation {std:.4g} under noise of at most "
             f"{float(process.noise_ratio(t)):.4g} at t = {t:.4g}: samples that begin as pure noise are off by {error:.2g} standard "
             "deviations; scale the data (to a deviation of about 0.5), raise the noise (sigma_max, t_max), or begin with "
             "starts.GaussianMoments",
             ScaleWarning,
-            stacklevel=4,
         )
 
 
@@ -68,10 +67,9 @@ def warn_start(where: str, process: LinearGaussian, t: float, *, start: tuple[fl
     own, other = (math.hypot(alpha * std, sigma) for _, std in (start, model))
     error = max(alpha * abs(start[0] - model[0]) / other, abs(own / other - 1))
     if error > TOLERATED:
-        warnings.warn(
+        warn(
             f"{where}: the law of the start has mean {start[0]:.4g} and standard deviation {start[1]:.4g}, that of the model "
             f"{model[0]:.4g} and {model[1]:.4g}: at t = {t:.4g} they differ by {error:.2g} of their noised deviation; expected a "
             "start with the law of the model",
             ScaleWarning,
-            stacklevel=4,
         )

@@ -63,6 +63,32 @@ class Schedule(_TimeRange, abc.ABC):
     def log_alpha(self, t: Array | float) -> Array:
         r""":math:`\log \alpha_t`."""
 
+    @property
+    @abc.abstractmethod
+    def clean_time(self) -> float:
+        """The time of clean data; ``-inf`` where no finite time has that."""
+
+    def alpha(self, t: Array | float) -> Array:
+        r""":math:`\alpha_t`."""
+        return namespace(t).exp(self.log_alpha(t))
+
+    def d_alpha(self, t: Array | float) -> Array:
+        r""":math:`\mathrm{d}\alpha_t/\mathrm{d}t`."""
+        return derivative(self.alpha, t)
+
+    def drift_rate(self, t: Array | float) -> Array:
+        r""":math:`f_t = \mathrm{d}\log\alpha_t/\mathrm{d}t` of the SDE :math:`dy = f_t y\,dt + g_t\,dw`."""
+        return derivative(self.log_alpha, t)
+
+    @property
+    def t_end(self) -> float:
+        """The largest time at which the formulas hold; ``t_max`` unless a schedule says that they go on."""
+        return self.t_max
+
+
+class GaussianSchedule(Schedule):
+    r"""A schedule with Gaussian noise; a new one needs ``log_snr`` and ``time`` beside ``log_alpha``."""
+
     @abc.abstractmethod
     def log_snr(self, t: Array | float) -> Array:
         r""":math:`\lambda_t = \log(\alpha_t^2 / \sigma_t^2)`, decreasing in ``t``."""
@@ -70,10 +96,6 @@ class Schedule(_TimeRange, abc.ABC):
     @abc.abstractmethod
     def time(self, log_snr: Array | float) -> Array:
         """The inverse of ``log_snr``; ``time(inf)`` is the time of clean data."""
-
-    def alpha(self, t: Array | float) -> Array:
-        r""":math:`\alpha_t`."""
-        return namespace(t).exp(self.log_alpha(t))
 
     def sigma(self, t: Array | float) -> Array:
         r""":math:`\sigma_t = \alpha_t e^{-\lambda_t/2}`."""
@@ -91,17 +113,9 @@ class Schedule(_TimeRange, abc.ABC):
         """
         return self.alpha(t)
 
-    def d_alpha(self, t: Array | float) -> Array:
-        r""":math:`\mathrm{d}\alpha_t/\mathrm{d}t`."""
-        return derivative(self.alpha, t)
-
     def d_sigma(self, t: Array | float) -> Array:
         r""":math:`\mathrm{d}\sigma_t/\mathrm{d}t`."""
         return derivative(self.sigma, t)
-
-    def drift_rate(self, t: Array | float) -> Array:
-        r""":math:`f_t = \mathrm{d}\log\alpha_t/\mathrm{d}t` of the SDE :math:`dy = f_t y\,dt + g_t\,dw`."""
-        return derivative(self.log_alpha, t)
 
     def diffusion_rate(self, t: Array | float) -> Array:
         r""":math:`g_t^2 = -\sigma_t^2\,\mathrm{d}\lambda_t/\mathrm{d}t`."""
@@ -111,11 +125,6 @@ class Schedule(_TimeRange, abc.ABC):
     def clean_time(self) -> float:
         """The time at which sigma is zero; ``-inf`` where no finite time has that."""
         return float(self.time(np.float64(np.inf)))
-
-    @property
-    def t_end(self) -> float:
-        """The largest time at which the formulas hold; ``t_max`` unless a schedule says that they go on."""
-        return self.t_max
 
 
 def require_time_range(schedule) -> None:

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.schedules.base import Schedule, floating, namespace, on_host, require_time_range
+from scorelab.schedules.base import GaussianSchedule, floating, namespace, on_host, require_time_range
 from scorelab.typing import Array, require_number, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class GBMClock(Schedule):
+class GBMClock(GaussianSchedule):
     r"""The clock of geometric Brownian motion: :math:`\alpha_t = 1`, :math:`\sigma_t^2 = \int_0^t \mathrm{volatility}(s)^2 ds`.
 
     Attributes:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scorelab.schedules.base import Schedule, floating, namespace, require_time_range
+from scorelab.schedules.base import GaussianSchedule, floating, namespace, require_time_range
 
 
 @dataclass(frozen=True, kw_only=True)
-class RectifiedFlow(Schedule):
+class RectifiedFlow(GaussianSchedule):
     r"""Straight lines between data and noise: :math:`\alpha_t = 1-t`, :math:`\sigma_t = t` (Liu et al. 2023).
 
     The path is straight in ``y`` itself, so ``scale`` is one and ``alpha`` may be zero at ``t_max = 1``.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.schedules.base import Schedule, floating, namespace, require_time_range
+from scorelab.schedules.base import GaussianSchedule, floating, namespace, require_time_range
 from scorelab.typing import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class VE(Schedule):
+class VE(GaussianSchedule):
     r"""Variance exploding, geometric: :math:`\alpha_t = 1`, :math:`\sigma_t = \sigma_{\min}(\sigma_{\max}/\sigma_{\min})^t`.
 
     Clean data is at ``t = -inf``: every grid ends there with a denoising step (Song et al. 2021, eq. 30).
@@ -79,7 +79,7 @@ class VE(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDM(Schedule):
+class EDM(GaussianSchedule):
     r"""Time is the noise level: :math:`\alpha_t = 1`, :math:`\sigma_t = t` (Karras et al. 2022)."""
 
     sigma_min: float = 0.002

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.schedules.base import Schedule, floating, namespace, require_time_range
+from scorelab.schedules.base import GaussianSchedule, floating, namespace, require_time_range
 from scorelab.typing import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPLinear(Schedule):
+class VPLinear(GaussianSchedule):
     r"""Variance preserving with a linear rate: :math:`\log\alpha_t = -\tfrac12\int_0^t \beta`, :math:`\alpha^2+\sigma^2=1`.
 
     :math:`\beta_t = \beta_{\min} + t(\beta_{\max}-\beta_{\min})`, ``t`` in [0, 1] (Song et al. 2021, eq. 32).
@@ -75,7 +75,7 @@ class VPLinear(Schedule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPCosine(Schedule):
+class VPCosine(GaussianSchedule):
     r"""Variance preserving on the circle: :math:`\alpha_t = \cos(\pi t/2)`, :math:`\sigma_t = \sin(\pi t/2)`.
 
     ``t_max`` stays below 1, where alpha is zero (Nichol & Dhariwal 2021; Hoogeboom et al. 2023).

@@ -26,6 +26,7 @@ from scorelab.fk.cloud import WeightsWarning
 from scorelab.fk.intermediate import Denoised, Intermediate
 from scorelab.grids import Grid
 from scorelab.models.base import Model
+from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
 from scorelab.solvers.base import Integrator, Population, Solver
 from scorelab.typing import (
@@ -226,7 +227,9 @@ def prune(
             dropped_at[np.delete(alive, kept)] = step
             alive = alive[kept]
             take = lambda leaf: jnp.asarray(leaf)[kept]
-            state, visit = jax.tree.map(take, state), visit._replace(ids=take(visit.ids), cond=jax.tree.map(take, visit.cond))
+            own = map_per_sample(lambda _, value: take(value), visit.model)
+            state, ids, cond = jax.tree.map(take, (state, visit.ids, visit.cond))
+            visit = visit._replace(model=own, ids=ids, cond=cond)
             unusable += int(np.sum(_no_number(np.asarray(value)[kept])))
         if progress is not None:
             progress(done, planned)

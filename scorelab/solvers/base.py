@@ -19,7 +19,7 @@ import numpy as np
 from scorelab.models.base import Model, ask
 from scorelab.processes.base import Process, Start
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.processes.predictions import HasDenoised, HasNoise
+from scorelab.processes.predictions import HasDenoised, HasNoise, require_capabilities
 from scorelab.typing import Array, Key, Pytree
 
 A = TypeVar("A", bound=Array)
@@ -77,6 +77,10 @@ class Solver(abc.ABC):
     def ask(self, model: Model, keys: Key, y: Pytree, row: Any, cond: Pytree) -> Any:
         """The prediction at the point of ``query``."""
         return ask(model, y, row.t, cond)
+
+    def require(self, prediction: Any) -> None:
+        """Raise ``TypeError`` naming what the solver reads and the prediction does not have."""
+        require_capabilities(type(self).__name__, prediction, self.needs)
 
     @abc.abstractmethod
     def update(self, keys: Key, y: Pytree, prediction: Any, carry: Pytree, row: Any) -> tuple[Pytree, Pytree]:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.processes.predictions import HasNoise
 from scorelab.solvers.base import Population, Solver
 from scorelab.solvers.exponential import DDIM
 from scorelab.typing import Array, computed, per_example_normal, require_int, require_positive, require_spec
@@ -55,6 +56,7 @@ class PredictorCorrector(Solver):
     corrections: int = 1
     snr: float = 0.16
 
+    needs = (HasNoise,)
     order = 0
     stochastic = True
 
@@ -94,6 +96,11 @@ class PredictorCorrector(Solver):
             predictor=jax.tree.map(lambda column: column[source], rows),
             correct=correct.astype(np.int32), e=-delta / level, n=np.sqrt(2 * delta),
         )  # fmt: skip
+
+    def require(self, prediction):
+        """What the predictor needs, and the noise."""
+        self.predictor.require(prediction)
+        super().require(prediction)
 
     def init(self, process, y, log_weights):
         """The predictor's memory."""

@@ -42,11 +42,13 @@ def land(process: LinearGaussian, x: Array, memory: SignMemory | tuple[()]) -> t
 
 
 class InDataSpace:
-    """What solvers share that step in data space: signs are remembered, and their changes reported."""
+    """What solvers share that step in data space, or may: signs are remembered, and their changes reported."""
+
+    coords: Literal["latent", "ambient"] = "ambient"
 
     def init(self, process, y, log_weights):
-        """The memory of the signs."""
-        return SignMemory.fresh(process, y)
+        """The memory of the signs, in data space."""
+        return SignMemory.fresh(process, y) if self.coords == "ambient" else ()
 
     def decode(self, process, y, carry):
         """With the sign that the walk has given to ``x``."""
@@ -220,10 +222,6 @@ class EulerMaruyama(ReverseSDE):
     def __post_init__(self):
         require_choice(self, ("latent", "ambient"), coords=self.coords)
         require_choice(self, (True, False), denoise=self.denoise)
-
-    def init(self, process, y, log_weights):
-        """The memory of the signs in data space."""
-        return super().init(process, y, log_weights) if self.coords == "ambient" else ()
 
     def noise(self, row):
         """The noise of a latent step; in data space it depends on the state."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.processes.predictions import HasDenoised, HasVelocity
 from scorelab.solvers.base import Integrator
 from scorelab.solvers.euler import Landing
 from scorelab.typing import Array, computed, require_int, require_positive
@@ -63,6 +64,7 @@ class Diffrax(Integrator):
     floor: float = 1e-3
     max_steps: int = 4096
 
+    needs = (HasVelocity, HasDenoised)
     stochastic = False
     calls_per_step = None
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from scorelab.processes import joint
 from scorelab.processes.base import Process
 from scorelab.solvers.base import Integrator, Population, Solver
-from scorelab.typing import Array, computed, require_spec
+from scorelab.typing import Array, computed, folded, require_spec
 
 
 class JointRow(NamedTuple):
@@ -77,6 +76,13 @@ class Joint(Solver):
             raise ValueError(f"solvers.Joint has the parts {[n for n, _ in self.parts]}: expected {list(process.names)}")
         for name, part in self.parts:
             require_spec(f"solvers.Joint.{name} = {type(part).__name__}", part.process_type, process=process[name])
+            own, end = process[name], process.t_max
+            # Where the walk begins before the end of a part, its prior is another law; before its clean time, it stays noisy.
+            if not isinstance(part, Hold) and (own.t_max, own.clean_time) != (end, process.clean_time):
+                raise ValueError(
+                    f"solvers.Joint.{name} walks {own!r} with times from {own.clean_time:g} to {own.t_max:g}: expected "
+                    f"those that all parts have, {process.clean_time:g} to {end:g}"
+                )
         rows = {name: part.table(process[name], times) for name, part in self.parts}
         steps = [np.asarray(row.step) for row in rows.values()]
         if any(len(step) != len(steps[0]) or np.any(step != steps[0]) for step in steps):
@@ -88,14 +94,21 @@ class Joint(Solver):
         """That of every part."""
         return {name: part.init(process[name], y[name], log_weights) for name, part in self.parts}
 
+    def require(self, prediction):
+        """What every part needs of its own."""
+        super().require(prediction)
+        for name, part in self.parts:
+            part.require(prediction.parts[name])
+
     def query(self, keys, y, carry, row: JointRow):
         """Part by part."""
-        return {name: part.query(_own(keys, i), y[name], carry[name], row.parts[name]) for i, (name, part) in enumerate(self.parts)}
+        own = ((folded(keys, i), *part) for i, part in enumerate(self.parts))
+        return {name: part.query(keys, y[name], carry[name], row.parts[name]) for keys, name, part in own}
 
     def update(self, keys, y, prediction, carry, row: JointRow):
         """Part by part, from one prediction."""
         moved = {
-            name: part.update(_own(keys, i), y[name], prediction.parts[name], carry[name], row.parts[name])
+            name: part.update(folded(keys, i), y[name], prediction.parts[name], carry[name], row.parts[name])
             for i, (name, part) in enumerate(self.parts)
         }
         return {name: y for name, (y, _) in moved.items()}, {name: carry for name, (_, carry) in moved.items()}
@@ -103,6 +116,10 @@ class Joint(Solver):
     def decode(self, process, y, carry):
         """Part by part."""
         return {name: part.decode(process[name], y[name], carry[name]) for name, part in self.parts}
+
+    def outputs(self, carry, records):
+        """Those of the parts, by the name of the part and their own: ``image_sign_flips``."""
+        return {f"{name}_{key}": value for name, part in self.parts for key, value in part.outputs(carry[name], ()).items()}
 
 
 class HoldRow(NamedTuple):
@@ -137,7 +154,3 @@ class Hold(Solver):
     def update(self, keys, y, prediction, carry, row):
         """Nothing."""
         return y, carry
-
-
-def _own(keys: Any, i: int) -> Any:
-    return jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)

@@ -121,10 +121,6 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
         score = delta * g2 / np.asarray(process.sigma(t))
         return AnnealedRow(t=t, step=k, score=score, shift=delta * shift, n=factor * np.sqrt(delta * g2))
 
-    def init(self, process, y, log_weights):
-        """The memory of the signs in data space."""
-        return super().init(process, y, log_weights) if self.coords == "ambient" else ()
-
     def update(self, keys, y, prediction, carry, row: AnnealedRow):
         """See the class."""
         move = row.shift - row.score * prediction.eps + row.n * per_example_normal(keys, y)

@@ -110,9 +110,9 @@ class LogNormal(Start):
 
     def check_arrays(self, count, event):
         """See :class:`Start`."""
-        if not np.all(np.asarray(self.std) > 0):
-            raise ValueError(f"LogNormal.std = {self.std!r}: expected a number above 0")
-        require_finite("LogNormal.mean", self.mean)
+        for name, value, low, more in (("mean", self.mean, -math.inf, ""), ("std", self.std, 0.0, " above 0")):
+            if np.shape(value) != () or not low < float(value) < math.inf:
+                raise ValueError(f"LogNormal.{name} = {value!r}: expected one finite number{more}")
 
     @classmethod
     def matched(cls, mean: float, std: float, process: LinearGaussian, t: float | None = None) -> LogNormal:

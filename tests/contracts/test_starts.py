@@ -1,5 +1,7 @@
 """What every start promises: its draws have its density; a new one adds a row."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,3 +60,18 @@ def test_the_prior_is_what_sampling_begins_with():
     plain = sl.sample(model, **run).trajectory
     np.testing.assert_array_equal(plain, sl.sample(model, start=starts.Prior(), **run).trajectory)
     np.testing.assert_array_equal(plain, sl.sample(model, start=VP.prior(), **run).trajectory)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (0.0, np.ones(3), r"LogNormal.std = array\(\[1., 1., 1.\]\): expected one finite number above 0"),
+        (0.0, math.inf, "LogNormal.std = inf"),
+        (0.0, 0.0, "LogNormal.std = 0.0"),
+        (np.zeros(3), 1.0, "LogNormal.mean = .*expected one finite number"),
+        (math.nan, 1.0, "LogNormal.mean = nan"),
+    ],
+)
+def test_a_log_normal_start_is_one_law_for_all_elements(mean, std, message):
+    with pytest.raises(ValueError, match=message):
+        starts.LogNormal(mean, std).check(3, (3,), LOG)

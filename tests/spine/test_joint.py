@@ -63,7 +63,8 @@ class Symbol(HasLogits):
     process: Symbols = field(metadata={"static": True})
 
 
-POINT = sl.processes.Gaussian(schedule=sl.schedules.EDM(sigma_max=30.0))
+# The range of times is that of the symbols: a joint walk has one.
+POINT = sl.processes.Gaussian(schedule=sl.schedules.EDM(sigma_max=8.0))
 PROCESS = sl.processes.Joint(point=POINT, label=Symbols())
 
 
@@ -243,6 +244,59 @@ def test_the_gradient_of_the_loss_is_zero_at_the_truth():
     assert np.any(np.abs(np.asarray(wrong).mean(0)) > 8 * np.asarray(wrong).std(0) / np.sqrt(n))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needy(sl.solvers.DDIM):
+    needs = (HasLogits,)
+
+
+def another(y, t, cond=None):
+    """A part that answers under another process than it has."""
+    prediction = EXACT(y, t)
+    vp = sl.processes.Gaussian(schedule=sl.schedules.VPLinear())
+    parts = prediction.parts | {"point": vp.predict(y["point"], 0.5, denoised=prediction.parts["point"].denoised)}
+    return JointPrediction(parts=parts, t=prediction.t, process=PROCESS)
+
+
+def skipping():
+    """A start that jumps over the first steps, which the other parts would walk."""
+    return sl.starts.Teleport(sl.densities.Gaussian(np.zeros(1), np.eye(1)), 2.0)
+
+
+def both(y, t, cond=None):
+    process = sl.processes.Joint(a=POINT, b=POINT)
+    parts = {name: POINT.predict(y[name], t[name], denoised=jnp.zeros_like(y[name])) for name in ("a", "b")}
+    return JointPrediction(parts=parts, t=t, process=process)
+
+
+def longer():
+    """Parts whose ends differ: at that of the shorter one the other is not its prior."""
+    process = sl.processes.Joint(a=sl.processes.Gaussian(schedule=sl.schedules.EDM(sigma_max=30.0)), b=POINT)
+    model = sl.models.FunctionModel(both, process, returns="prediction")
+    solver = sl.solvers.Joint(a=sl.solvers.DDIM(), b=sl.solvers.DDIM())
+    return sl.sample(model, solver=solver, grid=sl.grids.Uniform(4), key=KEY, shape=dict(a=(4, 1), b=(4, 1)))
+
+
+def test_the_parts_keep_their_signs_and_report():
+    """Two parts of noise that multiplies, one with signs: both walk in data space, and what flips is named by the part."""
+    own = sl.processes.GeometricBrownianMotion(sigma=0.5, mu=0.1)
+    signed = sl.processes.GeometricBrownianMotion(sigma=0.5, mu=0.1, signed=True)
+    process = sl.processes.Joint(a=own, b=signed)
+
+    def zeros(y, t, cond=None):
+        parts = {name: process[name].predict(y[name], t[name], denoised=jnp.zeros_like(y[name])) for name in ("a", "b")}
+        return JointPrediction(parts=parts, t=t, process=process)
+
+    pattern = np.array([-1.0, 1.0, -1.0])
+    start = sl.starts.Joint(dict(a=sl.starts.Prior(), b=sl.starts.Signed(sl.starts.Prior(), pattern)))
+    solver = sl.solvers.Joint(a=sl.solvers.EulerMaruyama(coords="ambient"), b=sl.solvers.EulerMaruyama())
+    model = sl.models.FunctionModel(zeros, process, returns="prediction")
+    shape = dict(a=(5, 2), b=(5, 3))
+    out = sl.sample(model, solver=solver, grid=sl.grids.Uniform(200), key=KEY, shape=shape, start=start, keep="all")
+    np.testing.assert_array_equal(np.sign(out.trajectory["b"]), np.broadcast_to(pattern, (201, 5, 3)))
+    np.testing.assert_array_equal(np.sign(out.x["a"]), 1.0)
+    assert out.diagnostics["a_sign_flips"].shape == (5,)
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -254,6 +308,16 @@ def test_the_gradient_of_the_loss_is_zero_at_the_truth():
         (lambda: sampled(solver=sl.solvers.Joint(point=Bridge(), label=Bridge())), "expected a Symbols"),
         (lambda: sampled(solver=sl.solvers.Joint(point=sl.solvers.Heun(), label=Bridge())), "as many in every step"),
         (lambda: sl.solvers.Joint(point=fk.FeynmanKac()), "independent samples"),
+        (lambda: sampled(solver=sl.solvers.Joint(point=Needy(), label=Bridge())), "Needy needs HasLogits"),
+        (
+            lambda: sampled(model=sl.models.FunctionModel(another, PROCESS, returns="prediction")),
+            "another: point: .*expected the same",
+        ),
+        (lambda: longer(), r"Joint.a walks .*from 0 to 30: expected those that all parts have, 0 to 8"),
+        (
+            lambda: sampled(start=sl.starts.Joint(dict(point=skipping(), label=Fair()))),
+            "JointStart.point = .* skips part of the grid",
+        ),
         (lambda: sl.sample(EXACT, solver=SOLVER, grid=GRID, key=KEY, shape=dict(point=(4, 1), label=(5,))), "same number of"),
         (lambda: sl.sample(EXACT, solver=SOLVER, grid=GRID, key=KEY, shape=(4, 1)), "expected the same"),
         (lambda: sl.sample(EXACT, solver=sl.solvers.DDIM(), grid=GRID, key=KEY, shape=(4, 1)), "expected a LinearGaussian"),
