@@ -1,18 +1,25 @@
 """Data sets by name, batches by step, and the scale between stored values and what a diffusion sees."""
 
 from scorelab.data.arrays import Arrays
+from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, StatefulIterator
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
-from scorelab.data.registry import load, names
+from scorelab.data.own import ArrayFile, ImageFolder, Indexed
+from scorelab.data.registry import Named, load, names
 from scorelab.data.transforms import Identity, Pixels, Positive
 
 __all__ = [
+    "ArrayFile",
     "Arrays",
     "Batches",
     "DataCorrupt",
     "DataNotFound",
+    "DataSet",
     "Identity",
+    "ImageFolder",
+    "Indexed",
     "IteratorAdapter",
+    "Named",
     "Pixels",
     "Positive",
     "PublishedFile",

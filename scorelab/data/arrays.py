@@ -14,7 +14,7 @@ from scorelab.typing import require_spec
 class Arrays:
     """One split of one data set, read-only.
 
-    `x` is uint8 (n, height, width, channels) with values 0 .. levels - 1, or float32 (n, d) with
+    `x` is uint8 (n, height, width, channels) with values 0 .. levels - 1, or float32 (n, *event) with
     `levels=None`; `label` is int32 (n,) with values 0 .. num_classes - 1, or None. `sha256` is the hash of
     the bytes of `x` followed by those of `label`, in C order: equal hashes mean that equal arrays were
     trained on, whatever file they came from.
@@ -33,13 +33,13 @@ class Arrays:
         require_spec(self, np.ndarray, x=x)
         if label is not None:
             require_spec(self, np.ndarray, label=label)
-        if self.levels is None and (x.dtype != np.float32 or x.ndim != 2):
-            raise ValueError(f"x is {x.dtype} {x.shape}: expected float32 (n, d) where levels is None")
+        if self.levels is None and (x.dtype != np.float32 or x.ndim < 2):
+            raise ValueError(f"x is {x.dtype} {x.shape}: expected float32 (n, *event) where levels is None")
         if self.levels is not None and (x.dtype != np.uint8 or x.ndim != 4):
             raise ValueError(f"x is {x.dtype} {x.shape}: expected uint8 (n, height, width, channels)")
         if self.levels is not None and x.size and int(x.max()) >= self.levels:
             raise ValueError(f"x has the value {x.max()}: expected 0 to levels - 1 = {self.levels - 1}")
-        if self.levels is None and (bad := np.flatnonzero(~np.isfinite(x).all(-1))).size:
+        if self.levels is None and (bad := np.flatnonzero(~np.isfinite(x).all(tuple(range(1, x.ndim))))).size:
             raise ValueError(f"x has {len(bad)} rows that are not finite, the first is row {bad[0]}: expected finite numbers")
         if label is not None and (label.dtype != np.int32 or label.shape != x.shape[:1]):
             raise ValueError(f"label is {label.dtype} {label.shape}: expected int32 {x.shape[:1]}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -29,6 +30,18 @@ def _check_host(host: int, hosts: int) -> None:
         raise ValueError(f"host={host}, hosts={hosts}: expected 0 <= host < hosts")
 
 
+class RowSource(abc.ABC):
+    """Rows that are read when they are asked for."""
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    @abc.abstractmethod
+    def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of these numbers by name, each array with a leading axis as long as ``index``."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batches:
     """Shuffled batches of in-memory arrays, found by their step.
@@ -39,17 +52,26 @@ class Batches:
     one). Of a batch, host h of H takes the h-th block of batch_size / H rows, so a batch is the same set
     whatever H is.
 
-    `arrays` is an `Arrays`, or a mapping of names to arrays with equal leading length. Dtypes are kept:
-    uint8 goes to the device and is scaled there. Errors: batch_size above n, or not a multiple of hosts.
+    `arrays` is an `Arrays`, a mapping of names to arrays with equal leading length, or rows that are read when they are asked for
+    (`len` and `take(numbers) -> {name: array}`). Dtypes are kept: uint8 goes to the device and is scaled there.
+    Errors: batch_size above n, or not a multiple of hosts.
     """
 
-    arrays: Arrays | Mapping[str, np.ndarray]
+    arrays: Arrays | Mapping[str, np.ndarray] | RowSource
     batch_size: int
     seed: int = 0
 
     def __post_init__(self):
-        require_spec(self, Arrays | Mapping, arrays=self.arrays)
-        columns = self.columns
+        require_spec(self, Arrays | Mapping | RowSource, arrays=self.arrays)
+        self._check_columns()
+        size = self.batch_size
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= self.n:
+            raise ValueError(f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples")
+        require_seed(self, seed=self.seed)
+
+    def _check_columns(self) -> None:
+        if (columns := self.columns) is None:
+            return
         for key, value in columns.items():
             dtype = getattr(value, "dtype", None)
             if dtype is None or dtype.kind in "cOUSMm" or np.ndim(value) < 1:
@@ -58,20 +80,18 @@ class Batches:
         lengths = {key: len(value) for key, value in columns.items()}
         if not columns or len(set(lengths.values())) != 1:
             raise ValueError(f"arrays has lengths {lengths}: expected at least one array, all of equal length")
-        size = self.batch_size
-        if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= self.n:
-            raise ValueError(f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples")
-        require_seed(self, seed=self.seed)
 
     @property
-    def columns(self) -> Mapping[str, np.ndarray]:
-        """The arrays by name."""
-        return self.arrays if isinstance(self.arrays, Mapping) else self.arrays.columns()
+    def columns(self) -> Mapping[str, np.ndarray] | None:
+        """The arrays by name; None for rows that are read when they are asked for."""
+        if isinstance(self.arrays, RowSource):
+            return None
+        return self.arrays.columns() if isinstance(self.arrays, Arrays) else self.arrays
 
     @property
     def n(self) -> int:
         """Number of samples."""
-        return len(next(iter(self.columns.values())))
+        return len(self.arrays) if (columns := self.columns) is None else len(next(iter(columns.values())))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,7 +112,9 @@ class Batches:
     def at(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
         """The batch of `step`: `{"x": (batch_size / hosts, ...), "label": ...}`, dtypes as stored."""
         rows = self.indices(step, host, hosts)
-        return {key: value[rows] for key, value in self.columns.items()}
+        if isinstance(self.arrays, RowSource):
+            return self.arrays.take(rows)
+        return {key: value[rows] for key, value in cast(Mapping, self.columns).items()}
 
 
 class StatefulIterator(Protocol):

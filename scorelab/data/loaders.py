@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
 from scorelab.data.arrays import Arrays
+from scorelab.data.base import DataSet
 from scorelab.data.files import PublishedFile, Shelf
 from scorelab.data.formats import read_cifar10_binary, read_idx, read_npz_images
 from scorelab.data.memory import require_memory
@@ -21,42 +23,19 @@ _COPIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a caller of `load` asked for beside the name and the split."""
+class Published(DataSet):
+    """A set in published files: looked for on this machine, then downloaded."""
 
-    data_dir: str | os.PathLike[str] | None = None
-    download: bool = True
-    n: int | None = None
-    seed: int | None = None
+    name: str
+    splits: tuple[str, ...] = ("train", "test")
 
-    def shelf(self, dataset: str, folders: tuple[str, ...]) -> Shelf:
-        """Where to look for the files of a set; refuses the arguments of the generated sets."""
-        self.refuse_sampling(dataset)
-        return Shelf(dataset=dataset, folders=folders, data_dir=self.data_dir, may_download=self.download)
+    @abc.abstractmethod
+    def load(self, split: str = "train", *, data_dir: str | os.PathLike[str] | None = None, download: bool = True) -> Arrays:
+        """One split; where files are looked for as in :func:`scorelab.data.load`."""
 
-    def refuse_sampling(self, dataset: str) -> None:
-        """Raise where `n` or `seed` was given for a set of fixed content."""
-        for field in ("n", "seed"):
-            if getattr(self, field) is not None:
-                raise ValueError(f"{field}={getattr(self, field)} for {dataset}: only the generated sets take {field}")
-
-
-class DataSet(Protocol):
-    """A named data set."""
-
-    @property
-    def name(self) -> str:
-        """The name `load` finds it by."""
-        ...
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        """The splits it has."""
-        ...
-
-    def load(self, split: str, request: Request) -> Arrays:
-        """One split."""
-        ...
+    def shelf(self, data_dir: str | os.PathLike[str] | None, download: bool, folders: tuple[str, ...] = ()) -> Shelf:
+        """Where its files may lie."""
+        return Shelf(dataset=self.name, folders=folders or _folders(self.name), data_dir=data_dir, may_download=download)
 
 
 def _folders(name: str) -> tuple[str, ...]:
@@ -73,17 +52,15 @@ class IdxSplit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IdxImages:
+class IdxImages(Published):
     """Grey images and labels 0 to 9 in idx files, as MNIST has them; a split needs only its own two files."""
 
-    name: str
     train: IdxSplit
     test: IdxSplit
-    splits: tuple[str, ...] = ("train", "test")
 
-    def load(self, split: str, request: Request) -> Arrays:
+    def load(self, split: str = "train", *, data_dir=None, download=True) -> Arrays:
         """Images (n, height, width, 1) with 256 levels."""
-        shelf = request.shelf(self.name, _folders(self.name))
+        shelf = self.shelf(data_dir, download)
         part = {"train": self.train, "test": self.test}[split]
 
         def read(file: PublishedFile, shape: tuple[int, ...]) -> np.ndarray:
@@ -98,37 +75,38 @@ class IdxImages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halves:
+class Halves(Published):
     """One split of another set as a set of its own: its images 0, 2, 4, .. are train, 1, 3, 5, .. are test.
 
     For sets of which only one split is at hand.
     """
 
-    name: str
-    source: DataSet
+    source: Published
     of: str = "test"
-    splits: tuple[str, ...] = ("train", "test")
 
-    def load(self, split: str, request: Request) -> Arrays:
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """Its name and that of the source."""
+        return self.name, self.source.name
+
+    def load(self, split: str = "train", *, data_dir=None, download=True) -> Arrays:
         """Every second image of the split ``of`` of the source."""
-        whole = self.source.load(self.of, request)
+        whole = self.source.load(self.of, data_dir=data_dir, download=download)
         chosen = slice(self.splits.index(split), None, 2)
         label = None if whole.label is None else whole.label[chosen]
         return replace(whole, x=whole.x[chosen], label=label, name=self.name, split=split)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CifarBinary:
+class CifarBinary(Published):
     """CIFAR-10 from its binary archive, `records` images a member (the Python archive is a pickle)."""
 
-    name: str
     archive: PublishedFile
     records: int
-    splits: tuple[str, ...] = ("train", "test")
 
-    def load(self, split: str, request: Request) -> Arrays:
+    def load(self, split: str = "train", *, data_dir=None, download=True) -> Arrays:
         """Images (n, 32, 32, 3) with 256 levels."""
-        shelf = request.shelf(self.name, _folders(self.name))
+        shelf = self.shelf(data_dir, download)
         files = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}[split]
         members = tuple(f"cifar-10-batches-bin/{file}" for file in files)
 
@@ -141,29 +119,28 @@ class CifarBinary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NpzImages:
+class NpzImages(Published):
     """Unlabelled images under one key of an npz file; a train split only."""
 
-    name: str
     folders: tuple[str, ...]
     file: PublishedFile
     key: str
     shape: tuple[int, int, int, int]
     splits: tuple[str, ...] = ("train",)
 
-    def load(self, split: str, request: Request) -> Arrays:
+    def load(self, split: str = "train", *, data_dir=None, download=True) -> Arrays:
         """Images of `shape` with 256 levels, no labels."""
 
         def inspect(raw: bytes, path: Path) -> None:
             read_npz_images(raw, self.key, self.shape, path)
 
-        raw = request.shelf(self.name, self.folders).read(self.file, inspect)
+        raw = self.shelf(data_dir, download, self.folders).read(self.file, inspect)
         images = read_npz_images(raw, self.key, self.shape, self.file.name)
         return Arrays(x=images, name=self.name, split=split, levels=256)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(DataSet):
     """The 1,797 handwritten digits inside scikit-learn, 8x8, values 0 to 16: no file to fetch.
 
     Split rule: the images sorted by class (stable); of that list, the positions floor((k + 1/2) 1797 /
@@ -175,13 +152,11 @@ class Digits:
     name: str = "digits"
     splits: tuple[str, ...] = ("train", "test")
 
-    def load(self, split: str, request: Request) -> Arrays:
+    def load(self, split: str = "train") -> Arrays:
         """Images (n, 8, 8, 1) with 17 levels."""
-        from sklearn.datasets import (
-            load_digits,
-        )  # half a second to import, which users of the other sets need not wait for
+        # Half a second to import, which users of the other sets need not wait for.
+        from sklearn.datasets import load_digits
 
-        request.refuse_sampling(self.name)
         source: Any = load_digits()
         by_class = np.argsort(source.target, kind="stable")
         total = len(by_class)
@@ -197,17 +172,30 @@ class Digits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toy:
-    """A generated set of points; train and test come from independent streams of the same seed."""
+class Toy(DataSet):
+    """A generated set of points; train and test come from independent streams of the same seed.
+
+    Attributes:
+        sampler: ``((seed, stream), n)`` to points ``(n, dimension)`` float32.
+        dimension: of a point.
+        n: number of points in a split.
+        seed: of the streams.
+    """
 
     name: str
     sampler: Callable[[tuple[int, int], int], np.ndarray]
     dimension: int = 2
+    n: int = 10000
+    seed: int = 0
     splits: tuple[str, ...] = ("train", "test")
 
-    def load(self, split: str, request: Request) -> Arrays:
-        """Points (n, d) float32, d = 2 for most; n defaults to 10000 and seed to 0; no labels."""
-        n = 10000 if request.n is None else request.n
-        seed = 0 if request.seed is None else request.seed
-        require_memory(f"{self.name} with n = {n}", 4.0 * _COPIES * n * self.dimension)
-        return Arrays(x=self.sampler((seed, self.splits.index(split)), n), name=self.name, split=split)
+    generated: ClassVar[bool] = True
+
+    def load(self, split: str = "train") -> Arrays:
+        """Points (n, d) float32, no labels."""
+        require_memory(f"{self.name} with n = {self.n}", 4.0 * _COPIES * self.n * self.dimension)
+        return Arrays(x=self.sampler((self.seed, self.splits.index(split)), self.n), name=self.name, split=split)
+
+    def draw(self, n: int, seed: int) -> Arrays:
+        """The test split of another seed."""
+        return replace(self, n=n, seed=seed).load("test")

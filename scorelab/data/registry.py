@@ -1,19 +1,22 @@
 """The data sets by name: the files of each one, their hashes and addresses, and its loader.
 
-A new set is one entry of `SETS`: an object of a class in `loaders.py`, or any object with `name`, `splits`
-and `load(split, request) -> Arrays`.
+A set of your own needs no entry here: any :class:`scorelab.data.DataSet` goes where these go.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, cast
 
 from scorelab.data import toy
 from scorelab.data.arrays import Arrays
+from scorelab.data.base import DataSet
 from scorelab.data.files import PublishedFile
-from scorelab.data.loaders import CifarBinary, DataSet, Digits, Halves, IdxImages, IdxSplit, NpzImages, Request, Toy
+from scorelab.data.loaders import CifarBinary, Digits, Halves, IdxImages, IdxSplit, NpzImages, Published, Toy
 from scorelab.names import did_you_mean
 from scorelab.typing import require_int, require_seed
 
@@ -195,7 +198,65 @@ def load(
         require_int(load, 1, n=n)
     if seed is not None:
         require_seed(load, seed=seed)
-    member = SETS[name]
-    if split not in member.splits:
-        raise ValueError(f"split={split!r} of {name}: expected one of {', '.join(member.splits)}")
-    return member.load(split, Request(data_dir=data_dir, download=download, n=n, seed=seed))
+    member = Named(name=name, n=n, seed=seed).member
+    member.require_split(split)
+    return member.load(split, data_dir=data_dir, download=download) if isinstance(member, Published) else member.load(split)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named(DataSet):
+    """One of the sets above by its name, as configs and :func:`load` take it.
+
+    Attributes:
+        name: as in :func:`names`.
+        n: number of points of a generated set, None for 10000; other sets take none.
+        seed: seed of a generated set, None for 0.
+    """
+
+    name: str
+    n: int | None = None
+    seed: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or self.name not in SETS:
+            raise ValueError(unknown_name("Named.name", self.name))
+        if self.n is not None:
+            require_int(self, 1, n=self.n)
+        if self.seed is not None:
+            require_seed(self, seed=self.seed)
+        for field, value in self._given.items():
+            if not SETS[self.name].generated:
+                raise ValueError(f"{field}={value} for {self.name}: only the generated sets take {field}")
+
+    @property
+    def _given(self) -> dict[str, int]:
+        return {field: value for field, value in (("n", self.n), ("seed", self.seed)) if value is not None}
+
+    @property
+    def member(self) -> DataSet:
+        """The set itself."""
+        return dataclasses.replace(cast(Any, SETS[self.name]), **self._given)
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the set."""
+        return SETS[self.name].splits
+
+    @property
+    def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the set."""
+        return SETS[self.name].generated
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """As the set."""
+        return SETS[self.name].known_as
+
+    def load(self, split: str = "train") -> Arrays:
+        """One split; errors as :func:`load`."""
+        self.require_split(split)
+        return self.member.load(split)
+
+    def draw(self, n: int, seed: int) -> Arrays:
+        """As the set."""
+        return self.member.draw(n, seed)

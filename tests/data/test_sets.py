@@ -11,8 +11,6 @@ from sklearn.datasets import load_digits
 
 from scorelab import densities
 from scorelab.data import Arrays, DataNotFound, load, names
-from scorelab.data.loaders import Request
-from scorelab.data.registry import SETS
 
 TOYS = ("eight_gaussians", "rings", "swiss_roll", "checkerboard", "pinwheel", "two_moons")
 
@@ -123,7 +121,7 @@ def test_requests_that_make_no_sense_are_refused():
         with pytest.raises(ValueError, match=rf"load.n = {n}: expected an integer >= 1"):
             load("rings", n=n)
     for name, size in (("rings", 2), ("synaptic_weights", 16)):
-        assert SETS[name].load("train", Request(n=3)).x.shape == (3, size)
+        assert load(name, n=3).x.shape == (3, size)
         # Four float32 arrays of 10^12 points: refused by name, where an allocation would end the process.
         with pytest.raises(ValueError, match=rf"{name} with n = 1000000000000 takes {16e12 * size:.3g} bytes".replace("+", r"\+")):
             load(name, n=10**12)

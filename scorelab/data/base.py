@@ -1,0 +1,45 @@
+"""What a data set is: named splits, loaded into memory, and for a generated one fresh draws."""
+
+from __future__ import annotations
+
+import abc
+from typing import ClassVar
+
+from scorelab.data.arrays import Arrays
+from scorelab.data.batches import Batches
+
+
+class DataSet(abc.ABC):
+    """Data by split. A new one is a frozen dataclass with a ``name`` and ``splits``, and needs ``load``.
+
+    Attributes:
+        name: what reports and messages call it.
+        splits: the splits it has, ``"train"`` among them; evaluations ask for ``"test"``.
+        generated: new points of the same law can be drawn (``draw``).
+    """
+
+    name: str
+    splits: tuple[str, ...] = ("train",)
+    generated: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def load(self, split: str = "train") -> Arrays:
+        """One split, or of a set larger than memory as many rows as are looked at (moments, pictures, evaluations)."""
+
+    def batches(self, batch_size: int, seed: int) -> Batches:
+        """Shuffled batches of the training split; a set larger than memory reads its rows here."""
+        return Batches(self.load(), batch_size=batch_size, seed=seed)
+
+    def draw(self, n: int, seed: int) -> Arrays:
+        """``n`` fresh points of the law itself, for a ``generated`` set."""
+        raise ValueError(f"{self.name}: expected a generated set, of which new points can be drawn")
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """Its name, and that of the set it is a part of: features trained on either are features of this one."""
+        return (self.name,)
+
+    def require_split(self, split: str) -> None:
+        """Raise ``ValueError`` naming the splits there are, unless ``split`` is one."""
+        if split not in self.splits:
+            raise ValueError(f"split={split!r} of {self.name}: expected one of {', '.join(self.splits)}")
