@@ -22,7 +22,7 @@ import numpy as np
 
 import scorelab as sl
 from scorelab.sampling import _walk
-from scorelab.walk import working_precision
+from scorelab.walk import Held, Visit, working_precision
 
 EDM = sl.processes.Gaussian(schedule=sl.schedules.EDM())
 SOLVERS = {
@@ -147,8 +147,8 @@ def compilation():
             bare = compile_seconds(lambda m, y, t: m.denoiser.network_output(m.params, y, t), model, y, t)
             rows = working_precision(sl.solvers.Heun().table(EDM, sl.grids.Karras(steps).times(EDM)))
             start = time.perf_counter()
-            arguments = dict(solver=sl.solvers.Heun(), event=event, keep="last")
-            _walk.lower(model, sl.starts.Prior(), jax.random.key(0), jnp.arange(batch), None, rows, None, **arguments).compile()
+            visit = Visit(model, jax.random.key(0), jnp.arange(batch))
+            _walk.lower(Held(sl.solvers.Heun()), visit, sl.starts.Prior(), rows.t[0], rows, event=event, keep="last").compile()
             heun = time.perf_counter() - start
             results.append(dict(net=net, steps=steps, bare_s=bare, heun_s=heun, ratio=heun / bare))
             print(f"{net:5} Heun {steps:3} steps: {heun:.2f} s to compile, bare network {bare:.2f} s, ratio {heun / bare:.2f}")

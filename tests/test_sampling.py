@@ -7,7 +7,8 @@ import pytest
 
 from scorelab import NonFiniteSample, densities, grids, models, processes, sample, schedules, solvers
 from scorelab.sampling import _walk
-from scorelab.walk import working_precision
+from scorelab.starts import Prior
+from scorelab.walk import Held, Visit, working_precision
 
 KEY = jax.random.key(0)
 EDM = processes.Gaussian(schedule=schedules.EDM())
@@ -29,10 +30,8 @@ def test_peak_memory_does_not_grow_with_the_steps():
     sizes = []
     for steps in (8, 64):
         rows = working_precision(solvers.DDIM().table(EDM, grids.Karras(steps).times(EDM)))
-        arguments = dict(solver=solvers.DDIM(), event=(2,), keep="last")
-        from scorelab.starts import Prior
-
-        compiled = _walk.lower(MODEL, Prior(), KEY, jnp.arange(4096), None, rows.t[0], rows, None, **arguments).compile()
+        visit = Visit(MODEL, KEY, jnp.arange(4096))
+        compiled = _walk.lower(Held(solvers.DDIM()), visit, Prior(), rows.t[0], rows, event=(2,), keep="last").compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
     assert sizes[1] - sizes[0] < 4096  # the table itself, a few hundred bytes
 

@@ -74,7 +74,7 @@ def compiled(solver, n, mesh):
 
     from scorelab.sampling import _walk
     from scorelab.starts import Prior
-    from scorelab.walk import working_precision
+    from scorelab.walk import Held, Visit, working_precision
 
     from .chains import GRID, MODEL, VP
 
@@ -83,8 +83,7 @@ def compiled(solver, n, mesh):
     rows = working_precision(solver.table(VP, times))
     with jax.set_mesh(mesh):
         lowered = _walk.lower(
-            MODEL, Prior(), jax.random.key(0), ids, None, working_precision(times[0]), rows, solver, solver=None, event=(1,),
-            keep="last",
+            Held(solver), Visit(MODEL, jax.random.key(0), ids), Prior(), working_precision(times[0]), rows, event=(1,), keep="last",
         )  # fmt: skip
         return lowered.compile().as_text()
 
