@@ -4,7 +4,7 @@ from scorelab.data.arrays import Arrays
 from scorelab.data.batches import Batches, IteratorAdapter, StatefulIterator
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.registry import load, names
-from scorelab.data.transforms import Identity, Pixels, Positive
+from scorelab.data.transforms import Identity, Pixels, Positive, Transform
 
 __all__ = [
     "Arrays",
@@ -17,6 +17,7 @@ __all__ = [
     "Positive",
     "PublishedFile",
     "StatefulIterator",
+    "Transform",
     "load",
     "names",
 ]

@@ -69,6 +69,11 @@ class Batches:
         return self.arrays if isinstance(self.arrays, Mapping) else self.arrays.columns()
 
     @property
+    def levels(self) -> int | None:
+        """Number of levels of `x`, None where it is not known."""
+        return self.arrays.levels if isinstance(self.arrays, Arrays) else None
+
+    @property
     def n(self) -> int:
         """Number of samples."""
         return len(next(iter(self.columns.values())))
