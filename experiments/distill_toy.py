@@ -41,7 +41,7 @@ class Narrow(nn.Module):
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(sl.distill.Student):
     """The student: a network of the noise alone."""
 
     net: Narrow = field(default_factory=Narrow)

@@ -59,6 +59,11 @@ class Likelihood:
 class Dequantiser(Protocol):
     """The named transform that bits/dim is computed through (see :class:`scorelab.data.Pixels`)."""
 
+    @property
+    def levels(self) -> int | None:
+        """Number of levels of the stored values, None for continuous ones."""
+        ...
+
     def dequantise(self, key: Key, x: Array) -> Array:
         """Integer levels to continuous values of the data space."""
         ...
@@ -163,7 +168,7 @@ def bits_per_dim(model: Model, levels: Array, transform: Dequantiser, *, key: Ke
         bits per dimension ``(n,)``, an upper bound in expectation over the dequantisation noise, and the likelihood.
     """
     key_noise, key_probes = jax.random.split(key)
-    if not hasattr(transform, "levels"):
+    if transform.levels is None:
         raise TypeError(f"bits_per_dim.transform = {transform!r}: expected a transform with levels, such as Pixels(levels=256)")
     result = log_likelihood(model, transform.dequantise(key_noise, levels), key=key_probes, **options)
     return transform.bits_per_dim(result.log_prob, tuple(jnp.shape(levels)[1:])), result

@@ -6,7 +6,7 @@ from scorelab.data.batches import Batches, IteratorAdapter, StatefulIterator
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed
 from scorelab.data.registry import Named, load, names
-from scorelab.data.transforms import Identity, Pixels, Positive
+from scorelab.data.transforms import Identity, Pixels, Positive, Transform
 
 __all__ = [
     "ArrayFile",
@@ -24,6 +24,7 @@ __all__ = [
     "Positive",
     "PublishedFile",
     "StatefulIterator",
+    "Transform",
     "load",
     "names",
 ]

@@ -89,6 +89,11 @@ class Batches:
         return self.arrays.columns() if isinstance(self.arrays, Arrays) else self.arrays
 
     @property
+    def levels(self) -> int | None:
+        """Number of levels of `x`, None where it is not known."""
+        return self.arrays.levels if isinstance(self.arrays, Arrays) else None
+
+    @property
     def n(self) -> int:
         """Number of samples."""
         return len(self.arrays) if (columns := self.columns) is None else len(next(iter(columns.values())))

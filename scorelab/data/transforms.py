@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from dataclasses import dataclass
 
@@ -20,7 +21,27 @@ def _bits_per_dim(log_prob, log_det: float, event_shape: tuple[int, ...]):
     return -(log_prob + log_det) / (math.prod(event_shape) * math.log(2))
 
 
-class Cells:
+class Transform(abc.ABC):
+    """Stored values to what a diffusion sees, and back; a new one states `encode` and `decode`, which undoes it.
+
+    `levels` is the number of levels of the stored values, None for values that are continuous.
+    """
+
+    levels: int | None = None
+
+    def check(self, x: np.ndarray, levels: int | None = None) -> None:  # noqa: B027
+        """Raise TypeError or ValueError where stored data, of `levels` levels where that is known, do not fit."""
+
+    @abc.abstractmethod
+    def encode(self, x) -> jax.Array:
+        """Stored values as floating point numbers."""
+
+    @abc.abstractmethod
+    def decode(self, y) -> jax.Array:
+        """Back to stored values."""
+
+
+class Cells(Transform):
     """Integer levels x in {0, .., levels - 1} on cells of equal width that fill the interval [low, high].
 
     y = low + (high - low) (x + u) / levels, with u = 1/2 in `encode` (cell centres) and u uniform on (0, 1)
@@ -28,7 +49,7 @@ class Cells:
     both exactly. A subclass says `levels`, `low` and `high`.
     """
 
-    levels: int
+    levels: int  # pyright: ignore[reportIncompatibleVariableOverride]: never None here
     low: float
     high: float
 
@@ -173,7 +194,7 @@ class Positive(Cells):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Identity:
+class Identity(Transform):
     """The same interface for data that is continuous already: nothing is scaled, nothing is added."""
 
     def check(self, x: np.ndarray, levels: int | None = None) -> None:

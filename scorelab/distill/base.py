@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,14 @@ from scorelab.distill.health import Health
 from scorelab.distill.normalisation import Bins
 from scorelab.distill.ratio import Ratio, UnitRatio
 from scorelab.distill.state import DistillState, Scene
-from scorelab.distill.teachers import network_of, process_of
+from scorelab.distill.teachers import network_of
 from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.base import require_floating
-from scorelab.models.base import Model
+from scorelab.models.base import Model, require_model
+from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
-from scorelab.training.learner import clipped, optimised
+from scorelab.training.learner import Learner, clipped, optimised
 from scorelab.typing import Array, Key, Pytree, require_choice, require_int, require_number, require_positive, require_spec
 
 # The default of a part that __post_init__ finds by the teacher and the objective, so that no learner has it.
@@ -39,7 +40,7 @@ ADAMW = optax.adamw(1e-4, weight_decay=0.01)
 
 
 @dataclass(frozen=True)
-class Distillation(abc.ABC):
+class Distillation(Learner):
     r"""A student from a teacher and a model of the student's own law; a new objective states ``student_loss``.
 
     Attributes:
@@ -48,7 +49,6 @@ class Distillation(abc.ABC):
         student: the generator; None for one step of the teacher's network, from the teacher's parameters.
         fake: the score of the student; None for the teacher's network, from the teacher's parameters, trained at the times below.
         ratio: the estimator of the log-ratio of teacher over student; None for what the objective can do with.
-        process: the forward process; None for that of the teacher.
         times: the law of the noise levels.
         optimizer, fake_optimizer, ratio_optimizer: optax transformations. A schedule counts updates, of which the latter two get
             ``n_aux`` in a step.
@@ -72,7 +72,6 @@ class Distillation(abc.ABC):
     _: KW_ONLY
     fake: FakeScore = UNSTATED
     ratio: Ratio = UNSTATED
-    process: LinearGaussian = UNSTATED
     times: Times = field(default_factory=KarrasTimes)
     optimizer: optax.GradientTransformation = ADAMW
     fake_optimizer: optax.GradientTransformation = ADAMW
@@ -88,13 +87,16 @@ class Distillation(abc.ABC):
     unroll: bool = False
 
     # NaN there says that nothing was seen at a noise level.
-    statistics: ClassVar[tuple[str, ...]] = ("health",)
+    statistics = ("health",)
 
     def __post_init__(self):
         def default(name, value):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value())
 
+        require_model(type(self).__name__, self.teacher, "teacher")
+        require_spec(self, LinearGaussian, process=self.process)
+        require_spec(self, Times, times=self.times)
         network = network_of(self.teacher)
 
         def of_teacher(kind):
@@ -105,16 +107,13 @@ class Distillation(abc.ABC):
                 )
             return network.denoiser
 
-        default("process", lambda: process_of(self.teacher, type(self).__name__))
         default("student", lambda: FewStep(denoiser=of_teacher("student")))
         default("fake", lambda: LearnedScore.at(of_teacher("fake"), self.times) if self.uses_fake else NoScore())
         default("ratio", self.default_ratio)
-        if isinstance(self.fake, LearnedScore) and self.fake.objective is None:
-            object.__setattr__(self, "fake", LearnedScore.at(self.fake.denoiser, self.times, from_teacher=self.fake.from_teacher))
+        require_spec(self, Student, student=self.student)
         require_spec(self, FakeScore, fake=self.fake)
         require_spec(self, Ratio, ratio=self.ratio)
-        require_spec(self, LinearGaussian, process=self.process)
-        require_spec(self, Times, times=self.times)
+        object.__setattr__(self, "fake", self.fake.timed(self.times))
         for name in ("optimizer", "fake_optimizer", "ratio_optimizer"):
             require_spec(self, optax.GradientTransformation, **{name: getattr(self, name)})
         require_int(self, 0, n_aux=self.n_aux, warmup=self.warmup)
@@ -127,19 +126,23 @@ class Distillation(abc.ABC):
         self._check_parts()
 
     def _check_parts(self):
+        owner = type(self).__name__
         if not self.n_aux and isinstance(self.fake, LearnedScore):
-            raise ValueError(f"{type(self).__name__}.n_aux = 0 with a LearnedScore: expected at least 1, or it never learns")
+            raise ValueError(f"{owner}.n_aux = 0 with a LearnedScore: expected at least 1, or it never learns")
         if self.uses_fake and isinstance(self.fake, NoScore):
-            raise ValueError(f"{type(self).__name__}.fake = NoScore(): expected a LearnedScore or a KnownScore, which it looks at")
+            raise ValueError(f"{owner}.fake = NoScore(): expected a LearnedScore or a KnownScore, which it looks at")
         if self.reward is not None and not callable(self.reward):
-            raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of x, or None")
-        if self.pair_weight and len(getattr(self.student, "steps", (0,))) > 1:
-            raise ValueError(f"{type(self).__name__}.pair_weight = {self.pair_weight}: expected 0 for a student of several steps")
-        for name in ("student", "fake", "ratio"):
-            inner = getattr(getattr(self, name), "denoiser", None)
-            if inner is not None and inner.process != self.process:
-                owner = f"{type(self).__name__}.{name}"
-                raise ValueError(f"{owner} is about {inner.process!r}: expected the process of the teacher, {self.process!r}")
+            raise TypeError(f"{owner}.reward = {self.reward!r}: expected a function of x, or None")
+        if self.pair_weight and self.student.calls > 1:
+            raise ValueError(f"{owner}.pair_weight = {self.pair_weight}: expected 0 for a student of several steps")
+        for name, part in {"student": self.student, "fake": self.fake, "ratio": self.ratio}.items():
+            if part.process is not None:
+                require_same_process(owner, teacher=self.process, **{name: part.process})
+
+    @property
+    def process(self) -> LinearGaussian:
+        """That of the teacher."""
+        return self.teacher.process
 
     # What an objective states ----------------------------------------------------------------------------------------
     @abc.abstractmethod
@@ -220,7 +223,7 @@ class Distillation(abc.ABC):
             for name, points, sign in (("real", judged[0], 1.0), ("fake", judged[1], -1.0)):
                 right = (0.5 * (1 + sign * jnp.sign(points.logit))).astype(jnp.float32).reshape(-1)
                 health = Health.add(health, bins, bins.index(self.process, points.t.reshape(-1)), name, dict(right=right))
-        state = _replace(state, fake=held[0], ratio=held[1], opt_states=(state.opt_states[0], *held[2:]), health=health)
+        state = replace(state, fake=held[0], ratio=held[1], opt_states=(state.opt_states[0], *held[2:]), health=health)
         return state, dict(fake_loss=jnp.mean(losses[0]), ratio_loss=jnp.mean(losses[1]))
 
     def student_step(self, state: DistillState, batch: Batch, key: Key) -> tuple[DistillState, dict[str, Array]]:
@@ -236,7 +239,7 @@ class Distillation(abc.ABC):
         old = (state.params, state.opt_states, state.averages)
         params, opt_states, averages = jax.tree.map(lambda n, o: jnp.where(moving, n, o), new, old) if self.warmup else new
         health = Health.add(state.health, self.bins, index, "student", seen)
-        state = _replace(state, step=step, params=params, opt_states=opt_states, averages=averages, means=means, health=health)
+        state = replace(state, step=step, params=params, opt_states=opt_states, averages=averages, means=means, health=health)
         return state, {**metrics, "student_loss": loss, "grad_norm": norm}
 
     def objective(self, params: Pytree, state: DistillState, batch: Batch, key: Key) -> tuple[Array, tuple]:
@@ -277,22 +280,20 @@ class Distillation(abc.ABC):
 
     def model(self, state: DistillState) -> Model:
         """The student with its first average: a model for ``sample`` where it is a network, else its generator."""
-        generator = self.generator(state)
-        return getattr(generator, "model", generator)
+        return self.student.model(self._averaged(state))
 
     def generator(self, state: DistillState) -> Any:
         """The student with its first average, called as ``(z, cond)``."""
-        specs = average_specs(self, self.ema)
-        return self.student.bind(specs[0].params(state.averages[0]) if specs else state.params)
+        return self.student.bind(self._averaged(state))
 
     def diagnostics(self, state: DistillState) -> dict[str, np.ndarray]:
         """By noise level, ``(bins,)`` each: see :class:`scorelab.distill.health.Health`."""
         return Health.read(state.health, self.bins)
 
+    def _averaged(self, state: DistillState) -> Pytree:
+        specs = average_specs(self, self.ema)
+        return specs[0].params(state.averages[0]) if specs else state.params
+
     def _moved(self, optimizer, grads, opt_state, params, loss):
         grads, norm = clipped(grads, self.clip_norm)
         return *optimised(optimizer, grads, opt_state, params, loss), norm
-
-
-def _replace(state: DistillState, **fields: Any) -> DistillState:
-    return DistillState(**{**vars(state), **fields})

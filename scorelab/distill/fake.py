@@ -15,11 +15,21 @@ from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, Pytree, require_spec
+from scorelab.typing import Array, Key, Pytree, computed, require_spec
 
 
 class FakeScore(abc.ABC):
-    """The model of the student's law; a new one states ``model``, and ``init`` and ``loss`` where it is trained."""
+    """The model of the student's law; a new one states ``model``, and ``init`` and ``loss`` where it is trained.
+
+    Attributes:
+        process: the process it is about, None for any.
+    """
+
+    process: LinearGaussian | None = None
+
+    def timed(self, times: Times) -> FakeScore:
+        """The same, trained at ``times`` where it does not say at which."""
+        return self
 
     def init(self, key: Key, x: Array, cond: Pytree, teacher: BoundDenoiser | None) -> Pytree:
         """The first parameters; ``()`` for none."""
@@ -64,6 +74,15 @@ class LearnedScore(FakeScore):
         weighting = EDMWeighting(data_std=denoiser.data_std)
         objective = DenoisingScoreMatching(denoiser.process, weighting=weighting, times=times)
         return cls(denoiser=denoiser, objective=objective, from_teacher=from_teacher)
+
+    @computed
+    def process(self) -> LinearGaussian:
+        """That of the denoiser."""
+        return self.denoiser.process
+
+    def timed(self, times):
+        """With the objective of :meth:`at`, where it has none."""
+        return self if self.objective is not None else self.at(self.denoiser, times, from_teacher=self.from_teacher)
 
     def init(self, key, x, cond, teacher):
         """Those of the teacher, or fresh ones."""

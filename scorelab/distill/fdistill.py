@@ -83,6 +83,7 @@ class FDistill(Distillation):
         """None for reverse KL, an exact one where both laws are known, else a discriminator like the teacher's network."""
         if self._is_reverse and not self.gan_weight:
             return UnitRatio()
+        # Not any model with ``log_prob``: that of an energy is no density.
         if isinstance(self.teacher, ExactModel) and isinstance(self.fake, KnownScore):
             return ExactRatio()
         return Discriminator(denoiser=as_network(self.teacher, "FDistill.ratio = None").denoiser)

@@ -2,36 +2,49 @@ r"""Students: generators that take noise to a sample in one network call, or in 
 
 from __future__ import annotations
 
+import abc
 import itertools
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, Pytree, per_example, require_spec
+from scorelab.typing import Array, Key, Pytree, computed, per_example, require_spec
 
 
-class Student(Protocol):
-    """What a distillation trains: a hashable spec of pure functions on parameters."""
+class Student(abc.ABC):
+    """What a distillation trains: a hashable spec of pure functions on parameters; a new one states ``init``, ``draw``, ``bind``.
 
+    Attributes:
+        process: the process in whose chart it draws, None for any.
+        calls: network calls of a sample.
+    """
+
+    process: LinearGaussian | None = None
+    calls: int = 1
+
+    @abc.abstractmethod
     def init(self, key: Key, x: Array, cond: Pytree, teacher: BoundDenoiser | None) -> Pytree:
         """The first parameters, for data shaped like ``x``; ``teacher`` is there where the teacher is a network."""
-        ...
 
+    @abc.abstractmethod
     def draw(self, params: Pytree, key: Key, like: Array, cond: Pytree) -> Array:
         """Samples in the chart, shaped like ``like``, differentiable in ``params``."""
-        ...
 
+    @abc.abstractmethod
     def bind(self, params: Pytree) -> Any:
         """The generator with parameters: called as ``(z, cond)`` with standard normal ``z``, it returns points of data space."""
-        ...
+
+    def model(self, params: Pytree) -> Any:
+        """A model for :func:`scorelab.sample` where the student is a network, else its generator."""
+        return self.bind(params)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewStep:
+class FewStep(Student):
     r"""A denoiser called at a few fixed times; with one time, :math:`G(z) = D(b_T + \sigma_T z,\ T)`.
 
     .. math:: x_1 = D(b_1+\sigma_1z_1, t_1),\qquad x_{k+1} = D(\alpha_{k+1}x_k + b_{k+1} + \sigma_{k+1}z_{k+1},\ t_{k+1}) .
@@ -67,10 +80,15 @@ class FewStep:
                 "point is finite; alpha is 0 at the end of this process, where 'flow' or an earlier time would do"
             )
 
-    @property
+    @computed
     def process(self) -> LinearGaussian:
         """The process of the denoiser."""
         return self.denoiser.process
+
+    @computed
+    def calls(self) -> int:
+        """One at each time."""
+        return len(self.steps)
 
     @property
     def steps(self) -> tuple[float, ...]:
@@ -83,7 +101,7 @@ class FewStep:
 
     def draw(self, params, key, like, cond):
         """See the class."""
-        count = len(self.steps)
+        count = self.calls
         key_step, *keys = jax.random.split(key, count + 1)
         noise = [jax.random.normal(k, like.shape, like.dtype) for k in keys]
         if count == 1:
@@ -111,6 +129,10 @@ class FewStep:
         """See :class:`BoundFewStep`."""
         return BoundFewStep(params=params, student=self)
 
+    def model(self, params) -> BoundDenoiser:
+        """The network."""
+        return self.denoiser.bind(params)
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +141,6 @@ class BoundFewStep:
 
     params: Pytree
     student: FewStep = field(metadata={"static": True})
-
-    @property
-    def model(self) -> BoundDenoiser:
-        """The network as a model, for :func:`scorelab.sample`."""
-        return self.student.denoiser.bind(self.params)
 
     def __call__(self, z: Array, cond: Pytree = None) -> Array:
         """Points of data space from standard normal ``z``: ``(batch, *event)``, or ``(steps, batch, *event)`` for several steps."""

@@ -10,18 +10,16 @@ import abc
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from scorelab.distill.teachers import as_network
 from scorelab.losses import Times
-from scorelab.models.base import Model
+from scorelab.models.base import KnowsDensity, Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
-from scorelab.models.exact import ExactModel
-from scorelab.models.nets.layers import Conv, Embedding
+from scorelab.models.nets.heads import Heads
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, Pytree, require_int, require_number, require_positive, require_spec
+from scorelab.typing import Array, Key, Pytree, computed, require_int, require_number, require_positive, require_spec
 
 
 class Judged(NamedTuple):
@@ -32,7 +30,13 @@ class Judged(NamedTuple):
 
 
 class Ratio(abc.ABC):
-    """An estimator of the log-ratio; a new one states ``logit``, and ``init`` where it has parameters."""
+    """An estimator of the log-ratio; a new one states ``logit``, and ``init`` where it has parameters.
+
+    Attributes:
+        process: the process it is about, None for any.
+    """
+
+    process: LinearGaussian | None = None
 
     def init(self, key: Key, x: Array, cond: Pytree, teacher: BoundDenoiser | None) -> Pytree:
         """The first parameters; ``()`` for none."""
@@ -89,22 +93,16 @@ class UnitRatio(Ratio):
 
 @dataclass(frozen=True)
 class ExactRatio(Ratio):
-    """From known densities: teacher and fake score are models with ``log_prob``, such as :class:`scorelab.models.ExactModel`."""
+    """From known densities: teacher and fake score are models with ``log_prob``, such as :class:`scorelab.models.ExactModel`.
+
+    Both must be densities. An energy, known up to a constant of ``t``, shifts the ratio by that constant, which nothing can tell.
+    """
 
     def logit(self, params, y, t, cond, teacher, fake):
         """The difference of the log-densities."""
-
-        def exact(name, model) -> ExactModel:
-            if not isinstance(model, ExactModel):
-                raise TypeError(f"ExactRatio: the {name} is {type(model).__name__}: expected an ExactModel, whose density is known")
-            return model
-
-        p, q = exact("teacher", teacher), exact("fake", fake)
-
-        def at(y, t):
-            return (p.log_prob(y[None], t) - q.log_prob(y[None], t))[0]
-
-        return jax.vmap(at)(y, jnp.broadcast_to(t, y.shape[:1]))
+        require_spec(self, KnowsDensity, teacher=teacher, fake=fake)
+        p, q = cast(KnowsDensity, teacher), cast(KnowsDensity, fake)
+        return p.log_prob(y, t, cond) - q.log_prob(y, t, cond)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +139,11 @@ class Discriminator(_Trained):
     def __post_init__(self):
         super().__post_init__()
         require_spec(self, Denoiser, denoiser=self.denoiser)
+
+    @computed
+    def process(self) -> LinearGaussian:
+        """That of the denoiser."""
+        return self.denoiser.process
 
     def init(self, key, x, cond, teacher):
         """Fresh parameters."""
@@ -199,34 +202,6 @@ class TeacherFeatures(_Trained):
 
     def _features(self, params, teacher, y, t, cond):
         return teacher.denoiser.features(params, y, t, cond, names=self.names)
-
-
-class Heads(nn.Module):
-    """One head for each feature: strided convolutions down to 4x4, two hidden layers with noise and class, one logit."""
-
-    width: int = 64
-    num_classes: int = 0
-
-    def __post_init__(self):
-        require_int("Heads", 1, width=self.width)
-        super().__post_init__()
-
-    @nn.compact
-    def __call__(self, features: tuple[jax.Array, ...], c_noise: jax.Array, cond: jax.Array | None = None) -> jax.Array:
-        """The mean logit of features with a leading batch axis, ``(batch,)`` float32."""
-        emb = Embedding(self.width, self.num_classes, "float32", name="embedding")(c_noise, cond if self.num_classes else None)
-        logits = []
-        for i, h in enumerate(features):
-            h = h.astype(jnp.float32)
-            stage = 0
-            while h.ndim == 4 and min(h.shape[1:3]) > 4:
-                h = nn.silu(Conv(self.width, stride=2, name=f"down{i}_{stage}")(h))
-                stage += 1
-            h = nn.LayerNorm(name=f"norm{i}")(h.reshape(len(h), -1))
-            h = nn.silu(nn.Dense(self.width, name=f"in{i}")(h) + nn.Dense(self.width, name=f"noise{i}")(emb))
-            h = nn.silu(nn.Dense(self.width, name=f"hidden{i}")(h))
-            logits.append(nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"out{i}")(h)[:, 0])
-        return jnp.mean(jnp.stack(logits), axis=0)
 
 
 def _first(cond: Pytree) -> Pytree:

@@ -13,7 +13,7 @@ import optax
 from scorelab.losses import Batch, Times, UniformTimes
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.training.learner import optimised
+from scorelab.training.learner import Learner, optimised
 from scorelab.typing import Array, Key, Pytree, require_choice, require_positive, require_spec
 
 
@@ -47,7 +47,7 @@ class RewardState:
 
 
 @dataclass(frozen=True)
-class RewardLearner:
+class RewardLearner(Learner):
     r"""A reward of noisy points by regression on noised data; a learner for :func:`scorelab.training.fit`.
 
     .. math:: \text{"mean"}\quad (r_\phi(y_t,t) - r(x_0))^2 \ \to\ E[r(x_0)\mid y_t],\qquad

@@ -20,9 +20,13 @@ class Loss(abc.ABC):
 
     Attributes:
         process: the forward process, that of the model.
+        label_dropout: the share of conditions that ``draw`` replaces by the null one.
+        null_label: the null condition, None where it replaces none.
     """
 
     process: Any
+    label_dropout: float = 0.0
+    null_label: int | None = None
 
     @abc.abstractmethod
     def draw(self, key: Key, batch: Batch) -> Noised:

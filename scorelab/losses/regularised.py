@@ -49,6 +49,16 @@ class Regularised(Loss):
         """That of the loss."""
         return self.loss.process
 
+    @computed
+    def label_dropout(self) -> float:
+        """That of the loss."""
+        return self.loss.label_dropout
+
+    @computed
+    def null_label(self) -> int | None:
+        """That of the loss."""
+        return self.loss.null_label
+
     def draw(self, key, batch):
         """That of the loss."""
         return self.loss.draw(key, batch)

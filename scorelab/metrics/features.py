@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,24 @@ import numpy as np
 
 from scorelab.data.transforms import Pixels
 from scorelab.metrics import smallcnn
+from scorelab.typing import computed
 
 
-class Features(Protocol):
-    """What every metric takes: `features(images)` -> (n, d), and an `id` printed beside every score."""
+class Features(abc.ABC):
+    """What every metric takes: `features(images)` -> (n, d), and an `id` printed beside every score.
 
-    @property
-    def id(self) -> str:
-        """Name, with the first eight digits of the weights' SHA-256 where there are weights."""
-        ...
+    `id` is a name, with the first eight digits of the weights' SHA-256 where there are weights. What samples it is for:
+    `dataset`, the data set it was trained on, `levels`, the grey levels, and `shape`, that of an image; None for any.
+    """
 
+    id: str
+    dataset: str | None = None
+    levels: int | None = None
+    shape: tuple[int, ...] | None = None
+
+    @abc.abstractmethod
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Vectors (n, d) of samples (n, ...)."""
-        ...
 
 
 def _check_images(images: np.ndarray, levels: int, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -38,15 +44,11 @@ def _check_images(images: np.ndarray, levels: int, shape: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class RawPixels:
+class RawPixels(Features):
     """The pixels themselves, (x + 1/2) / levels flattened to (n, height * width * channels)."""
 
-    levels: int = 256
-
-    @property
-    def id(self) -> str:
-        """`pixels`."""
-        return "pixels"
+    id = "pixels"
+    levels: int = 256  # pyright: ignore[reportIncompatibleVariableOverride]: never None here
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Vectors of uint8 images (n, height, width, channels)."""
@@ -55,7 +57,7 @@ class RawPixels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coordinates:
+class Coordinates(Features):
     """Vectors (n, d) as they are: 2-D data, or features computed before, under the id of their extractor."""
 
     id: str = "coordinates"
@@ -69,7 +71,7 @@ class Coordinates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallCNN:
+class SmallCNN(Features):
     """The stored classifier of one data set: its 64 features, its logits, its class probabilities.
 
     Input everywhere: uint8 images (n, height, width, channels) with values 0 .. levels - 1, seen by the
@@ -79,7 +81,7 @@ class SmallCNN:
     """
 
     id: str
-    levels: int
+    levels: int = field()  # pyright: ignore[reportIncompatibleVariableOverride]: without the default of the base class
     architecture: smallcnn.Architecture
     params: smallcnn.Params = field(compare=False, repr=False)
     record: dict[str, Any] = field(compare=False, repr=False, default_factory=dict)
@@ -88,6 +90,16 @@ class SmallCNN:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size}: expected at least 1")
+
+    @computed
+    def dataset(self) -> str | None:
+        """That of the record."""
+        return self.record.get("dataset")
+
+    @computed
+    def shape(self) -> tuple[int, ...]:
+        """That of the architecture."""
+        return self.architecture.shape
 
     def _forward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = _check_images(images, self.levels, self.architecture.shape)

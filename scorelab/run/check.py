@@ -6,21 +6,19 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
 from scorelab.data.memory import require_memory
-from scorelab.fk.rewards import ImageReward
+from scorelab.fk.rewards import ClassLogProb
 from scorelab.processes.scale import TOLERATED, prior_error
-from scorelab.run.config import ConfigWarning
 from scorelab.run.data_start import FromData
+from scorelab.run.experiment import Experiment
+from scorelab.run.sources import ConfigWarning
 from scorelab.run.train import state_like
 from scorelab.sampling import sample
 from scorelab.typing import Pytree
-
-if TYPE_CHECKING:
-    from scorelab.run.experiment import Experiment
 
 # Preconditioning scales what the network sees to a mean square of (rms^2 + sigma^2) / (data_std^2 + sigma^2), one where the root
 # mean square of the data is data_std. Beyond this factor it is off by more than four where there is little noise, and so are the
@@ -41,7 +39,8 @@ def check(experiment: Experiment) -> None:
     mean, std = data.moments(process.chart)
     event = data.load().event_shape
     require_memory(f"SamplingSpec.n = {spec.n}", 4.0 * spec.n * math.prod(event))
-    _check_evaluation(experiment)
+    if experiment.evaluation is not None:
+        experiment.evaluation.check(data, spec.n)
     _check_rewards(experiment)
     like = state_like(experiment)
     require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
@@ -68,31 +67,29 @@ def check(experiment: Experiment) -> None:
 def _check_classes(experiment: Experiment) -> None:
     data, spec, learner = experiment.data, experiment.sampling, experiment.learner
     classes = data.load().num_classes or 0
-    loss = getattr(learner, "loss", None)
-    dropout, null = getattr(loss, "label_dropout", 0.0), getattr(loss, "null_label", None)
+    owner, dropout, null = type(learner).__name__, learner.label_dropout, learner.null_label
     if not data.labels:
         if spec.classes:
             raise ValueError(f"SamplingSpec.classes = {spec.classes} without DataSpec.labels: expected (), or a model with labels")
         if dropout:
-            raise ValueError(f"{type(loss).__name__}.label_dropout = {dropout} without DataSpec.labels: expected 0")
+            raise ValueError(f"{owner}.label_dropout = {dropout} without DataSpec.labels: expected 0")
         return
     if wrong := [label for label in spec.classes if label >= classes]:
         raise ValueError(f"SamplingSpec.classes = {spec.classes}: expected 0 to {classes - 1} for {data.name}, not {wrong[0]}")
+    # A network may be anybody's object.
     networks = {type(part).__name__: part.num_classes for part in _parts(learner) if getattr(part, "num_classes", 0)}
-    for owner, count in networks.items():
+    for name, count in networks.items():
         if count < classes:
-            raise ValueError(f"{owner}.num_classes = {count} for {data.name} with labels: expected at least its {classes} classes")
+            raise ValueError(f"{name}.num_classes = {count} for {data.name} with labels: expected at least its {classes} classes")
     if dropout and networks and null not in networks.values():
         raise ValueError(
-            f"{type(loss).__name__}.null_label = {null}: expected {max(networks.values())}, the num_classes of the network, which "
+            f"{owner}.null_label = {null}: expected {max(networks.values())}, the num_classes of the network, which "
             "is what no condition means to it"
         )
-    # A learner or a loss from elsewhere may train the null class in a way of its own.
-    ours = type(learner if loss is None else loss).__module__.startswith("scorelab.") or hasattr(loss, "label_dropout")
-    if ours and not dropout:
+    if not dropout:
         reason = (
             "expected None, since without label dropout the model never learned what no condition means: train with "
-            "DenoisingScoreMatching(label_dropout=0.1, null_label=num_classes)"
+            "DenoisingScoreMatching(label_dropout=0.1, null_label=num_classes), or a loss that states both"
         )
         if spec.guidance not in (None, 1.0):
             raise ValueError(f"SamplingSpec.guidance = {spec.guidance}: {reason}")
@@ -116,13 +113,8 @@ def _parts(spec: Any, depth: int = 8) -> Iterator[Any]:
 def _check_rewards(experiment: Experiment) -> None:
     known = experiment.data.known_as
     for part in (*_parts(experiment.sampling.solver), *_parts(experiment.learner)):
-        if isinstance(part, ImageReward) and (of := getattr(part, "dataset", known[0])) not in known:
-            raise ValueError(f"{type(part).__name__}.dataset = {of!r} for the data {known[0]}: expected {known[-1]!r}")
-
-
-def _check_evaluation(experiment: Experiment) -> None:
-    if callable(fits := getattr(experiment.evaluation, "check", None)):
-        fits(experiment.data, experiment.sampling.n)
+        if isinstance(part, ClassLogProb) and part.dataset not in known:
+            raise ValueError(f"{type(part).__name__}.dataset = {part.dataset!r} for the data {known[0]}: expected {known[-1]!r}")
 
 
 def _trace_sampling(experiment: Experiment, like: Pytree) -> None:
@@ -150,9 +142,9 @@ def _trace_sampling(experiment: Experiment, like: Pytree) -> None:
 
 
 def _check_scale(experiment: Experiment, mean: float, std: float) -> None:
-    denoiser = getattr(experiment.learner, "denoiser", None)
+    network = experiment.learner.network
     measured = f"the data of {experiment.data.name} in the chart have mean {mean:.4g} and standard deviation {std:.4g}"
-    given, size = getattr(denoiser, "data_std", None), math.hypot(mean, std)
+    given, size = None if network is None else network.data_std, math.hypot(mean, std)
     if given is not None and not 1 / SCALE <= size / given <= SCALE:
         warnings.warn(
             f"Denoiser.data_std = {given:.4g}, but {measured}: expected their root mean square, {size:.4g}, up to a factor of "

@@ -19,7 +19,7 @@ import jax
 from scorelab.run.describe import describe
 from scorelab.run.explain import explain
 from scorelab.run.gin_state import isolated, operative_text, read_bindings, recorded
-from scorelab.run.sources import CONFIG_ROOTS, ConfigError, Lines, config_name, files, find_config, shown
+from scorelab.run.sources import CONFIG_ROOTS, ConfigError, ConfigWarning, Lines, config_name, files, find_config, shown
 from scorelab.run.trust import restricted
 from scorelab.run.unread import check_read
 
@@ -34,10 +34,6 @@ PACKAGES = (
     "numpy",
     "gin-config",
 )
-
-
-class ConfigWarning(UserWarning):
-    """Something in a config file that has no effect, or that does not suit the data."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.densities.moments import METHODS
+from scorelab.run.data_spec import DataSpec
 from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
 from scorelab.typing import require_choice, require_int
-
-if TYPE_CHECKING:
-    from scorelab.run.experiment import DataSpec
 
 KINDS = ("moments", "lognormal", "class_average", "signed")
 

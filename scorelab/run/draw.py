@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,6 @@ import numpy as np
 from scorelab import viz
 from scorelab.data.memory import require_memory
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
-from scorelab.models.base import Model
 from scorelab.run.console import Console
 from scorelab.run.describe import describe
 from scorelab.run.experiment import Experiment
@@ -22,11 +23,9 @@ from scorelab.run.sources import ConfigError, shown
 from scorelab.run.train import trained_state
 from scorelab.run.workdir import Workdir
 from scorelab.sampling import Samples, sample
-from scorelab.solvers import Solver
 from scorelab.solvers.base import population_size
-from scorelab.starts import Start
 from scorelab.training import data_mesh
-from scorelab.typing import Key, require_seed
+from scorelab.typing import require_seed
 
 # Frames of a trajectory of images and of points, and images of the sample picture.
 FRAMES, POINT_FRAMES, PICTURED = 10, 5, 100
@@ -73,57 +72,32 @@ def draw(
         require_seed("sample", seed=seed)
     spec, data = experiment.sampling, experiment.data
     n = spec.n if n is None else n
-    require_memory(f"sample.n = {n}", 4.0 * n * math.prod(data.load().event_shape))
+    event = data.load().event_shape
+    require_memory(f"sample.n = {n}", 4.0 * n * math.prod(event))
     state, step = trained_state(experiment, workdir)
-    how = {
-        "step": step,
-        "n": n,
-        "seed": experiment.seed if seed is None else seed,
-        "sampling": describe(spec),
-    }
-    if keep and workdir.out is not None and workdir.out.exists():
-        raise ConfigError(f"--out {shown(workdir.out)} exists: pass another name")
-    before = read_samples(workdir)
-    same = before is not None and all(before.record.get(key) == value for key, value in how.items())
-    pictures = workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file()
-    if before is not None and same and pictures:
+    how = {"step": step, "n": n, "seed": experiment.seed if seed is None else seed, "sampling": describe(spec)}
+    if (before := _already(workdir, how, keep)) is not None:
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
-    if keep and before is not None and not same and workdir.metrics.is_file():
-        was = before.record
-        raise ConfigError(
-            f"{shown(workdir.samples)} holds {was['n']} samples of step {was['step']}, seed {was['seed']}, that were scored: "
-            "pass --name or --out for others"
-        )
 
-    key = experiment.keys()[1] if seed is None else jax.random.key(seed)
     label = spec.conditions(data, n)
     model, solver, start = spec.applied(experiment.learner.model(state))
-    start = spec.begin(data, experiment.process, label) if start is None else start
+    run = functools.partial(
+        sample,
+        model,
+        solver=solver,
+        grid=spec.grid,
+        start=spec.begin(data, experiment.process, label) if start is None else start,
+        key=experiment.keys()[1] if seed is None else jax.random.key(seed),
+    )
     began = time.monotonic()
     with console.progress("sample", n) as tick:
-        out = sample(
-            model,
-            solver=solver,
-            grid=spec.grid,
-            start=start,
-            key=key,
-            shape=(n, *data.load().event_shape),
-            cond=label,
-            chunk=spec.chunk,
-            mesh=data_mesh() if jax.device_count() > 1 else None,
-            progress=lambda done, total: tick(done),
-        )
+        mesh = data_mesh() if jax.device_count() > 1 else None
+        progress = lambda done, total: tick(done)
+        out = run(shape=(n, *event), cond=label, chunk=spec.chunk, mesh=mesh, progress=progress)
         x = np.asarray(data.transform.decode(out.x))
-    seconds = time.monotonic() - began
-    calls = int(out.diagnostics["model_calls"])
-    record = {**how, "seconds": seconds, "model_calls": calls}
-    changed = ""
-    if (flips := out.diagnostics.get("sign_flips")) is not None:
-        # Decoding to pixels clips what is negative, so this is where a change of sign would be lost.
-        record["samples_with_a_changed_sign"] = int(np.sum(np.asarray(flips) > 0))
-        changed = f", {record['samples_with_a_changed_sign']} with a changed sign"
-    changed += _weights(out, record)
+    record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
+    note = _entered(out, record)
     # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
     # without pictures are drawn again.
     for path in (workdir.samples_picture, workdir.trajectory_picture):
@@ -131,10 +105,37 @@ def draw(
     arrays = {"x": x, "record": np.asarray(json.dumps(record, allow_nan=False))}
     write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
-    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, model, solver, start, key, label)))
+    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, run, label)))
     where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
-    console.stage("sample", f"{n} samples, {calls} model calls each, {seconds:.1f} s{changed}{where}")
+    console.stage("sample", f"{n} samples, {record['model_calls']} model calls each, {record['seconds']:.1f} s{note}{where}")
     return Drawn(x=x, label=label, record=record)
+
+
+def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | None:
+    """The samples that were drawn like this, with their pictures; None where there are none. ConfigError as :func:`draw`."""
+    if keep and workdir.out is not None and workdir.out.exists():
+        raise ConfigError(f"--out {shown(workdir.out)} exists: pass another name")
+    if (before := read_samples(workdir)) is None:
+        return None
+    was = before.record
+    if all(was.get(key) == value for key, value in how.items()):
+        return before if workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file() else None
+    if keep and workdir.metrics.is_file():
+        raise ConfigError(
+            f"{shown(workdir.samples)} holds {was['n']} samples of step {was['step']}, seed {was['seed']}, that were scored: "
+            "pass --name or --out for others"
+        )
+    return None
+
+
+def _entered(out: Samples, record: dict[str, Any]) -> str:
+    """Enter what a sampler says of itself into the record; a note of what should be seen."""
+    note = ""
+    if (flips := out.diagnostics.get("sign_flips")) is not None:
+        # Decoding to pixels clips what is negative, so this is where a change of sign would be lost.
+        record["samples_with_a_changed_sign"] = int(np.sum(np.asarray(flips) > 0))
+        note = f", {record['samples_with_a_changed_sign']} with a changed sign"
+    return note + _weights(out, record)
 
 
 def _weights(out: Samples, record: dict[str, Any]) -> str:
@@ -174,23 +175,15 @@ def _in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
     return np.asarray(jax.jit(experiment.process.chart.encode)(experiment.data.transform.encode(x)))
 
 
-def _trajectory(experiment: Experiment, model: Model, solver: Solver, start: Start | None, key: Key, label: np.ndarray | None):
+def _trajectory(experiment: Experiment, run: Callable[..., Samples], label: np.ndarray | None):
     spec, data = experiment.sampling, experiment.data
     levels = data.load().levels
     shown = min(spec.n, spec.shown if levels is not None else 2000)
     # Whole populations are drawn, of which the first samples are shown.
-    n = -(-shown // population_size(solver, shown)) * population_size(solver, shown)
-    out = sample(
-        model,
-        solver=solver,
-        grid=spec.grid,
-        start=start,
-        key=key,
-        shape=(n, *data.load().event_shape),
-        cond=None if label is None else np.resize(label, n),
-        chunk=n,
-        keep="all",
-    )
+    particles = population_size(spec.solver, shown)
+    n = -(-shown // particles) * particles
+    cond = None if label is None else np.resize(label, n)
+    out = run(shape=(n, *data.load().event_shape), cond=cond, chunk=n, keep="all")
     # The start, then the later two thirds: before that there is noise of one kind only.
     last, count = len(out.times) - 1, POINT_FRAMES if levels is None else FRAMES
     chosen = np.unique(np.append(0, np.linspace(last / 3, last, count - 1).round().astype(int)))

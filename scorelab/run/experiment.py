@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
-import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,154 +11,25 @@ import jax
 import numpy as np
 import optax
 
-from scorelab import data as datasets
 from scorelab import fk, grids, metrics, solvers
-from scorelab.data import Arrays, registry
-from scorelab.data.loaders import Halves, Toy
+from scorelab.data import registry
+from scorelab.data.loaders import Toy
 
 # Config files name everything an experiment is made of through this module; so the names that are not used here.
-from scorelab.distill import WithPairs
 from scorelab.distill.teachers import denoiser_of as denoiser_of
-from scorelab.distill.teachers import process_of as process_of
-from scorelab.metrics import Score
+from scorelab.metrics import Features, Score
 from scorelab.models import ClassifierFreeGuidance
 from scorelab.models.base import Model
-from scorelab.processes import Chart, Identity, Process
-from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.run.correction import Correction as Correction
+from scorelab.run.data_spec import DataSpec
+from scorelab.run.data_spec import measured_std as measured_std
 from scorelab.run.data_start import DataStart as DataStart
 from scorelab.run.data_start import DataTeleport as DataTeleport
 from scorelab.run.data_start import FromData
-from scorelab.run.pairs import Pairs
 from scorelab.solvers.base import population_size
 from scorelab.starts import Start
-from scorelab.training import Prepared
-from scorelab.typing import SEEDS, Key, require_choice, require_int, require_number, require_seed, require_spec
-
-# Rows of data that are encoded at once; the number itself has no effect on results.
-_BLOCK = 8192
-# Rows that are encoded and decoded to see whether they come back.
-_ROWS = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataSpec:
-    """A data set by name, its scale, and whether its labels are the condition.
-
-    Attributes:
-        name: a name that ``scorelab.data.load`` accepts.
-        transform: from stored values to what the process sees: ``Pixels(levels=...)``, ``Identity()``.
-        labels: train with the labels as the condition of the network.
-        n: number of points of a generated set, else None.
-        seed: seed of a generated set, else None.
-        pairs: a teacher's :class:`Pairs` beside the data, for a distillation with a ``pair_weight``.
-    """
-
-    name: str
-    transform: Any = field(default_factory=datasets.Identity)
-    labels: bool = False
-    n: int | None = None
-    seed: int | None = None
-    pairs: Pairs | None = None
-
-    def __post_init__(self):
-        if self.name not in datasets.names():
-            raise ValueError(registry.unknown_name("DataSpec.name", self.name))
-        require_choice(self, (True, False), labels=self.labels)
-        if self.n is not None:
-            require_int(self, 1, n=self.n)
-        if self.seed is not None:
-            require_seed(self, seed=self.seed)
-        if self.pairs is not None:
-            require_spec(self, Pairs, pairs=self.pairs)
-        if not all(callable(getattr(self.transform, name, None)) for name in ("encode", "decode")):
-            raise TypeError(f"DataSpec.transform = {self.transform!r}: expected an object with encode and decode")
-
-    def load(self, split: str = "train") -> Arrays:
-        """One split, kept in memory; errors as ``scorelab.data.load``."""
-        try:
-            return _load(self.name, split, self.n, self.seed)
-        except (datasets.DataCorrupt, datasets.DataNotFound):
-            raise
-        except ValueError as error:
-            field, value = ("name", self.name) if self.n is None else ("n", self.n)
-            raise ValueError(f"DataSpec.{field} = {value!r}: {error}") from error
-
-    @property
-    def known_as(self) -> tuple[str, ...]:
-        """The name of the data set and, for a part of another one, the name of that."""
-        member = registry.SETS[self.name]
-        return (self.name, member.source.name) if isinstance(member, Halves) else (self.name,)
-
-    def check(self) -> None:
-        """Raise ValueError or TypeError where the data do not fit the transform, or have no labels where there should be."""
-        arrays = self.load()
-        if self.labels and arrays.label is None:
-            raise ValueError(f"DataSpec.labels = True for {self.name}, which has none: expected False")
-        if callable(fits := getattr(self.transform, "check", None)):
-            try:
-                fits(arrays.x, arrays.levels)
-            except (ValueError, TypeError) as error:
-                raise type(error)(f"DataSpec.transform = {error} ({self.name})") from error
-        # Samples are stored as the data are, and the way back is what makes them so.
-        rows = arrays.x[:_ROWS]
-        again = np.asarray(self.transform.decode(self.transform.encode(rows)))
-        exact = rows.dtype == np.uint8
-        if again.shape != rows.shape or again.dtype.kind != rows.dtype.kind or (exact and not np.array_equal(again, rows)):
-            raise ValueError(
-                f"DataSpec.transform = {self.transform!r} for {self.name}: expected decode(encode(x)) to return x, {rows.dtype} "
-                f"{rows.shape}; it returns other values, {again.dtype} {again.shape}"
-            )
-
-    def encoded(self, chart: Chart, split: str = "train") -> Iterator[np.ndarray]:
-        """The points of a split in the chart, float64, in blocks of rows."""
-        x = self.load(split).x
-        for low in range(0, len(x), _BLOCK):
-            try:
-                yield np.asarray(chart.encode(self.transform.encode(x[low : low + _BLOCK])), np.float64)
-            except ValueError as error:
-                raise ValueError(f"DataSpec.name = {self.name!r}: {error}") from error
-
-    def moments(self, chart: Chart) -> tuple[float, float]:
-        """Mean and standard deviation of the training data in the chart, over all elements."""
-        return _moments(self, chart)
-
-    def examples(self, batch_size: int, seed: int) -> Prepared:
-        """Batches of the data set itself."""
-        batches = datasets.Batches(self.load(), batch_size=batch_size, seed=seed)
-        return Prepared(batches, transform=self.transform, cond="label" if self.labels else None)
-
-    def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:
-        """The training batches, as ``scorelab.training.fit`` takes them; pairs are made here."""
-        data = self.examples(batch_size, seed)
-        return data if self.pairs is None else self.pairs.beside(data, self.load().num_classes if self.labels else None)
-
-
-@functools.lru_cache(maxsize=4)
-def _load(name: str, split: str, n: int | None, seed: int | None) -> Arrays:
-    return datasets.load(name, split, n=n, seed=seed)
-
-
-def measured_std(data: DataSpec, process: LinearGaussian | None = None) -> float:
-    """The standard deviation of the training data in the chart of the process, to four significant digits.
-
-    The value for ``Denoiser.data_std``, over all elements; without a process, of the data as they are. Rounded,
-    so that platforms which sum in another order agree on the spec. ValueError where the chart does not take
-    the data.
-    """
-    if not isinstance(data, DataSpec):
-        raise TypeError(f"measured_std.data = {data!r}: expected a DataSpec")
-    return float(f"{data.moments(Identity() if process is None else process.chart)[1]:.4g}")
-
-
-@functools.lru_cache(maxsize=16)
-def _moments(data: DataSpec, chart: Chart) -> tuple[float, float]:
-    data.check()
-    total = square = 0.0
-    size = data.load().x.size
-    for y in data.encoded(chart):
-        total, square = total + y.sum(), square + np.square(y).sum()
-    return float(total / size), float(np.sqrt(square / size - (total / size) ** 2))
+from scorelab.training import Learner
+from scorelab.typing import SEEDS, Key, require_int, require_number, require_seed, require_spec
 
 
 def then_clean(times: tuple[float, ...]) -> tuple[float, ...]:
@@ -251,7 +121,30 @@ class SamplingSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEvaluation:
+class Evaluation(abc.ABC):
+    """How samples are scored; a new one states ``check`` and ``__call__``.
+
+    Attributes:
+        n: number of samples compared; None for as many as there are.
+    """
+
+    n: int | None = None
+
+    def __post_init__(self):
+        if self.n is not None:
+            require_int(self, 2, n=self.n)
+
+    @abc.abstractmethod
+    def check(self, data: DataSpec, samples: int) -> None:
+        """Raise ValueError where this number of samples of this data set cannot be scored."""
+
+    @abc.abstractmethod
+    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
+        """The scores of ``samples``, in stored values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEvaluation(Evaluation):
     """Frechet, KID, precision, recall, density, coverage and Vendi of images, each with its train/test floor.
 
     Attributes:
@@ -259,43 +152,39 @@ class ImageEvaluation:
         n: number of samples, train and test images compared; None for as many as the smallest set has.
     """
 
-    features: Any
-    n: int | None = None
+    features: Features
 
     def __post_init__(self):
-        if not callable(self.features) or not hasattr(self.features, "id"):
-            raise TypeError(f"ImageEvaluation.features = {self.features!r}: expected an extractor with an id")
-        if self.n is not None:
-            require_int(self, 2, n=self.n)
+        super().__post_init__()
+        require_spec(self, Features, features=self.features)
 
-    def check(self, data: DataSpec, samples: int) -> None:
-        """Raise ValueError where this number of samples of this data set cannot be scored."""
+    def check(self, data, samples):
+        """See :class:`Evaluation`."""
         if "test" not in registry.SETS[data.name].splits:
             raise ValueError(f"ImageEvaluation for {data.name}, which has no test split: expected Experiment.evaluation = None")
         sizes = {"SamplingSpec.n": samples, "the train split": len(data.load()), "the test split": len(data.load("test"))}
         smallest = min(sizes, key=lambda name: sizes[name])
         if sizes[smallest] < (2 if self.n is None else self.n):
             raise ValueError(f"ImageEvaluation.n = {self.n}: expected 2 to {sizes[smallest]}, the number of images of {smallest}")
-        arrays = data.load()
-        trained = getattr(self.features, "record", {}).get("dataset", data.name)
-        if trained not in data.known_as:
-            raise ValueError(f"ImageEvaluation.features = {self.features.id}: expected features of {data.name}, not of {trained}")
-        levels = getattr(self.features, "levels", arrays.levels)
-        if arrays.levels is None or levels != arrays.levels:
-            raise ValueError(f"ImageEvaluation.features = {self.features!r}: expected levels = {arrays.levels}, as {data.name} has")
-        shape = getattr(getattr(self.features, "architecture", None), "shape", arrays.event_shape)
-        if tuple(shape) != arrays.event_shape:
+        arrays, features = data.load(), self.features
+        if features.dataset not in (None, *data.known_as):
             raise ValueError(
-                f"ImageEvaluation.features = {self.features.id}: expected features of images {arrays.event_shape}, not {shape}"
+                f"ImageEvaluation.features = {features.id}: expected features of {data.name}, not of {features.dataset}"
+            )
+        if arrays.levels is None or features.levels not in (None, arrays.levels):
+            raise ValueError(f"ImageEvaluation.features = {features!r}: expected levels = {arrays.levels}, as {data.name} has")
+        if features.shape not in (None, arrays.event_shape):
+            raise ValueError(
+                f"ImageEvaluation.features = {features.id}: expected features of images {arrays.event_shape}, not {features.shape}"
             )
 
-    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
+    def __call__(self, samples, data, key):
         """The scores of ``samples`` (stored values) against ``data``."""
         return metrics.report(samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointEvaluation:
+class PointEvaluation(Evaluation):
     """Sliced Wasserstein distance and MMD of points to fresh exact draws; the floor is another exact draw.
 
     Attributes:
@@ -304,26 +193,24 @@ class PointEvaluation:
         seed: seed of the exact draws; the next one gives the floor.
     """
 
-    n: int | None = None
     projections: int = 256
     seed: int = 1000
 
     def __post_init__(self):
-        if self.n is not None:
-            require_int(self, 2, n=self.n)
+        super().__post_init__()
         require_int(self, 2, projections=self.projections)
         require_seed(self, seed=self.seed)
         if self.seed == SEEDS - 1:
             raise ValueError(f"PointEvaluation.seed = {self.seed}: expected at most {SEEDS - 2}, as the floor takes the next one")
 
-    def check(self, data: DataSpec, samples: int) -> None:
-        """Raise ValueError where this number of samples of this data set cannot be scored."""
+    def check(self, data, samples):
+        """See :class:`Evaluation`."""
         if not isinstance(registry.SETS[data.name], Toy):
             raise ValueError(f"PointEvaluation for {data.name}: expected a generated set, of which new points can be drawn")
         if self.n is not None and self.n > samples:
             raise ValueError(f"PointEvaluation.n = {self.n}: expected at most the number of samples, SamplingSpec.n = {samples}")
 
-    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
+    def __call__(self, samples, data, key):
         """The scores of ``samples`` (n, d) against the law ``data`` is drawn from."""
         n = len(samples) if self.n is None else self.n
         if n > len(samples):
@@ -346,11 +233,9 @@ class Experiment:
 
     Attributes:
         data: the data set.
-        learner: what is trained: an object with ``init``, ``update``, ``model`` and ``process``
-            (``scorelab.training.Learner``).
+        learner: what is trained.
         sampling: how it is sampled.
-        evaluation: how the samples are scored: called with (samples, data, key), returns scores; None to skip
-            it.
+        evaluation: how the samples are scored; None to skip it.
         steps: training steps.
         batch_size: examples in a step, over all devices.
         seed: seed of batches, parameters, noise and samples.
@@ -362,9 +247,9 @@ class Experiment:
     """
 
     data: DataSpec
-    learner: Any
+    learner: Learner
     sampling: SamplingSpec = field(default_factory=SamplingSpec)
-    evaluation: Any = None
+    evaluation: Evaluation | None = None
     steps: int = 1000
     batch_size: int = 128
     seed: int = 0
@@ -376,11 +261,9 @@ class Experiment:
     def __post_init__(self):
         require_spec(self, DataSpec, data=self.data)
         require_spec(self, SamplingSpec, sampling=self.sampling)
-        learns = all(callable(getattr(self.learner, name, None)) for name in ("init", "update", "model"))
-        if not learns or not isinstance(getattr(self.learner, "process", None), Process):
-            raise TypeError(f"Experiment.learner = {self.learner!r}: expected a learner (init, update, model, process)")
-        if self.evaluation is not None and not callable(self.evaluation):
-            raise TypeError(f"Experiment.evaluation = {self.evaluation!r}: expected ImageEvaluation() or the like")
+        require_spec(self, Learner, learner=self.learner)
+        if self.evaluation is not None:
+            require_spec(self, Evaluation, evaluation=self.evaluation)
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         require_int(self, 1, **{name: getattr(self, name) for name in counts})
         require_seed(self, seed=self.seed)
@@ -392,7 +275,7 @@ class Experiment:
                 "FeynmanKac.particles = None with DataSpec.labels: expected a number of particles, since a population is of one "
                 "class, or one class in SamplingSpec.classes"
             )
-        if (weight := getattr(self.learner, "pair_weight", 0)) and self.data.pairs is None:
+        if (weight := self.learner.pair_weight) and self.data.pairs is None:
             owner = type(self.learner).__name__
             raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
         correction = self.sampling.correction
@@ -405,12 +288,6 @@ class Experiment:
     def process(self) -> Any:
         """That of the learner."""
         return self.learner.process
-
-    def check(self) -> None:
-        """See :func:`scorelab.run.check.check`: whether the parts fit one another and the data, before anything is trained."""
-        from scorelab.run.check import check
-
-        check(self)
 
     def keys(self) -> tuple[Key, Key, Key]:
         """The keys of training, sampling and evaluation."""

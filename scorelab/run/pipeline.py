@@ -110,11 +110,10 @@ def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = Non
 def _evaluated(experiment: Experiment, n: int) -> Experiment:
     """The experiment with an evaluation of ``n`` samples."""
     evaluation = experiment.evaluation
-    if not dataclasses.is_dataclass(evaluation) or "n" not in {field.name for field in dataclasses.fields(evaluation)}:
-        raise ConfigError(f"--n {n}: Experiment.evaluation = {evaluation!r} has no n")
-    evaluation = dataclasses.replace(evaluation, n=n)  # pyright: ignore[reportArgumentType]: an object, not a class
-    if callable(check := getattr(evaluation, "check", None)):
-        check(experiment.data, n)
+    if evaluation is None:
+        raise ConfigError(f"--n {n}: Experiment.evaluation is None")
+    evaluation = dataclasses.replace(evaluation, n=n)
+    evaluation.check(experiment.data, n)
     return dataclasses.replace(experiment, evaluation=evaluation)
 
 
@@ -137,10 +136,9 @@ def _console() -> Console:
 
 def _announce(config: Config, workdir: Workdir, console: Console) -> None:
     console.stage("config", f"{shown(config.path)}, work directory {shown(workdir.root.resolve())}")
-    denoiser = getattr(config.experiment.learner, "denoiser", None)
-    if denoiser is not None:
+    if (network := config.experiment.learner.network) is not None:
         measured = "measured_std" in config.text
-        console.stage("data", f"{config.experiment.data.name}, data_std {denoiser.data_std}{' (measured)' * measured}")
+        console.stage("data", f"{config.experiment.data.name}, data_std {network.data_std}{' (measured)' * measured}")
 
 
 @contextmanager

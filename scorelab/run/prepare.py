@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scorelab.files import write_json, write_text
 from scorelab.run import config as configs
+from scorelab.run.check import check
 from scorelab.run.config import Config
 from scorelab.run.console import Console
 from scorelab.run.sources import ConfigError, shown
@@ -16,7 +17,7 @@ _MAY_CHANGE = ("steps", "sampling", "evaluation", "keep_checkpoints")
 
 def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console) -> None:
     """Open the work directory and write down what is about to run; nothing where specs do not fit."""
-    config.experiment.check()
+    check(config.experiment)
     workdir.open(resume)
     now, before = configs.versions(), workdir.read_json(workdir.versions)
     if (old := workdir.read_json(workdir.specs)) is not None:

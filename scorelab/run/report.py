@@ -57,9 +57,9 @@ def write_report(config: Config, workdir: Workdir, console: Console) -> None:
 
 
 def _summary(experiment: Experiment, drawn: Drawn | None) -> str:
-    net = getattr(getattr(experiment.learner, "denoiser", None), "net", None)
+    network = experiment.learner.network
     parts = [
-        f"{type(net).__name__} network" if net is not None else type(experiment.learner).__name__,
+        f"{type(network.net).__name__} network" if network is not None else type(experiment.learner).__name__,
         f"{type(experiment.process.schedule).__name__} schedule",
         f"{experiment.steps:,} steps of {experiment.batch_size}",
     ]

@@ -17,8 +17,9 @@ PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_ROOTS = (PACKAGE.parent / "configs",) if (PACKAGE.parent / "pyproject.toml").is_file() else (PACKAGE / "configs",)
 INCLUDE = re.compile(r"""^(\s*include\s+)(['"])(.+?)\2\s*(#.*)?$""")
 IMPORT = re.compile(r"^(import|from)\s")
-# The process of an experiment is that of its learner; kept models and work directories of earlier versions name it twice.
-FORMER = re.compile(r"^experiment\.Experiment\.process = .*$", re.MULTILINE)
+# The process of an experiment is that of its learner, and that of a distillation is its teacher's; kept models and work directories
+# of earlier versions name it twice.
+FORMER = re.compile(r"^([\w./]+[./])?(Experiment|FDistill|SiD)\.process = .*$", re.MULTILINE)
 # Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working
 # folder.
 SCHEME = "scorelab-config:"
@@ -26,6 +27,10 @@ SCHEME = "scorelab-config:"
 
 class ConfigError(Exception):
     """A mistake in a config file, an override, a command or the data."""
+
+
+class ConfigWarning(UserWarning):
+    """Something in a config file that has no effect, or that does not suit the data."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from scorelab.run.experiment import Experiment
 from scorelab.run.faults import Signals, Stopped
 from scorelab.run.sources import ConfigError, shown
 from scorelab.run.workdir import Workdir, append_line, cut_lines
-from scorelab.training import Window, fit
+from scorelab.training import Learner, Window, fit
 from scorelab.typing import Pytree
 
 
@@ -57,7 +57,10 @@ def train(experiment: Experiment, workdir: Workdir, console: Console, signals: S
             steps=experiment.steps,
             key=key,
             state=state,
-            hooks=(*_diagnose(experiment, workdir), SaveEvery(experiment.checkpoint_every, checkpoints)),
+            hooks=(
+                Diagnose(experiment.log_every, experiment.learner, workdir),
+                SaveEvery(experiment.checkpoint_every, checkpoints),
+            ),
             log=log,
             log_every=experiment.log_every,
             stop=stop,
@@ -128,17 +131,12 @@ class _Log:
         self.tick(window.last, f"loss {numbers['loss']:.4f}")
 
 
-def _diagnose(experiment: Experiment, workdir: Workdir) -> tuple[Diagnose, ...]:
-    known = callable(getattr(experiment.learner, "diagnostics", None))
-    return (Diagnose(experiment.log_every, experiment.learner, workdir),) if known else ()
-
-
 @dataclass(frozen=True)
 class Diagnose:
-    """A hook that writes what a learner says of its state, ``diagnostics(state) -> {name: array}``, to ``diagnostics.jsonl``."""
+    """A hook that writes what a learner says of its state to ``diagnostics.jsonl``, where it says something."""
 
     every: int
-    learner: Any
+    learner: Learner
     workdir: Workdir
 
     def __call__(self, step: int, state: Pytree, window: Window) -> None:
@@ -147,7 +145,8 @@ class Diagnose:
             name: [float(v) if math.isfinite(v) else None for v in np.ravel(values)]
             for name, values in self.learner.diagnostics(state).items()
         }
-        append_line(self.workdir.diagnostics_log, {"step": step, **found})
+        if found:
+            append_line(self.workdir.diagnostics_log, {"step": step, **found})
 
 
 def state_like(experiment: Experiment) -> Pytree:

@@ -21,7 +21,7 @@ PACKAGES = ("scorelab", "optax", "flax", "jax")
 # Modules whose public members may be called, and of those the parts that may not: they write files or run other configs.
 _OPEN = ("scorelab", "optax", "flax.linen", "jax.nn", "jax.numpy", "jax.lax", "jax.random")
 _CLOSED = ("scorelab.files", "scorelab.viz", "scorelab.run", "scorelab.data.files", "scorelab.data.registry")
-_OPEN_AGAIN = tuple(f"scorelab.run.{name}" for name in ("experiment", "data_start", "correction", "pairs"))
+_OPEN_AGAIN = tuple(f"scorelab.run.{name}" for name in ("experiment", "data_spec", "data_start", "correction", "pairs"))
 _FUNCTIONS = {("scorelab.run.kept", "model")}
 # Unpickles, or writes.
 _NEVER = {("jax.numpy", "load"), ("scorelab.densities.store", "save_gaussian"), ("scorelab.metrics.smallcnn", "save")}

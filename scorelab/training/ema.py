@@ -8,10 +8,11 @@ the step only, so an average is a pytree shaped like the parameters and resumes 
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,28 +28,27 @@ _FLAT = 1 / math.sqrt(12)
 _ROUNDING, _LARGEST = 1e-6, 100.0
 
 
-class Average(Protocol):
+class Average(abc.ABC):
     """What a learner needs of an average; specs are hashable."""
 
+    @abc.abstractmethod
     def init(self, params: Pytree) -> Pytree:
         """The average before the first update, in arrays of its own."""
-        ...
 
+    @abc.abstractmethod
     def update(self, average: Pytree, params: Pytree, step: Array) -> Pytree:
         """The average after update number ``step`` (1, 2, ...) has produced ``params``."""
-        ...
 
+    @abc.abstractmethod
     def params(self, average: Pytree) -> Pytree:
         """The averaged parameters."""
-        ...
 
 
 def average_specs(owner: object, ema: Average | tuple[Average, ...] | None) -> tuple[Average, ...]:
     """A field ``ema`` as a tuple; TypeError for what is no average."""
     specs = () if ema is None else ema if isinstance(ema, tuple) else (ema,)
-    for spec in specs:
-        if isinstance(spec, type) or not all(callable(getattr(spec, name, None)) for name in ("init", "update", "params")):
-            raise TypeError(f"{type(owner).__name__}.ema = {ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None")
+    if not all(isinstance(spec, Average) for spec in specs):
+        raise TypeError(f"{type(owner).__name__}.ema = {ema!r}: expected EMA(), PowerEMA(), a tuple of them, or None")
     return specs
 
 
@@ -97,7 +97,7 @@ def _copy(params: Pytree) -> Pytree:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EMA:
+class EMA(Average):
     r"""Exponential moving average, :math:`\beta_t = \min(\mathrm{decay}, \frac{1+t}{10+t})` after ``t``
     updates.
 
@@ -141,7 +141,7 @@ class Snapshot(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PowerEMA:
+class PowerEMA(Average):
     r"""Averages with power-function profiles, from which any other width is made after training (EDM2).
 
     .. math:: \bar\theta_\gamma(t) = \frac{\gamma+1}{t^{\gamma+1}}\int_0^t \tau^\gamma\theta(\tau)\,d\tau,

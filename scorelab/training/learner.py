@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from scorelab.losses import Batch, Loss
 from scorelab.models.base import Model, Trainable, require_model
+from scorelab.models.denoiser import Denoiser
 from scorelab.processes.base import require_same_process
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
-from scorelab.typing import Array, Key, Pytree, partly_static, require_positive, require_spec
+from scorelab.typing import Array, Key, Pytree, computed, partly_static, require_positive, require_spec
 
 
-class Learner(Protocol):
+class Learner(abc.ABC):
     """What the loop trains: a hashable spec of pure functions on a state of any shape.
+
+    A new one states ``process``, ``init``, ``update`` and ``model``.
 
     The state is a pytree with an int32 scalar attribute ``step``, the number of updates made. It may hold
     several networks. Equal learners share a compilation. A learner with arrays among its fields (a frozen
     teacher's parameters) is a pytree (:func:`scorelab.typing.partly_static`): its arrays are arguments of the
     compiled step and never part of what is saved.
+
+    Attributes:
+        process: the forward process of the model.
+        statistics: attributes of the state in which NaN says "not known".
+        pair_weight: weight of a regression on a teacher's pairs, which the batches then have.
+        label_dropout: share of examples that train the model without its condition; 0 for a model that never learns it.
+        null_label: the label they get, None where there are none.
     """
 
-    @property
-    def process(self) -> Any:
-        """The forward process of the model."""
-        ...
+    process: Any
+    statistics: tuple[str, ...] = ()
+    pair_weight: float = 0.0
+    label_dropout: float = 0.0
+    null_label: int | None = None
 
+    @abc.abstractmethod
     def init(self, key: Key, batch: Batch) -> Pytree:
         """The state before the first update, for data shaped like ``batch``; runs under ``jit``."""
-        ...
 
+    @abc.abstractmethod
     def update(self, state: Pytree, batch: Batch, key: Key) -> tuple[Pytree, dict[str, Array]]:
         """One update and its scalar metrics, ``"loss"`` among them; the returned ``step`` is one more."""
-        ...
 
-    def model(self, state: Pytree) -> Model:
+    @abc.abstractmethod
+    def model(self, state: Pytree) -> Any:
         """The model to sample from and to evaluate."""
-        ...
+
+    def diagnostics(self, state: Pytree) -> dict[str, np.ndarray]:
+        """What is to be written down of a state at the end of a window, host arrays by name; nothing unless it says otherwise."""
+        return {}
+
+    @property
+    def network(self) -> Denoiser | None:
+        """The network, where the learner trains one with a scale of the data; None otherwise."""
+        return None
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +78,7 @@ class ScoreState:
 
 @partly_static("loss", "initial")
 @dataclass(frozen=True)
-class ScoreLearner:
+class ScoreLearner(Learner):
     r"""One network, trained on a loss: gradient, clipping, optimiser step, averages of the parameters.
 
     A network with a field ``dropout`` above zero is called with ``train=True`` and a dropout key of its own
@@ -100,6 +122,21 @@ class ScoreLearner:
     def process(self) -> Any:
         """That of the denoiser."""
         return self.denoiser.process
+
+    @computed
+    def label_dropout(self) -> float:
+        """That of the loss."""
+        return self.loss.label_dropout
+
+    @computed
+    def null_label(self) -> int | None:
+        """That of the loss."""
+        return self.loss.null_label
+
+    @property
+    def network(self) -> Denoiser | None:
+        """The denoiser, where it is a :class:`scorelab.models.Denoiser`."""
+        return self.denoiser if isinstance(self.denoiser, Denoiser) else None
 
     @property
     def _ema_specs(self) -> tuple[Average, ...]:

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from scorelab.models.base import check_condition
 from scorelab.training.learner import Learner
 from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
-from scorelab.typing import Array, Key, Pytree, is_model_pytree, require_int
+from scorelab.typing import Array, Key, Pytree, is_model_pytree, require_int, require_spec
 
 # Steps that may wait in the device's queue, each with its batch in device memory. Enough to ride out a slow
 # batch on the host, and a bound on memory.
@@ -168,7 +169,8 @@ def fit(
             try:
                 window = _finish(pending, step, log)
             except NonFiniteLoss as error:
-                raise NonFiniteLoss(error.step, error.metric, error.value, _cause(learner, data, error.step, shard)) from None
+                cause = _cause(learner.model(state), data, error.step, shard)
+                raise NonFiniteLoss(error.step, error.metric, error.value, cause) from None
             pending = []
             if int(state.step) != step:
                 raise ValueError(f"{type(learner).__name__} made step = {state.step} of update {step}: expected {step}")
@@ -245,7 +247,7 @@ def _finish(pending: list[dict[str, Array]], step: int, log: Callable[[Window], 
     return window
 
 
-def _cause(learner: Learner, data: Any, step: int, shard: tuple[int, ...]) -> str:
+def _cause(model: Any, data: Any, step: int, shard: tuple[int, ...]) -> str:
     """What can be seen in the batch of ``step`` that explains a loss that is no number; empty where there is nothing."""
     try:
         batch = getattr(data, "prepare", _as_is)(data.at(step - 1, *shard))
@@ -255,21 +257,16 @@ def _cause(learner: Learner, data: Any, step: int, shard: tuple[int, ...]) -> st
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and (bad := int(np.sum(~np.isfinite(np.asarray(leaf))))):
             found.append(f"batch{jax.tree_util.keystr(path)} has {bad} values that are not finite")
-    denoiser = getattr(learner, "denoiser", None)
-    if denoiser is not None:
-        try:
-            denoiser.check_labels(batch.get("cond"))
-        except ValueError as error:
-            found.append(str(error))
+    try:
+        check_condition(model, batch.get("cond"))
+    except ValueError as error:
+        found.append(str(error))
     return "".join(f"; {cause}" for cause in found)
 
 
 def _require_finite(learner: Learner, step: int, state: Pytree) -> None:
-    """Refuse a state with NaN, or with infinite parameters; an optimiser may start its records at infinity.
-
-    A learner names the parts of its state in which NaN says "not known" by an attribute ``statistics``.
-    """
-    statistics = tuple(f".{name}" for name in getattr(learner, "statistics", ()))
+    """Refuse a state with NaN outside ``learner.statistics``, or infinite parameters; an optimiser may start at infinity."""
+    statistics = tuple(f".{name}" for name in learner.statistics)
     flags = np.asarray(_flags(state, statistics))
     if not flags.all():
         leaves = [path for path, _ in _numbers(state, statistics)]
@@ -298,6 +295,7 @@ def _as_is(batch: Pytree) -> Pytree:
 
 
 def _check(learner, data, steps, log_every, hooks) -> None:
+    require_spec(fit, Learner, learner=learner)
     require_int(fit, 1, steps=steps, log_every=log_every)
     if not callable(getattr(data, "at", None)):
         raise TypeError(f"fit.data = {data!r}: expected an object with at(step)")

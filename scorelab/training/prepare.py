@@ -9,7 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, Pytree
+from scorelab.data.batches import Batches
+from scorelab.data.transforms import Transform
+from scorelab.typing import Array, Pytree, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,17 +19,17 @@ class Prepare:
     """``{"x": stored values, ...}`` to ``{"x": floating point, "cond": condition or None}``, traceable.
 
     Attributes:
-        transform: a spec with ``encode``, such as ``scorelab.data.Pixels()``; None casts ``x`` to float32.
+        transform: such as ``scorelab.data.Pixels()``; None casts ``x`` to float32.
         cond: the name of the array that is the condition (``"label"``), or None to train without one.
             Integers are the numbers of classes, and become int32.
     """
 
-    transform: Any = None
+    transform: Transform | None = None
     cond: str | None = None
 
     def __post_init__(self):
-        if self.transform is not None and not callable(getattr(self.transform, "encode", None)):
-            raise TypeError(f"Prepare.transform = {self.transform!r}: expected encode(x), or None")
+        if self.transform is not None:
+            require_spec(self, Transform, transform=self.transform)
 
     def __call__(self, batch: dict[str, Array]) -> dict[str, Pytree]:
         """See the class."""
@@ -58,21 +60,21 @@ class Prepared:
     """
 
     batches: Any
-    transform: Any = None
+    transform: Transform | None = None
     cond: str | None = None
 
     def __post_init__(self):
         if not callable(getattr(self.batches, "at", None)):
             raise TypeError(f"Prepared.batches = {self.batches!r}: expected an object with at(step)")
         _ = self.prepare
-        if (columns := getattr(self.batches, "columns", None)) is not None:
-            self._check(columns, getattr(getattr(self.batches, "arrays", None), "levels", None))
+        if isinstance(self.batches, Batches):
+            self._check(self.batches.columns, self.batches.levels)
 
     def _check(self, columns: Mapping[str, Any], levels: int | None) -> None:
         if "x" not in columns:
             raise ValueError(f"Prepared.batches has the arrays {sorted(columns)}: expected one that is named 'x'")
-        if callable(check := getattr(self.transform, "check", None)):
-            check(columns["x"], levels)
+        if self.transform is not None:
+            self.transform.check(np.asarray(columns["x"]), levels)
         if self.cond is None:
             return
         if self.cond not in columns:

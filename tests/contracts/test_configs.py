@@ -183,7 +183,7 @@ def test_resolves_and_its_record_builds_equal_specs(name, tmp_path, monkeypatch)
     # But for the number of images: the data fit the transform and the evaluation, the grid fits the process; nothing is computed.
     evaluation = now.experiment.evaluation
     few = replace(evaluation, n=None) if isinstance(evaluation, ImageEvaluation) else evaluation
-    replace(now.experiment, evaluation=few).check()
+    check.check(replace(now.experiment, evaluation=few))
     # Descriptions, because optax transformations never compare equal; everything else must.
     assert again.specs == now.specs
     assert again.text == now.text

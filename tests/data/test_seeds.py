@@ -13,14 +13,14 @@ from scorelab.run.experiment import DataSpec, Experiment, PointEvaluation
 from scorelab.run.pairs import Pairs
 from scorelab.schedules import EDM
 from scorelab.solvers import Heun
-from scorelab.training import EMA
+from scorelab.training import EMA, Learner
 
 POINTS = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 IMAGES = np.zeros((40, 1, 2, 1), np.uint8) + np.arange(40, dtype=np.uint8)[:, None, None, None]
 PROCESS = Process(schedule=EDM())
 
 
-class Untrained:
+class Untrained(Learner):
     """What an experiment takes for a learner."""
 
     ema = EMA()

@@ -34,7 +34,7 @@ def gaussian(mean, std):
 
 
 @dataclasses.dataclass(frozen=True)
-class Affine:
+class Affine(distill.Student):
     """The student ``m + s z``, in the chart: its law is known."""
 
     mean: float = 0.6
@@ -209,6 +209,33 @@ def test_exact_ratios_average_to_one():
         np.testing.assert_allclose(logit[normal], np.log(p[normal] / q[normal]), rtol=1e-9, atol=1e-9)
 
 
+@dataclasses.dataclass(frozen=True)
+class OfClass(models.base.KnowsDensity):
+    """The law N(m_c, s_c^2) of a class under EDM, which is no ExactModel."""
+
+    mean = np.array([-1.5, 0.3])
+    std = np.array([0.4, 1.2])
+    process = EDM
+
+    def __call__(self, y, t, cond=None):
+        mean, variance, t = (jnp.asarray(v)[:, None] for v in (self.mean[cond], self.std[cond] ** 2, t))
+        total = variance + t**2
+        denoised = (t**2 * mean + variance * y) / total
+        log_prob = -0.5 * ((y - mean) ** 2 / total + jnp.log(2 * jnp.pi * total))[:, 0]
+        return models.exact.ExactPrediction(denoised=denoised, eps=(y - denoised) / t, log_prob=log_prob, t=t[:, 0], process=EDM)
+
+
+@double
+def test_exact_ratios_are_those_of_any_densities_and_see_the_condition():
+    rng, teacher = np.random.default_rng(0), OfClass()
+    y, t, cond = rng.normal(size=(50, 1)), rng.uniform(0.05, 3.0, 50), np.arange(50) % 2
+    found = distill.ExactRatio().logit((), y, t, cond, teacher, models.ExactModel(gaussian(0.4, 1.3), EDM))
+    log_p = stats.norm.logpdf(y[:, 0], teacher.mean[cond], np.hypot(teacher.std[cond], t))
+    np.testing.assert_allclose(found, log_p - stats.norm.logpdf(y[:, 0], 0.4, np.hypot(1.3, t)), rtol=1e-9, atol=1e-9)
+    with pytest.raises(TypeError, match=r"ExactRatio\.fake = None: expected a KnowsDensity"):
+        distill.ExactRatio().logit((), y, t, cond, teacher, None)
+
+
 @pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.long) for name in ("edm", "vp")), "log"])
 def test_exact_parts_bring_the_student_to_the_teacher(name):
     process = PROCESSES[name]
@@ -378,7 +405,7 @@ def test_a_two_step_student_trains_on_what_its_sampler_meets(name, times):
         mixed = 0.5 * (np.mean(both**moment, 0) + np.mean(first**moment, 0))
         spread = np.std(drawn**moment, 0) / math.sqrt(4000)
         assert np.all(np.abs(np.mean(drawn**moment, 0) - mixed) < 6 * spread)
-    out = sample(student.bind(params).model, solver=solvers.Renoise(), grid=Explicit((*times, 0.0)), key=KEY, shape=(4000, 3))
+    out = sample(student.model(params), solver=solvers.Renoise(), grid=Explicit((*times, 0.0)), key=KEY, shape=(4000, 3))
     x, spread = np.asarray(out.x, np.float64), np.std(both, 0) * math.sqrt(2 / 4000)
     assert np.all(np.abs(np.mean(x, 0) - np.mean(both, 0)) < 5 * spread)
     # The sampler has coefficients of its own: deviations agree to their standard error, about 1 / sqrt(2 n) each.
@@ -632,12 +659,23 @@ def test_a_discriminator_of_different_laws_is_right():
     assert np.all((accuracy > 0.3) | np.isnan(accuracy))
 
 
+def test_the_process_is_that_of_the_teacher():
+    learner = exact(distill.ReverseKL(), EDM)
+    assert learner.process == EDM
+    # Noise of one process and a teacher of another would train without a word.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'process'"):
+        dataclasses.replace(learner, process=VP)
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (dict(student=None, teacher=models.ExactModel(gaussian(0.0, 1.0), EDM)), r"FDistill\.student = None with the teacher Ex"),
-        (dict(student=distill.FewStep(denoiser=small(VP))), r"FDistill\.student is about .*expected the process of the teacher"),
+        (dict(student=distill.FewStep(denoiser=small(VP))), r"FDistill: teacher\.process = .*EDM.* and student\.process = .*VPLin"),
+        (dict(student="one step"), r"FDistill\.student = 'one step': expected a Student"),
+        (dict(fake=distill.LearnedScore(denoiser=small(VP))), r"teacher\.process = .*EDM.* and fake\.process = .*VPLinear"),
+        (dict(ratio=distill.Discriminator(denoiser=small(VP))), r"teacher\.process = .*EDM.* and ratio\.process = .*VPLinear"),
         (dict(n_aux=-1), r"FDistill\.n_aux = -1: expected an integer >= 0"),
         (dict(ratio=distill.UnitRatio(), gan_weight=0.0), r"FDistill\.ratio = UnitRatio\(\) with divergence = JensenShannon\(\)"),
         (dict(score_weight=0.0, gan_weight=0.0), r"FDistill\.score_weight = gan_weight = 0: expected one of them above 0"),
@@ -652,7 +690,7 @@ def test_a_discriminator_of_different_laws_is_right():
         (dict(divergence="js"), r"FDistill\.divergence = 'js': expected a Divergence"),
         (dict(weight="dmd"), r"FDistill\.weight = 'dmd': expected a function"),
         (dict(ema=3), r"FDistill\.ema = 3: expected EMA"),
-        (dict(teacher=lambda y, t, c: y), r"FDistill\.process = None: expected one"),
+        (dict(teacher=lambda y, t, c: y), r"FDistill\.teacher = .*: expected a model, which knows its process"),
     ],
 )  # fmt: skip
 def test_bad_fields_are_named(options, message):

@@ -1,20 +1,24 @@
 """What does not fit is refused before anything is trained; what runs and is hardly meant is said."""
 
+import types
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
+from scorelab import losses
+from scorelab.data import Transform
 from scorelab.data.memory import memory_size, require_memory
-from scorelab.metrics import pixels
+from scorelab.metrics import Features, SmallCNN, pixels, small_cnn
 from scorelab.processes import Gaussian
 from scorelab.processes.scale import prior_error
 from scorelab.run import config
-from scorelab.run.config import ConfigWarning
+from scorelab.run.check import check
 from scorelab.run.console import Console
 from scorelab.run.experiment import DataSpec, ImageEvaluation
-from scorelab.run.sources import ConfigError
+from scorelab.run.sources import ConfigError, ConfigWarning
 from scorelab.schedules import EDM
 
 QUICK, RINGS, DROPPED = "quickstart", "toys/rings", "paper/2503.02819/digits"
@@ -31,7 +35,7 @@ def refusal(name, *overrides):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            config.load(name, overrides).experiment.check()
+            check(config.load(name, overrides).experiment)
         except (ConfigError, ValueError) as error:
             return str(error)
     return "nothing"
@@ -90,7 +94,56 @@ def test_a_set_without_a_test_split_is_not_scored():
     ImageEvaluation(features=pixels(levels=17)).check(DataSpec(name="digits"), 100)
 
 
-class Halved:
+def test_a_loss_with_more_terms_trains_the_null_class_as_it_does_without():
+    experiment = config.load(f"{DROPPED}_corrected").experiment
+    loss = losses.Regularised(experiment.learner.loss, ((lambda model, noised: 0.0 * noised.t, 1.0),))
+    check(replace(experiment, learner=replace(experiment.learner, loss=loss)))
+
+
+def duck(**members):
+    """An object that has the members of a part and is none."""
+    return types.SimpleNamespace(**members)
+
+
+def test_parts_are_of_their_classes():
+    experiment = config.load(RINGS, POINTS).experiment
+    call = lambda *arguments: None
+    with pytest.raises(TypeError, match=r"Experiment\.learner = .*: expected a Learner"):
+        replace(experiment, learner=duck(init=call, update=call, model=call, process=experiment.process))
+    with pytest.raises(TypeError, match=r"Experiment\.evaluation = .*: expected a Evaluation"):
+        replace(experiment, evaluation=call)
+    with pytest.raises(TypeError, match=r"DataSpec\.transform = .*: expected a Transform"):
+        DataSpec(name="rings", transform=duck(encode=call, decode=call))
+    with pytest.raises(TypeError, match=r"ImageEvaluation\.features = .*: expected a Features"):
+        ImageEvaluation(features=duck(id="mine"))
+
+
+class Mean(Features):
+    """An extractor of a user's own."""
+
+    id = "mean"
+
+    def __call__(self, images):
+        return images.reshape(len(images), -1).mean(axis=1, keepdims=True)
+
+
+def test_an_extractor_says_for_which_images_it_is():
+    digits, evaluated = DataSpec(name="digits"), ImageEvaluation(features=Mean())
+    evaluated.check(digits, 100)
+    for field, value, message in (
+        ("dataset", "mnist", "expected features of digits, not of mnist"), ("levels", 256, "expected levels = 17"),
+        ("shape", (28, 28, 1), r"expected features of images \(8, 8, 1\), not \(28, 28, 1\)"),
+    ):  # fmt: skip
+        kind = type("Kind", (Mean,), {field: value})
+        with pytest.raises(ValueError, match=message):
+            ImageEvaluation(features=kind()).check(digits, 100)
+    found = small_cnn("digits")
+    assert (found.dataset, found.levels, found.shape) == ("digits", 17, (8, 8, 1))
+    with pytest.raises(TypeError, match="levels"):
+        SmallCNN(id="mine", architecture=found.architecture, params=found.params)
+
+
+class Halved(Transform):
     """A transform that does not lead back."""
 
     def encode(self, x):
@@ -119,7 +172,7 @@ def said(name, *overrides):
     """The warnings of a check."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config.load(name, [*POINTS, *overrides]).experiment.check()
+        check(config.load(name, [*POINTS, *overrides]).experiment)
     return [str(w.message) for w in caught if w.category is ConfigWarning]
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from scorelab import schedules
 from scorelab.run import config
-from scorelab.run.config import ConfigWarning
 from scorelab.run.describe import describe
 from scorelab.run.experiment import DataSpec, SamplingSpec, chained, measured_std
-from scorelab.run.sources import ConfigError, config_name, find_config
+from scorelab.run.sources import ConfigError, ConfigWarning, config_name, find_config
 
 
 def test_a_config_is_found_by_path_by_its_place_in_a_checkout_and_by_name(tmp_path, monkeypatch):
@@ -130,6 +129,15 @@ def test_a_config_that_came_with_data_may_be_of_a_version_in_which_an_experiment
         warnings.simplefilter("error")
         old = config.load(str(tmp_path / "config.gin"), carried=True)
     assert old.specs == config.load("toys/rings").specs
+    with pytest.raises(ConfigError, match="doesn't have a parameter named 'process'"):
+        config.load(str(tmp_path / "config.gin"))
+
+
+@pytest.mark.parametrize("name", ["FDistill", "SiD"])
+def test_one_that_came_with_data_may_be_of_a_version_in_which_a_distillation_had_a_process(name, tmp_path):
+    new = config.load({"FDistill": "paper/2502.15681/digits", "SiD": "paper/2502.15681/digits_sid"}[name])
+    (tmp_path / "config.gin").write_text(f"{new.text}distill.{name}.process = None\n")
+    assert config.load(str(tmp_path / "config.gin"), carried=True).specs == new.specs
     with pytest.raises(ConfigError, match="doesn't have a parameter named 'process'"):
         config.load(str(tmp_path / "config.gin"))
 

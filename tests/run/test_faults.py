@@ -28,7 +28,7 @@ from scorelab.run.draw import _weights, read_samples
 from scorelab.run.lock import Lock
 from scorelab.run.sources import ConfigError
 from scorelab.run.workdir import Workdir, read_lines
-from scorelab.training import NonFiniteState, Prepared, fit
+from scorelab.training import Learner, NonFiniteState, Prepared, fit
 from tests.run.conftest import TINY, with_sets
 
 RUN = ("run", "toys/eight_gaussians", *with_sets(*TINY))
@@ -46,7 +46,7 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Adder:
+class Adder(Learner):
     """Adds to its parameter; the loss is finite whatever comes of it."""
 
     last: float
@@ -57,6 +57,8 @@ class Adder:
     def update(self, state, batch, key):
         w = state.params["w"] + jnp.where(state.step == 5, self.last, 1.0)
         return State(state.step + 1, {"w": w}, state.best), {"loss": jnp.sum(batch["x"])}
+
+    def model(self, state): ...
 
 
 class Ones:

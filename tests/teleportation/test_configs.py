@@ -7,6 +7,7 @@ import pytest
 
 from scorelab import data, densities, grids, processes, starts
 from scorelab.run import config as configs
+from scorelab.run.check import check
 from scorelab.run.data_start import DataTeleport
 from scorelab.run.experiment import DataSpec
 
@@ -70,7 +71,7 @@ def test_what_does_not_fit_is_found_before_training():
         DataTeleport().check(DIGITS, processes.GeometricBrownianMotion(signed=True))
     sets = ["experiment.SamplingSpec.start = @experiment.DataTeleport()", "experiment.DataTeleport.skip_steps = 18"]
     with pytest.raises(ValueError, match="skip_steps = 18 on a grid of 18 steps"):
-        configs.load("paper/2412.09726/digits.gin", sets).experiment.check()
+        check(configs.load("paper/2412.09726/digits.gin", sets).experiment)
 
 
 def test_a_start_that_skips_is_checked_too():
@@ -78,4 +79,4 @@ def test_a_start_that_skips_is_checked_too():
     start = starts.Teleport(densities.Gaussian(np.zeros((8, 8, 1)), 1.0), skip_steps=18)
     sampling = dataclasses.replace(experiment.sampling, start=start)
     with pytest.raises(ValueError, match="skip_steps = 18"):
-        dataclasses.replace(experiment, sampling=sampling).check()
+        check(dataclasses.replace(experiment, sampling=sampling))

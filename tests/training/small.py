@@ -14,7 +14,7 @@ from scorelab.models import FunctionModel
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes import Gaussian
 from scorelab.schedules import EDM
-from scorelab.training import EMA, ScoreLearner
+from scorelab.training import EMA, Learner, ScoreLearner
 from scorelab.typing import Array, Pytree
 
 PROCESS = Gaussian(schedule=EDM())
@@ -70,7 +70,7 @@ class PairState(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Learner):
     """Two networks taking turns: one fits the data, the other the first; each has an optimiser of its own."""
 
     net: Net

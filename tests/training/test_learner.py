@@ -1,6 +1,6 @@
 """The score learner: what it learns, its averages, clipping and precision."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab.losses import DenoisingScoreMatching, Loss
+from scorelab.losses import DenoisingScoreMatching, Loss, Regularised
+from scorelab.models.base import Trainable
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes import Gaussian, Noised
 from scorelab.schedules import VPLinear
-from scorelab.training import EMA, PowerEMA, ScoreLearner, fit, power_exponent
+from scorelab.training import EMA, NonFiniteLoss, PowerEMA, ScoreLearner, fit, power_exponent
 from tests.training.small import PROCESS, Net, Points, equal, learner
 
 KEY = jax.random.key(0)
@@ -57,6 +58,37 @@ def test_the_model_is_the_first_average():
             expected = spec.params(state.averages[0])
             assert not equal(expected, state.params)
         assert equal(denoised(member.model(state)), denoised(member.denoiser.bind(expected)))
+
+
+@dataclass(frozen=True)
+class Other(Trainable):
+    """What is trained, with nothing but what a Trainable has."""
+
+    inner: Denoiser
+    process = PROCESS
+
+    def init(self, key, x, cond=None, like=None):
+        return self.inner.init(key, x, cond, like)
+
+    def bind(self, params, dropout=None):
+        return self.inner.bind(params, dropout)
+
+
+def test_what_is_trained_need_not_be_a_denoiser():
+    denoiser = learner(width=8)
+    other = replace(denoiser, denoiser=Other(denoiser.denoiser))
+    assert denoiser.network == denoiser.denoiser
+    assert other.network is None
+    with pytest.raises(NonFiniteLoss, match=r"at step 1 .*batch\['x'\] has 1 values that are not finite"):
+        fit(other, Points(bad_step=0), steps=1, key=KEY)
+
+
+def test_a_learner_and_a_loss_around_another_say_what_they_drop():
+    loss = DenoisingScoreMatching(PROCESS, label_dropout=0.2, null_label=3)
+    around = Regularised(loss, ((lambda model, noised: noised.t, 1.0),))
+    for member in (replace(learner(), loss=loss), replace(learner(), loss=around)):
+        assert (member.label_dropout, member.null_label) == (0.2, 3)
+    assert (learner().label_dropout, learner().null_label) == (0.0, None)
 
 
 class Scalar(Denoiser):

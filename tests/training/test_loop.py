@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from scorelab.data import Transform
 from scorelab.training import EMA, NonFiniteLoss, PowerEMA, Prepared, data_mesh, fit
 from scorelab.training import loop as loop_module
 from tests.training.small import Net, Pair, Points, equal, host, learner
@@ -117,11 +118,13 @@ def test_prepare_runs_inside_the_step_and_is_shared_by_equal_specs():
             x = np.random.default_rng(step).integers(0, 256, (16, 4), np.uint8)
             return {"x": x, "label": np.arange(16, dtype=np.uint8) % 3}
 
-    class Half:
+    class Half(Transform):
         def encode(self, x):
             assert x.dtype == jnp.uint8
             assert isinstance(x, jax.core.Tracer)
             return x / 127.5 - 1
+
+        def decode(self, y): ...
 
     half = Half()
     data = Prepared(Bytes(), transform=half, cond="label")
@@ -142,6 +145,8 @@ def test_errors_name_what_is_wrong():
     ]:
         with pytest.raises(ValueError, match=match):
             fit(SCORE, Points(), key=KEY, **arguments)
+    with pytest.raises(TypeError, match=r"fit\.learner = 3: expected a Learner"):
+        fit(3, Points(), steps=1, key=KEY)
     with pytest.raises(TypeError, match=r"at\(step\)"):
         fit(SCORE, [1, 2], steps=1, key=KEY)
     with pytest.raises(ValueError, match="scalars"):

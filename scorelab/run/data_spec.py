@@ -1,0 +1,142 @@
+"""The data of an experiment: a set by name, its scale, and its moments in the chart of a process."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from scorelab import data as datasets
+from scorelab.data import Arrays, Transform, registry
+from scorelab.data.loaders import Halves
+from scorelab.distill import WithPairs
+from scorelab.processes import Chart, Identity
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.run.pairs import Pairs
+from scorelab.training import Prepared
+from scorelab.typing import require_choice, require_int, require_seed, require_spec
+
+# Rows of data that are encoded at once; the number itself has no effect on results.
+_BLOCK = 8192
+# Rows that are encoded and decoded to see whether they come back.
+_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """A data set by name, its scale, and whether its labels are the condition.
+
+    Attributes:
+        name: a name that ``scorelab.data.load`` accepts.
+        transform: from stored values to what the process sees: ``Pixels(levels=...)``, ``Identity()``.
+        labels: train with the labels as the condition of the network.
+        n: number of points of a generated set, else None.
+        seed: seed of a generated set, else None.
+        pairs: a teacher's :class:`Pairs` beside the data, for a distillation with a ``pair_weight``.
+    """
+
+    name: str
+    transform: Transform = field(default_factory=datasets.Identity)
+    labels: bool = False
+    n: int | None = None
+    seed: int | None = None
+    pairs: Pairs | None = None
+
+    def __post_init__(self):
+        if self.name not in datasets.names():
+            raise ValueError(registry.unknown_name("DataSpec.name", self.name))
+        require_choice(self, (True, False), labels=self.labels)
+        if self.n is not None:
+            require_int(self, 1, n=self.n)
+        if self.seed is not None:
+            require_seed(self, seed=self.seed)
+        if self.pairs is not None:
+            require_spec(self, Pairs, pairs=self.pairs)
+        require_spec(self, Transform, transform=self.transform)
+
+    def load(self, split: str = "train") -> Arrays:
+        """One split, kept in memory; errors as ``scorelab.data.load``."""
+        try:
+            return _load(self.name, split, self.n, self.seed)
+        except (datasets.DataCorrupt, datasets.DataNotFound):
+            raise
+        except ValueError as error:
+            field, value = ("name", self.name) if self.n is None else ("n", self.n)
+            raise ValueError(f"DataSpec.{field} = {value!r}: {error}") from error
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The name of the data set and, for a part of another one, the name of that."""
+        member = registry.SETS[self.name]
+        return (self.name, member.source.name) if isinstance(member, Halves) else (self.name,)
+
+    def check(self) -> None:
+        """Raise ValueError or TypeError where the data do not fit the transform, or have no labels where there should be."""
+        arrays = self.load()
+        if self.labels and arrays.label is None:
+            raise ValueError(f"DataSpec.labels = True for {self.name}, which has none: expected False")
+        try:
+            self.transform.check(arrays.x, arrays.levels)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"DataSpec.transform = {error} ({self.name})") from error
+        # Samples are stored as the data are, and the way back is what makes them so.
+        rows = arrays.x[:_ROWS]
+        again = np.asarray(self.transform.decode(self.transform.encode(rows)))
+        exact = rows.dtype == np.uint8
+        if again.shape != rows.shape or again.dtype.kind != rows.dtype.kind or (exact and not np.array_equal(again, rows)):
+            raise ValueError(
+                f"DataSpec.transform = {self.transform!r} for {self.name}: expected decode(encode(x)) to return x, {rows.dtype} "
+                f"{rows.shape}; it returns other values, {again.dtype} {again.shape}"
+            )
+
+    def encoded(self, chart: Chart, split: str = "train") -> Iterator[np.ndarray]:
+        """The points of a split in the chart, float64, in blocks of rows."""
+        x = self.load(split).x
+        for low in range(0, len(x), _BLOCK):
+            try:
+                yield np.asarray(chart.encode(self.transform.encode(x[low : low + _BLOCK])), np.float64)
+            except ValueError as error:
+                raise ValueError(f"DataSpec.name = {self.name!r}: {error}") from error
+
+    def moments(self, chart: Chart) -> tuple[float, float]:
+        """Mean and standard deviation of the training data in the chart, over all elements."""
+        return _moments(self, chart)
+
+    def examples(self, batch_size: int, seed: int) -> Prepared:
+        """Batches of the data set itself."""
+        batches = datasets.Batches(self.load(), batch_size=batch_size, seed=seed)
+        return Prepared(batches, transform=self.transform, cond="label" if self.labels else None)
+
+    def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:
+        """The training batches, as ``scorelab.training.fit`` takes them; pairs are made here."""
+        data = self.examples(batch_size, seed)
+        return data if self.pairs is None else self.pairs.beside(data, self.load().num_classes if self.labels else None)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(name: str, split: str, n: int | None, seed: int | None) -> Arrays:
+    return datasets.load(name, split, n=n, seed=seed)
+
+
+def measured_std(data: DataSpec, process: LinearGaussian | None = None) -> float:
+    """The standard deviation of the training data in the chart of the process, to four significant digits.
+
+    The value for ``Denoiser.data_std``, over all elements; without a process, of the data as they are. Rounded,
+    so that platforms which sum in another order agree on the spec. ValueError where the chart does not take
+    the data.
+    """
+    if not isinstance(data, DataSpec):
+        raise TypeError(f"measured_std.data = {data!r}: expected a DataSpec")
+    return float(f"{data.moments(Identity() if process is None else process.chart)[1]:.4g}")
+
+
+@functools.lru_cache(maxsize=16)
+def _moments(data: DataSpec, chart: Chart) -> tuple[float, float]:
+    data.check()
+    total = square = 0.0
+    size = data.load().x.size
+    for y in data.encoded(chart):
+        total, square = total + y.sum(), square + np.square(y).sum()
+    return float(total / size), float(np.sqrt(square / size - (total / size) ** 2))
