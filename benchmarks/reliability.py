@@ -29,8 +29,8 @@ import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parents[1]
 BINDINGS = (
-    "nets.MLP.width = 32", "nets.MLP.depth = 1", "experiment.DataSpec.n = 256", "experiment.Experiment.batch_size = 32",
-    "experiment.Experiment.log_every = 20", "experiment.Experiment.checkpoint_every = 50", "STEPS = 800", "WARMUP = 2",
+    "nets.MLP.width = 32", "nets.MLP.depth = 1", "data.Named.n = 256", "experiment.Train.batch_size = 32",
+    "experiment.Train.log_every = 20", "experiment.Train.checkpoint_every = 50", "STEPS = 800", "WARMUP = 2",
 )  # fmt: skip
 COMMAND = ("train", "toys/eight_gaussians", *(part for binding in BINDINGS for part in ("--set", binding)))
 

@@ -14,17 +14,18 @@ from pathlib import Path
 
 from recording import script
 
-from scorelab.run.experiment import Experiment
-from scorelab.run.kept import keep, read
+from scorelab import pretrained
+from scorelab.experiment import Experiment
 
 FOLDER = Path(__file__).parent / "models"
 
 
 def kept(name: str) -> tuple[Experiment, object, dict]:
     """The experiment, the model and the record of a kept model; ValueError where its data is not the data of here."""
-    experiment, model, record = read(FOLDER / f"{name}.npz")
-    if (found := experiment.data.load().sha256) != record["data_sha256"]:
-        raise ValueError(f"{name}.npz was trained on data with the hash {record['data_sha256']}: expected it here, not {found}")
+    found = pretrained.load(str(FOLDER / f"{name}.npz"))
+    experiment, model, record = found.config, found.model, found.record
+    if (here := experiment.data.load().sha256) != record["data_sha256"]:
+        raise ValueError(f"{name}.npz was trained on data with the hash {record['data_sha256']}: expected it here, not {here}")
     return experiment, model, record
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="the work directory of a trained config")
     parser.add_argument("--name", required=True, help="the name of the file")
     arguments = parser.parse_args()
-    print("wrote", keep(arguments.workdir, FOLDER / f"{arguments.name}.npz"))
+    print("wrote", pretrained.keep(arguments.workdir, FOLDER / f"{arguments.name}.npz"))
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ import jax
 import numpy as np
 from recording import record, script
 
+from scorelab import config as configs
 from scorelab import grids, sample, solvers, viz
-from scorelab.run import config as configs
-from scorelab.run.console import Console
-from scorelab.run.data_start import DataStart
+from scorelab.experiment import Sample
+from scorelab.experiment.console import Console
+from scorelab.experiment.starts import DataStart
+from scorelab.experiment.train import train, trained_state
+from scorelab.experiment.workdir import Workdir
 from scorelab.run.prepare import prepare
-from scorelab.run.train import train, trained_state
-from scorelab.run.workdir import Workdir
 
 CALLS = 36
 SAMPLERS = {
@@ -75,8 +76,8 @@ def trained(name: str, seed: int, arguments: argparse.Namespace):
 def draw(experiment, model, way: tuple, n: int) -> tuple[np.ndarray, int]:
     """Samples in stored values, and the number of samples in which a sign changed."""
     solver, grid, start = way
-    data, label = experiment.data, experiment.sampling.conditions(experiment.data, n)
-    begin = dataclasses.replace(experiment.sampling, start=start).begin(data, experiment.process, label)
+    data, label = experiment.data, experiment.one(Sample).conditions(experiment.data, n)
+    begin = dataclasses.replace(experiment.one(Sample), start=start).begin(data, experiment.process, label)
     out = sample(
         model, solver=solver, grid=grid, start=begin, key=experiment.keys()[1],
         shape=(n, *data.load().event_shape), cond=label,
@@ -103,7 +104,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for kind in ("", "_wide", "_additive") if arguments.wide else ("", "_additive"):
             experiment, model = trained(arguments.data + kind, seed, arguments)
-            drawn = arguments.n or experiment.sampling.n
+            drawn = arguments.n or experiment.one(Sample).n
             n = min(drawn, experiment.evaluation.n)
             judge = dataclasses.replace(experiment.evaluation, n=n)
             for name, way in ways(kind, bool(arguments.quick), arguments.long).items():

@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from recording import record, script
 
+from scorelab.experiment import Train
+
 NAMES = dict(rkl="ReverseKL", js="JensenShannon", fkl="ForwardKL")
 STEPS = 18
 
@@ -33,7 +35,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     who = Students(arguments.data, arguments.workdir)
-    numbers = dict(n=who.n, steps=who.experiment.steps, sampler=f"Heun, {STEPS} steps, {2 * STEPS - 1} calls", students={})
+    numbers = dict(
+        n=who.n, steps=who.experiment.one(Train).steps, sampler=f"Heun, {STEPS} steps, {2 * STEPS - 1} calls", students={}
+    )
     numbers["floor"] = who.floor()
     numbers["teacher"] = {str(seed): who.judge(who.teacher_images(seed)) for seed in range(arguments.seeds)}
     print("floor", numbers["floor"], "\nteacher", numbers["teacher"], flush=True)
@@ -62,8 +66,8 @@ class Students:
 
     def __init__(self, name: str, workdir: Path):
         # The config decides the number of devices, so nothing before this may use JAX.
+        from scorelab import config as configs
         from scorelab import metrics
-        from scorelab.run import config as configs
 
         self.name, self.workdir = name, workdir
         self.config = f"paper/2502.15681/{name}"
@@ -106,18 +110,18 @@ class Students:
 
     def run(self, config: str, overrides: list[str], label: str):
         """The experiment of a config, its last state, and the seconds of training."""
-        from scorelab.run import config as configs
+        from scorelab import config as configs
+        from scorelab.experiment.train import trained_state
+        from scorelab.experiment.workdir import Workdir
         from scorelab.run.pipeline import from_config
-        from scorelab.run.train import trained_state
-        from scorelab.run.workdir import Workdir
 
         root = self.workdir / self.name / label
         began = time.monotonic()
         from_config(config, overrides, root, resume=root.exists(), whole=False)
         experiment = configs.load(config, overrides).experiment
         state, step = trained_state(experiment, Workdir(root))
-        if step != experiment.steps:
-            raise ValueError(f"{root} is at step {step}: expected {experiment.steps}")
+        if step != experiment.one(Train).steps:
+            raise ValueError(f"{root} is at step {step}: expected {experiment.one(Train).steps}")
         return experiment, state, time.monotonic() - began
 
     def decode(self, x) -> np.ndarray:

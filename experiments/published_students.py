@@ -17,6 +17,8 @@ import numpy as np
 from one_step import STEPS, Students
 from recording import record, script
 
+from scorelab.experiment import Sample, Train
+
 METHODS = ("diff_instruct", "dmd", "dmd2", "gan", "sid", "consistency")
 SHOWN = ("frechet", "kid", "recall", "wanted", "histogram")
 
@@ -54,13 +56,13 @@ def student(who: Students, method: str, seed: int) -> tuple[np.ndarray, dict]:
     from scorelab import sample
 
     experiment, state, _ = who.run(f"{who.config}_{method}", [f"experiment.Experiment.seed = {seed}"], f"{method}_{seed}")
-    spec = experiment.sampling
+    spec = experiment.one(Sample)
     out = sample(
         experiment.learner.model(state), solver=spec.solver, grid=spec.grid, key=jax.random.key(100 + seed),
         shape=(who.n, *who.event), cond=who.label,
     )  # fmt: skip
     images = who.decode(out.x)
-    return images, dict(who.judge(images), calls=int(out.diagnostics["model_calls"]), steps=experiment.steps)
+    return images, dict(who.judge(images), calls=int(out.diagnostics["model_calls"]), steps=experiment.one(Train).steps)
 
 
 def rows_of(who: Students, images: dict[str, np.ndarray]):

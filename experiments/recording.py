@@ -14,8 +14,8 @@ import numpy as np
 
 import scorelab as sl
 from scorelab import viz
-from scorelab.run.explain import one_line
-from scorelab.run.sources import ConfigError
+from scorelab.config.explain import one_line
+from scorelab.errors import ConfigError
 from scorelab.typing import require_seed
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from kept_models import kept
 
+from scorelab import config as configs
 from scorelab.densities import Gaussian
-from scorelab.run import config as configs
-from scorelab.run.experiment import Experiment
-from scorelab.run.train import trained_state
-from scorelab.run.workdir import Workdir
+from scorelab.experiment import Experiment
+from scorelab.experiment.train import trained_state
+from scorelab.experiment.workdir import Workdir
 
 
 def parse(doc: str, name: str, **options: int) -> argparse.Namespace:

@@ -26,9 +26,9 @@ def main() -> None:
 
     from scorelab import viz
     from scorelab.diagnostics import explained_variance
-    from scorelab.run.checkpoints import Checkpoints
-    from scorelab.run.train import state_like
-    from scorelab.run.workdir import Workdir
+    from scorelab.experiment.checkpoints import Checkpoints
+    from scorelab.experiment.train import state_like
+    from scorelab.experiment.workdir import Workdir
 
     laws = laws_of(who.y, (arguments.few,))
     names = [name.format(few=arguments.few) for name in LAWS]

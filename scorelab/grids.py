@@ -178,18 +178,25 @@ class Karras(Spaced):
 
 @dataclass(frozen=True)
 class Explicit(Grid):
-    """The times as given, as a tuple; end with ``process.clean_time`` to land on clean data."""
+    """The times as given, as a tuple.
+
+    Attributes:
+        values: strictly decreasing times.
+        clean: go on to the time of clean data after them.
+    """
 
     values: tuple[float, ...]
+    clean: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "values", tuple(float(v) for v in self.values))
-        if len(self.values) < 2 or not all(a > b for a, b in zip(self.values, self.values[1:], strict=False)):
+        require_choice(self, (True, False), clean=self.clean)
+        if len(self.values) + self.clean < 2 or not all(a > b for a, b in zip(self.values, self.values[1:], strict=False)):
             raise ValueError(f"Explicit.values = {self.values}: expected two or more strictly decreasing times")
 
     def times(self, process):
         """See :class:`Grid`."""
-        return check_times(self, process, np.array(self.values, np.float64))
+        return check_times(self, process, np.array([*self.values, *([process.clean_time] if self.clean else [])], np.float64))
 
 
 def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:

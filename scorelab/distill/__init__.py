@@ -27,6 +27,7 @@ from scorelab.distill.ratio import Discriminator, ExactRatio, Ratio, TeacherFeat
 from scorelab.distill.reflow import Reflow, straightness
 from scorelab.distill.sid import SiD
 from scorelab.distill.state import DistillState
+from scorelab.distill.teachers import denoiser_of
 from scorelab.distill.weights import DMDWeight, noise_weight, score_weight, unit_weight
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "TeacherFeatures",
     "UnitRatio",
     "WithPairs",
+    "denoiser_of",
     "noise_weight",
     "score_weight",
     "straightness",

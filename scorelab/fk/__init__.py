@@ -2,6 +2,7 @@
 
 from scorelab.fk import rewards
 from scorelab.fk.composition import Composition, Evaluation, Tilt, signal_fraction
+from scorelab.fk.correction import Correction
 from scorelab.fk.correctors import Corrected, Corrector, TiltCorrector, annealed, geometric, product, tilted, weighted
 from scorelab.fk.host import Callback, sample_between
 from scorelab.fk.intermediate import Blurred, Denoised, Intermediate, Learned, Posterior
@@ -20,6 +21,7 @@ __all__ = [
     "Callback",
     "Composition",
     "Corrected",
+    "Correction",
     "Corrector",
     "Denoised",
     "Difference",

@@ -1,1 +1,1 @@
-"""Running experiments from config files. The only package that knows gin and rich."""
+"""The command line: work directories, one owner at a time."""

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_command(arguments: argparse.Namespace) -> int:
     import warnings
 
-    from scorelab.run.sources import ConfigError
+    from scorelab.errors import ConfigError
 
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--set", dest="overrides", action="append", default=[], metavar="BINDING",
-            help="override a value, such as 'experiment.Experiment.steps = 100'; may be repeated",
+            help="override a value, such as 'experiment.Train.steps = 100'; may be repeated",
         )  # fmt: skip
         sub.add_argument("--workdir", type=_folder, metavar="DIR", help="where to write (default: runs/<full name of the config>)")
         sub.add_argument("--resume", action="store_true", help="continue the run in the work directory")

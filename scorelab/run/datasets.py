@@ -7,8 +7,8 @@ import os
 from scorelab.data import DataCorrupt, DataNotFound, load
 from scorelab.data.files import DATA_DIR_VARIABLE, cache_dir
 from scorelab.data.registry import SETS, names
+from scorelab.errors import ConfigError
 from scorelab.names import did_you_mean
-from scorelab.run.sources import ConfigError
 
 
 def print_data(name: str, *, split: str | None = None, download: bool = True) -> None:

@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from scorelab.errors import ConfigError, shown
 from scorelab.files import naming
-from scorelab.run.sources import ConfigError, shown
 
 try:
     import fcntl

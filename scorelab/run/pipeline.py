@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from scorelab import config as configs
+from scorelab.config.build import Config
+from scorelab.config.explain import one_line
+from scorelab.config.trust import allowing
 from scorelab.data import DataCorrupt, DataNotFound
+from scorelab.errors import ConfigError, shown
+from scorelab.experiment.base import Experiment, Run
+from scorelab.experiment.console import Console
+from scorelab.experiment.evaluate import Evaluate, score
+from scorelab.experiment.faults import AGAIN, CONTINUE, RunFailed, Signals, one_line_failures
+from scorelab.experiment.report import Report, write_report
+from scorelab.experiment.sample import Sample, draw
+from scorelab.experiment.train import Train
+from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile
 from scorelab.metrics import WeightsError
-from scorelab.run import config as configs
-from scorelab.run.config import Config
-from scorelab.run.console import Console
-from scorelab.run.draw import draw
-from scorelab.run.experiment import Experiment
-from scorelab.run.explain import one_line
-from scorelab.run.faults import AGAIN, CONTINUE, RunFailed, Signals, one_line_failures
 from scorelab.run.lock import Lock
 from scorelab.run.prepare import prepare
-from scorelab.run.report import write_report
-from scorelab.run.score import score
-from scorelab.run.sources import ConfigError, shown
-from scorelab.run.train import train
-from scorelab.run.trust import allowing
-from scorelab.run.workdir import Workdir
 
 
 def from_config(
@@ -34,22 +34,23 @@ def from_config(
     """Train a config in its work directory; with ``whole`` also sample, evaluate and report.
 
     ``trust`` lets the configs inside kept models and work directories that this one names import anything
-    (:mod:`scorelab.run.trust`); the config itself is the caller's own and always may.
+    (:mod:`scorelab.config.trust`); the config itself is the caller's own and always may.
     """
     console = _console()
     with _trusting(trust):
         config = configs.load(name, overrides)
     workdir = Workdir(Path("runs", config.name) if root is None else root)
+    experiment = config.experiment
     with _errors(config.path, workdir), Signals() as signals:
         workdir.require_free(resume)
         with Lock(workdir.root, console.line):
+            run = Run(
+                experiment=experiment, workdir=workdir, console=console, signals=signals, name=config.name, text=config.text
+            )  # fmt: skip
             _announce(config, workdir, console)
             prepare(config, workdir, resume=resume, console=console)
-            train(config.experiment, workdir, console, signals)
-            if whole:
-                draw(config.experiment, workdir, console)
-                score(config.experiment, workdir, console)
-                write_report(config, workdir, console)
+            for stage in experiment.stages if whole else experiment.all(Train):
+                stage(run)
     return workdir
 
 
@@ -79,7 +80,8 @@ def sample_workdir(
     owned = nullcontext() if out is not None else Lock(workdir.root, console.line)
     with _errors(config.path, workdir, AGAIN), Signals(AGAIN), owned:
         workdir.place.mkdir(parents=True, exist_ok=True)
-        draw(config.experiment, workdir, console, n=n, seed=seed, keep=True)
+        spec = _drawn_by(config.experiment, name)
+        draw(_run(config, workdir, console), spec, workdir, n=n, seed=seed, keep=True)
     return workdir
 
 
@@ -100,21 +102,30 @@ def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = Non
         )
     console = _console()
     with _errors(config.path, workdir, AGAIN), Signals(AGAIN), Lock(workdir.root, console.line):
+        run, spec = _run(config, workdir, console), _scored_by(config.experiment, name)
         if n is not None:
-            config = dataclasses.replace(config, experiment=_evaluated(config.experiment, n))
-        score(config.experiment, workdir, console)
-        write_report(config, workdir, console)
+            if not spec.evaluations:
+                raise ConfigError(f"--n {n}: Evaluate.evaluations is (): expected an evaluation")
+            for each in spec.evaluations:
+                dataclasses.replace(each, n=n).check(config.experiment.data, n)
+        score(run, spec, workdir, n)
+        own = name is None or name in {stage.name for stage in config.experiment.all(Sample)}
+        Report()(run) if own else write_report(run, [workdir])
     return workdir
 
 
-def _evaluated(experiment: Experiment, n: int) -> Experiment:
-    """The experiment with an evaluation of ``n`` samples."""
-    evaluation = experiment.evaluation
-    if evaluation is None:
-        raise ConfigError(f"--n {n}: Experiment.evaluation is None")
-    evaluation = dataclasses.replace(evaluation, n=n)
-    evaluation.check(experiment.data, n)
-    return dataclasses.replace(experiment, evaluation=evaluation)
+def _run(config: Config, workdir: Workdir, console: Console) -> Run:
+    return Run(experiment=config.experiment, workdir=workdir, console=console, name=config.name, text=config.text)
+
+
+def _drawn_by(experiment: Experiment, name: str | None) -> Sample:
+    """The stage that draws the set ``name``: that of the name, or else the first."""
+    return next((stage for stage in experiment.all(Sample) if stage.name == name), experiment.one(Sample))
+
+
+def _scored_by(experiment: Experiment, name: str | None) -> Evaluate:
+    """The stage that scores the set ``name``, or else the first."""
+    return next((stage for stage in experiment.all(Evaluate) if stage.samples == (name or "")), experiment.one(Evaluate))
 
 
 def _open(root: Path, trust: bool) -> tuple[Workdir, Config]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from scorelab import config as configs
+from scorelab.config.build import Config
+from scorelab.errors import ConfigError, shown
+from scorelab.experiment.check import check
+from scorelab.experiment.console import Console
+from scorelab.experiment.workdir import Workdir
 from scorelab.files import write_json, write_text
-from scorelab.run import config as configs
-from scorelab.run.check import check
-from scorelab.run.config import Config
-from scorelab.run.console import Console
-from scorelab.run.sources import ConfigError, shown
-from scorelab.run.workdir import Workdir
-
-# What may differ between a run and its continuation: a longer training, or another way to sample and to
-# score.
-_MAY_CHANGE = ("steps", "sampling", "evaluation", "keep_checkpoints")
 
 
 def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console) -> None:
@@ -21,7 +17,7 @@ def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console)
     workdir.open(resume)
     now, before = configs.versions(), workdir.read_json(workdir.versions)
     if (old := workdir.read_json(workdir.specs)) is not None:
-        _require_same(old, config.specs, workdir)
+        _require_same(old, config, workdir)
     if before is not None:
         _require_devices(before["devices"], now["devices"], workdir)
         if before != now:
@@ -31,12 +27,19 @@ def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console)
     write_json(workdir.versions, now)
 
 
-def _require_same(old: dict, new: dict, workdir: Workdir) -> None:
-    differing = sorted(k for k in old.keys() | new.keys() if k not in _MAY_CHANGE and old.get(k) != new.get(k))
+def _require_same(old: dict, config: Config, workdir: Workdir) -> None:
+    """ConfigError where a run that goes on would be another one; its stages say what of them may change."""
+    new = config.specs
+    differing = [f"Experiment.{key}" for key in sorted(old.keys() | new.keys()) if key != "stages" and old.get(key) != new.get(key)]
+    of_old = {(spec["type"], spec["name"]): spec for spec in old.get("stages", ())}
+    for stage, spec in zip(config.experiment.stages, new["stages"], strict=True):
+        before = of_old.get((spec["type"], spec["name"]), {})
+        if "*" not in stage.may_change:
+            fixed = [key for key in spec if key not in stage.may_change and before.get(key) != spec[key]]
+            differing += [f"{type(stage).__name__}.{key}" for key in fixed]
     if differing:
         raise ConfigError(
-            f"{shown(workdir.root)} was run with another config: "
-            f"Experiment.{', Experiment.'.join(differing)} differ "
+            f"{shown(workdir.root)} was run with another config: {', '.join(differing)} differ "
             f"(see {shown(workdir.specs)}); resume with the same config, or pass another --workdir"
         )
 

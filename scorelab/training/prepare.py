@@ -67,7 +67,7 @@ class Prepared:
         if not callable(getattr(self.batches, "at", None)):
             raise TypeError(f"Prepared.batches = {self.batches!r}: expected an object with at(step)")
         _ = self.prepare
-        if isinstance(self.batches, Batches):
+        if isinstance(self.batches, Batches) and self.batches.columns is not None:
             self._check(self.batches.columns, self.batches.levels)
 
     def _check(self, columns: Mapping[str, Any], levels: int | None) -> None:

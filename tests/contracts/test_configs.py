@@ -13,14 +13,14 @@ import jax
 import numpy as np
 import pytest
 
+from scorelab.config.sources import CONFIG_ROOTS, INCLUDE
 from scorelab.data import PublishedFile, registry
 from scorelab.data.files import sha256
 from scorelab.data.loaders import CifarBinary, IdxImages, IdxSplit
+from scorelab.experiment import ImageEvaluation, Train
+from scorelab.experiment.train import state_like
 from scorelab.run import check, config
 from scorelab.run.cli import main
-from scorelab.run.experiment import ImageEvaluation
-from scorelab.run.sources import CONFIG_ROOTS, INCLUDE
-from scorelab.run.train import state_like
 
 ROOT = next(root for root in reversed(CONFIG_ROOTS) if root.is_dir()).resolve()
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.gin"))
@@ -30,7 +30,7 @@ RUNNABLE = [name for name in FILES if name not in BLOCKS]
 SHORT = (
     "STEPS = 2",
     "WARMUP = 1",
-    "experiment.Experiment.batch_size = 8",
+    "experiment.Train.batch_size = 8",
     "experiment.Experiment.cpu_devices = None",
 )
 # A tiny network that compiles in a second; the config's own network is traced at full size without compiling.
@@ -206,7 +206,7 @@ def test_the_network_fits_the_loss_at_full_size(name):
     experiment, same = loaded(name).experiment, trained_part(loaded(name).specs)
     if same in TRACED:
         return
-    data = experiment.data.batches(experiment.batch_size, experiment.seed)
+    data = experiment.data.batches(experiment.one(Train).batch_size, experiment.seed)
 
     def update(state, batch, key):
         return experiment.learner.update(state, data.prepare(batch), key)

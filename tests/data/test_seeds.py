@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from scorelab.data import Batches, load
+from scorelab.data import Batches, Named, load
 from scorelab.densities import Gaussian, GaussianMixture
+from scorelab.experiment import DataSpec, Experiment, PointEvaluation
+from scorelab.experiment.pairs import Pairs
 from scorelab.grids import Karras
 from scorelab.metrics import kid, pixels
 from scorelab.models import ExactModel
 from scorelab.processes import Gaussian as Process
-from scorelab.run.experiment import DataSpec, Experiment, PointEvaluation
-from scorelab.run.pairs import Pairs
 from scorelab.schedules import EDM
 from scorelab.solvers import Heun
 from scorelab.training import EMA, Learner
@@ -36,12 +36,12 @@ class Untrained(Learner):
 FIELDS = {
     "Batches": lambda seed: Batches({"x": POINTS}, batch_size=4, seed=seed),
     "load": lambda seed: load("two_moons", n=4, seed=seed),
-    "DataSpec": lambda seed: DataSpec(name="two_moons", n=4, seed=seed),
+    "DataSpec": lambda seed: DataSpec(dataset=Named(name="two_moons", n=4, seed=seed)),
     "PointEvaluation": lambda seed: PointEvaluation(seed=seed),
     "Pairs": lambda seed: Pairs(
         teacher=ExactModel(Gaussian(np.zeros(2), 1.0), PROCESS), solver=Heun(), grid=Karras(4), n=4, batch_size=2, seed=seed
     ),
-    "Experiment": lambda seed: Experiment(data=DataSpec(name="rings"), learner=Untrained(), seed=seed),
+    "Experiment": lambda seed: Experiment(data=DataSpec(dataset=Named(name="rings")), learner=Untrained(), stages=(), seed=seed),
     "kid": lambda seed: kid(IMAGES, IMAGES, pixels(), subsets=2, seed=seed),
     "from_data": lambda seed: Gaussian.from_data(POINTS, seed=seed),
     "GaussianMixture.fit": lambda seed: GaussianMixture.fit(POINTS, 2, seed=seed),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import scorelab as sl
+from scorelab.experiment import Sample
 from scorelab.run.cli import main
 
 from ..contracts import test_solvers as laws
@@ -68,7 +69,7 @@ def test_the_ci_script_runs_the_commands_of_the_readme():
 
 
 def test_the_commands_of_the_documents_name_configs_that_exist():
-    from scorelab.run.sources import find_config
+    from scorelab.config.sources import find_config
 
     found = 0
     for page in PAGES:
@@ -228,8 +229,8 @@ def test_the_config_runs_the_three_of_them_without_touching_the_library(contribu
     tiny = with_sets(
         "nets.MLP.width = 8",
         "nets.MLP.depth = 1",
-        "experiment.SamplingSpec.n = 8",
-        "experiment.Experiment.evaluation = None",
+        "experiment.Sample.n = 8",
+        "experiment.Evaluate.evaluations = ()",
         "grids.Karras.steps = 3",
         "STEPS = 3",
         "WARMUP = 1",
@@ -242,11 +243,11 @@ def test_the_config_runs_the_three_of_them_without_touching_the_library(contribu
 
 
 def test_the_example_of_the_config_page_resolves(tmp_path):
-    from scorelab.run.config import load
+    from scorelab.config import load
 
     (example,) = [block for block in blocks("docs/configs.md", "text") if "__gin__" in block]
     (tmp_path / "example.gin").write_text(example)
-    sampling = load(str(tmp_path / "example.gin")).experiment.sampling
+    sampling = load(str(tmp_path / "example.gin")).experiment.one(Sample)
     assert sampling.solver == sl.solvers.UniPC(order=3)
     assert sampling.grid == sl.grids.Karras(30)
 

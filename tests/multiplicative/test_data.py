@@ -9,15 +9,16 @@ import pytest
 from scipy import stats
 
 from scorelab import data, densities, grids, models, processes, sample, schedules, solvers, starts
-from scorelab.run.data_start import DataStart
-from scorelab.run.experiment import DataSpec, SamplingSpec, measured_std
+from scorelab.data import Named
+from scorelab.experiment import DataSpec, Sample, measured_std
+from scorelab.experiment.starts import DataStart
 
 from .targets import PAPER, PROCESSES
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(1)
-DIGITS = DataSpec(name="digits", transform=data.Positive(levels=17), labels=True)
+DIGITS = DataSpec(dataset=Named(name="digits"), transform=data.Positive(levels=17), labels=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_the_deviation_of_the_data_is_measured_in_the_chart(digits):
     assert measured_std(DIGITS, PAPER) == pytest.approx(np.log(digits).std(), rel=5e-4)
     assert measured_std(DIGITS) == pytest.approx(digits.std(), rel=5e-4)
     with pytest.raises(ValueError, match="Positive"):
-        measured_std(DataSpec(name="eight_gaussians", n=100, seed=0), PAPER)
+        measured_std(DataSpec(dataset=Named(name="eight_gaussians", n=100, seed=0)), PAPER)
 
 
 def test_moments_of_the_data_at_the_end_of_the_process(digits):
@@ -154,13 +155,13 @@ def test_a_start_that_does_not_fit_the_samples_is_refused(process, start, messag
 
 
 def test_a_start_from_data_is_a_spec():
-    assert SamplingSpec(start=DataStart()) == SamplingSpec(start=DataStart(kind="moments"))
+    assert Sample(start=DataStart()) == Sample(start=DataStart(kind="moments"))
     assert hash(DataStart()) == hash(DataStart(kind="moments"))
     with pytest.raises(ValueError, match=r"DataStart\.kind = 'mean'"):
         DataStart(kind="mean")
     with pytest.raises(TypeError, match="Start or FromData"):
-        SamplingSpec(start="moments")
-    points = DataSpec(name="concentrations", n=50, seed=0)
+        Sample(start="moments")
+    points = DataSpec(dataset=Named(name="concentrations", n=50, seed=0))
     with pytest.raises(ValueError, match="labels"):
         DataStart(kind="class_average").check(points, PAPER)
     with pytest.raises(ValueError, match="expected 'signed'"):
@@ -171,7 +172,7 @@ def test_a_start_from_data_is_a_spec():
 
 def test_the_signs_are_those_of_the_data_that_the_process_sees():
     # Stored levels are never negative; on [-1, 1.1] those below the middle are.
-    spec = DataSpec(name="digits", transform=data.Pixels(levels=17, high=1.1))
+    spec = DataSpec(dataset=Named(name="digits"), transform=data.Pixels(levels=17, high=1.1))
     start = DataStart(kind="signed")(spec, SIGNED, None)
     np.testing.assert_array_equal(start.pattern, np.sign(spec.transform.encode(spec.load().x)))
 
@@ -182,7 +183,7 @@ def test_one_log_normal_is_far_from_the_noised_images(name, split, nats):
     # of the published figure and for the position of the levels in their cells.
     if not os.environ.get("SCORELAB_DATA_DIR"):
         pytest.skip("SCORELAB_DATA_DIR is not set: the images are not downloaded for a test")
-    spec = DataSpec(name=name, transform=data.Positive())
+    spec = DataSpec(dataset=Named(name=name), transform=data.Positive())
     y = np.concatenate([block.reshape(len(block), -1) for block in spec.encoded(PAPER.chart)])
     start = starts.LogNormal.matched(y.mean(), y.std(), PAPER)
     ratio = (np.linalg.eigvalsh(np.cov(y.T)) + 0.64) / start.std**2

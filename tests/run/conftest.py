@@ -11,14 +11,14 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = (
     "nets.MLP.width = 16",
     "nets.MLP.depth = 1",
-    "experiment.DataSpec.n = 256",
-    "experiment.Experiment.batch_size = 32",
-    "experiment.Experiment.log_every = 5",
-    "experiment.Experiment.checkpoint_every = 10",
+    "data.Named.n = 256",
+    "experiment.Train.batch_size = 32",
+    "experiment.Train.log_every = 5",
+    "experiment.Train.checkpoint_every = 10",
     "STEPS = 20",
     "WARMUP = 2",
     "grids.Karras.steps = 4",
-    "experiment.SamplingSpec.n = 64",
+    "experiment.Sample.n = 64",
     "experiment.PointEvaluation.projections = 16",
 )
 

@@ -8,22 +8,21 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
-from scorelab import losses
-from scorelab.data import Transform
+from scorelab import config, losses
+from scorelab.data import Named, Transform
 from scorelab.data.memory import memory_size, require_memory
+from scorelab.errors import ConfigError, ConfigWarning
+from scorelab.experiment import DataSpec, Evaluate, ImageEvaluation, Sample
+from scorelab.experiment.check import check
+from scorelab.experiment.console import Console
 from scorelab.metrics import Features, SmallCNN, pixels, small_cnn
 from scorelab.processes import Gaussian
 from scorelab.processes.scale import prior_error
-from scorelab.run import config
-from scorelab.run.check import check
-from scorelab.run.console import Console
-from scorelab.run.experiment import DataSpec, ImageEvaluation
-from scorelab.run.sources import ConfigError, ConfigWarning
 from scorelab.schedules import EDM
 
 QUICK, RINGS, DROPPED = "quickstart", "toys/rings", "paper/2503.02819/digits"
 SMALL = ("nets.MLP.width = 8", "nets.MLP.depth = 1")
-POINTS = (*SMALL, "experiment.DataSpec.n = 64", "experiment.Experiment.batch_size = 8", "DATA_STD = 0.6")
+POINTS = (*SMALL, "data.Named.n = 64", "experiment.Train.batch_size = 8", "DATA_STD = 0.6")
 OTHER = (
     "losses.DenoisingScoreMatching.process = @other/processes.Gaussian()",
     "other/processes.Gaussian.schedule = @schedules.VPLinear()",
@@ -53,32 +52,32 @@ def refusal(name, *overrides):
         # the process
         (RINGS, [*POINTS, *OTHER], "ScoreLearner: loss.process = Gaussian(schedule=VPLinear("),
         # the chart
-        ("toys/concentrations", ["experiment.DataSpec.name = 'rings'"], "outside the domain of multiplicative noise"),
-        ("toys/synaptic_weights", [*POINTS, "experiment.SamplingSpec.start = None"], "expected DataStart(kind='signed')"),
+        ("toys/concentrations", ["data.Named.name = 'rings'"], "outside the domain of multiplicative noise"),
+        ("toys/synaptic_weights", [*POINTS, "experiment.Sample.start = None"], "expected DataStart(kind='signed')"),
         # labels and classes
         (RINGS, ["experiment.DataSpec.labels = True"], "DataSpec.labels = True for rings, which has none"),
         (QUICK, ["nets.MLP.num_classes = 5"], "MLP.num_classes = 5 for digits with labels: expected at least its 10 classes"),
-        (QUICK, ["experiment.SamplingSpec.classes = (3, 12)"], "classes = (3, 12): expected 0 to 9 for digits, not 12"),
-        (RINGS, [*POINTS, "experiment.SamplingSpec.classes = (1,)"], "classes = (1,) without DataSpec.labels"),
+        (QUICK, ["experiment.Sample.classes = (3, 12)"], "classes = (3, 12): expected 0 to 9 for digits, not 12"),
+        (RINGS, [*POINTS, "experiment.Sample.classes = (1,)"], "classes = (1,) without DataSpec.labels"),
         ("paper/2502.15681/digits", ["distill.TeacherFeatures.num_classes = 5"], "TeacherFeatures.num_classes = 5"),
         # what no condition means was never learned
-        (QUICK, ["experiment.SamplingSpec.guidance = 2.0"], "the model never learned what no condition means"),
-        ("paper/2502.15681/digits", ["experiment.SamplingSpec.guidance = 2.0"], "without label dropout"),
+        (QUICK, ["experiment.Sample.guidance = 2.0"], "the model never learned what no condition means"),
+        ("paper/2502.15681/digits", ["experiment.Sample.guidance = 2.0"], "without label dropout"),
         (f"{DROPPED}_corrected", ["losses.DenoisingScoreMatching.label_dropout = 0.0"], "Correction.kind = 'geometric'"),
         (DROPPED, ["losses.DenoisingScoreMatching.null_label = 9"], "null_label = 9: expected 10, the num_classes of the network"),
         (DROPPED, ["experiment.DataSpec.labels = False"], "label_dropout = 0.17 without DataSpec.labels"),
         # the evaluation
         (QUICK, ["experiment.ImageEvaluation.n = 298"], "n = 298: expected 2 to 297, the number of images of the test split"),
-        (QUICK, ["experiment.SamplingSpec.n = 200"], "n = 297: expected 2 to 200, the number of images of SamplingSpec.n"),
+        (QUICK, ["experiment.Sample.n = 200"], "n = 297: expected 2 to 200, the number of images of Sample.n"),
         (QUICK, ["metrics.small_cnn.dataset_name = 'kmnist'"], "expected features of digits, not of kmnist"),
-        (QUICK, ["experiment.Experiment.evaluation = @experiment.PointEvaluation()"], "PointEvaluation for digits: expected a"),
-        (RINGS, [*POINTS, "experiment.PointEvaluation.n = 50000"], "at most the number of samples, SamplingSpec.n = 5000"),
+        (QUICK, ["experiment.Evaluate.evaluations = (@experiment.PointEvaluation(),)"], "PointEvaluation for digits: expected a"),
+        (RINGS, [*POINTS, "experiment.PointEvaluation.n = 50000"], "at most the number of samples, Sample.n = 5000"),
         ("paper/2501.06848/digits", ["rewards.ClassLogProb.dataset = 'mnist'"], "ClassLogProb.dataset = 'mnist' for"),
         # the sampler, traced
-        ("paper/2501.06848/digits", ["experiment.SamplingSpec.chunk = 17"], "sample.chunk = 17: expected a multiple of 16"),
+        ("paper/2501.06848/digits", ["experiment.Sample.chunk = 17"], "sample.chunk = 17: expected a multiple of 16"),
         # memory
-        (RINGS, ["experiment.DataSpec.n = 1000000000000"], "rings with n = 1000000000000 takes 3.2e+13 bytes"),
-        (QUICK, ["experiment.SamplingSpec.n = 1000000000000"], "SamplingSpec.n = 1000000000000 takes 2.56e+14 bytes"),
+        (RINGS, ["data.Named.n = 1000000000000"], "rings with n = 1000000000000 takes 3.2e+13 bytes"),
+        (QUICK, ["experiment.Sample.n = 1000000000000"], "Sample.n = 1000000000000 takes 2.56e+14 bytes"),
         (QUICK, ["nets.MLP.width = 1000000"], "the training state takes "),
     ],
 )  # fmt: skip
@@ -88,10 +87,10 @@ def test_what_does_not_fit_is_refused(name, overrides, expected):
 
 def test_a_set_without_a_test_split_is_not_scored():
     with pytest.raises(ValueError, match="cifar10_subset, which has no test split"):
-        ImageEvaluation(features=pixels()).check(DataSpec(name="cifar10_subset"), 100)
+        ImageEvaluation(features=pixels()).check(DataSpec(dataset=Named(name="cifar10_subset")), 100)
     with pytest.raises(ValueError, match="expected levels = 17, as digits has"):
-        ImageEvaluation(features=pixels()).check(DataSpec(name="digits"), 100)
-    ImageEvaluation(features=pixels(levels=17)).check(DataSpec(name="digits"), 100)
+        ImageEvaluation(features=pixels()).check(DataSpec(dataset=Named(name="digits")), 100)
+    ImageEvaluation(features=pixels(levels=17)).check(DataSpec(dataset=Named(name="digits")), 100)
 
 
 def test_a_loss_with_more_terms_trains_the_null_class_as_it_does_without():
@@ -110,10 +109,16 @@ def test_parts_are_of_their_classes():
     call = lambda *arguments: None
     with pytest.raises(TypeError, match=r"Experiment\.learner = .*: expected a Learner"):
         replace(experiment, learner=duck(init=call, update=call, model=call, process=experiment.process))
-    with pytest.raises(TypeError, match=r"Experiment\.evaluation = .*: expected a Evaluation"):
-        replace(experiment, evaluation=call)
+    with pytest.raises(TypeError, match=r"Evaluate\.evaluations = .*: expected a Evaluation"):
+        Evaluate(evaluations=call)
+    with pytest.raises(TypeError, match=r"Experiment\.stages = .*: expected a Stage"):
+        replace(experiment, stages=(*experiment.stages, call))
+    with pytest.raises(ValueError, match=r"Experiment\.stages has Sample twice with the name ''"):
+        replace(experiment, stages=(*experiment.stages, Sample()))
+    with pytest.raises(TypeError, match=r"DataSpec\.dataset = 'rings': expected a DataSet"):
+        DataSpec(dataset="rings")
     with pytest.raises(TypeError, match=r"DataSpec\.transform = .*: expected a Transform"):
-        DataSpec(name="rings", transform=duck(encode=call, decode=call))
+        DataSpec(dataset=Named(name="rings"), transform=duck(encode=call, decode=call))
     with pytest.raises(TypeError, match=r"ImageEvaluation\.features = .*: expected a Features"):
         ImageEvaluation(features=duck(id="mine"))
 
@@ -128,7 +133,7 @@ class Mean(Features):
 
 
 def test_an_extractor_says_for_which_images_it_is():
-    digits, evaluated = DataSpec(name="digits"), ImageEvaluation(features=Mean())
+    digits, evaluated = DataSpec(dataset=Named(name="digits")), ImageEvaluation(features=Mean())
     evaluated.check(digits, 100)
     for field, value, message in (
         ("dataset", "mnist", "expected features of digits, not of mnist"), ("levels", 256, "expected levels = 17"),
@@ -154,11 +159,11 @@ class Halved(Transform):
 
 
 def test_a_transform_leads_back_to_stored_values():
-    DataSpec(name="rings", n=8).check()
+    DataSpec(dataset=Named(name="rings", n=8)).check()
     with pytest.raises(ValueError, match=r"expected decode\(encode\(x\)\) to return x, float32 \(8, 2\)"):
-        DataSpec(name="rings", n=8, transform=Halved()).check()
+        DataSpec(dataset=Named(name="rings", n=8), transform=Halved()).check()
     with pytest.raises(ValueError, match="expected Pixels"):
-        DataSpec(name="digits").check()
+        DataSpec(dataset=Named(name="digits")).check()
 
 
 def test_memory_is_asked_for_before_it_is_taken():
@@ -186,7 +191,7 @@ def test_data_on_another_scale_is_said_with_both_numbers():
     assert "sampling starts from noise of 1.5 times the signal" in near
     assert "sigma_max" in near
     # A start that knows the data forgets nothing.
-    assert said(RINGS, "schedules.EDM.sigma_max = 1.5", "experiment.SamplingSpec.start = @experiment.DataStart()") == []
+    assert said(RINGS, "schedules.EDM.sigma_max = 1.5", "experiment.Sample.start = @experiment.DataStart()") == []
 
 
 @pytest.mark.parametrize(("mean", "std", "ratio"), [(50.0, 100.0, 80.0), (-0.7, 0.6, 80.0), (0.3, 0.5, 2.0)])

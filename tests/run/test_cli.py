@@ -114,24 +114,24 @@ QUICK = ("run", "quickstart", "--set")
         ((*QUICK, "nets.MLP.width = 'a'"), "--set 'nets.MLP.width = 'a'': MLP.width = 'a'"),
         ((*QUICK, "schedules.EDM.sigma_min = -1"), "EDM.sigma_min = -1: expected a finite number above 0"),
         (
-            (*QUICK, "experiment.Experiment.steps ="),
-            "--set 'experiment.Experiment.steps =': Unable to parse value",
+            (*QUICK, "experiment.Train.steps ="),
+            "--set 'experiment.Train.steps =': Unable to parse value",
         ),
-        ((*QUICK, "experiment.Experiment.steps = %NOTHING"), "%NOTHING is not defined"),
-        ((*QUICK, "experiment.Experiment.batch_size = 5000"), "batch_size=5000: expected 1 to n = 1500"),
+        ((*QUICK, "experiment.Train.steps = %NOTHING"), "%NOTHING is not defined"),
+        ((*QUICK, "experiment.Train.batch_size = 5000"), "batch_size=5000: expected 1 to n = 1500"),
         (
             (*QUICK, "experiment.Experiment.cpu_devices = 'two'"),
             "Experiment.cpu_devices = 'two': expected an integer",
         ),
         (
-            (*QUICK, "experiment.Experiment.sampling = @experiment.SamplingSpec"),
-            "write @experiment.SamplingSpec()",
+            (*QUICK, "experiment.Experiment.stages = @experiment.Sample"),
+            "write @experiment.Sample()",
         ),
         ((*QUICK, "grids.Karras.t_max = 1e-9"), "expected 0.0 <= t_min < t_max"),
         (("sample", "/nowhere"), "holds no run"),
         (("data", "nope"), "data nope: expected one of digits, mnist"),
         (("data", "minst"), "Did you mean mnist?"),
-        ((*QUICK, "experiment.SamplingSpec.guidance = 2.0"), "without label dropout"),
+        ((*QUICK, "experiment.Sample.guidance = 2.0"), "without label dropout"),
         ((*QUICK, "experiment.Experiment.seed = 4294967296"), "expected an integer seed in [0, 4294967295]"),
         (("data", "digits", "--split", "validation"), "expected one of train, test"),
     ],
@@ -155,7 +155,7 @@ def test_missing_data_says_where_it_was_looked_for(scorelab, tmp_path, monkeypat
     assert err.count(f"\nlooked in:\n  {tmp_path}/mnist  (no such folder)\n") == 2
 
 
-HEAD = "from __gin__ import dynamic_registration\nfrom scorelab.run import experiment\n"
+HEAD = "from __gin__ import dynamic_registration\nfrom scorelab import experiment\n"
 
 
 @pytest.mark.parametrize(
@@ -163,20 +163,20 @@ HEAD = "from __gin__ import dynamic_registration\nfrom scorelab.run import exper
     [
         ("from scorelab import nothere\n", "a.gin:3: No module named 'scorelab.nothere'"),
         ("include 'b.gin'\n", "a.gin:3: include 'b.gin': no such file"),
-        ("\nexperiment.Experiment.steps = 3 4\n", "a.gin:4: Expected newline"),
+        ("\nexperiment.Train.steps = 3 4\n", "a.gin:4: Expected newline"),
         (
             "\n\nexperiment.Experiment.stepz = 3\n",
             "a.gin:5: Configurable 'experiment.Experiment' doesn't have",
         ),
         ("", "a.gin: binds nothing of experiment.Experiment"),
-        ("experiment.Experiment.steps = 3\n", "a.gin:3: Experiment.__init__() missing 2 required"),
+        ("experiment.Experiment.seed = 3\n", "a.gin:3: Experiment.__init__() missing 3 required"),
         (
-            "include 'quickstart.gin'\nexperiment.Experiment.steps = 0\n",
-            "a.gin:4: Experiment.steps = 0: expected an integer",
+            "include 'quickstart.gin'\nexperiment.Train.steps = 0\n",
+            "a.gin:4: Train.steps = 0: expected an integer",
         ),
         (
-            "include 'quickstart.gin'\nexperiment.DataSpec.name = 'x'\n",
-            "a.gin:4: DataSpec.name = 'x': expected one of",
+            "from scorelab import data\ninclude 'quickstart.gin'\ndata.Named.name = 'x'\n",
+            "a.gin:5: Named.name = 'x': expected one of",
         ),
         ("include 'quickstart.gin'\n\nPREDICT = 'noise'\n", "a.gin:5: Denoiser.predict = 'noise'"),
         ("include 'quickstart.gin'\nexperiment.Experiment.seed = %WHAT\n", "a.gin:4: %WHAT is not defined"),
@@ -192,8 +192,8 @@ def test_mistakes_in_a_file_name_its_line(text, expected, scorelab, tmp_path, mo
 
 
 def test_debug_shows_the_traceback(tmp_path):
+    from scorelab.errors import ConfigError
     from scorelab.run.cli import main
-    from scorelab.run.sources import ConfigError
 
     with pytest.raises(ConfigError):
         main(["run", "nope.gin", "--debug"])

@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab import schedules
-from scorelab.run import config
-from scorelab.run.describe import describe
-from scorelab.run.experiment import DataSpec, SamplingSpec, chained, measured_std
-from scorelab.run.sources import ConfigError, ConfigWarning, config_name, find_config
+from scorelab import config, schedules
+from scorelab.config.sources import config_name, find_config
+from scorelab.data import Named
+from scorelab.errors import ConfigError, ConfigWarning
+from scorelab.experiment import DataSpec, Sample, Train, measured_std
+from scorelab.experiment.describe import describe
 
 
 def test_a_config_is_found_by_path_by_its_place_in_a_checkout_and_by_name(tmp_path, monkeypatch):
@@ -70,8 +71,8 @@ def loaded(name, *overrides):
         ("STEPS = abc", "abc is not a value: expected 'abc' (text), a number, True, False, None, @abc() or %abc"),
         ("STEPS = 'abc'", "decay_steps = %STEPS = 'abc' (--set 'STEPS = 'abc'')"),
         ("STEPS = [1,", "a bracket or a quote is not closed"),
-        ("experiment.Experiment.steps = %STEP", "%STEP is not defined. Did you mean STEPS?"),
-        ("experiment.DataSpec.name = 'dgits'", "Did you mean digits?"),
+        ("experiment.Train.steps = %STEP", "%STEP is not defined. Did you mean STEPS?"),
+        ("data.Named.name = 'dgits'", "Did you mean digits?"),
     ],
 )  # fmt: skip
 def test_an_override_that_changes_nothing_is_refused(override, expected):
@@ -82,7 +83,7 @@ def test_an_override_that_changes_nothing_is_refused(override, expected):
 
 MINE = (
     "from __gin__ import dynamic_registration\nimport optax\nfrom scorelab import grids\nfrom scorelab import solvers\n"
-    "from scorelab.run import experiment\ninclude 'quickstart.gin'\n"
+    "from scorelab import experiment\ninclude 'quickstart.gin'\n"
 )
 
 
@@ -110,8 +111,8 @@ def test_a_value_in_a_file_that_changes_nothing_is_said(tmp_path):
     (tmp_path / "b.gin").write_text("include 'a.gin'\n")
     assert loaded(tmp_path / "b.gin")[1] == [first, second]
     # The values of a part that is replaced further down, or by an override, are meant for others who include the file.
-    (tmp_path / "a.gin").write_text(MINE + "experiment.SamplingSpec.solver = @solvers.Heun()\nWARMUP = 7\n")
-    assert loaded(tmp_path / "a.gin", "experiment.Experiment.evaluation = None")[1] == []
+    (tmp_path / "a.gin").write_text(MINE + "experiment.Sample.solver = @solvers.Heun()\nWARMUP = 7\n")
+    assert loaded(tmp_path / "a.gin", "experiment.Evaluate.evaluations = ()")[1] == []
 
 
 @pytest.mark.parametrize(
@@ -148,11 +149,11 @@ def test_modules_beside_a_config_and_its_includes_are_imported(tmp_path, monkeyp
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "parts_beside.py").write_text(f"def steps():\n    return {value}\n")
         (tmp_path / folder / "base.gin").write_text(
-            "from __gin__ import dynamic_registration\nimport parts_beside\nfrom scorelab.run import experiment\n"
-            "include 'quickstart.gin'\nexperiment.Experiment.steps = @parts_beside.steps()\n"
+            "from __gin__ import dynamic_registration\nimport parts_beside\nfrom scorelab import experiment\n"
+            "include 'quickstart.gin'\nexperiment.Train.steps = @parts_beside.steps()\n"
         )
     (tmp_path / "mine.gin").write_text("include 'one/base.gin'\n")
-    assert config.load(str(tmp_path / "mine.gin")).experiment.steps == 3
+    assert config.load(str(tmp_path / "mine.gin")).experiment.one(Train).steps == 3
     # Python would take the module that it has already, silently.
     with pytest.raises(ConfigError, match="the module parts_beside beside it is already imported from"):
         config.load(str(tmp_path / "two" / "base.gin"))
@@ -177,9 +178,9 @@ def test_loads_do_not_see_each_other_nor_the_process():
 
 def test_an_override_may_name_what_only_an_include_imports(tmp_path):
     (tmp_path / "a.gin").write_text("include 'toys/rings.gin'\n")
-    loaded = config.load(str(tmp_path / "a.gin"), ["nets.MLP.width = 8", "experiment.SamplingSpec.solver = @solvers.DDIM()"])
+    loaded = config.load(str(tmp_path / "a.gin"), ["nets.MLP.width = 8", "experiment.Sample.solver = @solvers.DDIM()"])
     assert loaded.experiment.learner.denoiser.net.width == 8
-    assert type(loaded.experiment.sampling.solver).__name__ == "DDIM"
+    assert type(loaded.experiment.one(Sample).solver).__name__ == "DDIM"
 
 
 def test_includes_are_looked_up_beside_the_file_not_in_the_working_folder(tmp_path, monkeypatch):
@@ -212,18 +213,18 @@ def test_the_operative_text_takes_overrides_without_scopes(tmp_path):
 
 def test_descriptions_show_the_numbers_inside_an_optimiser():
     def text(rate):
-        return describe(chained((optax.clip(1.0), optax.adamw(optax.cosine_decay_schedule(rate, 10)))))
+        return describe(optax.chain(optax.clip(1.0), optax.adamw(optax.cosine_decay_schedule(rate, 10))))
 
     assert text(1e-3) == text(1e-3) != text(2e-3)
 
 
 def test_measured_std_is_that_of_the_encoded_data():
-    data = DataSpec(name="rings", n=1000, seed=3)
+    data = DataSpec(dataset=Named(name="rings", n=1000, seed=3))
     assert measured_std(data) == pytest.approx(float(np.std(data.load().x.astype(np.float64))), rel=1e-3)
 
 
 def test_conditions_go_round_the_classes():
-    data = DataSpec(name="digits", labels=True)
-    np.testing.assert_array_equal(SamplingSpec().conditions(data, 12), [*range(10), 0, 1])
-    np.testing.assert_array_equal(SamplingSpec(classes=(3, 5)).conditions(data, 3), [3, 5, 3])
-    assert SamplingSpec().conditions(dataclasses.replace(data, labels=False), 4) is None
+    data = DataSpec(dataset=Named(name="digits"), labels=True)
+    np.testing.assert_array_equal(Sample().conditions(data, 12), [*range(10), 0, 1])
+    np.testing.assert_array_equal(Sample(classes=(3, 5)).conditions(data, 3), [3, 5, 3])
+    assert Sample().conditions(dataclasses.replace(data, labels=False), 4) is None

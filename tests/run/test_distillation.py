@@ -11,14 +11,27 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab import data, densities, distill, grids, models, processes, schedules, solvers
-from scorelab.run import config, experiment, kept, pairs
+from scorelab import (
+    config,
+    data,
+    densities,
+    distill,
+    experiment,
+    grids,
+    kept,
+    models,
+    pairs,
+    pretrained,
+    processes,
+    schedules,
+    solvers,
+)
+from scorelab.errors import ConfigError
 from scorelab.run.cli import main
-from scorelab.run.sources import ConfigError
 
 SETS = (
-    "STEPS = 12", "experiment.Experiment.batch_size = 8", "experiment.Experiment.checkpoint_every = 4",
-    "experiment.Experiment.log_every = 2", "experiment.SamplingSpec.n = 20", "experiment.ImageEvaluation.n = 20",
+    "STEPS = 12", "experiment.Train.batch_size = 8", "experiment.Train.checkpoint_every = 4",
+    "experiment.Train.log_every = 2", "experiment.Sample.n = 20", "experiment.ImageEvaluation.n = 20",
     "distill.FDistill.gan_weight = 1e-3", "distill.TeacherFeatures.width = 8",
 )  # fmt: skip
 NAME = "paper/2502.15681/digits"
@@ -68,11 +81,11 @@ def test_killed_and_resumed_is_the_run_that_was_not(whole, tmp_path):
 
 
 def test_a_kept_model_is_what_was_trained(whole, tmp_path):
-    file = kept.keep(whole, tmp_path / "student.npz")
+    file = pretrained.keep(whole, tmp_path / "student.npz")
     experiment, model, record = kept.read(file)
     assert record["step"] == 12
     assert experiment.data.name == "digits"
-    again = kept.model(str(whole))
+    again = pretrained.model(str(whole))
     for ours, theirs in zip(jax.tree.leaves(model), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     (tmp_path / "other.npz").write_bytes(b"no archive")

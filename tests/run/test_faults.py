@@ -21,13 +21,13 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
+from scorelab import config, kept, lock, pipeline, pretrained, train, trust
+from scorelab.errors import ConfigError
+from scorelab.experiment.checkpoints import Checkpoints
+from scorelab.experiment.sample import _weights, read_samples
+from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import DamagedFile, read_npz, write_npz
-from scorelab.run import config, kept, lock, pipeline, train, trust
-from scorelab.run.checkpoints import Checkpoints
-from scorelab.run.draw import _weights, read_samples
 from scorelab.run.lock import Lock
-from scorelab.run.sources import ConfigError
-from scorelab.run.workdir import Workdir, read_lines
 from scorelab.training import Learner, NonFiniteState, Prepared, fit
 from tests.run.conftest import TINY, with_sets
 
@@ -572,7 +572,7 @@ def test_sets_of_samples_stand_side_by_side_and_scored_ones_stay(tmp_path, tiny_
 def test_pictures_never_lie_beside_samples_of_another_sampler(tmp_path, tiny_run, scorelab, monkeypatch):
     root = tmp_path / "run"
     shutil.copytree(tiny_run, root)
-    other = (*RUN, "--workdir", root, "--resume", "--set", "experiment.SamplingSpec.shown = 5")
+    other = (*RUN, "--workdir", root, "--resume", "--set", "experiment.Sample.shown = 5")
     with monkeypatch.context() as patch:
         full_disk(patch, ".samples.png.")
         assert scorelab(*other)[0] == 1
@@ -607,7 +607,7 @@ def test_weights_that_are_no_numbers_and_dead_populations_are_recorded():
 HEAD = "from __gin__ import dynamic_registration\n"
 SAFE = """from scorelab import data
 from scorelab import training
-from scorelab.run import experiment
+from scorelab import experiment
 """
 
 
@@ -634,8 +634,8 @@ def carried(tmp_path, imports, binding):
         ("from scorelab.run import pipeline", "@pipeline.from_config()"),
         ("from scorelab.run import trust", "@trust.allowing()"),
         ("from scorelab import files", "@files.write_text()"),
-        ("from scorelab.run import kept", "@kept.keep()"),
-        ("from scorelab.run import kept", "@kept.write_npz()"),
+        ("from scorelab import pretrained", "@pretrained.keep()"),
+        ("from scorelab import pretrained", "@pretrained.write_npz()"),
         ("from scorelab import densities", "@densities.save_gaussian()"),
         ("from scorelab.metrics import smallcnn", "@smallcnn.save()"),
         ("from scorelab import viz", "@viz.save()"),
@@ -658,7 +658,7 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
     read = pytest.raises(ConfigError, match=r"Experiment.__init__\(\) missing")
     for imports, binding in (
         ("import optax", "@optax.adam"), ("import jax", "@jax.nn.silu"), ("import jax", "@jax.numpy.tanh"),
-        ("from flax import linen", "@linen.silu"), ("from scorelab.run import kept", "@kept.model"),
+        ("from flax import linen", "@linen.silu"), ("from scorelab import pretrained", "@pretrained.model"),
         ("", "@experiment.measured_std"),
     ):  # fmt: skip
         with read:
@@ -678,12 +678,12 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
 def test_kept_models_and_work_directories_are_such_configs(tmp_path, tiny_run, scorelab):
     mark = tmp_path / "ran"
     text = (tiny_run / "config.gin").read_text().replace(HEAD, f"{HEAD}import subprocess\n", 1)
-    text += f"\nsubprocess.run.args = ['touch', '{mark}']\nexperiment.Experiment.evaluation = @subprocess.run()\n"
+    text += f"\nsubprocess.run.args = ['touch', '{mark}']\nexperiment.Evaluate.evaluations = (@subprocess.run(),)\n"
     file = write_npz(tmp_path / "model.npz", {"record": np.asarray(json.dumps({"config": text})), "p000": np.zeros(3)})
     with pytest.raises(ConfigError, match=r"model\.npz: its config:\d+: this config came with data and imports subprocess"):
         kept.read(file)
     with pytest.raises(ConfigError, match="imports subprocess"):
-        kept.model(str(file))
+        pretrained.model(str(file))
     root = tmp_path / "run"
     root.mkdir()
     (root / "config.gin").write_text(text)
@@ -699,7 +699,7 @@ def test_kept_models_and_work_directories_are_such_configs(tmp_path, tiny_run, s
 
 
 def test_a_kept_model_holds_no_more_than_its_network(tmp_path, tiny_run):
-    file = kept.keep(tiny_run, tmp_path / "model.npz")
+    file = pretrained.keep(tiny_run, tmp_path / "model.npz")
     with np.load(file) as stored:
         arrays = dict(stored)
     write_npz(file, arrays | {"p000": np.zeros(1 << 26, np.uint8)})

@@ -42,7 +42,7 @@ def test_the_report_holds_what_a_reader_asks_for(tiny_run):
     ):
         assert needed in text
     assert len(parsed.targets) == 4
-    assert "experiment.Experiment.batch_size = 32" in text
+    assert "experiment.Train.batch_size = 32" in text
     assert "SW2" in text
     assert "MMD2" in text
     assert "jax" in text

@@ -9,18 +9,18 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab.run import config
-from scorelab.run.checkpoints import Checkpoints
-from scorelab.run.train import trained_state
-from scorelab.run.workdir import Workdir, append_line, cut_lines, read_lines
+from scorelab import config
+from scorelab.experiment.checkpoints import Checkpoints
+from scorelab.experiment.train import trained_state
+from scorelab.experiment.workdir import Workdir, append_line, cut_lines, read_lines
 from tests.run.conftest import TINY, start, with_sets
 
 # Checkpoints at every tenth of some quick steps: a kill often falls into the writing of one.
 LONG = (
     *TINY,
     "STEPS = 200",
-    "experiment.Experiment.checkpoint_every = 10",
-    "experiment.Experiment.log_every = 4",
+    "experiment.Train.checkpoint_every = 10",
+    "experiment.Train.log_every = 4",
 )
 COMMAND = ("train", "toys/eight_gaussians", *with_sets(*LONG))
 
@@ -121,7 +121,7 @@ def test_a_run_can_be_made_longer(tmp_path, scorelab):
     short = with_sets(*TINY, "optax.warmup_cosine_decay_schedule.decay_steps = 40")
     # The macro STEPS would change nothing any more, and be refused.
     kept = (binding for binding in TINY if not binding.startswith("STEPS"))
-    longer = with_sets(*kept, "optax.warmup_cosine_decay_schedule.decay_steps = 40", "experiment.Experiment.steps = 30")
+    longer = with_sets(*kept, "optax.warmup_cosine_decay_schedule.decay_steps = 40", "experiment.Train.steps = 30")
     assert scorelab("train", "toys/rings", *short, "--workdir", tmp_path / "run")[0] == 0
     status, out, _ = scorelab("train", "toys/rings", *longer, "--workdir", tmp_path / "run", "--resume")
     assert status == 0

@@ -5,15 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
+from scorelab import config as configs
 from scorelab import data, densities, grids, processes, starts
-from scorelab.run import config as configs
-from scorelab.run.check import check
-from scorelab.run.data_start import DataTeleport
-from scorelab.run.experiment import DataSpec
+from scorelab.data import Named
+from scorelab.experiment import DataSpec, Sample
+from scorelab.experiment.check import check
+from scorelab.experiment.starts import DataTeleport
 
 from .targets import EDM
 
-DIGITS = DataSpec(name="digits", transform=data.Pixels(levels=17))
+DIGITS = DataSpec(dataset=Named(name="digits"), transform=data.Pixels(levels=17))
 TIMES = grids.Karras(18).times(EDM)
 
 
@@ -41,7 +42,7 @@ def test_moments_of_each_class_for_a_model_with_labels():
 
 def test_moments_of_the_logarithm_under_the_log_chart():
     process = processes.GeometricBrownianMotion(sigma=4.0)
-    spec = DataSpec(name="digits", transform=data.Positive(levels=17))
+    spec = DataSpec(dataset=Named(name="digits"), transform=data.Positive(levels=17))
     start = DataTeleport(rank=10)(spec, process, None)
     logs = np.log(in_chart(spec)).reshape(-1, 64)
     np.testing.assert_allclose(start.law.eigenvalues, np.linalg.eigvalsh(np.cov(logs.T))[::-1][:10], rtol=1e-4)
@@ -66,10 +67,10 @@ def test_what_does_not_fit_is_found_before_training():
     with pytest.raises(ValueError, match="rank = 65 for digits: expected at most its dimension 64"):
         DataTeleport(rank=65).check(DIGITS, EDM)
     with pytest.raises(ValueError, match="a data set with labels"):
-        DataTeleport().check(DataSpec(name="rings", n=100, labels=True), EDM)
+        DataTeleport().check(DataSpec(dataset=Named(name="rings", n=100), labels=True), EDM)
     with pytest.raises(ValueError, match="does not keep signs"):
         DataTeleport().check(DIGITS, processes.GeometricBrownianMotion(signed=True))
-    sets = ["experiment.SamplingSpec.start = @experiment.DataTeleport()", "experiment.DataTeleport.skip_steps = 18"]
+    sets = ["experiment.Sample.start = @experiment.DataTeleport()", "experiment.DataTeleport.skip_steps = 18"]
     with pytest.raises(ValueError, match="skip_steps = 18 on a grid of 18 steps"):
         check(configs.load("paper/2412.09726/digits.gin", sets).experiment)
 
@@ -77,6 +78,6 @@ def test_what_does_not_fit_is_found_before_training():
 def test_a_start_that_skips_is_checked_too():
     experiment = configs.load("paper/2412.09726/digits.gin", []).experiment
     start = starts.Teleport(densities.Gaussian(np.zeros((8, 8, 1)), 1.0), skip_steps=18)
-    sampling = dataclasses.replace(experiment.sampling, start=start)
+    sampling = dataclasses.replace(experiment.one(Sample), start=start)
     with pytest.raises(ValueError, match="skip_steps = 18"):
         check(dataclasses.replace(experiment, sampling=sampling))

@@ -10,7 +10,7 @@ import numpy as np
 
 from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.densities.moments import METHODS
-from scorelab.run.data_spec import DataSpec
+from scorelab.experiment.data import DataSpec
 from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
 from scorelab.typing import require_choice, require_int
 

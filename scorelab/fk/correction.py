@@ -1,4 +1,4 @@
-"""Correctors of a trained model, so that a config can name them."""
+"""Correctors of a trained model as a spec: the model may come later."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from scorelab import fk
+from scorelab.fk.correctors import annealed, geometric
+from scorelab.fk.potentials import Zero
+from scorelab.fk.smc import FeynmanKac
 from scorelab.models.base import Model
 from scorelab.starts import Start
 from scorelab.typing import require_choice, require_int, require_number, require_positive
@@ -39,16 +41,16 @@ class Correction:
         if self.probes is not None:
             require_int(self, 0, probes=self.probes)
 
-    def __call__(self, model: Model, solver: fk.FeynmanKac) -> tuple[Model, fk.FeynmanKac, Start | None]:
+    def __call__(self, model: Model, solver: FeynmanKac) -> tuple[Model, FeynmanKac, Start | None]:
         """The model, the solver with the corrector's potential, and the start."""
         if solver.base.noise_level is None:
             raise ValueError(f"FeynmanKac.base = {solver.base!r} with a Correction: expected DDIM, DPMSolverPP or EulerMaruyama")
-        if not isinstance(solver.potential, fk.Zero):
+        if not isinstance(solver.potential, Zero):
             raise ValueError(f"FeynmanKac.potential = {solver.potential!r} with a Correction, which brings its own: expected none")
         options = {} if self.anchor is None else dict(anchor=self.anchor)
         options |= dict(probes=self.probes, noise=solver.base.noise_level)
         if self.kind == "annealed":
-            corrected = fk.annealed(model, self.beta, **options)
+            corrected = annealed(model, self.beta, **options)
         else:
-            corrected = fk.geometric(model, model, self.beta, **options)
+            corrected = geometric(model, model, self.beta, **options)
         return corrected.model, dataclasses.replace(solver, potential=corrected.potential), corrected.start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -9,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scorelab.errors import ConfigError, shown
 from scorelab.files import naming, temporary_of, write_bytes
-from scorelab.run.sources import ConfigError, shown
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Workdir:
     out: Path | None = None
 
     def __post_init__(self):
-        if self.name is not None and not _NAME.fullmatch(self.name):
+        if self.name is not None and not NAME.fullmatch(self.name):
             raise ConfigError(f"--name {self.name!r}: expected letters, digits, '.', '_' and '-', a letter or a digit first")
         if self.out is not None and self.out.suffix != ".npz":
             raise ConfigError(f"--out {self.out}: expected a name that ends in .npz")
@@ -43,6 +44,10 @@ class Workdir:
         if self.out is not None:
             return self.out.parent
         return self.root if self.name is None else self.root / "samples" / self.name
+
+    def named(self, name: str) -> Workdir:
+        """The same with another set of samples, "" for the run's own."""
+        return dataclasses.replace(self, name=name or None)
 
     @property
     def names(self) -> list[str]:
@@ -78,6 +83,10 @@ class Workdir:
     def diagnostics_log(self) -> Path:
         """One line of what the learner says of its state at the end of each window, where it says something."""
         return self.root / "diagnostics.jsonl"
+
+    def finding(self, name: str) -> Path:
+        """What a diagnostic of this name has found; its picture lies beside it."""
+        return self.root / "diagnostics" / f"{name}.json"
 
     @property
     def window(self) -> Path:

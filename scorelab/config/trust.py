@@ -20,9 +20,22 @@ import gin.config
 PACKAGES = ("scorelab", "optax", "flax", "jax")
 # Modules whose public members may be called, and of those the parts that may not: they write files or run other configs.
 _OPEN = ("scorelab", "optax", "flax.linen", "jax.nn", "jax.numpy", "jax.lax", "jax.random")
-_CLOSED = ("scorelab.files", "scorelab.viz", "scorelab.run", "scorelab.data.files", "scorelab.data.registry")
-_OPEN_AGAIN = tuple(f"scorelab.run.{name}" for name in ("experiment", "data_spec", "data_start", "correction", "pairs"))
-_FUNCTIONS = {("scorelab.run.kept", "model")}
+_CLOSED = (
+    "scorelab.files",
+    "scorelab.viz",
+    "scorelab.run",
+    "scorelab.config",
+    "scorelab.pretrained",
+    "scorelab.experiment",
+    "scorelab.data.files",
+    "scorelab.data.registry",
+)
+_SPECS = ("base", "data", "diagnose", "evaluate", "pairs", "report", "sample", "starts", "train")
+_OPEN_AGAIN = tuple(f"scorelab.experiment.{name}" for name in _SPECS)
+_FUNCTIONS = {
+    *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.kept") for name in ("load", "model")),
+    ("scorelab.data.registry", "Named"),
+}
 # Unpickles, or writes.
 _NEVER = {("jax.numpy", "load"), ("scorelab.densities.store", "save_gaussian"), ("scorelab.metrics.smallcnn", "save")}
 
@@ -103,7 +116,7 @@ def _require_usable(selector: str, values: list[Any]) -> None:
 
 
 def _is_open(module: str, name: str) -> bool:
-    if (module, name) in _FUNCTIONS or _within(module, _OPEN_AGAIN):
+    if (module, name) in _FUNCTIONS or module == "scorelab.experiment" or _within(module, _OPEN_AGAIN):
         return True
     return _within(module, _OPEN) and not _within(module, _CLOSED)
 

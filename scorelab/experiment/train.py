@@ -11,80 +11,120 @@ from typing import Any
 import jax
 import numpy as np
 
+from scorelab.data.memory import require_memory
+from scorelab.errors import ConfigError, shown
+from scorelab.experiment.base import Experiment, Run, Stage
+from scorelab.experiment.checkpoints import Checkpoints, SaveEvery, size_of
+from scorelab.experiment.console import Console, Tick
+from scorelab.experiment.faults import Signals, Stopped
+from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
-from scorelab.run.checkpoints import Checkpoints, SaveEvery, size_of
-from scorelab.run.console import Console, Tick
-from scorelab.run.experiment import Experiment
-from scorelab.run.faults import Signals, Stopped
-from scorelab.run.sources import ConfigError, shown
-from scorelab.run.workdir import Workdir, append_line, cut_lines
 from scorelab.training import Learner, Window, fit
-from scorelab.typing import Pytree
+from scorelab.typing import Pytree, require_choice, require_int
 
 
-def train(experiment: Experiment, workdir: Workdir, console: Console, signals: Signals | None = None) -> Any:
-    """Train up to ``experiment.steps``, from the last whole checkpoint where there is one, and return the state.
+@dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """Train the learner, from the last whole checkpoint where there is one.
 
-    Raises Stopped, after a checkpoint, where one of ``signals`` came. ConfigError where the disk has no room for the checkpoints.
+    Attributes:
+        steps: training steps.
+        batch_size: examples in a step, over all devices.
+        log_every: steps between lines of ``metrics.jsonl``.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: checkpoints kept; the last step's is always one of them.
     """
+
+    steps: int = 1000
+    batch_size: int = 128
+    log_every: int = 100
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+
+    may_change = ("steps", "keep_checkpoints")
+
+    def __post_init__(self):
+        require_choice(self, ("",), name=self.name)
+        counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
+        require_int(self, 1, **{name: getattr(self, name) for name in counts})
+
+    def check(self, experiment, like):
+        """The state and the devices, the classes of the network, the scale of the data, the pairs of a teacher."""
+        require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
+        if self.batch_size % (devices := jax.device_count()):
+            raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {devices} devices")
+        if (weight := experiment.learner.pair_weight) and experiment.data.pairs is None:
+            owner = type(experiment.learner).__name__
+            raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
+
+    def __call__(self, run: Run) -> None:
+        """Train up to ``steps``."""
+        train(run)
+
+
+def train(run: Run) -> Any:
+    """Train up to the last step, and return the state.
+
+    Raises Stopped, after a checkpoint, where one of the run's signals came. ConfigError where the disk has no room for the
+    checkpoints.
+    """
+    experiment, workdir, console = run.experiment, run.workdir, run.console
+    stage = experiment.one(Train)
     key = experiment.keys()[0]
-    checkpoints = Checkpoints(workdir.checkpoints, keep=experiment.keep_checkpoints)
+    checkpoints = Checkpoints(workdir.checkpoints, keep=stage.keep_checkpoints)
     like, state, done = state_like(experiment), None, 0
     if (found := _newest(checkpoints, like, workdir, owned=True)) is not None:
         done, state = found
-    if done > experiment.steps:
-        raise ConfigError(f"{shown(workdir.checkpoints)} is at step {done}, past Experiment.steps = {experiment.steps}")
-    log = _Log(experiment, workdir, done)
-    if done == experiment.steps:
+    if done > stage.steps:
+        raise ConfigError(f"{shown(workdir.checkpoints)} is at step {done}, past Train.steps = {stage.steps}")
+    log = _Log(stage, workdir, done)
+    if done == stage.steps:
         console.stage("train", f"nothing to do, already at step {done}")
         return state
-    require_space(experiment, workdir, size_of(like))
+    require_space(stage, workdir, size_of(like))
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(getattr(like, "params", ())))
     console.stage(
         "train",
         f"{experiment.data.name}, {len(experiment.data.load())} examples, {size:,} parameters, "
-        f"steps {done + 1} to {experiment.steps}, batch {experiment.batch_size}, "
+        f"steps {done + 1} to {stage.steps}, batch {stage.batch_size}, "
         f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     )
     began = time.monotonic()
-    data = experiment.data.batches(experiment.batch_size, experiment.seed)
-    signals = Signals() if signals is None else signals
-    with console.progress("train", experiment.steps, done) as tick, signals.waiting() as stop:
+    data = experiment.data.batches(stage.batch_size, experiment.seed)
+    signals = Signals() if run.signals is None else run.signals
+    with console.progress("train", stage.steps, done) as tick, signals.waiting() as stop:
         log.tick = tick
         state = fit(
             experiment.learner,
             data,
-            steps=experiment.steps,
+            steps=stage.steps,
             key=key,
             state=state,
-            hooks=(
-                Diagnose(experiment.log_every, experiment.learner, workdir),
-                SaveEvery(experiment.checkpoint_every, checkpoints),
-            ),
+            hooks=(Diagnosed(stage.log_every, experiment.learner, workdir), SaveEvery(stage.checkpoint_every, checkpoints)),
             log=log,
-            log_every=experiment.log_every,
+            log_every=stage.log_every,
             stop=stop,
         )
     if signals.received is not None:
-        where = f"checkpoint of step {int(state.step)} of {experiment.steps} in {shown(workdir.checkpoints)}"
+        where = f"checkpoint of step {int(state.step)} of {stage.steps} in {shown(workdir.checkpoints)}"
         raise Stopped(signals.received, where)
     workdir.window.unlink(missing_ok=True)
-    console.stage("train", f"{experiment.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
+    console.stage("train", f"{stage.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
     return state
 
 
-def require_space(experiment: Experiment, workdir: Workdir, size: int) -> None:
+def require_space(stage: Train, workdir: Workdir, size: int) -> None:
     """ConfigError unless the disk has room for the checkpoints to come, of ``size`` bytes each.
 
     One more than are kept: the next is complete before the oldest is removed.
     """
-    kept = min(experiment.keep_checkpoints + 1, -(-experiment.steps // experiment.checkpoint_every) + 1)
+    kept = min(stage.keep_checkpoints + 1, -(-stage.steps // stage.checkpoint_every) + 1)
     there = len(Checkpoints(workdir.checkpoints).steps())
     needed, free = max(kept - there, 1) * size, shutil.disk_usage(workdir.root).free
     if needed > free:
         raise ConfigError(
             f"{shown(workdir.root)}: {free / 1e6:,.1f} MB free, and {max(kept - there, 1)} checkpoints of {size / 1e6:,.1f} MB are "
-            "to come: free some space, lower Experiment.keep_checkpoints, or pass another --workdir"
+            "to come: free some space, lower Train.keep_checkpoints, or pass another --workdir"
         )
 
 
@@ -94,11 +134,11 @@ class _Log:
     A window that a signal cut short is made whole by the run that goes on: ``window.json`` has the values of its steps.
     """
 
-    def __init__(self, experiment: Experiment, workdir: Workdir, done: int):
+    def __init__(self, stage: Train, workdir: Workdir, done: int):
         for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log):
             cut_lines(log, done)
-        self._every = (experiment.log_every, experiment.checkpoint_every)
-        self._steps, self._workdir = experiment.steps, workdir
+        self._every = (stage.log_every, stage.checkpoint_every)
+        self._steps, self._workdir = stage.steps, workdir
         self._last, self._cut = time.monotonic(), None
         self.tick: Tick = lambda done, note="": None
         self.note = ""
@@ -132,7 +172,7 @@ class _Log:
 
 
 @dataclass(frozen=True)
-class Diagnose:
+class Diagnosed:
     """A hook that writes what a learner says of its state to ``diagnostics.jsonl``, where it says something."""
 
     every: int
@@ -152,7 +192,7 @@ class Diagnose:
 def state_like(experiment: Experiment) -> Pytree:
     """The structure, shapes and dtypes of the training state."""
     # A state does not depend on pairs, which take time to make.
-    data = experiment.data.examples(experiment.batch_size, experiment.seed)
+    data = experiment.data.examples(experiment.one(Train).batch_size, experiment.seed)
     init = lambda key, batch: experiment.learner.init(key, data.prepare(batch))
     return jax.eval_shape(init, jax.random.key(0), data.at(0))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import sys
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,12 +15,15 @@ import gin
 import gin.config
 import jax
 
-from scorelab.run.describe import describe
-from scorelab.run.explain import explain
-from scorelab.run.gin_state import isolated, operative_text, read_bindings, recorded
-from scorelab.run.sources import CONFIG_ROOTS, ConfigError, ConfigWarning, Lines, config_name, files, find_config, shown
-from scorelab.run.trust import restricted
-from scorelab.run.unread import check_read
+from scorelab.config.explain import explain
+from scorelab.config.gin_state import isolated, operative_text, read_bindings, recorded
+from scorelab.config.sources import CONFIG_ROOTS, Lines, config_name, files, find_config
+from scorelab.config.trust import restricted
+from scorelab.config.unread import check_read
+from scorelab.errors import ConfigError, ConfigWarning, shown
+from scorelab.experiment import Experiment
+from scorelab.experiment.describe import describe
+from scorelab.warn import warn
 
 PACKAGES = (
     "scorelab",
@@ -48,21 +50,23 @@ class Config:
         name: its name, ``mnist/edm`` say.
     """
 
-    experiment: Any
+    experiment: Experiment
     text: str
     specs: dict[str, Any]
     path: Path
     name: str
 
 
-def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> Config:
-    """Read a config file with overrides such as ``experiment.Experiment.steps = 100`` and build its
+def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False, devices: bool = True) -> Config:
+    """Read a config file with overrides such as ``experiment.Train.steps = 100`` and build its
     experiment.
 
     ``name`` is a path or the name of a shipped config. ``Experiment.cpu_devices`` takes effect here, before
     anything uses JAX. Bindings of earlier calls have no effect. The folders of the file and of what it includes are put at the
     end of Python's path, so that a config can import the modules beside it, unless it was ``carried``: it came with data, in a kept
-    model or a work directory, and may use only what :mod:`scorelab.run.trust` lists.
+    model or a work directory, and may use only what :mod:`scorelab.config.trust` lists.
+
+    Without ``devices`` the CPU is left as it is: a model that is only asked depends on its number of devices in rounding alone.
 
     Raises ConfigError, with the file and line where known, also for an override that nothing uses; what nothing uses in the file
     is a ConfigWarning.
@@ -79,9 +83,7 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
                 gin.parse_config(lines)
             gin.finalize()
             _require_evaluated_references()
-            use_cpu_devices(_bound("cpu_devices"))
-            from scorelab.run.experiment import Experiment
-
+            use_cpu_devices(_bound("cpu_devices") if devices else None)
             experiment = gin.get_configurable(Experiment)() if _is_registered(Experiment) else None
             if experiment is None:
                 raise ConfigError(f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)")
@@ -91,7 +93,7 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False) -> 
         except Exception as error:
             raise explain(error, path, overrides) from error
     for line in unused:
-        warnings.warn(line, ConfigWarning, stacklevel=2)
+        warn(line, ConfigWarning)
     return Config(experiment=experiment, text=text, specs=describe(experiment), path=path, name=config_name(path))
 
 
@@ -100,7 +102,7 @@ def _require_bindings(overrides: tuple[str, ...]) -> None:
     for override in overrides:
         lines = [line.strip() for line in override.splitlines()]
         if not any(line and not line.startswith("#") for line in lines):
-            raise ConfigError(f"--set {override!r}: expected a binding, such as 'experiment.Experiment.steps = 100'")
+            raise ConfigError(f"--set {override!r}: expected a binding, such as 'experiment.Train.steps = 100'")
 
 
 def _add_to_path(path: Path) -> None:
@@ -167,7 +169,7 @@ def versions() -> dict[str, Any]:
 
 def _bound(field: str) -> Any:
     try:
-        return gin.query_parameter(f"scorelab.run.experiment.Experiment.{field}")
+        return gin.query_parameter(f"scorelab.experiment.Experiment.{field}")
     except ValueError:
         return None
 

@@ -1,4 +1,4 @@
-"""Trained models in one file: parameters, the config they were trained with, and the record of how they came to be."""
+"""Trained models of this project: a file with parameters, config and record, or the work directory of a run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from scorelab import config as configs
+from scorelab.config.sources import CONFIG_ROOTS
+from scorelab.errors import ConfigError, shown
+from scorelab.experiment.base import Experiment
+from scorelab.experiment.checkpoints import size_of
+from scorelab.experiment.train import state_like, trained_state
+from scorelab.experiment.workdir import Workdir
 from scorelab.files import read_npz, write_npz
 from scorelab.models import BoundDenoiser
-from scorelab.run import config as configs
-from scorelab.run.checkpoints import size_of
-from scorelab.run.experiment import Experiment
-from scorelab.run.sources import CONFIG_ROOTS, ConfigError, shown
-from scorelab.run.train import state_like, trained_state
-from scorelab.run.workdir import Workdir
+from scorelab.names import did_you_mean
 
 # The most bytes of a record: its config and how the model came to be.
 _RECORD = 1 << 24
@@ -42,7 +44,7 @@ def keep(root: Path, file: Path) -> Path:
 def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
     """The experiment, the model and the record of a kept model.
 
-    Its config may use only what :mod:`scorelab.run.trust` lists, and more inside ``trust.allowing(...)``.
+    Its config may use only what :mod:`scorelab.config.trust` lists, and more inside ``trust.allowing(...)``.
 
     Raises:
         ConfigError: the file is no kept model, is damaged, or its config uses something else.
@@ -54,13 +56,13 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
         if not isinstance(text, str):
             raise TypeError(f"config is {type(text).__name__}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{shown(file)}: not a model written by scorelab.run.kept.keep: {error}") from error
+        raise ConfigError(f"{shown(file)}: not a model written by scorelab.pretrained.kept.keep: {error}") from error
     # The config it was trained with, whatever the file in configs/ has become.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{file.stem}.gin"
         path.write_text(text, encoding="utf-8")
         try:
-            experiment = configs.load(str(path), carried=True).experiment
+            experiment = configs.load(str(path), carried=True, devices=False).experiment
         except ConfigError as error:
             raise ConfigError(f"{shown(file)}: {str(error).replace(shown(path), 'its config')}") from error
     network = experiment.learner.model(state_like(experiment))
@@ -76,29 +78,30 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
     return experiment, network.denoiser.bind(jax.tree.unflatten(jax.tree.structure(network.params), leaves)), record
 
 
-def model(path: str) -> BoundDenoiser:
-    """A trained model for a config file, such as the teacher of a distillation.
+def find(name: str) -> Path:
+    """The file or the work directory that ``name`` says: a path, in the working folder or in the root of a checkout, or the name of
 
-    Args:
-        path: a file written by :func:`keep`, or a work directory, whose newest checkpoint is taken; looked up in the working folder
-            and, in a checkout of the project, in its root.
+    a model that is kept there.
     """
-    places = [Path(path), *(root.parent / path for root in CONFIG_ROOTS)]
+    roots = [root.parent for root in CONFIG_ROOTS]
+    places = [Path(name), *(root / name for root in roots), *(root / "experiments" / "models" / f"{name}.npz" for root in roots)]
     found = next((place for place in places if place.exists()), None)
     if found is None:
+        known = sorted(file.stem for root in roots for file in (root / "experiments" / "models").glob("*.npz"))
         raise ConfigError(
-            f"kept.model.path = {path!r}: no such file or folder; expected a model kept by experiments/kept_models.py, or the work "
-            "directory of a trained config"
+            f"pretrained.model.name = {name!r}: no such model, file or folder; expected {', '.join(known) or 'a kept model'}, a "
+            f"file that pretrained.keep wrote, or the work directory of a trained config. {did_you_mean(name, known)}".rstrip()
         )
-    stamp = max(path.stat().st_mtime_ns for path in (found, *found.glob("checkpoints")))
-    return _model(found.resolve(), stamp)
+    return found
 
 
 @functools.lru_cache(maxsize=4)
-def _model(place: Path, stamp: int) -> BoundDenoiser:
+def stored(place: Path, stamp: int) -> tuple[Experiment, BoundDenoiser, dict]:
+    """The experiment, the model and the record of a file or of a work directory; ``stamp`` is the time of its last change."""
     if place.is_file():
-        return read(place)[1]
-    experiment = configs.load(str(Workdir(place).config), carried=True).experiment
+        return read(place)
+    workdir = Workdir(place)
+    experiment = configs.load(str(workdir.config), carried=True, devices=False).experiment
     # Host arrays, as in a file.
-    state, _ = trained_state(experiment, Workdir(place))
-    return experiment.learner.model(state)
+    state, step = trained_state(experiment, workdir)
+    return experiment, experiment.learner.model(state), dict(step=step, data=experiment.data.name)

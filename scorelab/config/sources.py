@@ -10,6 +10,7 @@ from typing import Any
 
 from gin import config_parser
 
+from scorelab.errors import ConfigError, shown
 from scorelab.names import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -23,14 +24,6 @@ FORMER = re.compile(r"^([\w./]+[./])?(Experiment|FDistill|SiD)\.process = .*$", 
 # Marks an include whose path was made absolute here, so that gin asks our reader for it and not the working
 # folder.
 SCHEME = "scorelab-config:"
-
-
-class ConfigError(Exception):
-    """A mistake in a config file, an override, a command or the data."""
-
-
-class ConfigWarning(UserWarning):
-    """Something in a config file that has no effect, or that does not suit the data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +50,6 @@ class Binding:
     value: Any
     place: Place
     file: Path | None
-
-
-def shown(path: Path) -> str:
-    """A path as a person would type it: relative where it lies below the working folder."""
-    inside = path.is_relative_to(Path.cwd()) and path != Path.cwd()
-    return str(path.relative_to(Path.cwd())) if inside else str(path)
 
 
 def find_config(name: str) -> Path:

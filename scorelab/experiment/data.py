@@ -1,4 +1,4 @@
-"""The data of an experiment: a set by name, its scale, and its moments in the chart of a process."""
+"""The data of an experiment: a set, its scale, and its moments in the chart of a process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scorelab import data as datasets
-from scorelab.data import Arrays, Transform, registry
-from scorelab.data.loaders import Halves
+from scorelab.data import Arrays, DataSet, Transform
 from scorelab.distill import WithPairs
+from scorelab.experiment.pairs import Pairs
 from scorelab.processes import Chart, Identity
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.run.pairs import Pairs
 from scorelab.training import Prepared
-from scorelab.typing import require_choice, require_int, require_seed, require_spec
+from scorelab.typing import require_choice, require_spec
 
 # Rows of data that are encoded at once; the number itself has no effect on results.
 _BLOCK = 8192
@@ -26,51 +25,45 @@ _ROWS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """A data set by name, its scale, and whether its labels are the condition.
+    """A data set, its scale, and whether its labels are the condition.
 
     Attributes:
-        name: a name that ``scorelab.data.load`` accepts.
+        dataset: a :class:`scorelab.data.DataSet`, such as ``data.Named(name="digits")`` or one of your own. It can be hashed, as a
+            frozen dataclass can, since it is loaded once.
         transform: from stored values to what the process sees: ``Pixels(levels=...)``, ``Identity()``.
         labels: train with the labels as the condition of the network.
-        n: number of points of a generated set, else None.
-        seed: seed of a generated set, else None.
         pairs: a teacher's :class:`Pairs` beside the data, for a distillation with a ``pair_weight``.
     """
 
-    name: str
+    dataset: DataSet
     transform: Transform = field(default_factory=datasets.Identity)
     labels: bool = False
-    n: int | None = None
-    seed: int | None = None
     pairs: Pairs | None = None
 
     def __post_init__(self):
-        if self.name not in datasets.names():
-            raise ValueError(registry.unknown_name("DataSpec.name", self.name))
+        require_spec(self, DataSet, dataset=self.dataset)
+        try:
+            hash(self.dataset)
+        except TypeError as error:
+            raise TypeError(f"DataSpec.dataset = {self.dataset!r}: expected one that can be hashed, a frozen dataclass") from error
         require_choice(self, (True, False), labels=self.labels)
-        if self.n is not None:
-            require_int(self, 1, n=self.n)
-        if self.seed is not None:
-            require_seed(self, seed=self.seed)
         if self.pairs is not None:
             require_spec(self, Pairs, pairs=self.pairs)
         require_spec(self, Transform, transform=self.transform)
 
+    @property
+    def name(self) -> str:
+        """That of the data set."""
+        return self.dataset.name
+
     def load(self, split: str = "train") -> Arrays:
-        """One split, kept in memory; errors as ``scorelab.data.load``."""
+        """One split, kept in memory; errors as those of the data set, with its name."""
         try:
-            return _load(self.name, split, self.n, self.seed)
+            return _load(self.dataset, split)
         except (datasets.DataCorrupt, datasets.DataNotFound):
             raise
         except ValueError as error:
-            field, value = ("name", self.name) if self.n is None else ("n", self.n)
-            raise ValueError(f"DataSpec.{field} = {value!r}: {error}") from error
-
-    @property
-    def known_as(self) -> tuple[str, ...]:
-        """The name of the data set and, for a part of another one, the name of that."""
-        member = registry.SETS[self.name]
-        return (self.name, member.source.name) if isinstance(member, Halves) else (self.name,)
+            raise ValueError(f"DataSpec.dataset = {self.dataset!r}: {error}") from error
 
     def check(self) -> None:
         """Raise ValueError or TypeError where the data do not fit the transform, or have no labels where there should be."""
@@ -98,15 +91,20 @@ class DataSpec:
             try:
                 yield np.asarray(chart.encode(self.transform.encode(x[low : low + _BLOCK])), np.float64)
             except ValueError as error:
-                raise ValueError(f"DataSpec.name = {self.name!r}: {error}") from error
+                raise ValueError(f"DataSpec.dataset = {self.dataset!r}: {error}") from error
 
     def moments(self, chart: Chart) -> tuple[float, float]:
         """Mean and standard deviation of the training data in the chart, over all elements."""
         return _moments(self, chart)
 
+    def measured(self, chart: Chart) -> str:
+        """What messages say of the moments."""
+        mean, std = self.moments(chart)
+        return f"the data of {self.name} in the chart have mean {mean:.4g} and standard deviation {std:.4g}"
+
     def examples(self, batch_size: int, seed: int) -> Prepared:
         """Batches of the data set itself."""
-        batches = datasets.Batches(self.load(), batch_size=batch_size, seed=seed)
+        batches = self.dataset.batches(batch_size, seed)
         return Prepared(batches, transform=self.transform, cond="label" if self.labels else None)
 
     def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:
@@ -116,8 +114,8 @@ class DataSpec:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(name: str, split: str, n: int | None, seed: int | None) -> Arrays:
-    return datasets.load(name, split, n=n, seed=seed)
+def _load(dataset: DataSet, split: str) -> Arrays:
+    return dataset.load(split)
 
 
 def measured_std(data: DataSpec, process: LinearGaussian | None = None) -> float:

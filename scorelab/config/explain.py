@@ -13,8 +13,9 @@ from typing import Any
 import gin
 import gin.config
 
+from scorelab.config.sources import Lines, Place, bindings, place_of
+from scorelab.errors import ConfigError, shown
 from scorelab.names import did_you_mean
-from scorelab.run.sources import ConfigError, Lines, Place, bindings, place_of, shown
 
 AT_LINE = re.compile(r'\n  In file "(?P<file>.+?)", line (?P<line>\d+)')
 IN_CALL = re.compile(r"\n  In call to configurable '(?P<name>[\w.]+)'(?: \(.*?\))?(?: in scope '(?P<scope>.+?)')?")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import gin
 import gin.config
 
-from scorelab.run.sources import is_include, open_include
+from scorelab.config.sources import is_include, open_include
 
 # Everything gin keeps in module globals. There is no public way to save it, and clear_config keeps
 # registrations: one config's imports would then decide how the next one's operative text is spelled.

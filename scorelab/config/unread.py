@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from scorelab.config.gin_state import Key
+from scorelab.config.sources import Binding, bindings
+from scorelab.errors import ConfigError
 from scorelab.names import did_you_mean
-from scorelab.run.gin_state import Key
-from scorelab.run.sources import Binding, ConfigError, bindings
 
 NAME = re.compile(r"[@%][\w./]+")
 

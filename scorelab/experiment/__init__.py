@@ -1,0 +1,37 @@
+"""Experiments: data, a learner, and the stages of a run; what config files build, and Python too."""
+
+# Config files name what an experiment is made of through this module.
+from scorelab.experiment.base import Experiment, Run, Stage
+from scorelab.experiment.check import check
+from scorelab.experiment.data import DataSpec, measured_std
+from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
+from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation
+from scorelab.experiment.pairs import Pairs
+from scorelab.experiment.report import Report
+from scorelab.experiment.sample import Sample
+from scorelab.experiment.starts import DataStart, DataTeleport
+from scorelab.experiment.train import Train, trained_state
+
+__all__ = [
+    "DataSpec",
+    "DataStart",
+    "DataTeleport",
+    "Diagnose",
+    "Diagnostic",
+    "Evaluate",
+    "Evaluation",
+    "Experiment",
+    "ExplainedVariance",
+    "Finding",
+    "ImageEvaluation",
+    "Pairs",
+    "PointEvaluation",
+    "Report",
+    "Run",
+    "Sample",
+    "Stage",
+    "Train",
+    "check",
+    "measured_std",
+    "trained_state",
+]

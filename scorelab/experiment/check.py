@@ -1,0 +1,88 @@
+"""Whether the parts of an experiment fit one another and the data, found out before anything is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from scorelab.errors import ConfigWarning
+from scorelab.experiment.base import Experiment
+from scorelab.experiment.train import state_like
+from scorelab.fk.rewards import ClassLogProb
+from scorelab.warn import warn
+
+# Preconditioning scales what the network sees to a mean square of (rms^2 + sigma^2) / (data_std^2 + sigma^2), one where the root
+# mean square of the data is data_std. Beyond this factor it is off by more than four where there is little noise, and so are the
+# weights of the loss.
+SCALE = 2.0
+
+
+def check(experiment: Experiment) -> None:
+    """Raise ValueError or TypeError where the parts do not fit; a ConfigWarning says what runs and is hardly meant.
+
+    What would otherwise show only after the training: the data and their scale, the labels and the classes, the network, and what
+    every stage refuses. Encodes the data once and traces a sampling run; nothing else is computed.
+    """
+    experiment.data.check()
+    _check_classes(experiment)
+    _check_rewards(experiment)
+    like = state_like(experiment)
+    for stage in experiment.stages:
+        stage.check(experiment, like)
+    _check_scale(experiment)
+
+
+def _check_classes(experiment: Experiment) -> None:
+    data, learner = experiment.data, experiment.learner
+    owner, dropout, null = type(learner).__name__, learner.label_dropout, learner.null_label
+    if not data.labels:
+        if dropout:
+            raise ValueError(f"{owner}.label_dropout = {dropout} without DataSpec.labels: expected 0")
+        return
+    classes = data.load().num_classes or 0
+    # A network may be anybody's object.
+    networks = {type(part).__name__: part.num_classes for part in _parts(learner) if getattr(part, "num_classes", 0)}
+    for name, count in networks.items():
+        if count < classes:
+            raise ValueError(f"{name}.num_classes = {count} for {data.name} with labels: expected at least its {classes} classes")
+    if dropout and networks and null not in networks.values():
+        raise ValueError(
+            f"{owner}.null_label = {null}: expected {max(networks.values())}, the num_classes of the network, which "
+            "is what no condition means to it"
+        )
+
+
+def _parts(spec: Any, depth: int = 8) -> Iterator[Any]:
+    """A spec and the specs inside it."""
+    if isinstance(spec, tuple):
+        for part in spec:
+            yield from _parts(part, depth)
+    elif depth and dataclasses.is_dataclass(spec) and not isinstance(spec, type):
+        yield spec
+        for field in dataclasses.fields(spec):
+            # A Flax module's parent is no part of it.
+            if field.name != "parent":
+                yield from _parts(getattr(spec, field.name, None), depth - 1)
+
+
+def _check_rewards(experiment: Experiment) -> None:
+    known = experiment.data.dataset.known_as
+    for part in (*_parts(experiment.stages), *_parts(experiment.learner)):
+        if isinstance(part, ClassLogProb) and part.dataset not in known:
+            raise ValueError(f"{type(part).__name__}.dataset = {part.dataset!r} for the data {known[0]}: expected {known[-1]!r}")
+
+
+def _check_scale(experiment: Experiment) -> None:
+    if (network := experiment.learner.network) is None:
+        return
+    given, (mean, std) = network.data_std, experiment.data.moments(experiment.process.chart)
+    size = math.hypot(mean, std)
+    if not 1 / SCALE <= size / given <= SCALE:
+        warn(
+            f"Denoiser.data_std = {given:.4g}, but {experiment.data.measured(experiment.process.chart)}: expected their root mean "
+            f"square, {size:.4g}, up to a factor of {SCALE:g}. Set data_std = @experiment.measured_std(), or centre and scale the "
+            "data in DataSpec.transform",
+            ConfigWarning,
+        )

@@ -1,0 +1,195 @@
+"""The diagnostics of a trained model: numbers in ``diagnostics/<name>.json``, and a picture beside them."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from scorelab import diagnostics, viz
+from scorelab.densities import Gaussian
+from scorelab.errors import ConfigError, shown
+from scorelab.experiment.base import Experiment, Run, Stage
+from scorelab.experiment.data import DataSpec
+from scorelab.experiment.describe import describe
+from scorelab.experiment.train import trained_state
+from scorelab.experiment.workdir import NAME, Workdir
+from scorelab.files import write_bytes, write_json
+from scorelab.models.base import Model
+from scorelab.typing import Key, require_int, require_positive, require_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a diagnostic says.
+
+    Attributes:
+        values: numbers and arrays by name.
+        figure: a Matplotlib figure of them, or None.
+    """
+
+    values: Mapping[str, Any]
+    figure: Any = None
+
+    def __post_init__(self):
+        for name, value in self.values.items():
+            if not np.issubdtype(np.asarray(value).dtype, np.number) and np.asarray(value).dtype != bool:
+                raise TypeError(f"Finding.values[{name!r}] = {value!r}: expected numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostic(abc.ABC):
+    """A question to a trained model. A new one states its ``name`` and needs ``__call__``; ``check`` where it can refuse something.
+
+    Attributes:
+        name: of its files, and of its section in the report.
+    """
+
+    name: str
+
+    def check(self, experiment: Experiment) -> None:
+        """Raise ValueError where the question has no answer, before anything is trained."""
+        return None
+
+    @abc.abstractmethod
+    def __call__(self, model: Model, data: DataSpec, key: Key) -> Finding:
+        """The answer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose(Stage):
+    """Ask the trained model.
+
+    Attributes:
+        questions: the diagnostics.
+    """
+
+    questions: tuple[Diagnostic, ...] = ()
+
+    def __post_init__(self):
+        given = self.questions
+        object.__setattr__(self, "questions", tuple(given) if isinstance(given, tuple | list) else (given,))
+        for each in self.questions:
+            require_spec(self, Diagnostic, questions=each)
+        names = [each.name for each in self.questions]
+        for name in names:
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise ValueError(f"Diagnose.questions has one named {name!r}: expected a name of letters, digits, '.', '_' and '-'")
+            if names.count(name) > 1:
+                raise ValueError(f"Diagnose.questions has {name!r} twice: expected another name for each")
+
+    def check(self, experiment, like):
+        """What the diagnostics refuse."""
+        for each in self.questions:
+            each.check(experiment)
+
+    def __call__(self, run: Run) -> None:
+        """Ask each, unless it was asked of this very state."""
+        state, step = trained_state(run.experiment, run.workdir) if self.questions else (None, 0)
+        for each in self.questions:
+            how = {"step": step, "seed": run.experiment.seed, "diagnostic": describe(each)}
+            found = read_finding(run.workdir, each.name)
+            if found is not None and all(found.get(key) == value for key, value in how.items()):
+                run.console.stage("diagnose", f"nothing to do, {each.name} of step {step} is there")
+                continue
+            began = time.monotonic()
+            # Averages are of the model that is sampled; the name makes the numbers of one independent of the others.
+            key = Diagnose(name=each.name).key(run.experiment.keys()[2])
+            finding = each(run.experiment.learner.model(state), run.experiment.data, key)
+            if not isinstance(finding, Finding):
+                raise TypeError(f"{type(each).__name__} returned {type(finding).__name__}: expected a Finding")
+            _write(run.workdir, each.name, how, finding)
+            run.console.stage("diagnose", f"{each.name} in {time.monotonic() - began:.1f} s{_in_short(finding)}")
+
+
+def read_finding(workdir: Workdir, name: str) -> dict[str, Any] | None:
+    """What was found under this name, and how; None where nothing was."""
+    found = workdir.read_json(workdir.finding(name))
+    if found is not None and not {"values", "step", "diagnostic"} <= found.keys():
+        raise ConfigError(f"{shown(workdir.finding(name))} is damaged: delete it")
+    return found
+
+
+def _write(workdir: Workdir, name: str, how: dict[str, Any], finding: Finding) -> None:
+    path = workdir.finding(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The picture first: numbers without it would be taken for whole.
+    picture = path.with_suffix(".png")
+    if finding.figure is None:
+        picture.unlink(missing_ok=True)
+    else:
+        write_bytes(picture, viz.to_png_bytes(finding.figure))
+    write_json(path, {**how, "values": {name: _plain(value) for name, value in finding.values.items()}})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as JSON has them, which knows neither NaN nor infinity."""
+    array = np.asarray(value)
+    if array.ndim:
+        return [_plain(part) for part in array]
+    number = array.item()
+    return number if isinstance(number, bool | int) or np.isfinite(number) else None
+
+
+def _in_short(finding: Finding) -> str:
+    single = {name: np.asarray(value) for name, value in finding.values.items() if np.ndim(value) == 0}
+    return "".join(f", {name} {value.item():.4g}" for name, value in list(single.items())[:3])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedVariance(Diagnostic):
+    """The share of the model's score that the Gaussian with the moments of the data explains, over noise ratios.
+
+    Attributes:
+        n: points of the training data that are asked about.
+        sigma_min: the smallest noise ratio, in units of the chart.
+        sigma_max: the largest one.
+        levels: how many, equally spaced in the logarithm.
+    """
+
+    name: str = "explained_variance"
+    n: int = 256
+    sigma_min: float = 0.02
+    sigma_max: float = 20.0
+    levels: int = 10
+
+    def __post_init__(self):
+        require_int(self, 1, n=self.n)
+        require_int(self, 2, levels=self.levels)
+        require_positive(self, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"ExplainedVariance.sigma_min = {self.sigma_min}: expected less than sigma_max = {self.sigma_max}")
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """The noise ratios."""
+        return np.geomspace(self.sigma_min, self.sigma_max, self.levels)
+
+    def check(self, experiment):
+        """Whether the process has these noise ratios."""
+        process = experiment.process
+        low, high = (float(process.noise_ratio(t)) for t in (process.t_min, process.t_max))
+        for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if not low <= value <= high:
+                raise ValueError(f"ExplainedVariance.{name} = {value}: expected {low:.4g} to {high:.4g}, those of {process!r}")
+
+    def __call__(self, model, data, key):
+        """By noise ratio, as a mean of ratios (the published definition) and a ratio of means."""
+        arrays, chart = data.load(), model.process.chart
+        n = min(self.n, len(arrays))
+        law = Gaussian.from_data(data.encoded(chart))
+        x = np.asarray(data.transform.encode(arrays.x[:n]))
+        cond = arrays.label[:n] if data.labels and arrays.label is not None else None
+        by_law = diagnostics.explained_variance(model, {"law": law}, x, self.sigmas, cond=cond, key=key)
+        found = cast(Mapping, by_law)["law"]
+        curves = {"mean of ratios": (self.sigmas, found.mean_of_ratios), "ratio of means": (self.sigmas, found.ratio_of_means)}
+        figure = viz.lines(curves, xlabel="noise ratio", ylabel="explained variance", logx=True)
+        values = dict(
+            sigmas=self.sigmas, mean_of_ratios=found.mean_of_ratios, standard_error=found.standard_error,
+            ratio_of_means=found.ratio_of_means,
+        )  # fmt: skip
+        return Finding(values=values, figure=figure)

@@ -1,0 +1,205 @@
+"""The evaluation stage: from ``samples.npz`` to ``metrics.json``."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scorelab import metrics
+from scorelab.errors import ConfigError, shown
+from scorelab.experiment.base import Run, Stage
+from scorelab.experiment.data import DataSpec
+from scorelab.experiment.describe import describe
+from scorelab.experiment.sample import Sample, read_samples
+from scorelab.experiment.workdir import Workdir
+from scorelab.files import write_json
+from scorelab.metrics import Features, Score
+from scorelab.typing import SEEDS, Key, require_int, require_seed, require_spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(abc.ABC):
+    """How samples are scored; a new one states ``check`` and ``__call__``.
+
+    Attributes:
+        n: number of samples compared; None for as many as there are.
+    """
+
+    n: int | None = None
+
+    def __post_init__(self):
+        if self.n is not None:
+            require_int(self, 2, n=self.n)
+
+    @abc.abstractmethod
+    def check(self, data: DataSpec, samples: int) -> None:
+        """Raise ValueError where this number of samples of this data set cannot be scored."""
+
+    @abc.abstractmethod
+    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
+        """The scores of ``samples``, in stored values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEvaluation(Evaluation):
+    """Frechet, KID, precision, recall, density, coverage and Vendi of images, each with its train/test floor.
+
+    Attributes:
+        features: the extractor, such as ``metrics.small_cnn("mnist")`` or ``metrics.pixels()``.
+        n: number of samples, train and test images compared; None for as many as the smallest set has.
+    """
+
+    features: Features
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_spec(self, Features, features=self.features)
+
+    def check(self, data, samples):
+        """See :class:`Evaluation`."""
+        if "test" not in data.dataset.splits:
+            raise ValueError(f"ImageEvaluation for {data.name}, which has no test split: expected no such evaluation")
+        sizes = {"Sample.n": samples, "the train split": len(data.load()), "the test split": len(data.load("test"))}
+        smallest = min(sizes, key=lambda name: sizes[name])
+        if sizes[smallest] < (2 if self.n is None else self.n):
+            raise ValueError(f"ImageEvaluation.n = {self.n}: expected 2 to {sizes[smallest]}, the number of images of {smallest}")
+        arrays, features = data.load(), self.features
+        if features.dataset not in (None, *data.dataset.known_as):
+            raise ValueError(
+                f"ImageEvaluation.features = {features.id}: expected features of {data.name}, not of {features.dataset}"
+            )
+        if arrays.levels is None or features.levels not in (None, arrays.levels):
+            raise ValueError(f"ImageEvaluation.features = {features!r}: expected levels = {arrays.levels}, as {data.name} has")
+        if features.shape not in (None, arrays.event_shape):
+            raise ValueError(
+                f"ImageEvaluation.features = {features.id}: expected features of images {arrays.event_shape}, not {features.shape}"
+            )
+
+    def __call__(self, samples, data, key):
+        """The scores of ``samples`` (stored values) against ``data``."""
+        return metrics.report(samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointEvaluation(Evaluation):
+    """Sliced Wasserstein distance and MMD of points to fresh exact draws; the floor is another exact draw.
+
+    Attributes:
+        n: number of points compared; None for all samples.
+        projections: directions of the sliced Wasserstein distance.
+        seed: seed of the exact draws; the next one gives the floor.
+    """
+
+    projections: int = 256
+    seed: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_int(self, 2, projections=self.projections)
+        require_seed(self, seed=self.seed)
+        if self.seed == SEEDS - 1:
+            raise ValueError(f"PointEvaluation.seed = {self.seed}: expected at most {SEEDS - 2}, as the floor takes the next one")
+
+    def check(self, data, samples):
+        """See :class:`Evaluation`."""
+        if not data.dataset.generated:
+            raise ValueError(f"PointEvaluation for {data.name}: expected a generated set, of which new points can be drawn")
+        if self.n is not None and self.n > samples:
+            raise ValueError(f"PointEvaluation.n = {self.n}: expected at most the number of samples, Sample.n = {samples}")
+
+    def __call__(self, samples, data, key):
+        """The scores of ``samples`` (n, d) against the law ``data`` is drawn from."""
+        n = len(samples) if self.n is None else self.n
+        if n > len(samples):
+            raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
+        exact, other = (data.dataset.draw(n, self.seed + i).x for i in range(2))
+        width = metrics.median_bandwidth(exact, other)
+
+        def scores(points: np.ndarray) -> list[Score]:
+            return [
+                metrics.sliced_wasserstein(key, points, exact, projections=self.projections),
+                metrics.mmd(points, exact, width),
+            ]
+
+        return [s.with_floor(f) for s, f in zip(scores(np.asarray(samples)[:n]), scores(other), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Score a set of samples.
+
+    Attributes:
+        evaluations: how; () for not at all.
+        samples: the name of the ``Sample`` stage that draws them.
+    """
+
+    evaluations: tuple[Evaluation, ...] = ()
+    samples: str = ""
+
+    def __post_init__(self):
+        given = self.evaluations
+        object.__setattr__(self, "evaluations", tuple(given) if isinstance(given, tuple | list) else (given,))
+        for each in self.evaluations:
+            require_spec(self, Evaluation, evaluations=each)
+
+    def check(self, experiment, like):
+        """Whether the samples are drawn, and can be scored."""
+        drawn = experiment.one(Sample, self.samples)
+        for each in self.evaluations:
+            each.check(experiment.data, drawn.n)
+
+    def __call__(self, run: Run) -> None:
+        """Score them, unless these very samples were scored this way already."""
+        score(run, self, run.workdir.named(self.samples))
+
+
+def read_scores(workdir: Workdir) -> tuple[list[Score], dict[str, Any]]:
+    """The scores of a set of samples and the record of what was scored; none and {} where nothing was."""
+    found = workdir.read_json(workdir.metrics)
+    if found is None:
+        return [], {}
+    try:
+        return [Score(**item) for item in found["scores"]], found
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{shown(workdir.metrics)} is damaged ({error}): delete it and run `scorelab evaluate`") from error
+
+
+def samples_hash(x: np.ndarray) -> str:
+    """SHA-256 of samples in stored values."""
+    return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
+
+
+def score(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -> list[Score]:
+    """Score the samples of ``workdir``, ``n`` of them, unless these very samples were scored this way already."""
+    experiment, console = run.experiment, run.console
+    drawn = read_samples(workdir)
+    if drawn is None:
+        raise ConfigError(f"{shown(workdir.samples)}: no such samples; run `scorelab sample` first")
+    evaluations = spec.evaluations if n is None else tuple(dataclasses.replace(each, n=n) for each in spec.evaluations)
+    if not evaluations:
+        console.stage("evaluate", "nothing to do, Evaluate.evaluations is ()")
+        return []
+    how: dict[str, Any] = {
+        "samples_sha256": samples_hash(drawn.x),
+        "step": drawn.record["step"],
+        "data": {"name": experiment.data.name, "train_sha256": experiment.data.load().sha256},
+        "evaluations": describe(evaluations),
+    }
+    scores, before = read_scores(workdir)
+    if before and all(before.get(key) == value for key, value in how.items()):
+        console.stage("evaluate", "nothing to do, these samples are scored already")
+        return scores
+    began = time.monotonic()
+    scores = [value for each in evaluations for value in each(drawn.x, experiment.data, spec.key(experiment.keys()[2]))]
+    seconds = time.monotonic() - began
+    write_json(workdir.metrics, {**how, "seconds": seconds, "scores": [dataclasses.asdict(s) for s in scores]})
+    console.stage("evaluate", f"{len(scores)} scores in {seconds:.1f} s")
+    for item in scores:
+        console.line(f"          {item}")
+    return scores

@@ -1,0 +1,259 @@
+"""``report.html``: one file that opens offline, with what a reader asks about a run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from scorelab import viz
+from scorelab.errors import shown
+from scorelab.experiment.base import Experiment, Run, Stage
+from scorelab.experiment.describe import describe
+from scorelab.experiment.diagnose import Diagnose, Diagnostic, read_finding
+from scorelab.experiment.evaluate import read_scores, samples_hash
+from scorelab.experiment.sample import PICTURED, Drawn, Sample, picture, read_samples
+from scorelab.experiment.train import Train
+from scorelab.experiment.workdir import Workdir, read_lines
+from scorelab.files import write_text
+from scorelab.metrics import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Stage):
+    """Write ``report.html``, of all sets of samples and all diagnostics of the run."""
+
+    def __call__(self, run: Run) -> None:
+        """Write it anew."""
+        write_report(run, [run.workdir.named(stage.name) for stage in run.experiment.all(Sample)])
+
+
+def write_report(run: Run, places: Sequence[Workdir]) -> None:
+    """Write the report of a run into the first of ``places``, each with a set of samples; what is missing is left out."""
+    experiment, workdir = run.experiment, run.workdir
+    into = places[0] if len(places) == 1 else workdir
+    sets = [_Set.read(place) for place in places]
+    times = list(_training_time(workdir))
+    for found in sets:
+        times += found.times()
+    sections = [
+        _facts("What this describes", _subject(run, sets)),
+        *(part for found in sets for part in (_pictures(experiment, found), _scores(found), _trajectory(found))),
+        _training(workdir),
+        _learner_diagnostics(workdir),
+        *(_finding(workdir, question) for stage in experiment.all(Diagnose) for question in stage.questions),
+        _facts("Times", times),
+        _facts("Versions", _versions(workdir)),
+        f"<section><h2>Config</h2><details><summary>config.gin</summary><pre>{html.escape(run.text)}</pre></details></section>",
+    ]
+    style = (resources.files("scorelab.experiment") / "report.css").read_text(encoding="utf-8")
+    title = html.escape(f"{run.name}: {experiment.data.name}")
+    write_text(
+        into.report,
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{style}</style></head><body><main>"
+        f"<header><h1>{title}</h1><p>{html.escape(_summary(experiment, sets[0] if sets else None))}</p></header>"
+        f"{''.join(section for section in sections if section)}</main></body></html>\n",
+    )
+    run.console.stage("report", shown(into.report))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Set:
+    """A set of samples, and what was made of it."""
+
+    place: Workdir
+    drawn: Drawn | None
+    digest: str | None
+    scores: list[Score]
+    scored: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, place: Workdir) -> _Set:
+        drawn, (scores, scored) = read_samples(place), read_scores(place)
+        digest = None if drawn is None else samples_hash(drawn.x)
+        if scored.get("samples_sha256") != digest:
+            # Of samples that are no longer there.
+            scores, scored = [], {}
+        return cls(place=place, drawn=drawn, digest=digest, scores=scores, scored=scored)
+
+    @property
+    def of(self) -> str:
+        """How headings tell it from others."""
+        return "" if self.place.name is None else f" ({self.place.name})"
+
+    def times(self) -> Iterable[tuple[str, str]]:
+        """Of drawing and of scoring."""
+        if self.drawn is not None:
+            seconds = self.drawn.record["seconds"]
+            yield f"sampling{self.of}", f"{seconds:.1f} s for {len(self.drawn.x):,} samples, compilation included"
+        if self.scored:
+            yield f"evaluation{self.of}", f"{self.scored['seconds']:.1f} s"
+
+
+def _summary(experiment: Experiment, found: _Set | None) -> str:
+    network, train = experiment.learner.network, experiment.one(Train)
+    parts = [
+        f"{type(network.net).__name__} network" if network is not None else type(experiment.learner).__name__,
+        f"{type(experiment.process.schedule).__name__} schedule",
+        f"{train.steps:,} steps of {train.batch_size}",
+    ]
+    if found is not None and found.drawn is not None:
+        # Of the samples, which may be older than the sampler of the config.
+        sampling = found.drawn.record["sampling"]
+        solver, grid = (str(sampling[part]["type"]).rpartition(".")[2] for part in ("solver", "grid"))
+        parts += [f"sampled with {solver} on a {grid} grid", f"{found.drawn.record['model_calls']} model calls a sample"]
+    return ", ".join(parts) + "."
+
+
+def _subject(run: Run, sets: Sequence[_Set]) -> Iterable[tuple[str, str]]:
+    """Which config, which state and which samples the page is about."""
+    yield "config", f"{shown(run.workdir.config)}, sha256 {hashlib.sha256(run.text.encode()).hexdigest()}"
+    specs = [describe(stage) for stage in run.experiment.all(Sample)]
+    for found in sets:
+        if found.drawn is None:
+            continue
+        record, count = found.drawn.record, len(found.drawn.x)
+        yield (
+            f"samples{found.of}",
+            f"{shown(found.place.samples)}, {count:,} of step {record['step']}, seed {record['seed']}, sha256 {found.digest}",
+        )
+        if record["sampling"] not in specs:
+            yield "note", "drawn with another sampler than the one in the config; this page shows the one they were drawn with"
+        if found.scored:
+            data = found.scored["data"]
+            yield f"scored{found.of}", f"against {data['name']}, train sha256 {data['train_sha256']}"
+        if (weights := record.get("weights")) is not None:
+            yield (
+                f"weights{found.of}",
+                f"{weights['populations']} populations, {weights['dead_populations']} without any weight, "
+                f"{weights['bad_weights']} weights that were no numbers",
+            )
+
+
+def _pictures(experiment: Experiment, found: _Set) -> str:
+    if (drawn := found.drawn) is None:
+        return ""
+    train = experiment.data.load()
+    real = train.x[: len(drawn.x)]
+    if drawn.label is not None and train.label is not None:
+        real = train.x[_matching(train.label, drawn.label[:PICTURED])]
+    figures = _figure(viz.to_png_bytes(picture(drawn.x, experiment)), f"Samples, {len(drawn.x):,} drawn")
+    figures += _figure(viz.to_png_bytes(picture(real, experiment)), "Training data")
+    return f'<section><h2>Samples and data{html.escape(found.of)}</h2><div class="pair">{figures}</div></section>'
+
+
+def _matching(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Rows of the data with the wanted labels in order, a new one each time."""
+    rows = {int(label): np.flatnonzero(labels == label) for label in np.unique(wanted)}
+    seen = dict.fromkeys(rows, 0)
+    chosen = []
+    for label in map(int, wanted):
+        chosen.append(rows[label][seen[label] % len(rows[label])])
+        seen[label] += 1
+    return np.asarray(chosen)
+
+
+def _scores(found: _Set) -> str:
+    if not found.scores:
+        return ""
+    cells = (_cells(score) for score in found.scores)
+    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+    head = "".join(f"<th>{name}</th>" for name in ("score", "value", "floor", "value / floor", "n", "extractor"))
+    return (
+        f"<section><h2>Scores{html.escape(found.of)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        "<p>The floor is the same score with held-out data in the place of the samples, at equal n. "
+        "Scores compare only at equal extractor and n.</p></section>"
+    )
+
+
+def _cells(score: Score) -> tuple[str, ...]:
+    error = "" if score.stderr is None else f" ± {score.stderr:.2g}"
+    ratio = "" if not score.floor or score.floor < 0 or score.value < 0 else f"{score.value / score.floor:.2f}"
+    size = f"{score.n:,}" if score.reference_n in (None, score.n) else f"{score.n:,} / {score.reference_n:,}"
+    floor = "" if score.floor is None else f"{score.floor:.4g}"
+    return score.name, f"{score.value:.4g}{error}", floor, ratio, size, score.extractor or ""
+
+
+def _trajectory(found: _Set) -> str:
+    if not found.place.trajectory_picture.is_file():
+        return ""
+    image = _figure(found.place.trajectory_picture.read_bytes(), "From noise to data; contrast or scale follow the noise")
+    return f'<section><h2>Denoising trajectory{html.escape(found.of)}</h2><div class="wide">{image}</div></section>'
+
+
+def _training(workdir: Workdir) -> str:
+    lines = [record for _, record in read_lines(workdir.metrics_log)]
+    if not lines:
+        return ""
+    curve = viz.loss_curve([line["step"] for line in lines], [line["loss"] for line in lines])
+    figure = _figure(viz.to_png_bytes(curve), "Loss, mean over each logged window")
+    return f"<section><h2>Training</h2>{figure}</section>"
+
+
+def _learner_diagnostics(workdir: Workdir) -> str:
+    """What a learner said of its state, against the noise level, at the start, the middle and the end of training."""
+    lines = [record for _, record in read_lines(workdir.diagnostics_log)]
+    if not lines or "noise" not in lines[-1]:
+        return ""
+    chosen = {f"step {line['step']}": line for line in (lines[0], lines[len(lines) // 2], lines[-1])}
+    number = lambda values: np.array([np.nan if v is None else v for v in values], float)
+    names = [name for name in lines[-1] if name not in ("step", "noise", "count") and np.isfinite(number(lines[-1][name])).any()]
+    noise = number(lines[-1]["noise"])
+    content = [
+        viz.Panel(
+            series={k: (noise, number(line[name])) for k, line in chosen.items()}, title=name, xlabel="noise ratio", logx=True
+        )
+        for name in names
+    ]
+    figure = _figure(viz.to_png_bytes(viz.panels(content, columns=min(4, len(content)))), "By noise level, running means")
+    return f"<section><h2>What the learner says of itself</h2>{figure}</section>"
+
+
+def _finding(workdir: Workdir, question: Diagnostic) -> str:
+    """The picture and the single numbers of a diagnostic."""
+    if (found := read_finding(workdir, question.name)) is None:
+        return ""
+    picture = workdir.finding(question.name).with_suffix(".png")
+    figure = _figure(picture.read_bytes(), f"{question.name}, step {found['step']}") if picture.is_file() else ""
+    numbers = {name: value for name, value in found["values"].items() if not isinstance(value, list)}
+    rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{'not finite' if v is None else f'{v:.4g}'}</dd>" for k, v in numbers.items())
+    return f"<section><h2>Diagnostic: {html.escape(question.name)}</h2>{figure}{f'<dl>{rows}</dl>' if rows else ''}</section>"
+
+
+def _training_time(workdir: Workdir) -> Iterable[tuple[str, str]]:
+    windows = [record for _, record in read_lines(workdir.timings_log)]
+    if windows:
+        total = sum(window["seconds"] for window in windows)
+        # The first window holds the compilation.
+        later = windows[1:] or windows
+        rate = sum(w["step"] - w["first"] + 1 for w in later) / max(sum(w["seconds"] for w in later), 1e-9)
+        yield "training", f"{total:.1f} s, {rate:.3g} steps/s"
+
+
+def _versions(workdir: Workdir) -> Iterable[tuple[str, str]]:
+    found: dict[str, Any] = workdir.read_json(workdir.versions) or {}
+    if found:
+        devices = found["devices"]
+        yield "device", f"{devices['count']} × {devices['kind']} ({devices['platform']})"
+        yield "python", f"{found['python']} on {found['platform']}"
+        yield from found["packages"].items()
+
+
+def _facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
+    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
+    return f"<section><h2>{title}</h2><dl>{rows}</dl></section>" if rows else ""
+
+
+def _figure(png: bytes, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    text = html.escape(caption)
+    image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -1,0 +1,375 @@
+"""The sampling stage: from the newest checkpoint to ``samples.npz`` and its pictures."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import jax
+import numpy as np
+
+from scorelab import fk, grids, solvers, viz
+from scorelab.data.memory import require_memory
+from scorelab.errors import ConfigError, ConfigWarning, shown
+from scorelab.experiment.base import Experiment, Run, Stage
+from scorelab.experiment.data import DataSpec
+from scorelab.experiment.describe import describe
+from scorelab.experiment.starts import FromData
+from scorelab.experiment.train import trained_state
+from scorelab.experiment.workdir import Workdir
+from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
+from scorelab.models import ClassifierFreeGuidance
+from scorelab.models.base import Model
+from scorelab.processes.scale import TOLERATED, prior_error
+from scorelab.sampling import Samples, sample
+from scorelab.solvers.base import population_size
+from scorelab.starts import Start
+from scorelab.training import Learner, data_mesh
+from scorelab.typing import Pytree, require_int, require_number, require_seed, require_spec
+from scorelab.warn import warn
+
+# Frames of a trajectory of images and of points, and images of the sample picture.
+FRAMES, POINT_FRAMES, PICTURED = 10, 5, 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Stage):
+    """Sample the trained model, and write the samples with their pictures.
+
+    Attributes:
+        name: of the set, in ``samples/<name>``; without a name it lies in the work directory itself.
+        solver: the solver.
+        grid: the time grid.
+        start: the law at the first grid time, a ``DataStart`` or ``DataTeleport`` to take it from the training
+            data, None for the prior.
+        n: number of samples.
+        guidance: scale of classifier-free guidance, None for the plain model; needs ``DataSpec.labels``.
+        correction: a :class:`scorelab.fk.Correction` of the model, None for none; needs a ``solver`` that is a ``fk.FeynmanKac``.
+        classes: the conditions, given to the samples in turn; () for every class of the data.
+        chunk: samples computed at once, None for as many as fit.
+        shown: samples in the trajectory picture.
+    """
+
+    solver: solvers.Solver = field(default_factory=solvers.Heun)
+    grid: grids.Grid = field(default_factory=lambda: grids.Karras(18))
+    start: Start | FromData | None = None
+    n: int = 100
+    guidance: float | None = None
+    correction: fk.Correction | None = None
+    classes: tuple[int, ...] = ()
+    chunk: int | None = None
+    shown: int = 6
+
+    def __post_init__(self):
+        require_spec(self, solvers.Solver, solver=self.solver)
+        require_spec(self, grids.Grid, grid=self.grid)
+        if self.start is not None:
+            require_spec(self, Start | FromData, start=self.start)
+        require_int(self, 1, n=self.n, shown=self.shown)
+        if self.guidance is not None:
+            require_number(self, -1000.0, 1000.0, guidance=self.guidance)
+        if self.chunk is not None:
+            require_int(self, 1, chunk=self.chunk)
+        solver: Any = self.solver
+        weighting = isinstance(solver, fk.FeynmanKac)
+        if weighting and not solver.resample_final:
+            raise ValueError(
+                "Sample.solver = FeynmanKac(resample_final=False): expected True, since stored samples have equal weights"
+            )
+        if self.correction is not None:
+            require_spec(self, fk.Correction, correction=self.correction)
+            if not weighting or self.guidance is not None or self.start is not None:
+                raise ValueError(
+                    "Sample.correction is given: expected a solver that is a fk.FeynmanKac, no guidance and no start, since "
+                    "a correction brings its own"
+                )
+        if self.n % (particles := population_size(self.solver, self.n)):
+            raise ValueError(f"Sample.n = {self.n}: expected a multiple of the {particles} particles of a population")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        for label in self.classes:
+            require_int(self, 0, classes=label)
+
+    def check(self, experiment, like):
+        """The number of samples, the classes, the start, and the whole sampling run, traced."""
+        data, process, learner = experiment.data, experiment.process, experiment.learner
+        event = data.load().event_shape
+        require_memory(f"Sample.n = {self.n}", 4.0 * self.n * math.prod(event))
+        self._check_classes(data, learner)
+        times = self.grid.times(process)
+        if isinstance(self.start, FromData):
+            self.start.check(data, process, times)
+        elif self.start is not None:
+            with warnings.catch_warnings():
+                # What does not suit the model is said when it is sampled.
+                warnings.simplefilter("ignore")
+                self.start.check(self.n, event, process)
+                _, times = self.start.on_grid(process, times)
+        elif process.has_signs:
+            raise ValueError(f"Sample.start = None under {process!r}: expected DataStart(kind='signed'), which has the signs")
+        self.solver.table(process, times)
+        self._trace(experiment, like)
+        self._check_scale(experiment)
+
+    def _check_classes(self, data: DataSpec, learner: Learner) -> None:
+        geometric = self.correction is not None and self.correction.kind == "geometric"
+        if not data.labels:
+            for field, value in (("classes", self.classes or None), ("guidance", self.guidance)):
+                if value is not None:
+                    raise ValueError(f"Sample.{field} = {value} without DataSpec.labels: expected a model with labels")
+            if geometric:
+                raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")
+            return
+        classes, solver = data.load().num_classes or 0, self.solver
+        if wrong := [label for label in self.classes if label >= classes]:
+            raise ValueError(f"Sample.classes = {self.classes}: expected 0 to {classes - 1} for {data.name}, not {wrong[0]}")
+        if isinstance(solver, fk.FeynmanKac) and solver.particles is None and len(self.classes) != 1:
+            raise ValueError(
+                "FeynmanKac.particles = None with DataSpec.labels: expected a number of particles, since a population is of one "
+                "class, or one class in Sample.classes"
+            )
+        if not learner.label_dropout:
+            reason = (
+                "expected None, since without label dropout the model never learned what no condition means: train with "
+                "DenoisingScoreMatching(label_dropout=0.1, null_label=num_classes), or a loss that states both"
+            )
+            if self.guidance not in (None, 1.0):
+                raise ValueError(f"Sample.guidance = {self.guidance}: {reason}")
+            if geometric:
+                raise ValueError(f"Correction.kind = 'geometric': {reason}")
+
+    def _trace(self, experiment: Experiment, like: Pytree) -> None:
+        """Trace the sampling run without running it: shapes of rewards, conditions and chunks that do not fit raise here."""
+        data, process = experiment.data, experiment.process
+        if process.has_signs:
+            return
+
+        def run(state, key):
+            model, solver, start = self.applied(experiment.learner.model(state))
+            # Where a start from data begins is of no matter to shapes.
+            start = start if isinstance(self.start, FromData) or self.start is None else self.start
+            shape, label = (self.n, *data.load().event_shape), self.conditions(data, self.n)
+            return sample(
+                model, solver=solver, grid=self.grid, start=start, key=key, shape=shape, cond=label, chunk=self.chunk
+            ).x  # fmt: skip
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                jax.eval_shape(run, like, jax.random.key(0))
+        except jax.errors.JAXTypeError:
+            # A sampler that looks at values cannot be traced: it shows when it runs.
+            return
+
+    def _check_scale(self, experiment: Experiment) -> None:
+        if self.start is not None or self.correction is not None:
+            return
+        process = experiment.process
+        mean, std = experiment.data.moments(process.chart)
+        first = float(self.grid.times(process)[0])
+        off_mean, off_std = prior_error(process, first, mean=mean, std=std)
+        enough = max(abs(mean) / TOLERATED, std / math.sqrt((1 - TOLERATED) ** -2 - 1))
+        if max(off_mean, off_std) > TOLERATED:
+            warn(
+                f"sampling starts from noise of {float(process.noise_ratio(first)):.4g} times the signal, but "
+                f"{experiment.data.measured(process.chart)}: a start that does not know them moves the mean by about "
+                f"{off_mean:.2g} standard deviations and narrows the samples by about {off_std:.2g} of their width. Expected noise "
+                f"of at least {enough:.4g} (sigma_max, t_max), or Sample.start = @experiment.DataStart()",
+                ConfigWarning,
+            )
+
+    def __call__(self, run: Run) -> None:
+        """Sample the newest checkpoint, unless these very samples are there already."""
+        draw(run, self, run.workdir.named(self.name))
+
+    def applied(self, model: Model) -> tuple[Model, solvers.Solver, Start | None]:
+        """The model and the solver that samples are drawn with, and the start of a correction, which brings its own."""
+        if self.guidance is not None:
+            model = ClassifierFreeGuidance(model=model, scale=self.guidance)
+        if self.correction is None:
+            return model, self.solver, None
+        return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
+
+    def begin(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Start | None:
+        """The start of samples with the conditions ``label``; the training data is read where it is needed."""
+        return self.start(data, process, label) if isinstance(self.start, FromData) else self.start
+
+    def conditions(self, data: DataSpec, n: int) -> np.ndarray | None:
+        """The label of each sample ``(n,)`` int32, or None for a model without condition."""
+        if not data.labels:
+            return None
+        classes = self.classes or tuple(range(data.load().num_classes or 0))
+        # The particles of a population are of one class.
+        particles = population_size(self.solver, n)
+        return np.repeat(np.resize(np.asarray(classes, np.int32), n // particles), particles)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Samples in stored values, their conditions or None, and how they were drawn (JSON data)."""
+
+    x: np.ndarray
+    label: np.ndarray | None
+    record: dict[str, Any]
+
+
+def read_samples(workdir: Workdir) -> Drawn | None:
+    """The samples of a work directory, None where there are none; DamagedFile where they are not what was written."""
+    if not workdir.samples.is_file():
+        return None
+    # Samples that are all one point are compressed a thousandfold; anything beyond that has no place there.
+    stored = read_npz(workdir.samples, limit=max(1 << 28, 256 * workdir.samples.stat().st_size), name=shown(workdir.samples))
+    try:
+        record = json.loads(str(stored["record"]))
+        if missing := {"step", "n", "seed", "sampling", "seconds", "model_calls"} - record.keys():
+            raise ValueError(f"its record has no {', '.join(sorted(missing))}")
+        return Drawn(x=stored["x"], label=stored.get("label"), record=record)
+    except (KeyError, ValueError, AttributeError) as error:
+        raise DamagedFile(f"{shown(workdir.samples)}: not samples written by `scorelab sample`: {error}") from error
+
+
+def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed: int | None = None, keep: bool = False) -> Drawn:
+    """Sample the newest checkpoint into ``workdir``, unless these very samples are there already.
+
+    With ``keep``, ConfigError rather than the loss of other samples that were scored, or of any file of another name.
+    """
+    if seed is not None:
+        require_seed("sample", seed=seed)
+    experiment, console = run.experiment, run.console
+    data = experiment.data
+    n = spec.n if n is None else n
+    event = data.load().event_shape
+    require_memory(f"sample.n = {n}", 4.0 * n * math.prod(event))
+    state, step = trained_state(experiment, workdir)
+    how = {"step": step, "n": n, "seed": experiment.seed if seed is None else seed, "sampling": describe(spec)}
+    if (before := _already(workdir, how, keep)) is not None:
+        console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
+        return before
+
+    label = spec.conditions(data, n)
+    model, solver, start = spec.applied(experiment.learner.model(state))
+    sampler = functools.partial(
+        sample,
+        model,
+        solver=solver,
+        grid=spec.grid,
+        start=spec.begin(data, experiment.process, label) if start is None else start,
+        key=spec.key(experiment.keys()[1]) if seed is None else jax.random.key(seed),
+    )
+    began = time.monotonic()
+    with console.progress("sample", n) as tick:
+        mesh = data_mesh() if jax.device_count() > 1 else None
+        progress = lambda done, total: tick(done)
+        out = sampler(shape=(n, *event), cond=label, chunk=spec.chunk, mesh=mesh, progress=progress)
+        x = np.asarray(data.transform.decode(out.x))
+    record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
+    note = _entered(out, record)
+    # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
+    # without pictures are drawn again.
+    for path in (workdir.samples_picture, workdir.trajectory_picture):
+        path.unlink(missing_ok=True)
+    arrays = {"x": x, "record": np.asarray(json.dumps(record, allow_nan=False))}
+    write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
+    write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
+    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, label)))
+    where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
+    console.stage("sample", f"{n} samples, {record['model_calls']} model calls each, {record['seconds']:.1f} s{note}{where}")
+    return Drawn(x=x, label=label, record=record)
+
+
+def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | None:
+    """The samples that were drawn like this, with their pictures; None where there are none. ConfigError as :func:`draw`."""
+    if keep and workdir.out is not None and workdir.out.exists():
+        raise ConfigError(f"--out {shown(workdir.out)} exists: pass another name")
+    if (before := read_samples(workdir)) is None:
+        return None
+    was = before.record
+    if all(was.get(key) == value for key, value in how.items()):
+        return before if workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file() else None
+    if keep and workdir.metrics.is_file():
+        raise ConfigError(
+            f"{shown(workdir.samples)} holds {was['n']} samples of step {was['step']}, seed {was['seed']}, that were scored: "
+            "pass --name or --out for others"
+        )
+    return None
+
+
+def _entered(out: Samples, record: dict[str, Any]) -> str:
+    """Enter what a sampler says of itself into the record; a note of what should be seen."""
+    note = ""
+    if (flips := out.diagnostics.get("sign_flips")) is not None:
+        # Decoding to pixels clips what is negative, so this is where a change of sign would be lost.
+        record["samples_with_a_changed_sign"] = int(np.sum(np.asarray(flips) > 0))
+        note = f", {record['samples_with_a_changed_sign']} with a changed sign"
+    return note + _weights(out, record)
+
+
+def _weights(out: Samples, record: dict[str, Any]) -> str:
+    """Enter what weighted particles say of themselves; a note where weights were not numbers or a population died."""
+    if "final_ess" not in out.diagnostics:
+        return ""
+    ess, log_z = (np.ravel(np.asarray(values, np.float64)) for values in (out.diagnostics["final_ess"], out.log_z))
+    bad, dead = int(np.sum(np.asarray(out.diagnostics["bad_weights"]))), int(np.sum(~(ess > 0)))
+    record["weights"] = {
+        "populations": len(ess),
+        "dead_populations": dead,
+        "bad_weights": bad,
+        # JSON has no infinity: None is a population without any weight.
+        "final_ess": [float(v) if np.isfinite(v) else None for v in ess],
+        "log_z": [float(v) if np.isfinite(v) else None for v in log_z],
+    }
+    return f", {dead} of {len(ess)} populations without any weight, {bad} weights that were no numbers" if bad or dead else ""
+
+
+def picture(x: np.ndarray, experiment: Experiment):
+    """The figure of a set in stored values: the first images, or the points in the chart of the process.
+
+    Points that are not in the plane become a histogram of all their coordinates beside that of the training data.
+    """
+    data = experiment.data.load()
+    if data.levels is not None:
+        return viz.image_grid(x[:PICTURED], levels=data.levels, columns=10)
+    points, reference = _in_chart(x, experiment), _in_chart(data.x, experiment)
+    if data.event_shape == (2,):
+        return viz.scatter(points, reference=reference)
+    return viz.histogram({"samples": points, "data": reference})
+
+
+def _in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
+    """Where points are shown: logarithms fill a picture that heavy tails would leave empty."""
+    # Compiled, the chart does not refuse a sample that has underflowed to 0: a picture is no reason to lose a run.
+    return np.asarray(jax.jit(experiment.process.chart.encode)(experiment.data.transform.encode(x)))
+
+
+def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], label: np.ndarray | None):
+    data = experiment.data
+    levels = data.load().levels
+    shown = min(spec.n, spec.shown if levels is not None else 2000)
+    # Whole populations are drawn, of which the first samples are shown.
+    particles = population_size(spec.solver, shown)
+    n = -(-shown // particles) * particles
+    cond = None if label is None else np.resize(label, n)
+    out = sampler(shape=(n, *data.load().event_shape), cond=cond, chunk=n, keep="all")
+    # The start, then the later two thirds: before that there is noise of one kind only.
+    last, count = len(out.times) - 1, POINT_FRAMES if levels is None else FRAMES
+    chosen = np.unique(np.append(0, np.linspace(last / 3, last, count - 1).round().astype(int)))
+    frames = np.asarray(out.trajectory)[chosen, :shown]
+    headings = [f"t = {out.times[i]:.3g}" for i in chosen]
+    if levels is None:
+        frames = np.stack([np.asarray(jax.jit(experiment.process.chart.encode)(frame)) for frame in frames])
+        if data.load().event_shape == (2,):
+            return viz.trajectory(frames, headings)
+        return viz.histogram(dict(zip(headings, frames, strict=True)), columns=len(frames), width=9.0)
+    images = np.stack([np.asarray(data.transform.decode(_in_range(frame, frames[-1]))) for frame in frames])
+    return viz.trajectory(images, headings, levels=levels)
+
+
+def _in_range(frame: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Noise shown at the brightness and contrast of the data: it would be all black and white otherwise."""
+    shrink = min(1.0, float(last.std()) / max(float(frame.std()), 1e-12))
+    return last.mean() + (frame - frame.mean()) * shrink if shrink < 1 else frame
