@@ -46,6 +46,11 @@ def per_example_keys(key: Key, ids: Array) -> Key:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 
 
+def folded(keys: Key, stream: Array | int) -> Key:
+    """Of every key another one, for a stream of its own."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
+
+
 def per_example_normal(keys: Key, like: Array) -> Array:
     """Standard normal noise shaped like ``like``, row ``i`` drawn from ``keys[i]``.
 
