@@ -23,7 +23,7 @@ from scorelab import walk
 from scorelab.arguments import check_shape
 from scorelab.callbacks import own_errors
 from scorelab.fk.cloud import WeightsWarning
-from scorelab.fk.intermediate import Denoised, Intermediate
+from scorelab.fk.intermediate import Believes, Denoised, Intermediate
 from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.processes.base import Start
@@ -35,7 +35,6 @@ from scorelab.typing import (
     float_like,
     partly_static,
     per_example_keys,
-    require_choice,
     require_int,
     require_positive,
     require_spec,
@@ -47,7 +46,7 @@ _BELIEF = 1_000_039
 
 @partly_static("reward", "scale", "intermediate")
 @dataclass(frozen=True)
-class Pruning:
+class Pruning(Believes):
     r"""Which candidates are carried on: of every population the ``count`` with the largest intermediate rewards, at set steps.
 
     Attributes:
@@ -70,11 +69,8 @@ class Pruning:
     with_cond: bool = False
 
     def __post_init__(self):
-        if not callable(self.reward):
-            raise TypeError(f"Pruning.reward = {self.reward!r}: expected a function of points of data space")
-        require_spec(self, Intermediate, intermediate=self.intermediate)
+        super().__post_init__()
         require_positive(self, scale=self.scale)
-        require_choice(self, (True, False), with_cond=self.with_cond)
         if self.particles is not None:
             require_int(self, 1, particles=self.particles)
         pairs = self.keep.items() if isinstance(self.keep, Mapping) else self.keep
@@ -100,30 +96,13 @@ class Pruning:
         """``keep`` as pairs, by step."""
         return cast(tuple[tuple[int, int], ...], self.keep)
 
-    def rewards(self, x: Array, cond: Pytree) -> Array:
-        """``reward`` of points of data space, checked for its shape."""
-        r = self.reward(x, cond) if self.with_cond else self.reward(x)
-        if jnp.shape(r) != x.shape[:1]:
-            raise ValueError(f"Pruning.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per candidate")
-        return jnp.asarray(r, float_like(x))
-
-    def believed(self, y: Array, prediction: Any, keys: Key, cond: Pytree) -> Array:
-        """The intermediate rewards ``(batch,)`` of a prediction made at ``y``."""
-        working = float_like(prediction.t)
-        value = self.intermediate.value(lambda x: self.rewards(x, cond), jnp.asarray(self.scale, working), keys, y, prediction)
-        if jnp.shape(value) != keys.shape[:1]:
-            raise ValueError(
-                f"{type(self.intermediate).__name__} gave values of shape {jnp.shape(value)}: expected {keys.shape[:1]}"
-            )
-        return value.astype(working)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
     """What :func:`prune` returns; survivors are in the order of the candidates, population by population.
 
     Attributes:
-        x: the survivors in data space, ``(populations * count, *event)``.
+        x: the survivors in data space, ``(populations * count, *event)``; a dictionary of parts where the process has them.
         rewards: of the survivors, ``(populations * count,)``; one of each population is picked by
             ``best_of(out.x, out.rewards, count)``.
         ids: of the survivors.
@@ -134,7 +113,7 @@ class Pruned:
         times: the grid that was walked, ``(steps + 1,)``.
     """
 
-    x: Array
+    x: Pytree
     rewards: Array
     ids: Array
     dropped_at: np.ndarray
@@ -152,7 +131,7 @@ def prune(
     solver: Solver,
     grid: Grid,
     key: Key,
-    shape: tuple[int, ...],
+    shape: Any,
     start: Start | None = None,
     cond: Pytree = None,
     ids: Array | None = None,
@@ -171,7 +150,7 @@ def prune(
         solver: any whose samples do not depend on one another, and whose rows are the model's calls.
         grid: as in ``sample``.
         key: as in ``sample``.
-        shape: ``(n, *event)``, with all candidates, who are one batch: for more than fit call again with other ``ids``.
+        shape: as in ``sample``, with all candidates, who are one batch: for more than fit call again with other ``ids``.
         start: as in ``sample``; its weights, if any, are not used.
         cond: as in ``sample``, the same within a population.
         ids: as in ``sample``.
