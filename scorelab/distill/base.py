@@ -22,7 +22,7 @@ from scorelab.distill.health import Health
 from scorelab.distill.normalisation import Bins
 from scorelab.distill.ratio import Ratio, UnitRatio
 from scorelab.distill.state import DistillState, Scene
-from scorelab.distill.teachers import network_of, process_of
+from scorelab.distill.teachers import network_of
 from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.base import require_floating
 from scorelab.models.base import Model
@@ -105,7 +105,7 @@ class Distillation(abc.ABC):
                 )
             return network.denoiser
 
-        default("process", lambda: process_of(self.teacher, type(self).__name__))
+        default("process", lambda: self.teacher.process)
         default("student", lambda: FewStep(denoiser=of_teacher("student")))
         default("fake", lambda: LearnedScore.at(of_teacher("fake"), self.times) if self.uses_fake else NoScore())
         default("ratio", self.default_ratio)

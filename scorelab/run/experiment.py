@@ -20,7 +20,6 @@ from scorelab.data.loaders import Halves, Toy
 # Config files name everything an experiment is made of through this module; so the names that are not used here.
 from scorelab.distill import WithPairs
 from scorelab.distill.teachers import denoiser_of as denoiser_of
-from scorelab.distill.teachers import process_of as process_of
 from scorelab.metrics import Score
 from scorelab.models import ClassifierFreeGuidance
 from scorelab.models.base import Model
