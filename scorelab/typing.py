@@ -46,8 +46,8 @@ def per_example_keys(key: Key, ids: Array) -> Key:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 
 
-def folded(keys: Key, stream: int) -> Key:
-    """Another key for each of ``keys``, the same for the same ``stream``."""
+def folded(keys: Key, stream: Array | int) -> Key:
+    """Of every key another one, for a stream of its own."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
 
 

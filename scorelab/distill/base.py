@@ -26,6 +26,7 @@ from scorelab.distill.teachers import network_of
 from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.base import require_floating
 from scorelab.models.base import Model, require_model
+from scorelab.models.rewards import rewards_of
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
@@ -262,12 +263,7 @@ class Distillation(Learner):
         loss, (means, seen, metrics) = self.student_loss(scene)
         if self.reward is not None:
             x = self.process.decode(y0)
-            rewards = self.reward(x, cond) if self.with_cond else self.reward(x)
-            if jnp.shape(rewards) != x.shape[:1]:
-                raise ValueError(
-                    f"{type(self).__name__}.reward returned shape {jnp.shape(rewards)}: expected {x.shape[:1]}, one per example"
-                )
-            reward = jnp.mean(rewards)
+            reward = jnp.mean(rewards_of(type(self).__name__, self.reward, x, cond, self.with_cond))
             loss, metrics = loss - self.reward_weight * reward, {**metrics, "reward": reward}
         if self.pair_weight:
             missing = {"pair_x", "pair_noise", *(("pair_cond",) if cond is not None else ())} - set(batch)

@@ -58,6 +58,8 @@ def teacher_pairs(
         raise ValueError(f"teacher_pairs.solver = {solver!r} draws noise: expected a deterministic solver, such as Heun()")
     plan = walk.plan("teacher_pairs", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
     process, times = plan.model.process, plan.times
+    if plan.start.weighs(process):
+        raise ValueError(f"teacher_pairs.start = {plan.start!r} has weights: expected a start that is the law itself")
     y = plan.draw(key)
     out = sample(model, solver=solver, grid=Explicit(tuple(times)), key=key, shape=shape, start=Fixed(y), cond=cond, chunk=chunk)
     alpha, sigma, offset = (float(f(times[0])) for f in (process.alpha, process.sigma, process.offset))

@@ -78,6 +78,8 @@ def straightness(
     """
     plan = walk.plan("straightness", model, solver=DDIM(), grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
     process, times = plan.model.process, plan.times
+    if plan.start.weighs(process):
+        raise ValueError(f"straightness.start = {plan.start!r} has weights: expected a start that is the law itself")
     y = plan.draw(key)
     nodes = Nodes.at(process, times)
     weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])

@@ -31,9 +31,11 @@ import jax.numpy as jnp
 
 from scorelab.divergence import dot, pushed, signs, trace
 from scorelab.fk.checks import require_scalar
-from scorelab.models.base import KnowsDensity, Model, ask, require_model
+from scorelab.models.base import KnowsDensity, Model, ask, model_name, require_model
+from scorelab.models.rewards import one_each, rewards_of
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.processes.predictions import HasLogProb, HasProposal, require_capabilities
 from scorelab.typing import Array, Key, Pytree, partly_static, per_example, require_choice, require_number
 
 
@@ -69,10 +71,7 @@ class Tilt:
 
     def final(self, x: Array, cond: Pytree) -> Array:
         r""":math:`\lambda\,r(x)`, ``(batch,)``."""
-        r = self.reward(x, cond) if self.with_cond else self.reward(x)
-        if jnp.shape(r) != x.shape[:1]:
-            raise ValueError(f"Tilt.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per sample")
-        return self.scale * r
+        return self.scale * rewards_of("Tilt", self.reward, x, cond, self.with_cond)
 
     def __call__(self, y: Array, t: Array, process: LinearGaussian, cond: Pytree = None) -> Array:
         """``R``, ``(batch,)``."""
@@ -170,9 +169,10 @@ class Composition:
         if self.tilt is not None:
             rate = rate + 0.5 * process.schedule.diffusion_rate(t) * dot(moved, slope)
             rate = rate - dot(process.latent_drift(y, t), slope) - d_tilt
-        for model, exponent, slope_b in zip(self.models, self.exponents, d_b, strict=True):
+        for prediction, exponent, slope_b in zip(predictions, self.exponents, d_b, strict=True):
             if callable(exponent):
-                rate = rate - slope_b * cast(KnowsDensity, model).log_prob(y, t)
+                require_capabilities("Composition.exponents with a function of time", prediction, (HasLogProb,))
+                rate = rate - slope_b * cast(HasLogProb, prediction).log_prob
         return Evaluation(self._combined(predictions, y, t, slope), rate, tilt)
 
     def log_density(self, y: Array, t: Array, cond: Pytree = None) -> Array | None:
@@ -181,7 +181,7 @@ class Composition:
             return None
         t = jnp.asarray(t, y.dtype)
         b, _ = self._exponents(t)
-        known = [cast(KnowsDensity, model).log_prob(y, t) for model in self.models]
+        known = [cast(KnowsDensity, model).log_prob(y, t, cond) for model in self.models]
         return _weighted_sum(b, known) + self.log_tilt(y, t, cond)
 
     def log_tilt(self, y: Array, t: Array, cond: Pytree = None) -> Array:
@@ -199,7 +199,15 @@ class Composition:
         return all(isinstance(model, KnowsDensity) for model in self.models)
 
     def _ask(self, y, t, cond) -> list[GaussianPrediction]:
-        return [ask(model, y, t, cond) for model in self.models]
+        predictions = [ask(model, y, t, cond) for model in self.models]
+        for model, prediction in zip(self.models, predictions, strict=True):
+            if isinstance(prediction, HasProposal):
+                raise ValueError(
+                    f"Composition.models: {model_name(model)} gives guided predictions, whose score is that of no noised law: "
+                    "expected the model without guidance, and its reward as a tilt (fk.tilted, tilt=fk.Tilt(reward)) or, where it "
+                    "has no gradient, as a potential beside the corrector (fk.Together)"
+                )
+        return predictions
 
     def _exponents(self, t: Array) -> tuple[list[Array], list[Array]]:
         """Values and time derivatives."""
@@ -208,10 +216,7 @@ class Composition:
         return [value for value, _ in pairs], [slope for _, slope in pairs]
 
     def _tilt(self, y, t, cond) -> Array:
-        value = self.tilt(y, t, self.process, cond)
-        if jnp.shape(value) != y.shape[:1]:
-            raise ValueError(f"Composition.tilt returned shape {jnp.shape(value)}: expected {y.shape[:1]}, one per point")
-        return value
+        return one_each("Composition.tilt", self.tilt(y, t, self.process, cond), y)
 
     def _tilt_gradient(self, y, t, cond) -> tuple[Array, Array, Array]:
         r""":math:`R`, :math:`\nabla R` and :math:`\partial_t R`."""

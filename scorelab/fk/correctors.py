@@ -19,10 +19,10 @@ from scorelab.densities import Gaussian
 from scorelab.fk.checks import require_scalar, same
 from scorelab.fk.composition import Composition, Tilt, signal_fraction
 from scorelab.fk.potentials import Potential, Seen
-from scorelab.models import Conditioned, ExactModel
-from scorelab.models.base import KnowsDensity, Model
-from scorelab.processes.base import Start
-from scorelab.starts import Prior, Tempered
+from scorelab.models import conditioned
+from scorelab.models.base import Model
+from scorelab.processes.scale import KnowsScale
+from scorelab.starts import Tempered
 from scorelab.typing import Array, is_traced, partly_static, require_choice, require_int
 
 
@@ -93,7 +93,7 @@ class Corrector(Potential):
             )
 
     def check_start(self, start, model, t):
-        r"""The start has to weigh its points by :math:`\Phi` at ``t``: the corrector's, or one with a ``log_weight`` of its own.
+        r"""The start has to weigh its points by :math:`\Phi` at ``t``: the corrector's, or another one that weighs.
 
         Another one is the law itself only for one expert with the exponent one, and a tilt that has hardly begun (a ramp below
         0.001): the :class:`scorelab.starts.Noised` law of its data, and the prior as far as it is the noised law.
@@ -112,9 +112,7 @@ class Corrector(Potential):
             if other or differ:
                 raise ValueError(f"sample.start is the Tempered start of another law than {_named(model, total)}: {expected}")
             return
-        # The prior weighs as that of the process does.
-        law = model.process.prior() if type(start).log_weight is Prior.log_weight else start
-        if type(law).log_weight is not Start.log_weight:
+        if start.weighs(model.process):
             return
         total, tilt = _total(model.exponents, t), model.tilt
         with jax.ensure_compile_time_eval():
@@ -185,7 +183,7 @@ def weighted(
         rule: of the integral of the weights.
         probes: Hutchinson probes, 0 for the exact divergence, None for exact in up to 16 dimensions and 8 above.
         laws: Gaussians with the moments of the experts, one for all or one for each, for a start at moderate noise. None takes
-            those of exact models that know them.
+            those of models that know them (:class:`scorelab.models.ExactModel`).
 
     Raises:
         TypeError: models that are not a list, exponents that are not numbers.
@@ -198,7 +196,7 @@ def weighted(
         anchor = "score"  # the same, without a divergence to multiply by zero
     composition = Composition(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
     if laws is None:
-        found = [law for model in models if (law := _moments(model)) is not None]
+        found = [law for model in models if isinstance(model, KnowsScale) and (law := model.matched()) is not None]
         laws = found if len(found) == len(models) else ()
     elif len(laws) not in (1, len(models)):
         raise ValueError(f"weighted.laws has {len(laws)} laws: expected one for all {len(models)} models, or one for each")
@@ -231,10 +229,8 @@ def geometric(unconditional: Model, conditional: Model, beta: Array | float, **o
     """
     if not callable(beta):
         require_scalar("geometric", beta=beta)
-    # An exact model takes no conditions, and keeps its log-density.
-    free = unconditional if isinstance(unconditional, KnowsDensity) else Conditioned(model=unconditional)
     options.setdefault("anchor", "score")
-    return weighted([free, conditional], [1 - beta, beta], **options)
+    return weighted([conditioned(unconditional), conditional], [1 - beta, beta], **options)
 
 
 def tilted(
@@ -280,10 +276,3 @@ def _total(exponents: Sequence[Array | float | Callable[[Array], Array]], t: flo
 def _named(model: Composition, total: float | None) -> str:
     names = ", ".join(type(expert).__name__ for expert in model.models)
     return f"the composition of {names} with the exponents {model.exponents!r} (sum {total}){' and a tilt' if model.tilt else ''}"
-
-
-def _moments(model: Model) -> Gaussian | None:
-    if not isinstance(model, ExactModel) or is_traced(model.law):
-        return None
-    with jax.ensure_compile_time_eval():
-        return model.law.in_chart(model.process.chart).matched()

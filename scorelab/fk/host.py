@@ -15,11 +15,12 @@ import numpy as np
 from scorelab import walk
 from scorelab.callbacks import remembered
 from scorelab.fk.intermediate import Denoised, scaled
-from scorelab.fk.potentials import Steering, unguided
+from scorelab.fk.potentials import Steering
 from scorelab.fk.smc import FeynmanKac
 from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.processes.base import Start
+from scorelab.processes.predictions import unguided
 from scorelab.sampling import Samples, assemble
 from scorelab.typing import Array, Key, Pytree, float_like, is_traced, require_spec
 

@@ -8,17 +8,33 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from scorelab.densities import Gaussian
+from scorelab.fk.learned import LearnedReward
 from scorelab.fk.weights import log_mean_exp
 from scorelab.models.measurement import LinearMeasurement, product
-from scorelab.processes.base import Process, require_same_process
-from scorelab.typing import Array, Key, partly_static, per_example, require_int, require_positive
+from scorelab.models.rewards import one_each, rewards_of
+from scorelab.processes.base import require_same_process
+from scorelab.typing import (
+    Array,
+    Key,
+    Pytree,
+    float_like,
+    folded,
+    partly_static,
+    per_example,
+    per_example_normal,
+    require_choice,
+    require_int,
+    require_positive,
+    require_spec,
+)
 
 
 def scaled(scale: Array, rewards: Array) -> Array:
@@ -36,6 +52,39 @@ class Intermediate(abc.ABC):
 
         ``reward`` takes points of data space ``(batch, *event)``; ``keys`` has one key per particle.
         """
+
+
+class Believes:
+    r"""What steering and searches share: a reward, and how it is believed on the way.
+
+    Attributes:
+        reward: from points of data space ``(batch, *event)`` to ``(batch,)``.
+        scale: :math:`\lambda`.
+        intermediate: how the reward is believed at a noisy point.
+        with_cond: call ``reward(x, cond)``.
+    """
+
+    reward: Callable[..., Array]
+    scale: Any
+    intermediate: Intermediate
+    with_cond: bool
+
+    def __post_init__(self):
+        if not callable(self.reward):
+            raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of points of data space")
+        require_spec(self, Intermediate, intermediate=self.intermediate)
+        require_choice(self, (True, False), with_cond=self.with_cond)
+
+    def rewards(self, x: Pytree, cond: Pytree) -> Array:
+        """``reward`` of points of data space, ``(batch,)``."""
+        return jnp.asarray(rewards_of(type(self).__name__, self.reward, x, cond, self.with_cond), float_like(x))
+
+    def believed(self, y: Pytree, prediction: Any, keys: Key, cond: Pytree) -> Array:
+        """The intermediate rewards ``(batch,)``, times ``scale``, of a prediction made at ``y``."""
+        working = float_like(prediction.t)
+        scale = jnp.asarray(self.scale, working)
+        value = self.intermediate.value(lambda x: self.rewards(x, cond), scale, keys, y, prediction)
+        return one_each(f"{type(self.intermediate).__name__}.value", value, y).astype(working)
 
 
 @dataclass(frozen=True)
@@ -76,8 +125,7 @@ class Posterior(Intermediate):
         spread = per_example(self.data_std * sigma / jnp.sqrt((alpha * self.data_std) ** 2 + sigma**2), y)
 
         def one(m):
-            draw = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, m), y.shape[1:], y.dtype))
-            return reward(process.decode(prediction.denoised + spread * draw(keys)))
+            return reward(process.decode(prediction.denoised + spread * per_example_normal(folded(keys, m), y)))
 
         rewards = jax.lax.map(one, jnp.arange(self.samples))
         if self.temper_inside:
@@ -122,17 +170,17 @@ class Blurred(Intermediate):
 @partly_static("model")
 @dataclass(frozen=True)
 class Learned(Intermediate):
-    r"""A learned reward :math:`\lambda\,r_\phi(y_t, t)` of noisy points of the chart; ValueError for one of another process.
+    r"""A learned reward :math:`\lambda\,r_\phi(y_t, t)` of noisy points of the chart.
 
     Attributes:
-        model: ``(y, t) -> (batch,)``; a function or a callable pytree, such as what :class:`scorelab.fk.RewardLearner` returns.
+        model: what :meth:`scorelab.fk.RewardLearner.model` returns, ValueError where it is of another process; or any function, or
+            callable pytree, ``(y, t) -> (batch,)``, which says nothing of its process.
     """
 
-    model: Any = field()
+    model: LearnedReward | Callable[[Array, Array], Array]
 
     def value(self, reward, scale, keys, y, prediction):
         """See the class."""
-        # A bare function says nothing of its process.
-        if isinstance(known := getattr(self.model, "process", None), Process):
-            require_same_process("Learned", sampled=prediction.process, learned=known)
+        if isinstance(self.model, LearnedReward):
+            require_same_process("Learned", sampled=prediction.process, learned=self.model.process)
         return scaled(scale, self.model(y, prediction.t))

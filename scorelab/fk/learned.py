@@ -12,6 +12,7 @@ import optax
 
 from scorelab.losses import Batch, Times, UniformTimes
 from scorelab.models.denoiser import Denoiser
+from scorelab.models.rewards import rewards_of
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.learner import Learner, optimised
 from scorelab.typing import Array, Key, Pytree, require_choice, require_positive, require_spec
@@ -98,9 +99,7 @@ class RewardLearner(Learner):
         x, process = batch["x"], self.denoiser.process
         t = self.times(key_times, process, x.shape[0])
         y = process.perturb(key_noise, x, t).y
-        target = self.reward(x)
-        if jnp.shape(target) != x.shape[:1]:
-            raise ValueError(f"RewardLearner.reward returned shape {jnp.shape(target)}: expected {x.shape[:1]}, one per sample")
+        target = rewards_of("RewardLearner", self.reward, x)
 
         def objective(params):
             difference = target - LearnedReward(params=params, denoiser=self.denoiser)(y, t)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.fk.checks import require_scalar, require_window
-from scorelab.fk.intermediate import Denoised, Intermediate, scaled
+from scorelab.fk.intermediate import Believes, Denoised, Intermediate, scaled
 from scorelab.models.base import Model, ask
-from scorelab.models.guided import GuidedPrediction
 from scorelab.processes.base import Start
+from scorelab.processes.predictions import unguided
 from scorelab.solvers.base import Solver
-from scorelab.typing import Array, Key, Pytree, float_like, partly_static, require_choice, require_int, require_spec
+from scorelab.typing import Array, Key, Pytree, float_like, partly_static, require_int, require_spec
 
 # An intermediate reward so far below the best of its population counts as impossible.
 REACH = 1e4
@@ -92,6 +92,7 @@ class Potential:
     def see(self, model: Model, keys: Key, y: Pytree, row: ParticleRow, cond: Pytree) -> Seen:
         """Call the model at ``y``, and note what is needed to weigh."""
         prediction = ask(model, y, row.t, cond)
+        # Beliefs of the end are those of the model itself, before a proposal is pulled anywhere.
         return Seen(prediction, self.note(unguided(prediction), keys, y, row, cond))
 
     def note(self, prediction: Any, keys: Key, y: Pytree, row: ParticleRow, cond: Pytree) -> Pytree:
@@ -105,11 +106,6 @@ class Potential:
     def finish(self, memory: Pytree, x: Pytree, cond: Pytree) -> Any:
         """The last increment ``(n,)``, for the samples ``x`` in data space."""
         return jnp.zeros(len(jax.tree.leaves(x)[0]), float_like(x))
-
-
-def unguided(prediction: Any) -> Any:
-    """What the model itself says, before a proposal is pulled anywhere: what is believed of the end."""
-    return prediction.base if isinstance(prediction, GuidedPrediction) else prediction
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ class Spent(NamedTuple):
 
 @partly_static("reward", "scale", "intermediate")
 @dataclass(frozen=True)
-class Steering(Potential):
+class Steering(Believes, Potential):
     r"""What the potentials of steering share: intermediate rewards at events, and the exact rest at the end.
 
     The last factor is :math:`\lambda r(x_K) - \sum_k\log G_k`, with the sample itself in the place of a prediction, so that the
@@ -186,12 +182,9 @@ class Steering(Potential):
     with_cond: bool = False
 
     def __post_init__(self):
-        if not callable(self.reward):
-            raise TypeError(f"{type(self).__name__}.reward = {self.reward!r}: expected a function of points of data space")
+        super().__post_init__()
         require_scalar(self, scale=self.scale)
-        require_spec(self, Intermediate, intermediate=self.intermediate)
         require_int(self, 1, every=self.every)
-        require_choice(self, (True, False), with_cond=self.with_cond)
         if self.temper is not None and not callable(self.temper):
             raise TypeError(f"{type(self).__name__}.temper = {self.temper!r}: expected a function of the progress in [0, 1]")
         object.__setattr__(self, "window", require_window(self, self.window))
@@ -226,26 +219,10 @@ class Steering(Potential):
         """What the rule remembers before the first event."""
         return zeros
 
-    def rewards(self, x: Array, cond: Pytree) -> Array:
-        """``reward`` of points of data space, checked for its shape."""
-        r, n = self.reward(x, cond) if self.with_cond else self.reward(x), jax.tree.leaves(x)[0].shape[:1]
-        if jnp.shape(r) != n:
-            raise ValueError(f"{type(self).__name__}.reward returned shape {jnp.shape(r)}: expected {n}, one per sample")
-        return jnp.asarray(r, float_like(x))
-
     def note(self, prediction, keys, y, row, cond):
         """The intermediate reward where there is an event; elsewhere it is not computed."""
-        working = float_like(row.t)
-
-        def event():
-            believed = lambda x: self.rewards(x, cond)
-            value = self.intermediate.value(believed, jnp.asarray(self.scale, working), keys, y, prediction)
-            if jnp.shape(value) != keys.shape[:1]:
-                name = type(self.intermediate).__name__
-                raise ValueError(f"{name} gave values of shape {jnp.shape(value)}: expected {keys.shape[:1]}")
-            return value.astype(working)
-
-        return jax.lax.cond(self._due(row), event, lambda: jnp.zeros(keys.shape[:1], working))
+        none = lambda: jnp.zeros(keys.shape[:1], float_like(prediction.t))
+        return jax.lax.cond(self._due(row), lambda: self.believed(y, prediction, keys, cond), none)
 
     def weigh(self, memory, notes, row, populations):
         """The gain where there is an event."""

@@ -13,7 +13,6 @@ that of the weights along whole paths, such as the mean reward of the tilted law
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 
 import jax
@@ -26,16 +25,15 @@ from scorelab.fk.policies import Always, EssBelow, Moved, Never, Policy
 from scorelab.fk.potentials import ParticleRow, Potential, Seen, Zero
 from scorelab.fk.resampling import Resampler, checked, systematic
 from scorelab.fk.weights import ess, log_mean_exp
-from scorelab.models.guided import GuidedPrediction
 from scorelab.processes.base import Process
-from scorelab.processes.predictions import require_capabilities
+from scorelab.processes.predictions import HasProposal, require_capabilities
 from scorelab.solvers import DPMSolverPP
 from scorelab.solvers.base import Population, Solver
 from scorelab.typing import (
     Array,
-    Key,
     Pytree,
     computed,
+    folded,
     is_traced,
     on_host,
     partly_static,
@@ -45,6 +43,7 @@ from scorelab.typing import (
     require_positive,
     require_spec,
 )
+from scorelab.warn import warn
 
 # Streams of a particle's key beside the base solver's own noise, which is drawn from the key itself.
 _RESAMPLE, _POTENTIAL, _CLOSE = 1_000_003, 1_000_033, 1_000_037
@@ -175,8 +174,14 @@ class FeynmanKac(Population):
     def ask(self, model, keys, y, row: ParticleRow, cond) -> Seen:
         """The one call of the model, and what the potential finds out by it."""
         self.potential.check(model, self.base)
-        seen = self.potential.see(model, _own_keys(keys), y, row, cond)
+        seen = self.potential.see(model, folded(keys, _POTENTIAL), y, row, cond)
         require_capabilities(type(self.base).__name__, seen.prediction, self.base.needs)
+        proposal = lambda node: isinstance(node, HasProposal)
+        if not proposal(seen.prediction) and any(map(proposal, jax.tree.leaves(seen.prediction, is_leaf=proposal))):
+            raise ValueError(
+                f"FeynmanKac.base = {self.base!r} with a guided part of a {type(seen.prediction).__name__}: expected parts without "
+                "guidance, and a potential in its place, since a step of several parts has no density to weigh it by"
+            )
         return seen
 
     def update(self, keys, y, prediction: Seen, carry, row: ParticleRow):
@@ -195,7 +200,7 @@ class FeynmanKac(Population):
 
         y, base, memory, root, prediction = gather(moved, (y, carry.base, memory, carry.root, seen.prediction), groups)
         log_w = moved.log_weights.reshape(-1)
-        if isinstance(prediction, GuidedPrediction):
+        if isinstance(prediction, HasProposal):
             out, after, ratio = self._guide(keys, y, base, prediction, row)
             log_w = log_w + ratio
         else:
@@ -212,7 +217,7 @@ class FeynmanKac(Population):
         carry = carry._replace(log_w=log_w.reshape(-1), bad=carry.bad + bad, end=end)
         if not self.resample_final:
             return y, carry
-        own = jax.vmap(lambda key: jax.random.fold_in(key, _CLOSE))(self._group_keys(keys, groups))
+        own = folded(self._group_keys(keys, groups), _CLOSE)
         always = jax.vmap(lambda key, lw: Always().move(key, lw, checked(self.resampler), jnp.asarray(0), jnp.asarray(1.0)))
         moved, lost = _among_particles(always(own, log_w))
         y, base, memory, root = gather(moved, (y, carry.base, carry.memory, carry.root), groups)
@@ -246,12 +251,11 @@ class FeynmanKac(Population):
             return  # a derivative in a weight: the samples are numbers, and these are not
         bad, dead = np.sum(on_host(counts[0])), np.sum(on_host(counts[1]) == 0)
         if bad or dead:
-            warnings.warn(
+            warn(
                 f"FeynmanKac met {bad} log-weights that were NaN or +inf, or of an ancestor out of range, which count as zero; "
                 f"{dead} of {np.size(counts[1])} populations ended without any weight above zero: expected rewards and models "
                 "that are numbers, and a potential that is finite somewhere in every population",
                 WeightsWarning,
-                stacklevel=3,
             )
 
     def _move(self, keys, log_w, row: ParticleRow) -> tuple[Moved, Array]:
@@ -276,9 +280,9 @@ class FeynmanKac(Population):
     @staticmethod
     def _group_keys(keys, groups):
         # The first particle's: it does not depend on how many populations run beside this one.
-        return jax.vmap(lambda key: jax.random.fold_in(key, _RESAMPLE))(keys[:: len(keys) // groups])
+        return folded(keys[:: len(keys) // groups], _RESAMPLE)
 
-    def _guide(self, keys, y, base, prediction: GuidedPrediction, row: ParticleRow) -> tuple[Array, Pytree, Array]:
+    def _guide(self, keys, y, base, prediction: HasProposal, row: ParticleRow) -> tuple[Array, Pytree, Array]:
         r"""The step of the guided proposal, and :math:`\log p/\tau` of it."""
         noise = self.base.noise(row.base)
         if noise is None:
@@ -305,7 +309,3 @@ def _among_particles(moved: Moved) -> tuple[Moved, Array]:
     index = jnp.where(lost, jnp.arange(particles, dtype=jnp.int32), moved.index)
     log_w = jnp.where(lost, -jnp.inf, moved.log_weights)
     return moved._replace(index=index, log_weights=log_w), jnp.sum(lost, axis=1, dtype=jnp.int32)
-
-
-def _own_keys(keys: Key) -> Key:
-    return jax.vmap(lambda key: jax.random.fold_in(key, _POTENTIAL))(keys)

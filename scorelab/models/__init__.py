@@ -1,11 +1,11 @@
 """Models: what a network or an exact law believes about the clean data."""
 
 from scorelab.models import nets
-from scorelab.models.base import Model, Trainable, ask
+from scorelab.models.base import Model, Trainable, Wraps, ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
-from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned
+from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
@@ -30,7 +30,9 @@ __all__ = [
     "RewardGradient",
     "Trainable",
     "TweedieCovariance",
+    "Wraps",
     "ask",
+    "conditioned",
     "exact_posterior",
     "nets",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 
 from scorelab.processes.base import Process, require_same_process
-from scorelab.typing import Array, Key, Pytree
+from scorelab.typing import Array, Key, Pytree, computed
 
 
 class Model(Protocol):
@@ -75,6 +75,29 @@ class KnowsDensity:
     def log_prob(self: Any, y: Array, t: Array | float, cond: Pytree = None) -> Array:
         r""":math:`\log p_t(y)` in the space of the process, up to a constant of ``t``, ``(batch,)``."""
         return ask(self, y, t, cond).log_prob
+
+
+class Wraps:
+    """A model made of another one, whose process it has; a new one says where it changes the law, and under which condition.
+
+    Attributes:
+        model: the other one.
+    """
+
+    model: Model
+
+    @computed
+    def process(self) -> Any:
+        """That of ``model``."""
+        return self.model.process
+
+    def active(self) -> tuple[float, float] | None:
+        """The noise ratios ``(low, high)`` between which its law is not that of ``model``; None for none, or traced ones."""
+        return None
+
+    def asks_under(self, cond: Pytree) -> Pytree:
+        """The condition under which ``model`` is asked, for one that is asked under ``cond``."""
+        return cond
 
 
 class ChecksCondition:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from scorelab.densities.base import Density
+from scorelab.densities.gaussian import Gaussian
 from scorelab.models.base import KnowsDensity
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasLogProb
 from scorelab.processes.scale import KnowsScale
-from scorelab.typing import Array, Pytree, require_spec
+from scorelab.typing import Array, Pytree, is_traced, require_spec
 
 
 @jax.tree_util.register_dataclass
@@ -61,3 +63,10 @@ class ExactModel(KnowsScale, KnowsDensity):
     def scale(self) -> tuple[float, float] | None:
         """Root mean square of the mean and of the deviation of the law in the chart, per element, where they are at hand."""
         return self.law.in_chart(self.process.chart).scale()
+
+    def matched(self) -> Gaussian | None:
+        """See :meth:`scorelab.densities.Density.matched`; None while the law is traced."""
+        if is_traced(self.law):
+            return None
+        with jax.ensure_compile_time_eval():
+            return cast(Gaussian | None, self.law.in_chart(self.process.chart).matched())

@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.models.base import ChecksCondition, Model, ask, check_condition
+from scorelab.models.base import ChecksCondition, KnowsDensity, Model, Wraps, ask, check_condition
+from scorelab.models.guided import GuidedPrediction
 from scorelab.models.per_sample import PER_SAMPLE
 from scorelab.processes.base import require_same_process
-from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.processes.predictions import HasProposal, unguided
+from scorelab.processes.scale import KnowsScale
 from scorelab.typing import Array, Pytree, is_traced, per_example
 
 
-class Guidance:
+class Guidance(Wraps):
     """What guidance by two predictions has in common.
 
     Attributes:
@@ -32,10 +35,11 @@ class Guidance:
     def __post_init__(self):
         _require_guidance(self)
 
-    @property
-    def process(self) -> LinearGaussian:
-        """That of the model."""
-        return self.model.process
+    def active(self) -> tuple[float, float] | None:
+        """The interval; None at scale 1."""
+        if is_traced(self.scale, self.interval) or np.all(np.asarray(self.scale) == 1):
+            return None
+        return float(self.interval[0]), float(self.interval[1])
 
 
 @jax.tree_util.register_dataclass
@@ -90,8 +94,8 @@ class Autoguidance(Guidance):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class Conditioned(ChecksCondition):
-    """A model under a fixed condition; what remains is unconditional for its caller."""
+class Conditioned(Wraps, ChecksCondition, KnowsScale):
+    """A model under a fixed condition; what remains is unconditional for its caller. :func:`conditioned` keeps a known density."""
 
     model: Model
     cond: Pytree = field(default=None)
@@ -102,15 +106,33 @@ class Conditioned(ChecksCondition):
     def check_condition(self, cond: Pytree) -> None:
         """Nothing: it asks for no condition, and has looked at its own."""
 
-    @property
-    def process(self) -> LinearGaussian:
-        """That of the model."""
-        return self.model.process
+    def asks_under(self, cond: Pytree) -> Pytree:
+        """Its own."""
+        return self.cond
+
+    def scale(self) -> tuple[float, float] | None:
+        """That of the model, None under a condition."""
+        return self.model.scale() if self.cond is None and isinstance(self.model, KnowsScale) else None
+
+    def matched(self) -> Any:
+        """That of the model, None under a condition."""
+        return self.model.matched() if self.cond is None and isinstance(self.model, KnowsScale) else None
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` under the stored condition, repeated over the batch."""
         repeated = jax.tree.map(lambda c: jnp.broadcast_to(c, (y.shape[0], *jnp.shape(c))), self.cond)
         return ask(self.model, y, t, repeated)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ConditionedDensity(Conditioned, KnowsDensity):
+    """A :class:`Conditioned` model that knows its density."""
+
+
+def conditioned(model: Model, cond: Pytree = None) -> Conditioned:
+    """``model`` under a fixed condition, or under none; it knows its density where ``model`` does."""
+    return (ConditionedDensity if isinstance(model, KnowsDensity) else Conditioned)(model=model, cond=cond)
 
 
 def _require_guidance(guidance: Guidance) -> None:
@@ -136,12 +158,18 @@ def scale_in_interval(prediction: GaussianPrediction, scale: Array | float, inte
 
 
 def extrapolate(weak: GaussianPrediction, strong: GaussianPrediction, scale: Array) -> GaussianPrediction:
-    """``weak + scale (strong - weak)`` in every form of the prediction at once (they are affine in each other)."""
+    """``weak + scale (strong - weak)`` in every form of the prediction at once (they are affine in each other).
+
+    Of guided ones ``base`` and ``gradient`` are extrapolated each, so that weighted particles can still tell them apart.
+    """
     require_same_process("guidance", strong=strong.process, weak=weak.process)
     w = per_example(scale, strong.denoised).astype(strong.denoised.dtype)
-    return GaussianPrediction(
-        denoised=weak.denoised + w * (strong.denoised - weak.denoised),
-        eps=weak.eps + w * (strong.eps - weak.eps),
-        t=strong.t,
-        process=strong.process,
+    between = lambda weak, strong: weak + w * (strong - weak)
+    a, b = unguided(weak), unguided(strong)
+    base = GaussianPrediction(
+        denoised=between(a.denoised, b.denoised), eps=between(a.eps, b.eps), t=strong.t, process=strong.process
     )
+    if a is weak and b is strong:
+        return base
+    pulls = (p.gradient if isinstance(p, HasProposal) else 0.0 for p in (weak, strong))
+    return GuidedPrediction.of(base, between(*pulls))

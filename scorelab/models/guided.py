@@ -11,26 +11,29 @@ Only the exact ``G`` gives the exact law; every class here says what it puts in 
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
-from scorelab.models.base import Model, ask
+from scorelab.models.base import Model, Wraps, ask
 from scorelab.models.per_sample import PER_SAMPLE
-from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.models.rewards import rewards_of
+from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.processes.predictions import HasProposal
 from scorelab.typing import Array, Pytree, partly_static, per_example, require_choice, require_shape
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class GuidedPrediction(GaussianPrediction):
+class GuidedPrediction(GaussianPrediction, HasProposal):
     """The prediction of a guided model, which keeps what it is made of apart.
 
     Attributes:
-        base: what the base model says.
-        gradient: what is added to its score.
+        base: what the base model says, without any guidance.
+        gradient: what is added to its score, by all guidance together.
     """
 
     base: GaussianPrediction
@@ -38,7 +41,9 @@ class GuidedPrediction(GaussianPrediction):
 
     @classmethod
     def of(cls, base: GaussianPrediction, gradient: Array) -> GuidedPrediction:
-        """The prediction with ``gradient`` added to its score."""
+        """The prediction with ``gradient`` added to its score; to a guided one, beside the gradient that it has."""
+        if isinstance(base, HasProposal):
+            base, gradient = base.base, base.gradient + gradient
         sigma = per_example(base.process.sigma(base.t), gradient)
         denoised = base.denoised + per_example(tweedie_factor(base), gradient) * gradient
         eps = base.eps - sigma * gradient
@@ -46,7 +51,7 @@ class GuidedPrediction(GaussianPrediction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guided(abc.ABC):
+class Guided(Wraps, abc.ABC):
     """A base model and a pull; a subclass gives :meth:`pull` and is registered as a pytree.
 
     Attributes:
@@ -65,10 +70,9 @@ class Guided(abc.ABC):
             cond: conditions of the base model.
         """
 
-    @property
-    def process(self) -> LinearGaussian:
-        """That of the base model."""
-        return self.model.process
+    def active(self) -> tuple[float, float] | None:
+        """At every noise."""
+        return 0.0, math.inf
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GuidedPrediction:
         """The guided prediction for ``y`` of shape ``(batch, *event)``; where alpha is 0, its ``denoised`` is the base model's."""
@@ -108,11 +112,8 @@ class RewardGradient(Guided):
         def total(y):
             prediction = ask(self.model, y, t, cond)
             x = prediction.process.decode(prediction.denoised)
-            rewards = self.reward(x, cond) if self.with_cond else self.reward(x)
-            if jnp.shape(rewards) != y.shape[:1]:
-                raise ValueError(f"RewardGradient.reward returned the shape {jnp.shape(rewards)}: expected {y.shape[:1]}")
             # The sum's gradient is each example's own: examples do not see one another.
-            return jnp.sum(rewards), prediction
+            return jnp.sum(rewards_of("RewardGradient", self.reward, x, cond, self.with_cond)), prediction
 
         (_, prediction), gradient = jax.value_and_grad(total, has_aux=True)(y)
         return prediction, per_example(self.scale, y).astype(y.dtype) * gradient

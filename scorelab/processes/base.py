@@ -143,8 +143,12 @@ class Start(abc.ABC):
     def draw(self, keys: Key, ids: Array, process: Any, t: Array, event: Any) -> Pytree:
         """One point per key, ``(batch, *event)``, at the first grid time ``t``."""
 
+    def weighs(self, process: Any) -> bool:
+        """Whether another law than that of ``draw`` is wanted: one that has ``log_weight`` says so."""
+        return False
+
     def log_weight(self, y: Pytree, process: Any, t: Array, cond: Pytree = None) -> Array:
-        """Log-weights of points from ``draw`` where another law is wanted, ``(batch,)``; zero where it is the law itself."""
+        """Log-weights of points from ``draw``, ``(batch,)``, with which they are of the law that is wanted; else zero."""
         return jnp.zeros(len(jax.tree.leaves(y)[0]), jnp.result_type(t))
 
     @abc.abstractmethod

@@ -193,6 +193,10 @@ class JointStart(Start):
             for i, name in enumerate(process.names)
         }
 
+    def weighs(self, process):
+        """Where it is so for a part."""
+        return any(self.parts[name].weighs(process[name]) for name in process.names)
+
     def log_weight(self, y, process, t, cond=None):
         """The sum."""
         return cast(Array, sum(self.parts[name].log_weight(y[name], process[name], t, cond) for name in process.names))

@@ -51,6 +51,23 @@ class HasLogits:
     logits: Pytree
 
 
+class HasProposal:
+    """The prediction of a guided model, which weighted particles take for a proposal.
+
+    Attributes:
+        base: the prediction without guidance, which is no proposal itself.
+        gradient: what guidance adds to its score, shaped like ``y``.
+    """
+
+    base: Any
+    gradient: Array
+
+
+def unguided(prediction: Any) -> Any:
+    """What the model itself says, before a proposal is pulled anywhere."""
+    return prediction.base if isinstance(prediction, HasProposal) else prediction
+
+
 def require_capabilities(where: str, prediction: Any, needs: tuple[type, ...]) -> None:
     """Raise ``TypeError`` naming the first of ``needs`` that a prediction does not have."""
     for need in needs:

@@ -12,6 +12,7 @@ however exact the model and however fine the grid.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.warn import warn
@@ -31,6 +32,10 @@ class KnowsScale:
 
     def scale(self) -> tuple[float, float] | None:
         """Root mean square of the mean and of the deviation of the data in the chart, per element, where they are at hand."""
+        return None
+
+    def matched(self) -> Any:
+        """The :class:`scorelab.densities.Gaussian` with the moments of the data in the chart, where it is at hand."""
         return None
 
 

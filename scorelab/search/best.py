@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
-from scorelab.typing import Array
+from scorelab.typing import Array, Pytree
 
 
-def best_of(x: Array, rewards: Array, particles: int) -> Array:
+def best_of(x: Pytree, rewards: Array, particles: int) -> Pytree:
     r"""The sample with the largest reward of every ``particles`` in a row: ``(n, *event)`` to ``(n / particles, *event)``.
 
     **Not a sampler of the tilt**: it goes to the largest reward as ``particles`` grows, with no :math:`\lambda` to say how
@@ -16,10 +17,12 @@ def best_of(x: Array, rewards: Array, particles: int) -> Array:
     Raises:
         ValueError: when ``rewards`` is not ``(n,)``, or ``n`` no multiple of ``particles``.
     """
-    x, rewards = jnp.asarray(x), jnp.asarray(rewards)
-    if rewards.shape != x.shape[:1]:
-        raise ValueError(f"best_of.rewards has shape {rewards.shape}: expected {x.shape[:1]}, one per sample")
-    if particles < 1 or len(x) % particles:
-        raise ValueError(f"best_of.particles = {particles}: expected a divisor of the {len(x)} samples")
+    x, rewards = jax.tree.map(jnp.asarray, (x, rewards))
+    n = jax.tree.leaves(x)[0].shape[:1]
+    if rewards.shape != n:
+        raise ValueError(f"best_of.rewards has shape {rewards.shape}: expected {n}, one per sample")
+    if particles < 1 or len(rewards) % particles:
+        raise ValueError(f"best_of.particles = {particles}: expected a divisor of the {len(rewards)} samples")
     groups = jnp.where(jnp.isnan(rewards), -jnp.inf, rewards).reshape(-1, particles)
-    return x[jnp.arange(len(groups)) * particles + jnp.argmax(groups, axis=1)]
+    best = jnp.arange(len(groups)) * particles + jnp.argmax(groups, axis=1)
+    return jax.tree.map(lambda leaf: leaf[best], x)

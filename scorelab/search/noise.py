@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.scipy.special import gammainc, gammaincc
 
+from scorelab.models.rewards import rewards_of
 from scorelab.typing import Array, Pytree, is_model_pytree, is_traced, on_host, require_int
 
 # One object for all calls: optax transformations are compared by identity, and another one would compile anew.
@@ -140,9 +141,7 @@ def radial_penalty(z: Array) -> Array:
 def _ascend(generator, reward, noise, cond, weight, regularisation, *, iterations, optimizer, with_cond):
     def loss(z):
         x = generator(z, cond)
-        r = reward(x, cond) if with_cond else reward(x)
-        if jnp.shape(r) != z.shape[:1]:
-            raise ValueError(f"optimise_noise.reward returned shape {jnp.shape(r)}: expected {z.shape[:1]}, one per sample")
+        r = rewards_of("optimise_noise", reward, x, cond, with_cond)
         # The sum's gradient is each sample's own: samples do not see one another.
         total = jnp.sum(-weight * r + regularisation * radial_penalty(z))
         return total.astype(z.dtype), (x, r.astype(z.dtype))

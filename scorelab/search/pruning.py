@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, cast
@@ -23,7 +22,7 @@ from scorelab import walk
 from scorelab.arguments import check_shape
 from scorelab.callbacks import own_errors
 from scorelab.fk.cloud import WeightsWarning
-from scorelab.fk.intermediate import Denoised, Intermediate
+from scorelab.fk.intermediate import Believes, Denoised, Intermediate
 from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.models.per_sample import map_per_sample
@@ -36,11 +35,11 @@ from scorelab.typing import (
     float_like,
     partly_static,
     per_example_keys,
-    require_choice,
     require_int,
     require_positive,
     require_spec,
 )
+from scorelab.warn import warn
 
 # The stream of what an intermediate reward draws, beside the noise of the walk.
 _BELIEF = 1_000_039
@@ -48,7 +47,7 @@ _BELIEF = 1_000_039
 
 @partly_static("reward", "scale", "intermediate")
 @dataclass(frozen=True)
-class Pruning:
+class Pruning(Believes):
     r"""Which candidates are carried on: of every population the ``count`` with the largest intermediate rewards, at set steps.
 
     Attributes:
@@ -71,11 +70,8 @@ class Pruning:
     with_cond: bool = False
 
     def __post_init__(self):
-        if not callable(self.reward):
-            raise TypeError(f"Pruning.reward = {self.reward!r}: expected a function of points of data space")
-        require_spec(self, Intermediate, intermediate=self.intermediate)
+        super().__post_init__()
         require_positive(self, scale=self.scale)
-        require_choice(self, (True, False), with_cond=self.with_cond)
         if self.particles is not None:
             require_int(self, 1, particles=self.particles)
         pairs = self.keep.items() if isinstance(self.keep, Mapping) else self.keep
@@ -101,30 +97,13 @@ class Pruning:
         """``keep`` as pairs, by step."""
         return cast(tuple[tuple[int, int], ...], self.keep)
 
-    def rewards(self, x: Array, cond: Pytree) -> Array:
-        """``reward`` of points of data space, checked for its shape."""
-        r = self.reward(x, cond) if self.with_cond else self.reward(x)
-        if jnp.shape(r) != x.shape[:1]:
-            raise ValueError(f"Pruning.reward returned shape {jnp.shape(r)}: expected {x.shape[:1]}, one per candidate")
-        return jnp.asarray(r, float_like(x))
-
-    def believed(self, y: Array, prediction: Any, keys: Key, cond: Pytree) -> Array:
-        """The intermediate rewards ``(batch,)`` of a prediction made at ``y``."""
-        working = float_like(prediction.t)
-        value = self.intermediate.value(lambda x: self.rewards(x, cond), jnp.asarray(self.scale, working), keys, y, prediction)
-        if jnp.shape(value) != keys.shape[:1]:
-            raise ValueError(
-                f"{type(self.intermediate).__name__} gave values of shape {jnp.shape(value)}: expected {keys.shape[:1]}"
-            )
-        return value.astype(working)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
     """What :func:`prune` returns; survivors are in the order of the candidates, population by population.
 
     Attributes:
-        x: the survivors in data space, ``(populations * count, *event)``.
+        x: the survivors in data space, ``(populations * count, *event)``; a dictionary of parts where the process has them.
         rewards: of the survivors, ``(populations * count,)``; one of each population is picked by
             ``best_of(out.x, out.rewards, count)``.
         ids: of the survivors.
@@ -135,7 +114,7 @@ class Pruned:
         times: the grid that was walked, ``(steps + 1,)``.
     """
 
-    x: Array
+    x: Pytree
     rewards: Array
     ids: Array
     dropped_at: np.ndarray
@@ -153,7 +132,7 @@ def prune(
     solver: Solver,
     grid: Grid,
     key: Key,
-    shape: tuple[int, ...],
+    shape: Any,
     start: Start | None = None,
     cond: Pytree = None,
     ids: Array | None = None,
@@ -172,7 +151,7 @@ def prune(
         solver: any whose samples do not depend on one another, and whose rows are the model's calls.
         grid: as in ``sample``.
         key: as in ``sample``.
-        shape: ``(n, *event)``, with all candidates, who are one batch: for more than fit call again with other ``ids``.
+        shape: as in ``sample``, with all candidates, who are one batch: for more than fit call again with other ``ids``.
         start: as in ``sample``; its weights, if any, are not used.
         cond: as in ``sample``, the same within a population.
         ids: as in ``sample``.
@@ -236,11 +215,10 @@ def prune(
     x, rewards = _finish(search, visit, state)
     worthless = int(np.sum(_no_number(np.asarray(rewards))))
     if unusable or worthless:
-        warnings.warn(
+        warn(
             f"prune kept {unusable} candidates whose intermediate reward was NaN or +inf, and {worthless} of {len(rewards)} "
             "survivors have such a reward: expected rewards that are numbers, at least for as many as are kept",
             WeightsWarning,
-            stacklevel=2,
         )
     return Pruned(
         x=x, rewards=rewards, ids=plan.ids[alive], dropped_at=dropped_at, beliefs=beliefs, model_calls=done,

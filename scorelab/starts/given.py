@@ -58,6 +58,10 @@ class Signed(Start):
         """That of ``start``."""
         return self.start.draw(keys, ids, process, t, event)
 
+    def weighs(self, process):
+        """As ``start``."""
+        return self.start.weighs(process)
+
     def log_weight(self, y, process, t, cond=None):
         """That of ``start``."""
         return self.start.log_weight(y, process, t, cond)

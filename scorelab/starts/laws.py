@@ -37,6 +37,10 @@ class Prior(Start):
         """See :class:`Start`."""
         return process.prior().draw(keys, ids, process, t, event)
 
+    def weighs(self, process):
+        """See :class:`Start`."""
+        return process.prior().weighs(process)
+
     def log_weight(self, y, process, t, cond=None):
         """See :class:`Start`."""
         return process.prior().log_weight(y, process, t, cond)

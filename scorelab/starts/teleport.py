@@ -8,7 +8,6 @@ model call. Source: Wang & Vastola, "The Unreasonable Effectiveness of Gaussian 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.densities import Gaussian, GaussianMixture
-from scorelab.models.base import Model
-from scorelab.models.guidance import Conditioned, Guidance
+from scorelab.models.base import Wraps
 from scorelab.processes.base import Start
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.starts.laws import Prior
 from scorelab.typing import Array, is_traced, require_int, require_positive, require_spec
+from scorelab.warn import warn
 
 # Noise ratios in units of the largest standard deviation of the law along any direction: where "auto" jumps to, and below
 # which a jump is warned about. Measured in experiments/teleport_quality.py.
@@ -55,18 +54,20 @@ class Teleport(Start):
             distance of rare points (``law.reach``) where that is more. None where ``skip_steps`` is given.
         skip_steps: the number of grid steps to jump over, instead of ``sigma_skip``.
         label: the component of each sample, ``(n,)`` integers looked up by its id; needed with a mixture.
-        start: where the jump begins.
+        start: where the jump begins, without weights.
         t_from: the time at which it begins; None for the first grid time. With it, a short grid can begin where the jump
             ends: ``Teleport(law, skip_steps=0, t_from=process.t_max)`` on ``Karras(5, t_max=...)``. In this form it is also
             a law that :func:`scorelab.likelihood.log_likelihood` takes, from that ``t_max``.
 
     Raises:
-        ValueError: both or neither of ``sigma_skip`` and ``skip_steps``, a value out of range, a jump over the whole grid.
+        ValueError: both or neither of ``sigma_skip`` and ``skip_steps``, a value out of range, a jump over the whole grid, a start
+            with weights or with a jump of its own.
 
     Warns:
         TeleportWarning: a jump to less than twice the largest standard deviation, or below the distance of rare points, whose
             modes would lose weight; ``"auto"`` with a law that does not know of such points; a noise ratio that the grid does
-            not reach, so that there is no jump; guidance that acts during the jump; a model with conditions and a law without.
+            not reach, so that there is no jump; guidance of any kind that acts during the jump; a model with conditions and a
+            law without.
     """
 
     law: Gaussian | GaussianMixture
@@ -102,11 +103,17 @@ class Teleport(Start):
         slack = 1e-6 * abs(begin)
         if not times[0] - slack <= begin <= max(times[0], process.t_max) + slack:
             raise ValueError(f"Teleport.t_from = {begin}: expected {times[0]}, the first grid time, to t_max = {process.t_max}")
+        if self.start.weighs(process):
+            raise ValueError(f"Teleport.start = {self.start!r}: expected a start without weights, since a jump would lose them")
+        start, left = self.start.on_grid(process, np.append(begin, times[1:]))
+        if len(left) < len(times):
+            raise ValueError(f"Teleport.start = {self.start!r}: expected a start that skips no part of the grid itself")
         count = self.steps_over(process, times)
         jumps = count > 0 or begin > times[0] + slack
         self._warn(process, float(times[count]), begin, jumps)
         # Where there is no jump, None says so: the start itself is drawn.
-        return dataclasses.replace(self, sigma_skip=None, skip_steps=0, t_from=begin if jumps else None), times[count:]
+        begun = dict(start=start, t_from=begin if jumps else None)
+        return dataclasses.replace(self, sigma_skip=None, skip_steps=0, **begun), times[count:]
 
     def steps_over(self, process: LinearGaussian, times: np.ndarray) -> int:
         """The number of steps of the host grid ``times`` that the jump replaces."""
@@ -228,17 +235,18 @@ class Teleport(Start):
                 )
 
     def suit(self, where, model, t, cond=None):
-        """A warning about guidance or a condition that the jump to ``t`` does not know of."""
+        """As ``start`` where it begins, and a warning about guidance or a condition that the jump to ``t`` does not know of."""
+        self.start.suit(where, model, t if self.t_from is None else float(self.t_from), cond)
         if self.t_from is None:
             return
         top, ratio = (float(model.process.noise_ratio(float(time))) for time in (self.t_from, t))
-        if isinstance(model, Conditioned):
-            model, cond = model.model, model.cond
-        if (interval := guided(model)) is not None and interval[0] < top and interval[1] > ratio:
-            _warn(
-                f"over the noise ratios {top:.3g} to {ratio:.3g}, where {type(model).__name__} is active: the jump follows the "
-                f"law without guidance; expected guidance with interval=(0, {ratio:.3g}), or a jump that ends above it"
-            )
+        while isinstance(model, Wraps):
+            if (active := model.active()) is not None and active[0] < top and active[1] > ratio:
+                _warn(
+                    f"over the noise ratios {top:.3g} to {ratio:.3g}, where {type(model).__name__} is active: the jump follows the "
+                    f"law without guidance; expected guidance with interval=(0, {ratio:.3g}), a jump that ends above it, or none"
+                )
+            model, cond = model.model, model.asks_under(cond)
         if cond is not None and not isinstance(self.law, GaussianMixture):
             _warn(
                 "with conditions and the law of all data: what the condition says about the mean is ignored until "
@@ -246,15 +254,5 @@ class Teleport(Start):
             )
 
 
-def guided(model: Model) -> tuple[float, float] | None:
-    """The noise ratios between which guidance acts; None for another model, at scale 1, or where that is traced."""
-    if not isinstance(model, Guidance):
-        return None
-    settings = model.scale, model.interval
-    if is_traced(settings) or np.all(np.asarray(model.scale) == 1):
-        return None
-    return float(model.interval[0]), float(model.interval[1])
-
-
 def _warn(what: str) -> None:
-    warnings.warn(f"Teleport jumps {what}", TeleportWarning, stacklevel=5)
+    warn(f"Teleport jumps {what}", TeleportWarning)

@@ -52,8 +52,8 @@ class Tempered(Start):
 
     def on_grid(self, process, times):
         """Itself, after a look at the process of the target, and at whether the product at the first time has a variance."""
-        if (known := getattr(self.target, "process", None)) is not None:
-            require_same_process("Tempered", sampled=process, target=known)
+        if self.target is not None:
+            require_same_process("Tempered", sampled=process, target=self.target.process)
         if not is_traced(self.exponents, self.laws):
             with jax.ensure_compile_time_eval():
                 # Any event shape will do where there are no moments.
@@ -91,6 +91,10 @@ class Tempered(Start):
     def log_prob(self, y, process, t):
         """The log-density of the Gaussian."""
         return self.at(process, t, y.shape[1:]).log_prob(y)
+
+    def weighs(self, process):
+        """It does."""
+        return True
 
     def log_weight(self, y, process, t, cond=None):
         r""":math:`\Phi(y, t) - \log q(y)`."""

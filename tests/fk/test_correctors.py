@@ -47,7 +47,7 @@ def run(corrected, *, t_max=None, steps=STEPS, n=N, policy=None, start=None, bas
     solver = base if plain else fk.FeynmanKac(base=base, potential=corrected.potential, policy=policy or fk.EssBelow(0.5))
     # Small steps at small times, where the target is narrow.
     grid = grids.Quadratic(steps, t_max=t_max, t_min=T_MIN, clean=False) if grid is None else grid
-    options = dict(start=start or corrected.start, key=jax.random.key(0), shape=(n, *corrected.model.models[0].law.event))
+    options = dict(start=start or corrected.start, key=jax.random.key(0), shape=(n, *corrected.model.models[-1].law.event))
     return sample(corrected.model, solver=solver, grid=grid, chunk=n, **options)
 
 
@@ -69,6 +69,7 @@ def smallest_ess(out):
 
 def test_guidance_is_the_geometric_mean_once_weighted():
     corrected = fk.geometric(FREE, BOUND, 2.0)
+    assert len(corrected.start.laws) == 2  # the moments of an exact law are known under no condition too
     out = run(corrected)
     # Nothing was resampled: these are the points of plain guidance, and the weights are what corrects them.
     assert resampled(out) == 0
@@ -459,6 +460,9 @@ def test_errors_name_the_field(build, message):
 
 class Own(starts.Prior):
     """A start that weighs its points itself."""
+
+    def weighs(self, process):
+        return True
 
     def log_weight(self, y, process, t, cond=None):
         return jnp.ones(len(y))

@@ -1,5 +1,7 @@
 """The rate of the weights against the Fokker-Planck equation, by automatic differentiation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,56 @@ def test_published_cases():
         np.testing.assert_allclose(drift, expected, rtol=1e-10)
 
 
+ASKED = []
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Shifted(models.base.KnowsDensity):
+    """N(c, v) in every element under the condition c, N(0, v) without one."""
+
+    variance: float
+    process = VP
+
+    def __call__(self, y, t, cond=None):
+        ASKED.append(cond)
+        c = jnp.zeros((len(y), 1)) if cond is None else cond[:, None]
+        law = densities.Gaussian.diagonal(jnp.zeros(y.shape[1]), self.variance * jnp.ones(y.shape[1]))
+        prediction = models.ExactModel(law, VP)(y - VP.alpha(t) * c, t)
+        return dataclasses.replace(prediction, denoised=prediction.denoised + c)
+
+
+def test_conditions_reach_every_expert_but_the_unconditional_one():
+    b, v, t = 2.3, 0.4, 0.37
+    y, cond = np.random.default_rng(0).normal(size=(8, 2)), np.linspace(-2, 3, 8)
+    with jax.enable_x64(True):
+        model, keys = Shifted(v), jax.random.split(jax.random.key(1), 8)
+        geometric = fk.geometric(model, model, b).model
+        changing = fk.weighted([model], [lambda t: 1 + t], anchor="score").model
+
+        @jax.jit
+        def found(y, t, cond):
+            rates = [composition.evaluate(y, t, cond, keys, 0).rate for composition in (geometric, changing)]
+            logs = [composition.log_density(y, t, cond) for composition in (geometric, changing)]
+            return rates, logs, geometric(y, t, cond).score
+
+        (rate, changing_rate), (log, changing_log), score = found(y, t, cond)
+        # With one call of each: the rate takes the density from the prediction.
+        ASKED.clear()
+        jax.eval_shape(lambda y, cond: changing.evaluate(y, jnp.asarray(t), cond, keys, 0), y, cond)
+        assert len(ASKED) == 1
+        alpha, sigma, f, g2 = (float(h(t)) for h in (VP.alpha, VP.sigma, VP.schedule.drift_rate, VP.schedule.diffusion_rate))
+    total = alpha**2 * v + sigma**2
+    bound, free = (-(y - alpha * c) / total for c in (cond[:, None], 0.0))
+    log_bound, log_free = (-0.5 * total * np.sum(s**2, axis=1) - np.log(2 * np.pi * total) for s in (bound, free))
+    np.testing.assert_allclose(log, (1 - b) * log_free + b * log_bound, rtol=1e-10)
+    np.testing.assert_allclose(score, (1 - b) * free + b * bound, rtol=1e-10)
+    np.testing.assert_allclose(rate, 0.5 * g2 * b * (b - 1) * np.sum((bound - free) ** 2, axis=1), rtol=1e-10)
+    np.testing.assert_allclose(changing_log, (1 + t) * log_bound, rtol=1e-10)
+    expected = t * (2 * f + 0.5 * g2 * (1 + t) * np.sum(bound**2, axis=1)) - log_bound
+    np.testing.assert_allclose(changing_rate, expected, rtol=1e-10)
+
+
 def test_hutchinson_probes_are_unbiased_for_the_divergence():
     with jax.enable_x64(True):
         rng = np.random.default_rng(3)
@@ -144,6 +196,11 @@ ONE = experts(VP)[0]
         (lambda m: fk.annealed(m, 2.0, anchors="flow"), TypeError, "anchors"),
         (lambda m: fk.annealed(m, 2.0, noise=-1.0), ValueError, "noise = -1.0"),
         (lambda m: fk.tilted(m, 3.0), TypeError, "Tilt.reward = 3.0"),
+        (
+            lambda m: fk.annealed(models.RewardGradient(model=m, reward=lambda x: x[:, 0]), 2.0).model(jnp.zeros((2, 2)), 0.5),
+            ValueError,
+            r"Composition.models: RewardGradient gives guided predictions.*expected .* a tilt",
+        ),
     ],
 )
 def test_errors_name_the_field(build, error, message):

@@ -110,6 +110,18 @@ def test_a_guided_proposal_is_weighed_by_its_density_and_lowers_the_variance(ord
     assert np.std(np.asarray(out.log_z)) < 0.6 * np.std(np.asarray(ordinary.log_z))
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.RewardGradient(model=models.RewardGradient(model=MODEL, reward=reward, scale=0.3), reward=reward, scale=0.2),
+        pytest.param(models.ClassifierFreeGuidance(model=GUIDED, unconditional=MODEL, scale=1.2), marks=pytest.mark.long),
+    ],
+    ids=["guided twice", "guidance of a guided model"],
+)
+def test_guidance_inside_guidance_is_weighed_too(model):
+    assert_tilted(run(fk.Difference(reward, SCALE, every=5), model=model))
+
+
 def multistep_law(base):
     """Mean and variance of the last state of a rule with two values: affine maps of the state and the previous denoised mean."""
     times = GRID.times(VP)
@@ -450,7 +462,11 @@ def sampled(solver):
         (lambda: fk.Difference(reward, temper=3), TypeError, "Difference.temper = 3: expected a function"),
         (lambda: fk.Difference(reward, with_cond=1), ValueError, "Difference.with_cond = 1"),
         (lambda: run(fk.Difference(reward, temper=lambda p: np.inf), groups=1), ValueError, "temper is not finite at 0.0"),
-        (lambda: run(fk.Difference(reward, intermediate=fk.Learned(lambda y, t: y)), groups=1), ValueError, "Learned gave values"),
+        (
+            lambda: run(fk.Difference(reward, intermediate=fk.Learned(lambda y, t: y)), groups=1),
+            ValueError,
+            r"Learned.value returned shape",
+        ),
         (lambda: run(fk.Difference(lambda x: x, SCALE), groups=1), ValueError, "one per sample"),
         (lambda: run(fk.Zero(), policy=fk.Islands(5), groups=1), ValueError, "divisor"),
         (lambda: sampled(fk.FeynmanKac(particles=7)), ValueError, "multiple of 7"),

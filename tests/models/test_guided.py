@@ -303,6 +303,31 @@ def test_dps_finds_the_mean_and_not_the_variance(optimised):
     assert ratio.min() < 0.7
 
 
+@double
+def test_guidance_of_guided_models_keeps_apart_what_it_is_made_of():
+    # For data N(m, v) the denoised mean has the slope alpha v / (alpha^2 v + sigma^2), which a linear reward pulls by.
+    v, t, y = 0.7, TIMES[VP][1], points(4, 1)
+    model = models.ExactModel(densities.Gaussian(np.array([0.3]), v), VP)
+    pulled = lambda model, scale: models.RewardGradient(model=model, reward=lambda x: x[:, 0], scale=scale)
+    alpha, sigma, _ = coefficients(VP, t)
+    total = alpha**2 * v + sigma**2
+    cases = [
+        (pulled(pulled(model, 0.4), 1.1), 1.5),
+        (models.ClassifierFreeGuidance(model=pulled(model, 0.4), scale=1.0), 0.4),
+        (models.ClassifierFreeGuidance(model=pulled(model, 0.4), unconditional=model, scale=3.0), 1.2),
+        (models.Autoguidance(model=model, weak=pulled(model, 0.4), scale=3.0), -0.8),
+        (pulled(models.ClassifierFreeGuidance(model=pulled(model, 0.4), unconditional=model, scale=3.0), 0.5), 1.7),
+    ]
+    for guided, scale in cases:
+        found = jax.jit(lambda y, guided=guided: guided(y, t))(y)
+        gradient, score = scale * alpha * v / total, -(y - 0.3 * alpha) / total
+        np.testing.assert_allclose(found.gradient, gradient, rtol=1e-10)
+        np.testing.assert_allclose(found.base.score, score, rtol=1e-10)
+        np.testing.assert_allclose(found.score, score + gradient, rtol=1e-10)
+        assert not isinstance(found.base, models.GuidedPrediction)
+    assert not isinstance(models.ClassifierFreeGuidance(model=model, scale=2.0)(y, t), models.GuidedPrediction)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -320,7 +345,7 @@ def test_dps_finds_the_mean_and_not_the_variance(optimised):
         (
             lambda: models.RewardGradient(model=ladder(EDM)[0].model, reward=jnp.sum).pull(jnp.ones((2, 3)), 1.0),
             ValueError,
-            r"reward returned the shape \(\): expected \(2,\)",
+            r"RewardGradient.reward returned shape \(\): expected \(2,\)",
         ),
         (lambda: models.RewardGradient(model=jnp.sum, reward=jnp.sum, with_cond="yes"), ValueError, "with_cond = 'yes'"),
     ],

@@ -139,7 +139,7 @@ def test_a_belief_that_is_no_number_is_the_least_and_a_broken_candidate_is_repor
         (dict(particles=7), ValueError, "populations of 7"),
         (dict(keep={STEPS: 4}), ValueError, "steps from 0 to 9"),
         (dict(reward=1.0), TypeError, "reward = 1.0"),
-        (dict(reward=lambda x: x), ValueError, "one per candidate"),
+        (dict(reward=lambda x: x), ValueError, r"Pruning.reward returned shape .*, one per sample"),
         (dict(intermediate=reward), TypeError, "expected a Intermediate"),
         (dict(scale=0.0), ValueError, "scale = 0.0"),
         (dict(solver=fk.FeynmanKac()), ValueError, "independent samples"),

@@ -212,6 +212,38 @@ def test_weights_on_the_whole():
     assert abs(np.average(x[label == 2], weights=weights[label == 2]) - MEANS[2]) < 0.08
 
 
+def test_the_whole_is_pruned():
+    n, steps = 64, len(GRID.times(PROCESS)) - 1
+    pruning = sl.search.Pruning(reward, {steps // 2: 8, steps - 1: 2}, particles=32, intermediate=Twist())
+    run = dict(solver=SOLVER, grid=GRID, key=KEY, shape=dict(point=(n, 1), label=(n,)))
+    out, whole = sl.search.prune(EXACT, pruning=pruning, **run), sl.sample(EXACT, **run)
+    assert (out.ids // 32).tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(out.x["label"], whole.x["label"][out.ids])
+    np.testing.assert_allclose(out.x["point"], whole.x["point"][out.ids], atol=2e-5)
+    # Half way the label is all but decided, and a fifth of 32 have it.
+    np.testing.assert_array_equal(out.rewards, 1.0)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PulledPoint(sl.models.Wraps):
+    """A model with a gradient added to the score of its point."""
+
+    model: Exact
+
+    def __call__(self, y, t, cond=None):
+        whole = self.model(y, t, cond)
+        point = sl.models.GuidedPrediction.of(whole.parts["point"], jnp.ones_like(y["point"]))
+        return JointPrediction(parts=dict(whole.parts, point=point), t=whole.t, process=self.process)
+
+
+def test_guidance_of_a_part_is_not_taken_for_the_law_by_weighted_particles():
+    with pytest.raises(
+        ValueError, match=r"FeynmanKac.base = Joint.* with a guided part of a JointPrediction: expected parts without"
+    ):
+        sampled(PulledPoint(EXACT), solver=fk.FeynmanKac(base=SOLVER), n=8)
+
+
 def test_one_network_call_serves_all_parts():
     calls = []
 

@@ -317,6 +317,28 @@ def test_a_law_that_is_no_gaussian_is_refused():
         run(start=starts.Teleport(densities.Empirical(np.zeros((3, 6))), 9.0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Late(starts.Prior):
+    """Noise that begins one step later."""
+
+    def on_grid(self, process, times):
+        return self, times[1:]
+
+
+def test_a_start_whose_weights_or_steps_the_jump_would_lose_is_refused():
+    times = GRIDS[EDM].times(EDM)
+    with pytest.raises(ValueError, match=r"Teleport.start = Tempered.*: expected a start without weights"):
+        run(start=starts.Teleport(LAW, skip_steps=4, start=starts.Tempered(exponents=(2.0,))))
+    with pytest.raises(ValueError, match=r"Teleport.start = Late\(\): expected a start that skips no part"):
+        starts.Teleport(LAW, skip_steps=4, start=Late()).on_grid(EDM, times)
+
+
+def test_a_start_says_of_itself_what_it_says_without_a_jump():
+    other = densities.Gaussian(MEAN + 60.0, covariance(BASIS, VARIANCES))
+    with pytest.warns(processes.ScaleWarning, match="the law of the start has mean"):
+        begin(starts.Teleport(LAW, skip_steps=4, start=starts.Noised(other)), EXACT)
+
+
 @pytest.mark.parametrize(("deviations", "warned"), [(1.9, True), (2.1, False)])
 def test_a_jump_to_where_data_is_not_gaussian_is_warned_about(deviations, warned):
     times = np.array([80.0, 2.0 * deviations, 1.0, 0.0])  # the largest standard deviation of LAW is 2
@@ -346,6 +368,10 @@ def begin(start, model, cond=None):
         (dataclasses.replace(GUIDED, scale=1.0), False),
         (models.Conditioned(model=GUIDED), True),
         (models.Autoguidance(model=EXACT, weak=EXACT, scale=jnp.full(16, 3.0)), True),
+        (models.RewardGradient(model=EXACT, reward=lambda x: 5 * x[:, 0]), True),
+        (models.Conditioned(model=models.Conditioned(model=GUIDED)), True),
+        (models.ClassifierFreeGuidance(model=models.RewardGradient(model=EXACT, reward=lambda x: x[:, 0])), True),
+        (models.Conditioned(model=dataclasses.replace(GUIDED, scale=1.0)), False),
     ],
 )
 def test_guidance_that_acts_during_the_jump_is_warned_about(model, warned):
