@@ -22,7 +22,7 @@ from recording import parse, record, script
 
 import scorelab as sl
 from scorelab import viz
-from scorelab.typing import per_example_keys, per_example_normal
+from scorelab.randomness import per_example_keys, per_example_normal
 from scorelab.walk import working_precision
 
 STEPS = (5, 10, 20, 40, 80, 160, 320)

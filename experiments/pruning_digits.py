@@ -26,7 +26,7 @@ from steering_bench import Bench
 from teleport_common import subject
 
 from scorelab import fk, grids, models, sample, search, solvers, training, viz
-from scorelab.typing import partly_static
+from scorelab.pytrees import partly_static
 
 CLASSES, STEPS, POPULATIONS, LARGEST, SCALE = (3, 8), 20, 64, 64, 2.0
 GRID = grids.Karras(STEPS)

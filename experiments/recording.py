@@ -16,7 +16,7 @@ import scorelab as sl
 from scorelab import viz
 from scorelab.config.explain import one_line
 from scorelab.errors import ConfigError
-from scorelab.typing import require_seed
+from scorelab.validation import require_seed
 
 
 def script(main: Callable[[], None]) -> None:

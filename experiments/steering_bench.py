@@ -27,7 +27,7 @@ ALL, SOME = (1, 2, 4, 8, 16, 32, 64), (2, 4, 16, 64)
 PLANS = {
     "digits": Plan(
         classes=(3, 8), steps=20, populations=64, chunk=4096, rewards=(4, 16),
-        counts={"base": ALL, "Difference": ALL[1:], "Max": SOME, "Sum": SOME, "AsIs": SOME, "Difference + gradient": (1, 4, 16)},
+        counts={"base": ALL, "Difference": ALL[1:], "Max": SOME, "Sum": SOME, "Current": SOME, "Difference + gradient": (1, 4, 16)},
     ),
     "mnist": Plan(
         classes=(3,), steps=12, populations=24, chunk=96,

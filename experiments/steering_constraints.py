@@ -18,8 +18,8 @@ from recording import parse, record, script
 from scipy import stats
 
 import scorelab as sl
-from scorelab.fk.potentials import Spent
-from scorelab.typing import partly_static
+from scorelab.fk.potentials import GainState
+from scorelab.pytrees import partly_static
 
 BASE, KEY = sl.solvers.DDIM(eta=1.0), jax.random.key(0)
 WIDE, EDM = (sl.processes.Gaussian(schedule=sl.schedules.EDM(sigma_max=s)) for s in (80.0, 20.0))
@@ -41,7 +41,7 @@ def tried(rule):
             value = jnp.where(jnp.isfinite(notes), notes, memory.total if self.low is None else self.low)
             gain, remembered = self.gain(memory, value)
             gain, remembered = jnp.where(due, gain, 0.0), jnp.where(due, remembered, memory.memory)
-            return gain, Spent(memory.total + gain, remembered)
+            return gain, GainState(memory.total + gain, remembered)
 
     return Tried
 

@@ -1,7 +1,8 @@
 """scorelab: score-based diffusion research in JAX.
 
 ``import scorelab as sl`` gives the public names: processes, exact laws, models, solvers, grids, starts, sampling,
-losses, Feynman-Kac steering and correctors, searches, distillation, training, metrics, diagnostics, data and likelihood.
+losses, Feynman-Kac steering and correctors, searches, distillation, training, metrics, diagnostics, data, likelihood, and
+experiments with their config files and trained models.
 
 A name is imported when it is first used: a command that prints its help, and a script that only reads data, wait for nothing else.
 """
@@ -11,17 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from scorelab import (
+        config,
         data,
         densities,
         diagnostics,
         distill,
         divergence,
+        experiment,
         fk,
         grids,
         likelihood,
         losses,
         metrics,
         models,
+        pretrained,
         processes,
         sampling,
         schedules,
@@ -29,7 +33,7 @@ if TYPE_CHECKING:
         solvers,
         starts,
         training,
-        typing,
+        viz,
         walk,
     )
     from scorelab.inversion import invert
@@ -42,11 +46,13 @@ __version__ = "0.1.0"
 __all__ = [
     "NonFiniteSample",
     "Samples",
+    "config",
     "data",
     "densities",
     "diagnostics",
     "distill",
     "divergence",
+    "experiment",
     "fk",
     "grids",
     "invert",
@@ -55,6 +61,7 @@ __all__ = [
     "losses",
     "metrics",
     "models",
+    "pretrained",
     "processes",
     "sample",
     "sampling",
@@ -63,7 +70,7 @@ __all__ = [
     "solvers",
     "starts",
     "training",
-    "typing",
+    "viz",
     "walk",
 ]
 

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model, check_condition
 from scorelab.models.per_sample import per_sample_values
-from scorelab.typing import Array, Key, Pytree, is_traced, on_host, require_real, require_spec
+from scorelab.validation import require_real, require_spec
 
 
 def check_walk(

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from scorelab.typing import Array, Key
+from scorelab.arrays import Array, Key
 
 # Directions pushed through a model at once.
 BLOCK = 16

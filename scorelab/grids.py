@@ -17,9 +17,10 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.processes.base import Process
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, require_choice, require_int, require_number, require_positive, require_spec
+from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
 
 
 class Grid(abc.ABC):

@@ -8,12 +8,13 @@ import numpy as np
 
 from scorelab import walk
 from scorelab.arguments import check_conditions, check_data
+from scorelab.arrays import Array, Pytree, is_traced, on_host
 from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model
 from scorelab.models.function import as_pytree
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.solvers.base import Population, Solver
-from scorelab.typing import Array, Pytree, is_traced, on_host, require_int, require_spec
+from scorelab.validation import require_int, require_spec
 
 
 def invert(
@@ -91,5 +92,5 @@ def _up(held, model, x, cond, rows):
     visit = walk.Visit(model, jax.random.key(0), jnp.arange(len(x)), cond)
     carry = solver.init(model.process, y, jnp.zeros(len(x), y.dtype))
     state = walk.State(y, carry, jnp.full(len(x), -1, jnp.int32))
-    state, _ = walk.advance(solver, visit, state, rows, jnp.arange(len(rows.step)))
+    state, _ = walk.scan(solver, visit, state, rows, jnp.arange(len(rows.step)))
     return state.y, state.bad

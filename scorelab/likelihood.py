@@ -18,24 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arguments import check_conditions, check_data, check_key, require_rows
+from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.divergence import divergence, signs
 from scorelab.models.base import Model, ask
 from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasVelocity, require_capabilities
+from scorelab.randomness import per_example_keys
 from scorelab.starts import Prior
-from scorelab.typing import (
-    Array,
-    Key,
-    Pytree,
-    is_traced,
-    on_host,
-    per_example_keys,
-    require_int,
-    require_positive,
-    require_spec,
-)
+from scorelab.validation import require_int, require_positive, require_spec
 
 
 @jax.tree_util.register_dataclass

@@ -16,12 +16,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scorelab import walk
 from scorelab.arguments import elements
+from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.callbacks import own_errors
 from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.processes.base import Process, Start
 from scorelab.solvers.base import Population, Solver
-from scorelab.typing import Array, Key, Pytree, is_traced, on_host, require_int, require_spec
+from scorelab.validation import require_int, require_spec
 
 # Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
 CHUNK_ELEMENTS = 2**19
@@ -147,8 +148,8 @@ def _walk(held, visit, start, first, rows, *, event, keep):
         return x if signs is None else jax.tree.map(lambda x, sign: x * sign.astype(x.dtype), x, signs)
 
     began = point(state)
-    state, (path, _, records) = walk.advance(solver, visit, state, rows, jnp.arange(calls), point=point if keep == "all" else None)
-    state = walk.conclude(solver, visit, state, calls - 1)
+    state, (path, _, records) = walk.scan(solver, visit, state, rows, jnp.arange(calls), point=point if keep == "all" else None)
+    state = walk.finish(solver, visit, state, calls - 1)
     out = dict(
         x=point(state), bad=state.bad, outputs=dict(log_weights=log_weights) | solver.outputs(state.carry, records), path=None
     )

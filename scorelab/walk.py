@@ -17,14 +17,17 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from scorelab.arguments import check_shape, check_walk
+from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.grids import Grid
 from scorelab.models.base import Model, ask
 from scorelab.models.function import as_pytree
 from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
+from scorelab.pytrees import partly_static
+from scorelab.randomness import folded, per_example_keys
 from scorelab.solvers.base import Integrator, Population, Solver, population_size
 from scorelab.starts import Prior
-from scorelab.typing import Array, Key, Pytree, folded, is_traced, on_host, partly_static, per_example_keys, require_spec
+from scorelab.validation import require_spec
 
 # The stream of a row's key from which the place of the model's call is drawn, beside that of the update.
 _QUERY = 1_000_081
@@ -170,7 +173,7 @@ def begin(solver: Solver, start: Start, visit: Visit, t: Array, event: Any) -> t
     return State(y, solver.init(process, y, log_weights), jnp.full(len(visit.ids), -1, jnp.int32)), log_weights
 
 
-def look(solver: Solver, visit: Visit, state: State, row: Any, index: Array) -> tuple[Pytree, Any]:
+def predict(solver: Solver, visit: Visit, state: State, row: Any, index: Array) -> tuple[Pytree, Any]:
     """The point at which the model is asked in a row, and what it says."""
     keys = row_keys(solver, visit, index)
     y = solver.query(folded(keys, _QUERY), state.y, state.carry, row)
@@ -179,13 +182,13 @@ def look(solver: Solver, visit: Visit, state: State, row: Any, index: Array) -> 
     return y, prediction
 
 
-def move(solver: Solver, visit: Visit, state: State, y: Pytree, prediction: Any, row: Any, index: Array) -> State:
+def update(solver: Solver, visit: Visit, state: State, y: Pytree, prediction: Any, row: Any, index: Array) -> State:
     """The state after a row, from what the model said at ``y``."""
     y, carry = solver.update(row_keys(solver, visit, index), y, prediction, state.carry, row)
     return State(y, carry, first_bad(state.bad, y, row.step))
 
 
-def advance(
+def scan(
     solver: Solver,
     visit: Visit,
     state: State,
@@ -214,19 +217,19 @@ def advance(
             y = solver.integrate(asked, state.y, row)
             state = State(y, state.carry, first_bad(state.bad, y, row.step))
         else:
-            y, prediction = look(solver, visit, state, row, i)
+            y, prediction = predict(solver, visit, state, row, i)
             judged = None if judge is None else judge(y, prediction, row, i)
-            state = move(solver, visit, state, y, prediction, row, i)
+            state = update(solver, visit, state, y, prediction, row, i)
         return state, (None if point is None else point(state), judged, record(state.carry))
 
     return jax.lax.scan(body, state, (rows, index))
 
 
-def conclude(solver: Solver, visit: Visit, state: State, index: Array | int) -> State:
+def finish(solver: Solver, visit: Visit, state: State, index: Array | int) -> State:
     """The state when nothing moves any more; ``index`` is that of the last row."""
     if not isinstance(solver, Population):
         return state
-    y, carry = solver.conclude(visit.model.process, row_keys(solver, visit, index), state.y, state.carry, visit.cond)
+    y, carry = solver.finish(visit.model.process, row_keys(solver, visit, index), state.y, state.carry, visit.cond)
     return state._replace(y=y, carry=carry)
 
 

@@ -10,11 +10,11 @@ import pytest
 from scipy import stats
 
 from scorelab import losses as L
+from scorelab.arrays import per_example
 from scorelab.models import FunctionModel
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes import Gaussian, GaussianPrediction
 from scorelab.schedules import EDM, VE, RectifiedFlow, VPCosine, VPLinear
-from scorelab.typing import per_example
 
 PROCESSES = {
     "edm": Gaussian(schedule=EDM()),

@@ -38,14 +38,14 @@ CASES = {
     ("diffusers", "dpmpp_2"): solvers.DPMSolverPP(order=2),
     ("diffusers", "sde_dpmpp_1"): solvers.DPMSolverPP(order=1, eta=1.0),
     ("diffusers", "sde_dpmpp_2"): solvers.DPMSolverPP(order=2, eta=1.0),
-    ("diffusers", "unipc_2_bh2"): solvers.UniPC(order=2),
-    ("diffusers", "unipc_3_bh2"): solvers.UniPC(order=3),
+    ("diffusers", "unipc_2_bh2"): solvers.UniPC(predictor_order=2),
+    ("diffusers", "unipc_3_bh2"): solvers.UniPC(predictor_order=3),
     ("diffusers", "euler_discrete"): solvers.DDIM(),
     ("diffusers", "heun_discrete"): solvers.Heun(),
     ("diffusers", "edm_euler"): solvers.ProbabilityFlowEuler(),
     ("diffusers", "edm_dpmpp_2"): solvers.DPMSolverPP(order=2),
     ("diffusers", "flow_euler"): solvers.ProbabilityFlowEuler(),
-    ("diffusers", "flow_unipc_2"): solvers.UniPC(order=2),
+    ("diffusers", "flow_unipc_2"): solvers.UniPC(predictor_order=2),
 }
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import scorelab as sl
 from scorelab.processes.base import require_same_process
-from scorelab.typing import require_choice, require_int, require_number, require_positive, require_seed
+from scorelab.validation import require_choice, require_int, require_number, require_positive, require_seed
 
 EDM = sl.processes.Gaussian(schedule=sl.schedules.EDM())
 VP = sl.processes.Gaussian(schedule=sl.schedules.VPLinear())

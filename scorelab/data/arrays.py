@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from scorelab.typing import require_spec
+from scorelab.validation import require_spec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 
 from scorelab.data.arrays import Arrays
-from scorelab.typing import require_int, require_seed, require_spec
+from scorelab.validation import require_int, require_seed, require_spec
 
 
 @functools.lru_cache(maxsize=8)

@@ -152,7 +152,7 @@ def download(file: PublishedFile, folder: Path) -> tuple[Path | None, list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shelf:
+class FileFinder:
     """Where the files of one data set may lie: `<data_dir>/<folder>/` of each folder name, then the cache.
 
     `data_dir=None` means SCORELAB_DATA_DIR if that is set. A file that is missing there is looked for in

@@ -13,7 +13,7 @@ import numpy as np
 
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
-from scorelab.data.files import PublishedFile, Shelf
+from scorelab.data.files import FileFinder, PublishedFile
 from scorelab.data.formats import read_cifar10_binary, read_idx, read_npz_images
 from scorelab.data.memory import require_memory
 
@@ -33,9 +33,9 @@ class Published(DataSet):
     def load(self, split: str = "train", *, data_dir: str | os.PathLike[str] | None = None, download: bool = True) -> Arrays:
         """One split; where files are looked for as in :func:`scorelab.data.load`."""
 
-    def shelf(self, data_dir: str | os.PathLike[str] | None, download: bool, folders: tuple[str, ...] = ()) -> Shelf:
+    def finder(self, data_dir: str | os.PathLike[str] | None, download: bool, folders: tuple[str, ...] = ()) -> FileFinder:
         """Where its files may lie."""
-        return Shelf(dataset=self.name, folders=folders or _folders(self.name), data_dir=data_dir, may_download=download)
+        return FileFinder(dataset=self.name, folders=folders or _folders(self.name), data_dir=data_dir, may_download=download)
 
 
 def _folders(name: str) -> tuple[str, ...]:
@@ -60,14 +60,14 @@ class IdxImages(Published):
 
     def load(self, split: str = "train", *, data_dir=None, download=True) -> Arrays:
         """Images (n, height, width, 1) with 256 levels."""
-        shelf = self.shelf(data_dir, download)
+        finder = self.finder(data_dir, download)
         part = {"train": self.train, "test": self.test}[split]
 
         def read(file: PublishedFile, shape: tuple[int, ...]) -> np.ndarray:
             def inspect(raw: bytes, path: Path) -> None:
                 read_idx(raw, shape, path)
 
-            return read_idx(shelf.read(file, inspect), shape, file.name)
+            return read_idx(finder.read(file, inspect), shape, file.name)
 
         images = read(part.images, part.shape)
         label = read(part.labels, part.shape[:1]).astype(np.int32)
@@ -106,14 +106,14 @@ class CifarBinary(Published):
 
     def load(self, split: str = "train", *, data_dir=None, download=True) -> Arrays:
         """Images (n, 32, 32, 3) with 256 levels."""
-        shelf = self.shelf(data_dir, download)
+        finder = self.finder(data_dir, download)
         files = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}[split]
         members = tuple(f"cifar-10-batches-bin/{file}" for file in files)
 
         def inspect(raw: bytes, path: Path) -> None:
             read_cifar10_binary(raw, members, self.records, path)
 
-        raw = shelf.read(self.archive, inspect)
+        raw = finder.read(self.archive, inspect)
         images, label = read_cifar10_binary(raw, members, self.records, self.archive.name)
         return Arrays(x=images, label=label, name=self.name, split=split, num_classes=10, levels=256)
 
@@ -134,7 +134,7 @@ class NpzImages(Published):
         def inspect(raw: bytes, path: Path) -> None:
             read_npz_images(raw, self.key, self.shape, path)
 
-        raw = self.shelf(data_dir, download, self.folders).read(self.file, inspect)
+        raw = self.finder(data_dir, download, self.folders).read(self.file, inspect)
         images = read_npz_images(raw, self.key, self.shape, self.file.name)
         return Arrays(x=images, name=self.name, split=split, levels=256)
 

@@ -16,7 +16,7 @@ from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, RowSource
 from scorelab.data.memory import require_memory
 from scorelab.files import DamagedFile
-from scorelab.typing import require_int
+from scorelab.validation import require_int
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 

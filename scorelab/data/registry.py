@@ -18,7 +18,7 @@ from scorelab.data.base import DataSet
 from scorelab.data.files import PublishedFile
 from scorelab.data.loaders import CifarBinary, Digits, Halves, IdxImages, IdxSplit, NpzImages, Published, Toy
 from scorelab.names import did_you_mean
-from scorelab.typing import require_int, require_seed
+from scorelab.validation import require_int, require_seed
 
 MNIST_MIRRORS = (
     "https://storage.googleapis.com/cvdf-datasets/mnist/",

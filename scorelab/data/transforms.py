@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import is_traced
+from scorelab.arrays import is_traced
 
 # Most fraction bits of the dequantisation noise: on [-1, 1] 8 bits of level + 14 + half a step fit float32's 24
 # exactly, see `dequantise`.

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scorelab.arrays import Array, Key, is_traced
 from scorelab.processes.charts import Chart
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, is_traced, owner, require_real
+from scorelab.validation import owner, require_real
 
 T = TypeVar("T")
 

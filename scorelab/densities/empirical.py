@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, is_traced
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree
-from scorelab.typing import Array, Key, is_traced, require_int
+from scorelab.validation import require_int
 
 
 @law_pytree("centres", "variance", static=("block",))

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, is_traced
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree, require_known
 from scorelab.densities.moments import elementwise, moments
-from scorelab.typing import Array, Key, is_traced
 
 # The reach of a law of which only the moments are known.
 UNKNOWN = -1.0

@@ -5,10 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
+from scorelab.arrays import Array, Key
 from scorelab.densities.base import Density, law_pytree
 from scorelab.densities.mixture import GaussianMixture
 from scorelab.processes.charts import Chart, Log
-from scorelab.typing import Array, Key
 
 
 @law_pytree("logs")

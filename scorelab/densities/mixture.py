@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from scorelab.arrays import Array, Key, is_traced
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.moments import FAR, moments
-from scorelab.typing import Array, Key, is_traced, require_int, require_number, require_seed
+from scorelab.validation import require_int, require_number, require_seed
 
 
 @law_pytree("log_weights", "components")

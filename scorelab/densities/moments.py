@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from scorelab.typing import require_real, require_seed
+from scorelab.validation import require_real, require_seed
 
 METHODS = ("eigh", "randomized", "streaming")
 # Rows that are turned to float64 at once.

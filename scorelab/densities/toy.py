@@ -10,10 +10,10 @@ import numpy as np
 from jax.scipy.special import i0e, log_ndtr
 from numpy.typing import ArrayLike
 
+from scorelab.arrays import Array, Key
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, law_pytree
 from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
-from scorelab.typing import Array, Key
 
 
 def eight_gaussians(radius: float = 2.0, std: float = 0.1) -> GaussianMixture:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from scorelab.typing import Array, Pytree
+from scorelab.arrays import Array, Pytree
 
 
 def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.densities import Density
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.models.base import Model, ask
 from scorelab.models.function import as_pytree
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, Pytree, per_example_keys, per_example_normal, require_spec
+from scorelab.randomness import per_example_keys, per_example_normal
+from scorelab.validation import require_spec
 
 
 @dataclass(frozen=True, kw_only=True)

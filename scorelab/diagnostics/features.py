@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.densities import Gaussian
 from scorelab.diagnostics.blocks import require_finite
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, require_int
+from scorelab.validation import require_int
 
 
 @dataclass(frozen=True, kw_only=True)

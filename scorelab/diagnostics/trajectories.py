@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.densities import Gaussian
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.grids import Grid
@@ -15,7 +16,6 @@ from scorelab.processes.base import require_same_process
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed
-from scorelab.typing import Array, Key, Pytree
 
 # Sine of the angle below which two float32 directions are the same.
 _PARALLEL = 1e-6

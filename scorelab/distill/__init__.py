@@ -19,7 +19,6 @@ from scorelab.distill.divergences import (
 from scorelab.distill.fake import FakeScore, KnownScore, LearnedScore, NoScore
 from scorelab.distill.fdistill import FDistill
 from scorelab.distill.generator import BoundFewStep, FewStep, Student
-from scorelab.distill.health import Health
 from scorelab.distill.normalisation import Bins, Normalisation
 from scorelab.distill.pairs import WithPairs, teacher_pairs
 from scorelab.distill.progressive import ProgressiveDistillation
@@ -27,6 +26,7 @@ from scorelab.distill.ratio import Discriminator, ExactRatio, Ratio, TeacherFeat
 from scorelab.distill.reflow import Reflow, straightness
 from scorelab.distill.sid import SiD
 from scorelab.distill.state import DistillState
+from scorelab.distill.statistics import RunningStatistics
 from scorelab.distill.teachers import denoiser_of
 from scorelab.distill.weights import DMDWeight, noise_weight, score_weight, unit_weight
 
@@ -46,7 +46,6 @@ __all__ = [
     "FakeScore",
     "FewStep",
     "ForwardKL",
-    "Health",
     "Jeffreys",
     "JensenShannon",
     "KnownScore",
@@ -60,6 +59,7 @@ __all__ = [
     "Ratio",
     "Reflow",
     "ReverseKL",
+    "RunningStatistics",
     "SiD",
     "SkewedJensenShannon",
     "SoftenedReverseKL",

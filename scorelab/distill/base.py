@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.distill.fake import FakeScore, LearnedScore, NoScore
 from scorelab.distill.generator import FewStep, Student
-from scorelab.distill.health import Health
 from scorelab.distill.normalisation import Bins
 from scorelab.distill.ratio import Ratio, UnitRatio
-from scorelab.distill.state import DistillState, Scene
+from scorelab.distill.state import DistillState, StudentBatch
+from scorelab.distill.statistics import RunningStatistics
 from scorelab.distill.teachers import network_of
 from scorelab.losses import Batch, KarrasTimes, Times
 from scorelab.losses.base import require_floating
@@ -31,7 +32,7 @@ from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.training.learner import Learner, clipped, optimised
-from scorelab.typing import Array, Key, Pytree, require_choice, require_int, require_number, require_positive, require_spec
+from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
 
 # The default of a part that __post_init__ finds by the teacher and the objective, so that no learner has it.
 UNSTATED: Any = None
@@ -88,7 +89,7 @@ class Distillation(Learner):
     unroll: bool = False
 
     # NaN there says that nothing was seen at a noise level.
-    statistics = ("health",)
+    statistics = ("running",)
 
     def __post_init__(self):
         def default(name, value):
@@ -147,7 +148,7 @@ class Distillation(Learner):
 
     # What an objective states ----------------------------------------------------------------------------------------
     @abc.abstractmethod
-    def student_loss(self, scene: Scene) -> tuple[Array, tuple[Array, Mapping[str, Array], Mapping[str, Array]]]:
+    def student_loss(self, scene: StudentBatch) -> tuple[Array, tuple[Array, Mapping[str, Array], Mapping[str, Array]]]:
         """A scalar, and (the new means of the bins, values ``(batch,)`` for the running statistics, scalar metrics)."""
 
     def default_ratio(self) -> Ratio:
@@ -183,7 +184,7 @@ class Distillation(Learner):
             step=jnp.zeros((), jnp.int32), params=params, fake=fake, ratio=ratio,
             opt_states=(self.optimizer.init(params), self.fake_optimizer.init(fake), self.ratio_optimizer.init(ratio)),
             averages=tuple(spec.init(params) for spec in average_specs(self, self.ema)),
-            means=jnp.ones(self.bin_count, jnp.float32), health=Health.empty(self.bin_count),
+            means=jnp.ones(self.bin_count, jnp.float32), running=RunningStatistics.empty(self.bin_count),
         )  # fmt: skip
 
     def update(self, state: DistillState, batch: Batch, key: Key) -> tuple[DistillState, dict[str, Array]]:
@@ -219,12 +220,14 @@ class Distillation(Learner):
         held = (state.fake, state.ratio, *state.opt_states[1:])
         unroll = self.n_aux if self.unroll else 1
         held, (losses, judged) = jax.lax.scan(one, held, jax.random.split(key, self.n_aux), unroll=unroll)
-        health = state.health
+        running = state.running
         if judged is not None:
             for name, points, sign in (("real", judged[0], 1.0), ("fake", judged[1], -1.0)):
                 right = (0.5 * (1 + sign * jnp.sign(points.logit))).astype(jnp.float32).reshape(-1)
-                health = Health.add(health, bins, bins.index(self.process, points.t.reshape(-1)), name, dict(right=right))
-        state = replace(state, fake=held[0], ratio=held[1], opt_states=(state.opt_states[0], *held[2:]), health=health)
+                running = RunningStatistics.add(
+                    running, bins, bins.index(self.process, points.t.reshape(-1)), name, dict(right=right)
+                )
+        state = replace(state, fake=held[0], ratio=held[1], opt_states=(state.opt_states[0], *held[2:]), running=running)
         return state, dict(fake_loss=jnp.mean(losses[0]), ratio_loss=jnp.mean(losses[1]))
 
     def student_step(self, state: DistillState, batch: Batch, key: Key) -> tuple[DistillState, dict[str, Array]]:
@@ -239,8 +242,8 @@ class Distillation(Learner):
         new = (params, (opt_state, *state.opt_states[1:]), averages)
         old = (state.params, state.opt_states, state.averages)
         params, opt_states, averages = jax.tree.map(lambda n, o: jnp.where(moving, n, o), new, old) if self.warmup else new
-        health = Health.add(state.health, self.bins, index, "student", seen)
-        state = replace(state, step=step, params=params, opt_states=opt_states, averages=averages, means=means, health=health)
+        running = RunningStatistics.add(state.running, self.bins, index, "student", seen)
+        state = replace(state, step=step, params=params, opt_states=opt_states, averages=averages, means=means, running=running)
         return state, {**metrics, "student_loss": loss, "grad_norm": norm}
 
     def objective(self, params: Pytree, state: DistillState, batch: Batch, key: Key) -> tuple[Array, tuple]:
@@ -259,7 +262,7 @@ class Distillation(Learner):
             l = self.ratio.logit(state.ratio, y, t, cond, self.teacher, fake)
             return l.astype(jnp.promote_types(l.dtype, jnp.float32))
 
-        scene = Scene(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
+        scene = StudentBatch(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
         loss, (means, seen, metrics) = self.student_loss(scene)
         if self.reward is not None:
             x = self.process.decode(y0)
@@ -283,8 +286,8 @@ class Distillation(Learner):
         return self.student.bind(self._averaged(state))
 
     def diagnostics(self, state: DistillState) -> dict[str, np.ndarray]:
-        """By noise level, ``(bins,)`` each: see :class:`scorelab.distill.health.Health`."""
-        return Health.read(state.health, self.bins)
+        """By noise level, ``(bins,)`` each: see :class:`scorelab.distill.statistics.RunningStatistics`."""
+        return RunningStatistics.read(state.running, self.bins)
 
     def _averaged(self, state: DistillState) -> Pytree:
         specs = average_specs(self, self.ema)

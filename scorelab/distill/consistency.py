@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.distill.nodes import euler_step, gather
 from scorelab.grids import Grid, Karras
 from scorelab.losses import Batch, LogNormalTimes, Times
@@ -21,9 +22,10 @@ from scorelab.losses.base import Loss, example_keys, mean_square, require_floati
 from scorelab.models.base import Model, ask, require_model
 from scorelab.processes.base import Noised, require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.pytrees import partly_static
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
-from scorelab.typing import Array, Key, Pytree, partly_static, require_choice, require_positive, require_spec
+from scorelab.validation import require_choice, require_positive, require_spec
 
 
 @dataclass(frozen=True)

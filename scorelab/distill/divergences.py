@@ -22,7 +22,8 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from scorelab.typing import Array, require_number
+from scorelab.arrays import Array
+from scorelab.validation import require_number
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.densities import Density
 from scorelab.losses import Batch, DenoisingScoreMatching, EDMWeighting, Loss, Times
 from scorelab.models.base import Model
@@ -15,7 +16,8 @@ from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, Pytree, computed, require_spec
+from scorelab.pytrees import computed
+from scorelab.validation import require_spec
 
 
 class FakeScore(abc.ABC):

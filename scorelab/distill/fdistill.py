@@ -13,7 +13,8 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from scorelab.distill.base import Distillation, Scene
+from scorelab.arrays import Array, per_example
+from scorelab.distill.base import Distillation, StudentBatch
 from scorelab.distill.divergences import Alpha, Divergence, JensenShannon, ReverseKL, SoftenedReverseKL
 from scorelab.distill.fake import KnownScore
 from scorelab.distill.normalisation import Normalisation
@@ -25,7 +26,8 @@ from scorelab.losses.denoising import denoised_error
 from scorelab.models.base import Model, ask
 from scorelab.models.exact import ExactModel
 from scorelab.processes.linear_gaussian import GaussianPrediction
-from scorelab.typing import Array, partly_static, per_example, require_number, require_spec
+from scorelab.pytrees import partly_static
+from scorelab.validation import require_number, require_spec
 
 
 @partly_static("teacher", "reward", "divergence")
@@ -98,7 +100,7 @@ class FDistill(Distillation):
         """As in the normalisation."""
         return super().bin_count if self.normalisation is None else self.normalisation.bins
 
-    def student_loss(self, scene: Scene):
+    def student_loss(self, scene: StudentBatch):
         """See the class."""
         loss, means, seen, metrics = jnp.float32(0), scene.means, {}, {}
         if self.score_weight:
@@ -113,7 +115,7 @@ class FDistill(Distillation):
             loss, metrics = loss + self.gan_weight * gan, {**metrics, "gan_loss": gan}
         return loss, (means, seen, metrics)
 
-    def _pull(self, scene: Scene) -> tuple[Array, Array, dict[str, Array]]:
+    def _pull(self, scene: StudentBatch) -> tuple[Array, Array, dict[str, Array]]:
         """``g``, the new means of the bins, and the values for the statistics; all constants of the gradient."""
         y0, noised = jax.lax.stop_gradient((scene.y0, scene.noised))
         teacher = _wide(ask(self.teacher, noised.y, scene.t, scene.cond))

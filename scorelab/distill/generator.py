@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, Pytree, computed, per_example, require_spec
+from scorelab.pytrees import computed
+from scorelab.validation import require_spec
 
 
 class Student(abc.ABC):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, per_example
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.solvers.base import Nodes
-from scorelab.typing import Array, per_example
 
 
 def gather(nodes: Nodes[np.ndarray], index: Array, like: Array) -> Nodes[Array]:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.distill.divergences import Divergence
 from scorelab.losses import Times
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, require_choice, require_int, require_number, require_positive
+from scorelab.validation import require_choice, require_int, require_number, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

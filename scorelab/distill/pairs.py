@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from scorelab import walk
+from scorelab.arrays import Array, Key, Pytree, on_host
 from scorelab.data import Batches
 from scorelab.grids import Explicit, Grid
 from scorelab.models.base import Model
@@ -16,7 +17,7 @@ from scorelab.processes.base import Start
 from scorelab.sampling import sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed
-from scorelab.typing import Array, Key, Pytree, on_host, require_spec
+from scorelab.validation import require_spec
 
 
 def teacher_pairs(

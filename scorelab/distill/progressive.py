@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.distill.nodes import euler_step, gather
 from scorelab.grids import Explicit, Grid
 from scorelab.losses import Batch, TruncatedSNR, Weighting
@@ -17,8 +18,9 @@ from scorelab.losses.weightings import require_weighting, weights
 from scorelab.models.base import Model, ask, require_model
 from scorelab.processes.base import Noised, require_same_process
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.pytrees import partly_static
 from scorelab.solvers.base import Nodes
-from scorelab.typing import Array, Key, Pytree, partly_static, per_example, require_spec
+from scorelab.validation import require_spec
 
 
 @partly_static("teacher")

@@ -13,16 +13,18 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.distill.teachers import as_network
 from scorelab.losses import Times
 from scorelab.models.base import KnowsDensity, Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.nets.heads import Heads
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, Pytree, computed, require_int, require_number, require_positive, require_spec
+from scorelab.pytrees import computed
+from scorelab.validation import require_int, require_number, require_positive, require_spec
 
 
-class Judged(NamedTuple):
+class Logits(NamedTuple):
     """Points with their times and logits."""
 
     t: Array
@@ -63,7 +65,7 @@ class Ratio(abc.ABC):
         teacher: Model,
         process: LinearGaussian,
         times: Times,
-    ) -> tuple[Array, tuple[Judged, Judged]]:
+    ) -> tuple[Array, tuple[Logits, Logits]]:
         r""":math:`\mathrm{mean}\,\mathrm{softplus}(-l_{real}) + \mathrm{mean}\,\mathrm{softplus}(l_{fake})` and who was judged how.
 
         ``real`` and ``fake`` are clean points of the chart, each noised at times of its own.
@@ -74,7 +76,7 @@ class Ratio(abc.ABC):
             key_t, key_noise = jax.random.split(key)
             t = times(key_t, process, len(clean))
             y = process.noised(jax.random.normal(key_noise, clean.shape, clean.dtype), clean, t).y
-            return y, Judged(t, self.logit(params, y, t, cond, teacher, None))
+            return y, Logits(t, self.logit(params, y, t, cond, teacher, None))
 
         y, true = judge(key_real, real)
         _, made = judge(key_fake, fake)

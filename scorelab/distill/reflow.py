@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab import walk
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.distill.nodes import euler_step
 from scorelab.grids import Grid
 from scorelab.losses import DenoisingScoreMatching, FlowWeighting, Times, UniformTimes, Weighting
@@ -18,7 +19,6 @@ from scorelab.processes.base import Start
 from scorelab.solvers import DDIM
 from scorelab.solvers.base import Nodes
 from scorelab.solvers.straight import straight_velocity
-from scorelab.typing import Array, Key, Pytree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,15 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from scorelab.distill.base import Distillation, Scene
+from scorelab.arrays import per_example
+from scorelab.distill.base import Distillation, StudentBatch
 from scorelab.distill.ratio import UnitRatio
 from scorelab.distill.weights import DifferenceWeight, DMDWeight
 from scorelab.losses.base import mean_square
 from scorelab.losses.denoising import denoised_error
 from scorelab.models.base import Model, ask
-from scorelab.typing import partly_static, per_example, require_number
+from scorelab.pytrees import partly_static
+from scorelab.validation import require_number
 
 
 @partly_static("teacher", "reward")
@@ -42,7 +44,7 @@ class SiD(Distillation):
         if not callable(self.weight):
             raise TypeError(f"SiD.weight = {self.weight!r}: expected a function such as noise_weight, or DMDWeight()")
 
-    def student_loss(self, scene: Scene):
+    def student_loss(self, scene: StudentBatch):
         """See the class."""
         y, t = scene.noised.y, scene.t
         teacher, fake = (ask(model, y, t, scene.cond) for model in (self.teacher, cast(Model, scene.fake)))

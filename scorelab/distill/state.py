@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax
 
+from scorelab.arrays import Array, Pytree
 from scorelab.models.base import Model
 from scorelab.processes.base import Noised
-from scorelab.typing import Array, Pytree
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +26,7 @@ class DistillState:
         opt_states: of the student, the fake score, the discriminator.
         averages: one for each average spec.
         means: the means of the ratio in the bins of stage 1.
-        health: running statistics by noise level.
+        running: running statistics by noise level.
     """
 
     step: Array
@@ -36,10 +36,10 @@ class DistillState:
     opt_states: tuple[Pytree, Pytree, Pytree]
     averages: tuple[Pytree, ...]
     means: Array
-    health: dict[str, Array]
+    running: dict[str, Array]
 
 
-class Scene(NamedTuple):
+class StudentBatch(NamedTuple):
     """What the loss of a student looks at; only ``y0`` and ``noised.y`` depend on the student with a gradient.
 
     Attributes:

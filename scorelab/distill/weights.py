@@ -10,8 +10,9 @@ from typing import Protocol
 
 import jax.numpy as jnp
 
+from scorelab.arrays import Array
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, require_positive
+from scorelab.validation import require_positive
 
 
 class DifferenceWeight(Protocol):

@@ -2,7 +2,7 @@
 
 # Config files name what an experiment is made of through this module.
 from scorelab.experiment.base import Experiment, Run, Stage
-from scorelab.experiment.check import check
+from scorelab.experiment.checks import check
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
 from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation

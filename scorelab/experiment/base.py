@@ -9,13 +9,14 @@ from typing import Any, ClassVar, TypeVar
 
 import jax
 
+from scorelab.arrays import Key, Pytree
 from scorelab.errors import ConfigError
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.workdir import Workdir
 from scorelab.training import Learner
-from scorelab.typing import Key, Pytree, require_int, require_seed, require_spec
+from scorelab.validation import require_int, require_seed, require_spec
 
 S = TypeVar("S", bound="Stage")
 

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Pytree
 from scorelab.files import DamagedFile, naming, sync_folder, temporary, temporary_of, write_bytes
-from scorelab.typing import Pytree
 
 _STATE, _SUMS = "state", "SHA256SUMS"
 

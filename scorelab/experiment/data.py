@@ -15,7 +15,7 @@ from scorelab.experiment.pairs import Pairs
 from scorelab.processes import Chart, Identity
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training import Prepared
-from scorelab.typing import require_choice, require_spec
+from scorelab.validation import require_choice, require_spec
 
 # Rows of data that are encoded at once; the number itself has no effect on results.
 _BLOCK = 8192

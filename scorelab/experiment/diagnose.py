@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from scorelab import diagnostics, viz
+from scorelab.arrays import Key
 from scorelab.densities import Gaussian
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
@@ -20,7 +21,7 @@ from scorelab.experiment.train import trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import write_bytes, write_json
 from scorelab.models.base import Model
-from scorelab.typing import Key, require_int, require_positive, require_spec
+from scorelab.validation import require_int, require_positive, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)

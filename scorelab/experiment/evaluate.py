@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scorelab import metrics
+from scorelab.arrays import Key
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Run, Stage
 from scorelab.experiment.data import DataSpec
@@ -20,7 +21,7 @@ from scorelab.experiment.sample import Sample, read_samples
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import write_json
 from scorelab.metrics import Features, Score
-from scorelab.typing import SEEDS, Key, require_int, require_seed, require_spec
+from scorelab.validation import SEEDS, require_int, require_seed, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)

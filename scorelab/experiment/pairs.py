@@ -12,7 +12,7 @@ from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.solvers import Solver
 from scorelab.training import Prepared
-from scorelab.typing import require_int, require_seed, require_spec
+from scorelab.validation import require_int, require_seed, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from scorelab import fk, grids, solvers, viz
+from scorelab.arrays import Pytree
 from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, ConfigWarning, shown
 from scorelab.experiment.base import Experiment, Run, Stage
@@ -31,7 +32,7 @@ from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import population_size
 from scorelab.starts import Start
 from scorelab.training import Learner, data_mesh
-from scorelab.typing import Pytree, require_int, require_number, require_seed, require_spec
+from scorelab.validation import require_int, require_number, require_seed, require_spec
 from scorelab.warn import warn
 
 # Frames of a trajectory of images and of points, and images of the sample picture.

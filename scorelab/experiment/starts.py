@@ -12,7 +12,7 @@ from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.densities.moments import METHODS
 from scorelab.experiment.data import DataSpec
 from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
-from scorelab.typing import require_choice, require_int
+from scorelab.validation import require_choice, require_int
 
 KINDS = ("moments", "lognormal", "class_average", "signed")
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from scorelab.arrays import Pytree
 from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
@@ -20,7 +21,7 @@ from scorelab.experiment.faults import Signals, Stopped
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
 from scorelab.training import Learner, Window, fit
-from scorelab.typing import Pytree, require_choice, require_int
+from scorelab.validation import require_choice, require_int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,26 @@ from scorelab.fk.correctors import Corrected, Corrector, TiltCorrector, annealed
 from scorelab.fk.host import Callback, sample_between
 from scorelab.fk.intermediate import Blurred, Denoised, Intermediate, Learned, Posterior
 from scorelab.fk.learned import LearnedReward, RewardLearner
-from scorelab.fk.policies import Always, BirthDeath, EssBelow, Every, Islands, Moved, Never, Policy, When
-from scorelab.fk.potentials import AsIs, Difference, FinalOnly, Max, ParticleRow, Potential, Seen, Steering, Sum, Together, Zero
+from scorelab.fk.policies import Always, BirthDeath, EssBelow, Every, Islands, Never, Policy, ResampleResult, When
+from scorelab.fk.potentials import (
+    Current,
+    Difference,
+    FinalOnly,
+    Max,
+    Observation,
+    ParticleRow,
+    Potential,
+    Steering,
+    Sum,
+    SumPotential,
+    Zero,
+)
 from scorelab.fk.resampling import Resampler, killing, multinomial, residual, ssp, stratified, systematic
 from scorelab.fk.smc import FeynmanKac, WeightsWarning
 from scorelab.fk.weights import ess, log_mean_exp, normalised, one_of_each, weighted_mean
 
 __all__ = [
     "Always",
-    "AsIs",
     "BirthDeath",
     "Blurred",
     "Callback",
@@ -23,6 +34,7 @@ __all__ = [
     "Corrected",
     "Correction",
     "Corrector",
+    "Current",
     "Denoised",
     "Difference",
     "EssBelow",
@@ -35,20 +47,20 @@ __all__ = [
     "Learned",
     "LearnedReward",
     "Max",
-    "Moved",
     "Never",
+    "Observation",
     "ParticleRow",
     "Policy",
     "Posterior",
     "Potential",
+    "ResampleResult",
     "Resampler",
     "RewardLearner",
-    "Seen",
     "Steering",
     "Sum",
+    "SumPotential",
     "Tilt",
     "TiltCorrector",
-    "Together",
     "WeightsWarning",
     "When",
     "Zero",

@@ -1,4 +1,4 @@
-"""What the fields of the specs of this package may be, beyond :mod:`scorelab.typing`."""
+"""What the fields of the specs of this package may be, beyond :mod:`scorelab.validation`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, is_traced, owner, require_number
+from scorelab.arrays import Array, is_traced
+from scorelab.validation import owner, require_number
 
 
 def require_scalar(spec: object, **fields: Array | float) -> None:

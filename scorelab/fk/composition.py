@@ -29,6 +29,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.divergence import dot, pushed, signs, trace
 from scorelab.fk.checks import require_scalar
 from scorelab.models.base import KnowsDensity, Model, ask, model_name, require_model
@@ -36,7 +37,8 @@ from scorelab.models.rewards import one_each, rewards_of
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasLogProb, HasProposal, require_capabilities
-from scorelab.typing import Array, Key, Pytree, partly_static, per_example, require_choice, require_number
+from scorelab.pytrees import partly_static
+from scorelab.validation import require_choice, require_number
 
 
 def signal_fraction(process: LinearGaussian, t: Array) -> Array:
@@ -205,7 +207,7 @@ class Composition:
                 raise ValueError(
                     f"Composition.models: {model_name(model)} gives guided predictions, whose score is that of no noised law: "
                     "expected the model without guidance, and its reward as a tilt (fk.tilted, tilt=fk.Tilt(reward)) or, where it "
-                    "has no gradient, as a potential beside the corrector (fk.Together)"
+                    "has no gradient, as a potential beside the corrector (fk.SumPotential)"
                 )
         return predictions
 

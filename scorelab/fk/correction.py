@@ -11,7 +11,7 @@ from scorelab.fk.potentials import Zero
 from scorelab.fk.smc import FeynmanKac
 from scorelab.models.base import Model
 from scorelab.starts import Start
-from scorelab.typing import require_choice, require_int, require_number, require_positive
+from scorelab.validation import require_choice, require_int, require_number, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, is_traced
 from scorelab.densities import Gaussian
 from scorelab.fk.checks import require_scalar, same
 from scorelab.fk.composition import Composition, Tilt, signal_fraction
-from scorelab.fk.potentials import Potential, Seen
+from scorelab.fk.potentials import Observation, Potential
 from scorelab.models import conditioned
 from scorelab.models.base import Model
 from scorelab.processes.scale import KnowsScale
+from scorelab.pytrees import partly_static
 from scorelab.starts import Tempered
-from scorelab.typing import Array, is_traced, partly_static, require_choice, require_int
+from scorelab.validation import require_choice, require_int
 
 
 class Weight(NamedTuple):
@@ -127,7 +129,7 @@ class Corrector(Potential):
     def see(self, model, keys, y, row, cond):
         """The composition's prediction, rate and tilt."""
         prediction, rate, tilt = cast(Composition, model).evaluate(y, row.t, cond, keys, self.probes)
-        return Seen(model.process.checked("Composition", prediction, y), (rate, tilt))
+        return Observation(model.process.checked("Composition", prediction, y), (rate, tilt))
 
     def weigh(self, memory, notes, row, populations):
         """The step that ends here."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab import walk
+from scorelab.arrays import Array, Key, Pytree, float_like, is_traced
 from scorelab.callbacks import remembered
 from scorelab.fk.intermediate import Denoised, scaled
 from scorelab.fk.potentials import Steering
@@ -22,7 +23,7 @@ from scorelab.models.base import Model
 from scorelab.processes.base import Start
 from scorelab.processes.predictions import unguided
 from scorelab.sampling import Samples, assemble
-from scorelab.typing import Array, Key, Pytree, float_like, is_traced, require_spec
+from scorelab.validation import require_spec
 
 
 @dataclass(frozen=True)
@@ -151,20 +152,20 @@ def _begin(solver, start, visit, t, *, event):
 
 @jax.jit
 def _stretch(solver, visit, state, rows, index):
-    state, (_, _, records) = walk.advance(solver, visit, state, rows, index)
+    state, (_, _, records) = walk.scan(solver, visit, state, rows, index)
     return state, records
 
 
 @jax.jit
 def _look(solver, visit, state, row, index):
-    y, seen = walk.look(solver, visit, state, row, index)
+    y, seen = walk.predict(solver, visit, state, row, index)
     prediction = unguided(seen.prediction)
     return y, seen, prediction.process.decode(prediction.denoised)
 
 
 @jax.jit
 def _move(solver, visit, state, y, seen, row, index):
-    state = walk.move(solver, visit, state, y, seen, row, index)
+    state = walk.update(solver, visit, state, y, seen, row, index)
     return state, jax.tree.map(lambda leaf: leaf[None], solver.record(state.carry))
 
 
@@ -172,7 +173,7 @@ def _move(solver, visit, state, y, seen, row, index):
 def _conclude(solver, visit, state, index, records, known, log_weights):
     # The samples' own rewards are known: the last factor is asked of nobody.
     potential = dataclasses.replace(solver.potential, reward=lambda x: known)
-    state = walk.conclude(dataclasses.replace(solver, potential=potential), visit, state, index)
+    state = walk.finish(dataclasses.replace(solver, potential=potential), visit, state, index)
     x = solver.decode(visit.model.process, state.y, state.carry)
     outputs = dict(log_weights=log_weights) | solver.outputs(state.carry, records)
     return dict(x=x, bad=state.bad, outputs=outputs, path=None)

@@ -15,26 +15,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key, Pytree, float_like, per_example
 from scorelab.densities import Gaussian
 from scorelab.fk.learned import LearnedReward
 from scorelab.fk.weights import log_mean_exp
 from scorelab.models.measurement import LinearMeasurement, product
 from scorelab.models.rewards import one_each, rewards_of
 from scorelab.processes.base import require_same_process
-from scorelab.typing import (
-    Array,
-    Key,
-    Pytree,
-    float_like,
-    folded,
-    partly_static,
-    per_example,
-    per_example_normal,
-    require_choice,
-    require_int,
-    require_positive,
-    require_spec,
-)
+from scorelab.pytrees import partly_static
+from scorelab.randomness import folded, per_example_normal
+from scorelab.validation import require_choice, require_int, require_positive, require_spec
 
 
 def scaled(scale: Array, rewards: Array) -> Array:

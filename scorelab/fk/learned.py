@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.losses import Batch, Times, UniformTimes
 from scorelab.models.denoiser import Denoiser
 from scorelab.models.rewards import rewards_of
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.learner import Learner, optimised
-from scorelab.typing import Array, Key, Pytree, require_choice, require_positive, require_spec
+from scorelab.validation import require_choice, require_positive, require_spec
 
 
 @jax.tree_util.register_dataclass

@@ -1,8 +1,8 @@
 r"""Policies: when to resample, and what the weights are afterwards.
 
-A policy takes the log-weights of one population to :class:`Moved`: ancestors, the log-weights they carry on, and what went into
-the normalising constant. **Weights are never dropped**: where nothing is done they are carried as they are, and where they are
-spent their derivative is carried, so that ``jax.grad`` of the normalising constant sees the weights along whole paths.
+A policy takes the log-weights of one population to a :class:`ResampleResult`: ancestors, the log-weights they carry on, and what
+went into the normalising constant. **Weights are never dropped**: where nothing is done they are carried as they are, and where
+they are used up their derivative is carried, so that ``jax.grad`` of the normalising constant sees the weights along whole paths.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key
 from scorelab.fk.checks import require_window
 from scorelab.fk.resampling import OUTSIDE, Resampler, multinomial
 from scorelab.fk.weights import ess, log_mean_exp
-from scorelab.typing import Array, Key, require_int, require_number, require_spec
+from scorelab.validation import require_int, require_number, require_spec
 
 
-class Moved(NamedTuple):
+class ResampleResult(NamedTuple):
     """What a policy decided for one population.
 
     Attributes:
@@ -36,7 +37,7 @@ class Moved(NamedTuple):
     resampled: Array
 
 
-def spent(log_weights: Array, index: Array) -> Array:
+def only_derivative(log_weights: Array, index: Array) -> Array:
     """Zeros, with the derivative of the ``log_weights`` (those above minus infinity) of the ancestors ``index``.
 
     Offspring have their weights as expectation, which is all that a derivative needs to know of how they were drawn; without
@@ -61,7 +62,7 @@ class Policy(abc.ABC):
         object.__setattr__(self, "window", require_window(self, self.window))
 
     @abc.abstractmethod
-    def move(self, key: Key, log_weights: Array, resampler: Resampler, node: Array, progress: Array) -> Moved:
+    def move(self, key: Key, log_weights: Array, resampler: Resampler, node: Array, progress: Array) -> ResampleResult:
         """Decide for one population; ``node`` counts the grid times from 0, ``progress`` goes from 0 to 1."""
 
     def may(self, log_weights: Array, progress: Array) -> Array:
@@ -84,7 +85,7 @@ class When(Policy):
         now = self.may(log_weights, progress) & differ & self.wants(log_weights, node)
         index = jnp.where(now, resampler(key, log_weights), jnp.arange(len(log_weights), dtype=jnp.int32))
         gained = jnp.where(now, log_mean_exp(log_weights), 0.0)
-        return Moved(index, jnp.where(now, spent(log_weights - gained, index), log_weights), gained, now)
+        return ResampleResult(index, jnp.where(now, only_derivative(log_weights - gained, index), log_weights), gained, now)
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,8 @@ class BirthDeath(Policy):
         place = jnp.arange(n, dtype=jnp.int32)
         index = jnp.where(now & dies & jnp.any(excess > 0), parents, place)
         gained = jnp.where(now, mean, 0.0)
-        carried = jnp.where(now, spent(log_weights - gained, index), log_weights)
-        return Moved(index, carried, gained, jnp.any(index != place))
+        carried = jnp.where(now, only_derivative(log_weights - gained, index), log_weights)
+        return ResampleResult(index, carried, gained, jnp.any(index != place))
 
 
 @dataclass(frozen=True)
@@ -205,4 +206,4 @@ class Islands(Policy):
         moved = self.across.move(key_across, carried, resampler, node, progress)
         # An ancestor across the islands that is no particle stays none.
         index = index.at[moved.index].get(mode="fill", fill_value=OUTSIDE)
-        return Moved(index, moved.log_weights, moved.log_z, jnp.any(local.resampled) | moved.resampled)
+        return ResampleResult(index, moved.log_weights, moved.log_z, jnp.any(local.resampled) | moved.resampled)

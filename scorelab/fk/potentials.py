@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree, float_like
 from scorelab.fk.checks import require_scalar, require_window
 from scorelab.fk.intermediate import Believes, Denoised, Intermediate, scaled
 from scorelab.models.base import Model, ask
 from scorelab.processes.base import Start
 from scorelab.processes.predictions import unguided
+from scorelab.pytrees import partly_static
 from scorelab.solvers.base import Solver
-from scorelab.typing import Array, Key, Pytree, float_like, partly_static, require_int, require_spec
+from scorelab.validation import require_int, require_spec
 
 # An intermediate reward so far below the best of its population counts as impossible.
 REACH = 1e4
@@ -51,7 +53,7 @@ class ParticleRow(NamedTuple):
     progress: Array
 
 
-class Seen(NamedTuple):
+class Observation(NamedTuple):
     """What is known of the particles at a node.
 
     Attributes:
@@ -89,11 +91,11 @@ class Potential:
         """The memory of every particle before the start; ``zeros`` ``(n,)`` has the type of the weights."""
         return ()
 
-    def see(self, model: Model, keys: Key, y: Pytree, row: ParticleRow, cond: Pytree) -> Seen:
+    def see(self, model: Model, keys: Key, y: Pytree, row: ParticleRow, cond: Pytree) -> Observation:
         """Call the model at ``y``, and note what is needed to weigh."""
         prediction = ask(model, y, row.t, cond)
         # Beliefs of the end are those of the model itself, before a proposal is pulled anywhere.
-        return Seen(prediction, self.note(unguided(prediction), keys, y, row, cond))
+        return Observation(prediction, self.note(unguided(prediction), keys, y, row, cond))
 
     def note(self, prediction: Any, keys: Key, y: Pytree, row: ParticleRow, cond: Pytree) -> Pytree:
         """What the potential finds out at a node from the prediction there."""
@@ -142,7 +144,7 @@ class Event(NamedTuple):
     temper: Array
 
 
-class Spent(NamedTuple):
+class GainState(NamedTuple):
     """Of every particle: the sum of its log G so far, and what the rule remembers."""
 
     total: Array
@@ -190,7 +192,7 @@ class Steering(Believes, Potential):
         object.__setattr__(self, "window", require_window(self, self.window))
 
     @abc.abstractmethod
-    def gain(self, spent: Spent, value: Array) -> tuple[Array, Array]:
+    def gain(self, before: GainState, value: Array) -> tuple[Array, Array]:
         r""":math:`\log G` of an event with the tempered intermediate reward ``value``, and the memory after it."""
 
     def table(self, process, times):
@@ -212,8 +214,8 @@ class Steering(Believes, Potential):
         return Event(event.astype(np.int32), temper)
 
     def init(self, zeros):
-        """Nothing spent."""
-        return Spent(zeros, self.begin(zeros))
+        """Nothing yet."""
+        return GainState(zeros, self.begin(zeros))
 
     def begin(self, zeros: Array) -> Array:
         """What the rule remembers before the first event."""
@@ -230,7 +232,7 @@ class Steering(Believes, Potential):
         gain, remembered = self.gain(memory, row.potential.temper * value)
         says = says & self._due(row)
         gain, remembered = jnp.where(says, gain, 0.0), jnp.where(says, remembered, memory.memory)
-        return gain, Spent(memory.total + gain, remembered)
+        return gain, GainState(memory.total + gain, remembered)
 
     @staticmethod
     def _due(row: ParticleRow) -> Array:
@@ -247,9 +249,9 @@ class Steering(Believes, Potential):
 class Difference(Steering):
     r""":math:`\log G_k=\lambda(r_k - r_{k-1})`: the particles follow :math:`e^{\lambda r_k}` at every event. The default."""
 
-    def gain(self, spent, value):
+    def gain(self, before, value):
         """What the sum so far lacks."""
-        return value - spent.total, spent.memory
+        return value - before.total, before.memory
 
 
 @partly_static("reward", "scale", "intermediate")
@@ -266,9 +268,9 @@ class Max(Steering):
         """Nothing seen."""
         return jnp.full_like(zeros, -jnp.inf)
 
-    def gain(self, spent, value):
+    def gain(self, before, value):
         """The best so far."""
-        best = jnp.maximum(spent.memory, value)
+        best = jnp.maximum(before.memory, value)
         return best, best
 
 
@@ -281,20 +283,20 @@ class Sum(Steering):
     with 2048 particles 0.3 % are left in effect and :math:`\log Z` is off by several units.
     """
 
-    def gain(self, spent, value):
+    def gain(self, before, value):
         """The sum so far."""
-        total = spent.memory + value
+        total = before.memory + value
         return total, total
 
 
 @partly_static("reward", "scale", "intermediate")
 @dataclass(frozen=True)
-class AsIs(Steering):
+class Current(Steering):
     r""":math:`\log G_k=\lambda r_k`: an optimiser of the reward, like ``Max`` and ``Sum``."""
 
-    def gain(self, spent, value):
+    def gain(self, before, value):
         """The value."""
-        return value, spent.memory
+        return value, before.memory
 
 
 @partly_static("reward", "scale", "intermediate")
@@ -306,17 +308,17 @@ class FinalOnly(Steering):
         """No events."""
         return jax.tree.map(np.zeros_like, super().table(process, times))
 
-    def gain(self, spent, value):
+    def gain(self, before, value):
         """Nothing."""
-        return jnp.zeros_like(value), spent.memory
+        return jnp.zeros_like(value), before.memory
 
 
 @partly_static("parts")
 @dataclass(frozen=True)
-class Together(Potential):
+class SumPotential(Potential):
     r"""Several potentials at once: log-weights add, targets multiply. The first one sees for all.
 
-    For instance a corrector and a reward that has no gradient: ``Together((potential, Difference(reward, 2.0)))``.
+    For instance a corrector and a reward that has no gradient: ``SumPotential((potential, Difference(reward, 2.0)))``.
 
     Attributes:
         parts: the potentials; only the first may call the model in its own way.
@@ -326,12 +328,12 @@ class Together(Potential):
 
     def __post_init__(self):
         if not self.parts:
-            raise ValueError("Together.parts = (): expected at least one potential")
+            raise ValueError("SumPotential.parts = (): expected at least one potential")
         for part in self.parts:
             require_spec(self, Potential, parts=part)
         for part in self.parts[1:]:
             if part.closes or type(part).see is not Potential.see:
-                raise ValueError(f"Together.parts = {self.parts!r}: expected {type(part).__name__} in the first place")
+                raise ValueError(f"SumPotential.parts = {self.parts!r}: expected {type(part).__name__} in the first place")
 
     @property
     def closes(self):

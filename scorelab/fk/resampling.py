@@ -13,8 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key
 from scorelab.fk.weights import normalised, usable
-from scorelab.typing import Array, Key
 
 Resampler = Callable[..., Array]
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array
 from scorelab.metrics import smallcnn
 from scorelab.metrics.features import SmallCNN, small_cnn
-from scorelab.typing import Array, require_choice, require_int, require_number
+from scorelab.validation import require_choice, require_int, require_number
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,29 +20,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from scorelab.fk.cloud import Cloud, WeightsWarning, add, gather
-from scorelab.fk.policies import Always, EssBelow, Moved, Never, Policy
-from scorelab.fk.potentials import ParticleRow, Potential, Seen, Zero
+from scorelab.arrays import Array, Pytree, is_traced, on_host
+from scorelab.fk.particles import ParticleState, WeightsWarning, add, gather
+from scorelab.fk.policies import Always, EssBelow, Never, Policy, ResampleResult
+from scorelab.fk.potentials import Observation, ParticleRow, Potential, Zero
 from scorelab.fk.resampling import Resampler, checked, systematic
 from scorelab.fk.weights import ess, log_mean_exp
 from scorelab.processes.base import Process
 from scorelab.processes.predictions import HasProposal, require_capabilities
+from scorelab.pytrees import computed, partly_static
+from scorelab.randomness import folded, per_example_normal
 from scorelab.solvers import DPMSolverPP
 from scorelab.solvers.base import Population, Solver
-from scorelab.typing import (
-    Array,
-    Pytree,
-    computed,
-    folded,
-    is_traced,
-    on_host,
-    partly_static,
-    per_example_normal,
-    require_choice,
-    require_int,
-    require_positive,
-    require_spec,
-)
+from scorelab.validation import require_choice, require_int, require_positive, require_spec
 from scorelab.warn import warn
 
 # Streams of a particle's key beside the base solver's own noise, which is drawn from the key itself.
@@ -156,7 +146,7 @@ class FeynmanKac(Population):
         latest = dict(ess=zeros, resampled=none > 0, clipped=none) | ({"ancestors": end[2]} if self.record_ancestors else {})
         unweighted = jnp.zeros_like(log_weights)
         base, memory = self.base.init(process, y, unweighted), self.potential.init(unweighted)
-        return Cloud(base, memory, root, log_weights, zeros, none, end, latest)
+        return ParticleState(base, memory, root, log_weights, zeros, none, end, latest)
 
     def check_start(self, start, model, t):
         """As the potential."""
@@ -171,7 +161,7 @@ class FeynmanKac(Population):
         asked = self.base.query(keys, y, carry.base, row.base)
         return jax.tree.map(lambda at, asked: jnp.where(row.stay > 0, at, asked), y, asked)
 
-    def ask(self, model, keys, y, row: ParticleRow, cond) -> Seen:
+    def ask(self, model, keys, y, row: ParticleRow, cond) -> Observation:
         """The one call of the model, and what the potential finds out by it."""
         self.potential.check(model, self.base)
         seen = self.potential.see(model, folded(keys, _POTENTIAL), y, row, cond)
@@ -184,7 +174,7 @@ class FeynmanKac(Population):
             )
         return seen
 
-    def update(self, keys, y, prediction: Seen, carry, row: ParticleRow):
+    def update(self, keys, y, prediction: Observation, carry, row: ParticleRow):
         """Weigh, perhaps resample, and move; ``prediction`` is what :meth:`ask` returned."""
         seen = prediction
         groups = len(carry.log_z)
@@ -206,9 +196,9 @@ class FeynmanKac(Population):
         else:
             out, after = self.base.update(keys, y, prediction, base, row.base)
         y, base = jax.tree.map(lambda new, old: jnp.where(row.stay > 0, old, new), (out, after), (y, base))
-        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad + lost, carry.end, record)
+        return y, ParticleState(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad + lost, carry.end, record)
 
-    def conclude(self, process, keys, y, carry, cond) -> tuple[Pytree, Cloud]:
+    def finish(self, process, keys, y, carry, cond) -> tuple[Pytree, ParticleState]:
         """The last factor, for the samples themselves in the place of any prediction; and the last resampling."""
         groups, working = len(carry.log_z), carry.log_w.dtype
         rest = self.potential.finish(carry.memory, self.base.decode(process, y, carry.base), cond).astype(working)
@@ -222,7 +212,7 @@ class FeynmanKac(Population):
         moved, lost = _among_particles(always(own, log_w))
         y, base, memory, root = gather(moved, (y, carry.base, carry.memory, carry.root), groups)
         log_w, end = moved.log_weights.reshape(-1), (*end[:2], moved.index)
-        return y, Cloud(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + lost, end, carry.latest)
+        return y, ParticleState(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + lost, end, carry.latest)
 
     def record(self, carry):
         """The effective sample size of the row, whether it resampled, and so on."""
@@ -258,7 +248,7 @@ class FeynmanKac(Population):
                 WeightsWarning,
             )
 
-    def _move(self, keys, log_w, row: ParticleRow) -> tuple[Moved, Array]:
+    def _move(self, keys, log_w, row: ParticleRow) -> tuple[ResampleResult, Array]:
         """What the policy decides for each population, and how many are lost; in the middle of a step nothing is done."""
 
         def decide(key, lw):
@@ -274,7 +264,9 @@ class FeynmanKac(Population):
         # After the last step there is nothing left to resample for.
         now = (row.enter > 0) & (row.stay == 0)
         index = jnp.where(now, moved.index, jnp.arange(log_w.shape[1], dtype=jnp.int32))
-        moved = Moved(index, jnp.where(now, moved.log_weights, log_w), jnp.where(now, moved.log_z, 0.0), moved.resampled & now)
+        moved = ResampleResult(
+            index, jnp.where(now, moved.log_weights, log_w), jnp.where(now, moved.log_z, 0.0), moved.resampled & now
+        )
         return _among_particles(moved)
 
     @staticmethod
@@ -302,7 +294,7 @@ class FeynmanKac(Population):
         return plain + shift, after, ratio
 
 
-def _among_particles(moved: Moved) -> tuple[Moved, Array]:
+def _among_particles(moved: ResampleResult) -> tuple[ResampleResult, Array]:
     """Particles whose ancestor is none keep their place with weight zero; and how many there are in each population."""
     particles = moved.index.shape[1]
     lost = (moved.index < 0) | (moved.index >= particles)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, Key, is_traced
+from scorelab.arrays import Array, Key, is_traced
 
 
 def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import Model, ask, require_model
 from scorelab.processes.base import Noised, require_same_process
-from scorelab.typing import Array, Key, Pytree
 
 Batch = dict[str, Pytree]
 

@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.losses.base import Batch, PredictionLoss, example_keys, mean_square, require_floating
 from scorelab.losses.times import LogNormalTimes, Times
 from scorelab.losses.weightings import EDMWeighting, Weighting, require_weighting, weights
 from scorelab.processes.base import Noised
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasDenoised, HasNoise, require_capabilities
-from scorelab.typing import Array, Key, Pytree, per_example, require_int, require_number, require_spec
+from scorelab.validation import require_int, require_number, require_spec
 
 
 @dataclass(frozen=True)

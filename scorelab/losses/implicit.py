@@ -17,7 +17,7 @@ from scorelab.losses.times import Times, UniformTimes
 from scorelab.losses.weightings import VarianceWeighting, Weighting, require_weighting, weights
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasScore, require_capabilities
-from scorelab.typing import require_choice, require_int, require_spec
+from scorelab.validation import require_choice, require_int, require_spec
 
 
 @dataclass(frozen=True)

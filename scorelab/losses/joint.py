@@ -8,10 +8,11 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array
 from scorelab.losses.base import PredictionLoss, example_keys
 from scorelab.processes import joint
 from scorelab.processes.predictions import require_capabilities
-from scorelab.typing import Array, require_spec
+from scorelab.validation import require_spec
 
 
 @dataclass(frozen=True, init=False, repr=False)

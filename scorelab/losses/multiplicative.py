@@ -18,6 +18,7 @@ from dataclasses import KW_ONLY, dataclass, field
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array
 from scorelab.densities.base import Density
 from scorelab.divergence import divergence, signs
 from scorelab.losses.base import Loss, example_keys, mean_square, require_floating
@@ -27,7 +28,7 @@ from scorelab.losses.weightings import VarianceWeighting, Weighting, require_wei
 from scorelab.models.exact import ExactModel
 from scorelab.processes.base import Noised
 from scorelab.processes.multiplicative import GeometricBrownianMotion
-from scorelab.typing import Array, require_int, require_spec
+from scorelab.validation import require_int, require_spec
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 
+from scorelab.arrays import Array
 from scorelab.losses.base import Loss
 from scorelab.models.base import Model
 from scorelab.processes.base import Noised, Process
-from scorelab.typing import Array, computed, require_number, require_spec
+from scorelab.pytrees import computed
+from scorelab.validation import require_number, require_spec
 
 
 class Regulariser(Protocol):

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
 
+from scorelab.arrays import Array, Key
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Key, require_number, require_positive
+from scorelab.validation import require_number, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, require_number, require_positive
+from scorelab.validation import require_number, require_positive
 
 
 class Weighting(Protocol):

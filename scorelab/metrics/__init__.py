@@ -6,9 +6,9 @@ from scorelab.metrics.features import Coordinates, Features, RawPixels, SmallCNN
 from scorelab.metrics.frechet import frechet, frechet_distance
 from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
 from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
-from scorelab.metrics.score import Score
 from scorelab.metrics.smallcnn import WeightsError
 from scorelab.metrics.transport import sinkhorn, sliced_wasserstein, wasserstein_1d
+from scorelab.metrics.value import Score
 from scorelab.metrics.vendi import hill_number, vendi, vendi_from_kernel, vendi_from_points
 
 __all__ = [

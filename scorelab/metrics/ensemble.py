@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from scorelab.metrics.score import Score, numbers
+from scorelab.metrics.value import Score, numbers
 
 
 def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:

@@ -10,9 +10,9 @@ from scorelab.metrics.features import Coordinates, Features
 from scorelab.metrics.frechet import frechet
 from scorelab.metrics.kernel import kid
 from scorelab.metrics.precision_recall import precision_recall
-from scorelab.metrics.score import Score
+from scorelab.metrics.value import Score
 from scorelab.metrics.vendi import vendi
-from scorelab.typing import require_int
+from scorelab.validation import require_int
 
 
 def _compare(z: np.ndarray, reference: np.ndarray, known: Features, k: int, subsets: int) -> list[Score]:

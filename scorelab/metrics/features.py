@@ -13,7 +13,7 @@ import numpy as np
 
 from scorelab.data.transforms import Pixels
 from scorelab.metrics import smallcnn
-from scorelab.typing import computed
+from scorelab.pytrees import computed
 
 
 class Features(abc.ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.score import Score, extractor_id, numbers, point_pair
+from scorelab.metrics.value import Score, extractor_id, numbers, point_pair
 
 
 def _psd(cov: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.score import Score, extractor_id, point_pair
-from scorelab.typing import require_int, require_seed
+from scorelab.metrics.value import Score, extractor_id, point_pair
+from scorelab.validation import require_int, require_seed
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

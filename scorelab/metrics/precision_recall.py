@@ -8,8 +8,8 @@ import numpy as np
 
 from scorelab.metrics.features import Features
 from scorelab.metrics.kernel import squared_distances
-from scorelab.metrics.score import Score, extractor_id, point_pair
-from scorelab.typing import require_int
+from scorelab.metrics.value import Score, extractor_id, point_pair
+from scorelab.validation import require_int
 
 # Rows of a distance matrix held at once.
 _BLOCK = 1024

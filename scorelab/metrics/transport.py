@@ -12,8 +12,8 @@ import numpy as np
 
 from scorelab.metrics.features import Features
 from scorelab.metrics.kernel import squared_distances
-from scorelab.metrics.score import Score, extractor_id, numbers, point_pair
-from scorelab.typing import require_int, require_number, require_positive
+from scorelab.metrics.value import Score, extractor_id, numbers, point_pair
+from scorelab.validation import require_int, require_number, require_positive
 
 # Rows of a cost matrix held at once.
 _BLOCK = 1024

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.score import Score, extractor_id, numbers, points
+from scorelab.metrics.value import Score, extractor_id, numbers, points
 
 
 def _check(q: float, weights, n: int) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import jax
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.processes.base import Process, require_same_process
-from scorelab.typing import Array, Key, Pytree, computed
+from scorelab.pytrees import computed
 
 
 class Model(Protocol):

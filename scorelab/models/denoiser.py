@@ -15,22 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree, is_traced, on_host, per_example
 from scorelab.models.base import ChecksCondition, Trainable
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.scale import warn_scale
-from scorelab.typing import (
-    Array,
-    Key,
-    Pytree,
-    is_traced,
-    on_host,
-    per_example,
-    require_choice,
-    require_int,
-    require_positive,
-    require_shape,
-    require_spec,
-)
+from scorelab.validation import require_choice, require_int, require_positive, require_shape, require_spec
 
 
 class Coefficients(NamedTuple):

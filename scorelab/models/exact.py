@@ -8,13 +8,14 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Pytree, is_traced
 from scorelab.densities.base import Density
 from scorelab.densities.gaussian import Gaussian
 from scorelab.models.base import KnowsDensity
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasLogProb
 from scorelab.processes.scale import KnowsScale
-from scorelab.typing import Array, Pytree, is_traced, require_spec
+from scorelab.validation import require_spec
 
 
 @jax.tree_util.register_dataclass

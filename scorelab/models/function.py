@@ -8,11 +8,13 @@ from typing import Any, Literal
 
 import jax
 
+from scorelab.arrays import Array, Pytree
 from scorelab.models.base import Model, model_name, require_model
 from scorelab.models.denoiser import require_signal
 from scorelab.processes.base import Process
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, Pytree, is_model_pytree, require_choice, require_spec
+from scorelab.pytrees import is_model_pytree
+from scorelab.validation import require_choice, require_spec
 
 
 @jax.tree_util.register_dataclass

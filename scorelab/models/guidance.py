@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Pytree, is_traced, per_example
 from scorelab.models.base import ChecksCondition, KnowsDensity, Model, Wraps, ask, check_condition
 from scorelab.models.guided import GuidedPrediction
 from scorelab.models.per_sample import PER_SAMPLE
@@ -16,7 +17,6 @@ from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.processes.predictions import HasProposal, unguided
 from scorelab.processes.scale import KnowsScale
-from scorelab.typing import Array, Pytree, is_traced, per_example
 
 
 class Guidance(Wraps):

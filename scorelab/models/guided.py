@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Array, Pytree, per_example
 from scorelab.models.base import Model, Wraps, ask
 from scorelab.models.per_sample import PER_SAMPLE
 from scorelab.models.rewards import rewards_of
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.processes.predictions import HasProposal
-from scorelab.typing import Array, Pytree, partly_static, per_example, require_choice, require_shape
+from scorelab.pytrees import partly_static
+from scorelab.validation import require_choice, require_shape
 
 
 @jax.tree_util.register_dataclass

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, is_traced
 from scorelab.densities import Density, Gaussian, GaussianMixture
 from scorelab.densities.base import as_parameter
-from scorelab.typing import Array, is_traced, partly_static
+from scorelab.pytrees import partly_static
 
 # Accelerators multiply float32 matrices with 8 to 10 bits unless told otherwise.
 product = functools.partial(jnp.matmul, precision="highest")

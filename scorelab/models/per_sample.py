@@ -8,7 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from scorelab.typing import Array, Pytree
+from scorelab.arrays import Array, Pytree
 
 # Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE).
 PER_SAMPLE = {"per_sample": True}

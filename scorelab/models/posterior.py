@@ -19,13 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.grids import Grid
 from scorelab.models.base import ask
 from scorelab.models.guided import Guided, tweedie_factor
 from scorelab.models.measurement import LinearMeasurement, product
 from scorelab.models.per_sample import PER_SAMPLE
 from scorelab.processes.linear_gaussian import GaussianPrediction
-from scorelab.typing import Array, partly_static, require_spec
+from scorelab.pytrees import partly_static
+from scorelab.validation import require_spec
 
 
 @dataclass(frozen=True, kw_only=True)

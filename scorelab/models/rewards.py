@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from scorelab.typing import Array, Pytree, require_real
+from scorelab.arrays import Array, Pytree
+from scorelab.validation import require_real
 
 
 def one_each(what: str, value: Array, points: Pytree) -> Array:

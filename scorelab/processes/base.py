@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, Key, Pytree, is_traced
+from scorelab.arrays import Array, Key, Pytree, is_traced
 
 
 class Noised(NamedTuple):

@@ -13,7 +13,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, is_traced, require_choice
+from scorelab.arrays import Array, is_traced
+from scorelab.validation import require_choice
 
 
 @dataclass(frozen=True, kw_only=True)

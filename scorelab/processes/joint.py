@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.processes.base import Noised, Process, Start, require_same_process
-from scorelab.typing import Array, Key, Pytree, computed, folded, require_spec
+from scorelab.pytrees import computed
+from scorelab.randomness import folded
+from scorelab.validation import require_spec
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -21,12 +21,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key, per_example
 from scorelab.processes.base import Noised, Process, Start
 from scorelab.processes.charts import Chart, Identity
 from scorelab.processes.predictions import HasDenoised, HasNoise, HasScore, HasVelocity
+from scorelab.pytrees import computed
+from scorelab.randomness import per_example_normal
 from scorelab.schedules import GaussianSchedule, namespace
 from scorelab.schedules.base import floating
-from scorelab.typing import Array, Key, computed, per_example, per_example_normal, require_real, require_shape
+from scorelab.validation import require_real, require_shape
 
 
 @jax.tree_util.register_dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from scorelab.arrays import Array
 from scorelab.processes.charts import Chart, Log
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.schedules import GBMClock
 from scorelab.schedules.base import floating, on_host
 from scorelab.schedules.multiplicative import integral
-from scorelab.typing import Array, require_choice, require_number, require_spec
+from scorelab.validation import require_choice, require_number, require_spec
 
 
 @dataclass(frozen=True, kw_only=True, init=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from scorelab.arrays import Array, Pytree
 from scorelab.processes.base import Process
-from scorelab.typing import Array, Pytree
 
 
 class Prediction(Protocol):

@@ -169,7 +169,7 @@ def _positive(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    # scorelab.typing.SEEDS, whose import takes a second.
+    # scorelab.validation.SEEDS, whose import takes a second.
     return _integer(text, 0, 2**32 - 1, f"an integer seed in [0, {2**32 - 1}]")
 
 

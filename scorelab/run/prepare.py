@@ -5,7 +5,7 @@ from __future__ import annotations
 from scorelab import config as configs
 from scorelab.config.build import Config
 from scorelab.errors import ConfigError, shown
-from scorelab.experiment.check import check
+from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import write_json, write_text

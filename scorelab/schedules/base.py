@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.typing import Array, require_number
+from scorelab.arrays import Array
+from scorelab.validation import require_number
 
 
 def namespace(t: Array | float):

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.schedules.base import GaussianSchedule, floating, namespace, on_host, require_time_range
-from scorelab.typing import Array, require_number, require_positive
+from scorelab.validation import require_number, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.schedules.base import GaussianSchedule, floating, namespace, require_time_range
-from scorelab.typing import require_positive
+from scorelab.validation import require_positive
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from scorelab.typing import Array, Pytree
+from scorelab.arrays import Array, Pytree
 
 
 def best_of(x: Pytree, rewards: Array, particles: int) -> Pytree:

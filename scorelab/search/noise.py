@@ -16,8 +16,10 @@ import numpy as np
 import optax
 from jax.scipy.special import gammainc, gammaincc
 
+from scorelab.arrays import Array, Pytree, is_traced, on_host
 from scorelab.models.rewards import rewards_of
-from scorelab.typing import Array, Pytree, is_model_pytree, is_traced, on_host, require_int
+from scorelab.pytrees import is_model_pytree
+from scorelab.validation import require_int
 
 # One object for all calls: optax transformations are compared by identity, and another one would compile anew.
 NESTEROV = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(5.0, momentum=0.9, nesterov=True))

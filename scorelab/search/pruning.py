@@ -20,25 +20,18 @@ import numpy as np
 
 from scorelab import walk
 from scorelab.arguments import check_shape
+from scorelab.arrays import Array, Key, Pytree, float_like
 from scorelab.callbacks import own_errors
-from scorelab.fk.cloud import WeightsWarning
 from scorelab.fk.intermediate import Believes, Denoised, Intermediate
+from scorelab.fk.particles import WeightsWarning
 from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
+from scorelab.pytrees import partly_static
+from scorelab.randomness import per_example_keys
 from scorelab.solvers.base import Integrator, Population, Solver
-from scorelab.typing import (
-    Array,
-    Key,
-    Pytree,
-    float_like,
-    partly_static,
-    per_example_keys,
-    require_int,
-    require_positive,
-    require_spec,
-)
+from scorelab.validation import require_int, require_positive, require_spec
 from scorelab.warn import warn
 
 # The stream of what an intermediate reward draws, beside the noise of the walk.
@@ -266,7 +259,7 @@ def _stretch(search, visit, state, rows, index, due):
         # In the scan, under a condition: the network stands in the program once, and rewards are asked where they count.
         return jax.lax.cond(due & (at == last), judged, lambda: jnp.full(len(visit.ids), jnp.nan, working))
 
-    state, (_, values, _) = walk.advance(search.solver, visit, state, rows, index, judge=judge)
+    state, (_, values, _) = walk.scan(search.solver, visit, state, rows, index, judge=judge)
     return state, values[-1]
 
 

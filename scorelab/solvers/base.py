@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import Model, ask
 from scorelab.processes.base import Process, Start
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasDenoised, HasNoise, require_capabilities
-from scorelab.typing import Array, Key, Pytree
 
 A = TypeVar("A", bound=Array)
 
@@ -113,7 +113,7 @@ class Population(Solver):
         """Raise ValueError where ``start``, at the host time ``t``, is not a law that the solver can begin with under ``model``."""
         return None
 
-    def conclude(self, process: Any, keys: Key, y: Pytree, carry: Pytree, cond: Pytree) -> tuple[Pytree, Pytree]:
+    def finish(self, process: Any, keys: Key, y: Pytree, carry: Pytree, cond: Pytree) -> tuple[Pytree, Pytree]:
         """``y`` and the memory after the last row, with what only finished samples tell."""
         return y, carry
 

@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.processes.predictions import HasNoise
+from scorelab.pytrees import computed
+from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Population, Solver
 from scorelab.solvers.exponential import DDIM
-from scorelab.typing import Array, computed, per_example_normal, require_int, require_positive, require_spec
+from scorelab.validation import require_int, require_positive, require_spec
 
 
 class CorrectedRow(NamedTuple):

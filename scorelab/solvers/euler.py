@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Nodes, Solver
-from scorelab.typing import Array, per_example_normal, require_choice
+from scorelab.validation import require_choice
 
 
 class SignMemory(NamedTuple):

@@ -17,8 +17,11 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
+from scorelab.pytrees import computed
+from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Nodes, Solver, shift
-from scorelab.typing import Array, computed, per_example_normal, require_choice, require_number
+from scorelab.validation import require_choice, require_number
 
 
 class MultistepRow(NamedTuple):

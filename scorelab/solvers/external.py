@@ -9,10 +9,12 @@ from typing import Any, NamedTuple, cast
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.processes.predictions import HasDenoised, HasVelocity
+from scorelab.pytrees import computed
 from scorelab.solvers.base import Integrator
 from scorelab.solvers.euler import Landing
-from scorelab.typing import Array, computed, require_int, require_positive
+from scorelab.validation import require_int, require_positive
 
 # diffrax is imported where it is used: it takes as long to import as jax does.
 

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.processes import joint
 from scorelab.processes.base import Process
+from scorelab.pytrees import computed
+from scorelab.randomness import folded
 from scorelab.solvers.base import Integrator, Population, Solver
-from scorelab.typing import Array, computed, folded, require_spec
+from scorelab.validation import require_spec
 
 
 class JointRow(NamedTuple):

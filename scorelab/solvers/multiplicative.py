@@ -7,11 +7,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.processes.multiplicative import GeometricBrownianMotion
 from scorelab.processes.predictions import HasNoise
+from scorelab.pytrees import computed
+from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Solver
 from scorelab.solvers.euler import InDataSpace, land
-from scorelab.typing import Array, computed, per_example_normal, require_choice, require_int, require_number, require_positive
+from scorelab.validation import require_choice, require_int, require_number, require_positive
 
 
 class AnnealedRow(NamedTuple):

@@ -18,10 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Scalar
 from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.pytrees import computed
+from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Nodes, Solver, shift
 from scorelab.solvers.exponential import Multistep, MultistepRow, corrected_start
-from scorelab.typing import Array, Scalar, computed, per_example_normal, require_choice, require_number
+from scorelab.validation import require_choice, require_number
 
 
 def straight_velocity(prediction: GaussianPrediction, slope: Any) -> Array:

@@ -8,9 +8,11 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
+from scorelab.pytrees import computed
 from scorelab.solvers.base import Nodes, Solver
 from scorelab.solvers.exponential import past_nodes, polynomial_weights
-from scorelab.typing import Array, require_choice
+from scorelab.validation import require_choice
 
 
 class UniPCRow(NamedTuple):
@@ -43,7 +45,7 @@ class UniPCRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class UniPC(Solver):
-    r"""UniPC with a predictor of order ``order`` and a corrector that adds the newest value.
+    r"""UniPC with a predictor of order ``predictor_order`` and a corrector that adds the newest value.
 
     At node ``i`` the model is called once, on the predicted state. That value first corrects the state at node ``i``
     (starting again from the corrected state at ``i-1``) and then predicts the state at ``i+1``. Both are the exact
@@ -55,20 +57,24 @@ class UniPC(Solver):
     No corrector runs at the first node, and none at the last, where it would need another call.
 
     Attributes:
-        order: order of the predictor, 1 to 3; the whole rule converges one order higher, but for order 3 at a start where
-            the denoised mean varies (3). Fewer values are used at the start and, on a grid that ends at sigma = 0, on the
-            last steps (orders ..., 3, 2, 1), as published.
+        predictor_order: that of the predictor, 1 to 3 (the ``order`` of the paper and of other libraries). Fewer values are
+            used at the start and, on a grid that ends at sigma = 0, on the last steps (orders ..., 3, 2, 1), as published.
         variant: ``"bh2"`` or ``"bh1"``; the latter needs a grid that ends above sigma = 0.
     """
 
-    order: int = 2
+    predictor_order: int = 2
     variant: Literal["bh1", "bh2"] = "bh2"
 
     stochastic = False
 
     def __post_init__(self):
-        require_choice(self, (1, 2, 3), order=self.order)
+        require_choice(self, (1, 2, 3), predictor_order=self.predictor_order)
         require_choice(self, ("bh1", "bh2"), variant=self.variant)
+
+    @computed
+    def order(self) -> int:
+        """One more than that of the predictor; 3 for a predictor of order 3 at a start where the denoised mean varies."""
+        return self.predictor_order + 1
 
     def _weights(self, points: np.ndarray, h: float) -> np.ndarray:
         """Weights of values at ``points`` (the current node, 0, first)."""
@@ -87,7 +93,7 @@ class UniPC(Solver):
         n = len(times) - 1
         if self.variant == "bh1" and not np.isfinite(lam[-1]):
             raise ValueError('UniPC.variant = "bh1" cannot step to sigma = 0: use "bh2" or a grid with clean=False')
-        width = self.order + 1
+        width = self.predictor_order + 1
         one, several = lambda: np.zeros(n), lambda: np.zeros((n, width))
         row = UniPCRow(nodes.t[:-1], np.arange(n), one(), several(), one(), one(), one(), several(), one())
         used = 0
@@ -107,8 +113,8 @@ class UniPC(Solver):
                     row.b_c[i, 1] = weights[0]
                 row.base_c[i] = sigma[i] / sigma[i - 1]
                 row.o_c[i] = offset[i] - row.base_c[i] * offset[i - 1]
-            cap = n - i if not np.isfinite(lam[-1]) else self.order
-            past = past_nodes(lam, i, min(self.order, cap))
+            cap = n - i if not np.isfinite(lam[-1]) else self.predictor_order
+            past = past_nodes(lam, i, min(self.predictor_order, cap))
             used = len(past)
             row.b[i, :used] = alpha[i + 1] * self._weights(past, lam[i + 1] - lam[i])
             row.a[i] = sigma[i + 1] / sigma[i]
@@ -117,7 +123,7 @@ class UniPC(Solver):
 
     def init(self, process, y, log_weights):
         """The corrected state at the previous node and the past values, newest first."""
-        return jnp.zeros_like(y), (jnp.zeros_like(y),) * self.order
+        return jnp.zeros_like(y), (jnp.zeros_like(y),) * self.predictor_order
 
     def update(self, keys, y, prediction, carry, row: UniPCRow):
         """Correct, then predict."""
@@ -125,4 +131,4 @@ class UniPC(Solver):
         values = (prediction.denoised, *past)
         corrected = row.y_c * y + row.base_c * base + row.o_c + sum(row.b_c[j] * value for j, value in enumerate(values))
         out = row.a * corrected + row.o + sum(row.b[j] * value for j, value in enumerate(values))
-        return out, (corrected, values[: self.order])
+        return out, (corrected, values[: self.predictor_order])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scorelab.typing import Array, on_host, require_real
+from scorelab.arrays import Array, on_host
+from scorelab.validation import require_real
 
 
 def require_rows(name: str, array: Array, count: int) -> None:

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.processes.base import Start
 from scorelab.starts.checks import require_finite, require_rows
-from scorelab.typing import Array
 
 
 @jax.tree_util.register_dataclass

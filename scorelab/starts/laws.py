@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array
 from scorelab.densities import Gaussian
 from scorelab.densities.base import Density
 from scorelab.processes.base import Start
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import KnowsScale, warn_scale, warn_start
+from scorelab.randomness import per_example_normal
 from scorelab.starts.checks import require_finite, require_rows
-from scorelab.typing import Array, per_example_normal, require_spec
+from scorelab.validation import require_spec
 
 
 @jax.tree_util.register_dataclass

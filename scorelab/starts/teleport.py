@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, is_traced
 from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.models.base import Wraps
 from scorelab.processes.base import Start
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.starts.laws import Prior
-from scorelab.typing import Array, is_traced, require_int, require_positive, require_spec
+from scorelab.validation import require_int, require_positive, require_spec
 from scorelab.warn import warn
 
 # Noise ratios in units of the largest standard deviation of the law along any direction: where "auto" jumps to, and below

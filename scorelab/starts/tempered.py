@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, is_traced
 from scorelab.densities import Gaussian
 from scorelab.processes.base import Start, require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.typing import Array, is_traced, partly_static
+from scorelab.pytrees import partly_static
 
 
 @partly_static("exponents", "laws", "target")

@@ -20,7 +20,8 @@ import numpy as np
 import optax
 from numpy.typing import ArrayLike
 
-from scorelab.typing import Array, Pytree, require_choice, require_int, require_number, require_positive
+from scorelab.arrays import Array, Pytree
+from scorelab.validation import require_choice, require_int, require_number, require_positive
 
 # The width of a flat profile, the largest there is.
 _FLAT = 1 / math.sqrt(12)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scorelab.typing import Array, Pytree
+from scorelab.arrays import Array, Pytree
 
 # Magnitudes stay between these. Below the floor one unit in the last place of a float32 would be no normal number,
 # which compiled code may flush to zero.

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.losses import Batch, Loss
 from scorelab.models.base import Model, Trainable, require_model
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes.base import require_same_process
+from scorelab.pytrees import computed, partly_static
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
-from scorelab.typing import Array, Key, Pytree, computed, partly_static, require_positive, require_spec
+from scorelab.validation import require_positive, require_spec
 
 
 class Learner(abc.ABC):
@@ -26,7 +28,7 @@ class Learner(abc.ABC):
 
     The state is a pytree with an int32 scalar attribute ``step``, the number of updates made. It may hold
     several networks. Equal learners share a compilation. A learner with arrays among its fields (a frozen
-    teacher's parameters) is a pytree (:func:`scorelab.typing.partly_static`): its arrays are arguments of the
+    teacher's parameters) is a pytree (:func:`scorelab.pytrees.partly_static`): its arrays are arguments of the
     compiled step and never part of what is saved.
 
     Attributes:

@@ -17,10 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import check_condition
+from scorelab.pytrees import is_model_pytree
 from scorelab.training.learner import Learner
 from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
-from scorelab.typing import Array, Key, Pytree, is_model_pytree, require_int, require_spec
+from scorelab.validation import require_int, require_spec
 
 # Steps that may wait in the device's queue, each with its batch in device memory. Enough to ride out a slow
 # batch on the host, and a bound on memory.

@@ -9,9 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Pytree
 from scorelab.data.batches import Batches
 from scorelab.data.transforms import Transform
-from scorelab.typing import Array, Pytree, require_spec
+from scorelab.validation import require_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,10 +67,10 @@ DETERMINISTIC = {
     solvers.DEIS(order=2): 2,
     solvers.DEIS(order=3): 3,
     solvers.DEIS(order=4): 4,
-    solvers.UniPC(order=1): 2,
-    solvers.UniPC(order=2): 3,
-    solvers.UniPC(order=2, variant="bh1"): 3,
-    solvers.UniPC(order=3): 4,
+    solvers.UniPC(predictor_order=1): 2,
+    solvers.UniPC(predictor_order=2): 3,
+    solvers.UniPC(predictor_order=2, variant="bh1"): 3,
+    solvers.UniPC(predictor_order=3): 4,
     solvers.Heun(): 2,
     solvers.ProbabilityFlowEuler(): 1,
 }
@@ -88,6 +88,6 @@ STOCHASTIC = {
 }
 
 # bh1 cannot step to sigma = 0, which the laws below do; its order is tested above.
-SOLVERS = [*(s for s in DETERMINISTIC if s != solvers.UniPC(order=2, variant="bh1")), 
+SOLVERS = [*(s for s in DETERMINISTIC if s != solvers.UniPC(predictor_order=2, variant="bh1")), 
     *STOCHASTIC, solvers.Heun(churn=8.0), solvers.PredictorCorrector(), solvers.Renoise(), solvers.Diffrax(),
 ]  # fmt: skip

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 import pytest
 
+from scorelab import config
 from scorelab.config.sources import CONFIG_ROOTS, INCLUDE
 from scorelab.data import PublishedFile, registry
 from scorelab.data.files import sha256
 from scorelab.data.loaders import CifarBinary, IdxImages, IdxSplit
-from scorelab.experiment import ImageEvaluation, Train
+from scorelab.experiment import Evaluate, ImageEvaluation, Sample, Train, check, checks
 from scorelab.experiment.train import state_like
-from scorelab.run import check, config
 from scorelab.run.cli import main
 
 ROOT = next(root for root in reversed(CONFIG_ROOTS) if root.is_dir()).resolve()
@@ -132,7 +132,7 @@ def of_learning(specs, *parts):
 
 def of_training(specs):
     process, data = found(specs["learner"], "process"), specs["data"]
-    source = type(registry.SETS[data["name"]]).__name__
+    source = type(registry.SETS[data["dataset"]["name"]]).__name__
     return of_learning(specs) | {process["type"], process["schedule"]["type"], source, ("pairs", data["pairs"] is not None)}
 
 
@@ -162,7 +162,7 @@ STATES, TRACED = {}, set()
 
 def trained_part(specs):
     # Configs that differ in their sampling alone share the state and the update of their network.
-    return json.dumps([specs[field] for field in ("learner", "data", "batch_size")], sort_keys=True)
+    return json.dumps([specs[field] for field in ("learner", "data")] + [specs["stages"][0]["batch_size"]], sort_keys=True)
 
 
 def trace_state(name):
@@ -178,16 +178,17 @@ def test_resolves_and_its_record_builds_equal_specs(name, tmp_path, monkeypatch)
     (tmp_path / "config.gin").write_text(now.text)
     again = config.load(str(tmp_path / "config.gin"))
     # The network and the sampling are traced by the tests below.
-    monkeypatch.setattr(check, "state_like", lambda experiment: None)
-    monkeypatch.setattr(check, "_trace_sampling", lambda experiment, like: None)
+    monkeypatch.setattr(checks, "state_like", lambda experiment: None)
+    monkeypatch.setattr(Sample, "_trace", lambda stage, experiment, like: None)
     # But for the number of images: the data fit the transform and the evaluation, the grid fits the process; nothing is computed.
-    evaluation = now.experiment.evaluation
-    few = replace(evaluation, n=None) if isinstance(evaluation, ImageEvaluation) else evaluation
-    check.check(replace(now.experiment, evaluation=few))
+    scored = now.experiment.one(Evaluate)
+    few = tuple(replace(each, n=None) if isinstance(each, ImageEvaluation) else each for each in scored.evaluations)
+    stages = [replace(stage, evaluations=few) if stage is scored else stage for stage in now.experiment.stages]
+    check(replace(now.experiment, stages=tuple(stages)))
     # Descriptions, because optax transformations never compare equal; everything else must.
     assert again.specs == now.specs
     assert again.text == now.text
-    for field in ("data", "process", "sampling", "evaluation"):
+    for field in ("data", "process", "stages"):
         assert getattr(again.experiment, field) == getattr(now.experiment, field)
     for field in ("denoiser", "loss", "ema", "student", "ratio", "divergence"):
         ours = getattr(now.experiment.learner, field, None)
@@ -222,9 +223,9 @@ def test_the_network_fits_the_loss_at_full_size(name):
 def test_runs_two_steps(name, tmp_path):
     experiment, text = loaded(name).experiment, loaded(name).text
     # A distillation has the network of its teacher.
-    tiny = () if "kept.model" in text else (*TINY_NET, f"nets.MLP.num_classes = {10 * experiment.data.labels}")
-    few = ("pairs.Pairs.n = 8", "pairs.Pairs.batch_size = 8") if experiment.data.pairs is not None else ()
-    if isinstance(experiment.evaluation, ImageEvaluation):
+    tiny = () if "pretrained.model" in text else (*TINY_NET, f"nets.MLP.num_classes = {10 * experiment.data.labels}")
+    few = ("experiment.Pairs.n = 8", "experiment.Pairs.batch_size = 8") if experiment.data.pairs is not None else ()
+    if any(isinstance(each, ImageEvaluation) for each in experiment.one(Evaluate).evaluations):
         few += ("experiment.ImageEvaluation.n = None",)
     # A binding that changes nothing is refused.
     short = [binding for binding in SHORT if "WARMUP" not in binding or "WARMUP" in text]

@@ -87,7 +87,7 @@ def test_order_of_convergence(solver, order, process):
     assert errors[1] < (0.05 if order == 1 else 1e-3)  # converges to the true flow, not to something else
 
 
-@pytest.mark.parametrize("solver", [solvers.DPMSolverPP(order=3), solvers.DEIS(order=3), solvers.UniPC(order=2)], ids=str)
+@pytest.mark.parametrize("solver", [solvers.DPMSolverPP(order=3), solvers.DEIS(order=3), solvers.UniPC(predictor_order=2)], ids=str)
 def test_third_order_on_a_uniform_grid(solver):
     # On a uniform variance-preserving grid nothing cancels: two-sided.
     _, errors = convergence(solver, VP)
@@ -96,7 +96,7 @@ def test_third_order_on_a_uniform_grid(solver):
 
 def test_order_is_the_declared_one():
     for solver, order in DETERMINISTIC.items():
-        assert solver.order == (order - 1 if isinstance(solver, solvers.UniPC) else order)
+        assert solver.order == order
 
 
 VARIANCE = 0.25

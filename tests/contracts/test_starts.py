@@ -10,7 +10,7 @@ from scipy import stats
 
 import scorelab as sl
 from scorelab import densities, processes, schedules, starts
-from scorelab.typing import per_example_keys
+from scorelab.randomness import per_example_keys
 
 VP = processes.Gaussian(schedule=schedules.VPLinear())
 LOG = processes.GeometricBrownianMotion(sigma=1.5, mu=0.5)

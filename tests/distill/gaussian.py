@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab import densities, grids, models, processes, schedules
-from scorelab.typing import per_example
+from scorelab.arrays import per_example
 
 MEAN, STD = 0.4, 0.7
 PROCESSES = {

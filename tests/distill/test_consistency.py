@@ -11,11 +11,11 @@ import optax
 import pytest
 
 from scorelab import grids, models, sample, solvers, starts
+from scorelab.arrays import per_example
 from scorelab.distill.consistency import ConsistencyDistillation, ConsistencyTraining
 from scorelab.losses import LogNormalTimes
 from scorelab.models.denoiser import Denoiser
 from scorelab.training import ScoreLearner, fit
-from scorelab.typing import per_example
 
 from .gaussian import MEAN, PROCESSES, STD, centred, consistency, data, levels, t_max, teacher
 

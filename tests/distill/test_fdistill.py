@@ -1,4 +1,4 @@
-"""The learner of f-distill: its gradient against the theorem, who may change in which step, exact parts, resumption, health."""
+"""The learner of f-distill: its gradient against the theorem, who may change in which step, exact parts, resumption, statistics."""
 
 import dataclasses
 import functools
@@ -388,7 +388,7 @@ def test_a_one_step_student_is_a_model_for_any_sampler(sampler, untrained):
     ("name", "times"), [pytest.param("edm", (3.0, 0.8), id="edm"), pytest.param("vp", (1.0, 0.3), id="vp", marks=pytest.mark.long)]
 )
 def test_a_two_step_student_trains_on_what_its_sampler_meets(name, times):
-    # Seen over many draws, half the examples are first-step outputs, half have been through both.
+    # Observation over many draws, half the examples are first-step outputs, half have been through both.
     process = PROCESSES[name]
     student = distill.FewStep(denoiser=small(process), times=times)
     one = distill.FewStep(denoiser=small(process))
@@ -421,7 +421,7 @@ def test_the_teacher_is_an_argument_and_not_in_the_state():
     assert again[0].func is again[1].func  # one program for both teachers
     assert not equal(states[0].params, states[1].params)
     parts = (states[0].params, states[0].fake, states[0].ratio, states[0].opt_states, states[0].averages)
-    assert size == sum(leaf.size for leaf in jax.tree.leaves(parts)) + 1 + 10 + sum(v.size for v in states[0].health.values())
+    assert size == sum(leaf.size for leaf in jax.tree.leaves(parts)) + 1 + 10 + sum(v.size for v in states[0].running.values())
 
 
 # The warm-up is three steps. The tests share the program.
@@ -575,7 +575,7 @@ def test_parts_that_are_not_given_fit_what_is():
     assert isinstance(distill.FDistill(teacher, score_weight=0.0, gan_weight=1.0).fake, distill.NoScore)
 
 
-# Normalisation and health ---------------------------------------------------------------------------------------------
+# Normalisation and running statistics ---------------------------------------------------------------------------------------------
 def test_the_fake_score_learns_from_every_example():
     fake = distill.LearnedScore.at(small(), losses.KarrasTimes())
     x = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
@@ -626,7 +626,7 @@ def test_normalisation_by_hand():
     np.testing.assert_allclose(run(off, l[:4], index[:4], new)[0], np.exp(np.float64(l[:4])), rtol=1e-6)
 
 
-def test_health_of_an_exact_ratio():
+def test_running_statistics_of_an_exact_ratio():
     # E[r] = 1 at every noise level, and the variation of h in closed form: for reverse KL none.
     times = losses.UniformLogSNRTimes(stratified=True)
     learner = exact(distill.ForwardKL(), EDM, times=times, normalisation=distill.Normalisation(), optimizer=optax.sgd(0.0))

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from scorelab import grids, models, sample, solvers, starts
+from scorelab.arrays import per_example
 from scorelab.data import Batches
 from scorelab.distill.pairs import teacher_pairs
 from scorelab.distill.reflow import Reflow, straightness
 from scorelab.losses import LogNormalTimes
+from scorelab.randomness import per_example_keys
 from scorelab.solvers import Nodes
-from scorelab.typing import per_example, per_example_keys
 
 from .gaussian import MEAN, PROCESSES, STD, t_max, teacher
 

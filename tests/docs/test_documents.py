@@ -248,7 +248,7 @@ def test_the_example_of_the_config_page_resolves(tmp_path):
     (example,) = [block for block in blocks("docs/configs.md", "text") if "__gin__" in block]
     (tmp_path / "example.gin").write_text(example)
     sampling = load(str(tmp_path / "example.gin")).experiment.one(Sample)
-    assert sampling.solver == sl.solvers.UniPC(order=3)
+    assert sampling.solver == sl.solvers.UniPC(predictor_order=3)
     assert sampling.grid == sl.grids.Karras(30)
 
 

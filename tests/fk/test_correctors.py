@@ -223,7 +223,7 @@ def test_a_power_that_grows_on_the_way():
 def test_a_reward_without_a_gradient_on_top_of_a_corrector():
     corrected = fk.geometric(FREE, BOUND, 2.0)
     reward = jax.tree_util.Partial(parabola, jnp.asarray(1.0), jnp.asarray(1.0))
-    both = fk.Together((corrected.potential, fk.Difference(reward, 1.0, every=5)))
+    both = fk.SumPotential((corrected.potential, fk.Difference(reward, 1.0, every=5)))
     out = run(fk.Corrected(corrected.model, both, corrected.start))
     x = jnp.asarray(LINE, jnp.float32)[:, None]
     logs = log_density(corrected.model, x, jnp.asarray(T_MIN)) + reward(x)
@@ -489,7 +489,7 @@ def test_a_start_that_does_not_begin_at_the_product_is_refused():
     for corrected, start, t in refused:
         with pytest.raises(ValueError, match=message):
             corrected.potential.check_start(start, corrected.model, t)
-    for potential in (square.potential, fk.Together((square.potential, fk.Difference(reward)))):
+    for potential in (square.potential, fk.SumPotential((square.potential, fk.Difference(reward)))):
         with pytest.raises(ValueError, match=message):
             run(square._replace(potential=potential), start=starts.Prior())
 

@@ -128,8 +128,8 @@ def processes():
     jax.distributed.initialize(os.environ["COORDINATOR"], num_processes=2, process_id=int(os.environ["PROCESS"]))
     import numpy as np
 
+    from scorelab.arrays import on_host
     from scorelab.training import data_mesh
-    from scorelab.typing import on_host
 
     assert (jax.process_count(), jax.device_count(), len(jax.local_devices())) == (2, 4, 2)
     cases = [(populations(None), 512), (populations(), 64 * 8)]

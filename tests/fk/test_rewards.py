@@ -146,7 +146,7 @@ def test_they_steer_and_guide_inside_a_sampler():
     reward = rewards.ClassLogProb(dataset="digits", label=3)
     guided = models.RewardGradient(model=base, reward=reward)
     options = dict(grid=grids.Karras(6), key=jax.random.key(0), shape=(16, 8, 8, 1))
-    potential = fk.Together((fk.Difference(reward, 2.0, every=2), fk.Difference(rewards.Symmetry(), 1.0, every=2)))
+    potential = fk.SumPotential((fk.Difference(reward, 2.0, every=2), fk.Difference(rewards.Symmetry(), 1.0, every=2)))
     out = sample(guided, solver=fk.FeynmanKac(base=BASE, potential=potential, particles=8), **options)
     assert np.all(np.isfinite(out.log_z))
     # Conditions in the place of a label: populations of two classes.

@@ -91,7 +91,7 @@ OUTSIDE = fk.Posterior(samples=3, data_std=1.0, temper_inside=False)
         fk.FinalOnly(PARABOLA, SCALE),
         fk.Difference(PARABOLA, SCALE, every=3, window=(0.2, 0.9), temper=lambda p: p**2),
         pytest.param(fk.Difference(reward, SCALE, every=5, intermediate=OUTSIDE), marks=pytest.mark.long),
-        fk.Together(
+        fk.SumPotential(
             (fk.Difference(reward, 0.5 * SCALE, every=5), fk.Difference(reward, 0.5 * SCALE, every=7, intermediate=LEARNED))
         ),
         pytest.param(fk.Difference(PARABOLA, SCALE, every=3, window=(0.2, 0.9)), marks=pytest.mark.long),
@@ -168,14 +168,14 @@ def test_dropping_the_weights_where_nothing_is_resampled_would_be_seen():
     assert abs(mean.mean() - MEAN) > 5 * mean.std() / np.sqrt(GROUPS)
 
 
-RULES = (fk.Difference, fk.Max, fk.Sum, fk.AsIs, fk.FinalOnly)
+RULES = (fk.Difference, fk.Max, fk.Sum, fk.Current, fk.FinalOnly)
 
 
 def recorded(*rules):
     """Three populations of eight under all the rules at once, with their paths and ancestors."""
     with jax.enable_x64(True):
         parts = [rule(reward, SCALE, every=5) for rule in rules]
-        potential = parts[0] if len(parts) == 1 else fk.Together(tuple(parts))
+        potential = parts[0] if len(parts) == 1 else fk.SumPotential(tuple(parts))
         solver = fk.FeynmanKac(base=BASE, potential=potential, policy=fk.Every(10), particles=8, record_ancestors=True)
         return sample(MODEL, solver=solver, grid=GRID, key=KEY, shape=(24, 1), keep="all")
 
@@ -231,7 +231,7 @@ def replayed(rule, out, every, again):
         value = -0.5 * SCALE * (believed.reshape(groups, particles) - CENTRE) ** 2
         if rule is fk.Difference:
             gain = value - total
-        elif rule is fk.AsIs:
+        elif rule is fk.Current:
             gain = value
         else:
             memory = np.maximum(memory, value) if rule is fk.Max else memory + value
@@ -451,8 +451,8 @@ def sampled(solver):
         (lambda: run(fk.Difference(reward, SCALE, every=1000), groups=1), ValueError, "every = 1000, .* leave no event"),
         (lambda: run(fk.Difference(reward, SCALE, window=(0.991, 0.999)), groups=1), ValueError, "leave no event"),
         (lambda: fk.Posterior(samples=0), ValueError, "samples = 0"),
-        (lambda: fk.Together((fk.Zero(), fk.Corrector())), ValueError, "first place"),
-        (lambda: fk.Together(()), ValueError, "at least one"),
+        (lambda: fk.SumPotential((fk.Zero(), fk.Corrector())), ValueError, "first place"),
+        (lambda: fk.SumPotential(()), ValueError, "at least one"),
         (lambda: fk.Difference(reward, "2"), TypeError, "scale = '2'"),
         (lambda: fk.Difference(reward, np.nan), ValueError, "scale = nan: expected a finite number"),
         (lambda: fk.Difference(reward, jnp.ones(4)), TypeError, "Difference.scale = .*: expected a number"),

@@ -13,7 +13,7 @@ from scorelab.data import Named, Transform
 from scorelab.data.memory import memory_size, require_memory
 from scorelab.errors import ConfigError, ConfigWarning
 from scorelab.experiment import DataSpec, Evaluate, ImageEvaluation, Sample
-from scorelab.experiment.check import check
+from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.metrics import Features, SmallCNN, pixels, small_cnn
 from scorelab.processes import Gaussian

@@ -18,15 +18,15 @@ from scorelab import (
     distill,
     experiment,
     grids,
-    kept,
     models,
-    pairs,
     pretrained,
     processes,
     schedules,
     solvers,
 )
 from scorelab.errors import ConfigError
+from scorelab.experiment import Pairs, check, pairs
+from scorelab.pretrained.kept import read
 from scorelab.run.cli import main
 
 SETS = (
@@ -56,7 +56,7 @@ def test_a_run_leaves_samples_scores_and_diagnostics(whole):
     with np.load(whole / "samples.npz") as file:
         assert file["x"].shape == (20, 8, 8, 1)
         assert json.loads(str(file["record"]))["model_calls"] == 1
-    assert "Diagnostics" in (whole / "report.html").read_text()
+    assert "What the learner says of itself" in (whole / "report.html").read_text()
     # The teacher is named by the hash of its parameters, and not stored again.
     specs = json.loads((whole / "specs.json").read_text())
     assert "sha256" in json.dumps(specs["learner"]["teacher"])
@@ -82,7 +82,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(whole, tmp_path):
 
 def test_a_kept_model_is_what_was_trained(whole, tmp_path):
     file = pretrained.keep(whole, tmp_path / "student.npz")
-    experiment, model, record = kept.read(file)
+    experiment, model, record = read(file)
     assert record["step"] == 12
     assert experiment.data.name == "digits"
     again = pretrained.model(str(whole))
@@ -90,11 +90,11 @@ def test_a_kept_model_is_what_was_trained(whole, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
     (tmp_path / "other.npz").write_bytes(b"no archive")
     with pytest.raises(ConfigError, match="not a model written by"):
-        kept.read(tmp_path / "other.npz")
+        read(tmp_path / "other.npz")
 
 
 def test_a_missing_teacher_is_named():
-    with pytest.raises(ConfigError, match=r"kept\.model\.path = 'nowhere\.npz': no such file or folder; expected a model kept by"):
+    with pytest.raises(ConfigError, match=r"pretrained\.model\.name = 'nowhere\.npz': no such model, file or folder; expected "):
         config.load(NAME, ["TEACHER_FILE = 'nowhere.npz'"])
 
 
@@ -107,8 +107,8 @@ def test_pairs_are_beside_the_data_and_on_the_flow_of_the_teacher():
     teacher = models.ExactModel(densities.Gaussian.diagonal(np.zeros((8, 8, 1)), deviation**2), process)
     walk = dict(solver=solvers.Heun(), grid=grids.Karras(160))
     spec = experiment.DataSpec(
-        name="digits", transform=data.Pixels(levels=17), labels=True,
-        pairs=pairs.Pairs(teacher=teacher, n=50, batch_size=25, seed=3, chunk=20, **walk),
+        dataset=data.Named(name="digits"), transform=data.Pixels(levels=17), labels=True,
+        pairs=Pairs(teacher=teacher, n=50, batch_size=25, seed=3, chunk=20, **walk),
     )  # fmt: skip
     batches = spec.batches(16, 0)
     assert isinstance(batches, distill.WithPairs)
@@ -131,7 +131,12 @@ def test_pairs_are_beside_the_data_and_on_the_flow_of_the_teacher():
 
 @pytest.mark.long
 def test_a_run_with_pairs_reads_them_in_training_alone(tmp_path, monkeypatch):
-    small = ("pairs.Pairs.n = 16", "pairs.Pairs.batch_size = 8", "pairs/grids.Karras.steps = 2", "distill.FDistill.ema = None")
+    small = (
+        "experiment.Pairs.n = 16",
+        "experiment.Pairs.batch_size = 8",
+        "pairs/grids.Karras.steps = 2",
+        "distill.FDistill.ema = None",
+    )
     short = tuple(binding for binding in SETS if not binding.startswith("distill."))
     bindings = [part for binding in (*short, *small) for part in ("--set", binding)]
     root = str(tmp_path / "run")
@@ -148,11 +153,11 @@ def test_a_run_with_pairs_reads_them_in_training_alone(tmp_path, monkeypatch):
     ("change", "match"),
     [
         ("pairs/solvers.Heun.churn = 10.0", r"Pairs\.solver = Heun\(.*draws noise: expected a deterministic solver"),
-        ("pairs.Pairs.batch_size = 3000", r"Pairs\.batch_size = 3000: expected at most the 2000 pairs"),
+        ("experiment.Pairs.batch_size = 3000", r"Pairs\.batch_size = 3000: expected at most the 2000 pairs"),
         ("experiment.DataSpec.pairs = None", r"FDistill\.pair_weight = 0\.25 without DataSpec\.pairs: expected Pairs"),
         ("experiment.DataSpec.pairs = 3", r"DataSpec\.pairs = 3"),
     ],
 )
 def test_errors_of_pairs_name_the_field(change, match):
     with pytest.raises((ConfigError, ValueError, TypeError), match=match):
-        config.load(DMD, [change])
+        check(config.load(DMD, [change]).experiment)

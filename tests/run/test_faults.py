@@ -21,12 +21,16 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from scorelab import config, kept, lock, pipeline, pretrained, train, trust
+from scorelab import config, pretrained
+from scorelab.config import trust
 from scorelab.errors import ConfigError
+from scorelab.experiment import Report, Run, train
 from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.experiment.sample import _weights, read_samples
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import DamagedFile, read_npz, write_npz
+from scorelab.pretrained.kept import read
+from scorelab.run import lock, pipeline
 from scorelab.run.lock import Lock
 from scorelab.training import Learner, NonFiniteState, Prepared, fit
 from tests.run.conftest import TINY, with_sets
@@ -67,7 +71,7 @@ class Ones:
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class Observation:
     every: int
     steps: list = dataclasses.field(default_factory=list, compare=False)
 
@@ -82,17 +86,17 @@ def train_adder(last, hook, **more):
 @pytest.mark.parametrize("last", [np.nan, np.inf, -np.inf])
 def test_a_state_that_is_not_finite_reaches_no_hook(last):
     """The loss of a step is that of the parameters before it, so only the state itself shows what the last update made."""
-    hook = Seen(2)
+    hook = Observation(2)
     with pytest.raises(NonFiniteState, match=r"state\.params\['w'\] is not finite after step 6") as caught:
         train_adder(last, hook)
     assert (caught.value.step, [step for step, *_ in hook.steps]) == (6, [2, 4])
 
 
 def test_an_optimiser_may_keep_infinity_and_a_stop_is_the_last_step():
-    hook = Seen(2)
+    hook = Observation(2)
     assert int(train_adder(1.0, hook).step) == 6
     asked = iter([False, False, True])
-    hook = Seen(2)
+    hook = Observation(2)
     state = train_adder(1.0, hook, stop=lambda: next(asked))
     assert hook.steps == [(2, 2.0, 1), (3, 3.0, 3)]
     state = fit(Adder(1.0), Ones(), steps=6, key=jax.random.key(0), hooks=(hook,), log_every=4, state=state)
@@ -581,7 +585,8 @@ def test_pictures_never_lie_beside_samples_of_another_sampler(tmp_path, tiny_run
     assert not (root / "trajectory.png").exists()
     # The scores there are those of samples that are gone, and a report made now leaves them out.
     (root / "metrics.json").write_text((root / "metrics.json").read_text().replace('"samples_sha256": "', '"samples_sha256": "0'))
-    pipeline.write_report(config.load(str(root / "config.gin")), Workdir(root), pipeline.Console())
+    loaded = config.load(str(root / "config.gin"))
+    Report()(Run(experiment=loaded.experiment, workdir=Workdir(root), name=loaded.name, text=loaded.text))
     text = (root / "report.html").read_text()
     assert "Scores</h2>" not in text
     assert "64 of step 20" in text
@@ -612,7 +617,7 @@ from scorelab import experiment
 
 
 def carried(tmp_path, imports, binding):
-    text = f"{HEAD}{imports}\n{SAFE}\nexperiment.Experiment.evaluation = {binding}\n"
+    text = f"{HEAD}{imports}\n{SAFE}\nexperiment.Experiment.stages = {binding}\n"
     (tmp_path / "carried.gin").write_text(text)
     config.load(str(tmp_path / "carried.gin"), carried=True)
 
@@ -632,7 +637,10 @@ def carried(tmp_path, imports, binding):
         ("import flax", "@flax.serialization.msgpack_restore()"),
         ("from scorelab.run import cli", "@cli.main()"),
         ("from scorelab.run import pipeline", "@pipeline.from_config()"),
-        ("from scorelab.run import trust", "@trust.allowing()"),
+        ("from scorelab.config import trust", "@trust.allowing()"),
+        ("from scorelab import config", "@config.load()"),
+        ("", "@experiment.sample.np.load()"),
+        ("", "@experiment.train.json.load()"),
         ("from scorelab import files", "@files.write_text()"),
         ("from scorelab import pretrained", "@pretrained.keep()"),
         ("from scorelab import pretrained", "@pretrained.write_npz()"),
@@ -669,7 +677,7 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
     with pytest.raises(ConfigError, match="came with data"):
         carried(tmp_path, "import collections", "@collections.OrderedDict")
     # The caller's own config may import what it likes, as ever.
-    own = f"{HEAD}import collections\n{SAFE}experiment.Experiment.evaluation = @collections.OrderedDict"
+    own = f"{HEAD}import collections\n{SAFE}experiment.Experiment.stages = @collections.OrderedDict"
     (tmp_path / "own.gin").write_text(own)
     with read:
         config.load(str(tmp_path / "own.gin"))
@@ -681,7 +689,7 @@ def test_kept_models_and_work_directories_are_such_configs(tmp_path, tiny_run, s
     text += f"\nsubprocess.run.args = ['touch', '{mark}']\nexperiment.Evaluate.evaluations = (@subprocess.run(),)\n"
     file = write_npz(tmp_path / "model.npz", {"record": np.asarray(json.dumps({"config": text})), "p000": np.zeros(3)})
     with pytest.raises(ConfigError, match=r"model\.npz: its config:\d+: this config came with data and imports subprocess"):
-        kept.read(file)
+        read(file)
     with pytest.raises(ConfigError, match="imports subprocess"):
         pretrained.model(str(file))
     root = tmp_path / "run"
@@ -694,7 +702,7 @@ def test_kept_models_and_work_directories_are_such_configs(tmp_path, tiny_run, s
     assert not mark.exists()
     with trust.allowing("subprocess"), pytest.raises(ConfigError, match="CompletedProcess"):
         # What it does when it is trusted.
-        kept.read(file)
+        read(file)
     assert mark.exists()
 
 
@@ -705,26 +713,26 @@ def test_a_kept_model_holds_no_more_than_its_network(tmp_path, tiny_run):
     write_npz(file, arrays | {"p000": np.zeros(1 << 26, np.uint8)})
     assert file.stat().st_size < 1 << 18
     with pytest.raises(ConfigError, match=r"model\.npz: damaged.*when unpacked, expected at most"):
-        kept.read(file)
+        read(file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("record.npy", b"nonsense")
     with pytest.raises(ConfigError, match="not a model written by"):
-        kept.read(file)
+        read(file)
 
 
 def test_the_log_joins_a_window_that_was_cut(tmp_path):
     """Numbers of a window that a stop cut in two are those of the whole; a kill between the two keeps the piece."""
     path = tmp_path / "metrics.jsonl"
-    experiment = types.SimpleNamespace(log_every=5, checkpoint_every=10, steps=20)
+    stage = train.Train(log_every=5, checkpoint_every=10, steps=20)
     values = np.random.default_rng(0).normal(size=5).astype(np.float32)
     window = lambda first, last: train.Window(first, last, {"loss": values[first - 1 : last]})
-    train._Log(experiment, Workdir(tmp_path), 0)(window(1, 2))
+    train._Log(stage, Workdir(tmp_path), 0)(window(1, 2))
     piece = path.read_bytes()
     for _ in range(2):
-        train._Log(experiment, Workdir(tmp_path), 2)
+        train._Log(stage, Workdir(tmp_path), 2)
         assert path.read_bytes() == piece
     for _ in range(2):
         # The second time as after a kill that came before the next checkpoint.
-        train._Log(experiment, Workdir(tmp_path), 2)(window(3, 5))
+        train._Log(stage, Workdir(tmp_path), 2)(window(3, 5))
         (record,) = [record for _, record in read_lines(path)]
         assert record == {"step": 5, "first": 1, "loss": float(np.mean(values, dtype=np.float64))}

@@ -65,7 +65,8 @@ def error(solver, name, steps):
 
 
 THIRD = [
-    solvers.DPMSolverPP(order=3), solvers.DEIS(order=3), solvers.DEIS(order=4), solvers.UniPC(order=2), solvers.UniPC(order=3),
+    solvers.DPMSolverPP(order=3), solvers.DEIS(order=3), solvers.DEIS(order=4),
+    solvers.UniPC(predictor_order=2), solvers.UniPC(predictor_order=3),
 ]  # fmt: skip
 
 

@@ -19,8 +19,9 @@ import optax
 import pytest
 
 import scorelab as sl
+from scorelab.arrays import per_example
 from scorelab.processes import HasVelocity
-from scorelab.typing import per_example, per_example_keys
+from scorelab.randomness import per_example_keys
 
 KEY = jax.random.key(0)
 DATA, BASE = (np.array([1.0, -2.0]), 0.5), (np.array([-3.0, 0.5]), 2.0)

@@ -17,8 +17,8 @@ from scipy import stats
 
 import scorelab as sl
 from scorelab import fk
+from scorelab.arrays import per_example
 from scorelab.processes import HasLogits, JointPrediction
-from scorelab.typing import per_example
 
 KEY = jax.random.key(0)
 WEIGHTS, MEANS, STD = np.array([0.5, 0.3, 0.2]), np.array([-2.0, 0.0, 3.0]), 0.4

@@ -8,8 +8,8 @@ import pytest
 from scorelab import config as configs
 from scorelab import data, densities, grids, processes, starts
 from scorelab.data import Named
-from scorelab.experiment import DataSpec, Sample
-from scorelab.experiment.check import check
+from scorelab.experiment import DataSpec, Sample, Train
+from scorelab.experiment.checks import check
 from scorelab.experiment.starts import DataTeleport
 
 from .targets import EDM
@@ -80,4 +80,4 @@ def test_a_start_that_skips_is_checked_too():
     start = starts.Teleport(densities.Gaussian(np.zeros((8, 8, 1)), 1.0), skip_steps=18)
     sampling = dataclasses.replace(experiment.one(Sample), start=start)
     with pytest.raises(ValueError, match="skip_steps = 18"):
-        check(dataclasses.replace(experiment, sampling=sampling))
+        check(dataclasses.replace(experiment, stages=(experiment.one(Train), sampling)))

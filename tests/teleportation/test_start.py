@@ -82,7 +82,7 @@ def test_a_short_grid_can_begin_where_the_jump_ends():
 
 
 # A solver sees the tail of the grid and nothing else; those with a memory and with noise say so, and the others in the long tail.
-SOME = [solvers.DPMSolverPP(order=3), solvers.UniPC(order=3), solvers.EulerMaruyama()]
+SOME = [solvers.DPMSolverPP(order=3), solvers.UniPC(predictor_order=3), solvers.EulerMaruyama()]
 
 
 @pytest.mark.parametrize("solver", [s if s in SOME else pytest.param(s, marks=pytest.mark.long) for s in SOLVERS], ids=repr)

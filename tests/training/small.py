@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from scorelab.arrays import Array, Pytree
 from scorelab.losses import DenoisingScoreMatching, EDMWeighting, LogNormalTimes
 from scorelab.models import FunctionModel
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes import Gaussian
 from scorelab.schedules import EDM
 from scorelab.training import EMA, Learner, ScoreLearner
-from scorelab.typing import Array, Pytree
 
 PROCESS = Gaussian(schedule=EDM())
 

@@ -155,5 +155,5 @@ def test_a_network_with_fixed_signs_learns_the_digits():
     for name in ("w1", "w2"):
         np.testing.assert_array_equal(jnp.sign(params[name]), jnp.sign(first[name]))
     accuracy = float((logits(params, scaled(test)).argmax(-1) == test.label).mean())
-    # Seen: 0.97; one standard error of 297 test images is 0.01.
+    # Observation: 0.97; one standard error of 297 test images is 0.01.
     assert accuracy > 0.94

@@ -12,7 +12,7 @@ from scorelab.models.nets.layers import (
     check_common,
     check_inputs,
 )
-from scorelab.typing import require_int
+from scorelab.validation import require_int
 
 
 def patchify(x: jax.Array, patch: int) -> jax.Array:

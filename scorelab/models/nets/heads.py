@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.models.nets.layers import Conv, Embedding
-from scorelab.typing import require_int
+from scorelab.validation import require_int
 
 
 class Heads(nn.Module):

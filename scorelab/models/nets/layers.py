@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange, repeat
 
 from scorelab.models.nets.conv import conv2d
-from scorelab.typing import require_int
+from scorelab.validation import require_int
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.models.nets.layers import Embedding, check_common, check_inputs
-from scorelab.typing import require_int
+from scorelab.validation import require_int
 
 
 class Layer(nn.Module):

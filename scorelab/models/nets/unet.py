@@ -14,7 +14,7 @@ from scorelab.models.nets.layers import (
     check_inputs,
     group_count,
 )
-from scorelab.typing import require_int
+from scorelab.validation import require_int
 
 
 class ResBlock(nn.Module):

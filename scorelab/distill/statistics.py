@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, on_host
 from scorelab.distill.normalisation import Bins
-from scorelab.typing import Array, on_host
 
 # Weight of the past: the statistics span some hundred steps.
 DECAY = 0.99
@@ -19,7 +19,7 @@ _NAMES = {
 }
 
 
-class Health:
+class RunningStatistics:
     r"""Sums in bins of the noise level, decayed, as a dict of ``(bins,)`` arrays in the state.
 
     Read, with the mean over the student's samples:
@@ -42,19 +42,19 @@ class Health:
         return {name: jnp.zeros(count, jnp.float32) for name in names}
 
     @staticmethod
-    def add(health: dict[str, Array], bins: Bins, index: Array, group: str, values: Mapping[str, Array]) -> dict[str, Array]:
+    def add(running: dict[str, Array], bins: Bins, index: Array, group: str, values: Mapping[str, Array]) -> dict[str, Array]:
         """With the values ``(n,)`` of one step, in the bins ``index``; a name that is not given is unknown from then on."""
         known = {"count": jnp.ones(index.shape, jnp.float32), **values}
-        new = dict(health)
+        new = dict(running)
         for name in ("count", *_NAMES[group]):
             value = known.get(name, jnp.full(index.shape, jnp.nan)).astype(jnp.float32)
-            new[f"{group}_{name}"] = DECAY * health[f"{group}_{name}"] + bins.sums(index, value)
+            new[f"{group}_{name}"] = DECAY * running[f"{group}_{name}"] + bins.sums(index, value)
         return new
 
     @staticmethod
-    def read(health: dict[str, Array], bins: Bins) -> dict[str, np.ndarray]:
+    def read(running: dict[str, Array], bins: Bins) -> dict[str, np.ndarray]:
         """See the class; and ``noise``, the noise ratio of each bin, and ``count``. NaN where nothing was seen."""
-        sums = {name: np.asarray(on_host(value), np.float64) for name, value in health.items()}
+        sums = {name: np.asarray(on_host(value), np.float64) for name, value in running.items()}
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = {n: v / sums[f"{n.split('_')[0]}_count"] for n, v in sums.items()}
             variance = mean["student_h_square"] - mean["student_h"] ** 2

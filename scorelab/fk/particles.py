@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from scorelab.fk.policies import Moved
+from scorelab.arrays import Array, Pytree
+from scorelab.fk.policies import ResampleResult
 from scorelab.fk.weights import usable
-from scorelab.typing import Array, Pytree
 
 
 class WeightsWarning(UserWarning):
     """Log-weights or rewards that were NaN or ``+inf``, or a population in which no weight was above zero."""
 
 
-class Cloud(NamedTuple):
+class ParticleState(NamedTuple):
     """The memory of a run. The first four have a leading axis of particles, and are gathered together.
 
     Attributes:
@@ -57,7 +57,7 @@ def add(log_w: Array, increment: Array, groups: int, clip: float | None) -> tupl
     return log_w, bad, clipped
 
 
-def gather(moved: Moved, everything: Pytree, groups: int) -> Pytree:
+def gather(moved: ResampleResult, everything: Pytree, groups: int) -> Pytree:
     """One gather for all that belongs to a particle."""
     particles = moved.index.shape[1]
 

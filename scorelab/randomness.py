@@ -1,0 +1,30 @@
+"""Random numbers example by example: what an example draws depends on its key alone, never on the batch around it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from scorelab.arrays import Array, Key
+from scorelab.validation import require_shape
+
+
+def per_example_keys(key: Key, ids: Array) -> Key:
+    """One key per sample id: what a sample draws depends on its id, never on the batch around it."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+
+
+def folded(keys: Key, stream: Array | int) -> Key:
+    """Of every key another one, for a stream of its own."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
+
+
+def per_example_normal(keys: Key, like: Array) -> Array:
+    """Standard normal noise shaped like ``like``, row ``i`` drawn from ``keys[i]``.
+
+    Floating point numbers in the place of keys are that noise itself: who steps a solver by hand may say what is drawn.
+    """
+    if jnp.issubdtype(keys.dtype, jnp.floating):
+        require_shape("noise in the place of keys", keys, like)
+        return keys.astype(like.dtype)
+    return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
