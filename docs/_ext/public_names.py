@@ -1,0 +1,82 @@
+"""References to an object by any of its names lead to where the reference describes it.
+
+A type in a signature is named after the file that defines it (``scorelab.processes.base.Process``); the reference lists it once,
+under its public name. What other libraries define is shown without a link: their addresses are known to no build without a network.
+"""
+
+import sys
+from functools import cache
+from importlib import import_module
+
+
+def resolve(name):
+    """The object of a dotted name, or None."""
+    parts = name.split(".")
+    for i in range(len(parts), 0, -1):
+        try:
+            found = import_module(".".join(parts[:i]))
+        except ImportError:
+            continue
+        for part in parts[i:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+def identity(found):
+    found = getattr(found, "fget", None) or found
+    return getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+
+
+def public(domain):
+    """The names under which the reference describes objects, by what the objects are called where they are defined."""
+    names = {}
+    for name in domain.objects:
+        names.setdefault(identity(resolve(name)), name)
+    return names
+
+
+def missing_reference(app, env, node, contnode):
+    if node.get("refdomain") != "py":
+        return None
+    domain, target, module = env.domains.python_domain, node["reftarget"], node.get("py:module")
+    if not hasattr(app, "public_names"):
+        app.public_names = public(domain)
+    scopes = (f"{module}.", f"{module}.{node.get('py:class')}.", "scorelab.", "")
+    found = next((found for scope in scopes if (found := resolve(scope + target)) is not None), None)
+    where, name = identity(found)
+    if (where, name) in app.public_names:
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", app.public_names[where, name], node, contnode)
+    # A role in a docstring leads somewhere; the types of a signature need not be listed.
+    ours = name is not None and where.startswith("scorelab")
+    return contnode if "refexplicit" not in node or (found is not None and not ours) else None
+
+
+def is_public(cls):
+    """Whether the module right below ``scorelab``, or a package further down, has a class of another file or its own."""
+    parts = cls.__module__.split(".")
+    if parts[0] != "scorelab":
+        return True
+    modules = [sys.modules.get(".".join(parts[:i])) for i in range(2, len(parts) + 1)]
+    homes = [module for i, module in enumerate(modules) if i == 0 or hasattr(module, "__path__")]
+    return not cls.__name__.startswith("_") and any(getattr(home, cls.__name__, None) is cls for home in homes)
+
+
+def public_bases(app, name, cls, options, bases):
+    """In the place of a base that no package exports stand the bases of that base."""
+
+    def of(bases):
+        for base in bases:
+            plain = getattr(base, "__origin__", base)
+            if plain is not object and is_public(plain):
+                yield base
+            else:
+                yield from of(plain.__bases__)
+
+    bases[:] = list(dict.fromkeys(of(bases))) or [object]
+
+
+def setup(app):
+    app.connect("missing-reference", missing_reference)
+    app.connect("autodoc-process-bases", public_bases)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
