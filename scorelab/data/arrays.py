@@ -14,9 +14,9 @@ from scorelab.typing import require_spec
 class Arrays:
     """One split of one data set, read-only.
 
-    `x` is uint8 (n, height, width, channels) with values 0 .. levels - 1, or float32 (n, d) with
-    `levels=None`; `label` is int32 (n,) with values 0 .. num_classes - 1, or None. `sha256` is the hash of
-    the bytes of `x` followed by those of `label`, in C order: equal hashes mean that equal arrays were
+    ``x`` is uint8 (n, height, width, channels) with values 0 .. levels - 1, or float32 (n, d) with
+    ``levels=None``; ``label`` is int32 (n,) with values 0 .. num_classes - 1, or None. ``sha256`` is the hash of
+    the bytes of ``x`` followed by those of ``label``, in C order: equal hashes mean that equal arrays were
     trained on, whatever file they came from.
     """
 
@@ -67,5 +67,5 @@ class Arrays:
         return self.x.shape[1:]
 
     def columns(self) -> dict[str, np.ndarray]:
-        """`{"x": ...}`, with `"label"` where there are labels."""
+        """``{"x": ...}``, with ``"label"`` where there are labels."""
         return {"x": self.x} if self.label is None else {"x": self.x, "label": self.label}

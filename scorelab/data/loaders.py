@@ -1,4 +1,4 @@
-"""How each kind of data set becomes `Arrays`; which sets exist is written in `registry.py`."""
+"""How each kind of data set becomes ``Arrays``; which sets exist is written in ``registry.py``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COPIES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a caller of `load` asked for beside the name and the split."""
+    """What a caller of ``load`` asked for beside the name and the split."""
 
     data_dir: str | os.PathLike[str] | None = None
     download: bool = True
@@ -35,7 +35,7 @@ class Request:
         return Shelf(dataset=dataset, folders=folders, data_dir=self.data_dir, may_download=self.download)
 
     def refuse_sampling(self, dataset: str) -> None:
-        """Raise where `n` or `seed` was given for a set of fixed content."""
+        """Raise where ``n`` or ``seed`` was given for a set of fixed content."""
         for field in ("n", "seed"):
             if getattr(self, field) is not None:
                 raise ValueError(f"{field}={getattr(self, field)} for {dataset}: only the generated sets take {field}")
@@ -46,7 +46,7 @@ class DataSet(Protocol):
 
     @property
     def name(self) -> str:
-        """The name `load` finds it by."""
+        """The name ``load`` finds it by."""
         ...
 
     @property
@@ -65,7 +65,7 @@ def _folders(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class IdxSplit:
-    """Image file and label file of one split; `shape` is (n, height, width)."""
+    """Image file and label file of one split; ``shape`` is (n, height, width)."""
 
     images: PublishedFile
     labels: PublishedFile
@@ -119,7 +119,7 @@ class Halves:
 
 @dataclass(frozen=True, kw_only=True)
 class CifarBinary:
-    """CIFAR-10 from its binary archive, `records` images a member (the Python archive is a pickle)."""
+    """CIFAR-10 from its binary archive, ``records`` images a member (the Python archive is a pickle)."""
 
     name: str
     archive: PublishedFile
@@ -152,7 +152,7 @@ class NpzImages:
     splits: tuple[str, ...] = ("train",)
 
     def load(self, split: str, request: Request) -> Arrays:
-        """Images of `shape` with 256 levels, no labels."""
+        """Images of ``shape`` with 256 levels, no labels."""
 
         def inspect(raw: bytes, path: Path) -> None:
             read_npz_images(raw, self.key, self.shape, path)

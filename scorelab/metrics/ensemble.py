@@ -1,8 +1,8 @@
 """Scores of ensembles against the truth: error of the mean, spread, CRPS, and ranks.
 
 An ensemble is an array (members, cases, *event), the truth (cases, *event): one case of many points is
-`x[:, None]` and `truth[None]`. Weights are (members,) or (members, cases), not negative; they are normalised.
-A score averages over points and cases; its `n` counts members, its `reference_n` cases, and its `stderr` is
+``x[:, None]`` and ``truth[None]``. Weights are (members,) or (members, cases), not negative; they are normalised.
+A score averages over points and cases; its ``n`` counts members, its ``reference_n`` cases, and its ``stderr`` is
 over cases (None for one case), since the points of one case are not independent. With the weights w of a case
 summing to 1, 1 / sum w^2 takes the place of the number of members M in every correction for a finite ensemble.
 """

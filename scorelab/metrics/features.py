@@ -15,7 +15,7 @@ from scorelab.metrics import smallcnn
 
 
 class Features(Protocol):
-    """What every metric takes: `features(images)` -> (n, d), and an `id` printed beside every score."""
+    """What every metric takes: ``features(images)`` -> (n, d), and an ``id`` printed beside every score."""
 
     @property
     def id(self) -> str:
@@ -45,7 +45,7 @@ class RawPixels:
 
     @property
     def id(self) -> str:
-        """`pixels`."""
+        """``pixels``."""
         return "pixels"
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -73,8 +73,8 @@ class SmallCNN:
     """The stored classifier of one data set: its 64 features, its logits, its class probabilities.
 
     Input everywhere: uint8 images (n, height, width, channels) with values 0 .. levels - 1, seen by the
-    network as (x + 1/2) / levels, which is `Pixels(levels=levels, low=0, high=1).encode(x)`. Only
-    `unit_logits` takes those floats, so that a reward can be differentiated. Two extractors are equal when
+    network as (x + 1/2) / levels, which is ``Pixels(levels=levels, low=0, high=1).encode(x)``. Only
+    ``unit_logits`` takes those floats, so that a reward can be differentiated. Two extractors are equal when
     their ids (so their weights) are.
     """
 
@@ -123,8 +123,8 @@ class SmallCNN:
 
         For values on [low, high] pass (y - low) / (high - low).
 
-        The gradient of a plain convolution inside `lax.scan` is slower on the CPU than outside, for wide
-        layers many times: set `loop_safe` there.
+        The gradient of a plain convolution inside ``lax.scan`` is slower on the CPU than outside, for wide
+        layers many times: set ``loop_safe`` there.
         """
         unit = jnp.asarray(unit, jnp.float32)
         return smallcnn.apply(self.params, unit, self.architecture, loop_safe=loop_safe)[1]
@@ -136,9 +136,9 @@ def pixels(levels: int = 256) -> RawPixels:
 
 
 def small_cnn(dataset_name: str, *, folder: Path | None = None) -> SmallCNN:
-    """The stored classifier trained on `dataset_name`, its weights checked against the recorded SHA-256.
+    """The stored classifier trained on ``dataset_name``, its weights checked against the recorded SHA-256.
 
-    `folder` is where `index.json` and the weights lie, by default inside the package. `.record` tells how
+    ``folder`` is where ``index.json`` and the weights lie, by default inside the package. ``.record`` tells how
     they were made: data hash, command, seed, versions, test accuracy. Raises WeightsError.
     """
     params, architecture, record = smallcnn.restore(dataset_name, smallcnn.WEIGHTS if folder is None else folder)

@@ -46,7 +46,7 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
 def frechet(x: np.ndarray, y: np.ndarray, features: Features) -> Score:
     """Frechet distance between the feature laws of two sample sets, named "FID-<extractor id>".
 
-    Means and unbiased covariances of `features(x)` and `features(y)`, each (n, d) with n >= 2. The estimate
+    Means and unbiased covariances of ``features(x)`` and ``features(y)``, each (n, d) with n >= 2. The estimate
     is biased upwards by a term of order 1 / n: compare at equal n only, and read it against the floor.
     Source: Heusel et al., "GANs trained by a two time-scale update rule", 2017, arXiv 1706.08500, equation 6.
     """

@@ -59,7 +59,7 @@ def sliced_wasserstein(
 ) -> Score:
     """(mean over directions u of W_p^p(u . x, u . y))^(1 / p), directions uniform on the sphere.
 
-    x: (n, d), y: (m, d), n and m may differ. `stderr` is that of the average over directions, carried
+    x: (n, d), y: (m, d), n and m may differ. ``stderr`` is that of the average over directions, carried
     through the root; the sampling error of x and y comes on top. For y = x + v the expectation at p = 2 is
     |v| / sqrt(d).
     Source: Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures", 2015.
@@ -117,18 +117,18 @@ def sinkhorn(
 ) -> Score:
     """Sinkhorn divergence OT_e(x, y) - OT_e(x, x) / 2 - OT_e(y, y) / 2 with cost |a - b|^2.
 
-    Not negative, and zero for x = y to within 1e-6 `epsilon`, however far the potentials have converged.
+    Not negative, and zero for x = y to within 1e-6 ``epsilon``, however far the potentials have converged.
 
-    OT_e is the transport cost plus `epsilon` times the Kullback-Leibler divergence of the plan to the
-    product law, so `epsilon` has the unit of a squared distance; towards 0 the value goes to W_2^2. Both
+    OT_e is the transport cost plus ``epsilon`` times the Kullback-Leibler divergence of the plan to the
+    product law, so ``epsilon`` has the unit of a squared distance; towards 0 the value goes to W_2^2. Both
     clouds are moved by the mean of y first, which changes nothing but rounding. The potentials are found
     in float32 (float64 if jax has it enabled), memory n m. The value is the dual one, in float64: any
     potentials bound OT_e(x, y) from below, and the better ones of (f, g) and (p, q) are taken, where p and
     q are those of the two self terms. With (p, q) the divergence is epsilon / 2 times the squared kernel
     distance of two measures, so that the better of the two is not negative.
 
-    Errors: `epsilon` not positive; RuntimeError if the marginal error is above `threshold` after
-    `max_iterations`.
+    Errors: ``epsilon`` not positive; RuntimeError if the marginal error is above ``threshold`` after
+    ``max_iterations``.
     Source: Feydy et al., "Interpolating between optimal transport and MMD", 2019, arXiv 1810.08278,
     equation 3 and the proof of theorem 1.
     """

@@ -55,7 +55,7 @@ def hill_number(eigenvalues: np.ndarray, q: float) -> float:
 def vendi_from_kernel(kernel: np.ndarray, q: float = 1.0, weights: np.ndarray | None = None) -> float:
     """Vendi score VS_q of a positive semi-definite similarity matrix K (n, n) with ones on the diagonal.
 
-    Hill number of order q of the eigenvalues of diag(sqrt p) K diag(sqrt p), p = `weights` or 1 / n: n for
+    Hill number of order q of the eigenvalues of diag(sqrt p) K diag(sqrt p), p = ``weights`` or 1 / n: n for
     n unlike items, 1 for equal ones. Small q counts the rare items, large q the common ones. q = 2 needs no
     eigenvalues: 1 / |.|_F^2. Not defined, so ValueError: another diagonal, an asymmetric or indefinite
     matrix (seen at q = 2 from an entry above 1 only). Sources: Friedman and Dieng, "The Vendi score",
@@ -110,13 +110,13 @@ def vendi(
     weights: np.ndarray | None = None,
     centre: np.ndarray | None = None,
 ) -> Score:
-    """Vendi score of samples, by cosine similarity of their features or by `kernel(z, z)` -> (n, n).
+    """Vendi score of samples, by cosine similarity of their features or by ``kernel(z, z)`` -> (n, n).
 
-    z = `features(x)`, or x itself (n, d), minus `centre` (d,) if one is given: features share a large mean
+    z = ``features(x)``, or x itself (n, d), minus ``centre`` (d,) if one is given: features share a large mean
     that makes every cosine nearly one, and taking the mean of the reference data out shows the differences.
     The score grows with n (at q = 1 slowly to its limit): compare at equal n, kernel and centre, and give
-    q = 2 beside q = 1. `weights` (n,) with sum 1 stand for repeated items. Errors and sources:
-    `vendi_from_kernel`, `vendi_from_points`.
+    q = 2 beside q = 1. ``weights`` (n,) with sum 1 stand for repeated items. Errors and sources:
+    ``vendi_from_kernel``, ``vendi_from_points``.
     """
     z = points(x, features, "x", least=1)
     if centre is not None:
