@@ -15,7 +15,7 @@ from scorelab.metrics import smallcnn
 
 
 class Features(Protocol):
-    """What every metric takes: ``features(images)`` -> (n, d), and an ``id`` printed beside every score."""
+    """What every metric takes: ``features(images)``, of shape ``(n, d)``, and an ``id`` printed beside every score."""
 
     @property
     def id(self) -> str:
@@ -39,7 +39,7 @@ def _check_images(images: np.ndarray, levels: int, shape: tuple[int, ...] | None
 
 @dataclass(frozen=True, kw_only=True)
 class RawPixels:
-    """The pixels themselves, (x + 1/2) / levels flattened to (n, height * width * channels)."""
+    """The pixels themselves, ``(x + 1/2) / levels`` flattened to ``(n, height * width * channels)``."""
 
     levels: int = 256
 
@@ -56,7 +56,7 @@ class RawPixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """Vectors (n, d) as they are: 2-D data, or features computed before, under the id of their extractor."""
+    """Vectors ``(n, d)`` as they are: 2-D data, or features computed before, under the id of their extractor."""
 
     id: str = "coordinates"
 
@@ -72,8 +72,8 @@ class Coordinates:
 class SmallCNN:
     """The stored classifier of one data set: its 64 features, its logits, its class probabilities.
 
-    Input everywhere: uint8 images (n, height, width, channels) with values 0 .. levels - 1, seen by the
-    network as (x + 1/2) / levels, which is ``Pixels(levels=levels, low=0, high=1).encode(x)``. Only
+    Input everywhere: uint8 images ``(n, height, width, channels)`` with values 0 to ``levels - 1``, seen by the
+    network as ``(x + 1/2) / levels``, which is ``Pixels(levels=levels, low=0, high=1).encode(x)``. Only
     ``unit_logits`` takes those floats, so that a reward can be differentiated. Two extractors are equal when
     their ids (so their weights) are.
     """
@@ -111,17 +111,17 @@ class SmallCNN:
         return np.asarray(self._forward(images)[0])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Class logits (n, num_classes) float32."""
+        """Class logits ``(n, num_classes)``, float32."""
         return self._forward(images)[1]
 
     def class_probabilities(self, images: np.ndarray) -> np.ndarray:
-        """softmax(logits), (n, num_classes) float32."""
+        """The softmax of the logits, ``(n, num_classes)``, float32."""
         return np.asarray(jax.nn.softmax(self._forward(images)[1], axis=-1))
 
     def unit_logits(self, unit: jax.Array, *, loop_safe: bool = False) -> jax.Array:
         """Class logits of float images in [0, 1], differentiable and jit-safe.
 
-        For values on [low, high] pass (y - low) / (high - low).
+        For values on ``[low, high]`` pass ``(y - low) / (high - low)``.
 
         The gradient of a plain convolution inside ``lax.scan`` is slower on the CPU than outside, for wide
         layers many times: set ``loop_safe`` there.
@@ -139,7 +139,10 @@ def small_cnn(dataset_name: str, *, folder: Path | None = None) -> SmallCNN:
     """The stored classifier trained on ``dataset_name``, its weights checked against the recorded SHA-256.
 
     ``folder`` is where ``index.json`` and the weights lie, by default inside the package. ``.record`` tells how
-    they were made: data hash, command, seed, versions, test accuracy. Raises WeightsError.
+    they were made: data hash, command, seed, versions, test accuracy.
+
+    Raises:
+        WeightsError: the weights are missing, or not those recorded.
     """
     params, architecture, record = smallcnn.restore(dataset_name, smallcnn.WEIGHTS if folder is None else folder)
     return SmallCNN(

@@ -35,7 +35,7 @@ class Score:
 
     @property
     def label(self) -> str:
-        """The name with the extractor: ``FID-smallcnn(mnist-1a2b3c4d)``, never plain ``FID``."""
+        """The name with the extractor, as in ``FID-smallcnn(mnist-1a2b3c4d)``, never plain ``FID``."""
         return self.name if self.extractor is None else f"{self.name}-{self.extractor}"
 
     def with_floor(self, floor: Score) -> Score:
