@@ -38,7 +38,7 @@ class DenoisingScoreMatching(PredictionLoss):
 
     Metrics: ``eps_mse``, the unweighted error in the noise.
 
-    Errors:
+    Raises:
         TypeError: ``batch["x"]`` is not floating point (raw pixels: scale them in the ``prepare`` of the
             data).
         ValueError: ``label_dropout`` is above zero and the batch has no ``cond``.

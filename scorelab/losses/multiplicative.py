@@ -40,7 +40,9 @@ class MultiplicativeDenoisingScoreMatching(DenoisingScoreMatching):
     Attributes:
         process: a :class:`scorelab.processes.GeometricBrownianMotion`.
         weighting: :math:`\lambda`, a function of ``(process, t)``; a weight of the error in ``h``.
-        times, label_dropout, null_label: see :class:`DenoisingScoreMatching`.
+        times: the law of ``t``.
+        label_dropout: see :class:`DenoisingScoreMatching`.
+        null_label: see :class:`DenoisingScoreMatching`.
     """
 
     _: KW_ONLY
