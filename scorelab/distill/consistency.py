@@ -49,7 +49,7 @@ class ConsistencyTraining(Loss):
 
     Metrics: ``consistency_mse``, the mean of :math:`e^2`.
 
-    Errors:
+    Raises:
         TypeError: ``batch["x"]`` is not floating point.
         ValueError: a grid that does not end at ``process.t_min``, or begins where alpha is 0.
     """

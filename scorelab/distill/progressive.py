@@ -52,7 +52,7 @@ class ProgressiveDistillation(Loss):
 
     Metrics: ``eps_mse``, the unweighted error in the noise.
 
-    Errors:
+    Raises:
         TypeError: ``batch["x"]`` is not floating point.
         ValueError: a grid of an odd number of steps.
     """
@@ -75,7 +75,7 @@ class ProgressiveDistillation(Loss):
 
     @property
     def student_grid(self) -> Explicit:
-        """Every second time of the teacher's grid: what the student is sampled on, with DDIM."""
+        """Every second time of the teacher's grid, on which the student is sampled with DDIM."""
         return Explicit(tuple(self.grid.times(self.process)[::2]))
 
     def halve(self, student: Model) -> ProgressiveDistillation:
