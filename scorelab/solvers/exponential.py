@@ -132,7 +132,7 @@ class DPMSolverPP(Multistep):
         order: 1, 2 or 3; lower while there are fewer past values, and 1 on a step to sigma = 0.
         eta: noise strength; 0 is the ODE, 1 the reverse SDE. The deterministic order is declared; with noise the
             weak order measured on Gaussians is 1, 2 and 2.
-        start: ``"corrected"`` (:func:`corrected_start`) or ``"published"``, with which order 3 is 2 wherever the denoised mean
+        start: ``"corrected"`` or ``"published"``, with which order 3 is 2 wherever the denoised mean
             varies over the first step. The same for orders 1 and 2 and with noise, and where ``alpha`` is 0 at the start.
     """
 
