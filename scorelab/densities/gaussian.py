@@ -39,7 +39,7 @@ class Gaussian(Density):
 
     Attributes:
         reach: the distance from the mean, along one direction, of rare points that lie further out than a Gaussian goes
-            (:func:`scorelab.densities.moments.reach`): known where the law was made from data or from a mixture. 0 where there
+            (see ``scorelab.densities.moments``): known where the law was made from data or from a mixture. 0 where there
             are none, negative where it is not known.
 
     Raises:
