@@ -407,7 +407,7 @@ class Experiment:
         return self.learner.process
 
     def check(self) -> None:
-        """See :func:`scorelab.run.check.check`: whether the parts fit one another and the data, before anything is trained."""
+        """Whether the parts fit one another and the data, before anything is trained."""
         from scorelab.run.check import check
 
         check(self)
