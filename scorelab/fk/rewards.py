@@ -24,7 +24,8 @@ class ImageReward(abc.ABC):
     """A number for each image ``(batch, height, width, channels)``; a new one states ``of``.
 
     Attributes:
-        low, high: the ends of the scale of ``x``.
+        low: the lower end of the scale of ``x``.
+        high: its upper end.
     """
 
     low: float = -1.0
