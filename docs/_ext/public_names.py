@@ -5,7 +5,6 @@ under its public name. What other libraries define is shown without a link: thei
 """
 
 import sys
-from functools import cache
 from importlib import import_module
 
 
