@@ -181,7 +181,6 @@ class Gaussian(Density):
         return -self._spectral(flat, inside, 1 / self.eigenvalues, 0.0 if full else 1 / self.tail)
 
     def noised(self, process, t) -> Gaussian:
-        """See the module."""
         alpha, sigma = process.alpha(t), process.sigma(t)
         return Gaussian._make(
             alpha * self.mean + process.offset(t),
@@ -207,7 +206,6 @@ class Gaussian(Density):
         return float(np.sqrt(np.mean(np.asarray(self.mean, np.float64) ** 2))), math.sqrt(variance / self.size)
 
     def matched(self) -> Gaussian:
-        """Itself."""
         return self
 
     def covariance(self) -> Array:

@@ -93,7 +93,6 @@ class ProgressiveDistillation(Loss):
         return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=step)
 
     def error(self, model: Model, noised: Noised) -> Array:
-        """See the class."""
         return self.evaluate(model, noised)[0]
 
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:

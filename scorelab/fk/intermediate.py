@@ -43,7 +43,6 @@ class Denoised(Intermediate):
     r""":math:`\lambda\,r(D)`, the reward of the denoised mean: no call of the network that the sampler does not make anyway."""
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         return scaled(scale, reward(prediction.process.decode(prediction.denoised)))
 
 
@@ -70,7 +69,6 @@ class Posterior(Intermediate):
         require_positive(self, data_std=self.data_std)
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         process, t = prediction.process, prediction.t
         alpha, sigma = process.alpha(t), process.sigma(t)
         spread = per_example(self.data_std * sigma / jnp.sqrt((alpha * self.data_std) ** 2 + sigma**2), y)
@@ -105,7 +103,6 @@ class Blurred(Intermediate):
     law: Gaussian
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         alpha, sigma = prediction.process.alpha(prediction.t), prediction.process.sigma(prediction.t)
         left = lambda variance: variance * sigma**2 / (alpha**2 * variance + sigma**2)
         matrix = self.measurement.matrix.astype(y.dtype)
@@ -131,7 +128,6 @@ class Learned(Intermediate):
     model: Any = field()
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         # A bare function says nothing of its process.
         if isinstance(known := getattr(self.model, "process", None), Process):
             require_same_process("Learned", sampled=prediction.process, learned=known)

@@ -261,7 +261,6 @@ class Steering(Potential):
         return (row.potential.event > 0) & (row.enter > 0)
 
     def finish(self, memory, x, cond):
-        """See the class."""
         return scaled(jnp.asarray(self.scale, memory.total.dtype), self.rewards(x, cond)) - memory.total
 
 
@@ -330,7 +329,6 @@ class FinalOnly(Steering):
         return jax.tree.map(np.zeros_like, super().table(process, times))
 
     def gain(self, spent, value):
-        """Nothing."""
         return jnp.zeros_like(value), spent.memory
 
 

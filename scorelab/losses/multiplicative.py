@@ -94,7 +94,6 @@ class MultiplicativeExplicitScoreMatching(Loss):
         return self.process.perturb(key_noise, x, t)._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)))
 
     def error(self, model, noised):
-        """See the class."""
         error = self.ask(model, noised.y, noised.t, noised.cond).eps - ExactModel(self.law, self.process)(noised.y, noised.t).eps
         return 0.5 * weights(self, noised.t) / self.process.sigma(noised.t) ** 2 * mean_square(error)
 

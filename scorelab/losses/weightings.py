@@ -36,7 +36,6 @@ class EDMWeighting:
         require_positive(self, data_std=self.data_std)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return 1 / self.data_std**2 + _snr(process, t)
 
 
@@ -48,7 +47,6 @@ class SNRWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return _snr(process, t)
 
 
@@ -57,7 +55,6 @@ class X0Weighting:
     r""":math:`w = 1`: the error in the clean data, :math:`\lVert D-y_0\rVert^2/d`."""
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return jnp.ones_like(t)
 
 
@@ -70,7 +67,6 @@ class VWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return 1 + _snr(process, t)
 
 
@@ -82,7 +78,6 @@ class FlowWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return (1 + jnp.exp(process.log_snr(t) / 2)) ** 2
 
 
@@ -100,7 +95,6 @@ class TruncatedSNR:
         require_positive(self, floor=self.floor)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return jnp.maximum(_snr(process, t), self.floor)
 
 
@@ -117,7 +111,6 @@ class MinSNR:
         require_positive(self, gamma=self.gamma)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return jnp.minimum(_snr(process, t), self.gamma)
 
 
@@ -136,7 +129,6 @@ class SigmoidWeighting:
         require_number(self, -50.0, 50.0, bias=self.bias)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return math.exp(self.bias) * jax.nn.sigmoid(process.log_snr(t) - self.bias)
 
 
@@ -150,7 +142,6 @@ class LikelihoodWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return (process.latent_diffusion(t) / process.sigma(t)) ** 2 * _snr(process, t)
 
 
@@ -167,7 +158,6 @@ class VarianceWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return process.sigma(t) ** 2
 
 

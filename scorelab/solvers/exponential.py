@@ -60,7 +60,6 @@ class Multistep(Solver):
         return (jnp.zeros_like(y),) * self.history
 
     def noise(self, row):
-        """See :class:`Solver`."""
         return row.n
 
     def value(self, prediction, row: MultistepRow) -> Array:
@@ -68,7 +67,6 @@ class Multistep(Solver):
         return prediction.denoised
 
     def update(self, keys, y, prediction, carry, row: MultistepRow):
-        """See the module."""
         values = (self.value(prediction, row), *carry)
         y = row.a * y + row.o + sum(row.b[j] * value for j, value in enumerate(values))
         if row.n is not None:
@@ -103,7 +101,6 @@ class DDIM(Multistep):
         return self.eta**2
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         alpha, sigma = nodes.alpha, nodes.sigma
         # Without noise the grid may go either way.
@@ -156,7 +153,6 @@ class DPMSolverPP(Multistep):
         return self.eta
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         h = np.diff(nodes.half_log_snr)
         decay = np.exp(-self.eta * h) if self.eta else np.ones_like(h)  # 0 * inf is not 1

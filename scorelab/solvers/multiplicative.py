@@ -126,7 +126,6 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
         return super().init(process, y, log_weights) if self.coords == "ambient" else ()
 
     def update(self, keys, y, prediction, carry, row: AnnealedRow):
-        """See the class."""
         move = row.shift - row.score * prediction.eps + row.n * per_example_normal(keys, y)
         if self.coords == "latent":
             return y + move, carry

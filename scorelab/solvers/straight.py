@@ -57,7 +57,6 @@ class DEIS(Multistep):
         return straight_velocity(prediction, row.slope)
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         a = nodes.scale[1:] / nodes.scale[:-1]
         b = np.zeros((len(a), self.order))

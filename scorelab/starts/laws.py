@@ -29,20 +29,16 @@ class Prior(Start):
             warn_scale(where, model.process, t, mean=scale[0], std=scale[1])
 
     def check(self, count, event, process):
-        """See :class:`Start`."""
         super().check(count, event, process)
         process.prior().check(count, event, process)
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         return process.prior().draw(keys, ids, process, t, event)
 
     def log_weight(self, y, process, t, cond=None):
-        """See :class:`Start`."""
         return process.prior().log_weight(y, process, t, cond)
 
     def log_prob(self, y, process, t):
-        """See :class:`Start`."""
         return process.prior().log_prob(y, process, t)
 
 
@@ -66,12 +62,10 @@ class Noised(Start):
             warn_start(where, model.process, t, start=mine, model=theirs)
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         noised = self.law.in_chart(process.chart).noised(process, t)
         return jax.vmap(lambda key: noised.sample(key, 1)[0])(keys).astype(t.dtype)
 
     def log_prob(self, y, process, t):
-        """See :class:`Start`."""
         return self.law.in_chart(process.chart).noised(process, t).log_prob(y)
 
 
@@ -109,7 +103,6 @@ class LogNormal(Start):
     std: Array | float
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         if not np.all(np.asarray(self.std) > 0):
             raise ValueError(f"LogNormal.std = {self.std!r}: expected a number above 0")
         require_finite("LogNormal.mean", self.mean)
@@ -122,11 +115,9 @@ class LogNormal(Start):
         return cls(alpha * float(mean) + offset, math.hypot(alpha * float(std), sigma))
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         return self.mean + self.std * per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
 
     def log_prob(self, y, process, t):
-        """See :class:`Start`."""
         square = jnp.sum(((y - self.mean) / self.std) ** 2, axis=tuple(range(1, y.ndim)))
         return -0.5 * (square + math.prod(y.shape[1:]) * jnp.log(2 * math.pi * self.std**2))
 
@@ -145,7 +136,6 @@ class ClassAverage(Start):
     label: Array | None = None
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         if np.shape(self.means)[1:] != tuple(event):
             raise ValueError(f"ClassAverage.means has shape {np.shape(self.means)}: expected (classes, *{event})")
         require_finite("ClassAverage.means", self.means)
@@ -157,7 +147,6 @@ class ClassAverage(Start):
                 raise ValueError(f"ClassAverage.label has values {low} to {high}: expected 0 to {last}")
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         if self.label is None:
             # A stream of its own beside that of the noise.
             label = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(self.means)))(keys)

@@ -30,7 +30,6 @@ class Prepare:
             raise TypeError(f"Prepare.transform = {self.transform!r}: expected encode(x), or None")
 
     def __call__(self, batch: dict[str, Array]) -> dict[str, Pytree]:
-        """See the class."""
         x = batch["x"]
         cond = None
         if self.cond is not None:
