@@ -82,7 +82,7 @@ class FewStep:
         return self.denoiser.init(key, x, cond, like=teacher if self.from_teacher else None)
 
     def draw(self, params, key, like, cond):
-        """Samples shaped like ``like``, by one call at each of the times, with fresh noise before each."""
+        """Samples shaped like ``like``, each ending at a step drawn for it; the steps before have no gradient."""
         count = len(self.steps)
         key_step, *keys = jax.random.split(key, count + 1)
         noise = [jax.random.normal(k, like.shape, like.dtype) for k in keys]
