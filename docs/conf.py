@@ -9,12 +9,14 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 # The kernels of the notebooks see the same checkout.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
 import scorelab  # noqa: E402
 
 project = "scorelab"
 author = copyright = "The scorelab developers"
 version = release = scorelab.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "mathml", "public_names"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "mathml", "public_names", "whole_pages"]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 
 # Markdown and notebooks.
@@ -40,5 +42,6 @@ napoleon_use_ivar = True
 html_theme = "furo"
 html_title = "scorelab"
 html_math_renderer = "mathml"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False

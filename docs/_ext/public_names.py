@@ -41,11 +41,12 @@ def missing_reference(app, env, node, contnode):
     domain, target, module = env.domains.python_domain, node["reftarget"], node.get("py:module")
     if not hasattr(app, "public_names"):
         app.public_names = public(domain)
-    scopes = (f"{module}.", f"{module}.{node.get('py:class')}.", "scorelab.", "")
+    scopes = (f"{module}.", f"{module}.{node.get('py:class')}.", "scorelab.", "scorelab.typing.", "")
     found = next((found for scope in scopes if (found := resolve(scope + target)) is not None), None)
     where, name = identity(found)
-    if (where, name) in app.public_names:
-        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", app.public_names[where, name], node, contnode)
+    listed = f"scorelab.typing.{target}" if name is None else app.public_names.get((where, name))
+    if listed in domain.objects:
+        return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", listed, node, contnode)
     # A role in a docstring leads somewhere; the types of a signature need not be listed.
     ours = name is not None and where.startswith("scorelab")
     return contnode if "refexplicit" not in node or (found is not None and not ours) else None
