@@ -47,9 +47,9 @@ def missing_reference(app, env, node, contnode):
     listed = f"scorelab.typing.{target}" if name is None else app.public_names.get((where, name))
     if listed in domain.objects:
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", listed, node, contnode)
-    # A role in a docstring leads somewhere; the types of a signature need not be listed.
-    ours = name is not None and where.startswith("scorelab")
-    return contnode if "refexplicit" not in node or (found is not None and not ours) else None
+    # A role in a docstring leads somewhere; the types of a signature, and what other libraries have, need not.
+    theirs = not target.startswith("scorelab.") if found is None else name is None or not where.startswith("scorelab")
+    return contnode if "refexplicit" not in node or ("." in target and theirs) else None
 
 
 def is_public(cls):
