@@ -62,7 +62,7 @@ class GaussianPrediction(HasDenoised, HasNoise, HasScore, HasVelocity):
 
     @property
     def x(self) -> Array:
-        """The point of data space the prediction is about, ``decode(y)``: of signed data, its absolute value."""
+        """The point of data space the prediction is about, ``decode(y)``; of signed data, its absolute value."""
         p = self.process
         alpha, sigma, offset = (per_example(f(self.t), self.eps) for f in (p.alpha, p.sigma, p.offset))
         return p.decode(alpha * self.denoised + offset + sigma * self.eps)
