@@ -32,7 +32,7 @@ class VE(Schedule):
 
     @property
     def t_end(self):
-        """None: the noise grows on."""
+        """None, since the noise grows on."""
         return math.inf
 
     @property
@@ -97,7 +97,7 @@ class EDM(Schedule):
 
     @property
     def t_end(self):
-        """None: the noise grows on."""
+        """None, since the noise grows on."""
         return math.inf
 
     def log_alpha(self, t):
