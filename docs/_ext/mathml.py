@@ -3,11 +3,14 @@
 A formula that cannot be converted is an error of the build, at the place where it stands.
 """
 
+import re
+
 import math_core
 from docutils import nodes
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
+PRIME = re.compile(r"<msup>(<mi>[^<]*</mi>)<mo>([′″‴])</mo></msup>")
 converter = math_core.LatexToMathML(fancy_error=False)
 
 
@@ -17,10 +20,12 @@ def mathml(node, display):
     if display and r"\\" in latex and r"\begin{" not in latex:
         latex = rf"\begin{{aligned}}{latex}\end{{aligned}}"
     try:
-        return converter.convert_with_local_state(latex, displaystyle=display)
+        text = converter.convert_with_local_state(latex, displaystyle=display)
     except math_core.LatexError as error:
         logger.error("formula %r: %s", latex, error, location=node)
         return ""
+    # Chromium draws what is marked as an accent into the letter, and a prime, which is raised already, far above it.
+    return PRIME.sub(r'<mrow>\1<mo lspace="0" rspace="0">\2</mo></mrow>', text.replace(' accent="true"', ""))
 
 
 def visit_inline(translator, node):

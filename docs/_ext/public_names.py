@@ -4,6 +4,7 @@ A type in a signature is named after the file that defines it (``scorelab.proces
 under its public name. What other libraries define is shown without a link: their addresses are known to no build without a network.
 """
 
+import re
 import sys
 from importlib import import_module
 
@@ -76,7 +77,21 @@ def public_bases(app, name, cls, options, bases):
     bases[:] = list(dict.fromkeys(of(bases))) or [object]
 
 
+def no_bases(app, domain, kind, content):
+    """A class that is derived from nothing of interest does not say so."""
+    for line in list(content.children):
+        if line.astext() in ("Bases: object", "Bases: ABC"):
+            content.remove(line)
+
+
+def aliases(app, kind, name, found, options, signature, returns):
+    """The aliases of ``autodoc_type_aliases`` by their names alone, also within a union."""
+    return tuple(text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returns))
+
+
 def setup(app):
     app.connect("missing-reference", missing_reference)
     app.connect("autodoc-process-bases", public_bases)
+    app.connect("autodoc-process-signature", aliases)
+    app.connect("object-description-transform", no_bases)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

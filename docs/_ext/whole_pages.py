@@ -63,7 +63,9 @@ def faults(text, *, css=False, notebook=False):
     reader = Reader()
     reader.style(text) if css else reader.feed(text)
     few = [f"{reader.pictures} pictures, of at least {PICTURES}"] if notebook and reader.pictures < PICTURES else []
-    return reader.faults + few
+    # What stands before a colon in the first line of a property's docstring is read as its type.
+    types = ["the first sentence of a property has a colon"] if re.search(r'<dt class="field-\w+">Type<', text) else []
+    return reader.faults + few + types
 
 
 def read_everything(app, exception):

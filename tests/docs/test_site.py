@@ -26,6 +26,7 @@ BAD = {
     "LaTeX": "<p>the noise \\sigma of it</p>",
     "single backticks": "<p>See <cite>Heun</cite>.</p>",
     "a reference without a target": '<p><span class="problematic">`x`_</span></p>',
+    "a sentence taken for a type": '<dl><dt class="field-odd">Type<span>:</span></dt><dd>None</dd></dl>',
     "a script": '<script src="https://example.org/mathjax.js"></script>',
     "a style": '<link rel="stylesheet" href="//example.org/a.css">',
     "a picture": '<img src="http://example.org/a.png">',
