@@ -84,14 +84,20 @@ def no_bases(app, domain, kind, content):
             content.remove(line)
 
 
-def aliases(app, kind, name, found, options, signature, returns):
-    """The aliases of ``autodoc_type_aliases`` by their names alone, also within a union."""
-    return tuple(text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returns))
+def signatures(app, kind, name, found, options, signature, returns):
+    """Aliases of types by their names alone, also within a union; no default that is not Python; none for a protocol."""
+    if getattr(found, "_is_protocol", False):
+        return "", None
+
+    def plain(text):
+        return text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)|<function (\w+)>", r"\1\2", text).replace("<factory>", "...")
+
+    return plain(signature), plain(returns)
 
 
 def setup(app):
     app.connect("missing-reference", missing_reference)
     app.connect("autodoc-process-bases", public_bases)
-    app.connect("autodoc-process-signature", aliases)
+    app.connect("autodoc-process-signature", signatures)
     app.connect("object-description-transform", no_bases)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

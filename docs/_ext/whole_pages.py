@@ -4,8 +4,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-# Roles, directives and LaTeX that reached the reader as they are written.
-RAW = re.compile(r":(?:class|func|meth|attr|mod|exc|data|obj|math|ref|doc|term):|\.\. [\w-]+::|\\[a-zA-Z]{2,}|\$\$")
+# Roles, directives, LaTeX and signatures that reached the reader as they are written.
+RAW = re.compile(r"(?<!\S)~\w+\.|:(?:class|func|meth|attr|mod|exc|data|obj|math|ref|doc|term):|\.\. [\w-]+::|\\[a-zA-Z]{2,}|\$\$")
 ELSEWHERE = re.compile(r"(?:https?:)?//")
 LOADED = {
     "audio": ("src",),

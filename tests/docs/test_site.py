@@ -23,6 +23,7 @@ BAD = {
     "a role": "<p>See :class:<code>Heun</code>.</p>",
     "a formula's role": "<p>:math:<cite>x</cite></p>",
     "a directive": "<p>.. math:: x = y</p>",
+    "a signature": "<dt>f(x: ~jax.Array = &lt;factory&gt;)</dt>",
     "LaTeX": "<p>the noise \\sigma of it</p>",
     "single backticks": "<p>See <cite>Heun</cite>.</p>",
     "a reference without a target": '<p><span class="problematic">`x`_</span></p>',
