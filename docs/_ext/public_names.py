@@ -6,7 +6,13 @@ under its public name. What other libraries define is shown without a link: thei
 
 import re
 import sys
+from collections import defaultdict
 from importlib import import_module
+
+from docutils import nodes
+
+# Code that names an object: with a capital, a dot or a call, so that `grid` and `reward` stay words.
+NAMES = re.compile(r"(?:sl\.|scorelab\.)?((?:\w+\.)*(?:[A-Z]\w+|\w+(?=\()|(?<=\.)\w+))(?:\(.*\))?")
 
 
 def resolve(name):
@@ -53,6 +59,24 @@ def missing_reference(app, env, node, contnode):
     return contnode if "refexplicit" not in node or ("." in target and theirs) else None
 
 
+def link_code(app, doctree, docname):
+    """Code such as ``DDIM(eta=1.0)`` or ``sl.sample`` is a link where it is the name of one object of the reference."""
+    if not hasattr(app, "short_names"):
+        app.short_names = defaultdict(set)
+        for name, entry in app.env.domains.python_domain.objects.items():
+            parts = name.split(".")
+            for i in range(1, len(parts) if not entry.aliased else 0):
+                app.short_names[".".join(parts[i:])].add((entry.docname, entry.node_id))
+    for code in list(doctree.findall(nodes.literal)):
+        named = NAMES.fullmatch(code.astext())
+        found = app.short_names.get(named[1], ()) if named else ()
+        if len(found) == 1 and not isinstance(code.parent, nodes.reference | nodes.title):
+            ((page, anchor),) = found
+            link = nodes.reference("", "", internal=True, refuri=f"{app.builder.get_relative_uri(docname, page)}#{anchor}")
+            code.replace_self(link)
+            link += code
+
+
 def is_public(cls):
     """Whether the module right below ``scorelab``, or a package further down, has a class of another file or its own."""
     parts = cls.__module__.split(".")
@@ -97,6 +121,7 @@ def signatures(app, kind, name, found, options, signature, returns):
 
 def setup(app):
     app.connect("missing-reference", missing_reference)
+    app.connect("doctree-resolved", link_code)
     app.connect("autodoc-process-bases", public_bases)
     app.connect("autodoc-process-signature", signatures)
     app.connect("object-description-transform", no_bases)
