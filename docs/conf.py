@@ -25,6 +25,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_merge_streams = True
 
 # The reference. A method is described where its interface is: what an override adds stands in the docstring of its class.
 autodoc_default_options = {"members": True, "show-inheritance": True, "special-members": "__call__"}
