@@ -63,7 +63,6 @@ class Spaced(Grid):
         """Times from coordinates."""
 
     def times(self, process: Process) -> np.ndarray:
-        """See :class:`Grid`."""
         require_spec(self, self.process_type, process=process)
         start = process.t_max if self.t_max is None else self.t_max
         end = process.t_min if self.t_min is None else self.t_min
@@ -139,7 +138,6 @@ class LogSNR(Spaced):
 
     @property
     def reaches_t_min(self) -> bool:
-        """Always."""
         return True
 
     def coordinate(self, process, t):
@@ -165,7 +163,6 @@ class Karras(Spaced):
 
     @property
     def reaches_t_min(self) -> bool:
-        """Always."""
         return True
 
     def coordinate(self, process, t):
@@ -196,7 +193,6 @@ class Explicit(Grid):
             raise ValueError(f"Explicit.values = {self.values}: expected two or more strictly decreasing times")
 
     def times(self, process):
-        """See :class:`Grid`."""
         return check_times(self, process, np.array([*self.values, *([process.clean_time] if self.clean else [])], np.float64))
 
 

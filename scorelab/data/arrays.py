@@ -67,5 +67,5 @@ class Arrays:
         return self.x.shape[1:]
 
     def columns(self) -> dict[str, np.ndarray]:
-        """`{"x": ...}`, with `"label"` where there are labels."""
+        """``{"x": ...}``, with ``"label"`` where there are labels."""
         return {"x": self.x} if self.label is None else {"x": self.x, "label": self.label}

@@ -47,7 +47,7 @@ class Batches:
     """Shuffled batches of in-memory arrays, found by their step.
 
     With n samples, epoch e holds b = floor(n / batch_size) batches: the rows batch_size * i .. batch_size *
-    (i + 1) - 1 of the permutation drawn by `np.random.default_rng((seed, e))`, i = step mod b, e =
+    (i + 1) - 1 of the permutation drawn by ``np.random.default_rng((seed, e))``, i = step mod b, e =
     floor(step / b). The n - b * batch_size rows left over are dropped for that epoch (others in the next
     one). Of a batch, host h of H takes the h-th block of batch_size / H rows, so a batch is the same set
     whatever H is.
@@ -104,7 +104,7 @@ class Batches:
         return self.n // self.batch_size
 
     def indices(self, step: int, host: int = 0, hosts: int = 1) -> np.ndarray:
-        """Row numbers (batch_size / hosts,) of the batch of `step` that belong to `host`."""
+        """Row numbers (batch_size / hosts,) of the batch of ``step`` that belong to ``host``."""
         _check_host(host, hosts)
         require_int(self, 0, step=step)
         if self.batch_size % hosts:
@@ -115,7 +115,7 @@ class Batches:
         return _permutation(self.n, self.seed, epoch)[first : first + share]
 
     def at(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
-        """The batch of `step`: `{"x": (batch_size / hosts, ...), "label": ...}`, dtypes as stored."""
+        """The batch of ``step``: ``{"x": (batch_size / hosts, ...), "label": ...}``, dtypes as stored."""
         rows = self.indices(step, host, hosts)
         if isinstance(self.arrays, RowSource):
             return self.arrays.take(rows)
@@ -123,7 +123,7 @@ class Batches:
 
 
 class StatefulIterator(Protocol):
-    """What a data pipeline must offer to be resumed: the interface of a Grain `DatasetIterator`."""
+    """What a data pipeline must offer to be resumed: the interface of a Grain ``DatasetIterator``."""
 
     def __next__(self) -> dict[str, np.ndarray]:
         """The next batch, this host's share only."""
@@ -139,10 +139,10 @@ class StatefulIterator(Protocol):
 
 @dataclass(eq=False)
 class IteratorAdapter:
-    """The interface of `Batches` over an iterator, for data larger than memory.
+    """The interface of ``Batches`` over an iterator, for data larger than memory.
 
-    An iterator only goes forward: `at(step)` must be called with step = 0, 1, 2, ..., and again from the
-    step of a restored state. `host` and `hosts` are those the iterator was sharded with, and `at` refuses
+    An iterator only goes forward: ``at(step)`` must be called with step = 0, 1, 2, ..., and again from the
+    step of a restored state. ``host`` and ``hosts`` are those the iterator was sharded with, and ``at`` refuses
     any others.
     """
 
@@ -155,7 +155,7 @@ class IteratorAdapter:
         _check_host(self.host, self.hosts)
 
     def at(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
-        """The batch of `step`, which must be the next one."""
+        """The batch of ``step``, which must be the next one."""
         if (host, hosts) != (self.host, self.hosts):
             raise ValueError(f"host={host}, hosts={hosts}: this iterator was made for {self.host} of {self.hosts}")
         require_int(self, 0, step=step)
@@ -170,6 +170,6 @@ class IteratorAdapter:
         return {"step": self._next, "iterator": self.iterator.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go to a state that `get_state` returned."""
+        """Go to a state that ``get_state`` returned."""
         self.iterator.set_state(state["iterator"])
         self._next = int(state["step"])

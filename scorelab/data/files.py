@@ -28,8 +28,8 @@ class DataCorrupt(ValueError):
 class PublishedFile:
     """One published file: its name, its hash, and where it is served.
 
-    `sha256` is the hash of the file as published (of the gzip stream for `.gz`); `raw_sha256` and
-    `raw_size` belong to the uncompressed content, so that a copy which was unpacked or compressed again is
+    ``sha256`` is the hash of the file as published (of the gzip stream for ``.gz``); ``raw_sha256`` and
+    ``raw_size`` belong to the uncompressed content, so that a copy which was unpacked or compressed again is
     recognised too. Where either is None, since the content was never at hand to hash, only the file exactly as
     published is accepted.
     """
@@ -48,7 +48,7 @@ class PublishedFile:
 
     @property
     def unpacked_name(self) -> str:
-        """The name without `.gz`."""
+        """The name without ``.gz``."""
         return self.name.removesuffix(".gz")
 
 
@@ -58,7 +58,7 @@ def sha256(data: bytes) -> str:
 
 
 def gunzip(data: bytes, path: Path, limit: int | None = None) -> bytes:
-    """Uncompress a gzip stream, at most `limit + 1` bytes; DataCorrupt if it is cut short or damaged."""
+    """Uncompress a gzip stream, at most ``limit + 1`` bytes; DataCorrupt if it is cut short or damaged."""
     try:
         # One byte past the limit is enough to see that the content is too long, without unpacking an
         # unbounded stream.
@@ -78,11 +78,11 @@ def _digest(stream: BinaryIO, limit: int | None) -> str:
 
 
 def read_verified(path: Path, file: PublishedFile, inspect: Callable[[bytes, Path], None]) -> bytes:
-    """Content of `path`, uncompressed where `file` is a gzip, after its hash was compared.
+    """Content of ``path``, uncompressed where ``file`` is a gzip, after its hash was compared.
 
     The hash comes before anything is unpacked. A file that is not bit for bit as published is read only where the
     uncompressed content has a known hash and size, and no further than that size: a megabyte of gzip can hold a gigabyte.
-    `inspect(raw, path)` then runs before the hash comparison, since a wrong magic number or size is a more useful message than
+    ``inspect(raw, path)`` then runs before the hash comparison, since a wrong magic number or size is a more useful message than
     "the hash differs". Hashing is repeated at every load: it takes 0.1 s for the largest file and leaves no stale verdict to
     trust. Raises DataCorrupt.
     """
@@ -128,7 +128,7 @@ def cache_dir() -> Path | None:
 
 
 def download(file: PublishedFile, folder: Path) -> tuple[Path | None, list[str]]:
-    """Fetch `file` into `folder`, its mirrors in turn: (path, []) or (None, a reason for each failure).
+    """Fetch ``file`` into ``folder``, its mirrors in turn: (path, []) or (None, a reason for each failure).
 
     pooch writes to a temporary name beside the target, compares the hash and renames, so an interrupted
     download or a mirror that serves something else leaves nothing behind under the published name.
@@ -155,8 +155,8 @@ def download(file: PublishedFile, folder: Path) -> tuple[Path | None, list[str]]
 class FileFinder:
     """Where the files of one data set may lie: `<data_dir>/<folder>/` of each folder name, then the cache.
 
-    `data_dir=None` means SCORELAB_DATA_DIR if that is set. A file that is missing there is looked for in
-    the cache, then downloaded unless `may_download=False`, then DataNotFound says everything that was
+    ``data_dir=None`` means SCORELAB_DATA_DIR if that is set. A file that is missing there is looked for in
+    the cache, then downloaded unless ``may_download=False``, then DataNotFound says everything that was
     tried. Nothing is ever replaced by another data set.
     """
 
@@ -166,7 +166,7 @@ class FileFinder:
     may_download: bool = True
 
     def read(self, file: PublishedFile, inspect: Callable[[bytes, Path], None]) -> bytes:
-        """Verified, uncompressed content of `file`; raises DataNotFound or DataCorrupt."""
+        """Verified, uncompressed content of ``file``; raises DataNotFound or DataCorrupt."""
         root = self.data_dir if self.data_dir is not None else os.environ.get(DATA_DIR_VARIABLE) or None
         looked_in = [] if root is None else [Path(root).expanduser() / folder for folder in self.folders]
         cache = cache_dir()

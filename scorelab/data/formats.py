@@ -20,7 +20,7 @@ def read_idx(raw: bytes, shape: tuple[int, ...], path: Path | str) -> np.ndarray
     """Unsigned-byte idx array of the given shape.
 
     Layout: two zero bytes, 0x08 (unsigned byte), the number of dimensions, each dimension as a big-endian
-    uint32, then the values in C order. Raises DataCorrupt naming `path` for a wrong magic number, shape or
+    uint32, then the values in C order. Raises DataCorrupt naming ``path`` for a wrong magic number, shape or
     length.
     Source: LeCun, Cortes, Burges, "The MNIST database", file formats section.
     """
@@ -69,7 +69,7 @@ def read_cifar10_binary(tar: bytes, members: tuple[str, ...], records: int, path
 
 
 def read_npz_images(raw: bytes, key: str, shape: tuple[int, ...], path: Path | str) -> np.ndarray:
-    """The uint8 array stored under `key`, without pickle; DataCorrupt names `path` if it is not there."""
+    """The uint8 array stored under ``key``, without pickle; DataCorrupt names ``path`` if it is not there."""
     try:
         images = read_npz(raw, limit=math.prod(shape), name=str(path), only=(key,))[key]
     except DamagedFile as error:

@@ -1,4 +1,4 @@
-"""How each kind of data set becomes `Arrays`; which sets exist is written in `registry.py`."""
+"""How each kind of data set becomes ``Arrays``; which sets exist is written in ``registry.py``."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _folders(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class IdxSplit:
-    """Image file and label file of one split; `shape` is (n, height, width)."""
+    """Image file and label file of one split; ``shape`` is (n, height, width)."""
 
     images: PublishedFile
     labels: PublishedFile

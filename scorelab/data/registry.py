@@ -39,7 +39,7 @@ def _idx_set(
     train: tuple[tuple[str, str | None], ...],
     test: tuple[tuple[str, str | None], ...],
 ) -> IdxImages:
-    """A set laid out as MNIST is; `train` and `test` are ((sha256, raw sha256) of images, of labels)."""
+    """A set laid out as MNIST is; ``train`` and ``test`` are ((sha256, raw sha256) of images, of labels)."""
 
     def file(stem: str, hashes: tuple[str, str | None], raw_size: int) -> PublishedFile:
         return PublishedFile(
@@ -164,7 +164,7 @@ SETS: Mapping[str, DataSet] = MappingProxyType(
 
 
 def names() -> tuple[str, ...]:
-    """Every name `load` accepts."""
+    """Every name ``load`` accepts."""
     return tuple(SETS)
 
 
@@ -184,12 +184,12 @@ def load(
 ) -> Arrays:
     """One split of a data set by name, with every byte checked against a published hash.
 
-    Files are looked for in `data_dir` (else SCORELAB_DATA_DIR) under `<name>/`, spelled with `_` or `-`,
+    Files are looked for in ``data_dir`` (else SCORELAB_DATA_DIR) under ``<name>/``, spelled with ``_`` or ``-``,
     compressed or not, then in the cache (SCORELAB_CACHE_DIR, else pooch's), then downloaded there unless
-    `download=False`. `n` and `seed` (defaults 10000 and 0) belong to the generated sets and are refused by
+    ``download=False``. ``n`` and ``seed`` (defaults 10000 and 0) belong to the generated sets and are refused by
     the others.
 
-    Raises ValueError for an unknown name or split and for an `n` that does not fit into memory, DataNotFound where a file can be
+    Raises ValueError for an unknown name or split and for an ``n`` that does not fit into memory, DataNotFound where a file can be
     found nowhere, DataCorrupt where one is damaged. One data set is never replaced by another.
     """
     if not isinstance(name, str) or name not in SETS:

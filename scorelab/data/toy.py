@@ -1,8 +1,8 @@
 """Seeded samples of the generated sets: (seed, n) -> (n, d) float32, most of them points in the plane.
 
-Where `scorelab.densities` has the law of a set, the samples are drawn from exactly that law, so that a
-model trained on `load("rings")` can be held against the density, score and noised versions of
-`densities.Rings()`.
+Where ``scorelab.densities`` has the law of a set, the samples are drawn from exactly that law, so that a
+model trained on ``load("rings")`` can be held against the density, score and noised versions of
+``densities.Rings()``.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ def _draw(law: densities.Density, seed: Seed, n: int) -> np.ndarray:
 
 
 def eight_gaussians(seed: Seed, n: int) -> np.ndarray:
-    """Samples of `densities.eight_gaussians()`."""
+    """Samples of ``densities.eight_gaussians()``."""
     return _draw(densities.eight_gaussians(), seed, n)
 
 
 def rings(seed: Seed, n: int) -> np.ndarray:
-    """Samples of `densities.Rings()`."""
+    """Samples of ``densities.Rings()``."""
     return _draw(densities.Rings(), seed, n)
 
 
 def swiss_roll(seed: Seed, n: int) -> np.ndarray:
-    """Samples of `densities.swiss_roll()`."""
+    """Samples of ``densities.swiss_roll()``."""
     return _draw(densities.swiss_roll(), seed, n)
 
 
 def checkerboard(seed: Seed, n: int) -> np.ndarray:
-    """Samples of `densities.checkerboard()`."""
+    """Samples of ``densities.checkerboard()``."""
     return _draw(densities.checkerboard(), seed, n)
 
 
 def pinwheel(seed: Seed, n: int) -> np.ndarray:
-    """Samples of `densities.pinwheel()`."""
+    """Samples of ``densities.pinwheel()``."""
     return _draw(densities.pinwheel(), seed, n)
 
 
 def concentrations(seed: Seed, n: int) -> np.ndarray:
-    """Samples of `densities.concentrations()`, (n, 2), positive."""
+    """Samples of ``densities.concentrations()``, (n, 2), positive."""
     return _draw(densities.concentrations(), seed, n)
 
 
 def synaptic_weights(seed: Seed, n: int) -> np.ndarray:
-    """Samples of `densities.synaptic_weights()` with their signs, (n, 16): each column has one sign (Dale's law)."""
+    """Samples of ``densities.synaptic_weights()`` with their signs, (n, 16): each column has one sign (Dale's law)."""
     signs, law = densities.synaptic_weights()
     return signs.astype(np.float32) * _draw(law, seed, n)
 
@@ -64,7 +64,7 @@ def two_moons(seed: Seed, n: int) -> np.ndarray:
     """Two half circles of radius 1 about (-0.5, -0.25) and (0.5, 0.25), blurred with deviation 0.08.
 
     The upper one is (cos a, sin a) and the lower one (cos a, -sin a) about their centres, a uniform on [0,
-    pi]. There is no closed-form law of it in `densities`.
+    pi]. There is no closed-form law of it in ``densities``.
     """
     if n < 1:
         raise ValueError(f"n={n}: expected at least 1")

@@ -44,9 +44,9 @@ class Transform(abc.ABC):
 class Cells(Transform):
     """Integer levels x in {0, .., levels - 1} on cells of equal width that fill the interval [low, high].
 
-    y = low + (high - low) (x + u) / levels, with u = 1/2 in `encode` (cell centres) and u uniform on (0, 1)
-    in `dequantise`. Both stay strictly inside (low, high). `decode` returns the cell y lies in, so it undoes
-    both exactly. A subclass says `levels`, `low` and `high`.
+    y = low + (high - low) (x + u) / levels, with u = 1/2 in ``encode`` (cell centres) and u uniform on (0, 1)
+    in ``dequantise``. Both stay strictly inside (low, high). ``decode`` returns the cell y lies in, so it undoes
+    both exactly. A subclass says ``levels``, ``low`` and ``high``.
     """
 
     levels: int  # pyright: ignore[reportIncompatibleVariableOverride]: never None here
@@ -85,7 +85,7 @@ class Cells(Transform):
     def check(self, x: np.ndarray, levels: int | None = None) -> None:
         """Raise where stored data do not fit, before any of it is used: TypeError for a dtype, ValueError for values.
 
-        `levels` is the number of levels the data set has, None where it is not known. Another number than that of the scale is
+        ``levels`` is the number of levels the data set has, None where it is not known. Another number than that of the scale is
         refused in both directions: too few would run out of the cells, too many would leave the upper cells empty.
         """
         if np.asarray(x).dtype != np.uint8:
@@ -110,10 +110,10 @@ class Cells(Transform):
         return jnp.clip(cell, 0, self.levels - 1).astype(jnp.uint8)
 
     def dequantise(self, key: jax.Array, x) -> jax.Array:
-        """Uniform noise inside each level's cell: uint8 (...) -> float32 (...), `decode` undoes it exactly.
+        """Uniform noise inside each level's cell: uint8 (...) -> float32 (...), ``decode`` undoes it exactly.
 
         u is uniform on the midpoints of 2^b equal parts of (0, 1): mean 1/2 and variance (1 - 4^-b) / 12, with
-        b = `noise_bits`. A float32 uniform number near one would be rounded into the next cell at the upper
+        b = ``noise_bits``. A float32 uniform number near one would be rounded into the next cell at the upper
         levels.
         Source: Theis, van den Oord, Bethge, "A note on the evaluation of generative models", 2016, arXiv
         1511.01844.
@@ -138,7 +138,7 @@ class Cells(Transform):
 
         Its mean over u bounds the code length of x from above.
 
-        `log_prob` in nats, any shape, summed over the event. The uniform law on the cube has exactly
+        ``log_prob`` in nats, any shape, summed over the event. The uniform law on the cube has exactly
         log2(levels).
         Source: Theis et al. 2016, section 3.1 (Jensen's inequality on P(x) = integral of p over the cell).
         """
@@ -164,7 +164,7 @@ class Positive(Cells):
     """Images as positive numbers, y = offset + scale img with img = x / (levels - 1) in [0, 1].
 
     What multiplicative diffusion needs: raw pixels are mostly zero, and zero never moves. The levels are the
-    centres of cells as in `Pixels`; values beyond the outermost cells decode to the outermost levels.
+    centres of cells as in ``Pixels``; values beyond the outermost cells decode to the outermost levels.
     Source: arXiv 2510.02730, with offset = scale = 1.
     """
 
@@ -217,7 +217,6 @@ class Identity(Transform):
         return self.encode(x)
 
     def log_det(self, event_shape: tuple[int, ...]) -> float:
-        """Zero."""
         return 0.0
 
     def bits_per_dim(self, log_prob, event_shape: tuple[int, ...]):

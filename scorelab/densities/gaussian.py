@@ -39,7 +39,7 @@ class Gaussian(Density):
 
     Attributes:
         reach: the distance from the mean, along one direction, of rare points that lie further out than a Gaussian goes
-            (:func:`scorelab.densities.moments.reach`): known where the law was made from data or from a mixture. 0 where there
+            (see ``scorelab.densities.moments``): known where the law was made from data or from a mixture. 0 where there
             are none, negative where it is not known.
 
     Raises:
@@ -181,7 +181,6 @@ class Gaussian(Density):
         return -self._spectral(flat, inside, 1 / self.eigenvalues, 0.0 if full else 1 / self.tail)
 
     def noised(self, process, t) -> Gaussian:
-        """See the module."""
         alpha, sigma = process.alpha(t), process.sigma(t)
         return Gaussian._make(
             alpha * self.mean + process.offset(t),
@@ -207,7 +206,6 @@ class Gaussian(Density):
         return float(np.sqrt(np.mean(np.asarray(self.mean, np.float64) ** 2))), math.sqrt(variance / self.size)
 
     def matched(self) -> Gaussian:
-        """Itself."""
         return self
 
     def covariance(self) -> Array:

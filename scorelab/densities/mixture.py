@@ -150,7 +150,6 @@ class GaussianMixture(Density):
         return jax.vmap(lambda component, k: component.sample(k, 1)[0])(g, keys)
 
     def log_prob(self, x: Array) -> Array:
-        """Log density."""
         return jax.nn.logsumexp(self._joint_log_prob(x), axis=0)
 
     def score(self, x: Array) -> Array:

@@ -87,7 +87,6 @@ class Rings(Density):
         return self.centre + circle + jnp.sqrt(self.variance) * jax.random.normal(key_noise, (n, 2), circle.dtype)
 
     def log_prob(self, x: Array) -> Array:
-        """Log density."""
         x = check_points(self, x) - self.centre
         # The tiny offset keeps the gradient of the norm finite at the centre.
         norm = jnp.sqrt(jnp.sum(x**2, -1) + jnp.finfo(x.dtype).tiny)[:, None]

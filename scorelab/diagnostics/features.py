@@ -48,7 +48,7 @@ def feature_emergence(denoised: Array, times: Array, law: Gaussian, process: Lin
             variance (up to rounding) are no features; where fewer are left, there are fewer.
 
     Returns:
-        The curves and their half points: the first passage of one half from below, interpolated in the logarithm of the
+        The curves, and their half points, which are the first passage of one half from below, interpolated in the logarithm of the
         noise ratio.
 
     Raises:

@@ -52,8 +52,9 @@ class Distillation(Learner):
         fake: the score of the student; None for the teacher's network, from the teacher's parameters, trained at the times below.
         ratio: the estimator of the log-ratio of teacher over student; None for what the objective can do with.
         times: the law of the noise levels.
-        optimizer, fake_optimizer, ratio_optimizer: optax transformations. A schedule counts updates, of which the latter two get
-            ``n_aux`` in a step.
+        optimizer: an optax transformation.
+        fake_optimizer: the same for the fake score. A schedule counts updates, of which it gets ``n_aux`` in a step.
+        ratio_optimizer: the same for the ratio, with as many updates.
         n_aux: updates of fake score and discriminator in a step, each with fresh samples and noise, and the data of the batch.
         warmup: steps in which only these two are updated.
         reward: a reward that the student's samples are to have, ``reward(x)`` or with ``with_cond`` ``reward(x, cond)``.

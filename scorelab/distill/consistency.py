@@ -51,7 +51,7 @@ class ConsistencyTraining(Loss):
 
     Metrics: ``consistency_mse``, the mean of :math:`e^2`.
 
-    Errors:
+    Raises:
         TypeError: ``batch["x"]`` is not floating point.
         ValueError: a grid that does not end at ``process.t_min``, or begins where alpha is 0.
     """
@@ -100,7 +100,6 @@ class ConsistencyTraining(Loss):
         return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=n)
 
     def error(self, model: Model, noised: Noised) -> Array:
-        """See the class."""
         return self.evaluate(model, noised)[0]
 
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:

@@ -64,11 +64,9 @@ class ReverseKL(Divergence):
     name: ClassVar[str] = "reverse KL"
 
     def f(self, r):
-        """See the class."""
         return -jnp.log(r)
 
     def log_h(self, l):
-        """See the class."""
         return jnp.zeros_like(l)
 
     def generator_loss(self, l):
@@ -85,11 +83,9 @@ class SoftenedReverseKL(Divergence):
     name: ClassVar[str] = "softened reverse KL"
 
     def f(self, r):
-        """See the class."""
         return (r + 1) * jnp.log(0.5 + 0.5 / r)
 
     def log_h(self, l):
-        """See the class."""
         return jax.nn.log_sigmoid(-l)
 
     def generator_loss(self, l):
@@ -108,11 +104,9 @@ class JensenShannon(Divergence):
     name: ClassVar[str] = "Jensen-Shannon"
 
     def f(self, r):
-        """See the class."""
         return r * jnp.log(r) - (r + 1) * jnp.log((r + 1) / 2)
 
     def log_h(self, l):
-        """See the class."""
         return jax.nn.log_sigmoid(l)
 
     def generator_loss(self, l):
@@ -127,11 +121,9 @@ class SquaredHellinger(Divergence):
     name: ClassVar[str] = "squared Hellinger"
 
     def f(self, r):
-        """See the class."""
         return 1 - jnp.sqrt(r)
 
     def log_h(self, l):
-        """See the class."""
         return 0.5 * l - math.log(4)
 
     def generator_loss(self, l):
@@ -146,11 +138,9 @@ class ForwardKL(Divergence):
     name: ClassVar[str] = "forward KL"
 
     def f(self, r):
-        """See the class."""
         return r * jnp.log(r)
 
     def log_h(self, l):
-        """See the class."""
         return l
 
     def generator_loss(self, l):
@@ -165,11 +155,9 @@ class Jeffreys(Divergence):
     name: ClassVar[str] = "Jeffreys"
 
     def f(self, r):
-        """See the class."""
         return (r - 1) * jnp.log(r)
 
     def log_h(self, l):
-        """See the class."""
         return jax.nn.softplus(l)
 
     def generator_loss(self, l):
@@ -196,7 +184,6 @@ class Alpha(Divergence):
         require_number(self, -4.0, 4.0, a=self.a)
 
     def f(self, r):
-        """See the class."""
         if self.a == 0:
             return r - 1 - jnp.log(r)
         if self.a == 1:
@@ -204,7 +191,6 @@ class Alpha(Divergence):
         return (r**self.a - self.a * r - (1 - self.a)) / (self.a * (self.a - 1))
 
     def log_h(self, l):
-        """See the class."""
         return self.a * l
 
     def generator_loss(self, l):
@@ -231,12 +217,10 @@ class SkewedJensenShannon(Divergence):
         require_number(self, 1e-3, 1 - 1e-3, c=self.c)
 
     def f(self, r):
-        """See the class."""
         mixed = self.c * r + 1 - self.c
         return self.c * r * jnp.log(r) - mixed * jnp.log(mixed)
 
     def log_h(self, l):
-        """See the class."""
         return math.log(self.c * (1 - self.c)) + l - self._log_mixed(l)
 
     def generator_loss(self, l):
@@ -257,11 +241,9 @@ class LeCam(Divergence):
     name: ClassVar[str] = "Le Cam"
 
     def f(self, r):
-        """See the class."""
         return (r - 1) ** 2 / (r + 1)
 
     def log_h(self, l):
-        """See the class."""
         return math.log(8) + 2 * l - 3 * jax.nn.softplus(l)
 
     def generator_loss(self, l):
@@ -277,11 +259,9 @@ class Neyman(Divergence):
     name: ClassVar[str] = "Neyman"
 
     def f(self, r):
-        """See the class."""
         return (1 - r) ** 2 / r
 
     def log_h(self, l):
-        """See the class."""
         return math.log(2) - l
 
     def generator_loss(self, l):
@@ -299,11 +279,9 @@ class Pearson(Divergence):
     name: ClassVar[str] = "Pearson"
 
     def f(self, r):
-        """See the class."""
         return (r - 1) ** 2
 
     def log_h(self, l):
-        """See the class."""
         return math.log(2) + 2 * l
 
     def generator_loss(self, l):

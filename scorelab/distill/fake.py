@@ -125,5 +125,4 @@ class NoScore(FakeScore):
     """For objectives that need none, such as a GAN alone."""
 
     def model(self, params, student, process):
-        """None."""
         return None

@@ -101,7 +101,6 @@ class FDistill(Distillation):
         return super().bin_count if self.normalisation is None else self.normalisation.bins
 
     def student_loss(self, scene: StudentBatch):
-        """See the class."""
         loss, means, seen, metrics = jnp.float32(0), scene.means, {}, {}
         if self.score_weight:
             g, means, seen = jax.lax.stop_gradient(self._pull(scene))

@@ -102,7 +102,6 @@ class FewStep(Student):
         return self.denoiser.init(key, x, cond, like=teacher if self.from_teacher else None)
 
     def draw(self, params, key, like, cond):
-        """See the class."""
         count = self.calls
         key_step, *keys = jax.random.split(key, count + 1)
         noise = [jax.random.normal(k, like.shape, like.dtype) for k in keys]
@@ -128,7 +127,6 @@ class FewStep(Student):
         return clean + self.process.offset(t) + self.process.sigma(t) * z
 
     def bind(self, params):
-        """See :class:`BoundFewStep`."""
         return BoundFewStep(params=params, student=self)
 
     def model(self, params) -> BoundDenoiser:

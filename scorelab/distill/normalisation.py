@@ -24,7 +24,8 @@ class Bins:
 
     Attributes:
         count: number of bins.
-        low, high: the range of the logarithm; what lies outside counts to the first and the last bin.
+        low: least value of the logarithm; what lies outside counts to the first and the last bin.
+        high: its largest value.
     """
 
     count: int

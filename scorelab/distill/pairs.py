@@ -51,7 +51,7 @@ def teacher_pairs(
         Host arrays ``(n, *event)``: ``"noise"``; ``"start"``, :math:`(y_T-b_T)/\sigma_T`, from which a one-step student begins;
         ``"x"``, in data space; and ``"cond"`` where it is given.
 
-    Errors:
+    Raises:
         ValueError: a stochastic solver.
     """
     require_spec(teacher_pairs, Solver, solver=solver)

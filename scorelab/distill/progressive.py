@@ -54,7 +54,7 @@ class ProgressiveDistillation(Loss):
 
     Metrics: ``eps_mse``, the unweighted error in the noise.
 
-    Errors:
+    Raises:
         TypeError: ``batch["x"]`` is not floating point.
         ValueError: a grid of an odd number of steps.
     """
@@ -77,7 +77,7 @@ class ProgressiveDistillation(Loss):
 
     @property
     def student_grid(self) -> Explicit:
-        """Every second time of the teacher's grid: what the student is sampled on, with DDIM."""
+        """Every second time of the teacher's grid, on which the student is sampled with DDIM."""
         return Explicit(tuple(self.grid.times(self.process)[::2]))
 
     def halve(self, student: Model) -> ProgressiveDistillation:
@@ -95,7 +95,6 @@ class ProgressiveDistillation(Loss):
         return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=step)
 
     def error(self, model: Model, noised: Noised) -> Array:
-        """See the class."""
         return self.evaluate(model, noised)[0]
 
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Array]]:

@@ -89,7 +89,6 @@ class UnitRatio(Ratio):
     """``l = 0``: reverse KL whatever the divergence; Diff-Instruct and DMD."""
 
     def logit(self, params, y, t, cond, teacher, fake):
-        """Zero."""
         return jnp.zeros(y.shape[:1], jnp.float32)
 
 
@@ -121,7 +120,6 @@ class _Trained(Ratio):
         require_number(self, 0.0, 1e6, smooth=self.smooth)
 
     def regulariser(self, params, key, y, t, cond, teacher, logit):
-        """See the class."""
         if not self.smooth:
             return super().regulariser(params, key, y, t, cond, teacher, logit)
         near = y + 0.1 * jax.random.normal(key, y.shape, y.dtype)
@@ -152,7 +150,6 @@ class Discriminator(_Trained):
         return self.denoiser.init(key, x, cond)
 
     def logit(self, params, y, t, cond, teacher, fake):
-        """See the class."""
         output = self.denoiser.network_output(params, y, t, cond)
         return jnp.sum(output.astype(jnp.float32).reshape(len(y), -1), axis=1)
 
@@ -195,7 +192,6 @@ class TeacherFeatures(_Trained):
         return self.heads.init(key, features, jnp.zeros(1), _first(cond))
 
     def logit(self, params, y, t, cond, teacher, fake):
-        """See the class."""
         teacher = as_network(teacher, "TeacherFeatures")
         t = jnp.broadcast_to(jnp.asarray(t, y.dtype), y.shape[:1])
         features = self._features(teacher.params, teacher, y, t, cond)

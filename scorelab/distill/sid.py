@@ -45,7 +45,6 @@ class SiD(Distillation):
             raise TypeError(f"SiD.weight = {self.weight!r}: expected a function such as noise_weight, or DMDWeight()")
 
     def student_loss(self, scene: StudentBatch):
-        """See the class."""
         y, t = scene.noised.y, scene.t
         teacher, fake = (ask(model, y, t, scene.cond) for model in (self.teacher, cast(Model, scene.fake)))
         gap = denoised_error(teacher, fake.denoised, fake.eps)

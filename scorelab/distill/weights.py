@@ -56,6 +56,5 @@ class DMDWeight:
         require_positive(self, floor=self.floor)
 
     def __call__(self, process, t, y0, teacher):
-        """See the class."""
         distance = jnp.mean(jnp.abs(y0 - teacher).reshape(len(y0), -1), axis=1)
         return 1 / (distance + self.floor)

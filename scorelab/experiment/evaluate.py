@@ -63,7 +63,6 @@ class ImageEvaluation(Evaluation):
         require_spec(self, Features, features=self.features)
 
     def check(self, data, samples):
-        """See :class:`Evaluation`."""
         if "test" not in data.dataset.splits:
             raise ValueError(f"ImageEvaluation for {data.name}, which has no test split: expected no such evaluation")
         sizes = {"Sample.n": samples, "the train split": len(data.load()), "the test split": len(data.load("test"))}
@@ -108,7 +107,6 @@ class PointEvaluation(Evaluation):
             raise ValueError(f"PointEvaluation.seed = {self.seed}: expected at most {SEEDS - 2}, as the floor takes the next one")
 
     def check(self, data, samples):
-        """See :class:`Evaluation`."""
         if not data.dataset.generated:
             raise ValueError(f"PointEvaluation for {data.name}: expected a generated set, of which new points can be drawn")
         if self.n is not None and self.n > samples:

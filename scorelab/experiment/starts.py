@@ -47,7 +47,6 @@ class DataStart(FromData):
         require_choice(self, KINDS, kind=self.kind)
 
     def check(self, data: DataSpec, process: Any, times: np.ndarray | None = None) -> None:
-        """See :class:`FromData`."""
         if process.has_signs != (self.kind == "signed"):
             wanted = "'signed'" if process.has_signs else f"one of {', '.join(map(repr, KINDS[:-1]))}"
             raise ValueError(f"DataStart.kind = {self.kind!r} under {process!r}: expected {wanted}")
@@ -55,7 +54,6 @@ class DataStart(FromData):
             _require_classes("DataStart.kind = 'class_average'", data)
 
     def __call__(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Start:
-        """See :class:`FromData`."""
         self.check(data, process)
         y = np.concatenate(list(data.encoded(process.chart)))
         if self.kind in ("moments", "signed"):
@@ -98,7 +96,6 @@ class DataTeleport(FromData):
             raise ValueError(f"DataTeleport.rank = None with method = {self.method!r}: expected a number of directions")
 
     def check(self, data: DataSpec, process: Any, times: np.ndarray | None = None) -> None:
-        """See :class:`FromData`."""
         size = int(np.prod(data.load().event_shape))
         if self.rank is not None and self.rank > size:
             raise ValueError(f"DataTeleport.rank = {self.rank} for {data.name}: expected at most its dimension {size}")
@@ -110,7 +107,6 @@ class DataTeleport(FromData):
             self._jump(Gaussian(np.zeros(1), 1.0)).steps_over(process, times)
 
     def __call__(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Teleport:
-        """See :class:`FromData`."""
         self.check(data, process)
         if label is None:
             return self._jump(Gaussian.from_data(data.encoded(process.chart), rank=self.rank, method=self.method))

@@ -82,7 +82,6 @@ class Denoised(Intermediate):
     r""":math:`\lambda\,r(D)`, the reward of the denoised mean: no call of the network that the sampler does not make anyway."""
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         return scaled(scale, reward(prediction.process.decode(prediction.denoised)))
 
 
@@ -109,7 +108,6 @@ class Posterior(Intermediate):
         require_positive(self, data_std=self.data_std)
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         process, t = prediction.process, prediction.t
         alpha, sigma = process.alpha(t), process.sigma(t)
         spread = per_example(self.data_std * sigma / jnp.sqrt((alpha * self.data_std) ** 2 + sigma**2), y)
@@ -143,7 +141,6 @@ class Blurred(Intermediate):
     law: Gaussian
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         alpha, sigma = prediction.process.alpha(prediction.t), prediction.process.sigma(prediction.t)
         left = lambda variance: variance * sigma**2 / (alpha**2 * variance + sigma**2)
         matrix = self.measurement.matrix.astype(y.dtype)
@@ -170,7 +167,6 @@ class Learned(Intermediate):
     model: LearnedReward | Callable[[Array, Array], Array]
 
     def value(self, reward, scale, keys, y, prediction):
-        """See the class."""
         if isinstance(self.model, LearnedReward):
             require_same_process("Learned", sampled=prediction.process, learned=self.model.process)
         return scaled(scale, self.model(y, prediction.t))

@@ -52,8 +52,8 @@ class RewardState:
 class RewardLearner(Learner):
     r"""A reward of noisy points by regression on noised data; a learner for :func:`scorelab.training.fit`.
 
-    .. math:: \text{"mean"}\quad (r_\phi(y_t,t) - r(x_0))^2 \ \to\ E[r(x_0)\mid y_t],\qquad
-              \text{"twist"}\quad e^{\delta}-\delta-1,\ \delta=\lambda\,(r(x_0) - r_\phi)\ \to\
+    .. math:: \text{mean}\quad& (r_\phi(y_t,t) - r(x_0))^2 \to E[r(x_0)\mid y_t],\\
+              \text{twist}\quad& e^{\delta}-\delta-1,\quad \delta=\lambda\,(r(x_0) - r_\phi) \to
               \tfrac1\lambda\log E[e^{\lambda r(x_0)}\mid y_t] .
 
     The twist is the best intermediate reward there is; its loss is heavy-tailed where :math:`\lambda r` spreads over many units.

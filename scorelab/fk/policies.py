@@ -93,7 +93,6 @@ class Never(When):
     """Sequential importance sampling: weights only."""
 
     def wants(self, log_weights, node):
-        """False."""
         return jnp.zeros((), bool)
 
 
@@ -102,7 +101,6 @@ class Always(When):
     """At every node where weights change."""
 
     def wants(self, log_weights, node):
-        """True."""
         return jnp.ones((), bool)
 
 
@@ -154,7 +152,6 @@ class BirthDeath(Policy):
     """
 
     def move(self, key, log_weights, resampler, node, progress):
-        """See the class."""
         n = len(log_weights)
         now = self.may(log_weights, progress)
         mean = log_mean_exp(log_weights)
@@ -192,7 +189,6 @@ class Islands(Policy):
         require_spec(self, Policy, inside=self.inside, across=self.across)
 
     def move(self, key, log_weights, resampler, node, progress):
-        """See the class."""
         n = len(log_weights)
         if n % self.count:
             raise ValueError(f"Islands.count = {self.count}: expected a divisor of the {n} particles of a population")

@@ -84,7 +84,7 @@ class Potential:
         return None
 
     def check_start(self, start: Start, model: Model, t: float) -> None:
-        """Raise where the particles do not begin at the law that the weights begin with; see :meth:`Population.check_start`."""
+        """Raise where the particles do not begin at the law that the weights begin with."""
         return None
 
     def init(self, zeros: Array) -> Pytree:
@@ -158,7 +158,7 @@ class Steering(Believes, Potential):
 
     The last factor is :math:`\lambda r(x_K) - \sum_k\log G_k`, with the sample itself in the place of a prediction, so that the
     product is :math:`e^{\lambda r(x_K)}` along every path. An intermediate reward that is not finite ends no particle: it counts
-    as the least finite one of its population (:func:`stated`), and the sample itself decides. So a constraint (0 inside, minus
+    as the least finite one of its population, and the sample itself decides. So a constraint (0 inside, minus
     infinity outside) is importance sampling under every rule, unless a :class:`scorelab.fk.Posterior` of many draws says how
     probable it is. A large finite penalty instead is taken at its word, up to 10,000: it removes for good what might have
     recovered, and no diagnostic sees that. A new one states ``gain``.
@@ -240,7 +240,6 @@ class Steering(Believes, Potential):
         return (row.potential.event > 0) & (row.enter > 0)
 
     def finish(self, memory, x, cond):
-        """See the class."""
         return scaled(jnp.asarray(self.scale, memory.total.dtype), self.rewards(x, cond)) - memory.total
 
 
@@ -309,7 +308,6 @@ class FinalOnly(Steering):
         return jax.tree.map(np.zeros_like, super().table(process, times))
 
     def gain(self, before, value):
-        """Nothing."""
         return jnp.zeros_like(value), before.memory
 
 

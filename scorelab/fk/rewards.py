@@ -25,7 +25,8 @@ class ImageReward(abc.ABC):
     """A number for each image ``(batch, height, width, channels)``; a new one states ``of``.
 
     Attributes:
-        low, high: the ends of the scale of ``x``.
+        low: the lower end of the scale of ``x``.
+        high: its upper end.
     """
 
     low: float = -1.0
@@ -79,7 +80,6 @@ class ClassLogProb(ImageReward):
                 raise ValueError(f"ClassLogProb.label = {self.label}: expected one of the {classes} classes of {self.dataset}")
 
     def of(self, unit, label=None):
-        """See the class."""
         log_probs = jax.nn.log_softmax(_classifier(self.dataset).unit_logits(unit, loop_safe=self.loop_safe))
         label = jnp.broadcast_to(jnp.asarray(self.label if label is None else label, jnp.int32), log_probs.shape[:1])
         known = (label >= 0) & (label < log_probs.shape[1])
@@ -106,7 +106,6 @@ class LitPixels(ImageReward):
         require_number(self, 0.0, 1.0, threshold=self.threshold)
 
     def of(self, unit):
-        """See the class."""
         return jnp.mean(unit > self.threshold, axis=(1, 2, 3), dtype=unit.dtype)
 
 
@@ -125,7 +124,6 @@ class Symmetry(ImageReward):
         require_choice(self, (0, 1), axis=self.axis)
 
     def of(self, unit):
-        """See the class."""
         return -jnp.mean(jnp.abs(unit - jnp.flip(unit, axis=1 + self.axis)), axis=(1, 2, 3))
 
 
@@ -154,7 +152,6 @@ class Thickness(ImageReward):
         require_number(self, 0.0, 1.0, threshold=self.threshold)
 
     def of(self, unit):
-        """See the class."""
         lit = (jnp.mean(unit, axis=3) > self.threshold).astype(unit.dtype)
         area = jnp.sum(lit, axis=(1, 2))
         m = jnp.pad(lit, ((0, 0), (1, 1), (1, 1)))

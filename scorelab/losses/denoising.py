@@ -39,7 +39,7 @@ class DenoisingScoreMatching(PredictionLoss):
 
     Metrics: ``eps_mse``, the unweighted error in the noise.
 
-    Errors:
+    Raises:
         TypeError: ``batch["x"]`` is not floating point (raw pixels: scale them in the ``prepare`` of the
             data).
         ValueError: ``label_dropout`` is above zero and the batch has no ``cond``.
@@ -83,7 +83,6 @@ class DenoisingScoreMatching(PredictionLoss):
         return self.process.perturb(key, batch["x"], t)
 
     def judge(self, prediction: GaussianPrediction, noised: Noised) -> tuple[Array, dict[str, Any]]:
-        """See the class."""
         require_capabilities(type(self).__name__, prediction, (HasDenoised, HasNoise))
         square = mean_square(denoised_error(prediction, noised.y0, noised.noise))
         return self.weight(noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - noised.noise))}

@@ -60,8 +60,6 @@ class ImplicitScoreMatching(Loss):
         return self.process.perturb(key_noise, x, t)._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)))
 
     def error(self, model, noised):
-        """See the class."""
-
         def score(y):
             prediction = self.ask(model, y, noised.t, noised.cond)
             require_capabilities(type(self).__name__, prediction, (HasScore,))

@@ -41,7 +41,9 @@ class MultiplicativeDenoisingScoreMatching(DenoisingScoreMatching):
     Attributes:
         process: a :class:`scorelab.processes.GeometricBrownianMotion`.
         weighting: :math:`\lambda`, a function of ``(process, t)``; a weight of the error in ``h``.
-        times, label_dropout, null_label: see :class:`DenoisingScoreMatching`.
+        times: the law of ``t``.
+        label_dropout: see :class:`DenoisingScoreMatching`.
+        null_label: see :class:`DenoisingScoreMatching`.
     """
 
     _: KW_ONLY
@@ -93,7 +95,6 @@ class MultiplicativeExplicitScoreMatching(Loss):
         return self.process.perturb(key_noise, x, t)._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)))
 
     def error(self, model, noised):
-        """See the class."""
         error = self.ask(model, noised.y, noised.t, noised.cond).eps - ExactModel(self.law, self.process)(noised.y, noised.t).eps
         return 0.5 * weights(self, noised.t) / self.process.sigma(noised.t) ** 2 * mean_square(error)
 

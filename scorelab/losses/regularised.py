@@ -66,11 +66,9 @@ class Regularised(Loss):
         return self.loss.draw(key, batch)
 
     def error(self, model, noised):
-        """See the class."""
         return self.evaluate(model, noised)[0]
 
     def evaluate(self, model, noised):
-        """See the class."""
         total, metrics = self.loss.evaluate(model, noised)
         for regulariser, weight in self.terms:
             value = regulariser(model, noised)

@@ -57,7 +57,6 @@ class UniformTimes(Times):
     """Uniform in the time of the schedule, on ``[t_min, t_max]``."""
 
     def time(self, u, process):
-        """See the class."""
         return process.t_min + (process.t_max - process.t_min) * u
 
 
@@ -79,7 +78,6 @@ class LogNormalTimes(Times):
         require_positive(self, std=self.std)
 
     def time(self, u, process):
-        """See the class."""
         return process.schedule.time(-2 * (self.mean + self.std * ndtri(u)))
 
 
@@ -98,7 +96,6 @@ class LogitNormalTimes(Times):
         require_positive(self, std=self.std)
 
     def time(self, u, process):
-        """See the class."""
         place = jax.nn.sigmoid(self.mean + self.std * ndtri(u))
         return process.t_min + (process.t_max - process.t_min) * place
 
@@ -125,7 +122,6 @@ class UniformLogSNRTimes(Times):
             raise ValueError(f"UniformLogSNRTimes.log_snr_min = {low!r}: expected less than log_snr_max = {high!r}")
 
     def time(self, u, process):
-        """See the class."""
         low = float(process.log_snr(process.t_max)) if self.log_snr_min is None else self.log_snr_min
         high = float(process.log_snr(process.t_min)) if self.log_snr_max is None else self.log_snr_max
         if not -math.inf < low < high < math.inf:
@@ -166,7 +162,6 @@ class KarrasTimes(Times):
             raise ValueError(f"KarrasTimes.start = {self.start!r}: expected less than stop = {self.stop!r}")
 
     def time(self, u, process):
-        """See the class."""
         ends = (process.t_min, process.t_max)
         bottom, top = (float(process.noise_ratio(t)) ** (1 / self.rho) for t in ends)
         if not top < math.inf:

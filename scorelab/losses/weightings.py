@@ -37,7 +37,6 @@ class EDMWeighting:
         require_positive(self, data_std=self.data_std)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return 1 / self.data_std**2 + _snr(process, t)
 
 
@@ -49,7 +48,6 @@ class SNRWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return _snr(process, t)
 
 
@@ -58,7 +56,6 @@ class X0Weighting:
     r""":math:`w = 1`: the error in the clean data, :math:`\lVert D-y_0\rVert^2/d`."""
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return jnp.ones_like(t)
 
 
@@ -71,7 +68,6 @@ class VWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return 1 + _snr(process, t)
 
 
@@ -83,7 +79,6 @@ class FlowWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return (1 + jnp.exp(process.log_snr(t) / 2)) ** 2
 
 
@@ -101,7 +96,6 @@ class TruncatedSNR:
         require_positive(self, floor=self.floor)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return jnp.maximum(_snr(process, t), self.floor)
 
 
@@ -118,7 +112,6 @@ class MinSNR:
         require_positive(self, gamma=self.gamma)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return jnp.minimum(_snr(process, t), self.gamma)
 
 
@@ -137,7 +130,6 @@ class SigmoidWeighting:
         require_number(self, -50.0, 50.0, bias=self.bias)
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return math.exp(self.bias) * jax.nn.sigmoid(process.log_snr(t) - self.bias)
 
 
@@ -151,7 +143,6 @@ class LikelihoodWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return (process.latent_diffusion(t) / process.sigma(t)) ** 2 * _snr(process, t)
 
 
@@ -168,7 +159,6 @@ class VarianceWeighting:
     """
 
     def __call__(self, process: LinearGaussian, t: Array) -> Array:
-        """See the class."""
         return process.sigma(t) ** 2
 
 

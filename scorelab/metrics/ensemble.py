@@ -1,10 +1,10 @@
-"""Scores of ensembles against the truth: error of the mean, spread, CRPS, and ranks.
+r"""Scores of ensembles against the truth: error of the mean, spread, CRPS, and ranks.
 
-An ensemble is an array (members, cases, *event), the truth (cases, *event): one case of many points is
-`x[:, None]` and `truth[None]`. Weights are (members,) or (members, cases), not negative; they are normalised.
-A score averages over points and cases; its `n` counts members, its `reference_n` cases, and its `stderr` is
-over cases (None for one case), since the points of one case are not independent. With the weights w of a case
-summing to 1, 1 / sum w^2 takes the place of the number of members M in every correction for a finite ensemble.
+An ensemble is an array ``(members, cases, *event)``, the truth ``(cases, *event)``: one case of many points is
+``x[:, None]`` and ``truth[None]``. Weights are ``(members,)`` or ``(members, cases)``, not negative; they are normalised.
+A score averages over points and cases; its ``n`` counts members, its ``reference_n`` cases, and its ``stderr`` is
+over cases (None for one case), since the points of one case are not independent. With the weights :math:`w` of a case
+summing to 1, :math:`1/\sum_i w_i^2` takes the place of the number of members :math:`M` in every correction for a finite ensemble.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from scorelab.metrics.value import Score, numbers
 def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
     """Root of the mean square of (ensemble mean - truth), in the units of the data.
 
-    ensemble: (members, cases, *event); truth: (cases, *event). For members drawn from the law of the truth its
-    square is (1 + 1/M) times their variance on average.
+    For members drawn from the law of the truth its
+    square is :math:`1 + 1/M` times their variance on average.
     """
     x, y, w = _points(ensemble, truth, weights)
     error = _error_of_mean(x, y, w)
@@ -29,9 +29,10 @@ def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None 
 
 
 def spread_skill(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
-    """sqrt((1 + 1/M) mean unbiased variance / mean squared error of the mean): 1 where truth and members are exchangeable.
+    r"""Root of :math:`(1 + 1/M)\,\overline{s^2}/\overline{e^2}`, spread over error: 1 where truth and members are exchangeable.
 
-    Below 1 the ensemble is overconfident. Means are over cases and points before the ratio is taken. Needs two members
+    Below 1 the ensemble is overconfident. The variance :math:`s^2` of the members is the unbiased one, :math:`e` is the error of
+    their mean. Means are over cases and points before the ratio is taken. Needs two members
     with weight.
     Source: Fortin et al., "Why should ensemble spread match the RMSE of the ensemble mean?", 2014.
     """
@@ -48,10 +49,12 @@ def spread_skill(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray
 
 
 def crps(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
-    """The fair continuous ranked probability score of each point, averaged; in the units of the data, small is good.
+    r"""The fair continuous ranked probability score of each point, averaged; in the units of the data, small is good.
 
-    sum_i w_i |x_i - y| - sum_{i != j} w_i w_j |x_i - x_j| / (2 (1 - sum w^2)): unbiased for that of the law the members are
-    drawn from, whatever M, and so not positive always. Needs two members with weight.
+    .. math:: \sum_i w_i|x_i-y| - \frac{\sum_{i\ne j} w_iw_j|x_i-x_j|}{2\,(1-\sum_i w_i^2)}
+
+    is unbiased for that of the law the members are drawn from, whatever :math:`M`, and so not
+    positive always. Needs two members with weight.
     Source: Ferro, "Fair scores for ensemble forecasts", 2014.
     """
     x, y, w = _points(ensemble, truth, weights)
@@ -67,7 +70,7 @@ def crps(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None 
 
 
 def rank_histogram(key: jax.Array, ensemble: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """How often the truth has each rank among the members, over cases and points: counts (members + 1,).
+    """How often the truth has each rank among the members, over cases and points: counts ``(members + 1,)``.
 
     Flat where truth and members are exchangeable, a U where the ensemble is too narrow. Equal values are ranked at random.
     Ranks of neighbouring points are not independent: a chi-square test is one of cases of a single point.

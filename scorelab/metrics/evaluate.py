@@ -36,16 +36,17 @@ def report(
     k: int = 3,
     subsets: int = 10,
 ) -> list[Score]:
-    """Every score of `samples` against train data, each with its floor.
+    """Every score of ``samples`` against train data, each with its floor.
 
     In this order: Frechet, KID, precision, recall, density, coverage, Vendi at q = 1 and at q = 2.
 
-    n images each are drawn by `key` without replacement from the samples, the train and the test split; the
+    ``n`` images each are drawn by ``key`` without replacement from the samples, the train and the test split; the
     floor of a score is that same score with the test images in the place of the samples (for Vendi, the
-    score of the test images; both are centred at the mean of the train features). `n=None` takes the
-    largest possible. `samples` are stored values (uint8 for images), as in `train.x`.
+    score of the test images; both are centred at the mean of the train features). ``n=None`` takes the
+    largest possible. ``samples`` are stored values (uint8 for images), as in ``train.x``.
 
-    Errors: n above the smallest of the three sets, which is named.
+    Raises:
+        ValueError: ``n`` above the smallest of the three sets, which is named.
     """
     sizes = {"samples": len(samples), "train": len(train), "test": len(test)}
     smallest = min(sizes, key=sizes.__getitem__)

@@ -74,9 +74,9 @@ class Coordinates(Features):
 class SmallCNN(Features):
     """The stored classifier of one data set: its 64 features, its logits, its class probabilities.
 
-    Input everywhere: uint8 images (n, height, width, channels) with values 0 .. levels - 1, seen by the
-    network as (x + 1/2) / levels, which is `Pixels(levels=levels, low=0, high=1).encode(x)`. Only
-    `unit_logits` takes those floats, so that a reward can be differentiated. Two extractors are equal when
+    Input everywhere: uint8 images ``(n, height, width, channels)`` with values 0 to ``levels - 1``, seen by the
+    network as ``(x + 1/2) / levels``, which is ``Pixels(levels=levels, low=0, high=1).encode(x)``. Only
+    ``unit_logits`` takes those floats, so that a reward can be differentiated. Two extractors are equal when
     their ids (so their weights) are.
     """
 
@@ -123,20 +123,20 @@ class SmallCNN(Features):
         return np.asarray(self._forward(images)[0])
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """Class logits (n, num_classes) float32."""
+        """Class logits ``(n, num_classes)``, float32."""
         return self._forward(images)[1]
 
     def class_probabilities(self, images: np.ndarray) -> np.ndarray:
-        """softmax(logits), (n, num_classes) float32."""
+        """The softmax of the logits, ``(n, num_classes)``, float32."""
         return np.asarray(jax.nn.softmax(self._forward(images)[1], axis=-1))
 
     def unit_logits(self, unit: jax.Array, *, loop_safe: bool = False) -> jax.Array:
         """Class logits of float images in [0, 1], differentiable and jit-safe.
 
-        For values on [low, high] pass (y - low) / (high - low).
+        For values on ``[low, high]`` pass ``(y - low) / (high - low)``.
 
-        The gradient of a plain convolution inside `lax.scan` is slower on the CPU than outside, for wide
-        layers many times: set `loop_safe` there.
+        The gradient of a plain convolution inside ``lax.scan`` is slower on the CPU than outside, for wide
+        layers many times: set ``loop_safe`` there.
         """
         unit = jnp.asarray(unit, jnp.float32)
         return smallcnn.apply(self.params, unit, self.architecture, loop_safe=loop_safe)[1]
@@ -148,10 +148,13 @@ def pixels(levels: int = 256) -> RawPixels:
 
 
 def small_cnn(dataset_name: str, *, folder: Path | None = None) -> SmallCNN:
-    """The stored classifier trained on `dataset_name`, its weights checked against the recorded SHA-256.
+    """The stored classifier trained on ``dataset_name``, its weights checked against the recorded SHA-256.
 
-    `folder` is where `index.json` and the weights lie, by default inside the package. `.record` tells how
-    they were made: data hash, command, seed, versions, test accuracy. Raises WeightsError.
+    ``folder`` is where ``index.json`` and the weights lie, by default inside the package. ``.record`` tells how
+    they were made: data hash, command, seed, versions, test accuracy.
+
+    Raises:
+        WeightsError: the weights are missing, or not those recorded.
     """
     params, architecture, record = smallcnn.restore(dataset_name, smallcnn.WEIGHTS if folder is None else folder)
     return SmallCNN(

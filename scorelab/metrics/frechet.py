@@ -20,14 +20,16 @@ def _psd(cov: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet_distance(mu1, cov1, mu2, cov2) -> float:
-    """Squared 2-Wasserstein distance between two Gaussians, in float64.
+    r"""Squared 2-Wasserstein distance between two Gaussians, in float64.
 
-    |mu1 - mu2|^2 + tr(C1 + C2) - 2 tr((C1^(1/2) C2 C1^(1/2))^(1/2)). The last trace is the sum of the
-    singular values of C1^(1/2) C2^(1/2): a product of two symmetric roots needs no matrix square root of a
+    .. math:: |\mu_1-\mu_2|^2 + \mathrm{tr}(C_1+C_2) - 2\,\mathrm{tr}\big(C_1^{1/2}C_2C_1^{1/2}\big)^{1/2} .
+
+    The last trace is the sum of the
+    singular values of :math:`C_1^{1/2}C_2^{1/2}`: a product of two symmetric roots needs no matrix square root of a
     non-symmetric matrix, stays exact to rounding for singular covariances, and has no eigenvalue of squared
     condition number.
 
-    mu: (d,); cov: (d, d), symmetric positive semi-definite, else ValueError.
+    Means are ``(d,)``, covariances ``(d, d)``, symmetric positive semi-definite, else ValueError.
     Source: Dowson and Landau, "The Frechet distance between multivariate normal distributions", 1982.
     """
     mu1, cov1, mu2, cov2 = (numbers(a, name) for name, a in {"mu1": mu1, "cov1": cov1, "mu2": mu2, "cov2": cov2}.items())
@@ -44,10 +46,10 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
 
 
 def frechet(x: np.ndarray, y: np.ndarray, features: Features) -> Score:
-    """Frechet distance between the feature laws of two sample sets, named "FID-<extractor id>".
+    r"""Frechet distance between the feature laws of two sample sets, named "FID-<extractor id>".
 
-    Means and unbiased covariances of `features(x)` and `features(y)`, each (n, d) with n >= 2. The estimate
-    is biased upwards by a term of order 1 / n: compare at equal n only, and read it against the floor.
+    Means and unbiased covariances of ``features(x)`` and ``features(y)``, each ``(n, d)`` with :math:`n \ge 2`. The estimate
+    is biased upwards by a term of order :math:`1/n`: compare at equal n only, and read it against the floor.
     Source: Heusel et al., "GANs trained by a two time-scale update rule", 2017, arXiv 1706.08500, equation 6.
     """
     a, b = point_pair(x, y, features, power=2)

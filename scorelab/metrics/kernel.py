@@ -31,9 +31,9 @@ def _mean_off_diagonal(kernel: Kernel, x: np.ndarray) -> float:
 
 
 def mmd2_unbiased(x: np.ndarray, y: np.ndarray, kernel: Kernel) -> float:
-    """Unbiased estimate of MMD^2 = E k(x, x') + E k(y, y') - 2 E k(x, y); it may be negative.
+    r"""Unbiased estimate of :math:`\mathrm{MMD}^2 = E\,k(x,x') + E\,k(y,y') - 2E\,k(x,y)`; it may be negative.
 
-    x: (n, d), y: (m, d), n and m at least 2; `kernel(a, b)` -> (len(a), len(b)).
+    x: ``(n, d)``, y: ``(m, d)``, n and m at least 2; ``kernel(a, b)`` is ``(len(a), len(b))``.
     Source: Gretton et al., "A kernel two-sample test", JMLR 2012, equation 3.
     """
     x, y = point_pair(x, y, None)
@@ -72,14 +72,16 @@ def gaussian(bandwidths: tuple[float, ...]) -> Kernel:
 
 
 def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, seed: int = 0) -> Score:
-    """Kernel inception distance: unbiased MMD^2 of the features under the cubic kernel, with its error.
+    r"""Kernel inception distance: unbiased :math:`\mathrm{MMD}^2` of the features under the cubic kernel, with its error.
 
-    `value` uses every pair of the n and m samples. For `stderr` both sets are shuffled by `seed` and cut
-    into `subsets` disjoint blocks; it is the standard error of the mean of the blocks' estimates. The full
+    ``value`` uses every pair of the n and m samples. For ``stderr`` both sets are shuffled by ``seed`` and cut
+    into ``subsets`` disjoint blocks; it is the standard error of the mean of the blocks' estimates. The full
     estimate averages that mean over all ways to cut, so its variance is no larger (Hoeffding 1948):
-    `stderr` errs on the safe side. It is None for `subsets=1`.
+    ``stderr`` errs on the safe side. It is None for ``subsets=1``.
 
-    Errors: `subsets` below 1, or blocks of fewer than two samples.
+    Raises:
+        ValueError: ``subsets`` below 1, or blocks of fewer than two samples.
+
     Source: Binkowski et al., "Demystifying MMD GANs", 2018, arXiv 1801.01401, section 4.
     """
     require_seed(kid, seed=seed)
@@ -100,7 +102,7 @@ def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, 
 
 
 def median_bandwidth(x: np.ndarray, y: np.ndarray, most: int = 2000) -> float:
-    """Median distance between points of the pooled sample, of at most `most` evenly picked from it.
+    """Median distance between points of the pooled sample, of at most ``most`` evenly picked from it.
 
     Source: Gretton et al. 2012, section 8.
     """
@@ -123,9 +125,9 @@ def mmd(
 ) -> Score:
     """Unbiased squared MMD under a Gaussian kernel, or under the mean of several.
 
-    k(a, b) = exp(-|a - b|^2 / (2 h^2)), h = `bandwidth`; None takes the median distance of the pooled
-    points, which makes the score depend on both sets: fix h in a comparison. Rows of x (n, d) and y (m, d)
-    are compared as they are unless `features` are given. The name carries the bandwidth.
+    :math:`k(a, b) = e^{-|a-b|^2/(2h^2)}` with :math:`h` the ``bandwidth``; None takes the median distance of the pooled
+    points, which makes the score depend on both sets: fix it in a comparison. Rows of x ``(n, d)`` and y ``(m, d)``
+    are compared as they are unless ``features`` are given. The name carries the bandwidth.
     Source: Gretton et al. 2012, equation 3.
     """
     a, b = point_pair(x, y, features, power=2)

@@ -59,16 +59,22 @@ def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:
 def precision_recall(
     samples: np.ndarray, reference: np.ndarray, features: Features | None = None, *, k: int = 3
 ) -> PrecisionRecall:
-    """Shares of samples near the data and of data near the samples, by k-th neighbour distances.
+    r"""Shares of samples near the data and of data near the samples, by k-th neighbour distances.
 
-    With B_k(z) the ball at z reaching its k-th nearest neighbour in z's own set, X the n samples, Y the m
-    reference points: precision = share of x in the union of B_k(y); recall = share of y in the union of
-    B_k(x); density = (1 / (k n)) number of pairs with x in B_k(y); coverage = share of y with some x in
-    B_k(y).
+    With :math:`B_k(z)` the ball at :math:`z` reaching its k-th nearest neighbour in its own set, :math:`x` the ``n`` samples and
+    :math:`y` the ``m`` reference points: precision is the share of :math:`x` in the union of :math:`B_k(y)`, recall that of
+    :math:`y` in the union of :math:`B_k(x)`, coverage that of :math:`y` with some :math:`x` in :math:`B_k(y)`, and density the
+    number of pairs with :math:`x` in :math:`B_k(y)`, over :math:`kn`.
 
-    For equal laws without ties density has expectation 1 (a sample is as likely as each of the m - 1 others
-    to be among the k nearest of a reference point: k / m) and coverage 1 - ((m - 1) .. (m - k)) / ((n + m
-    - 1) .. (n + m - k)). Errors: k below 1, or not below both n and m. Sources: Kynkaanniemi et al. 2019,
+    For equal laws without ties density has expectation 1 (a sample is as likely as each of the :math:`m-1` others
+    to be among the k nearest of a reference point: :math:`k/m`) and coverage
+
+    .. math:: 1 - \frac{(m-1)\cdots(m-k)}{(n+m-1)\cdots(n+m-k)} .
+
+    Raises:
+        ValueError: ``k`` below 1, or not below both ``n`` and ``m``.
+
+    Sources: Kynkaanniemi et al. 2019,
     arXiv 1904.06991, equations 1 and 2; Naeem et al. 2020, arXiv 2002.09797, section 3.
     """
     require_int("precision_recall", 1, k=k)

@@ -1,7 +1,7 @@
 """The small classifier whose feature layer the image metrics use, and its stored weights.
 
 Pure functions of a dictionary of arrays; weights are stored as plain npz with their SHA-256 and provenance
-in `weights/index.json`.
+in ``weights/index.json``.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """3x3 convolutions with ReLU, global average pool, dense `width` (the features), ReLU, dense classes.
+    """3x3 convolutions with ReLU, global average pool, dense ``width`` (the features), ReLU, dense classes.
 
-    `convolutions` holds (channels, stride) pairs; `shape` is (height, width, channels) of an image. The
+    ``convolutions`` holds (channels, stride) pairs; ``shape`` is (height, width, channels) of an image. The
     feature layer is read before its ReLU: those values are closer to Gaussian, which is what the Frechet
     distance compares.
     """
@@ -84,7 +84,7 @@ def init(key: jax.Array, architecture: Architecture) -> Params:
 def apply(params: Params, unit: jax.Array, architecture: Architecture, *, loop_safe: bool = False) -> tuple[jax.Array, jax.Array]:
     """Features (n, width) and logits (n, num_classes) of float images (n, *shape) in [0, 1].
 
-    `loop_safe` is for gradients inside `lax.scan` and other loops on the CPU, where those of a plain
+    ``loop_safe`` is for gradients inside ``lax.scan`` and other loops on the CPU, where those of a plain
     convolution are slow; values and gradients are the same up to the order of sums.
     """
     # Full float32 products everywhere: scores must not depend on the accelerator's default precision.
@@ -108,7 +108,7 @@ def apply(params: Params, unit: jax.Array, architecture: Architecture, *, loop_s
 
 
 def with_moments(params: Params, features: np.ndarray) -> Params:
-    """The parameters with the `mean` (width,) of training features and their `scale`, the root mean square
+    """The parameters with the ``mean`` (width,) of training features and their ``scale``, the root mean square
     about it.
 
     (features - mean) / scale is what metrics compare: the size of a trained layer is arbitrary, and the
@@ -129,9 +129,9 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def save(name: str, params: Params, architecture: Architecture, provenance: dict[str, Any], folder: Path = WEIGHTS) -> str:
-    """Store weights as `<name>.npz` and their record in `index.json`; returns the SHA-256 of the file.
+    """Store weights as ``<name>.npz`` and their record in ``index.json``; returns the SHA-256 of the file.
 
-    `params` come from `with_moments`; `provenance` is JSON data and must hold `levels`, the number of grey
+    ``params`` come from ``with_moments``; ``provenance`` is JSON data and must hold ``levels``, the number of grey
     levels of the images trained on.
     """
     buffer = io.BytesIO()

@@ -20,10 +20,10 @@ _BLOCK = 1024
 
 
 def wasserstein_1d(x: np.ndarray, y: np.ndarray, p: float = 2.0) -> np.ndarray:
-    """W_p^p of one-dimensional empirical laws, exactly, for each column: (n, k), (m, k) -> (k,).
+    r""":math:`W_p^p` of one-dimensional empirical laws, exactly, for each column: ``(n, k)`` and ``(m, k)`` give ``(k,)``.
 
-    The integral over q in [0, 1] of |F_x^-1(q) - F_y^-1(q)|^p: both quantile functions are constant between
-    the points i / n and j / m, so it is a finite sum; n = m gives the mean over sorted pairs.
+    :math:`\int_0^1 |F_x^{-1}(q) - F_y^{-1}(q)|^p\,dq`: both quantile functions are constant between
+    the points :math:`i/n` and :math:`j/m`, so it is a finite sum; :math:`n = m` gives the mean over sorted pairs.
     Source: Peyre and Cuturi, "Computational optimal transport", 2019, arXiv 1803.00567, section 2.6.
     """
     require_number("wasserstein_1d", 1, sys.float_info.max, p=p)
@@ -57,11 +57,11 @@ def sliced_wasserstein(
     p: float = 2.0,
     features: Features | None = None,
 ) -> Score:
-    """(mean over directions u of W_p^p(u . x, u . y))^(1 / p), directions uniform on the sphere.
+    r""":math:`\big(E_u\,W_p^p(u\cdot x, u\cdot y)\big)^{1/p}` over directions :math:`u` uniform on the sphere.
 
-    x: (n, d), y: (m, d), n and m may differ. `stderr` is that of the average over directions, carried
-    through the root; the sampling error of x and y comes on top. For y = x + v the expectation at p = 2 is
-    |v| / sqrt(d).
+    x: ``(n, d)``, y: ``(m, d)``, n and m may differ. ``stderr`` is that of the average over directions, carried
+    through the root; the sampling error of x and y comes on top. For :math:`y = x + v` the expectation at :math:`p = 2` is
+    :math:`|v|/\sqrt d`.
     Source: Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures", 2015.
     """
     require_int("sliced_wasserstein", 0, projections=projections)
@@ -115,20 +115,22 @@ def sinkhorn(
     threshold: float = 1e-3,
     max_iterations: int = 5000,
 ) -> Score:
-    """Sinkhorn divergence OT_e(x, y) - OT_e(x, x) / 2 - OT_e(y, y) / 2 with cost |a - b|^2.
+    r"""Sinkhorn divergence :math:`OT_\epsilon(x,y) - \frac{OT_\epsilon(x,x) + OT_\epsilon(y,y)}2`, of the cost :math:`|a-b|^2`.
 
-    Not negative, and zero for x = y to within 1e-6 `epsilon`, however far the potentials have converged.
+    Not negative, and zero for equal sets to within 1e-6 ``epsilon``, however far the potentials have converged.
 
-    OT_e is the transport cost plus `epsilon` times the Kullback-Leibler divergence of the plan to the
-    product law, so `epsilon` has the unit of a squared distance; towards 0 the value goes to W_2^2. Both
+    :math:`OT_\epsilon` is the transport cost plus ``epsilon`` times the Kullback-Leibler divergence of the plan to the
+    product law, so ``epsilon`` has the unit of a squared distance; towards 0 the value goes to :math:`W_2^2`. Both
     clouds are moved by the mean of y first, which changes nothing but rounding. The potentials are found
-    in float32 (float64 if jax has it enabled), memory n m. The value is the dual one, in float64: any
-    potentials bound OT_e(x, y) from below, and the better ones of (f, g) and (p, q) are taken, where p and
-    q are those of the two self terms. With (p, q) the divergence is epsilon / 2 times the squared kernel
+    in float32 (float64 if jax has it enabled), memory ``n m``. The value is the dual one, in float64: any
+    potentials bound :math:`OT_\epsilon(x,y)` from below, and the better ones of :math:`(f,g)` and :math:`(p,q)` are taken, where
+    the latter are those of the two self terms. With them the divergence is :math:`\epsilon/2` times the squared kernel
     distance of two measures, so that the better of the two is not negative.
 
-    Errors: `epsilon` not positive; RuntimeError if the marginal error is above `threshold` after
-    `max_iterations`.
+    Raises:
+        ValueError: ``epsilon`` not positive.
+        RuntimeError: the marginal error is above ``threshold`` after ``max_iterations``.
+
     Source: Feydy et al., "Interpolating between optimal transport and MMD", 2019, arXiv 1810.08278,
     equation 3 and the proof of theorem 1.
     """

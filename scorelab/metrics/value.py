@@ -15,8 +15,8 @@ from scorelab.metrics.features import Features
 class Score:
     """One number with what is needed to read it.
 
-    `extractor` is the id of the features, `n` the number of samples scored, `reference_n` that of the set
-    compared with (None for metrics of one set), `stderr` a standard error, `floor` the same score between
+    ``extractor`` is the id of the features, ``n`` the number of samples scored, ``reference_n`` that of the set
+    compared with (None for metrics of one set), ``stderr`` a standard error, ``floor`` the same score between
     train and test data at equal n: no generator can be told from the data below (for similarities: above)
     it. Two scores compare only at equal extractor and n.
     """
@@ -35,11 +35,11 @@ class Score:
 
     @property
     def label(self) -> str:
-        """The name with the extractor: `FID-smallcnn(mnist-1a2b3c4d)`, never plain `FID`."""
+        """The name with the extractor, as in ``FID-smallcnn(mnist-1a2b3c4d)``, never plain ``FID``."""
         return self.name if self.extractor is None else f"{self.name}-{self.extractor}"
 
     def with_floor(self, floor: Score) -> Score:
-        """This score with the value of `floor` as its floor; both must be the same metric at the same n."""
+        """This score with the value of ``floor`` as its floor; both must be the same metric at the same n."""
         for field in ("name", "extractor", "n", "reference_n"):
             if getattr(self, field) != getattr(floor, field):
                 raise ValueError(f"floor has {field}={getattr(floor, field)}: expected {getattr(self, field)}")
@@ -71,10 +71,10 @@ def numbers(x: np.ndarray, name: str) -> np.ndarray:
 def points(
     x: np.ndarray, features: Features | None, name: str, least: int = 2, power: int = 1, dtype: DTypeLike = np.float64
 ) -> np.ndarray:
-    """`features(x)`, or x itself for None, as float64 (n, d); errors name the argument.
+    """``features(x)``, or x itself for None, as float64 (n, d); errors name the argument.
 
-    Raises ValueError for another number of dimensions, fewer than `least` rows, values that are not finite,
-    or so large that sums of their differences to the `power` cannot be represented in `dtype`.
+    Raises ValueError for another number of dimensions, fewer than ``least`` rows, values that are not finite,
+    or so large that sums of their differences to the ``power`` cannot be represented in ``dtype``.
     """
     z = numbers(x if features is None else features(x), name)
     if z.ndim != 2 or len(z) < least or not z.size:
@@ -94,7 +94,7 @@ def point_pair(
     power: int = 1,
     dtype: DTypeLike = np.float64,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`points` of both sets, (n, d) and (m, d) of one width d."""
+    """``points`` of both sets, (n, d) and (m, d) of one width d."""
     a, b = (points(z, features, name, least, power, dtype) for name, z in (("x", x), ("y", y)))
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"x gives points of width {a.shape[1]} and y of width {b.shape[1]}: expected equal widths")

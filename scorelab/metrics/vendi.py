@@ -23,12 +23,14 @@ def _check(q: float, weights, n: int) -> np.ndarray:
 
 
 def hill_number(eigenvalues: np.ndarray, q: float) -> float:
-    """(sum l^q)^(1 / (1 - q)) of non-negative numbers l with sum 1, with the limits at q = 0, 1 and infinity.
+    r""":math:`(\sum_i l_i^q)^{1/(1-q)}` of non-negative numbers with sum 1, with the limits at :math:`q = 0, 1, \infty`.
 
-    q = 1: exp(-sum l log l); q = infinity: 1 / max l; q = 0: how many l exceed n eps max l, the rounding
-    error of an eigenvalue of an n by n matrix. Small negative values are rounding: they are cut and the
-    rest is scaled to sum 1. Between 1 and n. Errors: q below 0, values that are not finite, below -1e-6 or
-    with another sum than 1 (to 1e-5).
+    At :math:`q = 1` it is :math:`e^{-\sum_i l_i\log l_i}`, at infinity :math:`1/\max_i l_i`, at 0 how many exceed ``n eps max(l)``,
+    the rounding error of an eigenvalue of an n by n matrix. Small negative values are rounding: they are cut and the
+    rest is scaled to sum 1. Between 1 and n.
+
+    Raises:
+        ValueError: ``q`` below 0, values that are not finite, below -1e-6 or with another sum than 1 (to 1e-5).
     """
     l = numbers(eigenvalues, "eigenvalues")
     if not q >= 0:
@@ -53,12 +55,16 @@ def hill_number(eigenvalues: np.ndarray, q: float) -> float:
 
 
 def vendi_from_kernel(kernel: np.ndarray, q: float = 1.0, weights: np.ndarray | None = None) -> float:
-    """Vendi score VS_q of a positive semi-definite similarity matrix K (n, n) with ones on the diagonal.
+    r"""Vendi score :math:`VS_q` of a positive semi-definite similarity matrix :math:`K`, ``(n, n)``, with ones on the diagonal.
 
-    Hill number of order q of the eigenvalues of diag(sqrt p) K diag(sqrt p), p = `weights` or 1 / n: n for
-    n unlike items, 1 for equal ones. Small q counts the rare items, large q the common ones. q = 2 needs no
-    eigenvalues: 1 / |.|_F^2. Not defined, so ValueError: another diagonal, an asymmetric or indefinite
-    matrix (seen at q = 2 from an entry above 1 only). Sources: Friedman and Dieng, "The Vendi score",
+    Hill number of order :math:`q` of the eigenvalues of :math:`A = P^{1/2}KP^{1/2}` with the diagonal :math:`P` of ``weights``, by
+    default :math:`1/n`: n for n unlike items, 1 for equal ones. Small :math:`q` counts the rare items, large :math:`q` the common
+    ones. Order 2 needs no eigenvalues: :math:`1/\lVert A\rVert_F^2`.
+
+    Raises:
+        ValueError: another diagonal, an asymmetric or indefinite matrix (seen at order 2 from an entry above 1 only).
+
+    Sources: Friedman and Dieng, "The Vendi score",
     arXiv 2210.02410; for q, Pasarkar and Dieng, arXiv 2310.12952.
     """
     k = numbers(kernel, "kernel")
@@ -84,9 +90,9 @@ def vendi_from_kernel(kernel: np.ndarray, q: float = 1.0, weights: np.ndarray | 
 
 
 def vendi_from_points(z: np.ndarray, q: float = 1.0, weights: np.ndarray | None = None) -> float:
-    """Vendi score of the cosine similarity of the rows of z (n, d): rows are scaled to length one, K = z z^T.
+    r"""Vendi score of the cosine similarity of the rows of ``z``, ``(n, d)``: rows are scaled to length one, :math:`K = zz^\top`.
 
-    For d < n the eigenvalues are taken of z^T diag(p) z (d, d) instead of the (n, n) matrix: the non-zero
+    For :math:`d < n` the eigenvalues are taken of :math:`z^\top Pz`, ``(d, d)``, instead of the ``(n, n)`` matrix: the non-zero
     ones are the same. A zero row has no direction: ValueError.
     """
     z = points(z, None, "z", least=1)
@@ -110,13 +116,14 @@ def vendi(
     weights: np.ndarray | None = None,
     centre: np.ndarray | None = None,
 ) -> Score:
-    """Vendi score of samples, by cosine similarity of their features or by `kernel(z, z)` -> (n, n).
+    """Vendi score of samples, by cosine similarity of their features or by ``kernel(z, z)``, ``(n, n)``.
 
-    z = `features(x)`, or x itself (n, d), minus `centre` (d,) if one is given: features share a large mean
+    Here ``z`` is ``features(x)``, or ``x`` itself, ``(n, d)``, minus ``centre``, ``(d,)``, if one is given: features share a large
+    mean
     that makes every cosine nearly one, and taking the mean of the reference data out shows the differences.
-    The score grows with n (at q = 1 slowly to its limit): compare at equal n, kernel and centre, and give
-    q = 2 beside q = 1. `weights` (n,) with sum 1 stand for repeated items. Errors and sources:
-    `vendi_from_kernel`, `vendi_from_points`.
+    The score grows with n (at order 1 slowly to its limit): compare at equal n, kernel and centre, and give
+    order 2 beside order 1. ``weights``, ``(n,)`` with sum 1, stand for repeated items. Errors and sources:
+    :func:`vendi_from_kernel`, :func:`vendi_from_points`.
     """
     z = points(x, features, "x", least=1)
     if centre is not None:

@@ -109,8 +109,6 @@ class RewardGradient(Guided):
         require_choice(self, (True, False), with_cond=self.with_cond)
 
     def pull(self, y, t, cond=None):
-        """See the class."""
-
         def total(y):
             prediction = ask(self.model, y, t, cond)
             x = prediction.process.decode(prediction.denoised)

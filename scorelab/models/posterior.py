@@ -91,7 +91,6 @@ class DPS(MeasurementGuided):
         require_spec(self, Grid, grid=self.grid)
 
     def weigh(self, residual, prior, transpose):
-        """See the class."""
         process, times = prior.process, np.asarray(self.grid.times(prior.process), np.float64)
         alpha, sigma = (np.broadcast_to(np.asarray(f(times), np.float64), times.shape) for f in (process.alpha, process.sigma))
         with np.errstate(divide="ignore"):
@@ -121,7 +120,6 @@ class SDA(MeasurementGuided):
     gamma: Array | float = field(default=1.0, metadata=PER_SAMPLE)
 
     def weigh(self, residual, prior, transpose):
-        """See the class."""
         ratio = prior.process.noise_ratio(prior.t)
         return residual / (self.measurement.noise(residual.dtype) + (self.gamma * ratio**2)[..., None])
 
@@ -146,7 +144,6 @@ class PiGDM(MeasurementGuided):
     prior_std: Array | float = field(default=1.0, metadata=PER_SAMPLE)
 
     def weigh(self, residual, prior, transpose):
-        """See the class."""
         alpha, sigma = prior.process.alpha(prior.t), prior.process.sigma(prior.t)
         variance = (self.prior_std * sigma) ** 2 / ((alpha * self.prior_std) ** 2 + sigma**2)
         matrix = self.measurement.matrix.astype(residual.dtype)
@@ -169,7 +166,6 @@ class TweedieCovariance(MeasurementGuided):
     """
 
     def weigh(self, residual, prior, transpose):
-        """See the class."""
         batch, k = residual.shape
         rows = jnp.broadcast_to(jnp.eye(k, dtype=residual.dtype)[:, None], (k, batch, k))
         columns = jax.vmap(transpose)(rows).reshape(k, batch, -1)

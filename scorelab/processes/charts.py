@@ -78,11 +78,9 @@ class Identity(Chart):
         return y
 
     def d_decode(self, x):
-        """One."""
         return jnp.ones_like(x)
 
     def dd_decode(self, x):
-        """Zero."""
         return jnp.zeros_like(x)
 
 

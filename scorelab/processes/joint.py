@@ -82,12 +82,10 @@ class Joint(Process):
         return dict(t)
 
     def check_times(self, where: str, t: Any) -> None:
-        """See :class:`Process`."""
         for name, time in self.times(t).items():
             self[name].check_times(f"{where} of {name}", time)
 
     def check_levels(self, where: str, times: np.ndarray) -> None:
-        """See :class:`Process`."""
         for _, part in self.parts:
             part.check_levels(where, times)
 
@@ -110,7 +108,6 @@ class Joint(Process):
         return JointStart({name: part.prior() for name, part in self.parts})
 
     def checked(self, name: str, prediction: Any, y: Pytree) -> Any:
-        """See :class:`Process`."""
         if not isinstance(prediction, JointPrediction) or set(prediction.parts) != set(self.names):
             raise TypeError(f"{name} returned a {type(prediction).__name__}: expected a JointPrediction of {list(self.names)}")
         for part in self.names:

@@ -65,7 +65,7 @@ class GaussianPrediction(HasDenoised, HasNoise, HasScore, HasVelocity):
 
     @property
     def x(self) -> Array:
-        """The point of data space the prediction is about, ``decode(y)``: of signed data, its absolute value."""
+        """The point of data space the prediction is about, ``decode(y)``; of signed data, its absolute value."""
         p = self.process
         alpha, sigma, offset = (per_example(f(self.t), self.eps) for f in (p.alpha, p.sigma, p.offset))
         return p.decode(alpha * self.denoised + offset + sigma * self.eps)
@@ -316,12 +316,10 @@ class GaussianNoise(Start):
     r""":math:`N(b_t, \sigma_t^2 I)`: the noise of a linear-Gaussian process at the first grid time, not a standard normal."""
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         noise = per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
         return process.offset(t) + process.sigma(t) * noise
 
     def log_prob(self, y, process, t):
-        """See :class:`Start`."""
         sigma, size = process.sigma(t), math.prod(y.shape[1:])
         square = jnp.sum(((y - process.offset(t)) / sigma) ** 2, axis=tuple(range(1, y.ndim)))
         return -0.5 * (square + size * (2 * jnp.log(sigma) + math.log(2 * math.pi)))

@@ -56,11 +56,9 @@ class GBMClock(GaussianSchedule):
         return volatility**2 * floating(t)
 
     def log_alpha(self, t):
-        """Zero."""
         return namespace(t).zeros_like(t)
 
     def log_snr(self, t):
-        """See the class."""
         with np.errstate(divide="ignore"):
             return -namespace(t).log(self.variance(t))
 
@@ -70,7 +68,6 @@ class GBMClock(GaussianSchedule):
         return bisect(self.variance, variance, self.t_max) if callable(self.volatility) else variance / self.volatility**2
 
     def sigma(self, t):
-        """See the class."""
         return namespace(t).sqrt(self.variance(t))
 
     def diffusion_rate(self, t):

@@ -30,26 +30,21 @@ class RectifiedFlow(GaussianSchedule):
         return 1.0
 
     def alpha(self, t):
-        """See the class."""
         return 1 - floating(t)
 
     def sigma(self, t):
-        """See the class."""
         return floating(t)
 
     def log_alpha(self, t):
-        """See the class."""
         with np.errstate(divide="ignore"):
             return namespace(t).log1p(-t)
 
     def log_snr(self, t):
-        """See the class."""
         xp = namespace(t)
         with np.errstate(divide="ignore"):
             return 2 * (xp.log1p(-t) - xp.log(t))
 
     def time(self, log_snr):
-        """See the class."""
         with np.errstate(over="ignore"):
             return 1 / (1 + namespace(log_snr).exp(log_snr / 2))
 
@@ -62,11 +57,9 @@ class RectifiedFlow(GaussianSchedule):
         return -namespace(t).ones_like(t)
 
     def d_sigma(self, t):
-        """One."""
         return namespace(t).ones_like(t)
 
     def drift_rate(self, t):
-        """See the class."""
         return -1 / self.alpha(t)
 
     def diffusion_rate(self, t):

@@ -32,7 +32,7 @@ class VE(GaussianSchedule):
 
     @property
     def t_end(self):
-        """None: the noise grows on."""
+        """None, since the noise grows on."""
         return math.inf
 
     @property
@@ -40,19 +40,15 @@ class VE(GaussianSchedule):
         return math.log(self.sigma_max / self.sigma_min)
 
     def log_alpha(self, t):
-        """Zero."""
         return namespace(t).zeros_like(t)  # not 0 * t: the clean time is -inf
 
     def log_snr(self, t):
-        """See the class."""
         return -2 * (math.log(self.sigma_min) + floating(t) * self._log_range)
 
     def time(self, log_snr):
-        """See the class."""
         return (-floating(log_snr) / 2 - math.log(self.sigma_min)) / self._log_range
 
     def alpha(self, t):
-        """One."""
         return namespace(t).ones_like(t)
 
     def sigma(self, t):
@@ -70,7 +66,6 @@ class VE(GaussianSchedule):
         return self.sigma_min * jnp.ldexp(jnp.exp2(rest), whole.astype(jnp.int32))
 
     def drift_rate(self, t):
-        """Zero."""
         return self.log_alpha(t)
 
     def diffusion_rate(self, t):
@@ -102,24 +97,20 @@ class EDM(GaussianSchedule):
 
     @property
     def t_end(self):
-        """None: the noise grows on."""
+        """None, since the noise grows on."""
         return math.inf
 
     def log_alpha(self, t):
-        """Zero."""
         return namespace(t).zeros_like(t)
 
     def log_snr(self, t):
-        """See the class."""
         with np.errstate(divide="ignore"):
             return -2 * namespace(t).log(t)
 
     def time(self, log_snr):
-        """See the class."""
         return namespace(log_snr).exp(-log_snr / 2)
 
     def sigma(self, t):
-        """See the class."""
         return floating(t)
 
     def diffusion_rate(self, t):

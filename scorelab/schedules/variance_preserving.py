@@ -34,19 +34,16 @@ class VPLinear(GaussianSchedule):
         return max(1.0, self.t_max)
 
     def log_alpha(self, t):
-        """See the class."""
         t = floating(t)
         return -0.25 * t * (2 * self.beta_min + t * (self.beta_max - self.beta_min))
 
     def log_snr(self, t):
-        """See the class."""
         # log(expm1(a)) for large a overflows in float32 beyond a = 88; the sum form does not.
         xp, a = namespace(t), -2 * self.log_alpha(t)
         with np.errstate(divide="ignore"):
             return -(a + xp.log(-xp.expm1(-a)))
 
     def time(self, log_snr):
-        """See the class."""
         xp = namespace(log_snr)
         # softplus(-l) = -2 log alpha = B; the positive root of a t^2 + b t = B in the cancellation-free form.
         integral = xp.logaddexp(0.0, -log_snr)
@@ -66,7 +63,6 @@ class VPLinear(GaussianSchedule):
         return jnp.sqrt(jnp.where(large, 1 - jnp.exp(-integral), integral * jnp.where(large, 1.0, series)))
 
     def drift_rate(self, t):
-        """See the class."""
         return -0.5 * (self.beta_min + floating(t) * (self.beta_max - self.beta_min))
 
     def diffusion_rate(self, t):
@@ -100,27 +96,22 @@ class VPCosine(GaussianSchedule):
         return xp.sin(0.5 * math.pi * (1 - t))
 
     def sigma(self, t):
-        """See the class."""
         return namespace(t).sin(0.5 * math.pi * t)
 
     def log_alpha(self, t):
-        """See the class."""
         return namespace(t).log(self.alpha(t))
 
     def log_snr(self, t):
-        """See the class."""
         xp = namespace(t)
         with np.errstate(divide="ignore"):
             return 2 * (xp.log(self.alpha(t)) - xp.log(self.sigma(t)))
 
     def time(self, log_snr):
-        """See the class."""
         xp = namespace(log_snr)
         with np.errstate(over="ignore"):
             return (2 / math.pi) * xp.arctan(xp.exp(-log_snr / 2))
 
     def drift_rate(self, t):
-        """See the class."""
         return -0.5 * math.pi * self.sigma(t) / self.alpha(t)
 
     def diffusion_rate(self, t):

@@ -182,7 +182,7 @@ class Nodes(NamedTuple, Generic[A]):
 
     @property
     def slope(self) -> float:
-        r""":math:`\kappa = d(\alpha/s)/d(\sigma/s)`, constant by the definition of ``s``: 0 for ``s = alpha``."""
+        r""":math:`\kappa = d(\alpha/s)/d(\sigma/s)`, constant by the definition of ``s``; 0 for ``s = alpha``."""
         signal = self.alpha / self.scale
         return float((signal[-1] - signal[0]) / (self.ratio[-1] - self.ratio[0]))
 

@@ -125,7 +125,6 @@ class ProbabilityFlowEuler(Solver):
     stochastic = False
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         end, dt = Landing.at(self, nodes, denoise=True)
         rates = (np.broadcast_to(f(nodes.t[:-1]), dt.shape) for f in (process.d_alpha, process.d_sigma, process.d_offset))
@@ -133,7 +132,6 @@ class ProbabilityFlowEuler(Solver):
         return FlowRow(t=nodes.t[:-1], step=np.arange(len(dt)), b=b, e=e, o=o, end=end)
 
     def update(self, keys, y, prediction, carry, row: FlowRow):
-        """See the class."""
         return row.end(prediction, y + row.b * prediction.denoised + row.e * prediction.eps + row.o), carry
 
 
@@ -230,7 +228,6 @@ class EulerMaruyama(ReverseSDE):
         return row.n * (1 - row.end.last) if self.coords == "latent" else None
 
     def update(self, keys, y, prediction, carry, row: ReverseRow):
-        """See the class."""
         if self.coords == "ambient":
             return self.in_data_space(keys, y, prediction, carry, row, 0.0)
         out = row.a * y + row.e * prediction.eps + row.o + row.n * per_example_normal(keys, y)
@@ -258,5 +255,4 @@ class Milstein(ReverseSDE):
         require_choice(self, (True, False), denoise=self.denoise)
 
     def update(self, keys, y, prediction, carry, row: ReverseRow):
-        """See the class."""
         return self.in_data_space(keys, y, prediction, carry, row, 1.0)

@@ -63,7 +63,6 @@ class Multistep(Solver):
         return (jnp.zeros_like(y),) * self.history
 
     def noise(self, row):
-        """See :class:`Solver`."""
         return row.n
 
     def value(self, prediction, row: MultistepRow) -> Array:
@@ -71,7 +70,6 @@ class Multistep(Solver):
         return prediction.denoised
 
     def update(self, keys, y, prediction, carry, row: MultistepRow):
-        """See the module."""
         values = (self.value(prediction, row), *carry)
         y = row.a * y + row.o + sum(row.b[j] * value for j, value in enumerate(values))
         if row.n is not None:
@@ -106,7 +104,6 @@ class DDIM(Multistep):
         return self.eta**2
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         alpha, sigma = nodes.alpha, nodes.sigma
         # Without noise the grid may go either way.
@@ -135,7 +132,7 @@ class DPMSolverPP(Multistep):
         order: 1, 2 or 3; lower while there are fewer past values, and 1 on a step to sigma = 0.
         eta: noise strength; 0 is the ODE, 1 the reverse SDE. The deterministic order is declared; with noise the
             weak order measured on Gaussians is 1, 2 and 2.
-        start: ``"corrected"`` (:func:`corrected_start`) or ``"published"``, with which order 3 is 2 wherever the denoised mean
+        start: ``"corrected"`` or ``"published"``, with which order 3 is 2 wherever the denoised mean
             varies over the first step. The same for orders 1 and 2 and with noise, and where ``alpha`` is 0 at the start.
     """
 
@@ -159,7 +156,6 @@ class DPMSolverPP(Multistep):
         return self.eta
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         h = np.diff(nodes.half_log_snr)
         decay = np.exp(-self.eta * h) if self.eta else np.ones_like(h)  # 0 * inf is not 1

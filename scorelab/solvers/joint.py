@@ -155,5 +155,4 @@ class Hold(Solver):
         return HoldRow(t=np.full(steps, process.clean_time), step=np.arange(steps))
 
     def update(self, keys, y, prediction, carry, row):
-        """Nothing."""
         return y, carry

@@ -125,7 +125,6 @@ class MultiplicativeAnnealed(InDataSpace, Solver):
         return AnnealedRow(t=t, step=k, score=score, shift=delta * shift, n=factor * np.sqrt(delta * g2))
 
     def update(self, keys, y, prediction, carry, row: AnnealedRow):
-        """See the class."""
         move = row.shift - row.score * prediction.eps + row.n * per_example_normal(keys, y)
         if self.coords == "latent":
             return y + move, carry

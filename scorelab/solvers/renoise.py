@@ -25,7 +25,6 @@ class Renoise(Multistep):
     history = 0
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         steps = len(nodes.t) - 1
         b, o = nodes.alpha[1:, None], nodes.offset[1:]

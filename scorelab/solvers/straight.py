@@ -42,7 +42,7 @@ class DEIS(Multistep):
 
     Attributes:
         order: 1 to 4; lower while there are fewer past values. Order 4 is 3 where the velocity varies over the first step.
-        start: ``"corrected"`` (:func:`scorelab.solvers.exponential.corrected_start`) or ``"published"``, with which orders 3
+        start: ``"corrected"`` or ``"published"``, with which orders 3
             and 4 are 2 there. Orders 1 and 2 have one start.
     """
 
@@ -60,7 +60,6 @@ class DEIS(Multistep):
         return straight_velocity(prediction, row.slope)
 
     def table(self, process, times):
-        """See the class."""
         nodes = Nodes.at(process, times)
         a = nodes.scale[1:] / nodes.scale[:-1]
         b = np.zeros((len(a), self.order))

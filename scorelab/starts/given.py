@@ -32,7 +32,6 @@ class Signed(Start):
     has_signs: ClassVar[bool] = True
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         pattern = np.asarray(self.pattern)
         if pattern.shape[-len(event) :] != tuple(event) or pattern.ndim > len(event) + 1:
             raise ValueError(f"Signed.pattern has shape {pattern.shape}: expected {event} or (k, *{event})")
@@ -50,7 +49,6 @@ class Signed(Start):
         self.start.suit(where, model, t, cond)
 
     def signs(self, ids, event):
-        """See :class:`Start`."""
         pattern = jnp.asarray(self.pattern)
         return pattern[ids % len(pattern)] if pattern.ndim > len(event) else jnp.broadcast_to(pattern, (len(ids), *event))
 
@@ -83,14 +81,12 @@ class Fixed(Start):
     points: Array
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         require_rows("Fixed.points", self.points, count)
         if np.shape(self.points)[1:] != tuple(event):
             raise ValueError(f"Fixed.points has shape {np.shape(self.points)}: expected (n, *{event})")
         require_finite("Fixed.points", self.points)
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         return jnp.asarray(self.points, t.dtype)[ids]
 
     def log_prob(self, y, process, t):

@@ -31,24 +31,19 @@ class Prior(Start):
             warn_scale(where, model.process, t, mean=scale[0], std=scale[1])
 
     def check(self, count, event, process):
-        """See :class:`Start`."""
         super().check(count, event, process)
         process.prior().check(count, event, process)
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         return process.prior().draw(keys, ids, process, t, event)
 
     def weighs(self, process):
-        """See :class:`Start`."""
         return process.prior().weighs(process)
 
     def log_weight(self, y, process, t, cond=None):
-        """See :class:`Start`."""
         return process.prior().log_weight(y, process, t, cond)
 
     def log_prob(self, y, process, t):
-        """See :class:`Start`."""
         return process.prior().log_prob(y, process, t)
 
 
@@ -72,12 +67,10 @@ class Noised(Start):
             warn_start(where, model.process, t, start=mine, model=theirs)
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         noised = self.law.in_chart(process.chart).noised(process, t)
         return jax.vmap(lambda key: noised.sample(key, 1)[0])(keys).astype(t.dtype)
 
     def log_prob(self, y, process, t):
-        """See :class:`Start`."""
         return self.law.in_chart(process.chart).noised(process, t).log_prob(y)
 
 
@@ -115,7 +108,6 @@ class LogNormal(Start):
     std: Array | float
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         for name, value, low, more in (("mean", self.mean, -math.inf, ""), ("std", self.std, 0.0, " above 0")):
             if np.shape(value) != () or not low < float(value) < math.inf:
                 raise ValueError(f"LogNormal.{name} = {value!r}: expected one finite number{more}")
@@ -128,11 +120,9 @@ class LogNormal(Start):
         return cls(alpha * float(mean) + offset, math.hypot(alpha * float(std), sigma))
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         return self.mean + self.std * per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
 
     def log_prob(self, y, process, t):
-        """See :class:`Start`."""
         square = jnp.sum(((y - self.mean) / self.std) ** 2, axis=tuple(range(1, y.ndim)))
         return -0.5 * (square + math.prod(y.shape[1:]) * jnp.log(2 * math.pi * self.std**2))
 
@@ -151,7 +141,6 @@ class ClassAverage(Start):
     label: Array | None = None
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         if np.shape(self.means)[1:] != tuple(event):
             raise ValueError(f"ClassAverage.means has shape {np.shape(self.means)}: expected (classes, *{event})")
         require_finite("ClassAverage.means", self.means)
@@ -163,7 +152,6 @@ class ClassAverage(Start):
                 raise ValueError(f"ClassAverage.label has values {low} to {high}: expected 0 to {last}")
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         if self.label is None:
             # A stream of its own beside that of the noise.
             label = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(self.means)))(keys)

@@ -132,7 +132,6 @@ class Teleport(Start):
         return max(int(np.sum(ratios >= target * (1 - 1e-6))) - 1, 0)
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         if self.law.event != tuple(event):
             raise ValueError(f"Teleport.law is over points of shape {self.law.event}: expected {tuple(event)}")
         if isinstance(self.law, GaussianMixture) != (self.label is not None):
@@ -147,7 +146,6 @@ class Teleport(Start):
         self.start.check_arrays(count, event)
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         if (begin := self._begin(t)) is None:
             return self.start.draw(keys, ids, process, t, event)
         y = self.start.draw(keys, ids, process, begin, event)

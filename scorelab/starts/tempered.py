@@ -69,7 +69,6 @@ class Tempered(Start):
         return self, times
 
     def check_arrays(self, count, event):
-        """See :class:`Start`."""
         for law in self.laws:
             if law.event != tuple(event):
                 raise ValueError(f"Tempered.laws has points of shape {law.event}: expected {tuple(event)}")
@@ -85,7 +84,6 @@ class Tempered(Start):
         return _tempered(noised[0], total) if len(noised) == 1 else _product(noised, exponents)
 
     def draw(self, keys, ids, process, t, event):
-        """See :class:`Start`."""
         law = self.at(process, t, event)
         return jax.vmap(lambda key: law.sample(key, 1)[0])(keys).astype(t.dtype)
 

@@ -290,7 +290,7 @@ def synthesise(snapshots: Iterable[Snapshot], target_std: float, step: int, *, m
         step: the step at which the average is taken, at least 1.
         max_residual: the largest residual that is accepted.
 
-    Errors:
+    Raises:
         ValueError: no snapshot at or before ``step``, a width outside its range, a residual above
             ``max_residual`` (the message names what is represented), weights so large that they multiply the
             rounding of the averages (tracked widths that nearly agree), snapshots that contradict each other or

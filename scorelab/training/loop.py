@@ -139,7 +139,7 @@ def fit(
         stop: asked after every update; True makes that step the last one: its window ends, every hook is called, and
             the state is returned. With several processes it must answer the same everywhere.
 
-    Errors:
+    Raises:
         NonFiniteLoss: names the exact step; the finite steps before it have been logged.
         NonFiniteState: before a hook sees a state with NaN or infinite parameters.
         ValueError: a batch that the devices do not divide, a metric that is not a scalar, no metric

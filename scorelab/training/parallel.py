@@ -39,7 +39,7 @@ def replicate(tree: Pytree, mesh: Mesh) -> Pytree:
 def shard_batch(batch: Pytree, mesh: Mesh) -> Pytree:
     """This process's part of a batch of host arrays as global arrays, split over the leading axis.
 
-    Errors:
+    Raises:
         ValueError: the number of examples is not a multiple of this process's devices in the mesh.
     """
     count = mesh.local_mesh.size

@@ -33,7 +33,6 @@ class Prepare:
             require_spec(self, Transform, transform=self.transform)
 
     def __call__(self, batch: dict[str, Array]) -> dict[str, Pytree]:
-        """See the class."""
         x = batch["x"]
         cond = None
         if self.cond is not None:

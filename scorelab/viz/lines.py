@@ -24,8 +24,10 @@ class Panel:
     Attributes:
         series: name -> (x, y), with y (m,), or (m, k) for k lines under one name (thin where they are many); NaN leaves a gap.
         title: above the axes, to the left.
-        xlabel, ylabel: of the axes.
-        logx, logy: logarithmic axes. A logarithmic x has a tick at every x where there are at most 8 of them.
+        xlabel: label of the x-axis.
+        ylabel: label of the y-axis.
+        logy: a logarithmic y-axis.
+        logx: a logarithmic x-axis; it has a tick at every x where there are at most 8 of them.
         markers: draw the points too.
         mean: where a name has several columns, their mean as the line, and each of them as dots.
         ylim: limits of y, None for those of the data.

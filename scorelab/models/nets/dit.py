@@ -75,22 +75,22 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """Diffusion transformer, x (batch, height, width, channels) -> the same shape, float32.
+    """Diffusion transformer of ``(batch, height, width, channels)``, to the same shape, float32.
 
     Patches are embedded by a matrix product, so there is no convolution: differentiation inside loops is
     fast with either value of ``loop_safe``, which is there so that ``net.clone(loop_safe=True)`` holds for
     every network. The output is exactly zero at initialisation. Peebles and Xie 2022, arXiv:2212.09748.
 
-    Fields:
+    Attributes:
         patch: Side of a patch; must divide the image. Large patches (7 at 28x28, 16 tokens) are fast on the
             CPU.
         width: Token width, a multiple of 4 and of ``heads``.
         depth: Number of blocks.
         heads: Attention heads.
         mlp_ratio: Hidden width of a block's MLP over ``width``.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what cond=None
+        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
             means.
-        dropout: Rate on each branch, used when train=True with a "dropout" rng.
+        dropout: Rate on each branch, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         remat: Recompute each block in the backward pass instead of storing its activations.
     """
@@ -126,7 +126,7 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Evaluate on x (batch, height, width, channels), c_noise (batch,) and labels, () or (batch,)."""
+        """Evaluate on ``x (batch, height, width, channels)``, ``c_noise (batch,)`` and labels, ``()`` or ``(batch,)``."""
         check_inputs(x, c_noise)
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(

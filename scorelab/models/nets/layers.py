@@ -27,7 +27,7 @@ def group_count(channels: int) -> int:
 
 
 class Conv(nn.Module):
-    """SAME convolution of channel-last images, (batch, height, width, in) -> (..., features); see ``conv2d``.
+    """SAME convolution of channel-last images, ``(batch, height, width, in)`` to ``(..., features)``.
 
     ``loop_safe`` changes how derivatives are computed, not the function nor its parameters: a network trained
     without it may be rebuilt with it for gradient guidance inside a sampler's scan on the CPU.
@@ -59,12 +59,12 @@ class Conv(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with a feature-wise modulation folded in (arXiv:1803.08494, arXiv:1709.07871).
+    r"""Group normalisation with a feature-wise modulation folded in (arXiv:1803.08494, arXiv:1709.07871).
 
-        y = (1 + scale) * (gamma * (x - mean) / sqrt(var + epsilon) + beta) + shift
+    .. math:: y = (1 + \mathrm{scale})\Big(\gamma\,\frac{x - m}{\sqrt{v + \epsilon}} + \beta\Big) + \mathrm{shift}
 
-    ``mean`` and ``var`` run over the pixels and the channels of a group. x: (batch, height, width, channels);
-    scale, shift: (batch, channels) or None. Statistics and coefficients are float32; the result has the
+    Mean :math:`m` and variance :math:`v` run over the pixels and the channels of a group. x: ``(batch, height, width, channels)``;
+    scale, shift: ``(batch, channels)`` or None. Statistics and coefficients are float32; the result has the
     dtype of x.
     """
 

@@ -29,20 +29,20 @@ class Layer(nn.Module):
 
 
 class MLP(nn.Module):
-    """Residual MLP, x (batch, *event) -> the same shape, float32; the event is flattened inside.
+    """Residual MLP of ``(batch, *event)``, to the same shape, float32; the event is flattened inside.
 
     Right for points and for images up to about 8x8; at 28x28 a DiT or a UNet learns far more per
     CPU-second. There is no convolution: differentiation inside loops is fast with either value of
     ``loop_safe``, which is there so that ``net.clone(loop_safe=True)`` holds for every network.
 
-    Fields:
+    Attributes:
         width: Hidden width.
         depth: Number of residual layers, one hidden matrix product each.
         embed: Width of the noise and class embedding that modulates every layer.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what cond=None
+        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
             means.
         zero_init: Start with an output of exactly zero.
-        dropout: Rate inside the layers, used when train=True with a "dropout" rng.
+        dropout: Rate inside the layers, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters and statistics stay float32.
         remat: Recompute each layer in the backward pass instead of storing its activations.
     """
@@ -67,7 +67,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Evaluate on x (batch, *event), c_noise (batch,) or (1,) and labels cond, () or (batch,)."""
+        """Evaluate on ``x (batch, *event)``, ``c_noise (batch,)`` or ``(1,)`` and labels, ``()`` or ``(batch,)``."""
         check_inputs(x, c_noise)
         size = math.prod(x.shape[1:])
         emb = Embedding(self.embed, self.num_classes, self.dtype, name="embedding")(c_noise, cond)

@@ -65,24 +65,24 @@ def upsample(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
 
 
 class UNet(nn.Module):
-    """ADM-style U-Net, x (batch, height, width, channels) -> the same shape, float32.
+    """ADM-style U-Net of ``(batch, height, width, channels)``, to the same shape, float32.
 
     Per level ``blocks`` residual blocks down and ``blocks + 1`` up with skip connections; strided
-    convolutions down, nearest-neighbour and a convolution up. Odd sizes are fine (28 -> 14 -> 7 -> 4). The
+    convolutions down, nearest-neighbour and a convolution up. Odd sizes are fine (28, 14, 7, 4). The
     output is exactly zero at initialisation. After Dhariwal and Nichol 2021, arXiv:2105.05233, and Karras
     et al. 2022, arXiv:2206.00364, appendix F.
 
-    Fields:
+    Attributes:
         channels: Width of each level; each level after the first halves the image.
         blocks: Residual blocks per level.
         attention: Per level, whether its blocks are followed by attention; () for none; None for the last
             level.
         heads: Attention heads; must divide the width of the levels that attend.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what cond=None
+        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
             means.
-        dropout: Rate inside residual blocks, used when train=True with a "dropout" rng.
+        dropout: Rate inside residual blocks, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
-        loop_safe: See ``conv2d``: set it to differentiate the network inside a loop on the CPU. Same
+        loop_safe: set it to differentiate the network inside a loop on the CPU. Same
             parameters.
         remat: Recompute each block in the backward pass instead of storing its activations.
     """
@@ -127,7 +127,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Evaluate on x (batch, height, width, channels), c_noise (batch,) and labels, () or (batch,)."""
+        """Evaluate on ``x (batch, height, width, channels)``, ``c_noise (batch,)`` and labels, ``()`` or ``(batch,)``."""
         check_inputs(x, c_noise)
         if x.ndim != 4:
             raise ValueError(f"x has shape {x.shape}: UNet accepts (batch, height, width, channels)")
