@@ -20,13 +20,13 @@ from scorelab.experiment.describe import describe
 from scorelab.experiment.sample import Sample, read_samples
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import write_json
-from scorelab.metrics import Features, Score
+from scorelab.metrics import Features, MetricValue
 from scorelab.validation import SEEDS, require_int, require_seed, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(abc.ABC):
-    """How samples are scored; a new one states ``check`` and ``__call__``.
+    """How samples are evaluated; a new one states ``check`` and ``__call__``.
 
     Attributes:
         n: number of samples compared; None for as many as there are.
@@ -40,11 +40,11 @@ class Evaluation(abc.ABC):
 
     @abc.abstractmethod
     def check(self, data: DataSpec, samples: int) -> None:
-        """Raise ValueError where this number of samples of this data set cannot be scored."""
+        """Raise ValueError where this number of samples of this data set cannot be evaluated."""
 
     @abc.abstractmethod
-    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[Score]:
-        """The scores of ``samples``, in stored values."""
+    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[MetricValue]:
+        """The metrics of ``samples``, in stored values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class ImageEvaluation(Evaluation):
             )
 
     def __call__(self, samples, data, key):
-        """The scores of ``samples`` (stored values) against ``data``."""
+        """The metrics of ``samples`` (stored values) against ``data``."""
         return metrics.report(samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key)
 
 
@@ -113,25 +113,25 @@ class PointEvaluation(Evaluation):
             raise ValueError(f"PointEvaluation.n = {self.n}: expected at most the number of samples, Sample.n = {samples}")
 
     def __call__(self, samples, data, key):
-        """The scores of ``samples`` (n, d) against the law ``data`` is drawn from."""
+        """The metrics of ``samples`` (n, d) against the law ``data`` is drawn from."""
         n = len(samples) if self.n is None else self.n
         if n > len(samples):
             raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
         exact, other = (data.dataset.draw(n, self.seed + i).x for i in range(2))
         width = metrics.median_bandwidth(exact, other)
 
-        def scores(points: np.ndarray) -> list[Score]:
+        def compared(points: np.ndarray) -> list[MetricValue]:
             return [
                 metrics.sliced_wasserstein(key, points, exact, projections=self.projections),
                 metrics.mmd(points, exact, width),
             ]
 
-        return [s.with_floor(f) for s, f in zip(scores(np.asarray(samples)[:n]), scores(other), strict=True)]
+        return [s.with_floor(f) for s, f in zip(compared(np.asarray(samples)[:n]), compared(other), strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
-    """Score a set of samples.
+    """Evaluate a set of samples.
 
     Attributes:
         evaluations: how; () for not at all.
@@ -148,23 +148,23 @@ class Evaluate(Stage):
             require_spec(self, Evaluation, evaluations=each)
 
     def check(self, experiment, like):
-        """Whether the samples are drawn, and can be scored."""
+        """Whether the samples are drawn, and can be evaluated."""
         drawn = experiment.one(Sample, self.samples)
         for each in self.evaluations:
             each.check(experiment.data, drawn.n)
 
     def __call__(self, run: Run) -> None:
-        """Score them, unless these very samples were scored this way already."""
-        score(run, self, run.workdir.named(self.samples))
+        """Evaluate them, unless these very samples were evaluated this way already."""
+        evaluate(run, self, run.workdir.named(self.samples))
 
 
-def read_scores(workdir: Workdir) -> tuple[list[Score], dict[str, Any]]:
-    """The scores of a set of samples and the record of what was scored; none and {} where nothing was."""
+def read_metrics(workdir: Workdir) -> tuple[list[MetricValue], dict[str, Any]]:
+    """The metrics of a set of samples and the record of what was evaluated; none and {} where nothing was."""
     found = workdir.read_json(workdir.metrics)
     if found is None:
         return [], {}
     try:
-        return [Score(**item) for item in found["scores"]], found
+        return [MetricValue(**item) for item in found["metrics"]], found
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{shown(workdir.metrics)} is damaged ({error}): delete it and run `scorelab evaluate`") from error
 
@@ -174,8 +174,8 @@ def samples_hash(x: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
 
 
-def score(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -> list[Score]:
-    """Score the samples of ``workdir``, ``n`` of them, unless these very samples were scored this way already."""
+def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -> list[MetricValue]:
+    """Evaluate the samples of ``workdir``, ``n`` of them, unless these very samples were evaluated this way already."""
     experiment, console = run.experiment, run.console
     drawn = read_samples(workdir)
     if drawn is None:
@@ -190,15 +190,15 @@ def score(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -> l
         "data": {"name": experiment.data.name, "train_sha256": experiment.data.load().sha256},
         "evaluations": describe(evaluations),
     }
-    scores, before = read_scores(workdir)
+    values, before = read_metrics(workdir)
     if before and all(before.get(key) == value for key, value in how.items()):
-        console.stage("evaluate", "nothing to do, these samples are scored already")
-        return scores
+        console.stage("evaluate", "nothing to do, these samples are evaluated already")
+        return values
     began = time.monotonic()
-    scores = [value for each in evaluations for value in each(drawn.x, experiment.data, spec.key(experiment.keys()[2]))]
+    values = [value for each in evaluations for value in each(drawn.x, experiment.data, spec.key(experiment.keys()[2]))]
     seconds = time.monotonic() - began
-    write_json(workdir.metrics, {**how, "seconds": seconds, "scores": [dataclasses.asdict(s) for s in scores]})
-    console.stage("evaluate", f"{len(scores)} scores in {seconds:.1f} s")
-    for item in scores:
-        console.line(f"          {item}")
-    return scores
+    write_json(workdir.metrics, {**how, "seconds": seconds, "metrics": [dataclasses.asdict(value) for value in values]})
+    console.stage("evaluate", f"{len(values)} metrics in {seconds:.1f} s")
+    for value in values:
+        console.line(f"          {value}")
+    return values

@@ -17,12 +17,12 @@ from scorelab.errors import shown
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.describe import describe
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, read_finding
-from scorelab.experiment.evaluate import read_scores, samples_hash
+from scorelab.experiment.evaluate import read_metrics, samples_hash
 from scorelab.experiment.sample import PICTURED, Drawn, Sample, picture, read_samples
 from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import write_text
-from scorelab.metrics import Score
+from scorelab.metrics import MetricValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def write_report(run: Run, places: Sequence[Workdir]) -> None:
         times += found.times()
     sections = [
         _facts("What this describes", _subject(run, sets)),
-        *(part for found in sets for part in (_pictures(experiment, found), _scores(found), _trajectory(found))),
+        *(part for found in sets for part in (_pictures(experiment, found), _metrics(found), _trajectory(found))),
         _training(workdir),
         _learner_diagnostics(workdir),
         *(_finding(workdir, question) for stage in experiment.all(Diagnose) for question in stage.questions),
@@ -72,17 +72,17 @@ class _Set:
     place: Workdir
     drawn: Drawn | None
     digest: str | None
-    scores: list[Score]
-    scored: Mapping[str, Any]
+    values: list[MetricValue]
+    evaluated: Mapping[str, Any]
 
     @classmethod
     def read(cls, place: Workdir) -> _Set:
-        drawn, (scores, scored) = read_samples(place), read_scores(place)
+        drawn, (values, evaluated) = read_samples(place), read_metrics(place)
         digest = None if drawn is None else samples_hash(drawn.x)
-        if scored.get("samples_sha256") != digest:
+        if evaluated.get("samples_sha256") != digest:
             # Of samples that are no longer there.
-            scores, scored = [], {}
-        return cls(place=place, drawn=drawn, digest=digest, scores=scores, scored=scored)
+            values, evaluated = [], {}
+        return cls(place=place, drawn=drawn, digest=digest, values=values, evaluated=evaluated)
 
     @property
     def of(self) -> str:
@@ -90,12 +90,12 @@ class _Set:
         return "" if self.place.name is None else f" ({self.place.name})"
 
     def times(self) -> Iterable[tuple[str, str]]:
-        """Of drawing and of scoring."""
+        """Of drawing and of evaluating."""
         if self.drawn is not None:
             seconds = self.drawn.record["seconds"]
             yield f"sampling{self.of}", f"{seconds:.1f} s for {len(self.drawn.x):,} samples, compilation included"
-        if self.scored:
-            yield f"evaluation{self.of}", f"{self.scored['seconds']:.1f} s"
+        if self.evaluated:
+            yield f"evaluation{self.of}", f"{self.evaluated['seconds']:.1f} s"
 
 
 def _summary(experiment: Experiment, found: _Set | None) -> str:
@@ -127,9 +127,9 @@ def _subject(run: Run, sets: Sequence[_Set]) -> Iterable[tuple[str, str]]:
         )
         if record["sampling"] not in specs:
             yield "note", "drawn with another sampler than the one in the config; this page shows the one they were drawn with"
-        if found.scored:
-            data = found.scored["data"]
-            yield f"scored{found.of}", f"against {data['name']}, train sha256 {data['train_sha256']}"
+        if found.evaluated:
+            data = found.evaluated["data"]
+            yield f"evaluated{found.of}", f"against {data['name']}, train sha256 {data['train_sha256']}"
         if (weights := record.get("weights")) is not None:
             yield (
                 f"weights{found.of}",
@@ -161,25 +161,25 @@ def _matching(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.asarray(chosen)
 
 
-def _scores(found: _Set) -> str:
-    if not found.scores:
+def _metrics(found: _Set) -> str:
+    if not found.values:
         return ""
-    cells = (_cells(score) for score in found.scores)
+    cells = (_cells(value) for value in found.values)
     rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
-    head = "".join(f"<th>{name}</th>" for name in ("score", "value", "floor", "value / floor", "n", "extractor"))
+    head = "".join(f"<th>{name}</th>" for name in ("metric", "value", "floor", "value / floor", "n", "extractor"))
     return (
-        f"<section><h2>Scores{html.escape(found.of)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        "<p>The floor is the same score with held-out data in the place of the samples, at equal n. "
-        "Scores compare only at equal extractor and n.</p></section>"
+        f"<section><h2>Metrics{html.escape(found.of)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        "<p>The floor is the same metric with held-out data in the place of the samples, at equal n. "
+        "Values compare only at equal extractor and n.</p></section>"
     )
 
 
-def _cells(score: Score) -> tuple[str, ...]:
-    error = "" if score.stderr is None else f" ± {score.stderr:.2g}"
-    ratio = "" if not score.floor or score.floor < 0 or score.value < 0 else f"{score.value / score.floor:.2f}"
-    size = f"{score.n:,}" if score.reference_n in (None, score.n) else f"{score.n:,} / {score.reference_n:,}"
-    floor = "" if score.floor is None else f"{score.floor:.4g}"
-    return score.name, f"{score.value:.4g}{error}", floor, ratio, size, score.extractor or ""
+def _cells(value: MetricValue) -> tuple[str, ...]:
+    error = "" if value.stderr is None else f" ± {value.stderr:.2g}"
+    ratio = "" if not value.floor or value.floor < 0 or value.value < 0 else f"{value.value / value.floor:.2f}"
+    size = f"{value.n:,}" if value.reference_n in (None, value.n) else f"{value.n:,} / {value.reference_n:,}"
+    floor = "" if value.floor is None else f"{value.floor:.4g}"
+    return value.name, f"{value.value:.4g}{error}", floor, ratio, size, value.extractor or ""
 
 
 def _trajectory(found: _Set) -> str:

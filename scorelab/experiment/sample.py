@@ -237,7 +237,7 @@ def read_samples(workdir: Workdir) -> Drawn | None:
 def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed: int | None = None, keep: bool = False) -> Drawn:
     """Sample the newest checkpoint into ``workdir``, unless these very samples are there already.
 
-    With ``keep``, ConfigError rather than the loss of other samples that were scored, or of any file of another name.
+    With ``keep``, ConfigError rather than the loss of other samples that were evaluated, or of any file of another name.
     """
     if seed is not None:
         require_seed("sample", seed=seed)
@@ -294,7 +294,7 @@ def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | No
         return before if workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file() else None
     if keep and workdir.metrics.is_file():
         raise ConfigError(
-            f"{shown(workdir.samples)} holds {was['n']} samples of step {was['step']}, seed {was['seed']}, that were scored: "
+            f"{shown(workdir.samples)} holds {was['n']} samples of step {was['step']}, seed {was['seed']}, that were evaluated: "
             "pass --name or --out for others"
         )
     return None

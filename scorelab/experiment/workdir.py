@@ -22,7 +22,7 @@ class Workdir:
 
     Attributes:
         root: the folder.
-        name: a set of samples beside the run's own, with its own pictures, scores and report, in ``samples/<name>``.
+        name: a set of samples beside the run's own, with its own pictures, metrics and report, in ``samples/<name>``.
         out: the ``.npz`` file for samples elsewhere; their pictures lie beside it.
     """
 
@@ -115,7 +115,7 @@ class Workdir:
 
     @property
     def metrics(self) -> Path:
-        """The scores."""
+        """The values of the metrics."""
         return self.place / ("metrics.json" if self.out is None else f"{self.out.stem}_metrics.json")
 
     @property
@@ -164,7 +164,7 @@ class Workdir:
         except ValueError as error:
             raise ConfigError(f"{shown(path)} is damaged ({error}): {self._remedy(path)}") from error
         needed = {
-            self.metrics: {"scores", "seconds", "samples_sha256", "data"},
+            self.metrics: {"metrics", "seconds", "samples_sha256", "data"},
             self.versions: {"devices"},
             self.window: {"step", "first", "values"},
         }.get(path, set())

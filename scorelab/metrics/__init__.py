@@ -1,4 +1,4 @@
-"""Scores of samples against data; every number comes with its extractor, its n and its floor."""
+"""Metrics of samples against data; every number comes with its extractor, its n and its floor."""
 
 from scorelab.metrics.ensemble import crps, rank_histogram, rmse, spread_skill
 from scorelab.metrics.evaluate import report
@@ -8,15 +8,15 @@ from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
 from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
 from scorelab.metrics.smallcnn import WeightsError
 from scorelab.metrics.transport import sinkhorn, sliced_wasserstein, wasserstein_1d
-from scorelab.metrics.value import Score
+from scorelab.metrics.value import MetricValue
 from scorelab.metrics.vendi import hill_number, vendi, vendi_from_kernel, vendi_from_points
 
 __all__ = [
     "Coordinates",
     "Features",
+    "MetricValue",
     "PrecisionRecall",
     "RawPixels",
-    "Score",
     "SmallCNN",
     "WeightsError",
     "crps",

@@ -1,8 +1,8 @@
-r"""Scores of ensembles against the truth: error of the mean, spread, CRPS, and ranks.
+r"""Ensembles against the truth: error of the mean, spread, CRPS, and ranks.
 
 An ensemble is an array ``(members, cases, *event)``, the truth ``(cases, *event)``: one case of many points is
 ``x[:, None]`` and ``truth[None]``. Weights are ``(members,)`` or ``(members, cases)``, not negative; they are normalised.
-A score averages over points and cases; its ``n`` counts members, its ``reference_n`` cases, and its ``stderr`` is
+A metric averages over points and cases; its ``n`` counts members, its ``reference_n`` cases, and its ``stderr`` is
 over cases (None for one case), since the points of one case are not independent. With the weights :math:`w` of a case
 summing to 1, :math:`1/\sum_i w_i^2` takes the place of the number of members :math:`M` in every correction for a finite ensemble.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from scorelab.metrics.value import Score, numbers
+from scorelab.metrics.value import MetricValue, numbers
 
 
-def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
+def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> MetricValue:
     """Root of the mean square of (ensemble mean - truth), in the units of the data.
 
     For members drawn from the law of the truth its
@@ -25,10 +25,10 @@ def rmse(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None 
     error = _error_of_mean(x, y, w)
     value = float(np.sqrt(error.mean()))
     stderr = _stderr(error / (2 * value)) if value > 0 else 0.0
-    return Score(name="RMSE", value=value, stderr=stderr, n=len(x), reference_n=len(y))
+    return MetricValue(name="RMSE", value=value, stderr=stderr, n=len(x), reference_n=len(y))
 
 
-def spread_skill(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
+def spread_skill(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> MetricValue:
     r"""Root of :math:`(1 + 1/M)\,\overline{s^2}/\overline{e^2}`, spread over error: 1 where truth and members are exchangeable.
 
     Below 1 the ensemble is overconfident. The variance :math:`s^2` of the members is the unbiased one, :math:`e` is the error of
@@ -45,10 +45,10 @@ def spread_skill(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray
         raise ValueError("ensemble has the truth as its mean in every case: expected an error to compare the spread with")
     value = float(np.sqrt(variance.mean() / error.mean()))
     relative = variance / max(variance.mean(), np.finfo(np.float64).tiny) - error / error.mean()
-    return Score(name="spread-skill", value=value, stderr=_stderr(0.5 * value * relative), n=len(x), reference_n=len(y))
+    return MetricValue(name="spread-skill", value=value, stderr=_stderr(0.5 * value * relative), n=len(x), reference_n=len(y))
 
 
-def crps(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> Score:
+def crps(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None = None) -> MetricValue:
     r"""The fair continuous ranked probability score of each point, averaged; in the units of the data, small is good.
 
     .. math:: \sum_i w_i|x_i-y| - \frac{\sum_{i\ne j} w_iw_j|x_i-x_j|}{2\,(1-\sum_i w_i^2)}
@@ -66,7 +66,7 @@ def crps(ensemble: np.ndarray, truth: np.ndarray, *, weights: np.ndarray | None 
     below, mass = np.cumsum(weight * ranked, 0) - weight * ranked, np.cumsum(weight, 0) - weight
     pairs = np.sum(weight * (ranked * mass - below), 0)
     values = (distance - pairs / (1 - square)[:, None]).mean(-1)
-    return Score(name="CRPS", value=float(values.mean()), stderr=_stderr(values), n=len(x), reference_n=len(y))
+    return MetricValue(name="CRPS", value=float(values.mean()), stderr=_stderr(values), n=len(x), reference_n=len(y))
 
 
 def rank_histogram(key: jax.Array, ensemble: np.ndarray, truth: np.ndarray) -> np.ndarray:

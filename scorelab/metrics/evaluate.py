@@ -1,4 +1,4 @@
-"""The scores of one sample set at one n, each beside the same score between train and test data."""
+"""The metrics of one sample set at one n, each beside the same metric between train and test data."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scorelab.metrics.features import Coordinates, Features
 from scorelab.metrics.frechet import frechet
 from scorelab.metrics.kernel import kid
 from scorelab.metrics.precision_recall import precision_recall
-from scorelab.metrics.value import Score
+from scorelab.metrics.value import MetricValue
 from scorelab.metrics.vendi import vendi
 from scorelab.validation import require_int
 
 
-def _compare(z: np.ndarray, reference: np.ndarray, known: Features, k: int, subsets: int) -> list[Score]:
+def _compare(z: np.ndarray, reference: np.ndarray, known: Features, k: int, subsets: int) -> list[MetricValue]:
     return [
         frechet(z, reference, known),
         kid(z, reference, known, subsets=subsets),
-        *precision_recall(z, reference, known, k=k).scores(),
+        *precision_recall(z, reference, known, k=k).values(),
         vendi(z, features=known, q=1, centre=reference.mean(0)),
         vendi(z, features=known, q=2, centre=reference.mean(0)),
     ]
@@ -35,14 +35,14 @@ def report(
     key: jax.Array,
     k: int = 3,
     subsets: int = 10,
-) -> list[Score]:
-    """Every score of ``samples`` against train data, each with its floor.
+) -> list[MetricValue]:
+    """Every metric of ``samples`` against train data, each with its floor.
 
     In this order: Frechet, KID, precision, recall, density, coverage, Vendi at q = 1 and at q = 2.
 
     ``n`` images each are drawn by ``key`` without replacement from the samples, the train and the test split; the
-    floor of a score is that same score with the test images in the place of the samples (for Vendi, the
-    score of the test images; both are centred at the mean of the train features). ``n=None`` takes the
+    floor of a value is that of the same metric with the test images in the place of the samples (for Vendi, the
+    value of the test images; both are centred at the mean of the train features). ``n=None`` takes the
     largest possible. ``samples`` are stored values (uint8 for images), as in ``train.x``.
 
     Raises:
@@ -62,4 +62,4 @@ def report(
     known = Coordinates(id=features.id)
     found = _compare(chosen, reference, known, k, subsets)
     floors = _compare(held_out, reference, known, k, subsets)
-    return [score.with_floor(floor) for score, floor in zip(found, floors, strict=True)]
+    return [value.with_floor(floor) for value, floor in zip(found, floors, strict=True)]

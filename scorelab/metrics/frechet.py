@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.value import Score, extractor_id, numbers, point_pair
+from scorelab.metrics.value import MetricValue, extractor_id, numbers, point_pair
 
 
 def _psd(cov: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
     return float(max(distance, 0.0))
 
 
-def frechet(x: np.ndarray, y: np.ndarray, features: Features) -> Score:
+def frechet(x: np.ndarray, y: np.ndarray, features: Features) -> MetricValue:
     r"""Frechet distance between the feature laws of two sample sets, named "FID-<extractor id>".
 
     Means and unbiased covariances of ``features(x)`` and ``features(y)``, each ``(n, d)`` with :math:`n \ge 2`. The estimate
@@ -55,4 +55,4 @@ def frechet(x: np.ndarray, y: np.ndarray, features: Features) -> Score:
     a, b = point_pair(x, y, features, power=2)
     moments = [(z.mean(0), np.atleast_2d(np.cov(z, rowvar=False))) for z in (a, b)]
     value = frechet_distance(*moments[0], *moments[1])
-    return Score(name="FID", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))
+    return MetricValue(name="FID", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.value import Score, extractor_id, point_pair
+from scorelab.metrics.value import MetricValue, extractor_id, point_pair
 from scorelab.validation import require_int, require_seed
 
 Kernel = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -71,7 +71,7 @@ def gaussian(bandwidths: tuple[float, ...]) -> Kernel:
     return kernel
 
 
-def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, seed: int = 0) -> Score:
+def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, seed: int = 0) -> MetricValue:
     r"""Kernel inception distance: unbiased :math:`\mathrm{MMD}^2` of the features under the cubic kernel, with its error.
 
     ``value`` uses every pair of the n and m samples. For ``stderr`` both sets are shuffled by ``seed`` and cut
@@ -98,7 +98,7 @@ def kid(x: np.ndarray, y: np.ndarray, features: Features, *, subsets: int = 10, 
         parts = [mmd2_unbiased(p, q, cubic) for p, q in zip(*cuts, strict=True)]
         stderr = float(np.std(parts, ddof=1) / math.sqrt(subsets))
     value = mmd2_unbiased(a, b, cubic)
-    return Score(name="KID", value=value, stderr=stderr, extractor=extractor_id(features), n=len(a), reference_n=len(b))
+    return MetricValue(name="KID", value=value, stderr=stderr, extractor=extractor_id(features), n=len(a), reference_n=len(b))
 
 
 def median_bandwidth(x: np.ndarray, y: np.ndarray, most: int = 2000) -> float:
@@ -122,11 +122,11 @@ def mmd(
     bandwidth: float | tuple[float, ...] | None = None,
     *,
     features: Features | None = None,
-) -> Score:
+) -> MetricValue:
     """Unbiased squared MMD under a Gaussian kernel, or under the mean of several.
 
     :math:`k(a, b) = e^{-|a-b|^2/(2h^2)}` with :math:`h` the ``bandwidth``; None takes the median distance of the pooled
-    points, which makes the score depend on both sets: fix it in a comparison. Rows of x ``(n, d)`` and y ``(m, d)``
+    points, which makes the value depend on both sets: fix it in a comparison. Rows of x ``(n, d)`` and y ``(m, d)``
     are compared as they are unless ``features`` are given. The name carries the bandwidth.
     Source: Gretton et al. 2012, equation 3.
     """
@@ -141,4 +141,4 @@ def mmd(
         raise ValueError(f"bandwidth={bandwidth!r}: expected a positive number, a tuple of them, or None")
     shown = ",".join(f"{h:.4g}" for h in widths)
     value = mmd2_unbiased(a, b, gaussian(widths))
-    return Score(name=f"MMD2(h={shown})", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))
+    return MetricValue(name=f"MMD2(h={shown})", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))

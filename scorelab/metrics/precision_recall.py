@@ -8,7 +8,7 @@ import numpy as np
 
 from scorelab.metrics.features import Features
 from scorelab.metrics.kernel import squared_distances
-from scorelab.metrics.value import Score, extractor_id, point_pair
+from scorelab.metrics.value import MetricValue, extractor_id, point_pair
 from scorelab.validation import require_int
 
 # Rows of a distance matrix held at once.
@@ -28,21 +28,23 @@ class PrecisionRecall:
     reference_n: int
     extractor: str | None
 
-    def scores(self) -> tuple[Score, Score, Score, Score]:
-        """The four numbers as scores, in the order of the fields."""
+    def values(self) -> tuple[MetricValue, MetricValue, MetricValue, MetricValue]:
+        """The four numbers as metric values, in the order of the fields."""
 
-        def score(name: str, value: float) -> Score:
-            return Score(name=f"{name}(k={self.k})", value=value, extractor=self.extractor, n=self.n, reference_n=self.reference_n)
+        def metric(name: str, value: float) -> MetricValue:
+            return MetricValue(
+                name=f"{name}(k={self.k})", value=value, extractor=self.extractor, n=self.n, reference_n=self.reference_n
+            )
 
         return (
-            score("precision", self.precision),
-            score("recall", self.recall),
-            score("density", self.density),
-            score("coverage", self.coverage),
+            metric("precision", self.precision),
+            metric("recall", self.recall),
+            metric("density", self.density),
+            metric("coverage", self.coverage),
         )
 
     def __str__(self) -> str:
-        return "\n".join(str(score) for score in self.scores())
+        return "\n".join(str(value) for value in self.values())
 
 
 def _squared_radii(x: np.ndarray, k: int) -> np.ndarray:

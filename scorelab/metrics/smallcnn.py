@@ -87,7 +87,7 @@ def apply(params: Params, unit: jax.Array, architecture: Architecture, *, loop_s
     ``loop_safe`` is for gradients inside ``lax.scan`` and other loops on the CPU, where those of a plain
     convolution are slow; values and gradients are the same up to the order of sums.
     """
-    # Full float32 products everywhere: scores must not depend on the accelerator's default precision.
+    # Full float32 products everywhere: metrics must not depend on the accelerator's default precision.
     precision = jax.lax.Precision.HIGHEST
     # The CPU knows no other precision. Accelerators do, and their loops are as fast with plain convolutions.
     loop_safe = loop_safe and jax.default_backend() == "cpu"

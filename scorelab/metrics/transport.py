@@ -12,7 +12,7 @@ import numpy as np
 
 from scorelab.metrics.features import Features
 from scorelab.metrics.kernel import squared_distances
-from scorelab.metrics.value import Score, extractor_id, numbers, point_pair
+from scorelab.metrics.value import MetricValue, extractor_id, numbers, point_pair
 from scorelab.validation import require_int, require_number, require_positive
 
 # Rows of a cost matrix held at once.
@@ -56,7 +56,7 @@ def sliced_wasserstein(
     projections: int = 256,
     p: float = 2.0,
     features: Features | None = None,
-) -> Score:
+) -> MetricValue:
     r""":math:`\big(E_u\,W_p^p(u\cdot x, u\cdot y)\big)^{1/p}` over directions :math:`u` uniform on the sphere.
 
     x: ``(n, d)``, y: ``(m, d)``, n and m may differ. ``stderr`` is that of the average over directions, carried
@@ -81,7 +81,7 @@ def sliced_wasserstein(
     spread = float(powers.std(ddof=1)) / math.sqrt(projections)
     stderr = spread * value / (p * mean) if mean > 0 else 0.0
     name = f"SW{p:g}"
-    return Score(name=name, value=value, stderr=stderr, extractor=extractor_id(features), n=len(a), reference_n=len(b))
+    return MetricValue(name=name, value=value, stderr=stderr, extractor=extractor_id(features), n=len(a), reference_n=len(b))
 
 
 @functools.partial(jax.jit, static_argnames="max_iterations")
@@ -114,7 +114,7 @@ def sinkhorn(
     features: Features | None = None,
     threshold: float = 1e-3,
     max_iterations: int = 5000,
-) -> Score:
+) -> MetricValue:
     r"""Sinkhorn divergence :math:`OT_\epsilon(x,y) - \frac{OT_\epsilon(x,x) + OT_\epsilon(y,y)}2`, of the cost :math:`|a-b|^2`.
 
     Not negative, and zero for equal sets to within 1e-6 ``epsilon``, however far the potentials have converged.
@@ -155,4 +155,4 @@ def sinkhorn(
     # The square is below zero by rounding only, 1e-15 epsilon.
     value = max(found_value, kernel_value, 0.0)
     name = f"Sinkhorn(epsilon={epsilon:g})"
-    return Score(name=name, value=float(value), extractor=extractor_id(features), n=len(a), reference_n=len(b))
+    return MetricValue(name=name, value=float(value), extractor=extractor_id(features), n=len(a), reference_n=len(b))

@@ -12,13 +12,13 @@ from scorelab.metrics.features import Features
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class MetricValue:
     """One number with what is needed to read it.
 
-    ``extractor`` is the id of the features, ``n`` the number of samples scored, ``reference_n`` that of the set
-    compared with (None for metrics of one set), ``stderr`` a standard error, ``floor`` the same score between
+    ``extractor`` is the id of the features, ``n`` the number of samples compared, ``reference_n`` that of the set
+    compared with (None for metrics of one set), ``stderr`` a standard error, ``floor`` the same metric between
     train and test data at equal n: no generator can be told from the data below (for similarities: above)
-    it. Two scores compare only at equal extractor and n.
+    it. Two values compare only at equal extractor and n.
     """
 
     name: str
@@ -38,8 +38,8 @@ class Score:
         """The name with the extractor, as in ``FID-smallcnn(mnist-1a2b3c4d)``, never plain ``FID``."""
         return self.name if self.extractor is None else f"{self.name}-{self.extractor}"
 
-    def with_floor(self, floor: Score) -> Score:
-        """This score with the value of ``floor`` as its floor; both must be the same metric at the same n."""
+    def with_floor(self, floor: MetricValue) -> MetricValue:
+        """This value with the value of ``floor`` as its floor; both must be the same metric at the same n."""
         for field in ("name", "extractor", "n", "reference_n"):
             if getattr(self, field) != getattr(floor, field):
                 raise ValueError(f"floor has {field}={getattr(floor, field)}: expected {getattr(self, field)}")

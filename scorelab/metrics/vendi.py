@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from scorelab.metrics.features import Features
-from scorelab.metrics.value import Score, extractor_id, numbers, points
+from scorelab.metrics.value import MetricValue, extractor_id, numbers, points
 
 
 def _check(q: float, weights, n: int) -> np.ndarray:
@@ -115,13 +115,13 @@ def vendi(
     q: float = 1.0,
     weights: np.ndarray | None = None,
     centre: np.ndarray | None = None,
-) -> Score:
+) -> MetricValue:
     """Vendi score of samples, by cosine similarity of their features or by ``kernel(z, z)``, ``(n, n)``.
 
     Here ``z`` is ``features(x)``, or ``x`` itself, ``(n, d)``, minus ``centre``, ``(d,)``, if one is given: features share a large
     mean
     that makes every cosine nearly one, and taking the mean of the reference data out shows the differences.
-    The score grows with n (at order 1 slowly to its limit): compare at equal n, kernel and centre, and give
+    The value grows with n (at order 1 slowly to its limit): compare at equal n, kernel and centre, and give
     order 2 beside order 1. ``weights``, ``(n,)`` with sum 1, stand for repeated items. Errors and sources:
     :func:`vendi_from_kernel`, :func:`vendi_from_points`.
     """
@@ -136,4 +136,4 @@ def vendi(
     else:
         value = vendi_from_kernel(kernel(z, z), q, weights)
     name = f"Vendi(q={q:g}{'' if centre is None else ', centred'})"
-    return Score(name=name, value=value, extractor=extractor_id(features), n=len(z))
+    return MetricValue(name=name, value=value, extractor=extractor_id(features), n=len(z))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 EPILOG = """\
 examples:
-  scorelab run quickstart                          train, sample, score and report on 8x8 digits
+  scorelab run quickstart                          train, sample, evaluate and report on 8x8 digits
   scorelab run mnist/edm_cpu --workdir runs/a      the same on MNIST (see `scorelab data mnist`)
   scorelab run quickstart --set 'experiment.Experiment.seed = 1' --workdir runs/seed1
   scorelab run quickstart --resume                 continue where a run was stopped
@@ -109,10 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--name", type=_name, help="name of the set, beside the samples of the run")
     where.add_argument("--out", type=Path, metavar="FILE", help="write the set to this file (.npz)")
 
-    sub = _command(commands, "evaluate", _evaluate, "score the samples of a work directory and write report.html")
+    sub = _command(commands, "evaluate", _evaluate, "evaluate the samples of a work directory and write report.html")
     sub.add_argument("workdir", type=_folder, metavar="WORKDIR")
-    sub.add_argument("--n", type=_positive, help="number of samples that are scored (default: that of the config)")
-    sub.add_argument("--name", type=_name, help="score the set that `sample --name` made")
+    sub.add_argument("--n", type=_positive, help="number of samples that are compared (default: that of the config)")
+    sub.add_argument("--name", type=_name, help="evaluate the set that `sample --name` made")
 
     sub = _command(commands, "data", _data, "find (or download) a data set and print what it is")
     sub.add_argument("name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy")

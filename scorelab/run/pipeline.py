@@ -16,7 +16,7 @@ from scorelab.data import DataCorrupt, DataNotFound
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run
 from scorelab.experiment.console import Console
-from scorelab.experiment.evaluate import Evaluate, score
+from scorelab.experiment.evaluate import Evaluate, evaluate
 from scorelab.experiment.faults import AGAIN, CONTINUE, RunFailed, Signals, one_line_failures
 from scorelab.experiment.report import Report, write_report
 from scorelab.experiment.sample import Sample, draw
@@ -63,7 +63,7 @@ def sample_workdir(
     out: Path | None = None,
     trust: bool = False,
 ) -> Workdir:
-    """Sample the newest checkpoint of a work directory; ConfigError where that would replace samples that were scored.
+    """Sample the newest checkpoint of a work directory; ConfigError where that would replace samples that were evaluated.
 
     Args:
         root: the work directory.
@@ -86,7 +86,7 @@ def sample_workdir(
 
 
 def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = None, trust: bool = False) -> Workdir:
-    """Score a set of samples of a work directory and write its report.
+    """Evaluate a set of samples of a work directory and write its report.
 
     Args:
         root: the work directory.
@@ -102,13 +102,13 @@ def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = Non
         )
     console = _console()
     with _errors(config.path, workdir, AGAIN), Signals(AGAIN), Lock(workdir.root, console.line):
-        run, spec = _run(config, workdir, console), _scored_by(config.experiment, name)
+        run, spec = _run(config, workdir, console), _evaluated_by(config.experiment, name)
         if n is not None:
             if not spec.evaluations:
                 raise ConfigError(f"--n {n}: Evaluate.evaluations is (): expected an evaluation")
             for each in spec.evaluations:
                 dataclasses.replace(each, n=n).check(config.experiment.data, n)
-        score(run, spec, workdir, n)
+        evaluate(run, spec, workdir, n)
         own = name is None or name in {stage.name for stage in config.experiment.all(Sample)}
         Report()(run) if own else write_report(run, [workdir])
     return workdir
@@ -123,8 +123,8 @@ def _drawn_by(experiment: Experiment, name: str | None) -> Sample:
     return next((stage for stage in experiment.all(Sample) if stage.name == name), experiment.one(Sample))
 
 
-def _scored_by(experiment: Experiment, name: str | None) -> Evaluate:
-    """The stage that scores the set ``name``, or else the first."""
+def _evaluated_by(experiment: Experiment, name: str | None) -> Evaluate:
+    """The stage that evaluates the set ``name``, or else the first."""
     return next((stage for stage in experiment.all(Evaluate) if stage.samples == (name or "")), experiment.one(Evaluate))
 
 

@@ -181,9 +181,9 @@ def test_resolves_and_its_record_builds_equal_specs(name, tmp_path, monkeypatch)
     monkeypatch.setattr(checks, "state_like", lambda experiment: None)
     monkeypatch.setattr(Sample, "_trace", lambda stage, experiment, like: None)
     # But for the number of images: the data fit the transform and the evaluation, the grid fits the process; nothing is computed.
-    scored = now.experiment.one(Evaluate)
-    few = tuple(replace(each, n=None) if isinstance(each, ImageEvaluation) else each for each in scored.evaluations)
-    stages = [replace(stage, evaluations=few) if stage is scored else stage for stage in now.experiment.stages]
+    evaluated = now.experiment.one(Evaluate)
+    few = tuple(replace(each, n=None) if isinstance(each, ImageEvaluation) else each for each in evaluated.evaluations)
+    stages = [replace(stage, evaluations=few) if stage is evaluated else stage for stage in now.experiment.stages]
     check(replace(now.experiment, stages=tuple(stages)))
     # Descriptions, because optax transformations never compare equal; everything else must.
     assert again.specs == now.specs

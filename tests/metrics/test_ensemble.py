@@ -1,4 +1,4 @@
-"""Ensemble scores against closed forms, and as laws of exchangeable members."""
+"""Metrics of ensembles against closed forms, and as laws of exchangeable members."""
 
 import jax
 import numpy as np
@@ -17,9 +17,9 @@ def exchangeable(members, cases, points=1, spread=1.0, seed=0):
     return centre + spread * rng.normal(size=(members, cases, points)), centre + rng.normal(size=(cases, points))
 
 
-def z(score, expected):
+def z(metric, expected):
     """Distance to the expectation in standard errors."""
-    return abs(score.value - expected) / score.stderr
+    return abs(metric.value - expected) / metric.stderr
 
 
 # Laws --------------------------------------------------------------------------------------------------------
@@ -78,19 +78,19 @@ def test_weighted_members_are_as_good_as_drawn_ones():
     assert abs(found.value - exact.value) < 4 * np.hypot(found.stderr, exact.stderr) + 1 / members
 
 
-@pytest.mark.parametrize("score", [rmse, spread_skill, crps])
-def test_weights_leave_out_and_need_not_be_normalised(score):
+@pytest.mark.parametrize("metric", [rmse, spread_skill, crps])
+def test_weights_leave_out_and_need_not_be_normalised(metric):
     x, y = exchangeable(6, 50, points=3)
     weights = np.array([1.0, 1.0, 0.0, 1.0, 1.0, 0.0])
-    kept = score(x[weights > 0], y)
+    kept = metric(x[weights > 0], y)
     for given in (weights, 7 * weights, np.tile(weights[:, None], (1, 50))):
-        found = score(x, y, weights=given)
+        found = metric(x, y, weights=given)
         assert (found.value, found.stderr) == pytest.approx((kept.value, kept.stderr), rel=1e-12)
 
 
-@pytest.mark.parametrize("score", [rmse, spread_skill, crps])
-def test_the_standard_error_is_that_of_repetitions(score):
-    found = [score(*exchangeable(5, 60, points=4, seed=seed)) for seed in range(300)]
+@pytest.mark.parametrize("metric", [rmse, spread_skill, crps])
+def test_the_standard_error_is_that_of_repetitions(metric):
+    found = [metric(*exchangeable(5, 60, points=4, seed=seed)) for seed in range(300)]
     spread = np.std([f.value for f in found], ddof=1)
     # A standard deviation of 300 values has a relative error of 4 %; the linearised ones are biased by about 1 / 60.
     assert np.mean([f.stderr for f in found]) == pytest.approx(spread, rel=0.18)
@@ -98,8 +98,8 @@ def test_the_standard_error_is_that_of_repetitions(score):
 
 def test_the_shape_of_an_event_does_not_matter():
     x, y = exchangeable(5, 8, points=6)
-    for score in (rmse, spread_skill, crps):
-        assert score(x.reshape(5, 8, 2, 3), y.reshape(8, 2, 3)).value == pytest.approx(score(x, y).value, rel=1e-12)
+    for metric in (rmse, spread_skill, crps):
+        assert metric(x.reshape(5, 8, 2, 3), y.reshape(8, 2, 3)).value == pytest.approx(metric(x, y).value, rel=1e-12)
 
 
 # Ranks -----------------------------------------------------------------------------------------------------------
@@ -140,18 +140,18 @@ def test_the_rank_counts_the_members_below():
 )
 def test_what_is_refused_says_what_is_accepted(change, match):
     arguments = dict(ensemble=np.arange(30.0).reshape(3, 5, 2), truth=np.zeros((5, 2))) | change
-    for score in (rmse, spread_skill, crps):
+    for metric in (rmse, spread_skill, crps):
         with pytest.raises(ValueError, match=match):
-            score(arguments.pop("ensemble"), arguments.pop("truth"), **arguments)
+            metric(arguments.pop("ensemble"), arguments.pop("truth"), **arguments)
         arguments = dict(ensemble=np.arange(30.0).reshape(3, 5, 2), truth=np.zeros((5, 2))) | change
 
 
 def test_one_member_has_no_spread():
-    for score in (spread_skill, crps):
+    for metric in (spread_skill, crps):
         with pytest.raises(ValueError, match="at least two members"):
-            score(np.zeros((1, 4)), np.ones(4))
+            metric(np.zeros((1, 4)), np.ones(4))
         with pytest.raises(ValueError, match="at least two members"):
-            score(np.zeros((2, 4)), np.ones(4), weights=np.array([1.0, 0.0]))
+            metric(np.zeros((2, 4)), np.ones(4), weights=np.array([1.0, 0.0]))
     assert rmse(np.zeros((1, 4)), np.ones(4)).value == 1.0
     with pytest.raises(ValueError, match="an error to compare"):
         spread_skill(np.array([[-1.0], [1.0]]), np.zeros(1))

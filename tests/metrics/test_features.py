@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scorelab.data import Pixels, load
-from scorelab.metrics import Score, WeightsError, pixels, report, small_cnn, smallcnn
+from scorelab.metrics import MetricValue, WeightsError, pixels, report, small_cnn, smallcnn
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +125,10 @@ def test_report_orders_data_above_noise_and_prints_its_floor(digits):
     key = jax.random.key(0)
     of_noise = report(noise, train, test, features, n=150, key=key)
     of_data = report(test.x, train, test, features, n=150, key=key)
-    by_name = {score.name: score for score in of_data}
-    for score in of_noise:
-        assert score.extractor == features.id
-        assert (score.n, score.floor) == (150, by_name[score.name].floor)
+    by_name = {value.name: value for value in of_data}
+    for value in of_noise:
+        assert value.extractor == features.id
+        assert (value.n, value.floor) == (150, by_name[value.name].floor)
     for good, bad in zip(of_data[:2], of_noise[:2], strict=True):
         assert bad.value > 5 * abs(good.value)
     for good, bad in zip(of_data[2:], of_noise[2:], strict=True):
@@ -140,13 +140,13 @@ def test_report_orders_data_above_noise_and_prints_its_floor(digits):
         report(noise, train, test, features, n=500, key=key)
 
 
-def test_a_score_takes_a_floor_of_its_own_kind_only():
-    score = Score(name="FID", value=12.3, extractor="smallcnn(mnist-1a2b3c4d)", n=2000, reference_n=2000)
-    floor = Score(name="FID", value=1.9, extractor="smallcnn(mnist-1a2b3c4d)", n=2000, reference_n=2000)
-    assert str(score.with_floor(floor)) == ("FID-smallcnn(mnist-1a2b3c4d) = 12.3  (n=2000, floor train/test 1.9)")
-    other = Score(name="FID", value=1.9, extractor="smallcnn(mnist-1a2b3c4d)", n=100, reference_n=2000)
+def test_a_value_takes_a_floor_of_its_own_kind_only():
+    value = MetricValue(name="FID", value=12.3, extractor="smallcnn(mnist-1a2b3c4d)", n=2000, reference_n=2000)
+    floor = MetricValue(name="FID", value=1.9, extractor="smallcnn(mnist-1a2b3c4d)", n=2000, reference_n=2000)
+    assert str(value.with_floor(floor)) == ("FID-smallcnn(mnist-1a2b3c4d) = 12.3  (n=2000, floor train/test 1.9)")
+    other = MetricValue(name="FID", value=1.9, extractor="smallcnn(mnist-1a2b3c4d)", n=100, reference_n=2000)
     with pytest.raises(ValueError, match="floor has n=100: expected 2000"):
-        score.with_floor(other)
+        value.with_floor(other)
     with pytest.raises(ValueError, match="n=0"):
-        Score(name="FID", value=1.0, n=0)
-    assert str(Score(name="MMD2", value=0.5, n=10, reference_n=20, stderr=0.1)) == ("MMD2 = 0.5 ± 0.1  (n=10 against 20)")
+        MetricValue(name="FID", value=1.0, n=0)
+    assert str(MetricValue(name="MMD2", value=0.5, n=10, reference_n=20, stderr=0.1)) == ("MMD2 = 0.5 ± 0.1  (n=10 against 20)")

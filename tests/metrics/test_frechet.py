@@ -66,10 +66,10 @@ def test_symmetry_and_zero():
 def test_empirical_moments_are_those_of_the_samples():
     rng = np.random.default_rng(4)
     x = rng.normal(size=(50, 3))
-    score = frechet(x, x + np.array([3.0, 0.0, 4.0]), Coordinates())
+    found = frechet(x, x + np.array([3.0, 0.0, 4.0]), Coordinates())
     # A shift leaves the covariance alone: exactly |shift|^2.
-    assert score.value == pytest.approx(25.0, rel=1e-9)
-    assert (score.n, score.reference_n, score.label) == (50, 50, "FID-coordinates")
+    assert found.value == pytest.approx(25.0, rel=1e-9)
+    assert (found.n, found.reference_n, found.label) == (50, 50, "FID-coordinates")
 
 
 def test_requests_that_make_no_sense_are_refused():

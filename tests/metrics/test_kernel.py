@@ -50,10 +50,10 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     assert mmd2_unbiased(x, y, cubic) == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize("score", [lambda x, y: kid(x, y, POINTS, subsets=1), lambda x, y: mmd(x, y, 1.0)])
-def test_equal_laws_have_mean_zero(score):
+@pytest.mark.parametrize("metric", [lambda x, y: kid(x, y, POINTS, subsets=1), lambda x, y: mmd(x, y, 1.0)])
+def test_equal_laws_have_mean_zero(metric):
     rng = np.random.default_rng(2)
-    values = [score(rng.normal(size=(20, 2)), rng.normal(size=(30, 2))).value for _ in range(1500)]
+    values = [metric(rng.normal(size=(20, 2)), rng.normal(size=(30, 2))).value for _ in range(1500)]
     assert min(values) < 0
     # Four standard errors: exceeded by chance once in 16,000.
     assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
@@ -94,9 +94,9 @@ def test_standard_error_bounds_the_spread():
     repeats.
     """
     rng = np.random.default_rng(5)
-    scores = [kid(rng.normal(size=(100, 2)), rng.normal(size=(100, 2)) + 0.7, POINTS, seed=i) for i in range(150)]
-    spread = np.std([s.value for s in scores])
-    stated = np.sqrt(np.mean([s.stderr**2 for s in scores]))
+    found = [kid(rng.normal(size=(100, 2)), rng.normal(size=(100, 2)) + 0.7, POINTS, seed=i) for i in range(150)]
+    spread = np.std([s.value for s in found])
+    stated = np.sqrt(np.mean([s.stderr**2 for s in found]))
     # 150 repeats of 10 blocks: the ratio of the two deviations has a relative error near 1/sqrt(300) +
     # 1/sqrt(2700).
     assert stated > 0.8 * spread

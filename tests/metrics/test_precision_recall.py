@@ -46,7 +46,7 @@ def test_equal_laws_have_the_known_density_and_coverage():
     assert np.mean([f.recall for f in found]) > 0.85
 
 
-def test_disjoint_sets_score_zero():
+def test_disjoint_sets_have_zero():
     rng = np.random.default_rng(2)
     found = precision_recall(rng.normal(size=(60, 2)), rng.normal(size=(60, 2)) + 100)
     assert (found.precision, found.recall, found.density, found.coverage) == (0, 0, 0, 0)

@@ -35,12 +35,12 @@ def test_sliced_distance_of_a_shift():
     """Each direction u gives exactly (u . v)^2, whose mean over the sphere is |v|^2 / d."""
     rng = np.random.default_rng(2)
     x, v = rng.normal(size=(50, 5)), np.array([1.0, 2.0, 0, 0, -2.0])
-    score = sliced_wasserstein(KEY, x, x[rng.permutation(50)] + v, projections=4000)
-    assert abs(score.value - 3 / np.sqrt(5)) < 4 * score.stderr
+    found = sliced_wasserstein(KEY, x, x[rng.permutation(50)] + v, projections=4000)
+    assert abs(found.value - 3 / np.sqrt(5)) < 4 * found.stderr
     # Beta(1/2, 2): variance of (u . v)^2 is 9^2 * 2 (d - 1) / (d^2 (d + 2)); through the root, over 4000
     # directions.
     exact = np.sqrt(81 * 8 / (25 * 7) / 4000) / (2 * 3 / np.sqrt(5))
-    assert score.stderr == pytest.approx(exact, rel=0.1)
+    assert found.stderr == pytest.approx(exact, rel=0.1)
     assert sliced_wasserstein(KEY, x, x).value == 0.0
 
 

@@ -76,7 +76,7 @@ def test_order_two_needs_no_eigenvalues():
     _, kernel = random_kernel(np.random.default_rng(3), 100, 30)
     l = np.linalg.eigvalsh(kernel / 100)
     assert vendi_from_kernel(kernel, 2) == pytest.approx(1 / np.sum(l**2), rel=1e-12)
-    # Continuity at 2, where the other branch takes over; the slope in q is below the score itself.
+    # Continuity at 2, where the other branch takes over; the slope in q is below the value itself.
     assert vendi_from_kernel(kernel, 2 + 1e-7) == pytest.approx(vendi_from_kernel(kernel, 2), rel=1e-6)
 
 
@@ -110,9 +110,9 @@ def test_independent_package_formula():
 def test_a_centre_is_taken_out_and_named():
     x = np.array([[100.0, 1.0], [100.0, -1.0], [101.0, 0.0], [99.0, 0.0]])
     assert vendi(x, features=Coordinates()).value == pytest.approx(1, abs=1e-2)
-    score = vendi(x, features=Coordinates(), centre=np.array([100.0, 0.0]))
-    assert score.value == pytest.approx(2, rel=1e-12)
-    assert score.label == "Vendi(q=1, centred)-coordinates"
+    found = vendi(x, features=Coordinates(), centre=np.array([100.0, 0.0]))
+    assert found.value == pytest.approx(2, rel=1e-12)
+    assert found.label == "Vendi(q=1, centred)-coordinates"
 
 
 def test_requests_that_make_no_sense_are_refused():

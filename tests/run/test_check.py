@@ -85,7 +85,7 @@ def test_what_does_not_fit_is_refused(name, overrides, expected):
     assert expected in refusal(name, *overrides)
 
 
-def test_a_set_without_a_test_split_is_not_scored():
+def test_a_set_without_a_test_split_is_not_evaluated():
     with pytest.raises(ValueError, match="cifar10_subset, which has no test split"):
         ImageEvaluation(features=pixels()).check(DataSpec(dataset=Named(name="cifar10_subset")), 100)
     with pytest.raises(ValueError, match="expected levels = 17, as digits has"):

@@ -23,8 +23,8 @@ def test_a_run_leaves_everything_it_promises(tiny_run):
     with np.load(tiny_run / "samples.npz") as file:
         assert file["x"].shape == (64, 2)
         assert np.isfinite(file["x"]).all()
-    scores = json.loads((tiny_run / "metrics.json").read_text())["scores"]
-    assert all(score["n"] == 64 and score["floor"] is not None for score in scores)
+    values = json.loads((tiny_run / "metrics.json").read_text())["metrics"]
+    assert all(value["n"] == 64 and value["floor"] is not None for value in values)
     assert json.loads((tiny_run / "specs.json").read_text())["learner"]["denoiser"]["net"]["width"] == 16
 
 
@@ -73,7 +73,7 @@ def test_resuming_with_another_config_names_what_differs(tiny_run, scorelab):
     assert "Experiment.learner differ" in err
 
 
-def test_a_work_directory_can_be_sampled_and_scored_again(trained, scorelab):
+def test_a_work_directory_can_be_sampled_and_evaluated_again(trained, scorelab):
     root = trained
     assert not (root / "samples.npz").exists()
     status, _, err = scorelab("evaluate", root)

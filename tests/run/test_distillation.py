@@ -48,7 +48,7 @@ def whole(tmp_path_factory):
     return root
 
 
-def test_a_run_leaves_samples_scores_and_diagnostics(whole):
+def test_a_run_leaves_samples_metrics_and_diagnostics(whole):
     lines = [json.loads(line) for line in (whole / "diagnostics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6, 8, 10, 12]
     assert len(lines[-1]["noise"]) == len(lines[-1]["ratio"]) == 10

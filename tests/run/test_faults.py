@@ -515,9 +515,9 @@ def test_a_damaged_npz_is_named_or_reads_the_same(tmp_path):
     [
         ("samples.npz", b"PK\x03\x04 no more"),
         ("samples.npz", b""),
-        ("metrics.json", b'{"scores": [{"na'),
+        ("metrics.json", b'{"metrics": [{"na'),
         ("metrics.json", b"[]"),
-        ("metrics.json", b'{"scores": [{"a": 1}], "seconds": 1, "samples_sha256": "", "data": {}}'),
+        ("metrics.json", b'{"metrics": [{"a": 1}], "seconds": 1, "samples_sha256": "", "data": {}}'),
         ("metrics.json", b"\xff\xfe"),
         ("specs.json", b"{"),
         ("specs.json", b"null"),
@@ -541,18 +541,18 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(tiny_run, scorelab, name, 
 # Sets of samples.
 
 
-def test_sets_of_samples_stand_side_by_side_and_scored_ones_stay(tmp_path, tiny_run):
+def test_sets_of_samples_stand_side_by_side_and_evaluated_ones_stay(tmp_path, tiny_run):
     root = tmp_path / "run"
     shutil.copytree(tiny_run, root)
     names = ("samples.npz", "samples.png", "trajectory.png", "metrics.json", "report.html")
     own = {name: (root / name).read_bytes() for name in names}
-    with pytest.raises(ConfigError, match=r"/samples\.npz holds 64 samples of step 20, seed 0, that were scored: pass --name"):
+    with pytest.raises(ConfigError, match=r"/samples\.npz holds 64 samples of step 20, seed 0, that were evaluated: pass --name"):
         pipeline.sample_workdir(root, seed=3)
     more = pipeline.sample_workdir(root, seed=3, name="more")
     assert more.samples == root / "samples" / "more" / "samples.npz"
     pipeline.evaluate_workdir(root, n=32, name="more")
-    scores = json.loads((root / "samples/more/metrics.json").read_text())["scores"]
-    assert {score["n"] for score in scores} == {32}
+    values = json.loads((root / "samples/more/metrics.json").read_text())["metrics"]
+    assert {value["n"] for value in values} == {32}
     with pytest.raises(ConfigError, match=r"more/samples\.npz holds 64 samples"):
         pipeline.sample_workdir(root, seed=4, name="more")
     pipeline.sample_workdir(root, seed=3, name="more")
@@ -583,15 +583,15 @@ def test_pictures_never_lie_beside_samples_of_another_sampler(tmp_path, tiny_run
     assert read_samples(Workdir(root)).record["sampling"]["shown"] == 5
     assert not (root / "samples.png").exists()
     assert not (root / "trajectory.png").exists()
-    # The scores there are those of samples that are gone, and a report made now leaves them out.
+    # The metrics there are those of samples that are gone, and a report made now leaves them out.
     (root / "metrics.json").write_text((root / "metrics.json").read_text().replace('"samples_sha256": "', '"samples_sha256": "0'))
     loaded = config.load(str(root / "config.gin"))
     Report()(Run(experiment=loaded.experiment, workdir=Workdir(root), name=loaded.name, text=loaded.text))
     text = (root / "report.html").read_text()
-    assert "Scores</h2>" not in text
+    assert "Metrics</h2>" not in text
     assert "64 of step 20" in text
     assert scorelab(*other)[0] == 0
-    assert "Scores</h2>" in (root / "report.html").read_text()
+    assert "Metrics</h2>" in (root / "report.html").read_text()
 
 
 def test_weights_that_are_no_numbers_and_dead_populations_are_recorded():

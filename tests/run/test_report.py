@@ -32,7 +32,7 @@ def test_the_report_holds_what_a_reader_asks_for(tiny_run):
     text = " ".join(parsed.text)
     for needed in (
         "Samples and data",
-        "Scores",
+        "Metrics",
         "floor",
         "Denoising trajectory",
         "Training",

@@ -6,7 +6,7 @@ from scorelab import viz
 
 
 def test_every_run_is_a_dot_and_the_mean_a_bar():
-    figure = viz.dots({"a": [1.0, 3.0], "b": [2.0]}, xlabel="score", reference={"floor": 0.5})
+    figure = viz.dots({"a": [1.0, 3.0], "b": [2.0]}, xlabel="value", reference={"floor": 0.5})
     (axes,) = figure.axes
     clouds, means = axes.lines[0:4:2], axes.lines[1:4:2]
     assert [list(line.get_xdata()) for line in clouds] == [[1.0, 3.0], [2.0]]
@@ -17,4 +17,4 @@ def test_every_run_is_a_dot_and_the_mean_a_bar():
 
 def test_a_row_without_values_is_named():
     with pytest.raises(ValueError, match="'b'"):
-        viz.dots({"a": [1.0], "b": []}, xlabel="score")
+        viz.dots({"a": [1.0], "b": []}, xlabel="value")
