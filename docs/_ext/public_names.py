@@ -48,10 +48,10 @@ def missing_reference(app, env, node, contnode):
     domain, target, module = env.domains.python_domain, node["reftarget"], node.get("py:module")
     if not hasattr(app, "public_names"):
         app.public_names = public(domain)
-    scopes = (f"{module}.", f"{module}.{node.get('py:class')}.", "scorelab.", "scorelab.typing.", "")
+    scopes = (f"{module}.", f"{module}.{node.get('py:class')}.", "scorelab.", "scorelab.arrays.", "")
     found = next((found for scope in scopes if (found := resolve(scope + target)) is not None), None)
     where, name = identity(found)
-    listed = f"scorelab.typing.{target}" if name is None else app.public_names.get((where, name))
+    listed = f"scorelab.arrays.{target}" if name is None else app.public_names.get((where, name))
     if listed in domain.objects:
         return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", listed, node, contnode)
     # A role in a docstring leads somewhere; the types of a signature, and what other libraries have, need not.

@@ -2,9 +2,9 @@
 
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
-from scorelab.data.batches import Batches, IteratorAdapter, StatefulIterator
+from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
-from scorelab.data.own import ArrayFile, ImageFolder, Indexed
+from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
 from scorelab.data.transforms import Identity, Pixels, Positive, Transform
 
@@ -23,6 +23,8 @@ __all__ = [
     "Pixels",
     "Positive",
     "PublishedFile",
+    "RowSource",
+    "Rows",
     "StatefulIterator",
     "Transform",
     "load",

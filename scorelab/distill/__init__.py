@@ -28,7 +28,7 @@ from scorelab.distill.sid import SiD
 from scorelab.distill.state import DistillState
 from scorelab.distill.statistics import RunningStatistics
 from scorelab.distill.teachers import denoiser_of
-from scorelab.distill.weights import DMDWeight, noise_weight, score_weight, unit_weight
+from scorelab.distill.weights import DifferenceWeight, DMDWeight, noise_weight, score_weight, unit_weight
 
 __all__ = [
     "Alpha",
@@ -37,6 +37,7 @@ __all__ = [
     "ConsistencyDistillation",
     "ConsistencyTraining",
     "DMDWeight",
+    "DifferenceWeight",
     "Discriminator",
     "DistillState",
     "Distillation",

@@ -3,16 +3,19 @@
 # Config files name what an experiment is made of through this module.
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.checks import check
+from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
 from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
 from scorelab.experiment.sample import Sample
-from scorelab.experiment.starts import DataStart, DataTeleport
+from scorelab.experiment.starts import DataStart, DataTeleport, FromData
 from scorelab.experiment.train import Train, trained_state
+from scorelab.experiment.workdir import Workdir
 
 __all__ = [
+    "Console",
     "DataSpec",
     "DataStart",
     "DataTeleport",
@@ -23,6 +26,7 @@ __all__ = [
     "Experiment",
     "ExplainedVariance",
     "Finding",
+    "FromData",
     "ImageEvaluation",
     "Pairs",
     "PointEvaluation",
@@ -31,6 +35,7 @@ __all__ = [
     "Sample",
     "Stage",
     "Train",
+    "Workdir",
     "check",
     "measured_std",
     "trained_state",

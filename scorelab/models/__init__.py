@@ -1,7 +1,7 @@
 """Models: what a network or an exact law believes about the clean data."""
 
 from scorelab.models import nets
-from scorelab.models.base import Model, Trainable, Wraps, ask
+from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
@@ -23,6 +23,7 @@ __all__ = [
     "FunctionModel",
     "Guided",
     "GuidedPrediction",
+    "KnowsDensity",
     "LinearMeasurement",
     "MeasurementGuided",
     "Model",
