@@ -14,9 +14,9 @@ from scorelab.validation import require_spec
 class Arrays:
     """One split of one data set, read-only.
 
-    `x` is uint8 (n, height, width, channels) with values 0 .. levels - 1, or float32 (n, *event) with
-    `levels=None`; `label` is int32 (n,) with values 0 .. num_classes - 1, or None. `sha256` is the hash of
-    the bytes of `x` followed by those of `label`, in C order: equal hashes mean that equal arrays were
+    ``x`` is uint8 (n, height, width, channels) with values 0 .. levels - 1, or float32 ``(n, *event)`` with
+    ``levels=None``; ``label`` is int32 (n,) with values 0 .. num_classes - 1, or None. ``sha256`` is the hash of
+    the bytes of ``x`` followed by those of ``label``, in C order: equal hashes mean that equal arrays were
     trained on, whatever file they came from.
     """
 

@@ -36,7 +36,7 @@ class DataSet(abc.ABC):
 
     @property
     def known_as(self) -> tuple[str, ...]:
-        """Its name, and that of the set it is a part of: features trained on either are features of this one."""
+        """Its name, and that of the set it is a part of; features trained on either are features of this one."""
         return (self.name,)
 
     def require_split(self, split: str) -> None:

@@ -52,8 +52,8 @@ class Batches:
     one). Of a batch, host h of H takes the h-th block of batch_size / H rows, so a batch is the same set
     whatever H is.
 
-    `arrays` is an `Arrays`, a mapping of names to arrays with equal leading length, or rows that are read when they are asked for
-    (`len` and `take(numbers) -> {name: array}`). Dtypes are kept: uint8 goes to the device and is scaled there.
+    ``arrays`` is an ``Arrays``, a mapping of names to arrays with equal leading length, or rows read when they are asked for
+    (``len`` and ``take(numbers) -> {name: array}``). Dtypes are kept: uint8 goes to the device and is scaled there.
     Errors: batch_size above n, or not a multiple of hosts.
     """
 
@@ -90,7 +90,7 @@ class Batches:
 
     @property
     def levels(self) -> int | None:
-        """Number of levels of `x`, None where it is not known."""
+        """Number of levels of ``x``, None where it is not known."""
         return self.arrays.levels if isinstance(self.arrays, Arrays) else None
 
     @property

@@ -99,7 +99,7 @@ class Halves(Published):
 
 @dataclass(frozen=True, kw_only=True)
 class CifarBinary(Published):
-    """CIFAR-10 from its binary archive, `records` images a member (the Python archive is a pickle)."""
+    """CIFAR-10 from its binary archive, ``records`` images a member (the Python archive is a pickle)."""
 
     archive: PublishedFile
     records: int
@@ -129,7 +129,7 @@ class NpzImages(Published):
     splits: tuple[str, ...] = ("train",)
 
     def load(self, split: str = "train", *, data_dir=None, download=True) -> Arrays:
-        """Images of `shape` with 256 levels, no labels."""
+        """Images of ``shape`` with 256 levels, no labels."""
 
         def inspect(raw: bytes, path: Path) -> None:
             read_npz_images(raw, self.key, self.shape, path)

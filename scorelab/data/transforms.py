@@ -13,7 +13,7 @@ import numpy as np
 from scorelab.arrays import is_traced
 
 # Most fraction bits of the dequantisation noise: on [-1, 1] 8 bits of level + 14 + half a step fit float32's 24
-# exactly, see `dequantise`.
+# exactly, see ``dequantise``.
 _NOISE_BITS = 14
 
 
@@ -22,15 +22,15 @@ def _bits_per_dim(log_prob, log_det: float, event_shape: tuple[int, ...]):
 
 
 class Transform(abc.ABC):
-    """Stored values to what a diffusion sees, and back; a new one states `encode` and `decode`, which undoes it.
+    """Stored values to what a diffusion sees, and back; a new one states ``encode`` and ``decode``, which undoes it.
 
-    `levels` is the number of levels of the stored values, None for values that are continuous.
+    ``levels`` is the number of levels of the stored values, None for values that are continuous.
     """
 
     levels: int | None = None
 
     def check(self, x: np.ndarray, levels: int | None = None) -> None:  # noqa: B027
-        """Raise TypeError or ValueError where stored data, of `levels` levels where that is known, do not fit."""
+        """Raise TypeError or ValueError where stored data, of ``levels`` levels where that is known, do not fit."""
 
     @abc.abstractmethod
     def encode(self, x) -> jax.Array:
@@ -77,7 +77,7 @@ class Cells(Transform):
         given, x = x, jnp.asarray(x)
         if x.dtype != jnp.uint8:
             raise TypeError(f"x is {x.dtype}: expected uint8 levels 0 to {self.levels - 1}")
-        # Under jit a value cannot be looked at; `check` looks at the data before.
+        # Under jit a value cannot be looked at; ``check`` looks at the data before.
         if self.levels < 256 and not is_traced(given) and x.size and int(np.max(given)) >= self.levels:
             raise ValueError(f"x has the value {np.max(given)}: expected levels 0 to {self.levels - 1}, as {self!r} has")
         return x.astype(jnp.float32)

@@ -218,7 +218,7 @@ def _streaming(blocks, rank, seed):
 
     pca: Any = IncrementalPCA(n_components=rank)  # its attributes are None until it is fitted
     waiting: list[np.ndarray] = []
-    # Every call needs at least `rank` rows, so short blocks wait, and what is left at the end joins the last full block.
+    # Every call needs at least ``rank`` rows, so short blocks wait, and what is left at the end joins the last full block.
     full = None
     for block in blocks:
         waiting.append(block)

@@ -7,6 +7,7 @@ from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
 from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation
+from scorelab.experiment.faults import Signals
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
 from scorelab.experiment.sample import Sample
@@ -33,6 +34,7 @@ __all__ = [
     "Report",
     "Run",
     "Sample",
+    "Signals",
     "Stage",
     "Train",
     "Workdir",

@@ -17,10 +17,10 @@ from scorelab.pytrees import computed
 
 
 class Features(abc.ABC):
-    """What every metric takes: `features(images)` -> (n, d), and an `id` printed beside every metric value.
+    """What every metric takes: ``features(images)`` -> (n, d), and an ``id`` printed beside every metric value.
 
-    `id` is a name, with the first eight digits of the weights' SHA-256 where there are weights. What samples it is for:
-    `dataset`, the data set it was trained on, `levels`, the grey levels, and `shape`, that of an image; None for any.
+    ``id`` is a name, with the first eight digits of the weights' SHA-256 where there are weights. What samples it is for:
+    ``dataset``, the data set it was trained on, ``levels``, the grey levels, and ``shape``, that of an image; None for any.
     """
 
     id: str
