@@ -8,8 +8,10 @@ import pytest
 
 import scorelab as sl
 from scorelab.experiment import Sample
+from scorelab.run.cli import main
 
-from .blocks import BLOCK, ROOT, blocks
+from ..run.conftest import with_sets
+from .blocks import BLOCK, ROOT, blocks, named
 
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,6 +93,66 @@ def test_the_example_of_the_config_page_resolves(tmp_path):
     sampling = load(str(tmp_path / "example.gin")).experiment.one(Sample)
     assert sampling.solver == sl.solvers.UniPC(predictor_order=3)
     assert sampling.grid == sl.grids.Karras(30)
+
+
+def test_the_stages_of_the_config_page_sample_and_evaluate_one_model_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "guided.gin").write_text(named("docs/configs.md")["guided.gin"])
+    tiny = with_sets(
+        "nets.MLP.width = 8", "nets.MLP.depth = 1", "experiment.Sample.n = 20", "experiment.ImageEvaluation.n = 20",
+        "grids.Karras.steps = 3", "STEPS = 2", "WARMUP = 1", "experiment.ExplainedVariance.n = 16",
+    )  # fmt: skip
+    command = ["run", "guided.gin", *tiny, "--workdir", "run"]
+    assert main(command) == 0
+    found = {name: np.load(f"run/samples/{name}/samples.npz") for name in ("weak", "strong")}
+    assert not np.array_equal(found["weak"]["x"], found["strong"]["x"])
+    scales = {name: json.loads(str(samples["record"]))["sampling"]["guidance"] for name, samples in found.items()}
+    assert scales == {"weak": 1.0, "strong": 3.0}
+    values = [json.loads((tmp_path / f"run/samples/{name}/metrics.json").read_text())["metrics"] for name in found]
+    assert [len(part) for part in values] == [8, 8]
+    finding = json.loads((tmp_path / "run/diagnostics/explained_variance.json").read_text())
+    assert len(finding["values"]["mean_of_ratios"]) == 10
+    assert finding["step"] == 2
+    report = (tmp_path / "run/report.html").read_text()
+    for heading in ("Metrics (weak)", "Metrics (strong)", "Diagnostic: explained_variance"):
+        assert f"<h2>{heading}</h2>" in report
+    capsys.readouterr()
+    # Again: everything is there.
+    assert main([*command, "--resume"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("nothing to do") == 6
+    assert main(["evaluate", "run", "--name", "strong"]) == 0
+
+
+def test_the_data_of_the_config_page_are_trained_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_data.gin").write_text(named("docs/configs.md")["own_data.gin"])
+    rng = np.random.default_rng(0)
+    for name, n in (("measured", 64), ("measured_test", 16)):
+        np.savez(f"{name}.npz", x=rng.normal(size=(n, 2)).astype(np.float32))
+    tiny = with_sets(
+        "nets.MLP.width = 8", "nets.MLP.depth = 1", "experiment.Train.batch_size = 16", "experiment.Sample.n = 8",
+        "grids.Karras.steps = 3", "STEPS = 2", "WARMUP = 1",
+    )  # fmt: skip
+    assert main(["run", "own_data.gin", *tiny, "--workdir", "run"]) == 0
+    assert np.load("run/samples.npz")["x"].shape == (8, 2)
+
+
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [
+        ("docs/configs.md", ["['Train', 'Sample', 'Evaluate', 'Report']"]),
+        ("docs/data.md", ["train ('train', 'test') (500, 3) 2", "(6, 16, 16, 1) [0 0 0 1 1 1]", "(8, 2)"]),
+    ],
+)
+def test_the_blocks_of_a_page_run_one_after_the_other(page, printed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for number, body in enumerate(blocks(page, "python")):
+        if body not in named(page).values():
+            exec(compile(body, f"{page}, block {number}", "exec"), scope)
+    found = capsys.readouterr().out
+    assert all(line in found for line in printed), found
 
 
 SLOW = pytest.param("docs/distillation.md", marks=pytest.mark.long)
