@@ -1,4 +1,4 @@
-"""The site: ``sphinx-build -W --keep-going -n docs docs/_build``."""
+"""The site: ``sphinx-build -W --keep-going -n docs docs/_build/html``."""
 
 import os
 import sys

@@ -149,7 +149,7 @@ class Distillation(Learner):
 
     # What an objective states ----------------------------------------------------------------------------------------
     @abc.abstractmethod
-    def student_loss(self, scene: StudentBatch) -> tuple[Array, tuple[Array, Mapping[str, Array], Mapping[str, Array]]]:
+    def student_loss(self, drawn: StudentBatch) -> tuple[Array, tuple[Array, Mapping[str, Array], Mapping[str, Array]]]:
         """A scalar, and (the new means of the bins, values ``(batch,)`` for the running statistics, scalar metrics)."""
 
     def default_ratio(self) -> Ratio:
@@ -263,8 +263,8 @@ class Distillation(Learner):
             l = self.ratio.logit(state.ratio, y, t, cond, self.teacher, fake)
             return l.astype(jnp.promote_types(l.dtype, jnp.float32))
 
-        scene = StudentBatch(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
-        loss, (means, seen, metrics) = self.student_loss(scene)
+        drawn = StudentBatch(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
+        loss, (means, seen, metrics) = self.student_loss(drawn)
         if self.reward is not None:
             x = self.process.decode(y0)
             reward = jnp.mean(rewards_of(type(self).__name__, self.reward, x, cond, self.with_cond))

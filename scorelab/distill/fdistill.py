@@ -100,32 +100,32 @@ class FDistill(Distillation):
         """As in the normalisation."""
         return super().bin_count if self.normalisation is None else self.normalisation.bins
 
-    def student_loss(self, scene: StudentBatch):
-        loss, means, seen, metrics = jnp.float32(0), scene.means, {}, {}
+    def student_loss(self, drawn: StudentBatch):
+        loss, means, seen, metrics = jnp.float32(0), drawn.means, {}, {}
         if self.score_weight:
-            g, means, seen = jax.lax.stop_gradient(self._pull(scene))
+            g, means, seen = jax.lax.stop_gradient(self._pull(drawn))
             # Its gradient is g over the number of elements; its value, mean(g^2) / 2, falls as the scores come together.
-            target = scene.y0.astype(g.dtype) - g
-            loss = self.score_weight * 0.5 * jnp.mean((scene.y0 - jax.lax.stop_gradient(target)) ** 2)
+            target = drawn.y0.astype(g.dtype) - g
+            loss = self.score_weight * 0.5 * jnp.mean((drawn.y0 - jax.lax.stop_gradient(target)) ** 2)
             h, ratio = seen["h"], seen["ratio"]
             metrics = dict(ratio_mean=jnp.mean(ratio), h_cv=jnp.std(h) / jnp.mean(h), clipped=jnp.mean(seen["clipped"]))
         if self.gan_weight:
-            gan = jnp.mean(self.gan_divergence.generator_loss(scene.logit(scene.noised.y)))
+            gan = jnp.mean(self.gan_divergence.generator_loss(drawn.logit(drawn.noised.y)))
             loss, metrics = loss + self.gan_weight * gan, {**metrics, "gan_loss": gan}
         return loss, (means, seen, metrics)
 
-    def _pull(self, scene: StudentBatch) -> tuple[Array, Array, dict[str, Array]]:
+    def _pull(self, drawn: StudentBatch) -> tuple[Array, Array, dict[str, Array]]:
         """``g``, the new means of the bins, and the values for the statistics; all constants of the gradient."""
-        y0, noised = jax.lax.stop_gradient((scene.y0, scene.noised))
-        teacher = _wide(ask(self.teacher, noised.y, scene.t, scene.cond))
-        fake = _wide(ask(cast(Model, scene.fake), noised.y, scene.t, scene.cond))
-        l = scene.logit(noised.y)
+        y0, noised = jax.lax.stop_gradient((drawn.y0, drawn.noised))
+        teacher = _wide(ask(self.teacher, noised.y, drawn.t, drawn.cond))
+        fake = _wide(ask(cast(Model, drawn.fake), noised.y, drawn.t, drawn.cond))
+        l = drawn.logit(noised.y)
         if self.normalisation is None:
-            h, means, clipped = self.divergence.h(l), scene.means, jnp.zeros(l.shape, bool)
+            h, means, clipped = self.divergence.h(l), drawn.means, jnp.zeros(l.shape, bool)
         else:
-            h, means, clipped = self.normalisation(self.divergence, l, scene.index, scene.means, self.bins)
+            h, means, clipped = self.normalisation(self.divergence, l, drawn.index, drawn.means, self.bins)
         difference = denoised_error(fake, teacher.denoised, teacher.eps)
-        weight = self.weight(self.process, scene.t, y0, teacher.denoised)
+        weight = self.weight(self.process, drawn.t, y0, teacher.denoised)
         seen = dict(
             ratio=jnp.exp(jnp.clip(l, -10, 10)), h=h, h_square=h**2, clipped=clipped, gap=mean_square(difference),
             fake_error=mean_square(denoised_error(fake, y0, noised.noise)),

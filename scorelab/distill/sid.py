@@ -44,15 +44,15 @@ class SiD(Distillation):
         if not callable(self.weight):
             raise TypeError(f"SiD.weight = {self.weight!r}: expected a function such as noise_weight, or DMDWeight()")
 
-    def student_loss(self, scene: StudentBatch):
-        y, t = scene.noised.y, scene.t
-        teacher, fake = (ask(model, y, t, scene.cond) for model in (self.teacher, cast(Model, scene.fake)))
+    def student_loss(self, drawn: StudentBatch):
+        y, t = drawn.noised.y, drawn.t
+        teacher, fake = (ask(model, y, t, drawn.cond) for model in (self.teacher, cast(Model, drawn.fake)))
         gap = denoised_error(teacher, fake.denoised, fake.eps)
-        error = denoised_error(teacher, scene.y0, scene.noised.noise)
-        weight = self.weight(self.process, t, *jax.lax.stop_gradient((scene.y0, teacher.denoised)))
+        error = denoised_error(teacher, drawn.y0, drawn.noised.noise)
+        weight = self.weight(self.process, t, *jax.lax.stop_gradient((drawn.y0, teacher.denoised)))
         loss = jnp.mean(per_example(weight, gap) * gap * (error - self.a * gap))
         seen = dict(
             gap=mean_square(gap), teacher_error=mean_square(error),
-            fake_error=mean_square(denoised_error(fake, scene.y0, scene.noised.noise)),
+            fake_error=mean_square(denoised_error(fake, drawn.y0, drawn.noised.noise)),
         )  # fmt: skip
-        return loss, (scene.means, jax.lax.stop_gradient(seen), {})
+        return loss, (drawn.means, jax.lax.stop_gradient(seen), {})

@@ -134,7 +134,7 @@ def sample_between(
     x = silent.decode(model.process, state.y, state.carry)
     known = jnp.asarray(reward.on_host(x))
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
-    part = _conclude(silent, visit, state, index[-1], joined, known, log_weights)
+    part = _finish(silent, visit, state, index[-1], joined, known, log_weights)
     walk.raise_if_bad(np.asarray(part["bad"]), plan.times)
     samples = assemble([part], plan, model.process)
     solver.review(samples.diagnostics)
@@ -170,7 +170,7 @@ def _move(solver, visit, state, y, seen, row, index):
 
 
 @jax.jit
-def _conclude(solver, visit, state, index, records, known, log_weights):
+def _finish(solver, visit, state, index, records, known, log_weights):
     # The samples' own rewards are known: the last factor is asked of nobody.
     potential = dataclasses.replace(solver.potential, reward=lambda x: known)
     state = walk.finish(dataclasses.replace(solver, potential=potential), visit, state, index)

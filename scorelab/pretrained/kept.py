@@ -56,7 +56,7 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
         if not isinstance(text, str):
             raise TypeError(f"config is {type(text).__name__}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{shown(file)}: not a model written by scorelab.pretrained.kept.keep: {error}") from error
+        raise ConfigError(f"{shown(file)}: not a model written by scorelab.pretrained.keep: {error}") from error
     # The config it was trained with, whatever the file in configs/ has become.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{file.stem}.gin"
