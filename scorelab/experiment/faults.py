@@ -31,7 +31,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Signals:
-    """SIGTERM and Ctrl-C while the block runs: :class:`Stopped` at once, or when asked for inside :meth:`waiting`.
+    """SIGTERM and Ctrl-C while the block runs: an exception at once, or when asked for inside :meth:`waiting`.
 
     A second signal never waits. Outside the main thread, where Python sets no handlers, they stay as they are.
     """
