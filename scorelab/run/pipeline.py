@@ -79,7 +79,6 @@ def sample_workdir(
     # To write elsewhere, the work directory is only read.
     owned = nullcontext() if out is not None else Lock(workdir.root, console.line)
     with _errors(config.path, workdir, AGAIN), Signals(AGAIN), owned:
-        workdir.place.mkdir(parents=True, exist_ok=True)
         spec = _drawn_by(config.experiment, name)
         draw(_run(config, workdir, console), spec, workdir, n=n, seed=seed, keep=True)
     return workdir
