@@ -40,7 +40,9 @@ class Arrays:
         if self.levels is not None and x.size and int(x.max()) >= self.levels:
             raise ValueError(f"Arrays.x has the value {x.max()}: expected 0 to levels - 1 = {self.levels - 1}")
         if self.levels is None and (bad := np.flatnonzero(~np.isfinite(x).all(tuple(range(1, x.ndim))))).size:
-            raise ValueError(f"Arrays.x has {len(bad)} rows that are not finite, the first is row {bad[0]}: expected finite numbers")
+            raise ValueError(
+                f"Arrays.x has {len(bad)} rows that are not finite, the first is row {bad[0]}: expected finite numbers"
+            )
         if label is not None and (label.dtype != np.int32 or label.shape != x.shape[:1]):
             raise ValueError(f"Arrays.label is {label.dtype} {label.shape}: expected int32 {x.shape[:1]}")
         last = np.iinfo(np.int32).max if self.num_classes is None else self.num_classes - 1

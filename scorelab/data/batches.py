@@ -157,7 +157,9 @@ class IteratorAdapter:
     def at(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
         """The batch of ``step``, which must be the next one."""
         if (host, hosts) != (self.host, self.hosts):
-            raise ValueError(f"IteratorAdapter.at: host = {host} of {hosts}: expected {self.host} of {self.hosts}, which the iterator was made for")
+            raise ValueError(
+                f"IteratorAdapter.at: host = {host} of {hosts}: expected {self.host} of {self.hosts}, those of the iterator"
+            )
         require_int(self, 0, step=step)
         if step != self._next:
             raise ValueError(f"IteratorAdapter.step = {step}: expected {self._next}, the next one; restore a state to go elsewhere")

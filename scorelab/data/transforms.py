@@ -59,7 +59,7 @@ class Cells(Transform):
                 object.__setattr__(self, field, value.item())
         fields = {field: getattr(self, field) for field in fields}
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
-            raise ValueError(f"{type(self).__name__}.levels = {self.levels!r}: expected an integer from 2 to 256 (samples are uint8)")
+            raise ValueError(f"{type(self).__name__}.levels = {self.levels!r}: expected an integer from 2 to 256, as uint8 has")
         for field, value in fields.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{type(self).__name__}.{field} = {value!r}: expected a finite number")
