@@ -118,13 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy")
     sub.add_argument("--split", help="one split (default: all)")
     sub.add_argument("--no-download", action="store_true", help="look on this machine only")
+
+    sub = _command(commands, "configs", _configs, "list the experiments that can be run by name")
+    sub.add_argument("pattern", nargs="?", default="", metavar="PART", help="part of a name, such as mnist (default: all)")
+
+    _command(commands, "doctor", _doctor, "print versions, devices and data, and test this machine against exact laws")
     return parser
 
 
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if command is not _data:
+    if command not in (_data, _configs, _doctor):
         help = "let a config that comes with data (a work directory, a kept model) import any code"
         sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
@@ -248,6 +253,19 @@ def _data(arguments: argparse.Namespace) -> None:
         from scorelab.run.datasets import print_data
 
     print_data(arguments.name, split=arguments.split, download=not arguments.no_download)
+
+
+def _configs(arguments: argparse.Namespace) -> None:
+    from scorelab.run.shipped import print_configs
+
+    print_configs(arguments.pattern)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run.doctor import doctor
+
+    doctor()
 
 
 if __name__ == "__main__":
