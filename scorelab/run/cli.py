@@ -119,6 +119,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", help="one split (default: all)")
     sub.add_argument("--no-download", action="store_true", help="look on this machine only")
 
+    sub = _command(commands, "sweep", _sweep, "run a config under every combination of values and seeds, with one table")
+    sub.add_argument("config", metavar="CONFIG", help="a .gin file, or the name of a shipped one")
+    sub.add_argument(
+        "--grid", action="append", default=[], metavar="FIELD=[...]",
+        help="values of a field, such as 'solvers.Heun.churn = [0.0, 10.0]'; may be repeated",
+    )  # fmt: skip
+    sub.add_argument("--seeds", type=_positive, default=1, help="experiments of each combination (default: 1)")
+    sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="BINDING", help="a value of all of them")
+    sub.add_argument("--out", type=_folder, metavar="DIR", help="where to write (default: runs/sweeps/<full name of the config>)")
+    sub.add_argument("--jobs", type=_positive, default=1, help="runs at the same time on this machine (default: 1)")
+    sub.add_argument(
+        "--cluster", action="append", metavar="NAME=VALUE",
+        help="run through submitit with these parameters, such as cluster=slurm, slurm_partition=gpu; may be repeated",
+    )  # fmt: skip
+
     sub = _command(commands, "configs", _configs, "list the experiments that can be run by name")
     sub.add_argument("pattern", nargs="?", default="", metavar="PART", help="part of a name, such as mnist (default: all)")
 
@@ -129,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if command not in (_data, _configs, _doctor):
+    if command not in (_data, _configs, _doctor, _sweep):
         help = "let a config that comes with data (a work directory, a kept model) import any code"
         sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
@@ -253,6 +268,22 @@ def _data(arguments: argparse.Namespace) -> None:
         from scorelab.run.datasets import print_data
 
     print_data(arguments.name, split=arguments.split, download=not arguments.no_download)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run import sweep
+
+    cluster = None if arguments.cluster is None else sweep.parameters(arguments.cluster)
+    sweep.sweep(
+        arguments.config,
+        arguments.grid,
+        seeds=arguments.seeds,
+        overrides=arguments.overrides,
+        out=arguments.out or sweep.folder_of(arguments.config),
+        jobs=arguments.jobs,
+        cluster=cluster,
+    )
 
 
 def _configs(arguments: argparse.Namespace) -> None:
