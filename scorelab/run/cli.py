@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 # Nothing else is imported here: help and mistakes in the command need not wait for it, and a config may still split the CPU into
@@ -133,6 +133,10 @@ def _parser() -> argparse.ArgumentParser:
         "--cluster", action="append", metavar="NAME=VALUE",
         help="run through submitit with these parameters, such as cluster=slurm, slurm_partition=gpu; may be repeated",
     )  # fmt: skip
+
+    sub = _command(commands, "compare", _compare, "show runs beside one another on one page, with what differs")
+    sub.add_argument("workdirs", type=_folder, nargs="+", metavar="WORKDIR")
+    sub.add_argument("--out", type=Path, default=Path("compare.html"), metavar="FILE", help="the page (default: compare.html)")
 
     sub = _command(commands, "configs", _configs, "list the experiments that can be run by name")
     sub.add_argument("pattern", nargs="?", default="", metavar="PART", help="part of a name, such as mnist (default: all)")
@@ -284,6 +288,15 @@ def _sweep(arguments: argparse.Namespace) -> None:
         jobs=arguments.jobs,
         cluster=cluster,
     )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.config.trust import allowing
+        from scorelab.run.compare import compare
+
+    with allowing("*") if arguments.trust else nullcontext():
+        compare(arguments.workdirs, arguments.out)
 
 
 def _configs(arguments: argparse.Namespace) -> None:

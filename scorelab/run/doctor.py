@@ -53,7 +53,8 @@ def _devices() -> Iterator[tuple[str, str]]:
     yield "processes", f"{jax.process_count()}, this is number {jax.process_index()}"
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield "CPU cores", f"{mine} of {os.cpu_count()} may be used"
-    yield "precision", f"{jnp.result_type(float)}, matrix products {jax.config.jax_default_matmul_precision or 'default'}"
+    products = getattr(jax.config, "jax_default_matmul_precision", None)
+    yield "precision", f"{jnp.result_type(float)}, matrix products {products or 'as the device does'}"
     for name in ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR"):
         yield name, os.environ.get(name, "(not set)")
 
