@@ -34,18 +34,20 @@ class Arrays:
         if label is not None:
             require_spec(self, np.ndarray, label=label)
         if self.levels is None and (x.dtype != np.float32 or x.ndim < 2):
-            raise ValueError(f"x is {x.dtype} {x.shape}: expected float32 (n, *event) where levels is None")
+            raise ValueError(f"Arrays.x is {x.dtype} {x.shape}: expected float32 (n, *event) where levels is None")
         if self.levels is not None and (x.dtype != np.uint8 or x.ndim != 4):
-            raise ValueError(f"x is {x.dtype} {x.shape}: expected uint8 (n, height, width, channels)")
+            raise ValueError(f"Arrays.x is {x.dtype} {x.shape}: expected uint8 (n, height, width, channels)")
         if self.levels is not None and x.size and int(x.max()) >= self.levels:
-            raise ValueError(f"x has the value {x.max()}: expected 0 to levels - 1 = {self.levels - 1}")
+            raise ValueError(f"Arrays.x has the value {x.max()}: expected 0 to levels - 1 = {self.levels - 1}")
         if self.levels is None and (bad := np.flatnonzero(~np.isfinite(x).all(tuple(range(1, x.ndim))))).size:
-            raise ValueError(f"x has {len(bad)} rows that are not finite, the first is row {bad[0]}: expected finite numbers")
+            raise ValueError(
+                f"Arrays.x has {len(bad)} rows that are not finite, the first is row {bad[0]}: expected finite numbers"
+            )
         if label is not None and (label.dtype != np.int32 or label.shape != x.shape[:1]):
-            raise ValueError(f"label is {label.dtype} {label.shape}: expected int32 {x.shape[:1]}")
+            raise ValueError(f"Arrays.label is {label.dtype} {label.shape}: expected int32 {x.shape[:1]}")
         last = np.iinfo(np.int32).max if self.num_classes is None else self.num_classes - 1
         if label is not None and label.size and not 0 <= label.min() <= label.max() <= last:
-            raise ValueError(f"label has values from {label.min()} to {label.max()}: expected 0 to num_classes - 1 = {last}")
+            raise ValueError(f"Arrays.label has values from {label.min()} to {label.max()}: expected 0 to num_classes - 1 = {last}")
         digest = hashlib.sha256(np.ascontiguousarray(x).data)
         if label is not None:
             digest.update(np.ascontiguousarray(label).data)

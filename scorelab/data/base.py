@@ -42,4 +42,4 @@ class DataSet(abc.ABC):
     def require_split(self, split: str) -> None:
         """Raise ``ValueError`` naming the splits there are, unless ``split`` is one."""
         if split not in self.splits:
-            raise ValueError(f"split={split!r} of {self.name}: expected one of {', '.join(self.splits)}")
+            raise ValueError(f"{self.name}.split = {split!r}: expected one of {', '.join(self.splits)}")

@@ -27,7 +27,7 @@ def _check_host(host: int, hosts: int) -> None:
     require_int("Batches", 1, hosts=hosts)
     require_int("Batches", 0, host=host)
     if not 0 <= host < hosts:
-        raise ValueError(f"host={host}, hosts={hosts}: expected 0 <= host < hosts")
+        raise ValueError(f"Batches.host = {host}: expected 0 to hosts - 1 = {hosts - 1}")
 
 
 class RowSource(abc.ABC):
@@ -66,7 +66,7 @@ class Batches:
         self._check_columns()
         size = self.batch_size
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= self.n:
-            raise ValueError(f"batch_size={self.batch_size}: expected 1 to n = {self.n}, the number of samples")
+            raise ValueError(f"Batches.batch_size = {self.batch_size}: expected 1 to n = {self.n}, the number of samples")
         require_seed(self, seed=self.seed)
 
     def _check_columns(self) -> None:
@@ -76,10 +76,10 @@ class Batches:
             dtype = getattr(value, "dtype", None)
             if dtype is None or dtype.kind in "cOUSMm" or np.ndim(value) < 1:
                 found = f"{type(value).__name__ if dtype is None else dtype} of shape {np.shape(value)}"
-                raise ValueError(f"arrays[{key!r}] is {found}: expected an array of numbers (n, ...)")
+                raise ValueError(f"Batches.arrays[{key!r}] is {found}: expected an array of numbers (n, ...)")
         lengths = {key: len(value) for key, value in columns.items()}
         if not columns or len(set(lengths.values())) != 1:
-            raise ValueError(f"arrays has lengths {lengths}: expected at least one array, all of equal length")
+            raise ValueError(f"Batches.arrays has lengths {lengths}: expected at least one array, all of equal length")
 
     @property
     def columns(self) -> Mapping[str, np.ndarray] | None:
@@ -108,7 +108,7 @@ class Batches:
         _check_host(host, hosts)
         require_int(self, 0, step=step)
         if self.batch_size % hosts:
-            raise ValueError(f"batch_size={self.batch_size}: expected a multiple of hosts={hosts}")
+            raise ValueError(f"Batches.batch_size = {self.batch_size}: expected a multiple of hosts = {hosts}")
         epoch, position = divmod(int(step), self.steps_per_epoch)
         share = self.batch_size // hosts
         first = position * self.batch_size + host * share
@@ -157,10 +157,12 @@ class IteratorAdapter:
     def at(self, step: int, host: int = 0, hosts: int = 1) -> dict[str, np.ndarray]:
         """The batch of ``step``, which must be the next one."""
         if (host, hosts) != (self.host, self.hosts):
-            raise ValueError(f"host={host}, hosts={hosts}: this iterator was made for {self.host} of {self.hosts}")
+            raise ValueError(
+                f"IteratorAdapter.at: host = {host} of {hosts}: expected {self.host} of {self.hosts}, those of the iterator"
+            )
         require_int(self, 0, step=step)
         if step != self._next:
-            raise ValueError(f"step={step}: expected {self._next}, the next one; restore a state to go elsewhere")
+            raise ValueError(f"IteratorAdapter.step = {step}: expected {self._next}, the next one; restore a state to go elsewhere")
         batch = next(self.iterator)
         self._next += 1
         return batch

@@ -44,7 +44,7 @@ class PublishedFile:
         hashes = {"sha256": self.sha256} | ({} if self.raw_sha256 is None else {"raw_sha256": self.raw_sha256})
         for field, value in hashes.items():
             if len(value) != 64 or set(value) - set("0123456789abcdef"):
-                raise ValueError(f"{field}={value!r} of {self.name}: expected 64 lower-case hexadecimal digits")
+                raise ValueError(f"PublishedFile.{field} = {value!r} of {self.name}: expected 64 lower-case hexadecimal digits")
 
     @property
     def unpacked_name(self) -> str:

@@ -226,7 +226,7 @@ class Named(DataSet):
             require_seed(self, seed=self.seed)
         for field, value in self._given.items():
             if not SETS[self.name].generated:
-                raise ValueError(f"{field}={value} for {self.name}: only the generated sets take {field}")
+                raise ValueError(f"Named.{field} = {value} for {self.name}: expected None, since only generated sets take one")
 
     @property
     def _given(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ Seed = int | tuple[int, int]
 
 def _draw(law: densities.Density, seed: Seed, n: int) -> np.ndarray:
     if n < 1:
-        raise ValueError(f"n={n}: expected at least 1")
+        raise ValueError(f"toy.n = {n}: expected an integer >= 1")
     seed, stream = seed if isinstance(seed, tuple) else (seed, 0)
     key = jax.random.fold_in(jax.random.key(seed), stream)
     return np.asarray(law.sample(key, n), np.float32)
@@ -67,7 +67,7 @@ def two_moons(seed: Seed, n: int) -> np.ndarray:
     pi]. There is no closed-form law of it in ``densities``.
     """
     if n < 1:
-        raise ValueError(f"n={n}: expected at least 1")
+        raise ValueError(f"toy.n = {n}: expected an integer >= 1")
     rng = np.random.default_rng(seed)
     side = rng.integers(2, size=n)
     angle = np.pi * rng.uniform(size=n)

@@ -59,10 +59,10 @@ class Cells(Transform):
                 object.__setattr__(self, field, value.item())
         fields = {field: getattr(self, field) for field in fields}
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
-            raise ValueError(f"levels={self.levels!r}: expected an integer from 2 to 256 (samples are uint8)")
+            raise ValueError(f"{type(self).__name__}.levels = {self.levels!r}: expected an integer from 2 to 256, as uint8 has")
         for field, value in fields.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{field}={value!r}: expected a finite number")
+                raise ValueError(f"{type(self).__name__}.{field} = {value!r}: expected a finite number")
         if self.low < self.high and self.noise_bits < 4:
             given = ", ".join(f"{field}={value}" for field, value in fields.items())
             raise ValueError(
@@ -156,7 +156,7 @@ class Pixels(Cells):
     def __post_init__(self):
         self._check(low=self.low, high=self.high)
         if not self.low < self.high:
-            raise ValueError(f"low={self.low}, high={self.high}: expected low < high")
+            raise ValueError(f"Pixels.low = {self.low}: expected less than high = {self.high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +175,10 @@ class Positive(Cells):
     def __post_init__(self):
         self._check(offset=self.offset, scale=self.scale)
         if self.scale <= 0:
-            raise ValueError(f"scale={self.scale}: expected a number above 0")
+            raise ValueError(f"Positive.scale = {self.scale}: expected a number above 0")
         if self.low <= 0:
             raise ValueError(
-                f"offset={self.offset}: expected more than scale / (2 (levels - 1)) = "
+                f"Positive.offset = {self.offset}: expected more than scale / (2 (levels - 1)) = "
                 f"{self.offset - self.low:.4g}, so that the whole cell of level 0 is positive"
             )
 

@@ -74,6 +74,13 @@ class Experiment:
             )
         return found[0]
 
+    def require_order(self, stage: Stage, earlier: Stage) -> None:
+        """Raise ``ValueError`` unless ``earlier`` stands before ``stage``, which needs what it makes."""
+        place = [id(each) for each in self.stages]
+        if place.index(id(stage)) < place.index(id(earlier)):
+            what = f"the {type(earlier).__name__} of its samples" if earlier.name else type(earlier).__name__
+            raise ValueError(f"Experiment.stages: {type(stage).__name__} stands before {what}: expected it later")
+
     def keys(self) -> tuple[Key, Key, Key]:
         """The keys of training, sampling and evaluation."""
         return tuple(jax.random.split(jax.random.key(self.seed), 3))

@@ -17,7 +17,7 @@ from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
-from scorelab.experiment.train import trained_state
+from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import write_bytes, write_json
 from scorelab.models.base import Model
@@ -85,6 +85,7 @@ class Diagnose(Stage):
 
     def check(self, experiment, like):
         """What the diagnostics refuse."""
+        experiment.require_order(self, experiment.one(Train))
         for each in self.questions:
             each.check(experiment)
 

@@ -150,6 +150,7 @@ class Evaluate(Stage):
     def check(self, experiment, like):
         """Whether the samples are drawn, and can be evaluated."""
         drawn = experiment.one(Sample, self.samples)
+        experiment.require_order(self, drawn)
         for each in self.evaluations:
             each.check(experiment.data, drawn.n)
 

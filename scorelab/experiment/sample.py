@@ -22,8 +22,8 @@ from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
 from scorelab.experiment.starts import FromData
-from scorelab.experiment.train import trained_state
-from scorelab.experiment.workdir import Workdir
+from scorelab.experiment.train import Train, trained_state
+from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance
 from scorelab.models.base import Model
@@ -68,6 +68,8 @@ class Sample(Stage):
     shown: int = 6
 
     def __post_init__(self):
+        if self.name and not NAME.fullmatch(self.name):
+            raise ValueError(f"Sample.name = {self.name!r}: expected a name of letters, digits, '.', '_' and '-'")
         require_spec(self, solvers.Solver, solver=self.solver)
         require_spec(self, grids.Grid, grid=self.grid)
         if self.start is not None:
@@ -98,6 +100,7 @@ class Sample(Stage):
 
     def check(self, experiment, like):
         """The number of samples, the classes, the start, and the whole sampling run, traced."""
+        experiment.require_order(self, experiment.one(Train))
         data, process, learner = experiment.data, experiment.process, experiment.learner
         event = data.load().event_shape
         require_memory(f"Sample.n = {self.n}", 4.0 * self.n * math.prod(event))
@@ -271,6 +274,7 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         x = np.asarray(data.transform.decode(out.x))
     record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
     note = _entered(out, record)
+    workdir.place.mkdir(parents=True, exist_ok=True)
     # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
     # without pictures are drawn again.
     for path in (workdir.samples_picture, workdir.trajectory_picture):

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 # Nothing else is imported here: help and mistakes in the command need not wait for it, and a config may still split the CPU into
@@ -118,13 +118,37 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy")
     sub.add_argument("--split", help="one split (default: all)")
     sub.add_argument("--no-download", action="store_true", help="look on this machine only")
+
+    sub = _command(commands, "sweep", _sweep, "run a config under every combination of values and seeds, with one table")
+    sub.add_argument("config", metavar="CONFIG", help="a .gin file, or the name of a shipped one")
+    sub.add_argument(
+        "--grid", action="append", default=[], metavar="FIELD=[...]",
+        help="values of a field, such as 'solvers.Heun.churn = [0.0, 10.0]'; may be repeated",
+    )  # fmt: skip
+    sub.add_argument("--seeds", type=_positive, default=1, help="experiments of each combination (default: 1)")
+    sub.add_argument("--set", dest="overrides", action="append", default=[], metavar="BINDING", help="a value of all of them")
+    sub.add_argument("--out", type=_folder, metavar="DIR", help="where to write (default: runs/sweeps/<full name of the config>)")
+    sub.add_argument("--jobs", type=_positive, default=1, help="runs at the same time on this machine (default: 1)")
+    sub.add_argument(
+        "--cluster", action="append", metavar="NAME=VALUE",
+        help="run through submitit with these parameters, such as cluster=slurm, slurm_partition=gpu; may be repeated",
+    )  # fmt: skip
+
+    sub = _command(commands, "compare", _compare, "show runs beside one another on one page, with what differs")
+    sub.add_argument("workdirs", type=_folder, nargs="+", metavar="WORKDIR")
+    sub.add_argument("--out", type=Path, default=Path("compare.html"), metavar="FILE", help="the page (default: compare.html)")
+
+    sub = _command(commands, "configs", _configs, "list the experiments that can be run by name")
+    sub.add_argument("pattern", nargs="?", default="", metavar="PART", help="part of a name, such as mnist (default: all)")
+
+    _command(commands, "doctor", _doctor, "print versions, devices and data, and test this machine against exact laws")
     return parser
 
 
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if command is not _data:
+    if command not in (_data, _configs, _doctor, _sweep):
         help = "let a config that comes with data (a work directory, a kept model) import any code"
         sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
@@ -248,6 +272,44 @@ def _data(arguments: argparse.Namespace) -> None:
         from scorelab.run.datasets import print_data
 
     print_data(arguments.name, split=arguments.split, download=not arguments.no_download)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run import sweep
+
+    cluster = None if arguments.cluster is None else sweep.parameters(arguments.cluster)
+    sweep.sweep(
+        arguments.config,
+        arguments.grid,
+        seeds=arguments.seeds,
+        overrides=arguments.overrides,
+        out=arguments.out or sweep.folder_of(arguments.config),
+        jobs=arguments.jobs,
+        cluster=cluster,
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.config.trust import allowing
+        from scorelab.run.compare import compare
+
+    with allowing("*") if arguments.trust else nullcontext():
+        compare(arguments.workdirs, arguments.out)
+
+
+def _configs(arguments: argparse.Namespace) -> None:
+    from scorelab.run.shipped import print_configs
+
+    print_configs(arguments.pattern)
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run.doctor import doctor
+
+    doctor()
 
 
 if __name__ == "__main__":

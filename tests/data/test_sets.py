@@ -111,11 +111,11 @@ def test_the_sets_of_positive_data_are_what_their_docs_say():
 def test_requests_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"name = 'mnst'.*digits.*Did you mean mnist\?"):
         load("mnst")
-    with pytest.raises(ValueError, match=r"split='valid'.*train, test"):
+    with pytest.raises(ValueError, match=r"digits.split = 'valid'.*train, test"):
         load("digits", "valid")
-    with pytest.raises(ValueError, match="n=5 for digits"):
+    with pytest.raises(ValueError, match="n = 5 for digits"):
         load("digits", n=5)
-    with pytest.raises(ValueError, match="seed=5 for mnist"):
+    with pytest.raises(ValueError, match="seed = 5 for mnist"):
         load("mnist", seed=5)
     for n in (0, 2.5, -3):
         with pytest.raises(ValueError, match=rf"load.n = {n}: expected an integer >= 1"):

@@ -79,11 +79,11 @@ def test_identity_changes_nothing():
 
 
 def test_requests_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="levels=300"):
+    with pytest.raises(ValueError, match="levels = 300"):
         Pixels(levels=300)
-    with pytest.raises(ValueError, match="low < high"):
+    with pytest.raises(ValueError, match=r"Pixels\.low = 1\.0: expected less than high"):
         Pixels(low=1.0, high=1.0)
-    with pytest.raises(ValueError, match="high=nan"):
+    with pytest.raises(ValueError, match=r"Pixels\.high = nan"):
         Pixels(high=float("nan"))
     with pytest.raises(TypeError, match="float32: expected uint8"):
         Pixels().encode(jnp.zeros(3))

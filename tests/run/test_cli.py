@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -301,3 +303,38 @@ def test_exploding_training_names_the_step(scorelab, tmp_path):
     assert status == 1
     assert "at step " in err
     assert len(err.splitlines()) == 1
+
+
+def test_configs_are_listed_with_what_they_are(scorelab):
+    status, out, _ = scorelab("configs")
+    assert status == 0
+    lines = out.splitlines()
+    assert all(re.match(r"\S+ +\S.{10,}", line) for line in lines)
+    names = [line.split()[0] for line in lines]
+    assert "quickstart" in names
+    assert not any(name.startswith("base") for name in names)
+    status, out, _ = scorelab("configs", "MNIST/edm")
+    assert [line.split()[0] for line in out.splitlines()] == ["mnist/edm", "mnist/edm_cpu"]
+    status, _, err = scorelab("configs", "imagenet64")
+    assert status == 2
+    assert "configs imagenet64: expected part of a name" in err
+
+
+def test_the_doctor_says_what_there_is_and_tests_it(scorelab):
+    status, out, _ = scorelab("doctor")
+    assert status == 0
+    for said in ("jax", "devices", "digits", "sha256", "samples", "log-likelihood", "reproducible"):
+        assert said in out
+    assert "FAILED" not in out
+
+
+def test_a_machine_that_computes_wrong_numbers_is_refused(scorelab, monkeypatch):
+    from scorelab.run import doctor
+
+    right = doctor.log_likelihood
+    wrong = lambda *args, **kwargs: dataclasses.replace(right(*args, **kwargs), log_prob=right(*args, **kwargs).log_prob + 0.01)
+    monkeypatch.setattr(doctor, "log_likelihood", wrong)
+    status, out, err = scorelab("doctor")
+    assert status == 2
+    assert "FAILED" in out
+    assert "doctor: log-likelihood failed" in err

@@ -156,7 +156,7 @@ def conv2d(x: jax.Array, w: jax.Array, *, stride: int = 1, loop_safe: bool = Fal
         ValueError: If the shapes, the dtypes or the stride do not fit.
     """
     if stride not in (1, 2):
-        raise ValueError(f"stride={stride!r}: accepted are 1 and 2")
+        raise ValueError(f"conv.stride = {stride!r}: expected 1 or 2")
     if x.ndim != 4:
         raise ValueError(f"x has shape {x.shape}: accepted is (batch, height, width, channels)")
     if w.ndim != 4 or w.shape[0] != w.shape[1] or w.shape[2] != x.shape[3]:

@@ -121,7 +121,7 @@ class DiT(nn.Module):
         )
         check_common("DiT", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
         if self.width % 4 or self.width % self.heads:
-            raise ValueError(f"DiT.width={self.width}: accepted are multiples of 4 and of heads={self.heads}")
+            raise ValueError(f"DiT.width = {self.width}: expected a multiple of 4 and of heads = {self.heads}")
         super().__post_init__()
 
     @nn.compact
@@ -131,7 +131,7 @@ class DiT(nn.Module):
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
                 f"x has shape {x.shape}: DiT accepts (batch, height, width, channels) with sides "
-                f"that are multiples of patch={self.patch}"
+                f"that are multiples of patch = {self.patch}"
             )
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
         emb = Embedding(self.width, self.num_classes, self.dtype, name="embedding")(c_noise, cond)

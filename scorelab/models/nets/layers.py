@@ -16,9 +16,9 @@ def check_common(owner: str, *, num_classes: int, dropout: float, dtype: str) ->
     """Raise ValueError unless the fields that every network has are in range."""
     require_int(owner, 0, num_classes=num_classes)
     if not 0.0 <= dropout < 1.0:
-        raise ValueError(f"{owner}.dropout={dropout!r}: accepted are numbers in [0, 1)")
+        raise ValueError(f"{owner}.dropout = {dropout!r}: expected a number in [0, 1)")
     if dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"{owner}.dtype={dtype!r}: accepted are {COMPUTE_DTYPES}")
+        raise ValueError(f"{owner}.dtype = {dtype!r}: expected one of {COMPUTE_DTYPES}")
 
 
 def group_count(channels: int) -> int:
@@ -44,7 +44,7 @@ class Conv(nn.Module):
     def __post_init__(self):
         require_int("Conv", 1, features=self.features, kernel=self.kernel)
         if self.stride not in (1, 2):
-            raise ValueError(f"Conv.stride={self.stride!r}: accepted are 1 and 2")
+            raise ValueError(f"Conv.stride = {self.stride!r}: expected 1 or 2")
         super().__post_init__()
 
     @nn.compact
@@ -76,7 +76,7 @@ class GroupNorm(nn.Module):
         """Normalise x (batch, height, width, channels), then modulate it."""
         channels = x.shape[-1]
         if self.groups < 1 or channels % self.groups:
-            raise ValueError(f"GroupNorm.groups={self.groups!r}: accepted are divisors of {channels} channels")
+            raise ValueError(f"GroupNorm.groups = {self.groups!r}: expected a divisor of {channels} channels")
         # Two stages: a reduction over pixels that keeps the channels contiguous, then a tiny one over the
         # group. XLA's CPU backend takes about half the time of one reduction over a 5-axis view.
         wide = x.astype(jnp.float32)
@@ -135,7 +135,7 @@ class Embedding(nn.Module):
             table = nn.Embed(self.num_classes + 1, self.width, dtype=self.dtype, name="label")
             h = h + table(self._labels(cond, c_noise.shape[0]))
         elif cond is not None:
-            raise ValueError("cond was given to a network with num_classes=0: accepted is None, or set num_classes")
+            raise ValueError("cond was given to a network with num_classes = 0: expected None, or num_classes above 0")
         return nn.silu(h)
 
     def _labels(self, cond, batch):
@@ -143,13 +143,13 @@ class Embedding(nn.Module):
             return jnp.full((batch,), self.num_classes, jnp.int32)
         cond = jnp.asarray(cond)
         if not jnp.issubdtype(cond.dtype, jnp.integer):
-            raise ValueError(f"cond has dtype {cond.dtype}: accepted are integer labels 0..{self.num_classes}")
+            raise ValueError(f"cond has dtype {cond.dtype}: expected integer labels from 0 to {self.num_classes}")
         # A label that is no class reads a row beyond the table, which is NaN: -4 would be the fourth row from its end.
         cond = jnp.where((cond < 0) | (cond > self.num_classes), self.num_classes + 1, cond)
         if batch == 1 and cond.ndim == 1:  # one noise level for a batch of labels
             return cond
         if cond.shape not in ((), (batch,)):
-            raise ValueError(f"cond has shape {cond.shape}: accepted are () and ({batch},)")
+            raise ValueError(f"cond has shape {cond.shape}: expected () or ({batch},)")
         return jnp.broadcast_to(cond, (batch,))
 
 
@@ -163,4 +163,4 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def check_inputs(x: jax.Array, c_noise: jax.Array) -> None:
     """Raise ValueError unless there is one noise level per example, or one row for all of them."""
     if x.ndim < 2 or c_noise.shape not in (x.shape[:1], (1,)):
-        raise ValueError(f"x has shape {x.shape} and c_noise {c_noise.shape}: accepted are (batch, *event) and (batch,) or (1,)")
+        raise ValueError(f"x has shape {x.shape} and c_noise {c_noise.shape}: expected (batch, *event) and (batch,) or (1,)")

@@ -102,7 +102,7 @@ class UNet(nn.Module):
 
     def __post_init__(self):
         if not isinstance(self.channels, tuple) or not self.channels:
-            raise ValueError(f"UNet.channels={self.channels!r}: accepted are non-empty tuples of integers >= 1")
+            raise ValueError(f"UNet.channels = {self.channels!r}: expected a non-empty tuple of integers >= 1")
         for width in self.channels:
             require_int("UNet", 1, channels=width)
         require_int("UNet", 1, blocks=self.blocks, heads=self.heads)
@@ -112,10 +112,10 @@ class UNet(nn.Module):
         if attention is not None and (
             not isinstance(attention, tuple) or len(attention) not in (0, levels) or not all(isinstance(a, bool) for a in attention)
         ):
-            raise ValueError(f"UNet.attention={attention!r}: accepted are None, () and tuples of {levels} booleans")
+            raise ValueError(f"UNet.attention = {attention!r}: expected None, () or a tuple of {levels} booleans")
         for width, used in zip(self.channels, self._attends, strict=True):
             if used and width % self.heads:
-                raise ValueError(f"UNet.heads={self.heads}: accepted are divisors of the attending width {width}")
+                raise ValueError(f"UNet.heads = {self.heads}: expected a divisor of the attending width {width}")
         super().__post_init__()
 
     @property
