@@ -217,6 +217,7 @@ class Identity(Transform):
         return self.encode(x)
 
     def log_det(self, event_shape: tuple[int, ...]) -> float:
+        """Zero, since values are not scaled."""
         return 0.0
 
     def bits_per_dim(self, log_prob, event_shape: tuple[int, ...]):

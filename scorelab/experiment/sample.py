@@ -254,7 +254,6 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     if (before := _already(workdir, how, keep)) is not None:
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
-    workdir.place.mkdir(parents=True, exist_ok=True)
 
     label = spec.conditions(data, n)
     model, solver, start = spec.applied(experiment.learner.model(state))

@@ -15,12 +15,12 @@ from scorelab import config as configs
 from scorelab import viz
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment
-from scorelab.experiment.evaluate import read_scores
+from scorelab.experiment.evaluate import read_metrics
 from scorelab.experiment.html import figure, page, table
 from scorelab.experiment.sample import Drawn, picture, read_samples
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import write_text
-from scorelab.metrics import Score
+from scorelab.metrics import MetricValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Compared:
     experiment: Experiment
     specs: Mapping[str, Any]
     samples: Mapping[str, Drawn]
-    metrics: Mapping[str, Sequence[Score]]
+    metrics: Mapping[str, Sequence[MetricValue]]
     loss: tuple[np.ndarray, np.ndarray]
 
     @classmethod
@@ -48,7 +48,7 @@ class Compared:
             experiment=configs.load(str(workdir.config), carried=True, devices=False).experiment,
             specs=workdir.read_json(workdir.specs) or {},
             samples=samples,
-            metrics={name: read_scores(places[name])[0] for name in samples},
+            metrics={name: read_metrics(places[name])[0] for name in samples},
             loss=(np.array([line["step"] for line in lines], float), np.array([line["loss"] for line in lines], float)),
         )
 
@@ -107,9 +107,9 @@ def _differences(runs: Sequence[Compared]) -> str:
     return f"<section><h2>What differs</h2>{body}</section>"
 
 
-def _by_metric(runs: Sequence[Compared]) -> dict[tuple[str, str, str], dict[str, Score]]:
+def _by_metric(runs: Sequence[Compared]) -> dict[tuple[str, str, str], dict[str, MetricValue]]:
     """The values of every run by (set of samples, metric, extractor): others cannot be compared."""
-    found: dict[tuple[str, str, str], dict[str, Score]] = {}
+    found: dict[tuple[str, str, str], dict[str, MetricValue]] = {}
     for run in runs:
         for name, values in run.metrics.items():
             for value in values:
@@ -137,7 +137,7 @@ def _values(runs: Sequence[Compared]) -> str:
     return f'<section><h2>Metrics</h2>{table(heads, rows)}{note}<div class="pair">{pictures}</div></section>'
 
 
-def _cell(value: Score | None) -> str:
+def _cell(value: MetricValue | None) -> str:
     if value is None:
         return ""
     return f"{value.value:.4g}" + ("" if value.stderr is None else f" ± {value.stderr:.2g}")

@@ -22,7 +22,7 @@ import numpy as np
 from scorelab import viz
 from scorelab.config.sources import config_name, find_config
 from scorelab.errors import ConfigError, shown
-from scorelab.experiment.evaluate import read_scores
+from scorelab.experiment.evaluate import read_metrics
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import write_bytes, write_json, write_text
 
@@ -219,7 +219,7 @@ def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     for cell in cells:
         workdir = Workdir(cell.folder)
         for place in (workdir, *(workdir.named(name) for name in workdir.names)):
-            for value in read_scores(place)[0]:
+            for value in read_metrics(place)[0]:
                 rows.append(
                     {**cell.values, "seed": cell.seed, "samples": place.name or "", "metric": value.name, "value": value.value,
                      "floor": value.floor, "n": value.n, "run": cell.folder.name}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scorelab.errors import ConfigError
-from scorelab.experiment.evaluate import read_scores
+from scorelab.experiment.evaluate import read_metrics
 from scorelab.experiment.workdir import Workdir
 from scorelab.run import sweep
 from tests.run.conftest import TINY, start, with_sets
@@ -63,7 +63,7 @@ def test_the_tables_hold_every_run(swept):
     assert {row["solvers.Heun.churn"] for row in rows} == {"0.0", "5.0"}
     assert {row["seed"] for row in rows} == {"0", "1"}
     mine = [float(row["value"]) for row in rows if row["run"] == "churn-5.0_seed-1"]
-    np.testing.assert_allclose(mine, [value.value for value in read_scores(Workdir(swept / "churn-5.0_seed-1"))[0]])
+    np.testing.assert_allclose(mine, [value.value for value in read_metrics(Workdir(swept / "churn-5.0_seed-1"))[0]])
     table = (swept / "sweep.md").read_text().splitlines()
     assert table[0].startswith("| churn | samples | seeds |")
     assert len(table) == 4
