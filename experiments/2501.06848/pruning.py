@@ -70,8 +70,9 @@ class Trial:
         shape = (n, *self.bench.event)
         return sample(self.model, solver=solver, grid=GRID, key=jax.random.key(seed), shape=shape, chunk=n, **options)
 
-    def correlations(self, solver, seed: int, n: int = 1024) -> dict:
+    def correlations(self, solver, seed: int) -> dict:
         """Of every class and belief: the rank correlation with the final reward, ``(steps,)``."""
+        n = 16 * self.populations
         out = self.walk(solver, n, seed, keep="all")
         keys, found = jax.random.split(jax.random.key(seed), n), {}
         ranks = lambda v: np.argsort(np.argsort(np.asarray(v)))

@@ -4,20 +4,27 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
 
+import jax
 import numpy as np
 import pytest
 
 from scorelab import viz
 from scorelab.data import DataNotFound
-from scorelab.run.script import parse, plus_minus, record, script
-from tests.run.conftest import ROOT
+from scorelab.errors import ConfigError
+from scorelab.experiment import trained_state
+from scorelab.experiment.workdir import Workdir
+from scorelab.run.script import parse, plus_minus, record, script, trained
+from tests.run.conftest import ROOT, TINY
 
 EXPERIMENTS = ROOT / "experiments"
 SCRIPTS = [path for path in sorted(EXPERIMENTS.rglob("*.py")) if "__main__" in path.read_text()]
+# Its peers need packages that are no dependencies.
+BENCHMARKS = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.name not in ("common.py", "peers.py")]
 
 
 def test_a_script_without_its_data_says_so_in_one_line(monkeypatch, capsys):
@@ -32,7 +39,7 @@ def test_a_script_without_its_data_says_so_in_one_line(monkeypatch, capsys):
     assert [path.name for path in SCRIPTS if not path.read_text().endswith('__name__ == "__main__":\n    script(main)\n')] == []
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", SCRIPTS + BENCHMARKS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_script_finds_what_it_imports_and_tells_its_command(path, monkeypatch, capsys):
     before = set(sys.modules)
     monkeypatch.syspath_prepend(path.parent)
@@ -40,7 +47,7 @@ def test_a_script_finds_what_it_imports_and_tells_its_command(path, monkeypatch,
     with pytest.raises(SystemExit) as exit:
         runpy.run_path(str(path), run_name="__main__")
     for name in set(sys.modules) - before:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(EXPERIMENTS)):
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith((str(EXPERIMENTS), str(ROOT / "benchmarks"))):
             del sys.modules[name]
     assert exit.value.code == 0
     assert f"python {path.relative_to(ROOT)}" in capsys.readouterr().out
@@ -73,6 +80,17 @@ def test_a_record_has_the_command_the_versions_the_numbers_and_the_figures(tmp_p
     assert found["command"] == "python papers/figure.py --n 4 --data digits --workdir runs/way"
     assert found["numbers"] == {"mean": 0.5, "row": [0, 1]}
     assert {"scorelab", "jax", "numpy"} <= found["versions"]["packages"].keys()
+
+
+def test_a_finished_training_is_used_again_and_a_longer_one_refused(tiny_run, tmp_path):
+    root = shutil.copytree(tiny_run, tmp_path / "run")
+    experiment, state = trained("toys/eight_gaussians", TINY, root)
+    stored, step = trained_state(experiment, Workdir(tiny_run))
+    assert (int(state.step), step) == (20, 20)
+    assert all(map(np.array_equal, jax.tree.leaves(state.params), jax.tree.leaves(stored.params)))
+    assert (root / "metrics.jsonl").read_bytes() == (tiny_run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"is at step 20, past Train\.steps = 10"):
+        trained("toys/eight_gaussians", [*TINY, "experiment.Train.steps = 10"], root)
 
 
 def test_means_and_deviations():
