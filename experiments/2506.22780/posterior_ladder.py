@@ -2,6 +2,8 @@
 
     python experiments/2506.22780/posterior_ladder.py
 
+After arXiv 2506.22780, on a law that is known.
+
 The field has 32 points and unit variance, with the variance of wave number k falling as (1 + (k/3)^2)^-2. Measured are eight
 averages of four points (noise 0.1) and four points (noise 0.05). Ladder: every sampler on the same truths and measurements,
 `draws` samples of each of a few for the distance to the exact posterior, ensembles of nine of many for the scores against the

@@ -72,7 +72,7 @@ def draw(experiment, model, way: tuple, n: int) -> tuple[np.ndarray, int]:
 
 def main() -> None:
     """Train, draw, score, print."""
-    small = dict(seeds=1, n=60, steps=50, quick=1, workdir=Path("runs/comparison_small"))
+    small = dict(seeds=1, n=60, steps=150, quick=1, workdir=Path("runs/comparison_small"))
     options = dict(seeds=3, n=0, steps=0, quick=0, long=0, wide=0, workdir=Path("runs/comparison"))
     arguments = parse(__doc__, small=small, data=("digits", "mnist", "fashion_mnist", "kmnist"), **options)
     sets = [f"STEPS = {arguments.steps}"] if arguments.steps else []

@@ -24,6 +24,8 @@ from scorelab.metrics import WeightsError
 from scorelab.run.pipeline import from_config
 from scorelab.validation import require_seed
 
+__all__ = ["parse", "plus_minus", "record", "script", "trained"]
+
 
 def script(main: Callable[[], None]) -> None:
     """Run ``main``; data, models or runs that are not there, or not what they should be, end in one line and exit status 2."""
