@@ -10,22 +10,9 @@ import time
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+from common import milliseconds, perturbed
 
 from scorelab.models.nets import MLP, DiT, GroupNorm, UNet
-
-
-def milliseconds(rounds, **functions):
-    """Median wall time of each function over interleaved rounds, after one call to compile."""
-    times = {name: [] for name in functions}
-    for f in functions.values():
-        jax.block_until_ready(f())
-    for _ in range(rounds):
-        for name, f in functions.items():
-            start = time.perf_counter()
-            jax.block_until_ready(f())
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(t)) for name, t in times.items()}
 
 
 def loop_trap(rounds, batch=64, steps=2):
@@ -62,13 +49,6 @@ def loop_trap(rounds, batch=64, steps=2):
             f"safe in scan / plain direct {ms['safe, scan'] / ms['plain, direct']:.2f}; "
             f"safe / plain direct {ms['safe, direct'] / ms['plain, direct']:.2f}"
         )
-
-
-def perturbed(params, scale=0.02):
-    """Parameters moved off the zero initialisation, which would make gradients trivial."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return tree.unflatten([a + scale * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)])
 
 
 def group_norm(rounds):
@@ -116,7 +96,7 @@ def forward(rounds):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     forward(rounds)

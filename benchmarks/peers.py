@@ -3,7 +3,7 @@
     python benchmarks/sampling.py --against peers
 
 Needs ``pip install '.[peers]'``, ``pip install --no-deps k-diffusion==0.1.1.post1`` and Linux, for the pinning.
-The networks of ``sampling.py`` are rewritten here in torch, as torch runs them fastest (channels last, fused
+The networks of ``common.py`` are rewritten here in torch, as torch runs them fastest (channels last, fused
 multiply-adds, activations in place, ``inference_mode``), and given the Flax parameters. Before anything is timed,
 the outputs of the two networks and the samples of every compared pair must agree.
 
@@ -35,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
+from common import EDM, interleaved, model_of, ratios
 from flax.traverse_util import flatten_dict
 from torch import nn
 
@@ -357,8 +358,6 @@ def samplers(model, process, peer, solver, grid, shape):
 
 def compare(name, threads, rounds):
     """One network: check, then time every solver in every library."""
-    from sampling import EDM, model_of
-
     model, event, batch, steps = model_of(name)
     grid, shape = sl.grids.Karras(steps), (batch, *event)
     peer = torch_network(model, event)
@@ -378,8 +377,6 @@ def compare(name, threads, rounds):
 
 def timed(functions, rounds):
     """Time the functions; one row for each peer of scorelab."""
-    from sampling import interleaved, ratios
-
     start, others = time.perf_counter(), others_seconds()
     wall, cpu = interleaved(with_pauses(functions), rounds)
     others = max(0.0, others_seconds() - others) / (time.perf_counter() - start)

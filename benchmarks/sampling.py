@@ -19,34 +19,17 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import EDM, NETS, interleaved, model_of, ratios
 
 import scorelab as sl
 from scorelab.sampling import _walk
 from scorelab.walk import Held, Visit, working_precision
 
-EDM = sl.processes.Gaussian(schedule=sl.schedules.EDM())
 SOLVERS = {
     "Heun": sl.solvers.Heun(),
     "DPM-Solver++ 2M": sl.solvers.DPMSolverPP(order=2),
     "Euler-Maruyama": sl.solvers.EulerMaruyama(),
 }
-# name -> (network, event, batch, steps); sizes at which a research run on two cores really works.
-NETS = {
-    "MLP": (sl.models.nets.MLP(width=256, depth=4), (2,), 512, 20),
-    "DiT": (sl.models.nets.DiT(patch=7, width=128, depth=3), (28, 28, 1), 16, 18),
-    "UNet": (sl.models.nets.UNet(channels=(32, 64, 64), attention=(False, False, False)), (28, 28, 1), 8, 10),
-}
-
-
-def model_of(name):
-    net, event, batch, steps = NETS[name]
-    denoiser = sl.models.Denoiser(net=net, process=EDM, data_std=0.5)
-    params = denoiser.init(jax.random.key(0), jnp.zeros((1, *event)))
-    # Perturbed, since zero-initialised output layers would make every prediction trivial.
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return denoiser.bind(jax.tree.unflatten(tree, noisy)), event, batch, steps
 
 
 def bare_calls(model, event, batch, calls):
@@ -91,26 +74,6 @@ def diffrax_sampler(model, event, batch, steps, kind):
 
 def EDM_times(steps):
     return jnp.asarray(sl.grids.Karras(steps).times(EDM), jnp.float32)
-
-
-def interleaved(functions, rounds):
-    """Median wall and CPU seconds of each function, measured round by round after one warm-up."""
-    for fn in functions.values():
-        fn()
-    wall, cpu = ({name: [] for name in functions} for _ in range(2))
-    for _ in range(rounds):
-        for name, fn in functions.items():
-            w, c = time.perf_counter(), time.process_time()
-            fn()
-            wall[name].append(time.perf_counter() - w)
-            cpu[name].append(time.process_time() - c)
-    return wall, cpu
-
-
-def ratios(wall, cpu, name, base, calls, base_calls):
-    """Medians over rounds of the per-call ratio to the base of the same round."""
-    pair = lambda table: statistics.median((a / calls) / (b / base_calls) for a, b in zip(table[name], table[base], strict=True))
-    return pair(wall), pair(cpu)
 
 
 def overhead(rounds):
@@ -189,7 +152,7 @@ def against_diffrax(rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--against", choices=("diffrax", "peers"))
     parser.add_argument("--out")

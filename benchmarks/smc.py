@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sampling import EDM, NETS, interleaved, model_of, ratios
+from common import EDM, NETS, interleaved, model_of, ratios
 
 import scorelab as sl
 

@@ -9,7 +9,7 @@ import argparse
 import jax
 import jax.numpy as jnp
 import numpy as np
-from nets import milliseconds, perturbed
+from common import milliseconds, perturbed
 
 from scorelab import densities, processes, schedules, starts
 from scorelab.models.nets import DiT, UNet

@@ -109,7 +109,7 @@ def measure(name, rounds, ema):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--only", default="")
     parser.add_argument("--no-ema", action="store_true")

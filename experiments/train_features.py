@@ -16,10 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-from recording import script
 
 from scorelab.data import Arrays, Batches, Pixels, load
 from scorelab.metrics import smallcnn
+from scorelab.run.script import script
 
 # Passes over the data; chosen once, so that training takes minutes on two cores.
 EPOCHS = {"digits": 60, "mnist": 4, "fashion_mnist": 4, "kmnist": 15}

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from scorelab.data import Transform
+import numpy as np
+
+from scorelab.data import Arrays, Transform
+from scorelab.errors import ConfigError
 from scorelab.experiment.base import Experiment
 from scorelab.models import BoundDenoiser
 from scorelab.pretrained.kept import find, keep, stored
@@ -28,6 +31,23 @@ class Loaded:
     transform: Transform
     config: Experiment
     record: dict[str, Any]
+
+    def data(self, split: str = "train") -> Arrays:
+        """A split of its data set; ConfigError where the training data here is not what it was trained on."""
+        here = self.config.data.load().sha256
+        if (then := self.record.get("data_sha256", here)) != here:
+            raise ConfigError(f"Loaded.data = {self.config.data.name} with the hash {here}: expected {then}, as it was trained on")
+        return self.config.data.load(split)
+
+    def encoded(self) -> np.ndarray:
+        """The training data in the chart of its process, ``(n, *event)`` float32; errors as :meth:`data`."""
+        self.data()
+        return np.concatenate(list(self.config.data.encoded(self.config.process.chart))).astype(np.float32)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Step and hash of the training data, for the record of what is measured on it; errors as :meth:`data`."""
+        return dict(step=self.record["step"], data_sha256=self.data().sha256)
 
 
 def load(name: str) -> Loaded:

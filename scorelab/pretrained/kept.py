@@ -25,9 +25,9 @@ from scorelab.names import did_you_mean
 _RECORD = 1 << 24
 
 
-def keep(root: Path, file: Path) -> Path:
+def keep(root: str | Path, file: str | Path) -> Path:
     """Write the model of a work directory, the averaged parameters of its newest checkpoint, to an ``.npz`` file."""
-    workdir = Workdir(root)
+    workdir, file = Workdir(Path(root)), Path(file)
     text = workdir.config.read_text(encoding="utf-8")
     experiment = configs.load(str(workdir.config), carried=True).experiment
     state, step = trained_state(experiment, workdir)

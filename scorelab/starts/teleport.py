@@ -25,7 +25,7 @@ from scorelab.validation import require_int, require_positive, require_spec
 from scorelab.warn import warn
 
 # Noise ratios in units of the largest standard deviation of the law along any direction: where "auto" jumps to, and below
-# which a jump is warned about. Measured in experiments/teleport_quality.py.
+# which a jump is warned about. Measured in experiments/2412.09726/quality.py.
 AUTO, DOUBTFUL = 3.0, 2.0
 # Rare modes are a matter of their distance: a jump to a noise ratio of 1/3, 1/2, 0.9 and 1 times the distance of a mode of 1 %
 # leaves 57, 83, 97 and 98 % of its share. "auto" jumps to the distance, unless it is this near already.

@@ -1,8 +1,8 @@
 """The map of the self-consuming loop obeys its closed forms, and draws follow the map."""
 
-import importlib
 import pathlib
-import sys
+import runpy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +14,7 @@ RNG = np.random.default_rng(0)
 @pytest.fixture(scope="module")
 def curated():
     """The experiment, as a module."""
-    names = ("curated_loop", "recording")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "experiments")
-        yield importlib.import_module("curated_loop")
-    for name in names:
-        sys.modules.pop(name, None)
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "experiments" / "2407.09499" / "curated_loop.py")))
 
 
 def test_two_candidates_are_bradley_and_terry(curated):

@@ -1,7 +1,8 @@
 """The toy that tells divergences apart: three modes, a student that begins in the middle one, learned scores and ratios."""
 
 import pathlib
-import sys
+import runpy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,7 @@ pytestmark = [pytest.mark.long, pytest.mark.usefixtures("optimised")]
 
 @pytest.fixture(scope="module")
 def toy():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "experiments")
-        import distill_toy
-
-    sys.modules.pop("distill_toy")
-    return distill_toy
+    return SimpleNamespace(**runpy.run_path(str(ROOT / "experiments" / "2502.15681" / "toy.py"), run_name="toy"))
 
 
 def judged(toy, names, sigma_max, **options):

@@ -2,7 +2,7 @@
 
 KS of n independent points has the mean .87 / sqrt(n) and the deviation .26 / sqrt(n): three deviations up it is .021 for 8192
 points of which three quarters are left in effect, .030 for 4096. Tolerances are above that, or, where resampling has added to
-it, above the mean and three deviations over the populations that experiments/corrector_closed_form.py draws.
+it, above the mean and three deviations over the populations that experiments/2503.02819/closed_form.py draws.
 """
 
 import jax

@@ -1,23 +1,33 @@
-"""The scripts of the experiments, and what the extras install."""
+"""The scripts of the experiments, what they share, and what the extras install."""
 
+import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 import tomllib
 
+import jax
+import numpy as np
 import pytest
 
+from scorelab import viz
 from scorelab.data import DataNotFound
-from tests.run.conftest import ROOT
+from scorelab.errors import ConfigError
+from scorelab.experiment import trained_state
+from scorelab.experiment.workdir import Workdir
+from scorelab.run.script import parse, plus_minus, record, script, trained
+from tests.run.conftest import ROOT, TINY
 
-SCRIPTS = [path for path in sorted((ROOT / "experiments").glob("*.py")) if "__main__" in path.read_text()]
+EXPERIMENTS = ROOT / "experiments"
+SCRIPTS = [path for path in sorted(EXPERIMENTS.rglob("*.py")) if "__main__" in path.read_text()]
+# Its peers need packages that are no dependencies.
+BENCHMARKS = [path for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.name not in ("common.py", "peers.py")]
 
 
 def test_a_script_without_its_data_says_so_in_one_line(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    from recording import script
-
     def main():
         raise DataNotFound("mnist: file a is missing.\nlooked in:\n  /data")
 
@@ -27,6 +37,66 @@ def test_a_script_without_its_data_says_so_in_one_line(monkeypatch, capsys):
     assert exit.value.code == 2
     assert capsys.readouterr().err == "figure.py: error: mnist: file a is missing. looked in: /data\n"
     assert [path.name for path in SCRIPTS if not path.read_text().endswith('__name__ == "__main__":\n    script(main)\n')] == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS + BENCHMARKS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_script_finds_what_it_imports_and_tells_its_command(path, monkeypatch, capsys):
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(path.parent)
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(path), run_name="__main__")
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith((str(EXPERIMENTS), str(ROOT / "benchmarks"))):
+            del sys.modules[name]
+    assert exit.value.code == 0
+    assert f"python {path.relative_to(ROOT)}" in capsys.readouterr().out
+
+
+def test_small_options_give_way_to_those_that_are_typed(monkeypatch):
+    options = dict(small=dict(n=10, seeds=1), n=100, seeds=3, data=("a", "b"), methods=["x", "y"])
+    monkeypatch.setattr(sys, "argv", ["figure.py", "--small", "--n", "20"])
+    found = parse("", **options)
+    assert (found.n, found.seeds, found.data, found.methods) == (20, 1, "a", ["x", "y"])
+    monkeypatch.setattr(sys, "argv", ["figure.py", "--data", "b", "--methods", "y"])
+    found = parse("", **options)
+    assert (found.n, found.seeds, found.data, found.methods) == (100, 3, "b", ["y"])
+
+
+def test_a_seed_beyond_those_there_are_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["figure.py", "--seed", "-1"])
+    with pytest.raises(SystemExit):
+        parse("", seed=0)
+    assert "figure.seed = -1: expected an integer seed" in capsys.readouterr().err
+
+
+def test_a_record_has_the_command_the_versions_the_numbers_and_the_figures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["papers/figure.py", "--n", "4"])
+    arguments = parse("", small=dict(n=1), n=2, data=("digits",), workdir=tmp_path / "long" / "way")
+    record(arguments, {"mean": np.float32(0.5), "row": np.arange(2)}, curve=viz.lines({"a": (np.arange(2), np.arange(2))}))
+    assert {path.name for path in (tmp_path / "runs/figures/papers").iterdir()} == {"figure_digits.json", "figure_digits_curve.png"}
+    found = json.loads((tmp_path / "runs/figures/papers/figure_digits.json").read_text())
+    assert found["command"] == "python papers/figure.py --n 4 --data digits --workdir runs/way"
+    assert found["numbers"] == {"mean": 0.5, "row": [0, 1]}
+    assert {"scorelab", "jax", "numpy"} <= found["versions"]["packages"].keys()
+
+
+def test_a_finished_training_is_used_again_and_a_longer_one_refused(tiny_run, tmp_path):
+    root = shutil.copytree(tiny_run, tmp_path / "run")
+    experiment, state = trained("toys/eight_gaussians", TINY, root)
+    stored, step = trained_state(experiment, Workdir(tiny_run))
+    assert (int(state.step), step) == (20, 20)
+    assert all(map(np.array_equal, jax.tree.leaves(state.params), jax.tree.leaves(stored.params)))
+    assert (root / "metrics.jsonl").read_bytes() == (tiny_run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"is at step 20, past Train\.steps = 10"):
+        trained("toys/eight_gaussians", [*TINY, "experiment.Train.steps = 10"], root)
+
+
+def test_means_and_deviations():
+    # Deviation of two numbers at a distance of 2: sqrt(2), and none of one.
+    assert plus_minus([1.0, 3.0]) == "2.000 ± 1.414"
+    assert plus_minus([0.25], 2) == "0.25 ± 0.00"
 
 
 def test_the_peers_can_be_installed_beside_this_package():

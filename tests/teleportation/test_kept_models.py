@@ -1,29 +1,32 @@
 """What the method says of trained networks, on the one that the repository carries."""
 
-import pathlib
-import sys
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from scorelab import densities, diagnostics, grids, sample, solvers, starts
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from scorelab import densities, diagnostics, grids, pretrained, sample, solvers, starts
+from scorelab.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
 def digits():
     """(process, model, law, data in [-1, 1]) of the kept model of the 8x8 digits."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "experiments")
-        from kept_models import kept
+    kept = pretrained.load("digits")
+    assert kept.origin["step"] == 10_000
+    x = kept.encoded()
+    return kept.config.process, kept.model, densities.Gaussian.from_data(x), x
 
-        experiment, model, record = kept("digits")
-    sys.modules.pop("kept_models")
-    assert record["step"] == 10_000
-    x = np.asarray(experiment.data.transform.encode(experiment.data.load().x))
-    return experiment.process, model, densities.Gaussian.from_data(x), x
+
+def test_the_data_of_a_model_are_those_it_was_trained_on(digits):
+    kept = pretrained.load("digits")
+    # Pixels k = 0 to 16 lie at (2 k + 1) / 17 - 1.
+    np.testing.assert_allclose(digits[-1], (2.0 * kept.data().x + 1) / 17 - 1, atol=1e-6)
+    assert len(kept.data("test")) == 297
+    other = dataclasses.replace(kept, record=kept.record | {"data_sha256": "of another set"})
+    with pytest.raises(ConfigError, match=r"Loaded\.data = digits with the hash a00e.*: expected of another set, as it was"):
+        other.encoded()
 
 
 def test_a_gaussian_explains_its_score_at_high_noise(digits):
