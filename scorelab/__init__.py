@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from scorelab.sampling import Samples, sample
     from scorelab.walk import NonFiniteSample
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "NonFiniteSample",

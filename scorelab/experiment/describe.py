@@ -45,9 +45,14 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
         array = np.asarray(value)
         digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
         return {"array": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
-    if inspect.isfunction(value):
-        inside = inspect.getclosurevars(value).nonlocals if value.__closure__ else {}
-        return {"function": _name(value), **{k: _describe(v, above) for k, v in sorted(inside.items())}}
+    if inspect.ismethod(value):
+        return {"method": _name(value), "self": _describe(value.__self__, above)}
+    if inspect.isfunction(inner := inspect.unwrap(value) if callable(value) and not isinstance(value, type) else value):
+        inside = inspect.getclosurevars(inner).nonlocals if inner.__closure__ else {}
+        given = (
+            {"defaults": inner.__defaults__, **(inner.__kwdefaults__ or {})} if inner.__defaults__ or inner.__kwdefaults__ else {}
+        )
+        return {"function": _name(inner), **{k: _describe(v, above) for k, v in sorted({**given, **inside}.items())}}
     return _name(value) if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else repr(value)
 
 

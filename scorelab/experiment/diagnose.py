@@ -37,9 +37,10 @@ class Finding:
     figure: Any = None
 
     def __post_init__(self):
+        require_spec(self, Mapping, values=self.values)
         for name, value in self.values.items():
-            if not np.issubdtype(np.asarray(value).dtype, np.number) and np.asarray(value).dtype != bool:
-                raise TypeError(f"Finding.values[{name!r}] = {value!r}: expected numbers")
+            if not isinstance(name, str) or np.asarray(value).dtype.kind not in "biuf":
+                raise TypeError(f"Finding.values[{name!r}] = {value!r}: expected real numbers by name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +87,18 @@ class Diagnose(Stage):
     def check(self, experiment, like):
         """What the diagnostics refuse."""
         experiment.require_order(self, experiment.one(Train))
+        others = {each.name for stage in experiment.all(Diagnose) if stage is not self for each in stage.questions}
         for each in self.questions:
+            if each.name in others:
+                raise ValueError(f"Diagnose.questions has {each.name!r} in two stages: expected another name for each")
             each.check(experiment)
 
     def __call__(self, run: Run) -> None:
         """Ask each, unless it was asked of this very state."""
         state, step = trained_state(run.experiment, run.workdir) if self.questions else (None, 0)
         for each in self.questions:
-            how = {"step": step, "seed": run.experiment.seed, "diagnostic": describe(each)}
+            data = run.experiment.data.load().sha256
+            how = {"step": step, "seed": run.experiment.seed, "diagnostic": describe(each), "train_sha256": data}
             found = read_finding(run.workdir, each.name)
             if found is not None and all(found.get(key) == value for key, value in how.items()):
                 run.console.stage("diagnose", f"nothing to do, {each.name} of step {step} is there")
@@ -182,10 +187,11 @@ class ExplainedVariance(Diagnostic):
     def __call__(self, model, data, key):
         """By noise ratio, as a mean of ratios (the published definition) and a ratio of means."""
         arrays, chart = data.load(), model.process.chart
-        n = min(self.n, len(arrays))
         law = Gaussian.from_data(data.encoded(chart))
-        x = np.asarray(data.transform.encode(arrays.x[:n]))
-        cond = arrays.label[:n] if data.labels and arrays.label is not None else None
+        # Spread over the data, which may be sorted by class.
+        rows = np.unique(np.linspace(0, len(arrays) - 1, min(self.n, len(arrays))).round().astype(int))
+        x = np.asarray(data.transform.encode(arrays.x[rows]))
+        cond = arrays.label[rows] if data.labels and arrays.label is not None else None
         by_law = diagnostics.explained_variance(model, {"law": law}, x, self.sigmas, cond=cond, key=key)
         found = cast(Mapping, by_law)["law"]
         curves = {"mean of ratios": (self.sigmas, found.mean_of_ratios), "ratio of means": (self.sigmas, found.ratio_of_means)}

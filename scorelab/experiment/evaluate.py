@@ -146,11 +146,17 @@ class Evaluate(Stage):
         object.__setattr__(self, "evaluations", tuple(given) if isinstance(given, tuple | list) else (given,))
         for each in self.evaluations:
             require_spec(self, Evaluation, evaluations=each)
+        require_spec(self, str, samples=self.samples)
 
     def check(self, experiment, like):
         """Whether the samples are drawn, and can be evaluated."""
         drawn = experiment.one(Sample, self.samples)
         experiment.require_order(self, drawn)
+        if any(other.samples == self.samples for other in experiment.all(Evaluate) if other is not self):
+            raise ValueError(
+                f"Evaluate.samples = {self.samples!r} of two stages, whose metrics would replace one another: expected one with "
+                "both evaluations"
+            )
         for each in self.evaluations:
             each.check(experiment.data, drawn.n)
 
@@ -185,10 +191,11 @@ def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -
     if not evaluations:
         console.stage("evaluate", "nothing to do, Evaluate.evaluations is ()")
         return []
+    splits = experiment.data.dataset.splits
     how: dict[str, Any] = {
         "samples_sha256": samples_hash(drawn.x),
         "step": drawn.record["step"],
-        "data": {"name": experiment.data.name, "train_sha256": experiment.data.load().sha256},
+        "data": {"name": experiment.data.name, **{f"{s}_sha256": experiment.data.load(s).sha256 for s in splits}},
         "evaluations": describe(evaluations),
     }
     values, before = read_metrics(workdir)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.describe import describe
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, read_finding
 from scorelab.experiment.evaluate import read_metrics, samples_hash
+from scorelab.experiment.html import facts, figure, page, table
 from scorelab.experiment.sample import PICTURED, Drawn, Sample, picture, read_samples
 from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir, read_lines
@@ -29,39 +28,36 @@ from scorelab.metrics import MetricValue
 class Report(Stage):
     """Write ``report.html``, of all sets of samples and all diagnostics of the run."""
 
+    def check(self, experiment, like):
+        """Whether everything it reports is done before it."""
+        for stage in experiment.stages:
+            if not isinstance(stage, Report):
+                experiment.require_order(self, stage)
+
     def __call__(self, run: Run) -> None:
         """Write it anew."""
-        write_report(run, [run.workdir.named(stage.name) for stage in run.experiment.all(Sample)])
+        write_report(run, [run.workdir.named(stage.name) for stage in run.experiment.all(Sample)], run.workdir.named(""))
 
 
-def write_report(run: Run, places: Sequence[Workdir]) -> None:
-    """Write the report of a run into the first of ``places``, each with a set of samples; what is missing is left out."""
+def write_report(run: Run, places: Sequence[Workdir], into: Workdir) -> None:
+    """Write the report of a run ``into`` its place, with the sets of samples in ``places``; what is missing is left out."""
     experiment, workdir = run.experiment, run.workdir
-    into = places[0] if len(places) == 1 else workdir
     sets = [_Set.read(place) for place in places]
     times = list(_training_time(workdir))
     for found in sets:
         times += found.times()
     sections = [
-        _facts("What this describes", _subject(run, sets)),
+        facts("What this describes", _subject(run, sets)),
         *(part for found in sets for part in (_pictures(experiment, found), _metrics(found), _trajectory(found))),
         _training(workdir),
         _learner_diagnostics(workdir),
         *(_finding(workdir, question) for stage in experiment.all(Diagnose) for question in stage.questions),
-        _facts("Times", times),
-        _facts("Versions", _versions(workdir)),
+        facts("Times", times),
+        facts("Versions", _versions(workdir)),
         f"<section><h2>Config</h2><details><summary>config.gin</summary><pre>{html.escape(run.text)}</pre></details></section>",
     ]
-    style = (resources.files("scorelab.experiment") / "report.css").read_text(encoding="utf-8")
-    title = html.escape(f"{run.name}: {experiment.data.name}")
-    write_text(
-        into.report,
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{style}</style></head><body><main>"
-        f"<header><h1>{title}</h1><p>{html.escape(_summary(experiment, sets[0] if sets else None))}</p></header>"
-        f"{''.join(section for section in sections if section)}</main></body></html>\n",
-    )
+    lead = _summary(experiment, sets[0] if sets else None)
+    write_text(into.report, page(f"{run.name}: {experiment.data.name}", lead, sections))
     run.console.stage("report", shown(into.report))
 
 
@@ -145,8 +141,8 @@ def _pictures(experiment: Experiment, found: _Set) -> str:
     real = train.x[: len(drawn.x)]
     if drawn.label is not None and train.label is not None:
         real = train.x[_matching(train.label, drawn.label[:PICTURED])]
-    figures = _figure(viz.to_png_bytes(picture(drawn.x, experiment)), f"Samples, {len(drawn.x):,} drawn")
-    figures += _figure(viz.to_png_bytes(picture(real, experiment)), "Training data")
+    figures = figure(viz.to_png_bytes(picture(drawn.x, experiment)), f"Samples, {len(drawn.x):,} drawn")
+    figures += figure(viz.to_png_bytes(picture(real, experiment)), "Training data")
     return f'<section><h2>Samples and data{html.escape(found.of)}</h2><div class="pair">{figures}</div></section>'
 
 
@@ -164,11 +160,9 @@ def _matching(labels: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def _metrics(found: _Set) -> str:
     if not found.values:
         return ""
-    cells = (_cells(value) for value in found.values)
-    rows = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
-    head = "".join(f"<th>{name}</th>" for name in ("metric", "value", "floor", "value / floor", "n", "extractor"))
+    heads = ("metric", "value", "floor", "value / floor", "n", "extractor")
     return (
-        f"<section><h2>Metrics{html.escape(found.of)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<section><h2>Metrics{html.escape(found.of)}</h2>{table(heads, map(_cells, found.values))}"
         "<p>The floor is the same metric with held-out data in the place of the samples, at equal n. "
         "Values compare only at equal extractor and n.</p></section>"
     )
@@ -185,7 +179,7 @@ def _cells(value: MetricValue) -> tuple[str, ...]:
 def _trajectory(found: _Set) -> str:
     if not found.place.trajectory_picture.is_file():
         return ""
-    image = _figure(found.place.trajectory_picture.read_bytes(), "From noise to data; contrast or scale follow the noise")
+    image = figure(found.place.trajectory_picture.read_bytes(), "From noise to data; contrast or scale follow the noise")
     return f'<section><h2>Denoising trajectory{html.escape(found.of)}</h2><div class="wide">{image}</div></section>'
 
 
@@ -194,8 +188,8 @@ def _training(workdir: Workdir) -> str:
     if not lines:
         return ""
     curve = viz.loss_curve([line["step"] for line in lines], [line["loss"] for line in lines])
-    figure = _figure(viz.to_png_bytes(curve), "Loss, mean over each logged window")
-    return f"<section><h2>Training</h2>{figure}</section>"
+    image = figure(viz.to_png_bytes(curve), "Loss, mean over each logged window")
+    return f"<section><h2>Training</h2>{image}</section>"
 
 
 def _learner_diagnostics(workdir: Workdir) -> str:
@@ -213,19 +207,20 @@ def _learner_diagnostics(workdir: Workdir) -> str:
         )
         for name in names
     ]
-    figure = _figure(viz.to_png_bytes(viz.panels(content, columns=min(4, len(content)))), "By noise level, running means")
-    return f"<section><h2>What the learner says of itself</h2>{figure}</section>"
+    image = figure(viz.to_png_bytes(viz.panels(content, columns=min(4, len(content)))), "By noise level, running means")
+    return f"<section><h2>What the learner says of itself</h2>{image}</section>"
 
 
 def _finding(workdir: Workdir, question: Diagnostic) -> str:
-    """The picture and the single numbers of a diagnostic."""
-    if (found := read_finding(workdir, question.name)) is None:
+    """The picture and the single numbers of a diagnostic; nothing where the question was another one."""
+    found = read_finding(workdir, question.name)
+    if found is None or found["diagnostic"] != describe(question):
         return ""
-    picture = workdir.finding(question.name).with_suffix(".png")
-    figure = _figure(picture.read_bytes(), f"{question.name}, step {found['step']}") if picture.is_file() else ""
+    stored, title = workdir.finding(question.name).with_suffix(".png"), f"Diagnostic: {question.name}, step {found['step']}"
+    image = figure(stored.read_bytes(), question.name) if stored.is_file() else ""
     numbers = {name: value for name, value in found["values"].items() if not isinstance(value, list)}
-    rows = "".join(f"<dt>{html.escape(k)}</dt><dd>{'not finite' if v is None else f'{v:.4g}'}</dd>" for k, v in numbers.items())
-    return f"<section><h2>Diagnostic: {html.escape(question.name)}</h2>{figure}{f'<dl>{rows}</dl>' if rows else ''}</section>"
+    rows = facts("", ((name, "not finite" if value is None else f"{value:.4g}") for name, value in numbers.items()))
+    return f"<section><h2>{html.escape(title)}</h2>{image}</section>{rows.replace('<h2></h2>', '')}"
 
 
 def _training_time(workdir: Workdir) -> Iterable[tuple[str, str]]:
@@ -245,15 +240,3 @@ def _versions(workdir: Workdir) -> Iterable[tuple[str, str]]:
         yield "device", f"{devices['count']} × {devices['kind']} ({devices['platform']})"
         yield "python", f"{found['python']} on {found['platform']}"
         yield from found["packages"].items()
-
-
-def _facts(title: str, facts: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
-    return f"<section><h2>{title}</h2><dl>{rows}</dl></section>" if rows else ""
-
-
-def _figure(png: bytes, caption: str) -> str:
-    data = base64.b64encode(png).decode()
-    text = html.escape(caption)
-    image = f'<img src="data:image/png;base64,{data}" alt="{text}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"

@@ -68,6 +68,7 @@ class Sample(Stage):
     shown: int = 6
 
     def __post_init__(self):
+        require_spec(self, str, name=self.name)
         if self.name and not NAME.fullmatch(self.name):
             raise ValueError(f"Sample.name = {self.name!r}: expected a name of letters, digits, '.', '_' and '-'")
         require_spec(self, solvers.Solver, solver=self.solver)
@@ -94,6 +95,7 @@ class Sample(Stage):
                 )
         if self.n % (particles := population_size(self.solver, self.n)):
             raise ValueError(f"Sample.n = {self.n}: expected a multiple of the {particles} particles of a population")
+        require_spec(self, tuple | list, classes=self.classes)
         object.__setattr__(self, "classes", tuple(self.classes))
         for label in self.classes:
             require_int(self, 0, classes=label)
@@ -250,7 +252,13 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     event = data.load().event_shape
     require_memory(f"sample.n = {n}", 4.0 * n * math.prod(event))
     state, step = trained_state(experiment, workdir)
-    how = {"step": step, "n": n, "seed": experiment.seed if seed is None else seed, "sampling": describe(spec)}
+    how = {
+        "step": step,
+        "n": n,
+        "seed": experiment.seed if seed is None else seed,
+        "sampling": describe(spec),
+        "train_sha256": data.load().sha256,
+    }
     if (before := _already(workdir, how, keep)) is not None:
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
@@ -281,7 +289,7 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     arrays = {"x": x, "record": np.asarray(json.dumps(record, allow_nan=False))}
     write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
-    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, label)))
+    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, label, n)))
     where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
     console.stage("sample", f"{n} samples, {record['model_calls']} model calls each, {record['seconds']:.1f} s{note}{where}")
     return Drawn(x=x, label=label, record=record)
@@ -351,15 +359,17 @@ def _in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
     return np.asarray(jax.jit(experiment.process.chart.encode)(experiment.data.transform.encode(x)))
 
 
-def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], label: np.ndarray | None):
+def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], label: np.ndarray | None, count: int):
     data = experiment.data
     levels = data.load().levels
-    shown = min(spec.n, spec.shown if levels is not None else 2000)
+    shown = min(count, spec.shown if levels is not None else 2000)
     # Whole populations are drawn, of which the first samples are shown.
     particles = population_size(spec.solver, shown)
     n = -(-shown // particles) * particles
     cond = None if label is None else np.resize(label, n)
-    out = sampler(shape=(n, *data.load().event_shape), cond=cond, chunk=n, keep="all")
+    # A start from the data has the conditions of the samples it begins, which are others here.
+    own = {"start": spec.begin(data, experiment.process, cond)} if isinstance(spec.start, FromData) else {}
+    out = sampler(shape=(n, *data.load().event_shape), cond=cond, chunk=n, keep="all", **own)
     # The start, then the later two thirds: before that there is noise of one kind only.
     last, count = len(out.times) - 1, POINT_FRAMES if levels is None else FRAMES
     chosen = np.unique(np.append(0, np.linspace(last / 3, last, count - 1).round().astype(int)))

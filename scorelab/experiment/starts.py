@@ -58,12 +58,23 @@ class DataStart(FromData):
         y = np.concatenate(list(data.encoded(process.chart)))
         if self.kind in ("moments", "signed"):
             start = GaussianMoments(Gaussian.from_data(y))
-            return Signed(start, np.sign(data.transform.encode(data.load().x))) if self.kind == "signed" else start
+            return Signed(start, self._signs(data, label)) if self.kind == "signed" else start
         if self.kind == "lognormal":
             return LogNormal.matched(y.mean(), y.std(), process)
         classes = data.load().label
         means = np.stack([y[classes == c].mean(0) for c in range(data.load().num_classes or 0)])
         return ClassAverage(means, label)
+
+    def _signs(self, data: DataSpec, label: np.ndarray | None) -> np.ndarray:
+        """Signs of training points in a random order, of the class of each sample where it has one."""
+        arrays, rng = data.load(), np.random.default_rng(0)
+        signs = np.asarray(np.sign(data.transform.encode(arrays.x)))
+        if label is None or arrays.label is None:
+            return signs[rng.permutation(len(signs))]
+        rows = {int(c): np.flatnonzero(arrays.label == c) for c in np.unique(label)}
+        if missing := [c for c, found in rows.items() if not len(found)]:
+            raise ValueError(f"DataStart.kind = 'signed' for {data.name}: expected examples of the class {missing[0]}")
+        return signs[[rng.choice(rows[int(c)]) for c in label]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = Non
                 dataclasses.replace(each, n=n).check(config.experiment.data, n)
         evaluate(run, spec, workdir, n)
         own = name is None or name in {stage.name for stage in config.experiment.all(Sample)}
-        Report()(run) if own else write_report(run, [workdir])
+        Report()(run) if own else write_report(run, [workdir], workdir)
     return workdir
 
 

@@ -14,22 +14,27 @@ from scorelab.files import write_json, write_text
 def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console) -> None:
     """Open the work directory and write down what is about to run; nothing where specs do not fit."""
     check(config.experiment)
+    specs = {**config.specs, "train_sha256": config.experiment.data.load().sha256}
     workdir.open(resume)
     now, before = configs.versions(), workdir.read_json(workdir.versions)
     if (old := workdir.read_json(workdir.specs)) is not None:
-        _require_same(old, config, workdir)
+        _require_same(old, specs, config, workdir)
     if before is not None:
         _require_devices(before["devices"], now["devices"], workdir)
         if before != now:
             console.line(f"note: other versions than those in {shown(workdir.versions)}; bits may differ from here on")
     write_text(workdir.config, config.text)
-    write_json(workdir.specs, config.specs)
+    write_json(workdir.specs, specs)
     write_json(workdir.versions, now)
 
 
-def _require_same(old: dict, config: Config, workdir: Workdir) -> None:
+def _require_same(old: dict, new: dict, config: Config, workdir: Workdir) -> None:
     """ConfigError where a run that goes on would be another one; its stages say what of them may change."""
-    new = config.specs
+    if old.setdefault("train_sha256", new["train_sha256"]) != new["train_sha256"]:
+        raise ConfigError(
+            f"{shown(workdir.root)} was run on other data: {config.experiment.data.name} had sha256 {old['train_sha256'][:12]}..., "
+            f"and has {new['train_sha256'][:12]}... now; bring the data back, or pass another --workdir"
+        )
     differing = [f"Experiment.{key}" for key in sorted(old.keys() | new.keys()) if key != "stages" and old.get(key) != new.get(key)]
     of_old = {(spec["type"], spec["name"]): spec for spec in old.get("stages", ())}
     for stage, spec in zip(config.experiment.stages, new["stages"], strict=True):
