@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Hashable
 from typing import ClassVar
 
 from scorelab.data.arrays import Arrays
@@ -33,6 +34,10 @@ class DataSet(abc.ABC):
     def draw(self, n: int, seed: int) -> Arrays:
         """``n`` fresh points of the law itself, for a ``generated`` set."""
         raise ValueError(f"{self.name}: expected a generated set, of which new points can be drawn")
+
+    def stamp(self) -> Hashable:
+        """What changes when the stored data do, such as times and sizes of files; a split in memory is good until then."""
+        return ()
 
     @property
     def known_as(self) -> tuple[str, ...]:

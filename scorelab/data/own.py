@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ from scorelab.files import DamagedFile
 from scorelab.validation import require_int
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+# Those of Pillow with 8 bits a channel or less; its conversion of any other clips the values.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,10 @@ class ArrayFile(DataSet):
         """``"test"`` where there is a file for it."""
         return ("train",) if self.test is None else ("train", "test")
 
+    def stamp(self) -> Hashable:
+        """Time and size of each file."""
+        return _stamp(str(_expanded(path)) for path in (self.train, self.test) if path is not None)
+
     def load(self, split: str = "train") -> Arrays:
         """The arrays of one file."""
         self.require_split(split)
@@ -73,7 +79,8 @@ class ArrayFile(DataSet):
         found = _arrays_of(path, self.x_key)
         x = _as_points(f"{path}: {self.x_key}", _taken(found, self.x_key, path))
         label = None if self.label_key is None else _as_labels(f"{path}: {self.label_key}", _taken(found, self.label_key, path))
-        return _checked(path, x, label, self.name, split, self.levels)
+        classes = None if label is None or not label.size else int(label.max()) + 1
+        return _checked(path, x, label, self.name, split, self.levels, classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +88,19 @@ class ImageFolder(DataSet):
     """Image files in a folder, whose folders inside, if any, are the classes in alphabetical order.
 
     ``root/*.png`` is one split without labels, ``root/<class>/*.png`` one with labels; ``root/train/...`` and ``root/test/...`` are
-    two. Images have to be of one size, or a ``size`` is given to which the largest centred part with its shape is resampled.
+    two, with the classes of ``train``. Images have to be of one size, or a ``size`` is given to which the largest centred part with
+    its shape is resampled. They are turned as their EXIF orientation says. Names that start with a dot are left out.
 
     Attributes:
         root: the folder; ``~`` and variables of the environment are expanded.
         size: ``(height, width)`` to resample to, None to take images as they are.
         channels: 1 for grey values, 3 for colours.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: an image of more than 8 bits a channel, with transparent pixels, or of several frames; one beside or below the
+            folders where images are looked for; classes that ``train`` does not have.
+        DamagedFile: a file that cannot be read.
     """
 
     root: str
@@ -117,39 +131,66 @@ class ImageFolder(DataSet):
         """The folders ``train`` and ``test`` inside, or one split."""
         return ("train", "test") if (_expanded(self.root) / "test").is_dir() else ("train",)
 
+    def stamp(self) -> Hashable:
+        """Name, time and size of each file."""
+        return _stamp(sorted(_images_below(_expanded(self.root))))
+
     def load(self, split: str = "train") -> Arrays:
         """Images ``(n, height, width, channels)`` with 256 levels, in the order of their names."""
         self.require_split(split)
-        root = _expanded(self.root)
-        folder = root / split if (root / split).is_dir() else root
-        if not folder.is_dir():
-            raise FileNotFoundError(f"ImageFolder.root = {str(root)!r}: no such folder")
-        files, classes = _images_in(folder)
-        if not files:
+        folders = self._folders()
+        files = {name: sorted(map(Path, _images_below(folder))) for name, folder in folders.items()}
+        if not (paths := files[split]):
             raise ValueError(
-                f"ImageFolder.root = {str(root)!r} has no images: expected files ending in {', '.join(IMAGE_SUFFIXES)}"
+                f"ImageFolder.root = {str(_expanded(self.root))!r} has no images in {folders[split]}: expected files ending in "
+                f"{', '.join(IMAGE_SUFFIXES)}"
             )
-        first = self._pixels(files[0][0])
-        require_memory(f"{len(files)} images of {first.shape} in {folder}", float(len(files) * first.size))
-        images = np.empty((len(files), *first.shape), np.uint8)
-        for i, (path, _) in enumerate(files):
+        # Both splits are looked at, so that a class has one number in both.
+        found = {name: _classes(folder, files[name]) for name, folder in folders.items()}
+        classes, tested = found["train"], found["test"] if files.get("test") else found["train"]
+        if bool(tested) != bool(classes):
+            labelled, other = ("test", "train") if tested else ("train", "test")
+            raise ValueError(f"{folders[labelled]} has classes, {folders[other]} none: expected both or neither")
+        if unknown := [kind for kind in tested if kind not in classes]:
+            raise ValueError(f"{folders['test'] / unknown[0]}: expected a class of the folder train, {', '.join(classes)}")
+        first = self._pixels(paths[0])
+        require_memory(f"{len(paths)} images of {first.shape} in {folders[split]}", float(len(paths) * first.size))
+        images = np.empty((len(paths), *first.shape), np.uint8)
+        for i, path in enumerate(paths):
             pixels = self._pixels(path)
             if pixels.shape != first.shape:
-                raise ValueError(
-                    f"{path} is {pixels.shape}, {files[0][0].name} {first.shape}: expected one size, or ImageFolder.size"
-                )
+                raise ValueError(f"{path} is {pixels.shape}, {paths[0].name} {first.shape}: expected one size, or ImageFolder.size")
             images[i] = pixels
-        label = np.array([number for _, number in files], np.int32) if classes else None
+        numbers = {kind: number for number, kind in enumerate(classes)}
+        label = np.array([numbers[path.parent.name] for path in paths], np.int32) if classes else None
         return Arrays(x=images, label=label, name=self.name, split=split, num_classes=len(classes) or None, levels=256)
 
-    def _pixels(self, path: Path) -> np.ndarray:
-        from PIL import Image
+    def _folders(self) -> dict[str, Path]:
+        """The folder of each split."""
+        root = _expanded(self.root)
+        if not root.is_dir():
+            raise FileNotFoundError(f"ImageFolder.root = {str(root)!r}: no such folder")
+        if (root / "train").is_dir():
+            if here := [path for path in root.iterdir() if path.is_file() and _is_image(path.name)]:
+                raise ValueError(f"{min(here)} lies beside the folder train: expected images inside it, or inside test")
+            return {split: root / split for split in self.splits}
+        if "test" in self.splits:
+            raise ValueError(f"ImageFolder.root = {str(root)!r} has the folder test and no folder train: expected both")
+        return {"train": root}
 
+    def _pixels(self, path: Path) -> np.ndarray:
+        from PIL import Image, ImageOps
+
+        image = None
         try:
             with Image.open(path) as opened:
-                image = _cropped(opened.convert("L" if self.channels == 1 else "RGB"), self.size)
+                if not (fault := _fault(opened)):
+                    turned = ImageOps.exif_transpose(opened)
+                    image = _cropped(turned.convert("L" if self.channels == 1 else "RGB"), self.size)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DamagedFile(f"{path}: not an image that can be read ({error})") from error
+        if image is None:
+            raise ValueError(f"{path} has {fault}")
         return np.asarray(image, np.uint8).reshape(image.height, image.width, self.channels)
 
 
@@ -169,31 +210,46 @@ class Rows(Protocol):
 class Indexed(DataSet):
     """Rows by number, for data larger than memory: a batch reads its own rows, and a step always reads the same ones.
 
+    Every row is checked when it is read: finite numbers, levels and labels within their ranges.
+
     Attributes:
         train: the rows of the training split.
         test: those of the test split, or None.
         name: what reports call it.
         x_key: the name of the points in a row.
         label_key: the name of the labels, None for data without.
+        num_classes: labels are 0 .. num_classes - 1; None for data without.
         levels: number of levels of uint8 data.
         looked_at: how many rows are loaded where all are not needed: moments, pictures, evaluations. They are spread over the whole
             set evenly, since stored rows are often sorted.
+
+    Raises:
+        ValueError, TypeError: a row of another form, with the number of the row.
     """
 
-    train: Rows
-    test: Rows | None = None
+    # Rows print as an object of a class, another one in each process: a run that is resumed is described without them.
+    train: Rows = field(repr=False)
+    test: Rows | None = field(default=None, repr=False)
     name: str = "rows"
     x_key: str = "x"
     label_key: str | None = None
+    num_classes: int | None = None
     levels: int = 256
     looked_at: int = 10_000
 
     def __post_init__(self):
-        for name, rows in (("train", self.train), ("test", self.test)):
-            if (name == "train" or rows is not None) and not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+        for name, rows in {"train": self.train, **({} if self.test is None else {"test": self.test})}.items():
+            if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")) or isinstance(rows, Mapping):
                 raise TypeError(f"Indexed.{name} = {rows!r}: expected rows by number, with a length")
+            if not len(rows):
+                raise ValueError(f"Indexed.{name} = {rows!r}: expected at least one row")
         require_int(self, 1, looked_at=self.looked_at)
         require_int(self, 2, levels=self.levels)
+        if (self.label_key is None) != (self.num_classes is None):
+            expected = "None without label_key" if self.label_key is None else f"the number of classes of {self.label_key!r}"
+            raise ValueError(f"Indexed.num_classes = {self.num_classes!r}: expected {expected}")
+        if self.num_classes is not None:
+            require_int(self, 1, num_classes=self.num_classes)
 
     @property
     def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -206,7 +262,7 @@ class Indexed(DataSet):
         source = self._source(split)
         n = len(source.rows)
         columns = source.take(np.unique(np.linspace(0, n - 1, min(n, self.looked_at)).round().astype(int)))
-        return _checked(self.name, columns["x"], columns.get("label"), self.name, split, self.levels)
+        return _checked(self.name, columns["x"], columns.get("label"), self.name, split, self.levels, self.num_classes)
 
     def batches(self, batch_size: int, seed: int) -> Batches:
         """Batches of all rows, read when they are asked for."""
@@ -215,7 +271,7 @@ class Indexed(DataSet):
     def _source(self, split: str) -> _Named:
         rows = self.train if split == "train" or self.test is None else self.test
         names = {"x": self.x_key} | ({} if self.label_key is None else {"label": self.label_key})
-        return _Named(rows, names)
+        return _Named(rows, names, f"Indexed.{split}", self.levels, self.num_classes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,26 +281,48 @@ class _Named(RowSource):
     Attributes:
         rows: where they are read.
         names: ``{"x": name in a row, "label": ...}``.
+        what: how messages call the rows.
+        levels: number of levels of uint8 points.
+        num_classes: that of the labels, if any.
     """
 
     rows: Rows
     names: Mapping[str, str]
+    what: str
+    levels: int
+    num_classes: int | None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows of these numbers, stacked."""
-        rows = [self.rows[int(i)] for i in index]
-        if missing := [name for name in self.names.values() if name not in rows[0]]:
-            raise ValueError(f"a row has {sorted(rows[0])}: expected {missing[0]!r}")
+        """The rows of these numbers, stacked; ValueError or TypeError naming the first row that does not fit."""
+        numbers = [int(i) for i in index]
+        rows = [self.rows[i] for i in numbers]
+        for i, row in zip(numbers, rows, strict=True):
+            if not isinstance(row, Mapping):
+                raise TypeError(f"{self.what}[{i}] is a {type(row).__name__}: expected a mapping of names to arrays")
+            if missing := [name for name in self.names.values() if name not in row]:
+                raise ValueError(f"{self.what}[{i}] has {sorted(row)}: expected {missing[0]!r}")
         taken = {}
         for key, name in self.names.items():
-            values = [np.asarray(row[name]) for row in rows]
-            if len(shapes := {value.shape for value in values}) > 1:
-                raise ValueError(f"rows have {name} of shapes {sorted(shapes)}: expected one")
-            taken[key] = (_as_points if key == "x" else _as_labels)(f"{name} of a row", np.stack(values))
+            at = [f"{self.what}[{i}][{name!r}]" for i in numbers]
+            taken[key] = (self._points if key == "x" else self._labels)(at, _stacked(at, [np.asarray(row[name]) for row in rows]))
         return taken
+
+    def _points(self, at: Sequence[str], values: np.ndarray) -> np.ndarray:
+        x = _as_points(at[0], values)
+        if x.dtype == np.uint8:
+            _require(x < self.levels, at, values, f"0 to levels - 1 = {self.levels - 1}")
+        else:
+            _require(np.isfinite(x), at, values, "finite float32 numbers")
+        return x
+
+    def _labels(self, at: Sequence[str], values: np.ndarray) -> np.ndarray:
+        if values.dtype.kind in "iu" and self.num_classes is not None:
+            fits = (values >= 0) & (values < self.num_classes)
+            _require(fits, at, values, f"0 to num_classes - 1 = {self.num_classes - 1}")
+        return _as_labels(at[0], values)
 
 
 def _expanded(path: str) -> Path:
@@ -271,7 +349,8 @@ def _as_points(what: str, x: np.ndarray) -> np.ndarray:
         return x[..., None] if x.ndim == 3 else x
     if not np.issubdtype(x.dtype, np.floating):
         raise ValueError(f"{what} is {x.dtype}: expected uint8 levels or floating point numbers")
-    return x.astype(np.float32)
+    with np.errstate(over="ignore"):  # Numbers that float32 does not hold are refused as infinite ones.
+        return x.astype(np.float32)
 
 
 def _as_labels(what: str, label: np.ndarray) -> np.ndarray:
@@ -282,8 +361,25 @@ def _as_labels(what: str, label: np.ndarray) -> np.ndarray:
     return label.astype(np.int32)
 
 
-def _checked(where: Any, x: np.ndarray, label: np.ndarray | None, name: str, split: str, levels: int) -> Arrays:
-    classes = None if label is None or not label.size else int(label.max()) + 1
+def _stacked(at: Sequence[str], values: Sequence[np.ndarray]) -> np.ndarray:
+    first = values[0]
+    for where, value in zip(at, values, strict=True):
+        if (value.shape, value.dtype.kind) != (first.shape, first.dtype.kind):
+            raise ValueError(
+                f"{where} is {value.dtype} {value.shape}, {at[0]} {first.dtype} {first.shape}: expected one kind and one shape"
+            )
+    return np.stack(values)
+
+
+def _require(fits: np.ndarray, at: Sequence[str], values: np.ndarray, expected: str) -> None:
+    if not fits.all():
+        first = np.argwhere(~fits)[0]
+        raise ValueError(f"{at[first[0]]} has the value {values[tuple(first[: values.ndim])]}: expected {expected}")
+
+
+def _checked(
+    where: Any, x: np.ndarray, label: np.ndarray | None, name: str, split: str, levels: int, classes: int | None
+) -> Arrays:
     try:
         return Arrays(
             x=x, label=label, name=name, split=split, num_classes=classes, levels=levels if x.dtype == np.uint8 else None
@@ -292,16 +388,50 @@ def _checked(where: Any, x: np.ndarray, label: np.ndarray | None, name: str, spl
         raise ValueError(f"{where}: {error}") from error
 
 
-def _images_in(folder: Path) -> tuple[list[tuple[Path, int]], list[str]]:
-    """The image files with the numbers of their classes, and the names of the classes; ValueError for a mixture."""
-    here = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name not in ("train", "test"))
-    within = {path.name: sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES) for path in inside}
-    within = {name: paths for name, paths in within.items() if paths}
-    if here and within:
-        raise ValueError(f"{folder} has images beside the folders {', '.join(within)}: expected either, so that labels are known")
-    classes = list(within)
-    return [(path, 0) for path in here] + [(path, classes.index(name)) for name in classes for path in within[name]], classes
+def _stamp(paths: Iterable[str]) -> Hashable:
+    """Name, time and size of the files that are there."""
+    found = [(path, os.stat(path)) for path in paths if os.path.isfile(path)]
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _images_below(folder: Path) -> Iterator[str]:
+    """The image files inside, at any depth."""
+    for where, inside, names in os.walk(folder, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        yield from (os.path.join(where, name) for name in names if _is_image(name))
+
+
+def _classes(folder: Path, paths: Sequence[Path]) -> list[str]:
+    """The folders right inside that have images; ValueError for images elsewhere."""
+    inside = [path.relative_to(folder).parts[:-1] for path in paths]
+    if nested := [path for path, parts in zip(paths, inside, strict=True) if len(parts) > 1]:
+        raise ValueError(f"{nested[0]} lies too deep: expected images in {folder}, or in folders right inside, the classes")
+    classes = sorted({parts[0] for parts in inside if parts})
+    if classes and () in inside:
+        raise ValueError(f"{folder} has images beside the folders {', '.join(classes)}: expected either, so that labels are known")
+    return classes
+
+
+def _fault(opened: Any) -> str | None:
+    """What an image file that was opened has and should not, None where it has nothing of the kind."""
+    mode = opened.mode
+    # Pillow drops the lower byte of 16-bit colours and calls them RGB; only the arguments of the decoder tell.
+    for codec, _, _, arguments in opened.tile:
+        raw, *others = arguments if isinstance(arguments, tuple) else (arguments,)
+        if mode in _MODES and (";16" in str(raw) or (codec.startswith("ppm") and others[-1] > 255)):
+            mode = f"{raw};16" if codec.startswith("ppm") else raw
+    if mode not in _MODES:
+        return f"the mode {mode}: expected 8 bits a channel ({', '.join(_MODES)})"
+    if (frames := getattr(opened, "n_frames", 1)) > 1:
+        return f"{frames} frames: expected one"
+    has_alpha = "A" in opened.mode or "transparency" in opened.info
+    if has_alpha and opened.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+        return "transparent pixels: expected none"
+    return None
 
 
 def _cropped(image: Any, size: tuple[int, int] | None) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +29,7 @@ class DataSpec:
 
     Attributes:
         dataset: a :class:`scorelab.data.DataSet`, such as ``data.Named(name="digits")`` or one of your own. It can be hashed, as a
-            frozen dataclass can, since it is loaded once.
+            frozen dataclass can, since it is loaded once for each ``stamp()`` of it.
         transform: from stored values to what the process sees: ``Pixels(levels=...)``, ``Identity()``.
         labels: train with the labels as the condition of the network.
         pairs: a teacher's :class:`Pairs` beside the data, for a distillation with a ``pair_weight``.
@@ -57,9 +57,9 @@ class DataSpec:
         return self.dataset.name
 
     def load(self, split: str = "train") -> Arrays:
-        """One split, kept in memory; errors as those of the data set, with its name."""
+        """One split, kept in memory until the ``stamp()`` of the set changes; errors as those of the data set, with its name."""
         try:
-            return _load(self.dataset, split)
+            return _load(self.dataset, split, self.dataset.stamp())
         except (datasets.DataCorrupt, datasets.DataNotFound):
             raise
         except ValueError as error:
@@ -68,6 +68,14 @@ class DataSpec:
     def check(self) -> None:
         """Raise ValueError or TypeError where the data do not fit the transform, or have no labels where there should be."""
         arrays = self.load()
+        # Sets by name have one shape by construction, and can be trained on where the files of the test split are not at hand.
+        if "test" in self.dataset.splits and not isinstance(self.dataset, datasets.Named):
+            test = self.load("test")
+            if (test.event_shape, test.levels) != (arrays.event_shape, arrays.levels):
+                raise ValueError(
+                    f"DataSpec.dataset = {self.dataset!r}: test has {test.x.dtype} points of shape {test.event_shape}, train "
+                    f"{arrays.x.dtype} ones of {arrays.event_shape}: expected the same"
+                )
         if self.labels and arrays.label is None:
             raise ValueError(f"DataSpec.labels = True for {self.name}, which has none: expected False")
         try:
@@ -95,7 +103,7 @@ class DataSpec:
 
     def moments(self, chart: Chart) -> tuple[float, float]:
         """Mean and standard deviation of the training data in the chart, over all elements."""
-        return _moments(self, chart)
+        return _moments(self, chart, self.dataset.stamp())
 
     def measured(self, chart: Chart) -> str:
         """What messages say of the moments."""
@@ -114,8 +122,11 @@ class DataSpec:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(dataset: DataSet, split: str) -> Arrays:
-    return dataset.load(split)
+def _load(dataset: DataSet, split: str, stamp: Hashable) -> Arrays:
+    arrays = dataset.load(split)
+    if not isinstance(arrays, Arrays):
+        raise TypeError(f"{type(dataset).__name__}.load({split!r}) is a {type(arrays).__name__}: expected Arrays")
+    return arrays
 
 
 def measured_std(data: DataSpec, process: LinearGaussian | None = None) -> float:
@@ -131,7 +142,7 @@ def measured_std(data: DataSpec, process: LinearGaussian | None = None) -> float
 
 
 @functools.lru_cache(maxsize=16)
-def _moments(data: DataSpec, chart: Chart) -> tuple[float, float]:
+def _moments(data: DataSpec, chart: Chart, stamp: Hashable) -> tuple[float, float]:
     data.check()
     total = square = 0.0
     size = data.load().x.size
