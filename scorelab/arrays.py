@@ -4,8 +4,8 @@
 Times ``t`` are a scalar or ``(batch,)``. Labels and other conditions ``cond`` have a leading batch axis. Steps go from ``t`` to
 ``s`` (``s`` nearer to the data).
 
-Signatures state shapes by jaxtyping: in ``Float[Array, "batch *event"]`` axes of one name are equally long. A single name begins
-with a space, or linters take it for a type.
+Signatures state shapes by jaxtyping, as ``Float[Array, " batch *event"]``: axes of one name are equally long. A shape begins with
+a space, or linters take it for a type.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jaxtyping import Float
 
-Array = jax.Array | np.ndarray
-Key = jax.Array
-Scalar = Array | float
-Pytree = Any
-
-# Times, and functions of them element by element.
-Time = Float[Array, "*times"] | float
 if TYPE_CHECKING:
-    Coefficient = Float[Array, "*times"]
+    Array = jax.Array | np.ndarray
 else:
-    # NumPy makes its scalars of results without axes.
-    Coefficient = Float[Array | np.number, "*times"]
+    # NumPy makes its scalars of arrays without axes.
+    Array = jax.Array | np.ndarray | np.number
+Key = jax.Array
+Scalar = Float[Array, ""] | float
+Pytree = Any
+# Times, and functions of them element by element.
+Time = Float[Array, " *times"] | float
+Coefficient = Float[Array, " *times"]
+BatchTime = Float[Array, ""] | Float[Array, " batch"] | float
 
 
 def per_example(value: Array | float, like: Array) -> Array:
