@@ -16,7 +16,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
 from scorelab.arguments import check_conditions, check_data, check_key, require_rows
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
@@ -43,9 +43,9 @@ class Likelihood:
         probes: Hutchinson probes behind each divergence; 0 means that it is exact.
     """
 
-    log_prob: Float[jax.Array, " n"]
-    latent: Float[jax.Array, " n *event"]
-    steps: Int[jax.Array, ""]
+    log_prob: Array
+    latent: Array
+    steps: Array
     probes: int
 
 
@@ -170,7 +170,10 @@ def bits_per_dim(
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "solver", "max_steps"))
-def _flow(model, start, x, y0, key, cond, t0, t1, rtol, atol, *, probes, solver, max_steps):
+def _flow(
+    model, start, x: Float[Array, " n *event"], y0: Float[Array, " n *event"], key, cond, t0, t1, rtol, atol,
+    *, probes, solver, max_steps,
+) -> tuple[Float[jax.Array, " n"], Float[jax.Array, " n *event"], Int[jax.Array, ""], Bool[jax.Array, ""]]:  # fmt: skip
     process = model.process
     # Held fixed along the flow, so that the integral is one of a smooth function.
     directions = signs(per_example_keys(key, jnp.arange(len(y0))), probes, y0) if probes else None

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
 
 from scorelab.validation import require_spec
 
@@ -21,8 +20,8 @@ class Arrays:
     trained on, whatever file they came from.
     """
 
-    x: UInt8[np.ndarray, " n height width channels"] | Float32[np.ndarray, " n *event"]
-    label: Int32[np.ndarray, " n"] | None = None
+    x: np.ndarray
+    label: np.ndarray | None = None
     name: str
     split: str
     num_classes: int | None = None

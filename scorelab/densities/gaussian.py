@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float
 
 from scorelab.arrays import Array, Key, Scalar, is_traced
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree, require_known
@@ -59,7 +59,7 @@ class Gaussian(Density):
     @classmethod
     def from_data(
         cls,
-        points: Real[Array, " n *event"] | Iterable[Real[np.ndarray, " rows *event"]],
+        points: Array | Iterable[np.ndarray],
         *,
         rank: int | None = None,
         method: Literal["eigh", "randomized", "streaming"] = "eigh",
@@ -106,7 +106,7 @@ class Gaussian(Density):
         basis: Float[Array, " d r"],
         eigenvalues: Float[Array, " r"],
         tail: Scalar = 0.0,
-    ) -> Gaussian:
+    ) -> Self:
         """From orthonormal columns ``basis`` ``(d, r)``, variances ``(r,)`` along them and ``tail`` across them."""
         require_known("Gaussian.low_rank", mean=mean, basis=basis, eigenvalues=eigenvalues, tail=tail)
         check_numbers("Gaussian.low_rank", mean=mean)
@@ -124,7 +124,7 @@ class Gaussian(Density):
         return cls._make(mean, basis, eigenvalues, tail, mean.shape)
 
     @classmethod
-    def diagonal(cls, mean: Float[Array, " *event"], variances: Float[Array, " *event"]) -> Gaussian:
+    def diagonal(cls, mean: Float[Array, " *event"], variances: Float[Array, " *event"]) -> Self:
         """From the mean and the variance of every element, both ``event``; the numbers may be traced."""
         check_numbers("Gaussian.diagonal", mean=mean)
         check_variances("Gaussian.diagonal", variances=variances)
@@ -133,7 +133,7 @@ class Gaussian(Density):
         return cls._make(mean, jnp.eye(mean.size, dtype=mean.dtype), flat, 0.0, mean.shape)
 
     @classmethod
-    def _make(cls, mean, basis, eigenvalues, tail, event, reach: Array | float = UNKNOWN) -> Gaussian:
+    def _make(cls, mean, basis, eigenvalues, tail, event, reach: Array | float = UNKNOWN) -> Self:
         self = object.__new__(cls)
         self._set(mean, basis, eigenvalues, tail, event, reach)
         return self

@@ -29,9 +29,9 @@ class Moments(NamedTuple):
         reach: how far rare points lie, see :func:`reach`.
     """
 
-    mean: Float[np.ndarray, " *event"]
-    basis: Float[np.ndarray, " d r"]
-    eigenvalues: Float[np.ndarray, " r"]
+    mean: np.ndarray
+    basis: np.ndarray
+    eigenvalues: np.ndarray
     tail: float
     reach: float
 

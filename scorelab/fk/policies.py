@@ -32,10 +32,10 @@ class ResampleResult(NamedTuple):
         resampled: whether anything was done.
     """
 
-    index: Int[jax.Array, " particles"]  # pyright: ignore[reportIncompatibleMethodOverride]
-    log_weights: Float[jax.Array, " particles"]
-    log_z: Float[jax.Array, ""]
-    resampled: Bool[jax.Array, ""]
+    index: Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    log_weights: Array
+    log_z: Array
+    resampled: Array
 
 
 def only_derivative(log_weights: Float[Array, " particles"], index: Int[Array, " offspring"]) -> Float[jax.Array, " offspring"]:

@@ -75,8 +75,8 @@ def one_of_each(key: Key, log_weights: Float[Array, " ..."], particles: int) -> 
 class Usable(NamedTuple):
     """Log-weights without NaN, and how many there were."""
 
-    log_weights: Float[jax.Array, " *populations particles"]
-    bad: Int[jax.Array, " *populations"]
+    log_weights: Array
+    bad: Array
 
 
 def usable(log_weights: Float[Array, " *populations particles"]) -> Usable:

@@ -81,7 +81,7 @@ class Fixed(Start):
         points: ``(n, *event)`` at the first grid time.
     """
 
-    points: Float[Array, " n *event"]
+    points: Array
 
     def check_arrays(self, count, event):
         require_rows("Fixed.points", self.points, count)

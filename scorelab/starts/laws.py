@@ -140,8 +140,8 @@ class ClassAverage(Start):
         label: the class of each sample, ``(n,)``, looked up by its id; None to draw classes with equal probability.
     """
 
-    means: Float[Array, " classes *event"]
-    label: Int[Array, " n"] | None = None
+    means: Array
+    label: Array | None = None
 
     def check_arrays(self, count, event):
         if np.shape(self.means)[1:] != tuple(event):

@@ -74,7 +74,7 @@ class Tempered(Start):
             if law.event != tuple(event):
                 raise ValueError(f"Tempered.laws has points of shape {law.event}: expected {tuple(event)}")
 
-    def at(self, process: LinearGaussian, t: Float[Array, ""], event: tuple[int, ...]) -> Gaussian:
+    def at(self, process: LinearGaussian, t: Array, event: tuple[int, ...]) -> Gaussian:
         """The Gaussian at the time ``t``."""
         exponents = self._at(t)
         total = sum(exponents)

@@ -211,9 +211,7 @@ def power_exponent(std: float) -> float:
     return float(np.roots([1.0, 7.0, 16.0 - inverse, 12.0 - inverse]).real.max())
 
 
-def profile_product(
-    step_a: ArrayLike, std_a: ArrayLike, step_b: ArrayLike, std_b: ArrayLike
-) -> Float[np.ndarray | np.number, " ..."]:
+def profile_product(step_a: ArrayLike, std_a: ArrayLike, step_b: ArrayLike, std_b: ArrayLike) -> np.ndarray:
     r"""Inner product of two profiles, :math:`\int_0^{\min(a,b)} p_a(\tau)p_b(\tau)\,d\tau`, broadcasting;
     float64.
 
