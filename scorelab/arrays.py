@@ -1,24 +1,36 @@
 """Arrays, and the shape vocabulary.
 
-Shapes. ``x`` lives in data space and ``y = chart(x)`` in the latent (chart) space of a process; both have shape
-``(batch, *event)``. Times ``t`` are a scalar or ``(batch,)``. Labels and other conditions ``cond`` have a leading
-batch axis. Steps go from ``t`` to ``s`` (``s`` nearer to the data).
+``x`` lives in data space and ``y = chart(x)`` in the latent (chart) space of a process; both have shape ``(batch, *event)``.
+Times ``t`` are a scalar or ``(batch,)``. Labels and other conditions ``cond`` have a leading batch axis. Steps go from ``t`` to
+``s`` (``s`` nearer to the data).
+
+Signatures state shapes by jaxtyping, as ``Float[Array, " batch *event"]``: axes of one name are equally long. A shape begins with
+a space, or linters take it for a type.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.experimental import multihost_utils
+from jaxtyping import Float
 
-Array = jax.Array | np.ndarray
+if TYPE_CHECKING:
+    Array = jax.Array | np.ndarray
+else:
+    # NumPy makes its scalars of arrays without axes.
+    Array = jax.Array | np.ndarray | np.number
 Key = jax.Array
-Scalar = Array | float
+Scalar = Float[Array, ""] | float
 Pytree = Any
+# Times, and functions of them element by element.
+Time = Float[Array, " *times"] | float
+Coefficient = Float[Array, " *times"]
+BatchTime = Float[Array, ""] | Float[Array, " batch"] | float
 
 
 def per_example(value: Array | float, like: Array) -> Array:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scorelab.arrays import Array, Key
 
@@ -24,25 +25,27 @@ BLOCK = 16
 Product = Callable[[Array], Array]
 
 
-def pushed(fn: Callable[[Array], Any], y: Array) -> tuple[Any, Callable[[Array], Any]]:
+def pushed(fn: Callable[[Array], Any], y: Float[Array, " batch *event"]) -> tuple[Any, Callable[[Array], Any]]:
     """``fn(y)``, and ``v -> J v`` from one linearisation (:func:`jax.linearize`)."""
     return jax.linearize(fn, y)
 
 
-def pulled(fn: Callable[[Array], Array], y: Array) -> tuple[Array, Product]:
+def pulled(fn: Callable[[Array], Array], y: Float[Array, " batch *event"]) -> tuple[Float[Array, " batch *event"], Product]:
     """``fn(y)``, and ``v -> J^T v``: memory of one backward pass, and cheaper where ``fn`` is a gradient itself."""
     value, back = jax.vjp(fn, y)
     return value, lambda v: back(v)[0]
 
 
-def signs(keys: Key | None, probes: int, like: Array) -> Array:
+def signs(keys: Key | None, probes: int, like: Float[Array, " batch *event"]) -> Float[jax.Array, " {probes} batch *event"]:
     """Rademacher probes ``(probes, batch, *event)``: those of an example depend on its key alone; ValueError without keys."""
     if keys is None:
         raise ValueError("signs.keys = None: expected one key for each example, as a loss draws them")
     return jax.vmap(lambda key: jax.random.rademacher(key, (probes, *like.shape[1:]), like.dtype), out_axes=1)(keys)
 
 
-def trace(product: Product, y: Array, probes: Array | None = None) -> Array:
+def trace(
+    product: Product, y: Float[Array, " batch *event"], probes: Float[Array, " probes batch *event"] | None = None
+) -> Float[jax.Array, " batch"]:
     """The trace of the Jacobian behind ``product`` for every example, ``(batch,)``.
 
     Args:
@@ -66,13 +69,17 @@ def trace(product: Product, y: Array, probes: Array | None = None) -> Array:
 
 
 def divergence(
-    fn: Callable[[Array], Array], y: Array, probes: Array | None = None, *, reverse: bool = False
-) -> tuple[Array, Array]:
+    fn: Callable[[Array], Array],
+    y: Float[Array, " batch *event"],
+    probes: Float[Array, " probes batch *event"] | None = None,
+    *,
+    reverse: bool = False,
+) -> tuple[Float[Array, " batch *event"], Float[jax.Array, " batch"]]:
     """``fn(y)`` and its divergence ``(batch,)``; arguments as in :func:`trace`, ``reverse`` for products with the transpose."""
     value, product = (pulled if reverse else pushed)(fn, y)
     return value, trace(product, y, probes)
 
 
-def dot(a: Array, b: Array) -> Array:
+def dot(a: Float[Array, " batch *event"], b: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
     """The inner product of every example, ``(batch,)``."""
     return jnp.sum(a * b, axis=tuple(range(1, a.ndim)))

@@ -16,6 +16,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Integer
 
 from scorelab.arguments import check_conditions, check_data, check_key, require_rows
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
@@ -56,18 +57,18 @@ class Dequantiser(Protocol):
         """Number of levels of the stored values, None for continuous ones."""
         ...
 
-    def dequantise(self, key: Key, x: Array) -> Array:
+    def dequantise(self, key: Key, x: Integer[Array, " n *event"]) -> Float[Array, " n *event"]:
         """Integer levels to continuous values of the data space."""
         ...
 
-    def bits_per_dim(self, log_prob: Array, event_shape: tuple[int, ...]) -> Array:
+    def bits_per_dim(self, log_prob: Float[Array, " n"], event_shape: tuple[int, ...]) -> Float[Array, " n"]:
         """Nats of the continuous density to bits per dimension of the levels."""
         ...
 
 
 def log_likelihood(
     model: Model,
-    x: Array,
+    x: Float[Array, " n *event"],
     *,
     probes: int = 0,
     key: Key | None = None,
@@ -147,7 +148,9 @@ def log_likelihood(
     return Likelihood(log_prob=log_prob, latent=latent, steps=steps, probes=probes)
 
 
-def bits_per_dim(model: Model, levels: Array, transform: Dequantiser, *, key: Key, **options: Any) -> tuple[Array, Likelihood]:
+def bits_per_dim(
+    model: Model, levels: Integer[Array, " n *event"], transform: Dequantiser, *, key: Key, **options: Any
+) -> tuple[Float[Array, " n"], Likelihood]:
     """Bits per dimension of integer data: dequantise, take the log-likelihood, convert by the transform's Jacobian.
 
     Args:
@@ -168,7 +171,10 @@ def bits_per_dim(model: Model, levels: Array, transform: Dequantiser, *, key: Ke
 
 
 @functools.partial(jax.jit, static_argnames=("probes", "solver", "max_steps"))
-def _flow(model, start, x, y0, key, cond, t0, t1, rtol, atol, *, probes, solver, max_steps):
+def _flow(
+    model, start, x: Float[Array, " n *event"], y0: Float[Array, " n *event"], key, cond, t0, t1, rtol, atol,
+    *, probes, solver, max_steps,
+) -> tuple[Float[jax.Array, " n"], Float[jax.Array, " n *event"], Int[jax.Array, ""], Bool[jax.Array, ""]]:  # fmt: skip
     process = model.process
     # Held fixed along the flow, so that the integral is one of a smooth function.
     directions = signs(per_example_keys(key, jnp.arange(len(y0))), probes, y0) if probes else None

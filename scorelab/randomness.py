@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from scorelab.arrays import Array, Key
 from scorelab.validation import require_shape
 
 
-def per_example_keys(key: Key, ids: Array) -> Key:
+def per_example_keys(key: Key, ids: Int[Array, " batch"]) -> Key:
     """One key per sample id: what a sample draws depends on its id, never on the batch around it."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 
 
-def folded(keys: Key, stream: Array | int) -> Key:
+def folded(keys: Key, stream: Int[Array, ""] | int) -> Key:
     """Of every key another one, for a stream of its own."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
 
 
-def per_example_normal(keys: Key, like: Array) -> Array:
-    """Standard normal noise shaped like ``like``, row ``i`` drawn from ``keys[i]``.
+def per_example_normal(keys: Key, like: Float[Array, " _ *event"]) -> Float[jax.Array, " batch *event"]:
+    """Standard normal noise shaped like the rows of ``like``, row ``i`` drawn from ``keys[i]``.
 
     Floating point numbers in the place of keys are that noise itself: who steps a solver by hand may say what is drawn.
     """

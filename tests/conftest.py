@@ -3,6 +3,11 @@ from pathlib import Path
 import jax
 import pytest
 
+from tests import shapes
+
+# Before anything of scorelab is imported.
+shapes.install()
+
 pytest_plugins = ["tests.accounting"]
 
 MAPPED, MOST_MAPPED = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")

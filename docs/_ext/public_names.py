@@ -109,12 +109,13 @@ def no_bases(app, domain, kind, content):
 
 
 def signatures(app, kind, name, found, options, signature, returns):
-    """Aliases of types by their names alone, also within a union; no default that is not Python; none for a protocol."""
+    """Aliases of types by name, shapes without the space before them; no default that is not Python; none for a protocol."""
     if getattr(found, "_is_protocol", False):
         return "", None
 
     def plain(text):
-        return text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)|<function (\w+)>", r"\1\2", text).replace("<factory>", "...")
+        names = text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)|<function (\w+)>", r"\1\2", text).replace("<factory>", "...")
+        return names and re.sub(r"(\w, ') ", r"\1", names)
 
     return plain(signature), plain(returns)
 

@@ -9,9 +9,10 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from scorelab.arrays import Array, Key, is_traced
+from scorelab.arrays import Array, Key, Scalar, is_traced
 from scorelab.processes.charts import Chart
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.validation import owner, require_real
@@ -31,15 +32,15 @@ class Density(abc.ABC):
         """The shape of one point."""
 
     @abc.abstractmethod
-    def sample(self, key: Key, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent points, ``(n, *event)``."""
 
     @abc.abstractmethod
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         """Log density at ``x`` ``(batch, *event)``, shape ``(batch,)``."""
 
     @abc.abstractmethod
-    def noised(self, process: LinearGaussian, t: Array | float) -> Density:
+    def noised(self, process: LinearGaussian, t: Scalar) -> Density:
         r"""The law of :math:`y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon` in the chart, for a scalar ``t``."""
 
     def in_chart(self, chart: Chart) -> Density:
@@ -54,17 +55,17 @@ class Density(abc.ABC):
         """Root mean square of the mean and of the deviation, per element, on the host; None where that takes more than a look."""
         return None
 
-    def score(self, x: Array) -> Array:
+    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
         r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""
         return jax.grad(lambda z: jnp.sum(self.log_prob(z)))(x)
 
-    def denoise(self, process: LinearGaussian, y: Array, t: Array | float) -> Array:
+    def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[Array, " batch *event"]:
         r""":math:`E[y_0\mid y_t] = (y_t - b_t + \sigma_t^2\nabla\log p_t(y_t))/\alpha_t` (Tweedie)."""
         score = self.noised(process, t).score(y)
         return (y - process.offset(t) + process.sigma(t) ** 2 * score) / process.alpha(t)
 
 
-def check_points(law: Density, x: Array) -> Array:
+def check_points(law: Density, x: Array) -> jax.Array:
     """Raise ``ValueError`` unless ``x`` is real ``(batch, *event)``; return it as a JAX array."""
     require_real(f"{type(law).__name__}: points", x)
     x = jnp.asarray(x)
@@ -133,6 +134,6 @@ def law_pytree(*leaves: str, static: tuple[str, ...] = ()) -> Callable[[type[T]]
     return register
 
 
-def as_parameter(value: Array | float) -> Array:
+def as_parameter(value: Array | float) -> jax.Array:
     """JAX arrays and tracers stay as they are; host numbers become arrays of the default float type."""
     return value if isinstance(value, jax.Array) else jnp.asarray(np.asarray(value), jnp.result_type(float))

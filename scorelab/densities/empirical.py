@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from scorelab.arrays import Array, Key, is_traced
+from scorelab.arrays import Array, Key, Scalar, is_traced
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.validation import require_int
 
 
@@ -26,7 +28,7 @@ class IsotropicMixture(Density):
         ValueError: no centres, numbers that are not finite, a variance below 0.
     """
 
-    def __init__(self, centres: Array, variance: Array | float, block: int = 1024):
+    def __init__(self, centres: Float[Array, " n *event"], variance: Scalar, block: int = 1024):
         require_int(self, 1, block=block)
         name = "data" if isinstance(self, Empirical) else "centres"
         check_numbers(self, **{name: centres})
@@ -38,7 +40,7 @@ class IsotropicMixture(Density):
         self.centres, self.variance, self.block = as_parameter(centres), as_parameter(variance), block
 
     @staticmethod
-    def _make(centres: Array, variance: Array, block: int) -> IsotropicMixture:
+    def _make(centres: Float[jax.Array, " n *event"], variance: Float[jax.Array, ""], block: int) -> IsotropicMixture:
         # Past the checks of the constructor: what is made from a law that passed them is not copied to the host again.
         law = object.__new__(IsotropicMixture)
         law.centres, law.variance, law.block = centres, variance, block
@@ -49,13 +51,13 @@ class IsotropicMixture(Density):
         """The shape of one point."""
         return self.centres.shape[1:]
 
-    def sample(self, key: Key, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent points."""
         key_which, key_noise = jax.random.split(key)
         centres = self.centres[jax.random.randint(key_which, (n,), 0, len(self.centres))]
         return centres + jnp.sqrt(self.variance) * jax.random.normal(key_noise, centres.shape, centres.dtype)
 
-    def _posterior(self, x: Array) -> tuple[Array, Array]:
+    def _posterior(self, x: Float[Array, " batch *event"]) -> tuple[Float[jax.Array, " batch"], Float[jax.Array, " batch *event"]]:
         r"""``logsumexp_i`` of :math:`-|x-c_i|^2/2v` and the posterior mean of the centre, in one pass over the data."""
         x = check_points(self, x)
         flat = x.reshape(len(x), -1)
@@ -80,19 +82,19 @@ class IsotropicMixture(Density):
         (top, total, mean), _ = jax.lax.scan(fold, start, (centres, valid))
         return top + jnp.log(total), (mean / total[:, None]).reshape(x.shape)
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         """Log density; raises ``ValueError`` for a mixture of points (variance 0)."""
         self._require_density()
         size = max(int(np.prod(self.event)), 1)
         log_sum, _ = self._posterior(x)
         return log_sum - jnp.log(1.0 * len(self.centres)) - 0.5 * size * jnp.log(2 * jnp.pi * self.variance)
 
-    def score(self, x: Array) -> Array:
+    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
         r""":math:`(E[c\mid x] - x)/v`."""
         self._require_density()
         return (self._posterior(x)[1] - x) / self.variance
 
-    def noised(self, process, t) -> IsotropicMixture:
+    def noised(self, process: LinearGaussian, t: Scalar) -> IsotropicMixture:
         r"""Centres :math:`\alpha c_i + b`, variance :math:`\alpha^2 v + \sigma^2`."""
         alpha = process.alpha(t)
         return self._make(
@@ -101,13 +103,15 @@ class IsotropicMixture(Density):
             self.block,
         )
 
-    def denoise(self, process, y, t) -> Array:
+    def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[jax.Array, " batch *event"]:
         r""":math:`\bar c + \alpha v\,(y - b - \alpha\bar c)/(\alpha^2 v + \sigma^2)`, with :math:`\bar c` the posterior centre."""
         alpha, sigma, offset = process.alpha(t), process.sigma(t), process.offset(t)
         centre = self._posterior_centre(process, y, t)
         return centre + alpha * self.variance / (alpha**2 * self.variance + sigma**2) * (y - offset - alpha * centre)
 
-    def _posterior_centre(self, process, y, t) -> Array:
+    def _posterior_centre(
+        self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar
+    ) -> Float[jax.Array, " batch *event"]:
         # Work in the clean coordinate: dividing the noised centres by alpha again would lose digits.
         alpha, sigma = process.alpha(t), process.sigma(t)
         clean = self._make(self.centres, jnp.asarray(self.variance + (sigma / alpha) ** 2), self.block)
@@ -127,5 +131,5 @@ class Empirical(IsotropicMixture):
         block: data points per block (static).
     """
 
-    def __init__(self, data: Array, block: int = 1024):
+    def __init__(self, data: Float[Array, " n *event"], block: int = 1024):
         super().__init__(data, 0.0, block)

@@ -11,15 +11,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
-from scorelab.arrays import Array, Key, is_traced
+from scorelab.arrays import Array, Key, Scalar, is_traced
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, check_variances, law_pytree, require_known
 from scorelab.densities.moments import elementwise, moments
+from scorelab.processes.linear_gaussian import LinearGaussian
 
 # The reach of a law of which only the moments are known.
 UNKNOWN = -1.0
@@ -47,7 +49,7 @@ class Gaussian(Density):
             semidefinite.
     """
 
-    def __init__(self, mean: Array, cov: Array | float):
+    def __init__(self, mean: Float[Array, " *event"], cov: Float[Array, " ..."] | float):
         require_known(self, mean=mean, cov=cov)
         check_numbers(self, mean=mean, cov=cov)
         mean = np.asarray(mean, np.float64)
@@ -98,7 +100,13 @@ class Gaussian(Density):
         return law._reaching(far)
 
     @classmethod
-    def low_rank(cls, mean: Array, basis: Array, eigenvalues: Array, tail: Array | float = 0.0) -> Gaussian:
+    def low_rank(
+        cls,
+        mean: Float[Array, " *event"],
+        basis: Float[Array, " d r"],
+        eigenvalues: Float[Array, " r"],
+        tail: Scalar = 0.0,
+    ) -> Self:
         """From orthonormal columns ``basis`` ``(d, r)``, variances ``(r,)`` along them and ``tail`` across them."""
         require_known("Gaussian.low_rank", mean=mean, basis=basis, eigenvalues=eigenvalues, tail=tail)
         check_numbers("Gaussian.low_rank", mean=mean)
@@ -116,7 +124,7 @@ class Gaussian(Density):
         return cls._make(mean, basis, eigenvalues, tail, mean.shape)
 
     @classmethod
-    def diagonal(cls, mean: Array, variances: Array) -> Gaussian:
+    def diagonal(cls, mean: Float[Array, " *event"], variances: Float[Array, " *event"]) -> Self:
         """From the mean and the variance of every element, both ``event``; the numbers may be traced."""
         check_numbers("Gaussian.diagonal", mean=mean)
         check_variances("Gaussian.diagonal", variances=variances)
@@ -125,7 +133,7 @@ class Gaussian(Density):
         return cls._make(mean, jnp.eye(mean.size, dtype=mean.dtype), flat, 0.0, mean.shape)
 
     @classmethod
-    def _make(cls, mean, basis, eigenvalues, tail, event, reach: Array | float = UNKNOWN) -> Gaussian:
+    def _make(cls, mean, basis, eigenvalues, tail, event, reach: Array | float = UNKNOWN) -> Self:
         self = object.__new__(cls)
         self._set(mean, basis, eigenvalues, tail, event, reach)
         return self
@@ -149,23 +157,29 @@ class Gaussian(Density):
         """The number of elements of one point."""
         return math.prod(self.event)
 
-    def _centred(self, x: Array) -> tuple[Array, Array]:
+    def _centred(self, x: Float[Array, " batch *event"]) -> tuple[Float[jax.Array, " batch d"], Float[jax.Array, " batch r"]]:
         """``x - mean`` flattened to ``(batch, d)`` and its coordinates in the basis ``(batch, r)``."""
         flat = (check_points(self, x) - self.mean).reshape(-1, self.size)
         return flat, _product(flat, self.basis)
 
-    def _spectral(self, flat: Array, inside: Array, gain: Array, tail_gain: Array | float) -> Array:
+    def _spectral(
+        self,
+        flat: Float[jax.Array, " batch d"],
+        inside: Float[jax.Array, " batch r"],
+        gain: Float[jax.Array, " r"],
+        tail_gain: Float[jax.Array, ""] | float,
+    ) -> Float[jax.Array, " batch *event"]:
         """Multiply by ``gain`` along the basis and by ``tail_gain`` across it; back in the event shape."""
         out = tail_gain * flat + _product(inside * (gain - tail_gain), self.basis.T)
         return out.reshape(-1, *self.event)
 
-    def sample(self, key: Key, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent points."""
         noise = jax.random.normal(key, (n, self.size), self.mean.dtype)
         root = jnp.sqrt
         return self.mean + self._spectral(noise, _product(noise, self.basis), root(self.eigenvalues), root(self.tail))
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         """Log density; ``+-inf`` or NaN for a singular covariance."""
         flat, inside = self._centred(x)
         rest = self.size - self.eigenvalues.shape[-1]
@@ -174,13 +188,13 @@ class Gaussian(Density):
         log_det = jnp.sum(jnp.log(self.eigenvalues), -1) + (rest * jnp.log(self.tail) if rest else 0.0)
         return -0.5 * (square + log_det + self.size * math.log(2 * math.pi))
 
-    def score(self, x: Array) -> Array:
+    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
         r""":math:`-\Sigma^{-1}(x-\mu)`."""
         flat, inside = self._centred(x)
         full = self.eigenvalues.shape[-1] == self.size
         return -self._spectral(flat, inside, 1 / self.eigenvalues, 0.0 if full else 1 / self.tail)
 
-    def noised(self, process, t) -> Gaussian:
+    def noised(self, process: LinearGaussian, t: Scalar) -> Gaussian:
         alpha, sigma = process.alpha(t), process.sigma(t)
         return Gaussian._make(
             alpha * self.mean + process.offset(t),
@@ -190,12 +204,12 @@ class Gaussian(Density):
             self.event,
         )
 
-    def denoise(self, process, y, t) -> Array:
+    def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[jax.Array, " batch *event"]:
         r""":math:`\mu + \alpha\Sigma(\alpha^2\Sigma+\sigma^2)^{-1}(y - b - \alpha\mu)`: no cancellation at any noise level."""
         alpha, sigma = process.alpha(t), process.sigma(t)
         noised = self.noised(process, t)
         flat, inside = noised._centred(y)
-        gain, tail_gain = (alpha * _ratio(w, alpha**2 * w + sigma**2) for w in (self.eigenvalues, self.tail))
+        gain, tail_gain = (jnp.multiply(alpha, _ratio(w, alpha**2 * w + sigma**2)) for w in (self.eigenvalues, self.tail))
         return self.mean + self._spectral(flat, inside, gain, tail_gain)
 
     def scale(self):
@@ -208,7 +222,7 @@ class Gaussian(Density):
     def matched(self) -> Gaussian:
         return self
 
-    def covariance(self) -> Array:
+    def covariance(self) -> Float[jax.Array, " d d"]:
         """The covariance as a ``(d, d)`` matrix."""
         outside = self.tail * (jnp.eye(self.size) - _product(self.basis, self.basis.T))
         return _product(self.basis * self.eigenvalues, self.basis.T) + outside
@@ -219,7 +233,9 @@ class Gaussian(Density):
         mean, eigenvalues, tail = scale * self.mean + shift, scale**2 * self.eigenvalues, scale**2 * self.tail
         return Gaussian._make(mean, self.basis, eigenvalues, tail, self.event, abs(scale) * self.reach)
 
-    def flow(self, process, y: Array, s: Array | float, t: Array | float) -> Array:
+    def flow(
+        self, process: LinearGaussian, y: Float[Array, " batch *event"], s: Scalar, t: Scalar
+    ) -> Float[jax.Array, " batch *event"]:
         r"""The probability flow of the noised law from time ``s`` to time ``t`` in closed form.
 
         .. math:: y_t = \alpha_t\mu + b_t + U\,\mathrm{diag}\sqrt{\frac{\alpha_t^2 w+\sigma_t^2}{\alpha_s^2 w+\sigma_s^2}}\,U^\top
@@ -238,20 +254,20 @@ class Gaussian(Density):
         gain, tail_gain = self._gains(begin, end)
         return end.mean + self._spectral(flat, inside, gain, tail_gain)
 
-    def flow_log_det(self, process, s: Array | float, t: Array | float) -> Array:
+    def flow_log_det(self, process: LinearGaussian, s: Scalar, t: Scalar) -> Float[jax.Array, ""]:
         """The log-determinant of :meth:`flow`, the same at every point."""
         gain, tail_gain = self._gains(self.noised(process, s), self.noised(process, t))
         rest = self.size - self.eigenvalues.shape[-1]
         return jnp.sum(jnp.log(gain), -1) + (rest * jnp.log(tail_gain) if rest else 0.0)
 
     @staticmethod
-    def _gains(begin: Gaussian, end: Gaussian) -> tuple[Array, Array]:
+    def _gains(begin: Gaussian, end: Gaussian) -> tuple[Float[jax.Array, " r"], Float[jax.Array, ""]]:
         gain, tail_gain = (jnp.sqrt(b) / jnp.sqrt(a) for a, b in ((begin.eigenvalues, end.eigenvalues), (begin.tail, end.tail)))
         # Nothing lies across a full basis, whatever its tail says.
         return gain, jnp.zeros_like(tail_gain) if begin.eigenvalues.shape[-1] == begin.size else tail_gain
 
 
-def _ratio(part: Array, whole: Array) -> Array:
+def _ratio(part: Float[Array, " *shape"], whole: Float[Array, " *shape"]) -> Float[jax.Array, " *shape"]:
     """``part / whole``, 0 where both are: a direction without variance stays at its mean."""
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
 

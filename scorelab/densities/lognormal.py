@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from scorelab.arrays import Array, Key
+from scorelab.arrays import Array, Key, Scalar
 from scorelab.densities.base import Density, law_pytree
 from scorelab.densities.mixture import GaussianMixture
 from scorelab.processes.charts import Chart, Log
+from scorelab.processes.linear_gaussian import LinearGaussian
 
 
 @law_pytree("logs")
@@ -45,15 +48,15 @@ class LogNormalMixture(Density):
         return self.logs.event
 
     @property
-    def weights(self) -> Array:
+    def weights(self) -> Float[jax.Array, " components"]:
         """The mixture weights, ``(K,)``."""
         return self.logs.weights
 
-    def sample(self, key: Key, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent positive points."""
         return jnp.exp(self.logs.sample(key, n))
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         """Log density in data space; ``-inf`` where a coordinate is not positive."""
         x = jnp.asarray(x)
         inside = jnp.all(x > 0, axis=tuple(range(1, x.ndim)))
@@ -61,11 +64,11 @@ class LogNormalMixture(Density):
         log_det = jnp.sum(logs, axis=tuple(range(1, x.ndim)))
         return jnp.where(inside, self.logs.log_prob(logs) - log_det, -jnp.inf)
 
-    def score(self, x: Array) -> Array:
+    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
         r"""The Stein score :math:`\nabla_x\log p(x) = (\nabla_y\log p_{\log}(\log x) - 1)/x`; NaN unless ``x > 0``."""
         return self.hyvarinen_score(x) / x
 
-    def hyvarinen_score(self, x: Array) -> Array:
+    def hyvarinen_score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
         r""":math:`x\circ\nabla_x\log p(x) = \nabla_y\log p_{\log}(\log x) - 1`; NaN unless ``x > 0``."""
         return self.logs.score(jnp.log(x)) - 1
 
@@ -75,10 +78,10 @@ class LogNormalMixture(Density):
             raise ValueError(f"LogNormalMixture under {chart!r}: expected the log chart of GeometricBrownianMotion")
         return self.logs
 
-    def noised(self, process, t) -> LogNormalMixture:
+    def noised(self, process: LinearGaussian, t: Scalar) -> LogNormalMixture:
         """See the class; ValueError where the process does not have the log chart."""
         return self.of(self.in_chart(process.chart).noised(process, t))
 
-    def denoise(self, process, y, t) -> Array:
+    def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[jax.Array, " batch *event"]:
         r""":math:`E[\log x_0\mid y_t]`, a point of the chart (its exponential is the geometric mean, not the mean)."""
         return self.in_chart(process.chart).denoise(process, y, t)

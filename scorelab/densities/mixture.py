@@ -7,12 +7,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Real
 from numpy.typing import ArrayLike
 
-from scorelab.arrays import Array, Key, is_traced
+from scorelab.arrays import Array, Key, Scalar, is_traced
 from scorelab.densities.base import Density, as_parameter, law_pytree
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.moments import FAR, moments
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.validation import require_int, require_number, require_seed
 
 
@@ -67,7 +69,7 @@ class GaussianMixture(Density):
     @classmethod
     def fit(
         cls,
-        points: Array,
+        points: Real[Array, " n *event"],
         components: int,
         *,
         rank: int | None = None,
@@ -128,19 +130,19 @@ class GaussianMixture(Density):
         return self.components.event
 
     @property
-    def weights(self) -> Array:
+    def weights(self) -> Float[jax.Array, " components"]:
         """The mixture weights, ``(K,)``."""
         return jnp.exp(self.log_weights)
 
-    def _joint_log_prob(self, x: Array) -> Array:
+    def _joint_log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " components batch"]:
         """``log w_k + log N_k(x)``, ``(K, batch)``."""
         return self.log_weights[:, None] + jax.vmap(lambda g: g.log_prob(x))(self.components)
 
-    def responsibilities(self, x: Array) -> Array:
+    def responsibilities(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " components batch"]:
         """Posterior probability of each component, ``(K, batch)``."""
         return jax.nn.softmax(self._joint_log_prob(x), axis=0)
 
-    def sample(self, key: Key, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent points."""
         key_which, key_noise = jax.random.split(key)
         which = jax.random.categorical(key_which, self.log_weights, shape=(n,))
@@ -149,18 +151,18 @@ class GaussianMixture(Density):
         keys = jax.random.split(key_noise, n)
         return jax.vmap(lambda component, k: component.sample(k, 1)[0])(g, keys)
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         return jax.nn.logsumexp(self._joint_log_prob(x), axis=0)
 
-    def score(self, x: Array) -> Array:
+    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
         r""":math:`\sum_k \gamma_k(x)\,\nabla\log N_k(x)`."""
         return self._average(self.responsibilities(x), jax.vmap(lambda g: g.score(x))(self.components))
 
-    def noised(self, process, t) -> GaussianMixture:
+    def noised(self, process: LinearGaussian, t: Scalar) -> GaussianMixture:
         """The mixture of the noised components; the weights stay."""
         return self._replace_components(jax.vmap(lambda g: g.noised(process, t))(self.components))
 
-    def denoise(self, process, y, t) -> Array:
+    def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[jax.Array, " batch *event"]:
         """The components' posterior means, weighted by their responsibilities."""
         gamma = self.noised(process, t).responsibilities(y)
         return self._average(gamma, jax.vmap(lambda g: g.denoise(process, y, t))(self.components))
@@ -194,7 +196,9 @@ class GaussianMixture(Density):
         variance = np.einsum("ki,ij,kj->k", delta, covariance, delta)  # times the squared distance
         return Gaussian(mean, covariance)._reaching(np.max(distance[distance**2 > FAR * np.sqrt(variance)], initial=0.0))
 
-    def _average(self, gamma: Array, values: Array) -> Array:
+    def _average(
+        self, gamma: Float[jax.Array, " components batch"], values: Float[jax.Array, " components batch *event"]
+    ) -> Float[jax.Array, " batch *event"]:
         return jnp.sum(jnp.expand_dims(gamma, tuple(range(2, values.ndim))) * values, axis=0)
 
     def _replace_components(self, components: Gaussian) -> GaussianMixture:

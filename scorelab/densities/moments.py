@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+from jaxtyping import Float
 
 from scorelab.validation import require_real, require_seed
 
@@ -75,7 +76,7 @@ def moments(
     return Moments(mean.reshape(first.shape[1:]), basis, eigenvalues, left, reach(blocks.kept - mean))
 
 
-def reach(centred: np.ndarray) -> float:
+def reach(centred: Float[np.ndarray, " m d"]) -> float:
     r"""The distance from the mean, along one direction, of rare points further out than a Gaussian goes; 0 where there are none.
 
     Along the directions :math:`u` of the points furthest from the mean: the level that one point in a thousand and two more

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import i0e, log_ndtr
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from scorelab.arrays import Array, Key
+from scorelab.arrays import Array, Key, Scalar
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, law_pytree
 from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
+from scorelab.processes.linear_gaussian import LinearGaussian
 
 
 def eight_gaussians(radius: float = 2.0, std: float = 0.1) -> GaussianMixture:
@@ -78,7 +80,7 @@ class Rings(Density):
         """``(2,)``."""
         return (2,)
 
-    def sample(self, key: Key, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent points."""
         key_ring, key_angle, key_noise = jax.random.split(key, 3)
         radius = self.radii[jax.random.categorical(key_ring, self.log_weights, shape=(n,))]
@@ -86,7 +88,7 @@ class Rings(Density):
         circle = radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
         return self.centre + circle + jnp.sqrt(self.variance) * jax.random.normal(key_noise, (n, 2), circle.dtype)
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         x = check_points(self, x) - self.centre
         # The tiny offset keeps the gradient of the norm finite at the centre.
         norm = jnp.sqrt(jnp.sum(x**2, -1) + jnp.finfo(x.dtype).tiny)[:, None]
@@ -94,7 +96,7 @@ class Rings(Density):
         terms = self.log_weights - (norm - self.radii) ** 2 / (2 * self.variance) + log_bessel
         return jax.nn.logsumexp(terms, axis=-1) - jnp.log(2 * math.pi * self.variance)
 
-    def noised(self, process, t) -> Rings:
+    def noised(self, process: LinearGaussian, t: Scalar) -> Rings:
         r"""Radii :math:`\alpha r_k`, variance :math:`\alpha^2 v+\sigma^2`."""
         alpha = process.alpha(t)
         return object.__new__(Rings)._set(
@@ -133,10 +135,10 @@ class Boxes(Density):
         return self.lows.shape[1:]
 
     @property
-    def _log_volume(self) -> Array:
+    def _log_volume(self) -> Float[jax.Array, " boxes"]:
         return jnp.sum(jnp.log(self.highs - self.lows), -1)
 
-    def sample(self, key: Key, n: int) -> Array:
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent points."""
         key_box, key_in, key_noise = jax.random.split(key, 3)
         which = jax.random.randint(key_box, (n,), 0, len(self.lows))
@@ -144,7 +146,7 @@ class Boxes(Density):
         x = self.lows[which] + inside * (self.highs - self.lows)[which]
         return x + self.std * jax.random.normal(key_noise, x.shape, x.dtype)
 
-    def log_prob(self, x: Array) -> Array:
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         """Log density; ``-inf`` outside the boxes while ``v`` is 0."""
         x = check_points(self, x)[:, None, :]
         above, below = x - self.lows, x - self.highs
@@ -154,7 +156,7 @@ class Boxes(Density):
         terms = jnp.where(self.std > 0, blurred, sharp) - self._log_volume
         return jax.nn.logsumexp(terms, axis=-1) - math.log(len(self.lows))
 
-    def noised(self, process, t) -> Boxes:
+    def noised(self, process: LinearGaussian, t: Scalar) -> Boxes:
         """Scaled and shifted boxes under more blur."""
         alpha, offset = process.alpha(t), process.offset(t)
         return object.__new__(Boxes)._set(
@@ -164,7 +166,7 @@ class Boxes(Density):
         )
 
 
-def log_ndtr_difference(upper: Array, lower: Array) -> Array:
+def log_ndtr_difference(upper: Float[Array, " *shape"], lower: Float[Array, " *shape"]) -> Float[jax.Array, " *shape"]:
     r""":math:`\log(\Phi(u)-\Phi(l))` for ``u > l``, reflected into the lower tail where both differ from 0."""
     flip = lower > 0
     u, l = jnp.where(flip, -lower, upper), jnp.where(flip, -upper, lower)
@@ -190,7 +192,7 @@ def concentrations() -> LogNormalMixture:
     return LogNormalMixture([0.85, 0.15], [[0.0, 0.0], [0.8, 0.4]], np.stack([calm, crisis]))
 
 
-def synaptic_weights(excitatory: int = 12, inhibitory: int = 4) -> tuple[np.ndarray, LogNormalMixture]:
+def synaptic_weights(excitatory: int = 12, inhibitory: int = 4) -> tuple[Float[np.ndarray, " d"], LogNormalMixture]:
     r"""The synapses of one neuron: fixed signs (Dale's law) and correlated log-normal strengths, :math:`w = s \circ e^{y}`.
 
     Every log strength has deviation 0.94; its mean is -0.70 for excitatory synapses and 0.30 for inhibitory ones, which

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from scorelab.arrays import Array, Key
 from scorelab.fk.checks import require_window
@@ -37,7 +38,7 @@ class ResampleResult(NamedTuple):
     resampled: Array
 
 
-def only_derivative(log_weights: Array, index: Array) -> Array:
+def only_derivative(log_weights: Float[Array, " particles"], index: Int[Array, " offspring"]) -> Float[jax.Array, " offspring"]:
     """Zeros, with the derivative of the ``log_weights`` (those above minus infinity) of the ancestors ``index``.
 
     Offspring have their weights as expectation, which is all that a derivative needs to know of how they were drawn; without
@@ -62,10 +63,17 @@ class Policy(abc.ABC):
         object.__setattr__(self, "window", require_window(self, self.window))
 
     @abc.abstractmethod
-    def move(self, key: Key, log_weights: Array, resampler: Resampler, node: Array, progress: Array) -> ResampleResult:
+    def move(
+        self,
+        key: Key,
+        log_weights: Float[Array, " particles"],
+        resampler: Resampler,
+        node: Int[Array, ""],
+        progress: Float[Array, ""],
+    ) -> ResampleResult:
         """Decide for one population; ``node`` counts the grid times from 0, ``progress`` goes from 0 to 1."""
 
-    def may(self, log_weights: Array, progress: Array) -> Array:
+    def may(self, log_weights: Float[Array, " particles"], progress: Float[Array, ""]) -> Bool[Array, ""]:
         """Inside the window, and some weight is finite: else there is nothing to choose from, and the mass stays zero."""
         return (progress >= self.window[0]) & (progress <= self.window[1]) & (jnp.max(log_weights) > -jnp.inf)
 
@@ -75,10 +83,17 @@ class When(Policy):
     """Resampling at some times; a new one states ``wants``."""
 
     @abc.abstractmethod
-    def wants(self, log_weights: Array, node: Array) -> Array:
+    def wants(self, log_weights: Float[Array, " particles"], node: Int[Array, ""]) -> Bool[jax.Array, ""]:
         """Whether to resample now."""
 
-    def move(self, key, log_weights, resampler, node, progress):
+    def move(
+        self,
+        key: Key,
+        log_weights: Float[Array, " particles"],
+        resampler: Resampler,
+        node: Int[Array, ""],
+        progress: Float[Array, ""],
+    ) -> ResampleResult:
         """Resample where the policy wants to and may."""
         # Resampling equal weights would only lose particles.
         differ = jnp.max(log_weights) > jnp.min(log_weights)
@@ -92,7 +107,7 @@ class When(Policy):
 class Never(When):
     """Sequential importance sampling: weights only."""
 
-    def wants(self, log_weights, node):
+    def wants(self, log_weights: Float[Array, " particles"], node: Int[Array, ""]) -> Bool[jax.Array, ""]:
         return jnp.zeros((), bool)
 
 
@@ -100,7 +115,7 @@ class Never(When):
 class Always(When):
     """At every node where weights change."""
 
-    def wants(self, log_weights, node):
+    def wants(self, log_weights: Float[Array, " particles"], node: Int[Array, ""]) -> Bool[jax.Array, ""]:
         return jnp.ones((), bool)
 
 
@@ -114,7 +129,7 @@ class Every(When):
         super().__post_init__()
         require_int(self, 1, steps=self.steps)
 
-    def wants(self, log_weights, node):
+    def wants(self, log_weights: Float[Array, " particles"], node: Int[Array, ""]) -> Bool[jax.Array, ""]:
         """By the number of the node."""
         return node % self.steps == 0
 
@@ -133,7 +148,7 @@ class EssBelow(When):
         super().__post_init__()
         require_number(self, 0.0, 1.0, threshold=self.threshold)
 
-    def wants(self, log_weights, node):
+    def wants(self, log_weights: Float[Array, " particles"], node: Int[Array, ""]) -> Bool[jax.Array, ""]:
         """By the weights."""
         return ess(log_weights) < self.threshold * len(log_weights)
 
@@ -151,7 +166,14 @@ class BirthDeath(Policy):
     Source: arXiv 2503.02819, Proposition 4.1, which has :math:`h_i-\bar h` in the place of :math:`v_i-1`: right for rates only.
     """
 
-    def move(self, key, log_weights, resampler, node, progress):
+    def move(
+        self,
+        key: Key,
+        log_weights: Float[Array, " particles"],
+        resampler: Resampler,
+        node: Int[Array, ""],
+        progress: Float[Array, ""],
+    ) -> ResampleResult:
         n = len(log_weights)
         now = self.may(log_weights, progress)
         mean = log_mean_exp(log_weights)
@@ -188,7 +210,14 @@ class Islands(Policy):
         require_int(self, 1, count=self.count)
         require_spec(self, Policy, inside=self.inside, across=self.across)
 
-    def move(self, key, log_weights, resampler, node, progress):
+    def move(
+        self,
+        key: Key,
+        log_weights: Float[Array, " particles"],
+        resampler: Resampler,
+        node: Int[Array, ""],
+        progress: Float[Array, ""],
+    ) -> ResampleResult:
         n = len(log_weights)
         if n % self.count:
             raise ValueError(f"Islands.count = {self.count}: expected a divisor of the {n} particles of a population")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from scorelab.arrays import Array, Key
 from scorelab.fk.weights import normalised, usable
@@ -30,7 +31,7 @@ def checked(resampler: Resampler) -> Resampler:
         ValueError: another number of them.
     """
 
-    def resample(key: Key, log_weights: Array) -> Array:
+    def resample(key: Key, log_weights: Float[Array, " particles"]) -> Int[jax.Array, " particles"]:
         index, n = jnp.asarray(resampler(key, log_weights)), len(log_weights)
         if not jnp.issubdtype(index.dtype, jnp.integer):
             raise TypeError(f"FeynmanKac.resampler returned {index.dtype}: expected integers, the indices of ancestors")
@@ -46,7 +47,7 @@ def _resampler(scheme: Callable[[Key, Array, int], Array]) -> Resampler:
     """What all schemes share: usable weights with sum one, and the identity where there are none."""
 
     @functools.wraps(scheme)
-    def resample(key: Key, log_weights: Array, n: int | None = None) -> Array:
+    def resample(key: Key, log_weights: Float[Array, " particles"], n: int | None = None) -> Int[jax.Array, " offspring"]:
         log_weights, _ = usable(jnp.asarray(log_weights))
         if log_weights.ndim != 1:
             raise ValueError(f"{scheme.__name__}.log_weights has shape {log_weights.shape}: expected (N,)")
@@ -58,7 +59,7 @@ def _resampler(scheme: Callable[[Key, Array, int], Array]) -> Resampler:
     return resample
 
 
-def _inverse(weights: Array, points: Array) -> Array:
+def _inverse(weights: Float[Array, " particles"], points: Float[Array, " offspring"]) -> Int[jax.Array, " offspring"]:
     """The quantile function of the weights at ``points`` in [0, 1): never an index of weight zero."""
     total = jnp.cumsum(weights)
     below_one = jnp.nextafter(jnp.ones((), total.dtype), jnp.zeros((), total.dtype))
@@ -66,25 +67,25 @@ def _inverse(weights: Array, points: Array) -> Array:
 
 
 @_resampler
-def systematic(key, weights, n):
+def systematic(key: Key, weights: Float[Array, " particles"], n: int) -> Int[jax.Array, " {n}"]:
     r"""The quantiles at :math:`(i + u)/n` with one uniform ``u``: every :math:`|N_i - nW_i| < 1`. The default."""
     return _inverse(weights, (jnp.arange(n) + jax.random.uniform(key, (), weights.dtype)) / n)
 
 
 @_resampler
-def stratified(key, weights, n):
+def stratified(key: Key, weights: Float[Array, " particles"], n: int) -> Int[jax.Array, " {n}"]:
     r"""The quantiles at :math:`(i + u_i)/n`: :math:`|N_i - nW_i| < 2`, without the dependence of one uniform."""
     return _inverse(weights, (jnp.arange(n) + jax.random.uniform(key, (n,), weights.dtype)) / n)
 
 
 @_resampler
-def multinomial(key, weights, n):
+def multinomial(key: Key, weights: Float[Array, " particles"], n: int) -> Int[jax.Array, " {n}"]:
     """Independent draws: the most noise, the easiest to prove things about."""
     return _inverse(weights, jax.random.uniform(key, (n,), weights.dtype))
 
 
 @_resampler
-def residual(key, weights, n):
+def residual(key: Key, weights: Float[Array, " particles"], n: int) -> Int[jax.Array, " {n}"]:
     r""":math:`\lfloor nW_i\rfloor` copies each, and the rest by independent draws from what is left of the weights."""
     share = n * weights
     # A weight of exactly k/n may have been rounded to just below it.
@@ -96,7 +97,7 @@ def residual(key, weights, n):
 
 
 @_resampler
-def killing(key, weights, n):
+def killing(key: Key, weights: Float[Array, " particles"], n: int) -> Int[jax.Array, " {n}"]:
     r"""Particle ``i`` stays with probability :math:`W_i/\max W`, else it is replaced by an independent draw.
 
     Survivors keep their place, so that little data moves. ValueError unless ``n`` is the number of weights.
@@ -109,7 +110,7 @@ def killing(key, weights, n):
 
 
 @_resampler
-def ssp(key, weights, n):
+def ssp(key: Key, weights: Float[Array, " particles"], n: int) -> Int[jax.Array, " {n}"]:
     r"""Srinivasan sampling process: :math:`\lfloor nW_i\rfloor` or one more each, negatively associated.
 
     The fractions of :math:`nW` meet in pairs, until one of the two is 0 or 1. N sequential steps: slow on accelerators.

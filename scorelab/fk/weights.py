@@ -8,16 +8,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Real
 
 from scorelab.arrays import Array, Key, is_traced
 
 
-def log_mean_exp(log_weights: Array, axis: int = -1) -> Array:
+def log_mean_exp(log_weights: Float[Array, " ..."], axis: int = -1) -> Float[jax.Array, " ..."]:
     r""":math:`\log\frac1N\sum_i e^{\ell_i}`, without overflow; ``-inf`` where all are."""
     return jax.nn.logsumexp(log_weights, axis=axis) - math.log(log_weights.shape[axis])
 
 
-def ess(log_weights: Array, axis: int = -1) -> Array:
+def ess(log_weights: Float[Array, " ..."], axis: int = -1) -> Float[jax.Array, " ..."]:
     r"""The effective sample size :math:`(\sum_i w_i)^2/\sum_i w_i^2`, from 1 to N; 0 where no weight is finite.
 
     Source: Kong, Liu & Wong (1994).
@@ -29,13 +30,13 @@ def ess(log_weights: Array, axis: int = -1) -> Array:
     return jnp.where(square > 0, total**2 / jnp.where(square > 0, square, 1.0), 0.0)
 
 
-def normalised(log_weights: Array, axis: int = -1) -> Array:
+def normalised(log_weights: Float[Array, " *shape"], axis: int = -1) -> Float[jax.Array, " *shape"]:
     """Weights with sum one; equal ones where none is finite."""
     dead = jnp.max(log_weights, axis=axis, keepdims=True) == -jnp.inf
     return jax.nn.softmax(jnp.where(dead, 0.0, log_weights), axis=axis)
 
 
-def weighted_mean(values: Array, log_weights: Array) -> Array:
+def weighted_mean(values: Real[Array, " particles *value"], log_weights: Float[Array, " particles"]) -> Float[jax.Array, " *value"]:
     r""":math:`\sum_i W_i v_i`, for ``values`` ``(n, ...)`` and ``log_weights`` ``(n,)``; NaN where no weight is above zero.
 
     Averages are better taken so than after resampling, which only adds noise.
@@ -52,7 +53,7 @@ def weighted_mean(values: Array, log_weights: Array) -> Array:
     return jnp.where(jnp.max(log_weights) > -jnp.inf, mean, jnp.nan)
 
 
-def one_of_each(key: Key, log_weights: Array, particles: int) -> Array:
+def one_of_each(key: Key, log_weights: Float[Array, " ..."], particles: int) -> Int[jax.Array, " populations"]:
     """The index of one particle of every population, drawn by the weights: independent samples, ``(populations,)``.
 
     Raises:
@@ -78,7 +79,7 @@ class Usable(NamedTuple):
     bad: Array
 
 
-def usable(log_weights: Array) -> Usable:
+def usable(log_weights: Float[Array, " *populations particles"]) -> Usable:
     """NaN (and ``+inf``, a division of densities gone wrong) become ``-inf``, and are counted along the last axis."""
     bad = jnp.isnan(log_weights) | (log_weights == jnp.inf)
     return Usable(jnp.where(bad, -jnp.inf, log_weights), jnp.sum(bad, axis=-1, dtype=jnp.int32))

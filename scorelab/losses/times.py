@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtri
+from jaxtyping import Float
 
 from scorelab.arrays import Array, Key
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -31,10 +32,10 @@ class Times(abc.ABC):
     stratified: bool = False
 
     @abc.abstractmethod
-    def time(self, u: Array, process: Any) -> Array:
+    def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
         """The time below which a fraction ``u`` of the training times lies; ``u`` in (0, 1)."""
 
-    def __call__(self, key: Key, process: Any, n: int) -> Array:
+    def __call__(self, key: Key, process: Any, n: int) -> Float[jax.Array, " {n}"]:
         """Draw ``n`` times, ``(n,)`` float32, inside ``[process.t_min, process.t_max]``."""
         if self.stratified:
             u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
@@ -56,7 +57,7 @@ class Times(abc.ABC):
 class UniformTimes(Times):
     """Uniform in the time of the schedule, on ``[t_min, t_max]``."""
 
-    def time(self, u, process):
+    def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
         return process.t_min + (process.t_max - process.t_min) * u
 
 
@@ -77,7 +78,7 @@ class LogNormalTimes(Times):
         require_number(self, -50.0, 50.0, mean=self.mean)
         require_positive(self, std=self.std)
 
-    def time(self, u, process):
+    def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
         return process.schedule.time(-2 * (self.mean + self.std * ndtri(u)))
 
 
@@ -95,7 +96,7 @@ class LogitNormalTimes(Times):
         require_number(self, -50.0, 50.0, mean=self.mean)
         require_positive(self, std=self.std)
 
-    def time(self, u, process):
+    def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
         place = jax.nn.sigmoid(self.mean + self.std * ndtri(u))
         return process.t_min + (process.t_max - process.t_min) * place
 
@@ -121,7 +122,7 @@ class UniformLogSNRTimes(Times):
         if low is not None and high is not None and low >= high:
             raise ValueError(f"UniformLogSNRTimes.log_snr_min = {low!r}: expected less than log_snr_max = {high!r}")
 
-    def time(self, u, process):
+    def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
         low = float(process.log_snr(process.t_max)) if self.log_snr_min is None else self.log_snr_min
         high = float(process.log_snr(process.t_min)) if self.log_snr_max is None else self.log_snr_max
         if not -math.inf < low < high < math.inf:
@@ -161,7 +162,7 @@ class KarrasTimes(Times):
         if self.start >= self.stop:
             raise ValueError(f"KarrasTimes.start = {self.start!r}: expected less than stop = {self.stop!r}")
 
-    def time(self, u, process):
+    def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
         ends = (process.t_min, process.t_max)
         bottom, top = (float(process.noise_ratio(t)) ** (1 / self.rho) for t in ends)
         if not top < math.inf:

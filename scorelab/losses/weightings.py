@@ -8,6 +8,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from scorelab.arrays import Array
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -17,7 +18,7 @@ from scorelab.validation import require_number, require_positive
 class Weighting(Protocol):
     r"""A weight :math:`w(t)` of :math:`\lVert D - y_0\rVert^2/d`; the same shape as ``t``."""
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         """The weight at ``t``."""
         ...
 
@@ -36,7 +37,7 @@ class EDMWeighting:
     def __post_init__(self):
         require_positive(self, data_std=self.data_std)
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return 1 / self.data_std**2 + _snr(process, t)
 
 
@@ -47,7 +48,7 @@ class SNRWeighting:
     Ho et al. (2020), the "simple" loss; stated with :class:`UniformTimes`.
     """
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return _snr(process, t)
 
 
@@ -55,7 +56,7 @@ class SNRWeighting:
 class X0Weighting:
     r""":math:`w = 1`: the error in the clean data, :math:`\lVert D-y_0\rVert^2/d`."""
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return jnp.ones_like(t)
 
 
@@ -67,7 +68,7 @@ class VWeighting:
     Salimans & Ho (2022), "SNR+1"; stated for variance-preserving processes, where the root is one.
     """
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return 1 + _snr(process, t)
 
 
@@ -78,7 +79,7 @@ class FlowWeighting:
     Liu et al. (2022, arXiv 2209.03003), eq. 1; stated with :class:`UniformTimes`.
     """
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return (1 + jnp.exp(process.log_snr(t) / 2)) ** 2
 
 
@@ -95,7 +96,7 @@ class TruncatedSNR:
     def __post_init__(self):
         require_positive(self, floor=self.floor)
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return jnp.maximum(_snr(process, t), self.floor)
 
 
@@ -111,7 +112,7 @@ class MinSNR:
     def __post_init__(self):
         require_positive(self, gamma=self.gamma)
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return jnp.minimum(_snr(process, t), self.gamma)
 
 
@@ -129,7 +130,7 @@ class SigmoidWeighting:
     def __post_init__(self):
         require_number(self, -50.0, 50.0, bias=self.bias)
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return math.exp(self.bias) * jax.nn.sigmoid(process.log_snr(t) - self.bias)
 
 
@@ -142,11 +143,11 @@ class LikelihoodWeighting:
     constant.
     """
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return (process.latent_diffusion(t) / process.sigma(t)) ** 2 * _snr(process, t)
 
 
-def _snr(process: LinearGaussian, t: Array) -> Array:
+def _snr(process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
     return jnp.exp(process.log_snr(t))
 
 
@@ -158,7 +159,7 @@ class VarianceWeighting:
     :math:`1/\sigma_t^2`, which is infinite at ``t = 0``.
     """
 
-    def __call__(self, process: LinearGaussian, t: Array) -> Array:
+    def __call__(self, process: LinearGaussian, t: Float[Array, " *times"]) -> Float[Array, " *times"]:
         return process.sigma(t) ** 2
 
 
@@ -176,7 +177,7 @@ class Weighted(Protocol):
         ...
 
 
-def weights(loss: Weighted, t: Array) -> Array:
+def weights(loss: Weighted, t: Float[Array, " *times"]) -> Float[Array, " *times"] | Float[Array, ""]:
     """The weights of a loss at its times ``(batch,)``; ValueError for a shape that would broadcast otherwise."""
     value = loss.weighting(loss.process, t)
     if jnp.shape(value) not in ((), jnp.shape(t)):

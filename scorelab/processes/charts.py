@@ -10,8 +10,10 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from scorelab.arrays import Array, is_traced
 from scorelab.validation import require_choice
@@ -30,36 +32,36 @@ class Chart(abc.ABC):
     signed: ClassVar[bool] | bool = False
 
     @abc.abstractmethod
-    def encode(self, x: Array) -> Array:
+    def encode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """Data space to chart space, ``x -> y``."""
 
     @abc.abstractmethod
-    def decode(self, y: Array) -> Array:
+    def decode(self, y: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         r"""Chart space to data space, :math:`x = \phi(y)`."""
 
     @abc.abstractmethod
-    def d_decode(self, x: Array) -> Array:
+    def d_decode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         r""":math:`\phi'(y)` at ``y = encode(x)``, elementwise."""
 
     @abc.abstractmethod
-    def dd_decode(self, x: Array) -> Array:
+    def dd_decode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         r""":math:`\phi''(y)` at ``y = encode(x)``, elementwise."""
 
-    def log_det(self, x: Array) -> Array:
+    def log_det(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         r""":math:`\log|\det \partial y/\partial x| = -\sum_i\log|\phi'(y_i)|`, one number per example."""
         return -jnp.sum(jnp.log(jnp.abs(self.d_decode(x))), axis=tuple(range(1, x.ndim)))
 
-    def ambient_score(self, x: Array, score: Array) -> Array:
+    def ambient_score(self, x: Float[Array, " *shape"], score: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         r"""The data-space (Stein) score :math:`\nabla_x\log p_X = \nabla_y\log p_Y/\phi' - \phi''/\phi'^2`."""
         # No square of the slope: on the log chart it leaves float32 where |y| is 44.
         slope = self.d_decode(x)
         return (score - self.dd_decode(x) / slope) / slope
 
-    def hyvarinen_score(self, x: Array, score: Array) -> Array:
+    def hyvarinen_score(self, x: Float[Array, " *shape"], score: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         r""":math:`x\circ\nabla_x\log p_X` from the chart's score."""
         return x * self.ambient_score(x, score)
 
-    def latent_score(self, x: Array, stein: Array) -> Array:
+    def latent_score(self, x: Float[Array, " *shape"], stein: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         r"""The chart's score from the data-space one, :math:`\nabla_y\log p_Y = \phi'\,\nabla_x\log p_X + \phi''/\phi'`."""
         slope = self.d_decode(x)
         return slope * stein + self.dd_decode(x) / slope
@@ -69,18 +71,18 @@ class Chart(abc.ABC):
 class Identity(Chart):
     """``y = x``."""
 
-    def encode(self, x):
+    def encode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """``x``."""
         return x
 
-    def decode(self, y):
+    def decode(self, y: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """``y``."""
         return y
 
-    def d_decode(self, x):
+    def d_decode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         return jnp.ones_like(x)
 
-    def dd_decode(self, x):
+    def dd_decode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         return jnp.zeros_like(x)
 
 
@@ -106,26 +108,26 @@ class Log(Chart):
     def __post_init__(self):
         require_choice(self, (True, False), signed=self.signed)
 
-    def encode(self, x):
+    def encode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         r""":math:`\log x`, or :math:`\log|x|`."""
         x = jnp.asarray(x)
         if not is_traced(x):
             self._require_domain(np.asarray(x))
         return jnp.log(jnp.abs(x) if self.signed else x)
 
-    def decode(self, y):
+    def decode(self, y: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """The exponential."""
         return jnp.exp(y)
 
-    def d_decode(self, x):
+    def d_decode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """``x``."""
         return x
 
-    def dd_decode(self, x):
+    def dd_decode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """``x``."""
         return x
 
-    def hyvarinen_score(self, x, score):
+    def hyvarinen_score(self, x: Float[Array, " *shape"], score: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """``score - 1``, also where ``x`` leaves the range of its type."""
         return score - 1
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from scorelab.arrays import Array, Key, per_example
+from scorelab.arrays import Array, BatchTime, Coefficient, Key, Time, per_example
 from scorelab.processes.base import Noised, Process, Start
 from scorelab.processes.charts import Chart, Identity
 from scorelab.processes.predictions import HasDenoised, HasNoise, HasScore, HasVelocity
@@ -52,31 +53,31 @@ class GaussianPrediction(HasDenoised, HasNoise, HasScore, HasVelocity):
     process: LinearGaussian = field(metadata={"static": True})
 
     @computed
-    def score(self) -> Array:
+    def score(self) -> Float[Array, " batch *event"]:
         r""":math:`\nabla_y\log p_t(y_t) = -\hat\epsilon/\sigma_t` (chart space)."""
         return -self.eps / per_example(self.process.sigma(self.t), self.eps)
 
     @computed
-    def velocity(self) -> Array:
+    def velocity(self) -> Float[Array, " batch *event"]:
         r"""Probability-flow velocity :math:`dy/dt = \dot\alpha_t D + \dot b_t + \dot\sigma_t\hat\epsilon`."""
         p, t, like = self.process, self.t, self.eps
         d_alpha, d_sigma = per_example(p.d_alpha(t), like), per_example(p.d_sigma(t), like)
         return d_alpha * self.denoised + d_sigma * self.eps + per_example(p.d_offset(t), like)
 
     @property
-    def x(self) -> Array:
+    def x(self) -> Float[Array, " batch *event"]:
         """The point of data space the prediction is about, ``decode(y)``; of signed data, its absolute value."""
         p = self.process
         alpha, sigma, offset = (per_example(f(self.t), self.eps) for f in (p.alpha, p.sigma, p.offset))
         return p.decode(alpha * self.denoised + offset + sigma * self.eps)
 
     @property
-    def stein_score(self) -> Array:
+    def stein_score(self) -> Float[Array, " batch *event"]:
         r"""The score in data space, :math:`\nabla_x\log p_t(x)`."""
         return self.process.chart.ambient_score(self.x, self.score)
 
     @property
-    def hyvarinen_score(self) -> Array:
+    def hyvarinen_score(self) -> Float[Array, " batch *event"]:
         r"""The score of multiplicative perturbations, :math:`x\circ\nabla_x\log p_t(x)`; on the log chart ``score - 1``."""
         return self.process.chart.hyvarinen_score(self.x, self.score)
 
@@ -107,35 +108,35 @@ class LinearGaussian(Process):
         return bool(self.chart.signed)
 
     # The latent kernel ------------------------------------------------------------------------------------------
-    def offset(self, t: Array | float) -> Array:
+    def offset(self, t: Time) -> Coefficient:
         r"""The deterministic shift :math:`b_t` of the latent kernel."""
         return namespace(t).zeros_like(floating(t))
 
-    def d_offset(self, t: Array | float) -> Array:
+    def d_offset(self, t: Time) -> Coefficient:
         r""":math:`\dot b_t`."""
         return namespace(t).zeros_like(floating(t))
 
-    def alpha(self, t: Array | float) -> Array:
+    def alpha(self, t: Time) -> Coefficient:
         r""":math:`\alpha_t`."""
         return self.schedule.alpha(floating(t))
 
-    def sigma(self, t: Array | float) -> Array:
+    def sigma(self, t: Time) -> Coefficient:
         r""":math:`\sigma_t`."""
         return self.schedule.sigma(floating(t))
 
-    def log_snr(self, t: Array | float) -> Array:
+    def log_snr(self, t: Time) -> Coefficient:
         r""":math:`\log(\alpha_t^2/\sigma_t^2)`."""
         return self.schedule.log_snr(floating(t))
 
-    def noise_ratio(self, t: Array | float) -> Array:
+    def noise_ratio(self, t: Time) -> Coefficient:
         r""":math:`\sigma_t/\alpha_t`."""
         return self.schedule.noise_ratio(floating(t))
 
-    def d_alpha(self, t: Array | float) -> Array:
+    def d_alpha(self, t: Time) -> Coefficient:
         r""":math:`\dot\alpha_t`."""
         return self.schedule.d_alpha(floating(t))
 
-    def d_sigma(self, t: Array | float) -> Array:
+    def d_sigma(self, t: Time) -> Coefficient:
         r""":math:`\dot\sigma_t`."""
         return self.schedule.d_sigma(floating(t))
 
@@ -168,7 +169,7 @@ class LinearGaussian(Process):
                 f"alpha = {alpha[worst]:.4g}: expected noise levels that float32 can hold"
             )
 
-    def checked(self, name: str, prediction: GaussianPrediction, y: Array) -> GaussianPrediction:
+    def checked(self, name: str, prediction: GaussianPrediction, y: Float[Array, " batch *event"]) -> GaussianPrediction:
         """See :class:`Process`: a network in bfloat16, or in float32 under x64, is cast to the dtype of ``y``."""
         if not isinstance(prediction, GaussianPrediction):
             raise TypeError(
@@ -184,17 +185,17 @@ class LinearGaussian(Process):
         return dataclasses.replace(prediction, denoised=denoised, eps=eps, t=jnp.asarray(prediction.t, y.dtype))
 
     # The chart --------------------------------------------------------------------------------------------------
-    def encode(self, x: Array) -> Array:
+    def encode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """``y = chart(x)``; ValueError for what is not real numbers."""
         require_real("encode.x", x)
         return self.chart.encode(x)
 
-    def decode(self, y: Array) -> Array:
+    def decode(self, y: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """``x`` from ``y``."""
         return self.chart.decode(y)
 
     # Training ---------------------------------------------------------------------------------------------------
-    def perturb(self, key: Key, batch: Array, t: Array | float) -> Noised:
+    def perturb(self, key: Key, batch: Float[Array, " batch *event"], t: BatchTime) -> Noised:
         r"""Draw :math:`y_t = \alpha_t y_0 + b_t + \sigma_t\epsilon` with :math:`y_0 = \mathrm{chart}(x_0)`.
 
         Args:
@@ -205,7 +206,7 @@ class LinearGaussian(Process):
         x0 = jnp.asarray(batch)
         return self.noised(jax.random.normal(key, x0.shape, x0.dtype), self.encode(x0), t)
 
-    def noised(self, eps: Array, y0: Array, t: Array | float) -> Noised:
+    def noised(self, eps: Float[Array, " batch *event"], y0: Float[Array, " batch *event"], t: BatchTime) -> Noised:
         """:meth:`perturb` with given noise ``eps``, from clean points ``y0`` of the chart; both ``(batch, *event)``."""
         require_shape("noised.eps", eps, y0)
         self.check_times("noised.t", t)
@@ -217,21 +218,23 @@ class LinearGaussian(Process):
         r"""Pure noise, :math:`N(b_t, \sigma_t^2 I)`."""
         return GaussianNoise()
 
-    def kernel_score(self, y: Array, y0: Array, t: Array | float) -> Array:
+    def kernel_score(
+        self, y: Float[Array, " batch *event"], y0: Float[Array, " batch *event"], t: BatchTime
+    ) -> Float[Array, " batch *event"]:
         r""":math:`\nabla_y\log p(y_t\mid y_0) = -(y - \alpha_t y_0 - b_t)/\sigma_t^2`."""
         alpha, sigma, offset = (per_example(f(t), y) for f in (self.alpha, self.sigma, self.offset))
         return -(y - alpha * y0 - offset) / sigma**2
 
     def predict(
         self,
-        y: Array,
-        t: Array | float,
+        y: Float[Array, " batch *event"],
+        t: BatchTime,
         *,
-        denoised: Array | None = None,
-        eps: Array | None = None,
-        score: Array | None = None,
-        velocity: Array | None = None,
-        stein: Array | None = None,
+        denoised: Float[Array, " batch *event"] | None = None,
+        eps: Float[Array, " batch *event"] | None = None,
+        score: Float[Array, " batch *event"] | None = None,
+        velocity: Float[Array, " batch *event"] | None = None,
+        stein: Float[Array, " batch *event"] | None = None,
     ) -> GaussianPrediction:
         r"""The full prediction from any of its forms; give exactly one, or both ``denoised`` and ``eps``.
 
@@ -270,41 +273,47 @@ class LinearGaussian(Process):
         return GaussianPrediction(denoised=given["denoised"], eps=given["eps"], t=t, process=self)
 
     # The SDE in the chart ---------------------------------------------------------------------------------------
-    def latent_drift(self, y: Array, t: Array | float) -> Array:
+    def latent_drift(self, y: Float[Array, " batch *event"], t: BatchTime) -> Float[Array, " batch *event"]:
         r""":math:`f_t (y - b_t) + \dot b_t`."""
         f, offset, d_offset = (per_example(h(t), y) for h in (self.schedule.drift_rate, self.offset, self.d_offset))
         return f * (y - offset) + d_offset
 
-    def latent_diffusion(self, t: Array | float) -> Array:
+    def latent_diffusion(self, t: Time) -> Coefficient:
         r""":math:`g_t`."""
         rate = self.schedule.diffusion_rate(floating(t))
         return jnp.sqrt(rate) if isinstance(rate, jax.Array) else np.sqrt(rate)
 
     # The SDE in data space --------------------------------------------------------------------------------------
-    def drift(self, x: Array, t: Array | float) -> Array:
+    def drift(self, x: Float[Array, " batch *event"], t: BatchTime) -> Float[Array, " batch *event"]:
         r"""Ito drift in data space, :math:`\phi'\,(f_t(y-b_t)+\dot b_t) + \tfrac12\phi''g_t^2`."""
         t = jnp.asarray(t, x.dtype)
         g2 = per_example(self.latent_diffusion(t), x) ** 2
         return self.chart.d_decode(x) * self.latent_drift(self.encode(x), t) + 0.5 * self.chart.dd_decode(x) * g2
 
-    def diffusion(self, x: Array, t: Array | float) -> Array:
+    def diffusion(self, x: Float[Array, " batch *event"], t: BatchTime) -> Float[Array, " batch *event"]:
         r"""Elementwise noise amplitude in data space, :math:`\phi' g_t`."""
         return self.chart.d_decode(x) * per_example(self.latent_diffusion(jnp.asarray(t, x.dtype)), x)
 
-    def div_diffusion(self, x: Array, t: Array | float) -> Array:
+    def div_diffusion(self, x: Float[Array, " batch *event"], t: BatchTime) -> Float[Array, " batch *event"]:
         r"""Divergence of :math:`G = (\phi' g_t)^2`: :math:`\partial G_i/\partial x_i = 2\phi'' g_t^2`."""
         g2 = per_example(self.latent_diffusion(jnp.asarray(t, x.dtype)), x) ** 2
         return 2 * self.chart.dd_decode(x) * g2
 
-    def reverse_drift(self, x: Array, t: Array | float, score: Array) -> Array:
+    def reverse_drift(
+        self, x: Float[Array, " batch *event"], t: BatchTime, score: Float[Array, " batch *event"]
+    ) -> Float[Array, " batch *event"]:
         r"""Drift of the reverse SDE for decreasing ``t``, from the data-space score :math:`\nabla_x\log p_t`."""
         return self.drift(x, t) - self.div_diffusion(x, t) - self._spread(x, t, score)
 
-    def flow_drift(self, x: Array, t: Array | float, score: Array) -> Array:
+    def flow_drift(
+        self, x: Float[Array, " batch *event"], t: BatchTime, score: Float[Array, " batch *event"]
+    ) -> Float[Array, " batch *event"]:
         r"""Probability-flow velocity in data space, :math:`\mathrm{drift} - \tfrac12(\nabla\cdot G + G\,\nabla_x\log p_t)`."""
         return self.drift(x, t) - 0.5 * (self.div_diffusion(x, t) + self._spread(x, t, score))
 
-    def _spread(self, x: Array, t: Array | float, score: Array) -> Array:
+    def _spread(
+        self, x: Float[Array, " batch *event"], t: BatchTime, score: Float[Array, " batch *event"]
+    ) -> Float[Array, " batch *event"]:
         """``G score``, in an order in which nothing is squared: ``x**2`` may leave float32 where the product does not."""
         amplitude = self.diffusion(x, t)
         return amplitude * (amplitude * score)
@@ -315,11 +324,13 @@ class LinearGaussian(Process):
 class GaussianNoise(Start):
     r""":math:`N(b_t, \sigma_t^2 I)`: the noise of a linear-Gaussian process at the first grid time, not a standard normal."""
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(
+        self, keys: Key, ids: Int[Array, " batch"], process: LinearGaussian, t: Float[Array, ""], event
+    ) -> Float[Array, " batch *event"]:
         noise = per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
         return process.offset(t) + process.sigma(t) * noise
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process: LinearGaussian, t: Float[Array, ""]) -> Float[Array, " batch"]:
         sigma, size = process.sigma(t), math.prod(y.shape[1:])
         square = jnp.sum(((y - process.offset(t)) / sigma) ** 2, axis=tuple(range(1, y.ndim)))
         return -0.5 * (square + size * (2 * jnp.log(sigma) + math.log(2 * math.pi)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from scorelab.arrays import Array
+from scorelab.arrays import Array, Coefficient, Time
 from scorelab.processes.charts import Chart, Log
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.schedules import GBMClock
@@ -70,7 +70,7 @@ class GeometricBrownianMotion(LinearGaussian):
         """The logarithm."""
         return Log(signed=self.signed)
 
-    def offset(self, t):
+    def offset(self, t: Time) -> Coefficient:
         r""":math:`a(t)`."""
         if self.mu is None:
             return super().offset(t)
@@ -78,7 +78,7 @@ class GeometricBrownianMotion(LinearGaussian):
         growth = integral(self.mu, t) if callable(self.mu) else self.mu * t
         return growth - 0.5 * self.schedule.variance(t)
 
-    def d_offset(self, t):
+    def d_offset(self, t: Time) -> Coefficient:
         r""":math:`\mu(t) - \tfrac12\sigma(t)^2`."""
         if self.mu is None:
             return super().d_offset(t)

@@ -18,21 +18,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arrays import Array
+from scorelab.arrays import Coefficient, Time
 from scorelab.validation import require_number
 
 
-def namespace(t: Array | float):
+def namespace(t: Time):
     """``jax.numpy`` for JAX arrays and tracers, NumPy for everything else."""
     return jnp if isinstance(t, jax.Array) else np
 
 
-def floating(t: Array | float) -> Array:
+def floating(t: Time) -> Coefficient:
     """JAX arrays and tracers stay what they are; Python and NumPy numbers become float64."""
     return t if isinstance(t, jax.Array) else np.asarray(t, np.float64)
 
 
-def on_host(fn, t: Array | float) -> Array:
+def on_host(fn, t: Time) -> Coefficient:
     """A JAX function of ``t``; in float64 for host input, also while something is traced."""
     if isinstance(t, jax.Array):
         return fn(t)
@@ -40,7 +40,7 @@ def on_host(fn, t: Array | float) -> Array:
         return np.asarray(fn(jnp.asarray(floating(t))))
 
 
-def derivative(fn, t: Array | float) -> Array:
+def derivative(fn, t: Time) -> Coefficient:
     """Elementwise derivative of a schedule function; in float64 for host input."""
     return on_host(lambda t: jax.jvp(fn, (t,), (jnp.ones_like(t),))[1], t)
 
@@ -61,7 +61,7 @@ class Schedule(_TimeRange, abc.ABC):
     """
 
     @abc.abstractmethod
-    def log_alpha(self, t: Array | float) -> Array:
+    def log_alpha(self, t: Time) -> Coefficient:
         r""":math:`\log \alpha_t`."""
 
     @property
@@ -69,15 +69,15 @@ class Schedule(_TimeRange, abc.ABC):
     def clean_time(self) -> float:
         """The time of clean data; ``-inf`` where no finite time has that."""
 
-    def alpha(self, t: Array | float) -> Array:
+    def alpha(self, t: Time) -> Coefficient:
         r""":math:`\alpha_t`."""
         return namespace(t).exp(self.log_alpha(t))
 
-    def d_alpha(self, t: Array | float) -> Array:
+    def d_alpha(self, t: Time) -> Coefficient:
         r""":math:`\mathrm{d}\alpha_t/\mathrm{d}t`."""
         return derivative(self.alpha, t)
 
-    def drift_rate(self, t: Array | float) -> Array:
+    def drift_rate(self, t: Time) -> Coefficient:
         r""":math:`f_t = \mathrm{d}\log\alpha_t/\mathrm{d}t` of the SDE :math:`dy = f_t y\,dt + g_t\,dw`."""
         return derivative(self.log_alpha, t)
 
@@ -91,22 +91,22 @@ class GaussianSchedule(Schedule):
     r"""A schedule with Gaussian noise; a new one needs ``log_snr`` and ``time`` beside ``log_alpha``."""
 
     @abc.abstractmethod
-    def log_snr(self, t: Array | float) -> Array:
+    def log_snr(self, t: Time) -> Coefficient:
         r""":math:`\lambda_t = \log(\alpha_t^2 / \sigma_t^2)`, decreasing in ``t``."""
 
     @abc.abstractmethod
-    def time(self, log_snr: Array | float) -> Array:
+    def time(self, log_snr: Time) -> Coefficient:
         """The inverse of ``log_snr``; ``time(inf)`` is the time of clean data."""
 
-    def sigma(self, t: Array | float) -> Array:
+    def sigma(self, t: Time) -> Coefficient:
         r""":math:`\sigma_t = \alpha_t e^{-\lambda_t/2}`."""
         return namespace(t).exp(self.log_alpha(t) - self.log_snr(t) / 2)
 
-    def noise_ratio(self, t: Array | float) -> Array:
+    def noise_ratio(self, t: Time) -> Coefficient:
         r""":math:`\rho_t = \sigma_t/\alpha_t`, the noise level in units of the data (EDM's sigma)."""
         return namespace(t).exp(-self.log_snr(t) / 2)
 
-    def scale(self, t: Array | float) -> Array:
+    def scale(self, t: Time) -> Coefficient:
         r"""A factor :math:`s_t` for which :math:`\alpha_t/s_t` is affine in :math:`\sigma_t/s_t`.
 
         In the coordinate :math:`y/s` the path of a fixed (data, noise) pair is straight, so the ODE solvers
@@ -114,11 +114,11 @@ class GaussianSchedule(Schedule):
         """
         return self.alpha(t)
 
-    def d_sigma(self, t: Array | float) -> Array:
+    def d_sigma(self, t: Time) -> Coefficient:
         r""":math:`\mathrm{d}\sigma_t/\mathrm{d}t`."""
         return derivative(self.sigma, t)
 
-    def diffusion_rate(self, t: Array | float) -> Array:
+    def diffusion_rate(self, t: Time) -> Coefficient:
         r""":math:`g_t^2 = -\sigma_t^2\,\mathrm{d}\lambda_t/\mathrm{d}t`."""
         return -(self.sigma(t) ** 2) * derivative(self.log_snr, t)
 

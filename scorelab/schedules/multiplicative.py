@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arrays import Array
+from scorelab.arrays import Array, Coefficient, Time
 from scorelab.schedules.base import GaussianSchedule, floating, namespace, on_host, require_time_range
 from scorelab.validation import require_number, require_positive
 
@@ -48,29 +48,29 @@ class GBMClock(GaussianSchedule):
         """None where the volatility is a number; a function is looked at up to ``t_max``."""
         return self.t_max if callable(self.volatility) else math.inf
 
-    def variance(self, t: Array | float) -> Array:
+    def variance(self, t: Time) -> Coefficient:
         r""":math:`v(t) = \sigma_t^2`."""
         volatility = self.volatility
         if callable(volatility):
             return integral(lambda s: volatility(s) ** 2, t)
         return volatility**2 * floating(t)
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: Time) -> Coefficient:
         return namespace(t).zeros_like(t)
 
-    def log_snr(self, t):
+    def log_snr(self, t: Time) -> Coefficient:
         with np.errstate(divide="ignore"):
             return -namespace(t).log(self.variance(t))
 
-    def time(self, log_snr):
+    def time(self, log_snr: Time) -> Coefficient:
         """See the class; with a function, by bisection on ``[0, t_max]``."""
         variance = namespace(log_snr).exp(-log_snr)
         return bisect(self.variance, variance, self.t_max) if callable(self.volatility) else variance / self.volatility**2
 
-    def sigma(self, t):
+    def sigma(self, t: Time) -> Coefficient:
         return namespace(t).sqrt(self.variance(t))
 
-    def diffusion_rate(self, t):
+    def diffusion_rate(self, t: Time) -> Coefficient:
         """The squared volatility."""
         if callable(self.volatility):
             return on_host(self.volatility, t) ** 2 * namespace(t).ones_like(t)
@@ -87,12 +87,12 @@ class Ramp:
     def __post_init__(self):
         require_number(self, -1e6, 1e6, start=self.start, end=self.end)
 
-    def __call__(self, t: Array | float) -> Array:
+    def __call__(self, t: Time) -> Coefficient:
         """The value at ``t``."""
         return self.start + (self.end - self.start) * floating(t)
 
 
-def integral(fn, t: Array | float) -> Array:
+def integral(fn, t: Time) -> Coefficient:
     r""":math:`\int_0^t` of an elementwise JAX function, by 32 Gauss-Legendre nodes: exact to rounding where it is smooth."""
     nodes, weights = np.polynomial.legendre.leggauss(32)
 
@@ -103,7 +103,7 @@ def integral(fn, t: Array | float) -> Array:
     return on_host(quadrature, t)
 
 
-def bisect(fn, value: Array, high: float) -> Array:
+def bisect(fn, value: Coefficient, high: float) -> Coefficient:
     """Where the increasing ``fn`` on ``[0, high]`` has ``value``; the nearer end where it has it nowhere."""
     xp = namespace(value)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scorelab.arrays import Coefficient, Time
 from scorelab.schedules.base import GaussianSchedule, floating, namespace, require_time_range
 
 
@@ -29,39 +30,39 @@ class RectifiedFlow(GaussianSchedule):
         """One, where alpha is zero."""
         return 1.0
 
-    def alpha(self, t):
+    def alpha(self, t: Time) -> Coefficient:
         return 1 - floating(t)
 
-    def sigma(self, t):
+    def sigma(self, t: Time) -> Coefficient:
         return floating(t)
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: Time) -> Coefficient:
         with np.errstate(divide="ignore"):
             return namespace(t).log1p(-t)
 
-    def log_snr(self, t):
+    def log_snr(self, t: Time) -> Coefficient:
         xp = namespace(t)
         with np.errstate(divide="ignore"):
             return 2 * (xp.log1p(-t) - xp.log(t))
 
-    def time(self, log_snr):
+    def time(self, log_snr: Time) -> Coefficient:
         with np.errstate(over="ignore"):
             return 1 / (1 + namespace(log_snr).exp(log_snr / 2))
 
-    def scale(self, t):
+    def scale(self, t: Time) -> Coefficient:
         """One: the path is straight in ``y``."""
         return namespace(t).ones_like(t)
 
-    def d_alpha(self, t):
+    def d_alpha(self, t: Time) -> Coefficient:
         """Minus one."""
         return -namespace(t).ones_like(t)
 
-    def d_sigma(self, t):
+    def d_sigma(self, t: Time) -> Coefficient:
         return namespace(t).ones_like(t)
 
-    def drift_rate(self, t):
+    def drift_rate(self, t: Time) -> Coefficient:
         return -1 / self.alpha(t)
 
-    def diffusion_rate(self, t):
+    def diffusion_rate(self, t: Time) -> Coefficient:
         r""":math:`g_t^2 = 2t/(1-t)`."""
         return 2 * self.sigma(t) / self.alpha(t)

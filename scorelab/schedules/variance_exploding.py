@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Coefficient, Time
 from scorelab.schedules.base import GaussianSchedule, floating, namespace, require_time_range
 from scorelab.validation import require_positive
 
@@ -39,19 +40,19 @@ class VE(GaussianSchedule):
     def _log_range(self) -> float:
         return math.log(self.sigma_max / self.sigma_min)
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: Time) -> Coefficient:
         return namespace(t).zeros_like(t)  # not 0 * t: the clean time is -inf
 
-    def log_snr(self, t):
+    def log_snr(self, t: Time) -> Coefficient:
         return -2 * (math.log(self.sigma_min) + floating(t) * self._log_range)
 
-    def time(self, log_snr):
+    def time(self, log_snr: Time) -> Coefficient:
         return (-floating(log_snr) / 2 - math.log(self.sigma_min)) / self._log_range
 
-    def alpha(self, t):
+    def alpha(self, t: Time) -> Coefficient:
         return namespace(t).ones_like(t)
 
-    def sigma(self, t):
+    def sigma(self, t: Time) -> Coefficient:
         """See the class; the exponent is split so that its float32 rounding is not amplified by the exponential."""
         if namespace(t) is np:
             return self.sigma_min * np.exp(floating(t) * self._log_range)
@@ -65,10 +66,10 @@ class VE(GaussianSchedule):
         rest = (exponent - whole) + (t - head) * log2_range + head * (log2_range - coarse)
         return self.sigma_min * jnp.ldexp(jnp.exp2(rest), whole.astype(jnp.int32))
 
-    def drift_rate(self, t):
+    def drift_rate(self, t: Time) -> Coefficient:
         return self.log_alpha(t)
 
-    def diffusion_rate(self, t):
+    def diffusion_rate(self, t: Time) -> Coefficient:
         r""":math:`g_t^2 = 2\sigma_t^2\log(\sigma_{\max}/\sigma_{\min})`."""
         return 2 * self.sigma(t) ** 2 * self._log_range
 
@@ -100,19 +101,19 @@ class EDM(GaussianSchedule):
         """None, since the noise grows on."""
         return math.inf
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: Time) -> Coefficient:
         return namespace(t).zeros_like(t)
 
-    def log_snr(self, t):
+    def log_snr(self, t: Time) -> Coefficient:
         with np.errstate(divide="ignore"):
             return -2 * namespace(t).log(t)
 
-    def time(self, log_snr):
+    def time(self, log_snr: Time) -> Coefficient:
         return namespace(log_snr).exp(-log_snr / 2)
 
-    def sigma(self, t):
+    def sigma(self, t: Time) -> Coefficient:
         return floating(t)
 
-    def diffusion_rate(self, t):
+    def diffusion_rate(self, t: Time) -> Coefficient:
         r""":math:`g_t^2 = 2t`."""
         return 2 * self.sigma(t)

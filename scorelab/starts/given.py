@@ -9,8 +9,9 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from scorelab.arrays import Array
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.processes.base import Start
 from scorelab.starts.checks import require_finite, require_rows
 
@@ -48,11 +49,11 @@ class Signed(Start):
         """As ``start``."""
         self.start.suit(where, model, t, cond)
 
-    def signs(self, ids, event):
+    def signs(self, ids: Int[Array, " batch"], event) -> Float[Array, " batch *event"]:
         pattern = jnp.asarray(self.pattern)
         return pattern[ids % len(pattern)] if pattern.ndim > len(event) else jnp.broadcast_to(pattern, (len(ids), *event))
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         """That of ``start``."""
         return self.start.draw(keys, ids, process, t, event)
 
@@ -60,11 +61,13 @@ class Signed(Start):
         """As ``start``."""
         return self.start.weighs(process)
 
-    def log_weight(self, y, process, t, cond=None):
+    def log_weight(
+        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""], cond: Pytree = None
+    ) -> Float[Array, " batch"]:
         """That of ``start``."""
         return self.start.log_weight(y, process, t, cond)
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """That of ``start``, given the signs."""
         return self.start.log_prob(y, process, t)
 
@@ -86,9 +89,9 @@ class Fixed(Start):
             raise ValueError(f"Fixed.points has shape {np.shape(self.points)}: expected (n, *{event})")
         require_finite("Fixed.points", self.points)
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         return jnp.asarray(self.points, t.dtype)[ids]
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """ValueError: given points have no law."""
         raise ValueError("Fixed.log_prob: given points have no density; expected a start that is a law, such as Prior()")

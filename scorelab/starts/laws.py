@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from scorelab.arrays import Array
+from scorelab.arrays import Array, Key, Pytree
 from scorelab.densities import Gaussian
 from scorelab.densities.base import Density
 from scorelab.processes.base import Start
@@ -34,16 +35,18 @@ class Prior(Start):
         super().check(count, event, process)
         process.prior().check(count, event, process)
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         return process.prior().draw(keys, ids, process, t, event)
 
     def weighs(self, process):
         return process.prior().weighs(process)
 
-    def log_weight(self, y, process, t, cond=None):
+    def log_weight(
+        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""], cond: Pytree = None
+    ) -> Float[Array, " batch"]:
         return process.prior().log_weight(y, process, t, cond)
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         return process.prior().log_prob(y, process, t)
 
 
@@ -66,11 +69,11 @@ class Noised(Start):
         if (mine := self.law.in_chart(model.process.chart).scale()) is not None:
             warn_start(where, model.process, t, start=mine, model=theirs)
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         noised = self.law.in_chart(process.chart).noised(process, t)
         return jax.vmap(lambda key: noised.sample(key, 1)[0])(keys).astype(t.dtype)
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         return self.law.in_chart(process.chart).noised(process, t).log_prob(y)
 
 
@@ -119,10 +122,10 @@ class LogNormal(Start):
         alpha, sigma, offset = (float(f(t)) for f in (process.alpha, process.sigma, process.offset))
         return cls(alpha * float(mean) + offset, math.hypot(alpha * float(std), sigma))
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         return self.mean + self.std * per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         square = jnp.sum(((y - self.mean) / self.std) ** 2, axis=tuple(range(1, y.ndim)))
         return -0.5 * (square + math.prod(y.shape[1:]) * jnp.log(2 * math.pi * self.std**2))
 
@@ -151,7 +154,7 @@ class ClassAverage(Start):
             if low < 0 or high > last:
                 raise ValueError(f"ClassAverage.label has values {low} to {high}: expected 0 to {last}")
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         if self.label is None:
             # A stream of its own beside that of the noise.
             label = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(self.means)))(keys)
@@ -161,7 +164,7 @@ class ClassAverage(Start):
         means = jnp.asarray(self.means, t.dtype)
         return process.alpha(t) * means[label] + process.offset(t) + process.sigma(t) * noise
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """The log-density over equally likely classes; ValueError where the classes are given."""
         if self.label is not None:
             raise ValueError("ClassAverage.log_prob with given labels: expected label=None, a law of the point alone")

@@ -14,8 +14,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from scorelab.arrays import Array, is_traced
+from scorelab.arrays import Array, Key, is_traced
 from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.models.base import Wraps
 from scorelab.processes.base import Start
@@ -145,7 +146,7 @@ class Teleport(Start):
                 raise ValueError(f"Teleport.label has values {label.min()} to {label.max()}: expected 0 to {classes - 1}")
         self.start.check_arrays(count, event)
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         if (begin := self._begin(t)) is None:
             return self.start.draw(keys, ids, process, t, event)
         y = self.start.draw(keys, ids, process, begin, event)
@@ -166,7 +167,7 @@ class Teleport(Start):
         classes = jnp.arange(len(law.log_weights))
         return jax.lax.scan(fold, y, (classes, law.components))[0]
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """The log-density of the points the jump lands on; ValueError with a mixture, whose samples have classes."""
         if (begin := self._begin(t)) is None:
             return self.start.log_prob(y, process, t)

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
-from scorelab.arrays import Array, is_traced
+from scorelab.arrays import Array, Key, Pytree, is_traced
 from scorelab.densities import Gaussian
 from scorelab.processes.base import Start, require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -83,11 +84,11 @@ class Tempered(Start):
         noised = [law.noised(process, t) for law in self.laws]
         return _tempered(noised[0], total) if len(noised) == 1 else _product(noised, exponents)
 
-    def draw(self, keys, ids, process, t, event):
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         law = self.at(process, t, event)
         return jax.vmap(lambda key: law.sample(key, 1)[0])(keys).astype(t.dtype)
 
-    def log_prob(self, y, process, t):
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """The log-density of the Gaussian."""
         return self.at(process, t, y.shape[1:]).log_prob(y)
 
@@ -95,7 +96,9 @@ class Tempered(Start):
         """It does."""
         return True
 
-    def log_weight(self, y, process, t, cond=None):
+    def log_weight(
+        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""], cond: Pytree = None
+    ) -> Float[Array, " batch"]:
         r""":math:`\Phi(y, t) - \log q(y)`."""
         log_density = None if self.target is None else self.target.log_density(y, t, cond)
         if log_density is None:
@@ -103,7 +106,7 @@ class Tempered(Start):
             log_density = self._stand_in(y, process, t) + tilt
         return log_density - self.log_prob(y, process, t)
 
-    def _stand_in(self, y: Array, process: LinearGaussian, t: Array) -> Array:
+    def _stand_in(self, y: Float[Array, " batch *event"], process: LinearGaussian, t: Float[Array, ""]) -> Float[Array, " batch"]:
         r""":math:`\sum_i b_i\log N_i(y)`."""
         if len(self.laws) > 1:
             terms = (b * law.noised(process, t).log_prob(y) for b, law in zip(self._at(t), self.laws, strict=True))
@@ -111,7 +114,7 @@ class Tempered(Start):
         one = Tempered(exponents=(1.0,), laws=self.laws).at(process, t, y.shape[1:])
         return sum(self._at(t)) * one.log_prob(y)
 
-    def _at(self, t: Array) -> tuple[Array | float, ...]:
+    def _at(self, t: Float[Array, ""]) -> tuple[Array | float, ...]:
         return tuple(b(t) if callable(b) else b for b in self.exponents)
 
 

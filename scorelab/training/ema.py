@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from scorelab.arrays import Array, Pytree
@@ -37,7 +38,7 @@ class Average(abc.ABC):
         """The average before the first update, in arrays of its own."""
 
     @abc.abstractmethod
-    def update(self, average: Pytree, params: Pytree, step: Array) -> Pytree:
+    def update(self, average: Pytree, params: Pytree, step: Int[Array, ""] | int) -> Pytree:
         """The average after update number ``step`` (1, 2, ...) has produced ``params``."""
 
     @abc.abstractmethod
@@ -54,7 +55,12 @@ def average_specs(owner: object, ema: Average | tuple[Average, ...] | None) -> t
 
 
 def moved_averages(
-    specs: tuple[Average, ...], averages: tuple[Pytree, ...], params: Pytree, step: Array, before: Pytree, after: Pytree
+    specs: tuple[Average, ...],
+    averages: tuple[Pytree, ...],
+    params: Pytree,
+    step: Int[Array, ""] | int,
+    before: Pytree,
+    after: Pytree,
 ) -> tuple[Pytree, ...]:
     """The averages after step number ``step``, which took the optimiser's state from ``before`` to ``after``.
 
@@ -70,13 +76,13 @@ def moved_averages(
     return jax.tree.map(lambda a, b: jnp.where(new > old, a, b), update(jnp.maximum(new, 1)), averages)
 
 
-def _accumulated(opt_state: Pytree) -> list[Array]:
+def _accumulated(opt_state: Pytree) -> list[Int[Array, ""]]:
     """The numbers of updates that the ``optax.MultiSteps`` inside a state have made."""
     is_one = lambda leaf: isinstance(leaf, optax.MultiStepsState)
     return [leaf.gradient_step for leaf in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(leaf)]
 
 
-def _move(average: Pytree, params: Pytree, rate: Array) -> Pytree:
+def _move(average: Pytree, params: Pytree, rate: Float[Array, ""]) -> Pytree:
     """``average + rate (params - average)`` in at least float32; anything but floating point is copied."""
 
     def leaf(a, p):
@@ -121,7 +127,7 @@ class EMA(Average):
         """A copy of the parameters."""
         return _copy(params)
 
-    def update(self, average: Pytree, params: Pytree, step: Array) -> Pytree:
+    def update(self, average: Pytree, params: Pytree, step: Int[Array, ""] | int) -> Pytree:
         """See the class; ``step`` counts from 1, so ``t = step - 1`` updates are in the average already."""
         rate = 1.0 - self.decay
         if self.warmup:
@@ -173,7 +179,7 @@ class PowerEMA(Average):
         """One copy of the parameters for each width."""
         return tuple(_copy(params) for _ in self.stds)
 
-    def update(self, average: tuple[Pytree, ...], params: Pytree, step: Array) -> tuple[Pytree, ...]:
+    def update(self, average: tuple[Pytree, ...], params: Pytree, step: Int[Array, ""] | int) -> tuple[Pytree, ...]:
         """See the class; ``step`` counts from 1."""
         step = jnp.asarray(step, jnp.float32)
         # 1 - (1 - 1/t)^(g+1) without cancellation; at t = 1 the logarithm is -inf and the rate exactly 1.
@@ -223,7 +229,7 @@ def profile_product(step_a: ArrayLike, std_a: ArrayLike, step_b: ArrayLike, std_
     return (g_a + 1) * (g_b + 1) / (g_a + g_b + 1) * shape
 
 
-def synthesis_weights(steps: ArrayLike, stds: ArrayLike, target_std: float, step: int) -> np.ndarray:
+def synthesis_weights(steps: ArrayLike, stds: ArrayLike, target_std: float, step: int) -> Float[np.ndarray, " n"]:
     r"""Weights ``w`` that minimise :math:`\int(\sum_i w_i p_i - p)^2 d\tau` subject to
     :math:`\sum_i w_i = 1`.
 
@@ -248,7 +254,9 @@ def synthesis_residual(steps: ArrayLike, stds: ArrayLike, target_std: float, ste
     return float(_fit(steps, stds, [target_std], step)[1][0])
 
 
-def _fit(steps: ArrayLike, stds: ArrayLike, widths: ArrayLike, step: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit(
+    steps: ArrayLike, stds: ArrayLike, widths: ArrayLike, step: int
+) -> tuple[Float[np.ndarray, " n k"], Float[np.ndarray, " k"]]:
     """Weights ``(n, k)`` and relative residuals ``(k,)`` for ``k`` widths at one step."""
     require_int("synthesis", 1, step=step)
     steps, stds = np.asarray(steps, np.float64), np.asarray(stds, np.float64)
