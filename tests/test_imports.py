@@ -44,3 +44,31 @@ def test_a_library_is_known_in_one_place(library, place):
     users = {name for name, others in IMPORTS.items() if any(other.split(".")[0] == library for other in others)}
     assert users
     assert all(name.startswith(place) for name in users), users
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def packages_of(name):
+    """The packages and modules right below ``scorelab`` that one of them imports."""
+    files = [file for file in FILES if file.split(".")[1:2] == [name]]
+    return {other.split(".")[1] for file in files for other in IMPORTS[file] if other.startswith("scorelab.")} - {name}
+
+
+def test_imports_go_the_way_of_the_architecture_page():
+    (block,) = (part for part in PAGE.split("```") if "schedules <-" in part)
+    layers = [layer.strip().split(", ") for layer in block.removeprefix("text").split("<-")]
+    above = {name: {later for layer in layers[i:] for later in layer} - {name} for i, names in enumerate(layers) for name in names}
+    assert len(above) > 20
+    assert {name: packages_of(name) & later for name, later in above.items()} == {name: set() for name in above}
+    # What stands beside, and below.
+    assert not {"walk", "sampling", "solvers", "fk", "experiment"} & (packages_of("data") | packages_of("metrics"))
+    assert not packages_of("viz") & {*above, "data", "metrics"}
+    for name in ("arrays", "pytrees", "randomness", "validation", "names", "errors", "warn", "files", "callbacks"):
+        assert not packages_of(name) & set(above), name
+
+
+def test_the_architecture_page_has_every_module():
+    there = {name.split(".")[1] for name in FILES if "." in name}
+    table = set(PAGE[PAGE.index("## Folders") : PAGE.index("## Decisions")].replace("|", " ").replace(",", " ").split())
+    assert {name for name in there if not {f"`{name}/`", f"`{name}.py`"} & table} == set()

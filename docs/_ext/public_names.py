@@ -37,8 +37,10 @@ def identity(found):
 def public(domain):
     """The names under which the reference describes objects, by what the objects are called where they are defined."""
     names = {}
-    for name in domain.objects:
-        names.setdefault(identity(resolve(name)), name)
+    for name, entry in domain.objects.items():
+        # What an alias of a type stands for is another library's, and is not called by that name alone.
+        if entry.objtype != "type":
+            names.setdefault(identity(resolve(name)), name)
     return names
 
 
