@@ -27,9 +27,9 @@ class DataSet(abc.ABC):
     def load(self, split: str = "train") -> Arrays:
         """One split, or of a set larger than memory as many rows as are looked at (moments, pictures, evaluations)."""
 
-    def batches(self, batch_size: int, seed: int) -> Batches:
-        """Shuffled batches of the training split; a set larger than memory reads its rows here."""
-        return Batches(self.load(), batch_size=batch_size, seed=seed)
+    def batches(self, batch_size: int, seed: int, arrays: Arrays | None = None) -> Batches:
+        """Shuffled batches of the training split, ``arrays`` where it is loaded; a set larger than memory reads its rows here."""
+        return Batches(self.load() if arrays is None else arrays, batch_size=batch_size, seed=seed)
 
     def draw(self, n: int, seed: int) -> Arrays:
         """``n`` fresh points of the law itself, for a ``generated`` set."""

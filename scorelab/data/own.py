@@ -264,7 +264,7 @@ class Indexed(DataSet):
         columns = source.take(np.unique(np.linspace(0, n - 1, min(n, self.looked_at)).round().astype(int)))
         return _checked(self.name, columns["x"], columns.get("label"), self.name, split, self.levels, self.num_classes)
 
-    def batches(self, batch_size: int, seed: int) -> Batches:
+    def batches(self, batch_size: int, seed: int, arrays: Arrays | None = None) -> Batches:
         """Batches of all rows, read when they are asked for."""
         return Batches(self._source("train"), batch_size=batch_size, seed=seed)
 

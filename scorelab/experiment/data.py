@@ -112,7 +112,7 @@ class DataSpec:
 
     def examples(self, batch_size: int, seed: int) -> Prepared:
         """Batches of the data set itself."""
-        batches = self.dataset.batches(batch_size, seed)
+        batches = self.dataset.batches(batch_size, seed, self.load())
         return Prepared(batches, transform=self.transform, cond="label" if self.labels else None)
 
     def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:
