@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arrays import Array
+from scorelab.arrays import Array, is_traced
 from scorelab.processes.base import Start
 from scorelab.starts.checks import require_finite, require_rows
 
@@ -32,10 +32,10 @@ class Signed(Start):
     has_signs: ClassVar[bool] = True
 
     def check_arrays(self, count, event):
-        pattern = np.asarray(self.pattern)
-        if pattern.shape[-len(event) :] != tuple(event) or pattern.ndim > len(event) + 1:
-            raise ValueError(f"Signed.pattern has shape {pattern.shape}: expected {event} or (k, *{event})")
-        if not np.all(np.abs(pattern) == 1):
+        shape = np.shape(self.pattern)
+        if shape[-len(event) :] != tuple(event) or len(shape) > len(event) + 1:
+            raise ValueError(f"Signed.pattern has shape {shape}: expected {event} or (k, *{event})")
+        if not is_traced(self.pattern) and not np.all(np.abs(np.asarray(self.pattern)) == 1):
             raise ValueError("Signed.pattern has values other than -1 and 1: expected signs")
         self.start.check_arrays(count, event)
 
@@ -87,7 +87,8 @@ class Fixed(Start):
         require_finite("Fixed.points", self.points)
 
     def draw(self, keys, ids, process, t, event):
-        return jnp.asarray(self.points, t.dtype)[ids]
+        # An id without a point, which only a traced id can be, must not get that of another.
+        return jnp.take(jnp.asarray(self.points, t.dtype), ids, axis=0, mode="fill", fill_value=jnp.nan)
 
     def log_prob(self, y, process, t):
         """ValueError: given points have no law."""
