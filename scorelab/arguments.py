@@ -94,6 +94,9 @@ def check_ids(where: str, ids: Array | None, n: int) -> Array:
 def check_leading(cond: Pytree, n: int, population: int, name: str = "cond", where: str = "sample") -> None:
     """Raise ValueError unless the conditions have one row for each sample, and one value in each population."""
     for leaf in jax.tree.leaves(cond):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if getattr(dtype, "kind", "") in "OSUMm":
+            raise ValueError(f"{where}.{name} has a leaf of dtype {dtype}: expected arrays of numbers")
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
             raise ValueError(f"{where}.{name} has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
         if population > 1 and n % population == 0 and not is_traced(leaf):

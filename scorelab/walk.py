@@ -25,7 +25,7 @@ from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
 from scorelab.pytrees import partly_static
 from scorelab.randomness import folded, per_example_keys
-from scorelab.solvers.base import Integrator, Population, Solver, population_size
+from scorelab.solvers.base import Integrator, Population, Solver, population_size, require_moved
 from scorelab.starts import Prior
 from scorelab.validation import require_spec
 
@@ -131,13 +131,21 @@ def plan(
     population = particles or population_size(solver, n)
     ids, times = check_walk(where, model, grid, key, n, population, cond, ids)
     start, times = start.on_grid(process, times)
-    if isinstance(solver, Population):
-        solver.check_start(start, model, float(times[0]))
+    solver.check_start(start, model, float(times[0]))
     rows = working_precision(solver.table(process, times))
+    _check_rows(solver, rows, len(times) - 1)
+    start.check(1 if is_traced(ids) else int(np.max(on_host(ids))) + 1, event, process)
     if not is_traced(start, ids):
-        start.check(int(np.max(on_host(ids))) + 1, event, process)
         start.suit(where, model, float(times[0]), cond)
     return Plan(model, n, event, population, start, times, rows, ids)
+
+
+def _check_rows(solver: Solver, rows: Any, steps: int) -> None:
+    """Raise ``ValueError`` unless the table has rows for every step of the grid, one step after the other."""
+    step = np.asarray(rows.step)
+    if not np.array_equal(np.unique(step), np.arange(steps)) or np.any(np.diff(step) < 0):
+        found = ", ".join(map(str, step[:8])) + (", ..." if len(step) > 8 else "")
+        raise ValueError(f"{type(solver).__name__}.table has rows for the steps {found}: expected 0 to {steps - 1}, in this order")
 
 
 @partly_static("solver")
@@ -170,7 +178,18 @@ def begin(solver: Solver, start: Start, visit: Visit, t: Array, event: Any) -> t
     process = visit.model.process
     y = start.draw(per_example_keys(jax.random.split(visit.key)[0], visit.ids), visit.ids, process, t, event)
     log_weights = start.log_weight(y, process, t, visit.cond)
+    _check_drawn(start, y, log_weights, len(visit.ids), event)
     return State(y, solver.init(process, y, log_weights), jnp.full(len(visit.ids), -1, jnp.int32)), log_weights
+
+
+def _check_drawn(start: Start, y: Pytree, log_weights: Array, n: int, event: Any) -> None:
+    """Raise ``ValueError`` unless a start has drawn ``n`` points of the event, each with a log-weight: others would broadcast."""
+    several = event and isinstance(event[0], tuple)
+    expected = {name: (n, *shape) for name, shape in event} if several else (n, *event)
+    if (found := jax.tree.map(jnp.shape, y)) != expected:
+        raise ValueError(f"{type(start).__name__}.draw returned points of shape {found}: expected {expected}")
+    if jnp.shape(log_weights) != (n,):
+        raise ValueError(f"{type(start).__name__}.log_weight returned shape {jnp.shape(log_weights)}: expected ({n},)")
 
 
 def predict(solver: Solver, visit: Visit, state: State, row: Any, index: Array) -> tuple[Pytree, Any]:
@@ -185,6 +204,7 @@ def predict(solver: Solver, visit: Visit, state: State, row: Any, index: Array) 
 def update(solver: Solver, visit: Visit, state: State, y: Pytree, prediction: Any, row: Any, index: Array) -> State:
     """The state after a row, from what the model said at ``y``."""
     y, carry = solver.update(row_keys(solver, visit, index), y, prediction, state.carry, row)
+    require_moved(solver, "update", state.y, y)
     return State(y, carry, first_bad(state.bad, y, row.step))
 
 
@@ -215,6 +235,7 @@ def scan(
         judged = None
         if isinstance(solver, Integrator):
             y = solver.integrate(asked, state.y, row)
+            require_moved(solver, "integrate", state.y, y)
             state = State(y, state.carry, first_bad(state.bad, y, row.step))
         else:
             y, prediction = predict(solver, visit, state, row, i)

@@ -12,6 +12,7 @@ import pytest
 import scorelab as sl
 from scorelab.models import Denoiser, ExactModel, FunctionModel, ask, nets
 from scorelab.processes import ScaleWarning
+from scorelab.sampling import _walk
 
 LAW = sl.densities.Gaussian(np.zeros(2), 1.0)
 EDM = sl.processes.Gaussian(schedule=sl.schedules.EDM(sigma_max=20.0))
@@ -365,11 +366,64 @@ def test_a_first_model_of_another_process_is_refused():
         (dict(scale=np.ones((4, 2))), r"expected a finite number, or one for each sample \(n,\)"),
         (dict(interval=(5.0, 1.0)), "expected noise ratios"),
         (dict(interval=(np.nan, 1.0)), "expected noise ratios"),
+        (dict(interval=[5.0, 1.0]), "interval = .5.0, 1.0.: expected noise ratios"),
+        (dict(interval=np.array([5.0, 1.0])), "expected noise ratios"),
+        (dict(interval=(jnp.float32(5.0), np.array(1.0))), "expected noise ratios"),
+        (dict(interval=None), "interval = None: expected noise ratios"),
+        (dict(interval=(0.0, 1.0, 2.0)), "expected noise ratios"),
+        (dict(interval=(np.zeros(4), 1.0)), "expected noise ratios"),
+        (dict(interval=3.0), "expected noise ratios"),
     ],
 )
 def test_guidance_that_cannot_be_meant(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         sl.models.ClassifierFreeGuidance(model=MODEL, **options)
+
+
+@pytest.mark.parametrize("interval", [[0.5, 2.0], np.array([0.5, 2.0]), jnp.array([0.5, 2.0])], ids=lambda i: type(i).__name__)
+def test_an_interval_of_another_kind_is_the_tuple(interval):
+    guided = sl.models.ClassifierFreeGuidance(model=MODEL, scale=3.0, interval=interval)
+    assert guided.active() == (0.5, 2.0)
+
+
+class Level:
+    """A model that is no pytree: all data are at ``w``."""
+
+    process = EDM
+
+    def __init__(self, w):
+        self.w, self.more = w, {"shift": 0.0}
+
+    def __call__(self, y, t, cond=None):
+        return EDM.predict(y, t, denoised=jnp.full_like(y, self.w + self.more["shift"]))
+
+
+def test_a_model_that_was_changed_is_not_answered_by_the_old_program():
+    model = Level(1.0)
+    at = lambda: float(sample(model).x[0, 0])
+    found = [at()]
+    for name, level in (("w", 5.0), ("more", {"shift": 2.0}), ("w", jnp.ones(2))):
+        setattr(model, name, level)
+        found.append(at())
+    model.more["shift"] = 4.0
+    found.append(at())
+    # The last step of DDIM lands on the denoised point.
+    np.testing.assert_allclose(found, [1.0, 5.0, 7.0, 3.0, 5.0], rtol=1e-6)
+
+
+def test_a_model_that_was_not_changed_compiles_nothing():
+    model = Level(2.0)
+    sample(model)
+    before = _walk._cache_size()
+    model.w = 4.0 / 2
+    sample(model)
+    assert _walk._cache_size() == before
+
+
+@pytest.mark.parametrize("cond", [["a"] * 4, np.array([None] * 4), np.array(["a"] * 4), "cats"])
+def test_conditions_that_are_no_numbers(cond):
+    with pytest.raises(ValueError, match=r"sample\.cond has a leaf .*: expected"):
+        sample(MODEL, cond=cond)
 
 
 def test_a_start_of_another_law_than_the_models_warns():

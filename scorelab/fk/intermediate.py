@@ -22,6 +22,7 @@ from scorelab.fk.weights import log_mean_exp
 from scorelab.models.measurement import LinearMeasurement, product
 from scorelab.models.rewards import one_each, rewards_of
 from scorelab.processes.base import require_same_process
+from scorelab.processes.predictions import HasDenoised, require_capabilities
 from scorelab.pytrees import partly_static
 from scorelab.randomness import folded, per_example_normal
 from scorelab.validation import require_choice, require_int, require_positive, require_spec
@@ -82,6 +83,7 @@ class Denoised(Intermediate):
     r""":math:`\lambda\,r(D)`, the reward of the denoised mean: no call of the network that the sampler does not make anyway."""
 
     def value(self, reward, scale, keys, y, prediction):
+        require_capabilities("Denoised", prediction, (HasDenoised,))
         return scaled(scale, reward(prediction.process.decode(prediction.denoised)))
 
 
@@ -108,6 +110,7 @@ class Posterior(Intermediate):
         require_positive(self, data_std=self.data_std)
 
     def value(self, reward, scale, keys, y, prediction):
+        require_capabilities("Posterior", prediction, (HasDenoised,))
         process, t = prediction.process, prediction.t
         alpha, sigma = process.alpha(t), process.sigma(t)
         spread = per_example(self.data_std * sigma / jnp.sqrt((alpha * self.data_std) ** 2 + sigma**2), y)
@@ -141,6 +144,7 @@ class Blurred(Intermediate):
     law: Gaussian
 
     def value(self, reward, scale, keys, y, prediction):
+        require_capabilities("Blurred", prediction, (HasDenoised,))
         alpha, sigma = prediction.process.alpha(prediction.t), prediction.process.sigma(prediction.t)
         left = lambda variance: variance * sigma**2 / (alpha**2 * variance + sigma**2)
         matrix = self.measurement.matrix.astype(y.dtype)

@@ -307,6 +307,10 @@ class FinalOnly(Steering):
         """No events."""
         return jax.tree.map(np.zeros_like, super().table(process, times))
 
+    def note(self, prediction, keys, y, row, cond):
+        """No belief is asked for, so any prediction will do."""
+        return jnp.zeros(keys.shape[:1], float_like(prediction.t))
+
     def gain(self, before, value):
         return jnp.zeros_like(value), before.memory
 

@@ -31,7 +31,7 @@ from scorelab.processes.predictions import HasProposal, require_capabilities
 from scorelab.pytrees import computed, partly_static
 from scorelab.randomness import folded, per_example_normal
 from scorelab.solvers import DPMSolverPP
-from scorelab.solvers.base import Population, Solver
+from scorelab.solvers.base import Population, Solver, require_moved
 from scorelab.validation import require_choice, require_int, require_positive, require_spec
 from scorelab.warn import warn
 
@@ -149,7 +149,8 @@ class FeynmanKac(Population):
         return ParticleState(base, memory, root, log_weights, zeros, none, end, latest)
 
     def check_start(self, start, model, t):
-        """As the potential."""
+        """As the base and the potential."""
+        self.base.check_start(start, model, t)
         self.potential.check_start(start, model, t)
 
     def decode(self, process, y, carry):
@@ -195,6 +196,7 @@ class FeynmanKac(Population):
             log_w = log_w + ratio
         else:
             out, after = self.base.update(keys, y, prediction, base, row.base)
+        require_moved(self.base, "update", y, out)
         y, base = jax.tree.map(lambda new, old: jnp.where(row.stay > 0, old, new), (out, after), (y, base))
         return y, ParticleState(base, memory, root, log_w, carry.log_z + moved.log_z, carry.bad + bad + lost, carry.end, record)
 

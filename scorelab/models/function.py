@@ -57,11 +57,44 @@ class FunctionModel:
         return value if self.returns == "prediction" else self.process.predict(y, t, **{self.returns: value})
 
 
+@dataclass(frozen=True, eq=False)
+class _AsItWas:
+    """A model that is no pytree, with what its attributes were: programs hold those, so another one needs another program."""
+
+    model: Model
+    _seen: Any = field(init=False, repr=False)
+
+    def __post_init__(self):
+        # Keys that cannot be sorted make no pytree.
+        opaque = lambda value: isinstance(value, dict) and not all(isinstance(key, str) for key in value)
+        object.__setattr__(self, "_seen", jax.tree.flatten(getattr(self.model, "__dict__", {}), is_leaf=opaque))
+
+    def __eq__(self, other):
+        if not isinstance(other, _AsItWas) or not (self.model is other.model or self.model == other.model):
+            return False
+        (mine, structure), (theirs, another) = self._seen, other._seen
+        plain = lambda a, b: type(a) is type(b) and isinstance(a, int | float | complex | str | bytes) and a == b
+        return structure == another and all(a is b or plain(a, b) for a, b in zip(mine, theirs, strict=True))
+
+    def __hash__(self):
+        return hash(self.model)
+
+    @property
+    def __name__(self) -> str:
+        return model_name(self.model)
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
+        return self.model(y, t, cond)
+
+
 def as_pytree(where: str, model: Model) -> Model:
     """A model as an argument of compiled functions; one that is no pytree is static: pass the same object again.
+
+    Where an attribute of such a model is another number, string or array than before, programs are compiled anew. Arrays and
+    other objects are compared by identity: what is changed inside of them, or in a closure, is not seen.
 
     Raises:
         TypeError: what does not know its process.
     """
     require_model(where, model)
-    return model if is_model_pytree(model) else FunctionModel(model, model.process, returns="prediction")
+    return model if is_model_pytree(model) else FunctionModel(_AsItWas(model), model.process, returns="prediction")

@@ -12,7 +12,7 @@ import numpy as np
 from scorelab.arrays import Array, Pytree, is_traced, per_example
 from scorelab.models.base import ChecksCondition, KnowsDensity, Model, Wraps, ask, check_condition
 from scorelab.models.guided import GuidedPrediction
-from scorelab.models.per_sample import PER_SAMPLE
+from scorelab.models.per_sample import PER_SAMPLE, require_numbers
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.processes.predictions import HasProposal, unguided
@@ -33,7 +33,8 @@ class Guidance(Wraps):
     interval: tuple[float, float]
 
     def __post_init__(self):
-        _require_guidance(self)
+        require_numbers(self, scale=self.scale)
+        object.__setattr__(self, "interval", _interval(self))
 
     def active(self) -> tuple[float, float] | None:
         """The interval; None at scale 1."""
@@ -135,19 +136,18 @@ def conditioned(model: Model, cond: Pytree = None) -> Conditioned:
     return (ConditionedDensity if isinstance(model, KnowsDensity) else Conditioned)(model=model, cond=cond)
 
 
-def _require_guidance(guidance: Guidance) -> None:
-    """Raise ``ValueError`` for scales and intervals that cannot be meant; traced values are not looked at."""
-    name, scale = type(guidance).__name__, guidance.scale
-    number = isinstance(scale, str | int | float | complex | list | tuple | np.ndarray | np.generic | jax.Array)
-    if number and not is_traced(scale):
-        found = np.asarray(scale)
-        if found.ndim > 1 or found.dtype.kind not in "iuf" or not np.isfinite(found).all():
-            raise ValueError(f"{name}.scale = {scale!r}: expected a finite number, or one for each sample (n,)")
-    if not isinstance(guidance.interval, tuple) or len(guidance.interval) != 2:
-        return
-    low, high = guidance.interval
-    if all(isinstance(end, int | float | np.generic) for end in (low, high)) and not low <= high:
-        raise ValueError(f"{name}.interval = {guidance.interval}: expected noise ratios (low, high) with low <= high")
+def _interval(guidance: Guidance) -> Any:
+    """The interval as a tuple; ``ValueError`` for what is none. Traced values are not looked at, nor are placeholders of JAX."""
+    interval = guidance.interval
+    if type(interval) is object:
+        return interval
+    ends = tuple(interval) if isinstance(interval, tuple | list) or np.ndim(interval) == 1 else ()
+    numbers = [
+        np.asarray(end) for end in ends if isinstance(end, int | float | np.generic | np.ndarray | jax.Array) and not is_traced(end)
+    ]
+    if len(ends) != 2 or any(end.ndim for end in numbers) or (len(numbers) == 2 and not numbers[0] <= numbers[1]):
+        raise ValueError(f"{type(guidance).__name__}.interval = {interval!r}: expected noise ratios (low, high) with low <= high")
+    return ends
 
 
 def scale_in_interval(prediction: GaussianPrediction, scale: Array | float, interval: tuple) -> Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from scorelab.arrays import Array, Pytree, per_example
 from scorelab.models.base import Model, Wraps, ask
-from scorelab.models.per_sample import PER_SAMPLE
+from scorelab.models.per_sample import PER_SAMPLE, require_numbers
 from scorelab.models.rewards import rewards_of
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.processes.predictions import HasProposal
@@ -106,6 +106,7 @@ class RewardGradient(Guided):
     with_cond: bool = False
 
     def __post_init__(self):
+        require_numbers(self, scale=self.scale)
         require_choice(self, (True, False), with_cond=self.with_cond)
 
     def pull(self, y, t, cond=None):

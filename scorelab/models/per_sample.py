@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
-from scorelab.arrays import Array, Pytree
+from scorelab.arrays import Array, Pytree, is_traced
+from scorelab.validation import owner
 
 # Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE).
 PER_SAMPLE = {"per_sample": True}
+
+
+def require_numbers(spec: object, *, minimum: float = -math.inf, above: float = -math.inf, **fields: Any) -> None:
+    """Raise ``ValueError`` naming the first field that is not a finite number, or one for each sample, in its range.
+
+    Traced numbers pass, and so does what is none at all: pytree reconstruction passes placeholders through constructors.
+    """
+    for name, value in fields.items():
+        number = isinstance(value, str | int | float | complex | list | tuple | np.ndarray | np.generic | jax.Array)
+        if not number or is_traced(value) or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+            continue
+        found = np.asarray(value)
+        real = jnp.issubdtype(found.dtype, jnp.floating) or jnp.issubdtype(found.dtype, jnp.integer)
+        if found.ndim > 1 or not real or not np.all(np.isfinite(found) & (found >= minimum) & (found > above)):
+            bound = f" of at least {minimum:g}" if minimum > -math.inf else f" above {above:g}" if above > -math.inf else ""
+            raise ValueError(f"{owner(spec)}.{name} = {value!r}: expected a finite number{bound}, or one for each sample (n,)")
 
 
 def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:

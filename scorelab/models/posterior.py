@@ -24,7 +24,7 @@ from scorelab.grids import Grid
 from scorelab.models.base import ask
 from scorelab.models.guided import Guided, tweedie_factor
 from scorelab.models.measurement import LinearMeasurement, product
-from scorelab.models.per_sample import PER_SAMPLE
+from scorelab.models.per_sample import PER_SAMPLE, require_numbers
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.pytrees import partly_static
 from scorelab.validation import require_spec
@@ -89,6 +89,7 @@ class DPS(MeasurementGuided):
 
     def __post_init__(self):
         require_spec(self, Grid, grid=self.grid)
+        require_numbers(self, zeta=self.zeta)
 
     def weigh(self, residual, prior, transpose):
         process, times = prior.process, np.asarray(self.grid.times(prior.process), np.float64)
@@ -119,6 +120,9 @@ class SDA(MeasurementGuided):
 
     gamma: Array | float = field(default=1.0, metadata=PER_SAMPLE)
 
+    def __post_init__(self):
+        require_numbers(self, minimum=0.0, gamma=self.gamma)
+
     def weigh(self, residual, prior, transpose):
         ratio = prior.process.noise_ratio(prior.t)
         return residual / (self.measurement.noise(residual.dtype) + (self.gamma * ratio**2)[..., None])
@@ -142,6 +146,9 @@ class PiGDM(MeasurementGuided):
     """
 
     prior_std: Array | float = field(default=1.0, metadata=PER_SAMPLE)
+
+    def __post_init__(self):
+        require_numbers(self, above=0.0, prior_std=self.prior_std)
 
     def weigh(self, residual, prior, transpose):
         alpha, sigma = prior.process.alpha(prior.t), prior.process.sigma(prior.t)

@@ -113,7 +113,7 @@ class Start(abc.ABC):
     has_signs: ClassVar[bool] = False
 
     def check(self, count: int, event: Any, process: Any) -> None:
-        """Raise ValueError where the start does not fit samples with the ids ``0 .. count - 1``; called outside ``jit``."""
+        """Raise ValueError where the start does not fit samples with the ids ``0 .. count - 1``."""
         if process.has_signs and not self.has_signs:
             raise ValueError(
                 f"sample.start = {type(self).__name__} for data of both signs: expected starts.Signed(start, pattern), "
@@ -124,7 +124,7 @@ class Start(abc.ABC):
         self.check_arrays(count, event)
 
     def check_arrays(self, count: int, event: Any) -> None:
-        """Raise ValueError where an array of the start is too short or of another shape."""
+        """Raise ValueError where an array of the start is too short or of another shape; traced values are not looked at."""
         return None
 
     def signs(self, ids: Array, event: Any) -> Pytree | None:

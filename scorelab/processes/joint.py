@@ -156,14 +156,17 @@ class JointStart(Start):
 
     parts: dict[str, Start]
 
+    def __post_init__(self):
+        require_spec("starts.Joint", Mapping, parts=self.parts)
+        for name, part in self.parts.items():
+            # Pytree reconstruction passes placeholders through here.
+            if type(part) is not object:
+                require_spec("starts.Joint", Start, **{name: part})
+
     def check(self, count, event, process):
         """That of every part."""
         shapes = dict(event) if event and isinstance(event[0], tuple) else {"points without names": event}
-        if not isinstance(process, Joint) or set(self.parts) != set(process.names) or set(shapes) != set(self.parts):
-            raise ValueError(
-                f"JointStart has the parts {sorted(self.parts)} for points with {sorted(shapes)} under {process!r}: expected the "
-                "same"
-            )
+        self._check_names(process, shapes)
         for name, start in self.parts.items():
             start.check(count, shapes[name], process[name])
 
@@ -177,6 +180,7 @@ class JointStart(Start):
 
     def on_grid(self, process, times):
         """That of every part; ValueError for one that skips part of the grid, which the others would not."""
+        self._check_names(process, self.parts)
         begun = {name: start.on_grid(process[name], times) for name, start in self.parts.items()}
         for name, (_, rest) in begun.items():
             if len(rest) < len(times):
@@ -184,6 +188,13 @@ class JointStart(Start):
                     f"JointStart.{name} = {self.parts[name]!r} skips part of the grid: expected a start at its first time"
                 )
         return JointStart({name: start for name, (start, _) in begun.items()}), times
+
+    def _check_names(self, process: Any, points: Mapping[str, Any]) -> None:
+        if not isinstance(process, Joint) or not set(self.parts) == set(process.names) == set(points):
+            raise ValueError(
+                f"JointStart has the parts {sorted(self.parts)} for points with {sorted(points)} under {process!r}: expected the "
+                "same"
+            )
 
     def draw(self, keys, ids, process, t, event):
         """Each from a stream of its own."""

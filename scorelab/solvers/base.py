@@ -14,6 +14,8 @@ import abc
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree
@@ -63,6 +65,10 @@ class Solver(abc.ABC):
     def table(self, process: Any, times: np.ndarray) -> Any:
         """One row of float64 coefficients per model call, for strictly decreasing ``times``."""
 
+    def check_start(self, start: Start, model: Model, t: float) -> None:
+        """Raise ValueError where the solver cannot begin with ``start``, at the host time ``t``, under ``model``."""
+        return None
+
     def init(self, process: Any, y: Pytree, log_weights: Array) -> Pytree:
         """The memory before the first row; every leaf has a leading axis of the batch.
 
@@ -109,10 +115,6 @@ class Population(Solver):
     def size(self, n: int) -> int:
         """How many samples in a row, of ``n``, are one population."""
 
-    def check_start(self, start: Start, model: Model, t: float) -> None:
-        """Raise ValueError where ``start``, at the host time ``t``, is not a law that the solver can begin with under ``model``."""
-        return None
-
     def finish(self, process: Any, keys: Key, y: Pytree, carry: Pytree, cond: Pytree) -> tuple[Pytree, Pytree]:
         """``y`` and the memory after the last row, with what only finished samples tell."""
         return y, carry
@@ -132,6 +134,15 @@ class Population(Solver):
 def population_size(solver: Solver, n: int) -> int:
     """How many samples in a row, of ``n``, depend on one another; 1 for independent ones."""
     return solver.size(n) if isinstance(solver, Population) else 1
+
+
+def require_moved(solver: Solver, method: str, y: Pytree, moved: Pytree) -> None:
+    """Raise ``ValueError`` unless what a method of a solver made of ``y`` has its shape and dtype; seen while tracing."""
+    form = lambda tree: jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)} {jnp.shape(leaf)}", tree)
+    if form(moved) != form(y):
+        raise ValueError(
+            f"{type(solver).__name__}.{method} returned {form(moved)} for {form(y)}: expected the same shape and dtype"
+        )
 
 
 class Integrator(Solver):

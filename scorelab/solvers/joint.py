@@ -12,7 +12,8 @@ from scorelab.processes import joint
 from scorelab.processes.base import Process
 from scorelab.pytrees import computed
 from scorelab.randomness import folded
-from scorelab.solvers.base import Integrator, Population, Solver
+from scorelab.solvers.base import Integrator, Population, Solver, require_moved
+from scorelab.starts import Prior, Signed
 from scorelab.validation import require_spec
 
 
@@ -93,6 +94,18 @@ class Joint(Solver):
             raise ValueError(f"solvers.Joint has parts with {counts} model calls: expected as many in every step")
         return JointRow(t={name: row.t for name, row in rows.items()}, step=steps[0], parts=rows)
 
+    def check_start(self, start, model, t):
+        """A part that is held needs points: its prior is noise."""
+        while isinstance(start, Signed):
+            start = start.start
+        starts = start.parts if isinstance(start, joint.JointStart) else {}
+        for name in (name for name, part in self.parts if isinstance(part, Hold)):
+            own = starts.get(name, start)
+            if isinstance(own, Prior | type(model.process[name].prior())):
+                raise ValueError(
+                    f"sample.start gives no points for {name}, which is held: expected starts.Joint with {name!r}: Fixed(points)"
+                )
+
     def init(self, process, y, log_weights):
         """That of every part."""
         return {name: part.init(process[name], y[name], log_weights) for name, part in self.parts}
@@ -114,6 +127,8 @@ class Joint(Solver):
             name: part.update(folded(keys, i), y[name], prediction.parts[name], carry[name], row.parts[name])
             for i, (name, part) in enumerate(self.parts)
         }
+        for name, part in self.parts:
+            require_moved(part, "update", y[name], moved[name][0])
         return {name: y for name, (y, _) in moved.items()}, {name: carry for name, (_, carry) in moved.items()}
 
     def decode(self, process, y, carry):

@@ -5,7 +5,7 @@ from scorelab.processes.joint import JointStart as Joint
 from scorelab.starts.given import Fixed, Signed
 from scorelab.starts.laws import ClassAverage, GaussianMoments, LogNormal, Noised, Prior
 from scorelab.starts.teleport import Teleport, TeleportWarning
-from scorelab.starts.tempered import Tempered
+from scorelab.starts.tempered import Tempered, TemperedWarning
 
 __all__ = [
     "ClassAverage",
@@ -20,4 +20,5 @@ __all__ = [
     "Teleport",
     "TeleportWarning",
     "Tempered",
+    "TemperedWarning",
 ]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from scorelab.arrays import Array, Key, Pytree
+from scorelab.arrays import Array, Key, Pytree, is_traced
 from scorelab.processes.base import Start
 from scorelab.starts.checks import require_finite, require_rows
 
@@ -33,10 +33,10 @@ class Signed(Start):
     has_signs: ClassVar[bool] = True
 
     def check_arrays(self, count, event):
-        pattern = np.asarray(self.pattern)
-        if pattern.shape[-len(event) :] != tuple(event) or pattern.ndim > len(event) + 1:
-            raise ValueError(f"Signed.pattern has shape {pattern.shape}: expected {event} or (k, *{event})")
-        if not np.all(np.abs(pattern) == 1):
+        shape = np.shape(self.pattern)
+        if shape[-len(event) :] != tuple(event) or len(shape) > len(event) + 1:
+            raise ValueError(f"Signed.pattern has shape {shape}: expected {event} or (k, *{event})")
+        if not is_traced(self.pattern) and not np.all(np.abs(np.asarray(self.pattern)) == 1):
             raise ValueError("Signed.pattern has values other than -1 and 1: expected signs")
         self.start.check_arrays(count, event)
 
@@ -90,7 +90,8 @@ class Fixed(Start):
         require_finite("Fixed.points", self.points)
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
-        return jnp.asarray(self.points, t.dtype)[ids]
+        # An id without a point, which only a traced id can be, must not get that of another.
+        return jnp.take(jnp.asarray(self.points, t.dtype), ids, axis=0, mode="fill", fill_value=jnp.nan)
 
     def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """ValueError: given points have no law."""

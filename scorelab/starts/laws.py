@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from scorelab.arrays import Array, Key, Pytree
+from scorelab.arrays import Array, Key, Pytree, is_traced
 from scorelab.densities import Gaussian
 from scorelab.densities.base import Density
 from scorelab.processes.base import Start
@@ -112,7 +112,7 @@ class LogNormal(Start):
 
     def check_arrays(self, count, event):
         for name, value, low, more in (("mean", self.mean, -math.inf, ""), ("std", self.std, 0.0, " above 0")):
-            if np.shape(value) != () or not low < float(value) < math.inf:
+            if np.shape(value) != () or not (is_traced(value) or low < float(value) < math.inf):
                 raise ValueError(f"LogNormal.{name} = {value!r}: expected one finite number{more}")
 
     @classmethod
@@ -149,6 +149,8 @@ class ClassAverage(Start):
         require_finite("ClassAverage.means", self.means)
         if self.label is not None:
             require_rows("ClassAverage.label", self.label, count)
+            if is_traced(self.label):
+                return
             label = np.asarray(self.label)
             low, high, last = label.min(), label.max(), len(self.means) - 1
             if low < 0 or high > last:
@@ -159,10 +161,12 @@ class ClassAverage(Start):
             # A stream of its own beside that of the noise.
             label = jax.vmap(lambda key: jax.random.randint(jax.random.fold_in(key, 1), (), 0, len(self.means)))(keys)
         else:
-            label = jnp.asarray(self.label)[ids]
+            label = jnp.take(jnp.asarray(self.label), ids, mode="fill", fill_value=-1)
         noise = per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
         means = jnp.asarray(self.means, t.dtype)
-        return process.alpha(t) * means[label] + process.offset(t) + process.sigma(t) * noise
+        # A label that is no class, which only a traced one can be, has no average.
+        mine = means.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        return process.alpha(t) * mine + process.offset(t) + process.sigma(t) * noise
 
     def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """The log-density over equally likely classes; ValueError where the classes are given."""

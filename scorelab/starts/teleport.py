@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from scorelab.arrays import Array, Key, is_traced
+from scorelab.arrays import Array, Key, is_traced, on_host
 from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.models.base import Wraps
 from scorelab.processes.base import Start
@@ -139,10 +139,10 @@ class Teleport(Start):
             wanted = "the class of each sample" if self.label is None else "None with a law that is a single Gaussian"
             raise ValueError(f"Teleport.label = {self.label!r} with a {type(self.law).__name__}: expected {wanted}")
         if self.label is not None and isinstance(self.law, GaussianMixture):
-            label, classes = np.asarray(self.label), len(self.law.log_weights)
-            if label.ndim != 1 or len(label) < count or not np.issubdtype(label.dtype, np.integer):
+            label, classes = self.label if is_traced(self.label) else on_host(self.label), len(self.law.log_weights)
+            if label.ndim != 1 or len(label) < count or not jnp.issubdtype(label.dtype, jnp.integer):
                 raise ValueError(f"Teleport.label is {label.dtype} {label.shape}: expected integers (n,) with n >= {count}")
-            if label.min() < 0 or label.max() >= classes:
+            if not is_traced(label) and (label.min() < 0 or label.max() >= classes):
                 raise ValueError(f"Teleport.label has values {label.min()} to {label.max()}: expected 0 to {classes - 1}")
         self.start.check_arrays(count, event)
 
@@ -155,7 +155,7 @@ class Teleport(Start):
             law = jax.tree.map(lambda leaf: leaf[0], law.components)
         if isinstance(law, Gaussian):
             return law.flow(process, y, begin, t).astype(y.dtype)
-        label = jnp.asarray(self.label)[ids]
+        label = jnp.take(jnp.asarray(self.label), ids, mode="fill", fill_value=-1)
 
         # One class of the batch after the other: gathering a basis per sample would take samples x d x d numbers.
         def fold(out, part):
@@ -165,7 +165,8 @@ class Teleport(Start):
             return jax.lax.cond(jnp.any(mine), moved, lambda: out), None
 
         classes = jnp.arange(len(law.log_weights))
-        return jax.lax.scan(fold, y, (classes, law.components))[0]
+        # A label that is no class, which only a traced one can be, jumps nowhere.
+        return jax.lax.scan(fold, jnp.full_like(y, jnp.nan), (classes, law.components))[0]
 
     def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
         """The log-density of the points the jump lands on; ValueError with a mixture, whose samples have classes."""

@@ -12,11 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from scorelab.arrays import Array, Key, Pytree, is_traced
+from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.densities import Gaussian
+from scorelab.models.exact import ExactModel
+from scorelab.models.guidance import Conditioned
 from scorelab.processes.base import Start, require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.pytrees import partly_static
+from scorelab.warn import warn
+
+# A check of the whole grid takes a decomposition at each time: in more dimensions than these, a few times are looked at.
+_DIMENSIONS, _TIMES = 128, 8
+
+
+class TemperedWarning(UserWarning):
+    """A product that may have no law: the powers of the Gaussians that stand in for its experts have none."""
 
 
 @partly_static("exponents", "laws", "target")
@@ -38,8 +48,12 @@ class Tempered(Start):
         target: what ``log_density(y, t, cond)`` and ``log_tilt(y, t, cond)`` are asked of, a :class:`scorelab.fk.Composition`.
 
     Raises:
-        ValueError: exponents whose sum is not positive; a product that is not normalisable at the first grid time; a target under
-            another process.
+        ValueError: exponents whose sum is not positive; a product that is not normalisable at the first grid time, or at a later
+            noisy one where the experts are exact Gaussians without a tilt; a target under another process.
+
+    Warns:
+        TemperedWarning: the product of the Gaussians is not normalisable at a later grid time, where they only stand in for the
+            experts.
     """
 
     exponents: tuple[Array | float | Callable[[Array], Array], ...] = (1.0,)
@@ -53,21 +67,45 @@ class Tempered(Start):
             )
 
     def on_grid(self, process, times):
-        """Itself, after a look at the process of the target, and at whether the product at the first time has a variance."""
+        """Itself, after a look at the process of the target, and at whether the product at the noisy times has a variance."""
         if self.target is not None:
             require_same_process("Tempered", sampled=process, target=self.target.process)
         if not is_traced(self.exponents, self.laws):
-            with jax.ensure_compile_time_eval():
-                # Any event shape will do where there are no moments.
-                law = self.at(process, jnp.asarray(times[0], jnp.float32), self.laws[0].event if self.laws else (1,))
-                variances = np.concatenate([np.ravel(law.eigenvalues), np.ravel(law.tail) if law.basis.shape[1] < law.size else []])
-                exponents = tuple(float(b) for b in self._at(jnp.asarray(times[0], jnp.float32)))
-            if not np.all((variances > 0) & np.isfinite(variances)):
-                raise ValueError(
-                    f"Tempered.exponents = {exponents} at t = {times[0]:.4g}: expected a product with a "
-                    "positive variance in every direction; start at higher noise or with smaller exponents"
-                )
+            self._look(process, times)
         return self, times
+
+    def _look(self, process: LinearGaussian, times: np.ndarray) -> None:
+        with jax.ensure_compile_time_eval():
+            exact = self._experts()
+        laws = [_Spectral(law) for law in exact or self.laws]
+        noisy = times[np.broadcast_to(np.asarray(process.sigma(times)), times.shape) > 0]
+        if laws and laws[0].size > _DIMENSIONS:
+            noisy = noisy[np.unique(np.linspace(0, len(noisy) - 1, _TIMES).round().astype(int))]
+        for t in noisy:
+            alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
+            with jax.ensure_compile_time_eval():
+                exponents = tuple(float(b) for b in self._at(jnp.asarray(t, jnp.float32)))
+            if _has_law(exponents, laws, alpha, sigma):
+                continue
+            message = (
+                f"Tempered.exponents = {exponents} at t = {t:.4g}: expected a product with a positive variance in every direction"
+            )
+            if t == times[0]:
+                raise ValueError(f"{message}; start at higher noise or with smaller exponents")
+            if exact and self.target.tilt is None:
+                raise ValueError(f"{message}; end at higher noise or with smaller exponents")
+            warn(
+                f"{message}, which the Gaussians of the experts' moments have not: log_z and weights may mean nothing",
+                TemperedWarning,
+            )
+            return
+
+    def _experts(self) -> list[Gaussian]:
+        """The laws of the experts of the target where all are known to be Gaussians, else nothing."""
+        models = [model.model if isinstance(model, Conditioned) else model for model in getattr(self.target, "models", ())]
+        laws = [model.law.in_chart(model.process.chart) for model in models if isinstance(model, ExactModel)]
+        known = [law for law in laws if isinstance(law, Gaussian) and not is_traced(law)]
+        return known if len(known) == len(models) else []
 
     def check_arrays(self, count, event):
         for law in self.laws:
@@ -116,6 +154,32 @@ class Tempered(Start):
 
     def _at(self, t: Float[Array, ""]) -> tuple[Array | float, ...]:
         return tuple(b(t) if callable(b) else b for b in self.exponents)
+
+
+class _Spectral:
+    """A Gaussian on the host in float64, its basis orthonormal to that precision."""
+
+    def __init__(self, law: Gaussian):
+        self.size = law.size
+        self.basis = np.linalg.qr(on_host(law.basis).astype(np.float64))[0]
+        self.eigenvalues, self.tail = on_host(law.eigenvalues).astype(np.float64), float(law.tail)
+
+    def precision(self, alpha: float, sigma: float) -> np.ndarray:
+        """Of the noised law, ``(d, d)``."""
+        inside, across = (1 / (alpha**2 * variance + sigma**2) for variance in (self.eigenvalues, self.tail))
+        if self.basis.shape[1] == self.size:
+            return (self.basis * inside) @ self.basis.T
+        return across * np.eye(self.size) + (self.basis * (inside - across)) @ self.basis.T
+
+
+def _has_law(exponents: tuple[float, ...], laws: list[_Spectral], alpha: float, sigma: float) -> bool:
+    """Whether the product of powers of the noised Gaussians, of one where there is one for all or none, has a precision above 0."""
+    if len(laws) < 2:
+        return 0 < sum(exponents) < math.inf
+    parts = [b * law.precision(alpha, sigma) for b, law in zip(exponents, laws, strict=True)]
+    values = np.linalg.eigvalsh(sum(parts))
+    # Below rounding of the parts a difference is none.
+    return bool(values[0] > 1e-12 * max(np.abs(part).max() for part in parts))
 
 
 def _tempered(law: Gaussian, power: Array | float) -> Gaussian:

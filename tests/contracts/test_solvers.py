@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -340,6 +341,55 @@ def test_fixed_step_diffrax_solvers_are_accepted():
         ends = last_states(solver, VP, linear_model(VP, (MEAN, COV)), times, y, [np.zeros(len(t) - 1) for t in times])
     errors = [root_mean_square(end - flow_image(VP, y[0], 1.0, 0.05)) for end in ends]
     assert np.log2(errors[0] / errors[1]) == pytest.approx(2, abs=0.2)
+
+
+class Changed(solvers.DDIM):
+    """A solver with another table, or another point after a row."""
+
+    def __init__(self, step=None, moved=None):
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "moved", moved)
+        object.__setattr__(self, "eta", 1.0)
+
+    def __hash__(self):
+        return id(self)
+
+    def table(self, process, times):
+        rows = super().table(process, times)
+        return rows if self.step is None else self.step(rows)
+
+    def update(self, keys, y, prediction, carry, row):
+        return (y if self.moved is None else self.moved(y)), carry
+
+
+class Flattened(solvers.Diffrax):
+    def integrate(self, model, y, row):
+        return y[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        (
+            Changed(step=lambda rows: jax.tree.map(lambda column: column[:-1], rows)),
+            "Changed.table has .* 0, 1, 2: expected 0 to 3",
+        ),
+        (
+            Changed(step=lambda rows: rows._replace(step=0 * rows.step)),
+            "Changed.table has .* steps 0, 0, 0, 0: expected 0",
+        ),
+        (Changed(step=lambda rows: rows._replace(step=rows.step[::-1])), "Changed.table has rows for the steps 3, 2, 1, 0"),
+        (Changed(moved=lambda y: y[:, :1]), r"Changed.update returned float32 \(4, 1\) for float32 \(4, 2\): expected the same"),
+        (Changed(moved=lambda y: y.astype(jnp.bfloat16)), r"Changed.update returned bfloat16 \(4, 2\)"),
+        (Changed(moved=lambda y: (y, y)), r"Changed.update returned \('float32"),
+        (fk.FeynmanKac(base=Changed(moved=lambda y: y[:, :1]), policy=fk.Never()), r"Changed.update returned float32 \(4, 1\)"),
+        (Flattened(), r"Flattened.integrate returned float32 \(4, 1\)"),
+    ],
+    ids=str,
+)
+def test_what_a_solver_gives_is_held_to_the_grid_and_to_the_points(solver, message):
+    with pytest.raises(ValueError, match=message):
+        sample(models.ExactModel(LAW, EDM), solver=solver, grid=grids.Karras(4), key=KEY, shape=(4, 2))
 
 
 @pytest.mark.parametrize(

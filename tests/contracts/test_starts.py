@@ -75,3 +75,76 @@ def test_the_prior_is_what_sampling_begins_with():
 def test_a_log_normal_start_is_one_law_for_all_elements(mean, std, message):
     with pytest.raises(ValueError, match=message):
         starts.LogNormal(mean, std).check(3, (3,), LOG)
+
+
+MODEL = sl.models.ExactModel(densities.Gaussian(np.zeros(2), 1.0), VP)
+RUN = dict(solver=sl.solvers.DDIM(), grid=sl.grids.LogSNR(3), key=jax.random.key(0), shape=(8, 2))
+CLASSES = densities.GaussianMixture([0.5, 0.5], np.zeros((2, 2)), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("begin", "array", "message"),
+    [
+        (starts.Fixed, np.ones((4, 2)), "Fixed.points has 4 rows: .* at least 8"),
+        (starts.Fixed, np.ones((8, 3)), r"Fixed.points has shape \(8, 3\)"),
+        (starts.Fixed, np.ones(()), "Fixed.points has 0 rows"),
+        (starts.ClassAverage, np.ones((3, 3)), r"ClassAverage.means has shape \(3, 3\)"),
+        (lambda label: starts.ClassAverage(np.ones((3, 2)), label), np.zeros(4, int), "ClassAverage.label has 4 rows"),
+        (lambda label: starts.Teleport(CLASSES, skip_steps=1, label=label), np.zeros(4, int), r"Teleport.label is int32 \(4,\)"),
+        (lambda label: starts.Teleport(CLASSES, skip_steps=1, label=label), np.zeros(8), "Teleport.label is float32"),
+        (lambda std: starts.LogNormal(0.0, std), np.ones(2), "LogNormal.std"),
+    ],
+)  # fmt: skip
+def test_a_start_that_is_traced_is_held_to_its_shapes(begin, array, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda array: sl.sample(MODEL, start=begin(array), **RUN).x, array)
+
+
+def test_what_a_traced_start_does_not_have_is_not_a_number():
+    """Ids past the points, and labels that are no class: a clamped index would give those of another sample."""
+    t, ids = jnp.float32(T), jnp.array([0, 1, 2, 9])
+    label = jnp.array([0, 2, -1, 1])
+    keys = per_example_keys(jax.random.key(0), ids)
+
+    @jax.jit
+    def draws(points, label):
+        jump = starts.Teleport(CLASSES, skip_steps=0, t_from=1.0, label=label)
+        found = starts.Fixed(points), starts.ClassAverage(jnp.zeros((2, 2)), label), jump
+        return [start.draw(keys, ids, VP, t, (2,)) for start in found]
+
+    fixed, average, jumped = draws(jnp.ones((3, 2)), label)
+    np.testing.assert_array_equal(np.isnan(fixed).all(1), [False, False, False, True])
+    for drawn in (average, jumped):
+        np.testing.assert_array_equal(np.isnan(drawn).all(1), [False, True, True, True])
+
+
+class Odd(starts.Prior):
+    """A start whose points, or whose weights, have another shape than was asked for."""
+
+    def __init__(self, points, weights):
+        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "weights", weights)
+
+    def draw(self, keys, ids, process, t, event):
+        return jax.tree.map(jnp.zeros, self.points, is_leaf=lambda leaf: isinstance(leaf, tuple) and isinstance(leaf[0], int))
+
+    def log_weight(self, y, process, t, cond=None):
+        return jnp.zeros(self.weights)
+
+
+jax.tree_util.register_pytree_node(Odd, lambda odd: ((), (odd.points, odd.weights)), lambda aux, _: Odd(*aux))
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (Odd((1, 2), (8,)), r"Odd.draw returned points of shape \(1, 2\): expected \(8, 2\)"),
+        (Odd((8, 3), (8,)), r"Odd.draw returned points of shape \(8, 3\): expected \(8, 2\)"),
+        (Odd(((8, 2), (8, 2)), (8,)), r"Odd.draw returned points of shape \(\(8, 2\), \(8, 2\)\)"),
+        (Odd((8, 2), (8, 1)), r"Odd.log_weight returned shape \(8, 1\): expected \(8,\)"),
+        (Odd((8, 2), ()), r"Odd.log_weight returned shape \(\): expected \(8,\)"),
+    ],
+)
+def test_what_a_start_draws_is_held_to_the_shape_that_was_asked_for(start, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda key: sl.sample(MODEL, start=start, **RUN | dict(key=key)).x, RUN["key"])

@@ -397,6 +397,48 @@ def test_a_product_without_a_variance_is_refused(exponents, laws):
         start.on_grid(VP, np.array([0.1, 0.01]))
 
 
+def plain(variance):
+    return models.ExactModel(densities.Gaussian(np.zeros(1), variance), VP)
+
+
+def test_a_product_without_a_law_on_the_way_is_refused():
+    r"""Of N(0, 1) and N(0, 4) to the powers -1 and 2 the precision is :math:`-1 + 2/(1 + 3\alpha^2)`, below 0 for alpha^2 > 1/3."""
+    times = grids.Uniform(50, t_min=T_MIN).times(VP)
+    start = fk.weighted([plain(1.0), plain(4.0)], [-1.0, 2.0]).start
+    last = times[np.asarray(VP.alpha(times)) ** 2 < 1 / 3][-1]
+    start.on_grid(VP, times[times >= last])
+    with pytest.raises(
+        ValueError, match=rf"Tempered.exponents = \(-1.0, 2.0\) at t = {times[times < last][0]:.4g}: expected a product"
+    ):
+        start.on_grid(VP, times)
+    # Powers 1 - b and b that begin at the first law alone, and end with the precision -7 + 8/4.
+    falling = [lambda t: 1 - 8 * (1 - t), lambda t: 8 * (1 - t)]
+    with pytest.raises(ValueError, match="expected a product with a positive variance"):
+        fk.weighted([plain(1.0), plain(4.0)], falling).start.on_grid(VP, times)
+
+
+def test_moments_of_a_product_without_a_law_are_warned_about():
+    times = grids.Uniform(50, t_min=T_MIN).times(VP)
+    wide, narrow = mixture((1.0,), (0.0,), (2.0,)), mixture((1.0,), (0.0,), (1.0,))
+    with pytest.warns(starts.TemperedWarning, match="which the Gaussians of the experts' moments have not"):
+        fk.weighted([narrow, wide], [-1.0, 2.0]).start.on_grid(VP, times)
+    # What a tilt adds is not known: this one makes it a law.
+    tilt = lambda y, t, process, cond: -3 * jnp.sum(y**2, axis=1)
+    with pytest.warns(starts.TemperedWarning):
+        fk.weighted([plain(1.0), plain(4.0)], [-1.0, 2.0], tilt=tilt).start.on_grid(VP, times)
+
+
+def test_narrow_directions_do_not_hide_a_law():
+    """Of two laws with variances w and 1.1 w along one basis, with powers -1 and 2, the precision is positive at every noise.
+
+    Rounding of a float32 basis, in units of the narrow directions, is more than the precision along the wide ones.
+    """
+    points = np.random.default_rng(0).normal(size=(400, 32)) * np.geomspace(1.0, 1e-4, 32)
+    law = densities.Gaussian.from_data(points @ np.linalg.qr(points[:32])[0], rank=8)
+    experts = [models.ExactModel(law, VP), models.ExactModel(law.affine(np.sqrt(1.1)), VP)]
+    fk.weighted(experts, [-1.0, 2.0]).start.on_grid(VP, np.array([1.0, 1e-4, 1e-5, 1e-6]))
+
+
 def test_the_event_of_the_moments_is_checked():
     with pytest.raises(ValueError, match="laws has points of shape"):
         starts.Tempered(exponents=(2.0,), laws=LAWS[:1]).check_arrays(4, (3,))

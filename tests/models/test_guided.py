@@ -328,6 +328,10 @@ def test_guidance_of_guided_models_keeps_apart_what_it_is_made_of():
     assert not isinstance(models.ClassifierFreeGuidance(model=model, scale=2.0)(y, t), models.GuidedPrediction)
 
 
+def rung(kind, **numbers):
+    return kind(model=ladder(EDM)[0].model, measurement=OBSERVED, **numbers)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -348,6 +352,18 @@ def test_guidance_of_guided_models_keeps_apart_what_it_is_made_of():
             r"RewardGradient.reward returned shape \(\): expected \(2,\)",
         ),
         (lambda: models.RewardGradient(model=jnp.sum, reward=jnp.sum, with_cond="yes"), ValueError, "with_cond = 'yes'"),
+        (lambda: rung(models.SDA, gamma=-1.0), ValueError, "SDA.gamma = -1.0: expected a finite number of at least 0, or"),
+        (lambda: rung(models.SDA, gamma=np.array([1.0, -1.0])), ValueError, "SDA.gamma = .*of at least 0"),
+        (lambda: rung(models.SDA, gamma=np.nan), ValueError, "SDA.gamma = nan"),
+        (lambda: rung(models.SDA, gamma="1"), ValueError, "SDA.gamma = '1'"),
+        (lambda: rung(models.PiGDM, prior_std=-1.0), ValueError, "PiGDM.prior_std = -1.0: expected a finite number above 0"),
+        (lambda: rung(models.PiGDM, prior_std=jnp.zeros(3)), ValueError, "PiGDM.prior_std = .*above 0"),
+        (lambda: rung(models.DPS, grid=grids.Karras(3), zeta=np.inf), ValueError, "DPS.zeta = inf: expected a finite number, or"),
+        (
+            lambda: models.RewardGradient(model=jnp.sum, reward=jnp.sum, scale=np.ones((1, 1))),
+            ValueError,
+            "RewardGradient.scale = .*: expected a finite number, or one for each sample",
+        ),
     ],
 )  # fmt: skip
 def test_what_is_refused_says_what_is_accepted(make, error, match):

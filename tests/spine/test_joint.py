@@ -212,6 +212,19 @@ def test_weights_on_the_whole():
     assert abs(np.average(x[label == 2], weights=weights[label == 2]) - MEANS[2]) < 0.08
 
 
+def test_weights_of_the_samples_alone_need_no_belief():
+    """Importance sampling on the whole, whose predictions have no denoised mean."""
+    scale = 2.0
+    out = sampled(solver=fk.FeynmanKac(base=SOLVER, potential=fk.FinalOnly(reward, scale), policy=fk.Never()))
+    label = np.asarray(out.x["label"])
+    np.testing.assert_allclose(out.log_weights, scale * (label == 2), atol=1e-6)
+    # Four standard errors of the share of the label and the bias of the steps, as above, times its weight.
+    z, error = 1 + WEIGHTS[2] * math.expm1(scale), 4 * math.sqrt(WEIGHTS[2] * (1 - WEIGHTS[2]) / N) + 0.02
+    assert abs(math.exp(float(out.log_z)) - z) < error * math.expm1(scale)
+    with pytest.raises(TypeError, match="Denoised needs HasDenoised of a prediction, and JointPrediction does not have it"):
+        sampled(solver=fk.FeynmanKac(base=SOLVER, potential=fk.Difference(reward, scale)), n=8)
+
+
 def test_the_whole_is_pruned():
     n, steps = 64, len(GRID.times(PROCESS)) - 1
     pruning = sl.search.Pruning(reward, {steps // 2: 8, steps - 1: 2}, particles=32, intermediate=Twist())
@@ -294,6 +307,26 @@ def skipping():
     return sl.starts.Teleport(sl.densities.Gaussian(np.zeros(1), np.eye(1)), 2.0)
 
 
+HELD = sl.solvers.Joint(point=sl.solvers.DDIM(), label=sl.solvers.Hold())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Flat(Fair):
+    """A start of labels with an axis too many."""
+
+    def draw(self, keys, ids, process, t, event):
+        return jnp.zeros((len(keys), 1), jnp.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut(Bridge):
+    """A solver of a part that returns another shape."""
+
+    def update(self, keys, y, prediction, carry, row):
+        return y[:, None], carry
+
+
 def both(y, t, cond=None):
     process = sl.processes.Joint(a=POINT, b=POINT)
     parts = {name: POINT.predict(y[name], t[name], denoised=jnp.zeros_like(y[name])) for name in ("a", "b")}
@@ -334,6 +367,23 @@ def test_the_parts_keep_their_signs_and_report():
     [
         (lambda: sl.processes.Joint(), "no parts"),
         (lambda: sl.processes.Joint(point=3), "expected a Process"),
+        (lambda: sl.starts.Joint({"point": 1}), "starts.Joint.point = 1: expected a Start"),
+        (lambda: sl.starts.Joint(3), "starts.Joint.parts = 3: expected a Mapping"),
+        (
+            lambda: sampled(start=sl.starts.Joint({"point": sl.starts.Prior()})),
+            "JointStart has .*expected the same",
+        ),
+        (lambda: sampled(solver=HELD, n=4), "sample.start gives no points for label, which is held: expected starts.Joint"),
+        (lambda: sampled(solver=HELD, start=PROCESS.prior(), n=4), "sample.start gives no points for label"),
+        (lambda: sampled(solver=fk.FeynmanKac(base=HELD, policy=fk.Never()), n=4), "sample.start gives no points for label"),
+        (
+            lambda: sampled(start=sl.starts.Joint(dict(point=sl.starts.Prior(), label=Flat())), n=4),
+            r"JointStart.draw returned points of shape \{'label': \(4, 1\), 'point': \(4, 1\)\}: expected \{.*'label': \(4,\)",
+        ),
+        (
+            lambda: sampled(solver=sl.solvers.Joint(point=sl.solvers.DDIM(), label=Cut()), n=4),
+            r"Cut.update returned int32 \(4, 1\)",
+        ),
         (lambda: PROCESS.perturb(KEY, {"point": np.zeros((2, 1))}, 0.1), r"expected a dictionary with \['label', 'point'\]"),
         (lambda: PROCESS.perturb(KEY, {"point": np.zeros((2, 1)), "label": np.zeros(2, int)}, {"point": 0.1}), "one for each"),
         (lambda: sampled(solver=sl.solvers.Joint(point=sl.solvers.DDIM())), "expected .*label.*point"),
