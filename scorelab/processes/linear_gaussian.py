@@ -330,7 +330,9 @@ class GaussianNoise(Start):
         noise = per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
         return process.offset(t) + process.sigma(t) * noise
 
-    def log_prob(self, y: Float[Array, " batch *event"], process: LinearGaussian, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(
+        self, y: Float[Array, " batch *event"], process: LinearGaussian, t: Float[Array, ""] | float
+    ) -> Float[Array, " batch"]:
         sigma, size = process.sigma(t), math.prod(y.shape[1:])
         square = jnp.sum(((y - process.offset(t)) / sigma) ** 2, axis=tuple(range(1, y.ndim)))
         return -0.5 * (square + size * (2 * jnp.log(sigma) + math.log(2 * math.pi)))

@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from scorelab.arrays import Array, Key, Pytree, is_traced
 from scorelab.processes.base import Start
@@ -49,7 +49,7 @@ class Signed(Start):
         """As ``start``."""
         self.start.suit(where, model, t, cond)
 
-    def signs(self, ids: Int[Array, " batch"], event) -> Float[Array, " batch *event"]:
+    def signs(self, ids: Int[Array, " batch"], event) -> Real[Array, " batch *event"]:
         pattern = jnp.asarray(self.pattern)
         return pattern[ids % len(pattern)] if pattern.ndim > len(event) else jnp.broadcast_to(pattern, (len(ids), *event))
 
@@ -62,12 +62,12 @@ class Signed(Start):
         return self.start.weighs(process)
 
     def log_weight(
-        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""], cond: Pytree = None
+        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float, cond: Pytree = None
     ) -> Float[Array, " batch"]:
         """That of ``start``."""
         return self.start.log_weight(y, process, t, cond)
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         """That of ``start``, given the signs."""
         return self.start.log_prob(y, process, t)
 
@@ -93,6 +93,6 @@ class Fixed(Start):
         # An id without a point, which only a traced id can be, must not get that of another.
         return jnp.take(jnp.asarray(self.points, t.dtype), ids, axis=0, mode="fill", fill_value=jnp.nan)
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         """ValueError: given points have no law."""
         raise ValueError("Fixed.log_prob: given points have no density; expected a start that is a law, such as Prior()")

@@ -35,18 +35,16 @@ class Prior(Start):
         super().check(count, event, process)
         process.prior().check(count, event, process)
 
-    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Pytree:
         return process.prior().draw(keys, ids, process, t, event)
 
     def weighs(self, process):
         return process.prior().weighs(process)
 
-    def log_weight(
-        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""], cond: Pytree = None
-    ) -> Float[Array, " batch"]:
+    def log_weight(self, y: Pytree, process, t: Float[Array, ""] | float, cond: Pytree = None) -> Float[Array, " batch"]:
         return process.prior().log_weight(y, process, t, cond)
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Pytree, process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         return process.prior().log_prob(y, process, t)
 
 
@@ -73,7 +71,7 @@ class Noised(Start):
         noised = self.law.in_chart(process.chart).noised(process, t)
         return jax.vmap(lambda key: noised.sample(key, 1)[0])(keys).astype(t.dtype)
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         return self.law.in_chart(process.chart).noised(process, t).log_prob(y)
 
 
@@ -125,7 +123,7 @@ class LogNormal(Start):
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         return self.mean + self.std * per_example_normal(keys, jnp.zeros((1, *event), t.dtype))
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         square = jnp.sum(((y - self.mean) / self.std) ** 2, axis=tuple(range(1, y.ndim)))
         return -0.5 * (square + math.prod(y.shape[1:]) * jnp.log(2 * math.pi * self.std**2))
 
@@ -168,7 +166,7 @@ class ClassAverage(Start):
         mine = means.at[label].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         return process.alpha(t) * mine + process.offset(t) + process.sigma(t) * noise
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         """The log-density over equally likely classes; ValueError where the classes are given."""
         if self.label is not None:
             raise ValueError("ClassAverage.log_prob with given labels: expected label=None, a law of the point alone")

@@ -168,7 +168,7 @@ class Teleport(Start):
         # A label that is no class, which only a traced one can be, jumps nowhere.
         return jax.lax.scan(fold, jnp.full_like(y, jnp.nan), (classes, law.components))[0]
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         """The log-density of the points the jump lands on; ValueError with a mixture, whose samples have classes."""
         if (begin := self._begin(t)) is None:
             return self.start.log_prob(y, process, t)

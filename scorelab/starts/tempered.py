@@ -126,7 +126,7 @@ class Tempered(Start):
         law = self.at(process, t, event)
         return jax.vmap(lambda key: law.sample(key, 1)[0])(keys).astype(t.dtype)
 
-    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         """The log-density of the Gaussian."""
         return self.at(process, t, y.shape[1:]).log_prob(y)
 
@@ -135,7 +135,7 @@ class Tempered(Start):
         return True
 
     def log_weight(
-        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""], cond: Pytree = None
+        self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float, cond: Pytree = None
     ) -> Float[Array, " batch"]:
         r""":math:`\Phi(y, t) - \log q(y)`."""
         log_density = None if self.target is None else self.target.log_density(y, t, cond)
@@ -144,7 +144,9 @@ class Tempered(Start):
             log_density = self._stand_in(y, process, t) + tilt
         return log_density - self.log_prob(y, process, t)
 
-    def _stand_in(self, y: Float[Array, " batch *event"], process: LinearGaussian, t: Float[Array, ""]) -> Float[Array, " batch"]:
+    def _stand_in(
+        self, y: Float[Array, " batch *event"], process: LinearGaussian, t: Float[Array, ""] | float
+    ) -> Float[Array, " batch"]:
         r""":math:`\sum_i b_i\log N_i(y)`."""
         if len(self.laws) > 1:
             terms = (b * law.noised(process, t).log_prob(y) for b, law in zip(self._at(t), self.laws, strict=True))
@@ -152,7 +154,7 @@ class Tempered(Start):
         one = Tempered(exponents=(1.0,), laws=self.laws).at(process, t, y.shape[1:])
         return sum(self._at(t)) * one.log_prob(y)
 
-    def _at(self, t: Float[Array, ""]) -> tuple[Array | float, ...]:
+    def _at(self, t: Float[Array, ""] | float) -> tuple[Array | float, ...]:
         return tuple(b(t) if callable(b) else b for b in self.exponents)
 
 

@@ -63,7 +63,7 @@ def test_pairs_keep_their_conditions_and_are_a_data_set():
     model = models.FunctionModel(lambda y, t, cond: jnp.broadcast_to(cond[:, None].astype(y.dtype), y.shape), process)
     # A process of pure noise at t = 1 and a model that knows the end: the start is the noise itself.
     pairs = teacher_pairs(model, solver=solvers.DDIM(), grid=grids.Uniform(2), key=KEY, shape=(6, 1), cond=label)
-    noise = starts.Prior().draw(per_example_keys(KEY, jnp.arange(6)), None, process, jnp.ones(()), (1,))
+    noise = starts.Prior().draw(per_example_keys(KEY, jnp.arange(6)), jnp.arange(6), process, jnp.ones(()), (1,))
     np.testing.assert_array_equal(pairs["noise"], noise)
     np.testing.assert_array_equal(pairs["cond"], label)
     np.testing.assert_allclose(pairs["x"][:, 0], label, atol=1e-5)

@@ -114,8 +114,8 @@ def test_the_stages_of_the_config_page_sample_and_evaluate_one_model_twice(tmp_p
     assert len(finding["values"]["mean_of_ratios"]) == 10
     assert finding["step"] == 2
     report = (tmp_path / "run/report.html").read_text()
-    for heading in ("Metrics (weak)", "Metrics (strong)", "Diagnostic: explained_variance"):
-        assert f"<h2>{heading}</h2>" in report
+    for heading in ("Metrics (weak)", "Metrics (strong)", "Diagnostic: explained_variance, step"):
+        assert f"<h2>{heading}" in report
     capsys.readouterr()
     # Again: everything is there.
     assert main([*command, "--resume"]) == 0

@@ -120,7 +120,7 @@ QUICK = ("run", "quickstart", "--set")
             "--set 'experiment.Train.steps =': Unable to parse value",
         ),
         ((*QUICK, "experiment.Train.steps = %NOTHING"), "%NOTHING is not defined"),
-        ((*QUICK, "experiment.Train.batch_size = 5000"), "batch_size=5000: expected 1 to n = 1500"),
+        ((*QUICK, "experiment.Train.batch_size = 5000"), "Batches.batch_size = 5000: expected 1 to n = 1500"),
         (
             (*QUICK, "experiment.Experiment.cpu_devices = 'two'"),
             "Experiment.cpu_devices = 'two': expected an integer",
