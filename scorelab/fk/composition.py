@@ -102,7 +102,7 @@ class Composition:
     """
 
     models: tuple[Model, ...]
-    exponents: tuple[Array | float | Callable[[Array], Array], ...]
+    exponents: tuple[Array | float | Callable[[Array | float], Array], ...]
     tilt: Any = None
     anchor: Literal["score", "flow"] = "flow"
     noise: float = 1.0

@@ -163,7 +163,7 @@ class Corrected(NamedTuple):
 
 def weighted(
     models: Sequence[Model],
-    exponents: Sequence[Array | float | Callable[[Array], Array]],
+    exponents: Sequence[Array | float | Callable[[Array | float], Array]],
     *,
     tilt: Any = None,
     anchor: Literal["score", "flow"] = "flow",
@@ -268,7 +268,7 @@ def _require_list(name: str, **fields: Any) -> None:
             raise TypeError(f"{name}.{field} = {value!r}: expected a list, one for each expert")
 
 
-def _total(exponents: Sequence[Array | float | Callable[[Array], Array]], t: float) -> float | None:
+def _total(exponents: Sequence[Array | float | Callable[[Array | float], Array]], t: float) -> float | None:
     """The sum of the exponents at the host time ``t``; None where it is traced."""
     with jax.ensure_compile_time_eval():
         total = sum(b(jnp.asarray(t)) if callable(b) else b for b in exponents)

@@ -147,12 +147,12 @@ class Start(abc.ABC):
         """Whether another law than that of ``draw`` is wanted: one that has ``log_weight`` says so."""
         return False
 
-    def log_weight(self, y: Pytree, process: Any, t: Array, cond: Pytree = None) -> Array:
+    def log_weight(self, y: Pytree, process: Any, t: Array | float, cond: Pytree = None) -> Array:
         """Log-weights of points from ``draw``, ``(batch,)``, with which they are of the law that is wanted; else zero."""
         return jnp.zeros(len(jax.tree.leaves(y)[0]), jnp.result_type(t))
 
     @abc.abstractmethod
-    def log_prob(self, y: Pytree, process: Any, t: Array) -> Array:
+    def log_prob(self, y: Pytree, process: Any, t: Array | float) -> Array:
         """The log-density of ``draw``, ``(batch,)``."""
 
 

@@ -149,7 +149,7 @@ class Teleport(Start):
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         if (begin := self._begin(t)) is None:
             return self.start.draw(keys, ids, process, t, event)
-        y = self.start.draw(keys, ids, process, begin, event)
+        y = self.start.draw(keys, ids, process, jnp.asarray(begin, t.dtype), event)
         law = self.law
         if isinstance(law, GaussianMixture) and len(law.log_weights) == 1:
             law = jax.tree.map(lambda leaf: leaf[0], law.components)
@@ -177,7 +177,7 @@ class Teleport(Start):
         back = self.law.flow(process, y, t, begin)
         return self.start.log_prob(back, process, begin) + self.law.flow_log_det(process, t, begin)
 
-    def _begin(self, t: Array) -> Array | None:
+    def _begin(self, t: Array | float) -> Array | float | None:
         """Where the jump to ``t`` begins, None where there is no jump."""
         if self.sigma_skip is not None or self.skip_steps != 0:
             raise ValueError(

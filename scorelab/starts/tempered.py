@@ -56,7 +56,7 @@ class Tempered(Start):
             experts.
     """
 
-    exponents: tuple[Array | float | Callable[[Array], Array], ...] = (1.0,)
+    exponents: tuple[Array | float | Callable[[Array | float], Array], ...] = (1.0,)
     laws: tuple[Gaussian, ...] = ()
     target: Any = field(default=None)
 
@@ -112,12 +112,12 @@ class Tempered(Start):
             if law.event != tuple(event):
                 raise ValueError(f"Tempered.laws has points of shape {law.event}: expected {tuple(event)}")
 
-    def at(self, process: LinearGaussian, t: Array, event: tuple[int, ...]) -> Gaussian:
+    def at(self, process: LinearGaussian, t: Array | float, event: tuple[int, ...]) -> Gaussian:
         """The Gaussian at the time ``t``."""
         exponents = self._at(t)
         total = sum(exponents)
         if not self.laws:
-            prior = Gaussian._make(jnp.zeros(event, t.dtype), jnp.zeros((math.prod(event), 0)), jnp.zeros(0), 0.0, event)
+            prior = Gaussian._make(jnp.zeros(event, jnp.result_type(t)), jnp.zeros((math.prod(event), 0)), jnp.zeros(0), 0.0, event)
             return _tempered(prior.noised(process, t), total)
         noised = [law.noised(process, t) for law in self.laws]
         return _tempered(noised[0], total) if len(noised) == 1 else _product(noised, exponents)
