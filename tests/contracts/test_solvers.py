@@ -385,7 +385,7 @@ class Flattened(solvers.Diffrax):
         (fk.FeynmanKac(base=Changed(moved=lambda y: y[:, :1]), policy=fk.Never()), r"Changed.update returned float32 \(4, 1\)"),
         (Flattened(), r"Flattened.integrate returned float32 \(4, 1\)"),
     ],
-    ids=str,
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
 )
 def test_what_a_solver_gives_is_held_to_the_grid_and_to_the_points(solver, message):
     with pytest.raises(ValueError, match=message):
