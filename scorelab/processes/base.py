@@ -139,6 +139,14 @@ class Start(abc.ABC):
         """Warn where the start is known not to be the law of what ``model`` under ``cond`` noises to the host time ``t``."""
         return None
 
+    def part(self, name: str) -> Start:
+        """Where the part ``name`` of a joint point begins."""
+        return self
+
+    def is_prior(self, process: Any) -> bool:
+        """Whether it is the prior of ``process``, noise that says nothing of the data."""
+        return type(self) is type(process.prior())
+
     @abc.abstractmethod
     def draw(self, keys: Key, ids: Array, process: Any, t: Array, event: Any) -> Pytree:
         """One point per key, ``(batch, *event)``, at the first grid time ``t``."""

@@ -170,6 +170,10 @@ class JointStart(Start):
         for name, start in self.parts.items():
             start.check(count, shapes[name], process[name])
 
+    def part(self, name):
+        """That of the name."""
+        return self.parts[name]
+
     def signs(self, ids, event):
         """Those of the parts, one where a part has none."""
         shapes = dict(event)

@@ -13,7 +13,6 @@ from scorelab.processes.base import Process
 from scorelab.pytrees import computed
 from scorelab.randomness import folded
 from scorelab.solvers.base import Integrator, Population, Solver, require_moved
-from scorelab.starts import Prior, Signed
 from scorelab.validation import require_spec
 
 
@@ -96,12 +95,8 @@ class Joint(Solver):
 
     def check_start(self, start, model, t):
         """A part that is held needs points: its prior is noise."""
-        while isinstance(start, Signed):
-            start = start.start
-        starts = start.parts if isinstance(start, joint.JointStart) else {}
-        for name in (name for name, part in self.parts if isinstance(part, Hold)):
-            own = starts.get(name, start)
-            if isinstance(own, Prior | type(model.process[name].prior())):
+        for name, part in self.parts:
+            if isinstance(part, Hold) and start.part(name).is_prior(model.process[name]):
                 raise ValueError(
                     f"sample.start gives no points for {name}, which is held: expected starts.Joint with {name!r}: Fixed(points)"
                 )

@@ -49,6 +49,10 @@ class Signed(Start):
         """As ``start``."""
         self.start.suit(where, model, t, cond)
 
+    def part(self, name):
+        """That of ``start``."""
+        return self.start.part(name)
+
     def signs(self, ids: Int[Array, " batch"], event) -> Real[Array, " batch *event"]:
         pattern = jnp.asarray(self.pattern)
         return pattern[ids % len(pattern)] if pattern.ndim > len(event) else jnp.broadcast_to(pattern, (len(ids), *event))

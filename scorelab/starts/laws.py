@@ -31,6 +31,10 @@ class Prior(Start):
         if isinstance(model, KnowsScale) and (scale := model.scale()) is not None:
             warn_scale(where, model.process, t, mean=scale[0], std=scale[1])
 
+    def is_prior(self, process):
+        """It is."""
+        return True
+
     def check(self, count, event, process):
         super().check(count, event, process)
         process.prior().check(count, event, process)
