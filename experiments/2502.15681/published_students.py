@@ -24,7 +24,7 @@ SHOWN = ("frechet", "kid", "recall", "wanted", "histogram")
 
 
 def main() -> None:
-    small = dict(seeds=1, steps=20, workdir=Path("runs/one_step_small"))
+    small = dict(seeds=1, steps=120, workdir=Path("runs/published_small"))
     options = dict(methods=METHODS, seeds=2, steps=0, workdir=Path("runs/one_step"))
     arguments = parse(__doc__, small=small, **options)
     who = Students("digits", arguments)
