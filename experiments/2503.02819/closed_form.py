@@ -42,18 +42,13 @@ def forty_modes():
     return sl.models.ExactModel(sl.densities.GaussianMixture(np.ones(40), centres, np.full(40, (1.313 / 25) ** 2)), PROCESS)
 
 
-def run(corrected, steps, n, t_max=1.0, policy=EITHER, noise=1.0, order=2, weigh=True, spacing=sl.grids.Quadratic):
+def run(corrected, steps, n, t_max=1.0, policy=EITHER, noise=1.0, order=2, weigh=True, spacing=sl.grids.Quadratic, event=(1,)):
     """Independent populations of one corrector, or the drift alone."""
     base = sl.solvers.DPMSolverPP(order=order, eta=noise)
     solver = fk.FeynmanKac(base=base, potential=corrected.potential, policy=policy, particles=n) if weigh else base
-    grid, count, event = spacing(steps, t_max=t_max, t_min=T_MIN, clean=False), POPULATIONS * n, event_of(corrected)
+    grid, count = spacing(steps, t_max=t_max, t_min=T_MIN, clean=False), POPULATIONS * n
     options = dict(start=corrected.start, key=jax.random.key(0), shape=(count, *event), chunk=count)
     return sl.sample(corrected.model, solver=solver, grid=grid, **options)
-
-
-def event_of(corrected):
-    """The shape of one point."""
-    return corrected.model.models[0].law.event
 
 
 def log_density(corrected, points):
@@ -208,7 +203,7 @@ class Table:
         model, case = forty_modes(), "40 modes, power 3"
         score, flow = fk.annealed(model, 3.0, anchor="score"), fk.annealed(model, 3.0)
         tempered = fk.annealed(model, 3.0, anchor="score", noise=1 / 3)
-        options = dict(measure=in_the_plane, n=self.particles // 2)
+        options = dict(measure=in_the_plane, n=self.particles // 2, event=(2,))
         self.add(case, "score alone", score, 120, weigh=False, keep=True, **options)
         self.add(case, "corrected", score, 120, keep=True, **options)
         self.add(case, "corrected, from t = .4", score, 120, t_max=0.4, **options)
