@@ -381,7 +381,7 @@ def _preview(run: Run, spec: Sample, step: int, state: Pytree) -> None:
     label = spec.conditions(experiment.data, spec.n)
     try:
         out, shown = _few(experiment, spec, _sampler(experiment, spec, state, label), label, spec.n)
-    except NonFiniteSample as error:
+        previews.write(run.workdir, step, np.asarray(experiment.data.transform.decode(np.asarray(out.x)[:shown])), how)
+    except (NonFiniteSample, OSError) as error:
+        # A training does not end for a picture.
         run.console.line(f"note: no preview of step {step}: {error}")
-        return
-    previews.write(run.workdir, step, np.asarray(experiment.data.transform.decode(np.asarray(out.x)[:shown])), how)

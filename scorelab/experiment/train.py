@@ -169,7 +169,7 @@ class _Log:
     A window that a signal cut short is made whole by the run that goes on: ``window.json`` has the values of its steps.
     """
 
-    def __init__(self, stage: Train, workdir: Workdir, done: int, rate: Callable[[int], float] | None):
+    def __init__(self, stage: Train, workdir: Workdir, done: int, rate: Callable[[int], float] | None = None):
         for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log):
             cut_lines(log, done)
         self._every = (stage.log_every, stage.checkpoint_every)

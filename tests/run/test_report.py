@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from scorelab import config
-from scorelab.experiment import Report, Run, Train
+from scorelab.experiment import Report, Run, Sample, Train
 from scorelab.experiment.describe import describe, spelled
 from scorelab.experiment.sample import read_samples
-from scorelab.experiment.train import trained_state
+from scorelab.experiment.train import state_like, trained_state
 from scorelab.experiment.workdir import Workdir
 from tests.run.conftest import TINY, with_sets
 
@@ -126,6 +126,16 @@ def test_previews_are_not_made_anew_and_the_same_when_they_are(tiny_run, tmp_pat
     assert scorelab("run", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", root, "--resume")[0] == 0
     assert (root / "previews" / "20.npz").read_bytes() == expected
     assert (root / "previews" / "10.npz").stat().st_mtime_ns == stamp
+
+
+def test_a_training_goes_on_where_a_preview_cannot_be_drawn(tmp_path, capsys):
+    experiment = config.load("toys/eight_gaussians", TINY).experiment
+    stage, like = experiment.one(Sample), state_like(experiment)
+    fill = lambda leaf: np.full(leaf.shape, np.nan if leaf.dtype == np.float32 else 0, leaf.dtype)
+    state = jax.tree.map(fill, like)
+    stage.preview(Run(experiment=experiment, workdir=Workdir(tmp_path)), 10, state)
+    assert "note: no preview of step 10: 64 of 64 samples are not finite" in capsys.readouterr().out
+    assert not (tmp_path / "previews").exists()
 
 
 @pytest.mark.parametrize("previews", [0, 1, 2, 6])
