@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab import config
+from scorelab import config, sampling
 from scorelab.experiment import Report, Run, Sample, Train
 from scorelab.experiment.describe import describe, spelled
 from scorelab.experiment.sample import read_samples
@@ -157,3 +157,17 @@ def test_a_set_that_no_stage_draws_is_in_the_report_by_its_name(tiny_run, tmp_pa
     page = (root / "report.html").read_text()
     assert "Samples and data (more)" in page
     assert "sampler (more)" in facts_of(page)
+
+
+def test_previews_share_the_program_of_the_trajectory_picture(tmp_path):
+    # Another number of steps than in other tests, whose programs may still be there.
+    bindings = [*(part for part in TINY if "Karras" not in part), "grids.Karras.steps = 7", "experiment.Sample.n = 48"]
+    experiment = config.load("toys/eight_gaussians", bindings).experiment
+    run = Run(experiment=experiment, workdir=Workdir(tmp_path))
+    before = sampling._walk._cache_size()
+    experiment.one(Train)(run)
+    drawn = sampling._walk._cache_size()
+    assert drawn == before + 1
+    experiment.one(Sample)(run)
+    # That of the samples themselves, which keep no trajectory.
+    assert sampling._walk._cache_size() == drawn + 1
