@@ -85,6 +85,14 @@ def test_python_blocks_parse():
 
 
 # The pages -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", ["coming_from", "howto"])
+def test_the_blocks_of_a_page_run_and_their_assertions_hold(page):
+    found = blocks(f"docs/{page}.md", "python")
+    assert sum(block.count("assert ") for block in found) >= 1
+    for block in found:
+        exec(compile(block, page, "exec"), {})
+
+
 def test_the_example_of_the_config_page_resolves(tmp_path):
     from scorelab.config import load
 
