@@ -3,7 +3,7 @@
     python experiments/2412.09726/explained_variance.py --data digits
     python experiments/2412.09726/explained_variance.py --data mnist --points 256
 
-`--workdir` takes the model of a trained work directory, in the place of the one kept in `experiments/models`.
+`--workdir` takes the model of a trained work directory, in the place of the one that the package carries.
 The laws: the mean alone, an isotropic Gaussian, the Gaussian with the data's moments, mixtures of Gaussians on k-means clusters,
 and the training set itself (delta). Left, the laws; right, Gaussians of low rank, whose missing directions have no variance.
 """
