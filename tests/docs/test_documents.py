@@ -96,12 +96,13 @@ def test_the_first_hour_leaves_its_pictures(tmp_path, monkeypatch, capsys):
 
 
 # The pages -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("page", ["coming_from", "howto"])
+@pytest.mark.parametrize("page", ["coming_from", "concepts", "howto"])
 def test_the_blocks_of_a_page_run_and_their_assertions_hold(page):
     found = blocks(f"docs/{page}.md", "python")
     assert sum(block.count("assert ") for block in found) >= 1
+    scope = {}
     for block in found:
-        exec(compile(block, page, "exec"), {})
+        exec(compile(block, page, "exec"), scope)
 
 
 def test_the_example_of_the_config_page_resolves(tmp_path):

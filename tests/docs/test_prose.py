@@ -40,6 +40,7 @@ def test_what_counts_as_a_sentence():
         "CONTRIBUTING.md",
         "docs/configs.md",
         "docs/data.md",
+        "docs/concepts.md",
         "docs/first_hour.md",
         "docs/howto.md",
         "docs/coming_from.md",
