@@ -27,11 +27,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure as Drawing
 
 from scorelab import __version__, viz
 from scorelab import config as configs
@@ -45,6 +44,9 @@ from scorelab.files import DamagedFile, read_npz, write_npz, write_text
 from scorelab.metrics import WeightsError
 from scorelab.run.pipeline import from_config
 from scorelab.validation import require_seed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 __all__ = ["Claim", "Figure", "Record", "plus_minus", "script"]
 
