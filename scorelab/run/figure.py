@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -44,9 +44,6 @@ from scorelab.files import DamagedFile, read_npz, write_npz, write_text
 from scorelab.metrics import WeightsError
 from scorelab.run.pipeline import from_config
 from scorelab.validation import require_seed
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
 
 __all__ = ["Claim", "Figure", "Record", "plus_minus", "script"]
 
@@ -228,7 +225,7 @@ class Record:
         self.runs[name] = dict(config=config, overrides=list(overrides))
         return trained(config, overrides, root)
 
-    def write(self, numbers: Any, *, claims: Sequence[Claim] = (), **figures: Drawing) -> None:
+    def write(self, numbers: Any, *, claims: Sequence[Claim] = (), **figures: Any) -> None:
         """Write ``result.json``, ``numbers.csv`` and each figure as PNG and PDF.
 
         Args:
