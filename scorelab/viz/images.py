@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,4 +72,39 @@ def image_grid(
     axes.set_axis_off()
     if title:
         figure.text(0.01, 1 - 0.1 / (high + head), title, va="top", fontsize=9, color=INK)
+    return figure
+
+
+def image_rows(rows: Mapping[str, tuple[np.ndarray, int]], *, cell: int = 56, label: float = 2.0) -> Figure:
+    """A figure with one row of stored images and its name for each entry: images of several sizes, shown at one.
+
+    Args:
+        rows: uint8 images ``(n, height, width, channels)`` and the number of their levels, by name.
+        cell: the height of a row in screen pixels; images are repeated as often as fits.
+        label: the width of the names, in inches.
+
+    Raises:
+        ValueError: no row, or images higher than ``cell``.
+    """
+    heights = {name: images.shape[1] for name, (images, _) in rows.items()}
+    if not rows or max(heights.values()) > cell:
+        raise ValueError(f"rows have the heights {heights}: expected at least one row, and at most cell = {cell}")
+    sheets = {}
+    for name, (images, levels) in rows.items():
+        zoom = cell // images.shape[1]
+        sheets[name] = np.concatenate([
+            np.pad(one, ((0, 4), (0, 4), (0, 0)), constant_values=PAPER)
+            for one in as_uint8(images, levels).repeat(zoom, 1).repeat(zoom, 2)
+        ], axis=1)  # fmt: skip
+    high, wide = sum(sheet.shape[0] for sheet in sheets.values()) / DPI, max(sheet.shape[1] for sheet in sheets.values()) / DPI
+    figure = new_figure(label + wide, high)
+    figure.set_layout_engine("none")
+    top = high
+    for name, sheet in sheets.items():
+        height, width = (side / DPI for side in sheet.shape[:2])
+        top -= height
+        axes = figure.add_axes((label / (label + wide), top / high, width / (label + wide), height / high))
+        axes.imshow(sheet, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        figure.text(0.01, (top + height / 2) / high, name, va="center", fontsize=8, color=INK)
     return figure

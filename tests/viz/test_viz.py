@@ -15,6 +15,7 @@ def figures():
     points = np.random.default_rng(0).standard_normal((50, 2))
     yield viz.image_grid(images(), levels=17, title="seven")
     yield viz.image_grid(images(3, 3, 256), columns=2)
+    yield viz.image_rows({"one": (images(), 17), "another": (images(3, 3, 256), 256)})
     yield viz.scatter(points, reference=3 * points, title="points")
     yield viz.loss_curve(range(50), np.geomspace(2, 0.3, 50))
     yield viz.loss_curve([1, 2, 3], [np.nan, -1.0, 2.0])
@@ -66,6 +67,8 @@ def test_levels_span_black_to_white():
     [
         (lambda: viz.image_grid(images().astype(float)), "expected uint8"),
         (lambda: viz.image_grid(images(), levels=4), "levels - 1 = 3"),
+        (lambda: viz.image_rows({}), "at least one row"),
+        (lambda: viz.image_rows({"a": (images(), 17)}, cell=4), "at most cell = 4"),
         (lambda: viz.mosaic(images(0)), "at least one image"),
         (lambda: viz.scatter(np.zeros((3, 3))), r"expected \(n, 2\)"),
         (lambda: viz.loss_curve([1, 2], [1.0]), "equal length"),
