@@ -10,6 +10,7 @@ of the training stays.
 
 from __future__ import annotations
 
+import argparse
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from scorelab.experiment import Sample
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.pretrained import cards
 from scorelab.pretrained.kept import MODELS
+from scorelab.run.figure import script
 from scorelab.run.pipeline import from_config
-from scorelab.run.script import parse, script
 
 LICENCES = {
     "digits": "Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, UCI), CC BY 4.0",
@@ -103,7 +104,12 @@ KNOWN = {
 
 
 def main() -> None:
-    arguments = parse(__doc__, names=list(KNOWN), part=("all", "card"), seeds=5, workdir=Path("runs/pretrained"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--names", nargs="+", choices=KNOWN, default=list(KNOWN), help="all by default")
+    parser.add_argument("--part", choices=("all", "card"), default="all", help="%(default)s by default")
+    parser.add_argument("--seeds", type=int, default=5, help="%(default)s by default")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/pretrained"), help="%(default)s by default")
+    arguments = parser.parse_args()
     for name in arguments.names:
         file = MODELS / f"{name}.npz"
         if arguments.part == "all":

@@ -13,9 +13,9 @@ from scorelab.densities import Empirical, Gaussian, GaussianMixture
 DATA = ("digits", "mnist", "cifar10")
 
 
-def subject(arguments: argparse.Namespace) -> tuple[pretrained.Loaded, np.ndarray]:
+def subject(options: argparse.Namespace) -> tuple[pretrained.Loaded, np.ndarray]:
     """The model that the command line names, and its training data in the chart ``(n, *event)``."""
-    who = pretrained.load(str(arguments.workdir or f"{arguments.data}-edm"))
+    who = pretrained.load(str(options.workdir or f"{options.data}-edm"))
     return who, who.encoded()
 
 

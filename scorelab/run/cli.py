@@ -119,6 +119,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", help="one split (default: all)")
     sub.add_argument("--no-download", action="store_true", help="look on this machine only")
 
+    sub = _command(commands, "figure", _figure, "make a figure of a paper by name, or list them")
+    sub.add_argument(
+        "name", nargs="?", default="", metavar="NAME", help="such as 2510.02730/orders; with --list or --all part of one"
+    )
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="list the figures, or all that is known of one")
+    what.add_argument("--all", action="store_true", help="make all of them and compare their numbers with those on record")
+    what.add_argument("--options", action="store_true", help="what --set may say of this figure")
+    size = sub.add_mutually_exclusive_group()
+    size.add_argument(
+        "--full", dest="size", action="store_const", const="full", help="the full size, the default on an accelerator"
+    )
+    size.add_argument(
+        "--small", dest="size", action="store_const", const="small", help="minutes on two cores, the default on a CPU"
+    )
+    sub.add_argument("--out", type=_folder, metavar="DIR", help="where to write (default: runs/figures/NAME/SIZE)")
+    sub.add_argument("--again", action="store_true", help="measure anew what is kept of an earlier making")
+    sub.add_argument("--set", dest="settings", action="append", default=[], metavar="OPTION=VALUE", help="may be repeated")
+
     sub = _command(commands, "sweep", _sweep, "run a config under every combination of values and seeds, with one table")
     sub.add_argument("config", metavar="CONFIG", help="a .gin file, or the name of a shipped one")
     sub.add_argument(
@@ -151,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if command not in (_data, _configs, _pretrained, _doctor, _sweep):
+    if command not in (_data, _configs, _pretrained, _doctor, _figure, _sweep):
         help = "let a config that comes with data (a work directory, a kept model) import any code"
         sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
@@ -313,6 +332,26 @@ def _pretrained(arguments: argparse.Namespace) -> None:
         from scorelab.run.carried import print_pretrained
 
     print_pretrained(arguments.name)
+
+
+def _figure(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.errors import ConfigError
+        from scorelab.run import gallery
+
+    several = arguments.list or arguments.all
+    if not arguments.name and not several:
+        raise ConfigError("figure: expected a name, --list or --all")
+    if several and arguments.settings:
+        raise ConfigError(f"--set {arguments.settings[0]}: expected the name of one figure that it is for")
+    if arguments.list:
+        gallery.print_figures(arguments.name)
+        return
+    how = dict(size=arguments.size, out=arguments.out, again=arguments.again)
+    if not arguments.all:
+        gallery.make(arguments.name, **how, settings=arguments.settings, options=arguments.options)
+    elif not gallery.make_all(arguments.name, **how):
+        sys.exit(1)
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

@@ -62,5 +62,10 @@ def to_png_bytes(figure: Figure) -> bytes:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write the figure as PNG, complete or not at all, and return its path."""
-    return write_bytes(Path(path), to_png_bytes(figure))
+    """Write the figure as PNG, or as PDF where the name ends so, complete or not at all, and return its path."""
+    path = Path(path)
+    if path.suffix.lower() != ".pdf":
+        return write_bytes(path, to_png_bytes(figure))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="pdf", metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    return write_bytes(path, buffer.getvalue())

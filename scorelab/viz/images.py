@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
@@ -55,56 +55,39 @@ def image_grid(
     *,
     levels: int = 256,
     columns: int | None = None,
+    rows: Sequence[str] | None = None,
+    headings: Sequence[str] | None = None,
     title: str | None = None,
     width: float = 5.0,
 ) -> Figure:
-    """A figure of stored images uint8 (n, height, width, channels), at most ``width`` inches wide."""
+    """A figure of stored images uint8 (n, height, width, channels), which are at most ``width`` inches wide together.
+
+    ``rows`` names each row, to its left, and ``headings`` each column, above it. Raises ValueError where their number is another.
+    """
     sheet = mosaic(images, levels=levels, columns=columns)
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    for name, labels, count in (("rows", rows, -(-len(images) // columns)), ("headings", headings, columns)):
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"image_grid got {len(labels)} {name}: expected {count}")
     zoom = max(1, int(width * DPI) // sheet.shape[1])
     sheet = sheet.repeat(zoom, 0).repeat(zoom, 1)
-    head = 0.3 if title else 0.0
+    # Inches; a letter of nine points is about a fifteenth of an inch wide.
+    left = 0.15 + max((len(line) for label in rows for line in label.split("\n")), default=0) / 13 if rows else 0.0
+    head = (0.3 if title else 0.0) + (0.25 if headings else 0.0)
     high, wide = sheet.shape[0] / DPI, sheet.shape[1] / DPI
-    figure = new_figure(wide, high + head)
+    figure = new_figure(wide + left, high + head)
     # Placed by hand: a layout engine would resample the pixels.
     figure.set_layout_engine("none")
-    axes = figure.add_axes((0, 0, 1, high / (high + head)))
+    axes = figure.add_axes((left / (wide + left), 0, wide / (wide + left), high / (high + head)))
     axes.imshow(sheet, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     if title:
         figure.text(0.01, 1 - 0.1 / (high + head), title, va="top", fontsize=9, color=INK)
-    return figure
-
-
-def image_rows(rows: Mapping[str, tuple[np.ndarray, int]], *, cell: int = 56, label: float = 2.0) -> Figure:
-    """A figure with one row of stored images and its name for each entry: images of several sizes, shown at one.
-
-    Args:
-        rows: uint8 images ``(n, height, width, channels)`` and the number of their levels, by name.
-        cell: the height of a row in screen pixels; images are repeated as often as fits.
-        label: the width of the names, in inches.
-
-    Raises:
-        ValueError: no row, or images higher than ``cell``.
-    """
-    heights = {name: images.shape[1] for name, (images, _) in rows.items()}
-    if not rows or max(heights.values()) > cell:
-        raise ValueError(f"rows have the heights {heights}: expected at least one row, and at most cell = {cell}")
-    sheets = {}
-    for name, (images, levels) in rows.items():
-        zoom = cell // images.shape[1]
-        sheets[name] = np.concatenate([
-            np.pad(one, ((0, 4), (0, 4), (0, 0)), constant_values=PAPER)
-            for one in as_uint8(images, levels).repeat(zoom, 1).repeat(zoom, 2)
-        ], axis=1)  # fmt: skip
-    high, wide = sum(sheet.shape[0] for sheet in sheets.values()) / DPI, max(sheet.shape[1] for sheet in sheets.values()) / DPI
-    figure = new_figure(label + wide, high)
-    figure.set_layout_engine("none")
-    top = high
-    for name, sheet in sheets.items():
-        height, width = (side / DPI for side in sheet.shape[:2])
-        top -= height
-        axes = figure.add_axes((label / (label + wide), top / high, width / (label + wide), height / high))
-        axes.imshow(sheet, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        figure.text(0.01, (top + height / 2) / high, name, va="center", fontsize=8, color=INK)
+    style: dict[str, Any] = dict(fontsize=9, color=INK)
+    for i, label in enumerate(rows or ()):
+        y = high * (1 - (i + 0.5) / len(rows or ())) / (high + head)
+        figure.text((left - 0.08) / (wide + left), y, label, ha="right", va="center", **style)
+    for i, label in enumerate(headings or ()):
+        x = (left + wide * (i + 0.5) / columns) / (wide + left)
+        figure.text(x, (high + 0.06) / (high + head), label, ha="center", va="bottom", **style)
     return figure

@@ -1,6 +1,5 @@
 """The scripts of the experiments, what they share, and what the extras install."""
 
-import json
 import os
 import re
 import runpy
@@ -13,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab import viz
 from scorelab.data import DataNotFound
 from scorelab.errors import ConfigError
 from scorelab.experiment import trained_state
 from scorelab.experiment.workdir import Workdir
-from scorelab.run.script import parse, plus_minus, record, script, trained
+from scorelab.run.figure import plus_minus, script, trained
+from scorelab.run.gallery import statements
 from tests.run.conftest import ROOT, TINY
 
 EXPERIMENTS = ROOT / "experiments"
@@ -36,7 +35,8 @@ def test_a_script_without_its_data_says_so_in_one_line(monkeypatch, capsys):
         script(main)
     assert exit.value.code == 2
     assert capsys.readouterr().err == "figure.py: error: mnist: file a is missing. looked in: /data\n"
-    assert [path.name for path in SCRIPTS if not path.read_text().endswith('__name__ == "__main__":\n    script(main)\n')] == []
+    ends = tuple(f'__name__ == "__main__":\n    {call}(main)\n' for call in ("script", "FIGURE.make"))
+    assert [path.name for path in SCRIPTS if not path.read_text().endswith(ends)] == []
 
 
 @pytest.mark.parametrize("path", SCRIPTS + BENCHMARKS, ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -50,36 +50,9 @@ def test_a_script_finds_what_it_imports_and_tells_its_command(path, monkeypatch,
         if (getattr(sys.modules[name], "__file__", None) or "").startswith((str(EXPERIMENTS), str(ROOT / "benchmarks"))):
             del sys.modules[name]
     assert exit.value.code == 0
-    assert f"python {path.relative_to(ROOT)}" in capsys.readouterr().out
-
-
-def test_small_options_give_way_to_those_that_are_typed(monkeypatch):
-    options = dict(small=dict(n=10, seeds=1), n=100, seeds=3, data=("a", "b"), methods=["x", "y"])
-    monkeypatch.setattr(sys, "argv", ["figure.py", "--small", "--n", "20"])
-    found = parse("", **options)
-    assert (found.n, found.seeds, found.data, found.methods) == (20, 1, "a", ["x", "y"])
-    monkeypatch.setattr(sys, "argv", ["figure.py", "--data", "b", "--methods", "y"])
-    found = parse("", **options)
-    assert (found.n, found.seeds, found.data, found.methods) == (100, 3, "b", ["y"])
-
-
-def test_a_seed_beyond_those_there_are_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["figure.py", "--seed", "-1"])
-    with pytest.raises(SystemExit):
-        parse("", seed=0)
-    assert "figure.seed = -1: expected an integer seed" in capsys.readouterr().err
-
-
-def test_a_record_has_the_command_the_versions_the_numbers_and_the_figures(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["papers/figure.py", "--n", "4"])
-    arguments = parse("", small=dict(n=1), n=2, data=("digits",), workdir=tmp_path / "long" / "way")
-    record(arguments, {"mean": np.float32(0.5), "row": np.arange(2)}, curve=viz.lines({"a": (np.arange(2), np.arange(2))}))
-    assert {path.name for path in (tmp_path / "runs/figures/papers").iterdir()} == {"figure_digits.json", "figure_digits_curve.png"}
-    found = json.loads((tmp_path / "runs/figures/papers/figure_digits.json").read_text())
-    assert found["command"] == "python papers/figure.py --n 4 --data digits --workdir runs/way"
-    assert found["numbers"] == {"mean": 0.5, "row": [0, 1]}
-    assert {"scorelab", "jax", "numpy"} <= found["versions"]["packages"].keys()
+    name = f"{path.parent.name}/{path.stem}"
+    command = f"scorelab figure {name}" if name in statements() else f"python {path.relative_to(ROOT)}"
+    assert command in capsys.readouterr().out
 
 
 def test_a_finished_training_is_used_again_and_a_longer_one_refused(tiny_run, tmp_path):

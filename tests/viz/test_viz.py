@@ -14,8 +14,7 @@ def images(n=7, channels=1, levels=17):
 def figures():
     points = np.random.default_rng(0).standard_normal((50, 2))
     yield viz.image_grid(images(), levels=17, title="seven")
-    yield viz.image_grid(images(3, 3, 256), columns=2)
-    yield viz.image_rows({"one": (images(), 17), "another": (images(3, 3, 256), 256)})
+    yield viz.image_grid(images(3, 3, 256), columns=2, rows=["with", "without"], headings=["a", "b"])
     yield viz.scatter(points, reference=3 * points, title="points")
     yield viz.loss_curve(range(50), np.geomspace(2, 0.3, 50))
     yield viz.loss_curve([1, 2, 3], [np.nan, -1.0, 2.0])
@@ -67,8 +66,8 @@ def test_levels_span_black_to_white():
     [
         (lambda: viz.image_grid(images().astype(float)), "expected uint8"),
         (lambda: viz.image_grid(images(), levels=4), "levels - 1 = 3"),
-        (lambda: viz.image_rows({}), "at least one row"),
-        (lambda: viz.image_rows({"a": (images(), 17)}, cell=4), "at most cell = 4"),
+        (lambda: viz.image_grid(images(3, 3, 256), columns=2, rows=["with"]), "1 rows: expected 2"),
+        (lambda: viz.image_grid(images(3, 3, 256), columns=2, headings=["a"]), "1 headings: expected 2"),
         (lambda: viz.mosaic(images(0)), "at least one image"),
         (lambda: viz.scatter(np.zeros((3, 3))), r"expected \(n, 2\)"),
         (lambda: viz.loss_curve([1, 2], [1.0]), "equal length"),

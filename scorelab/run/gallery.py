@@ -1,0 +1,201 @@
+"""``scorelab figure``: the figures of papers by name, made one at a time or all, and compared with what is on record."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scorelab.config.sources import PACKAGE
+from scorelab.errors import ConfigError, shown
+from scorelab.names import did_you_mean
+from scorelab.run.figure import require_option, value_of
+
+# In a checkout beside the package, in an installed package inside it.
+EXPERIMENTS = (PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE) / "experiments"
+RESULTS = EXPERIMENTS / "results"
+# Two numbers agree within so many standard deviations of their difference; without any, within a relative error, which leaves room
+# for the rounding of another machine.
+_DEVIATIONS, _ROUNDING = 3.0, 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What a script says of its figure, without being run; the fields are those of :class:`~scorelab.run.figure.Figure`."""
+
+    name: str
+    file: Path
+    title: str
+    answers: str
+    claims: str
+    look_for: str
+    minutes: Mapping[str, float | None]
+
+    @property
+    def time(self) -> str:
+        """Minutes at every size, as text."""
+        words = {k: "not measured" if v is None else f"{v:g} min" for k, v in self.minutes.items()}
+        return f"two cores: small {words['small']}, full {words['full']}; one accelerator: {words['gpu']}"
+
+
+def statements() -> dict[str, Statement]:
+    """Every figure by name, ``arXiv id/script``."""
+    files = sorted(EXPERIMENTS.glob("*/*.py"))
+    return {found.name: found for file in files if (found := _statement(file)) is not None}
+
+
+def _statement(file: Path) -> Statement | None:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and getattr(node.targets[0], "id", "") == "FIGURE":
+            wanted = ("answers", "claims", "look_for", "minutes")
+            literal = {k.arg: k.value for k in node.value.keywords}
+            minutes = literal["minutes"]
+            if isinstance(minutes, ast.Call):
+                literal["minutes"] = ast.Dict([ast.Constant(k.arg) for k in minutes.keywords], [k.value for k in minutes.keywords])
+            title = (ast.get_docstring(tree) or "").split("\n\n")[0].replace("\n", " ")
+            found = {name: ast.literal_eval(literal[name]) for name in wanted}
+            return Statement(name=f"{file.parent.name}/{file.stem}", file=file, title=title, **found)
+    return None
+
+
+def matching(pattern: str) -> dict[str, Statement]:
+    """The figures whose name contains ``pattern``; ConfigError where there is none."""
+    everything = statements()
+    found = {pattern: everything[pattern]} if pattern in everything else {k: v for k, v in everything.items() if pattern in k}
+    if not found:
+        papers = ", ".join(dict.fromkeys(name.partition("/")[0] for name in everything))
+        raise ConfigError(f"figure {pattern}: no such figure; expected a name, or a paper: {papers}. {_near(pattern, everything)}")
+    return found
+
+
+def _near(name: str, everything: Mapping[str, Statement]) -> str:
+    return did_you_mean(name, list(everything)) or "`scorelab figure --list` has all names"
+
+
+def print_figures(pattern: str = "") -> None:
+    """Print the names that contain ``pattern`` with what each is, and everything that is known of a single one."""
+    found = matching(pattern)
+    if len(found) == 1:
+        (one,) = found.values()
+        print(f"{one.name}: {one.title}\nanswers   {one.answers or 'no figure of the paper'}\nclaims    {one.claims}")
+        print(f"look for  {one.look_for}\ntime      {one.time}\nscript    {shown(one.file)}")
+        return
+    width = max(map(len, found))
+    for one in found.values():
+        answers = f" [{one.answers}]" if one.answers else ""
+        print(f"{one.name:<{width}}  {one.title}{answers}")
+
+
+def make(name: str, *, size: str | None, out: Path | None, again: bool, settings: Sequence[str], options: bool) -> None:
+    """Run the script of a figure in this process.
+
+    Raises:
+        ConfigError: no figure has this name, or a setting is no ``option=value``.
+    """
+    everything = statements()
+    if name not in everything:
+        raise ConfigError(f"figure {name}: no such figure; expected a name of `scorelab figure --list`. {_near(name, everything)}")
+    one = everything[name]
+    words = [word for text in settings for word in require_option(name, text)]
+    with _as_script(one.file, ["--help"] if options else _words(size, out, again) + words):
+        if not options:
+            print(f"{one.name}: {one.title}\nclaims    {one.claims}\nlook for  {one.look_for}\ntime      {one.time}", flush=True)
+        runpy.run_path(str(one.file), run_name="__main__")
+
+
+def _words(size: str | None, out: Path | None, again: bool) -> list[str]:
+    return [f"--{size}"] * (size is not None) + (["--out", str(out)] if out is not None else []) + ["--again"] * again
+
+
+@contextmanager
+def _as_script(file: Path, words: Sequence[str]):
+    argv, path = sys.argv, list(sys.path)
+    sys.argv, sys.path[:] = [str(file), *words], [str(file.parent), *path]
+    try:
+        yield
+    finally:
+        sys.argv, sys.path[:] = argv, path
+
+
+def make_all(pattern: str, *, size: str | None, out: Path | None, again: bool) -> bool:
+    """Make every figure whose name contains ``pattern``, one after the other, and compare each with its result on record.
+
+    A figure that fails ends no other; its output is in ``make.log`` beside its result. Returns whether all were made and agree.
+    """
+    import jax
+
+    out = Path("runs/figures") if out is None else out
+    size = size or ("small" if jax.default_backend() == "cpu" else "full")
+    begun, fine, everything = time.monotonic(), True, matching(pattern)
+    width = max(map(len, everything))
+    for i, one in enumerate(everything.values()):
+        folder = out / one.name / size
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"[{i + 1}/{len(everything)}] {one.name:<{width}}  ", end="", flush=True)
+        before = time.monotonic()
+        with open(folder / "make.log", "w", encoding="utf-8") as log:
+            status = subprocess.run(
+                [sys.executable, str(one.file), *_words(size, folder, again)], stdout=log, stderr=subprocess.STDOUT, check=False,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            ).returncode  # fmt: skip
+        said = f"failed with status {status}, see {shown(folder / 'make.log')}" if status else "made"
+        if not status:
+            different = differences(folder)
+            said = "no result on record" if different is None else "as on record" if not different else "; ".join(different)
+            fine &= not different
+        fine &= status == 0
+        print(f"{time.monotonic() - before:6.0f} s  {said}", flush=True)
+    print(f"{len(everything)} figures in {(time.monotonic() - begun) / 60:.1f} min, in {shown(out)}")
+    return fine
+
+
+def differences(folder: Path) -> list[str] | None:
+    """What in the claims of a result lies outside the spread of the result on record, None where none is on record."""
+    here = read_result(folder)
+    file = RESULTS / here["name"] / here["variant"] / "result.json"
+    if not file.is_file():
+        return None
+    record = read_result(file.parent)
+    if here["options"] != record["options"]:
+        return [f"its options are {here['options']}: expected {record['options']}, as on record"]
+    values = {claim["says"]: claim for claim in here["claims"]}
+    found = []
+    for claim in record["claims"]:
+        mine = values.get(claim["says"])
+        if mine is None:
+            found.append(f"no number for: {claim['says']}")
+        elif not agree(mine, claim):
+            pair = [value_of(float(c["value"]), float(c["spread"])) for c in (mine, claim)]
+            found.append(f"{pair[0]} {claim['unit']}: expected {pair[1]}, as on record")
+    return found
+
+
+def agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two claims have the same number, as far as their spread says."""
+    x, y = float(a["value"]), float(b["value"])
+    spread = math.hypot(float(a["spread"]), float(b["spread"]))
+    return x == y or (math.isnan(x) and math.isnan(y)) or abs(x - y) <= max(_DEVIATIONS * spread, _ROUNDING * abs(y))
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The record of a figure in ``folder``; ConfigError where there is none or it is damaged."""
+    file = folder / "result.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            key: found[key]
+            for key in ("name", "variant", "command", "options", "versions", "seconds", "claims", "figures", "numbers")
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{shown(file)}: no result of a figure: {error}") from error
