@@ -94,12 +94,6 @@ KNOWN = {
         good_for="many samples quickly; rewards through the sampler, such as ReNO",
         not_for="other grids and solvers: it knows the largest noise level alone and has no score elsewhere",
     ),
-    "mnist-multiplicative": Model(
-        config="paper/2510.02730/mnist",
-        what="A class-conditional model of MNIST under multiplicative noise, in the log chart of 1 + image.",
-        good_for="the samplers of multiplicative diffusion on images of a real size",
-        not_for="sampling without MNIST at hand: it begins at the moments of the training data",
-    ),
 }
 
 
@@ -108,6 +102,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="+", choices=KNOWN, default=list(KNOWN), help="all by default")
     parser.add_argument("--part", choices=("all", "card"), default="all", help="%(default)s by default")
     parser.add_argument("--seeds", type=int, default=5, help="%(default)s by default")
+    parser.add_argument("--n", type=int, help="samples that are drawn and compared, those of the config by default")
     parser.add_argument("--workdir", type=Path, default=Path("runs/pretrained"), help="%(default)s by default")
     arguments = parser.parse_args()
     for name in arguments.names:
@@ -119,7 +114,7 @@ def main() -> None:
         else:
             before = pretrained.load(name).card
             trained = "not recorded" if before is None else before.trained
-        cards.write(file, measured(name, trained, range(arguments.seeds)))
+        cards.write(file, measured(name, trained, range(arguments.seeds), arguments.n))
         print(f"{name}: {pretrained.card(name)}", flush=True)
 
 
@@ -137,18 +132,18 @@ def duration(workdir: Workdir) -> str:
     return f"{took} on {cores} core{'s' * (cores > 1)} of a shared CPU" if kind == "cpu" else f"{took} on one {kind}"
 
 
-def measured(name: str, trained: str, seeds: range) -> cards.Card:
+def measured(name: str, trained: str, seeds: range, n: int | None) -> cards.Card:
     """The card of a model: its facts, the words above, and the metrics of samples of every seed."""
     who, says = pretrained.load(name), KNOWN[name]
-    drawn = [who.sample(who.config.one(Sample).n, seed=seed) for seed in seeds]
-    found = [who.evaluate(each.x) for each in drawn]
+    drawn = [who.sample(n or who.config.one(Sample).n, seed=seed) for seed in seeds]
+    found = [who.evaluate(each.x, n=n) for each in drawn]
     metrics = [
         cards.Measured(name=each.label, values=tuple(values[i].value for values in found), floor=each.floor)
         for i, each in enumerate(found[0])
     ]
     return cards.Card(
         **who.facts(), **vars(says), licence=LICENCES[who.record["data"]], trained=trained, seeds=tuple(seeds),
-        calls=drawn[0].record["model_calls"], n=found[0][0].n, metrics=tuple(metrics),
+        calls=drawn[0].record["model_calls"], drawn=len(drawn[0].x), n=found[0][0].n, metrics=tuple(metrics),
     )  # fmt: skip
 
 

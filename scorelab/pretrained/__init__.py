@@ -115,12 +115,16 @@ class Loaded:
             raise ValueError(f"Loaded.sample(label={label!r}): expected {n} classes, integers from 0 to {self.classes - 1}")
         return label.astype(np.int32)
 
-    def evaluate(self, samples: np.ndarray) -> list[MetricValue]:
-        """The metrics of samples in stored values by the evaluation of its config, each with its floor; errors as :meth:`data`."""
+    def evaluate(self, samples: np.ndarray, *, n: int | None = None) -> list[MetricValue]:
+        """The metrics of samples in stored values by the evaluation of its config, each with its floor.
+
+        ``n`` of them are compared, as many as the config says by default. Errors as :meth:`data`; ValueError for more than there are.
+        """
         self.data()
         spec = self.config.one(Evaluate)
         key = spec.key(self.config.keys()[2])
-        return [value for each in spec.evaluations for value in each(samples, self.config.data, key)]
+        how = spec.evaluations if n is None else [dataclasses.replace(each, n=n) for each in spec.evaluations]
+        return [value for each in how for value in each(samples, self.config.data, key)]
 
 
 def load(name: str) -> Loaded:

@@ -72,7 +72,8 @@ class Card:
         trained: how long the training took, and where.
         sampler: what the samples below were drawn with, the sampler of the config.
         calls: network calls of a sample.
-        n: samples that were compared.
+        drawn: samples that were drawn for each seed.
+        n: as many of them were compared with the data.
         seeds: of the samples.
         metrics: those of the config's evaluation.
         good_for: what.
@@ -93,6 +94,7 @@ class Card:
     trained: str
     sampler: str
     calls: int
+    drawn: int
     n: int
     seeds: tuple[int, ...]
     metrics: tuple[Measured, ...]

@@ -4,6 +4,7 @@ from scorelab.viz.curves import loss_curve
 from scorelab.viz.dots import dots
 from scorelab.viz.figures import save, to_png_bytes
 from scorelab.viz.histograms import histogram
+from scorelab.viz.images import image_grid, mosaic
 from scorelab.viz.lines import Panel, lines, panels
 from scorelab.viz.points import scatter
 from scorelab.viz.trajectories import trajectory
