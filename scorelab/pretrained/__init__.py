@@ -118,7 +118,7 @@ class Loaded:
     def evaluate(self, samples: np.ndarray, *, n: int | None = None) -> list[MetricValue]:
         """The metrics of samples in stored values by the evaluation of its config, each with its floor.
 
-        ``n`` of them are compared, by default as many as the config says. Errors as :meth:`data`; ValueError for too large an ``n``.
+        ``n`` of them are compared, by default as many as the config says. Errors as :meth:`data`; ValueError where there are fewer.
         """
         self.data()
         spec = self.config.one(Evaluate)
