@@ -16,7 +16,7 @@ import scorelab  # noqa: E402
 project = "scorelab"
 author = copyright = "The scorelab developers"
 version = release = scorelab.__version__
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "mathml", "public_names", "whole_pages"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "mathml", "model_cards", "public_names", "whole_pages"]
 exclude_patterns = ["_build", "_ext", "**.ipynb_checkpoints"]
 
 # Markdown and notebooks.

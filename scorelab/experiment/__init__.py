@@ -10,7 +10,7 @@ from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, 
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
-from scorelab.experiment.sample import Sample
+from scorelab.experiment.sample import Drawn, Sample
 from scorelab.experiment.starts import DataStart, DataTeleport, FromData
 from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import Workdir
@@ -22,6 +22,7 @@ __all__ = [
     "DataTeleport",
     "Diagnose",
     "Diagnostic",
+    "Drawn",
     "Evaluate",
     "Evaluation",
     "Experiment",

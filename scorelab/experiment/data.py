@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,11 +16,13 @@ from scorelab.distill import WithPairs
 from scorelab.experiment.pairs import Pairs
 from scorelab.processes import Chart, Identity
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.training import Prepared
+from scorelab.training import Prepare, Prepared
 from scorelab.validation import require_choice, require_spec
 
 # Rows of data that are encoded at once; the number itself has no effect on results.
 _BLOCK = 8192
+# What `measured_std` measured, by set, scale and chart, while somebody wants to know.
+_MEASURED: ContextVar[dict[str, float] | None] = ContextVar("measured", default=None)
 # Rows that are encoded and decoded to see whether they come back.
 _ROWS = 16
 
@@ -110,6 +114,11 @@ class DataSpec:
         mean, std = self.moments(chart)
         return f"the data of {self.name} in the chart have mean {mean:.4g} and standard deviation {std:.4g}"
 
+    @property
+    def prepare(self) -> Prepare:
+        """From a stored batch to what a learner takes."""
+        return Prepare(transform=self.transform, cond="label" if self.labels else None)
+
     def examples(self, batch_size: int, seed: int) -> Prepared:
         """Batches of the data set itself."""
         batches = self.dataset.batches(batch_size, seed, self.load())
@@ -138,7 +147,29 @@ def measured_std(data: DataSpec, process: LinearGaussian | None = None) -> float
     """
     if not isinstance(data, DataSpec):
         raise TypeError(f"measured_std.data = {data!r}: expected a DataSpec")
-    return float(f"{data.moments(Identity() if process is None else process.chart)[1]:.4g}")
+    chart = Identity() if process is None else process.chart
+    measured = _MEASURED.get()
+    key = f"{data.name}, {data.transform!r}, {chart!r}"
+    if measured is not None and key in measured:
+        return measured[key]
+    value = float(f"{data.moments(chart)[1]:.4g}")
+    if measured is not None:
+        measured[key] = value
+    return value
+
+
+@contextmanager
+def measuring(known: Mapping[str, float]) -> Iterator[dict[str, float]]:
+    """Inside, :func:`measured_std` takes what is ``known`` in the place of the data; what it measures is added to what this gives.
+
+    So a trained model can be read where the data is not.
+    """
+    measured = dict(known)
+    token = _MEASURED.set(measured)
+    try:
+        yield measured
+    finally:
+        _MEASURED.reset(token)
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from scorelab import fk, grids, solvers, viz
-from scorelab.arrays import Pytree
+from scorelab.arrays import Key, Pytree
 from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, ConfigWarning, shown
 from scorelab.experiment import previews
@@ -206,6 +206,12 @@ class Sample(Stage):
             return model, self.solver, None
         return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
 
+    def sampler(self, model: Model, data: DataSpec, label: np.ndarray | None, key: Key) -> Callable[..., Samples]:
+        """:func:`scorelab.sample` as this stage calls it, but for ``shape`` and ``cond``; the latter is ``label``."""
+        applied, solver, start = self.applied(model)
+        start = self.begin(data, model.process, label) if start is None else start
+        return functools.partial(sample, applied, solver=solver, grid=self.grid, start=start, key=key)
+
     def begin(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Start | None:
         """The start of samples with the conditions ``label``; the training data is read where it is needed."""
         return self.start(data, process, label) if isinstance(self.start, FromData) else self.start
@@ -293,16 +299,9 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
 
 
 def _sampler(experiment: Experiment, spec: Sample, state: Pytree, label: np.ndarray | None, seed: int | None = None):
-    """:func:`scorelab.sample` with the arguments that all samples of a stage have in common."""
-    model, solver, start = spec.applied(experiment.learner.model(state))
-    return functools.partial(
-        sample,
-        model,
-        solver=solver,
-        grid=spec.grid,
-        start=spec.begin(experiment.data, experiment.process, label) if start is None else start,
-        key=spec.key(experiment.keys()[1]) if seed is None else jax.random.key(seed),
-    )
+    """The sampler of a stage with the weights of ``state``, and the experiment's own key unless there is a ``seed``."""
+    key = spec.key(experiment.keys()[1]) if seed is None else jax.random.key(seed)
+    return spec.sampler(experiment.learner.model(state), experiment.data, label, key)
 
 
 def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,12 +247,13 @@ class Previewed:
                 stage.preview(self.run, step, state)
 
 
-def state_like(experiment: Experiment) -> Pytree:
-    """The structure, shapes and dtypes of the training state."""
-    # A state does not depend on pairs, which take time to make.
-    data = experiment.data.examples(experiment.one(Train).batch_size, experiment.seed)
-    init = lambda key, batch: experiment.learner.init(key, data.prepare(batch))
-    return jax.eval_shape(init, jax.random.key(0), data.at(0))
+def state_like(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> Pytree:
+    """The structure, shapes and dtypes of the training state, for data shaped like the stored ``batch`` (the first, by default)."""
+    if batch is None:
+        # A state does not depend on pairs, which take time to make.
+        batch = experiment.data.examples(experiment.one(Train).batch_size, experiment.seed).at(0)
+    init = lambda key, batch: experiment.learner.init(key, experiment.data.prepare(batch))
+    return jax.eval_shape(init, jax.random.key(0), batch)
 
 
 def trained_state(experiment: Experiment, workdir: Workdir) -> tuple[Any, int]:

@@ -1,19 +1,27 @@
-"""Trained models by name, file or work directory."""
+"""Trained models by name, file or work directory, and what is known of them."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from scorelab.data import Arrays, Transform
 from scorelab.errors import ConfigError
 from scorelab.experiment.base import Experiment
+from scorelab.experiment.evaluate import Evaluate
+from scorelab.experiment.sample import Drawn, Sample
+from scorelab.grids import Grid
+from scorelab.metrics import MetricValue
 from scorelab.models import BoundDenoiser
+from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
 from scorelab.pretrained.kept import find, keep, stored
+from scorelab.validation import require_int, require_seed, require_spec
 
-__all__ = ["Loaded", "keep", "load", "model"]
+__all__ = ["Card", "Loaded", "Measured", "card", "keep", "load", "model", "names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +33,24 @@ class Loaded:
         transform: from stored values to what the model sees, and back.
         config: the experiment it was trained in.
         record: how it came to be: step, data and their hash, versions.
+        card: the card of a model that the package carries, None for others.
     """
 
     model: BoundDenoiser
     transform: Transform
     config: Experiment
     record: dict[str, Any]
+    card: Card | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of a sample."""
+        return tuple(self.record["example"]["x"][0])
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes that the model is told, None for a model without a condition."""
+        return self.record["classes"]
 
     def data(self, split: str = "train") -> Arrays:
         """A split of its data set; ConfigError where the training data here is not what it was trained on."""
@@ -49,11 +69,69 @@ class Loaded:
         """Step and hash of the training data, for the record of what is measured on it; errors as :meth:`data`."""
         return dict(step=self.record["step"], data_sha256=self.data().sha256)
 
+    def facts(self) -> dict[str, Any]:
+        """The fields of a :class:`Card` that the file of a model says itself."""
+        return facts(self.model.params, self.config, self.record)
+
+    def sample(self, n: int, *, seed: int = 0, label: Any = None, grid: Grid | None = None) -> Drawn:
+        """Samples ``x`` ``(n, *event)`` in stored values, uint8 for images, by the sampler of its config, with their ``label``.
+
+        Where that begins at the data, as under multiplicative noise, the training data is looked at.
+
+        Args:
+            n: number of samples.
+            seed: of the samples.
+            label: the class of each, ``(n,)``; None for all classes in turn, or for a model without a condition.
+            grid: another time grid, such as a shorter one.
+
+        Raises:
+            ValueError: no such number, seed or classes.
+            ConfigError: the training data is needed, and is not what the model was trained on.
+        """
+        require_int("Loaded.sample", 1, n=n)
+        require_seed("Loaded.sample", seed=seed)
+        spec, data = self.config.one(Sample), self.config.data
+        if grid is not None:
+            require_spec("Loaded.sample", Grid, grid=grid)
+            spec = dataclasses.replace(spec, grid=grid)
+        if self.classes is not None and not spec.classes:
+            # As in the data, which need not be there.
+            spec = dataclasses.replace(spec, classes=tuple(range(self.classes)))
+        if spec.start is not None:
+            self.data()
+        label = spec.conditions(data, n) if label is None else self._labels(label, n)
+        out = spec.sampler(self.model, data, label, jax.random.key(seed))(
+            shape=(n, *self.event_shape), cond=label, chunk=spec.chunk
+        )  # fmt: skip
+        record = dict(n=n, seed=seed, model_calls=int(out.diagnostics["model_calls"]))
+        return Drawn(x=np.asarray(self.transform.decode(out.x)), label=label, record=record)
+
+    def _labels(self, label: Any, n: int) -> np.ndarray:
+        if self.classes is None:
+            raise ValueError(f"Loaded.sample(label={label!r}): expected None, since the model has no condition")
+        label = np.asarray(label)
+        fits = label.shape == (n,) and np.issubdtype(label.dtype, np.integer)
+        if not fits or label.min() < 0 or label.max() >= self.classes:
+            raise ValueError(f"Loaded.sample(label={label!r}): expected {n} classes, integers from 0 to {self.classes - 1}")
+        return label.astype(np.int32)
+
+    def evaluate(self, samples: np.ndarray, *, n: int | None = None) -> list[MetricValue]:
+        """The metrics of samples in stored values by the evaluation of its config, each with its floor.
+
+        ``n`` of them are compared, by default as many as the config says. Errors as :meth:`data`; ValueError where there are fewer.
+        """
+        self.data()
+        spec = self.config.one(Evaluate)
+        key = spec.key(self.config.keys()[2])
+        how = spec.evaluations if n is None else [dataclasses.replace(each, n=n) for each in spec.evaluations]
+        return [value for each in how for value in each(samples, self.config.data, key)]
+
 
 def load(name: str) -> Loaded:
     """A trained model by name, file or work directory (whose newest checkpoint is taken).
 
-    The config inside may use only what builds experiments, unless it is trusted (:mod:`scorelab.config.trust`).
+    The config inside may use only what builds experiments, unless it is trusted (:mod:`scorelab.config.trust`). A file is read
+    without its data set; a work directory needs it.
 
     Raises:
         ConfigError: there is none, it is damaged, or its config asks for more than such a config may.
@@ -62,7 +140,7 @@ def load(name: str) -> Loaded:
     found = find(name)
     stamp = max(path.stat().st_mtime_ns for path in (found, *found.glob("checkpoints")))
     experiment, bound, record = stored(found.resolve(), stamp)
-    return Loaded(model=bound, transform=experiment.data.transform, config=experiment, record=record)
+    return Loaded(model=bound, transform=experiment.data.transform, config=experiment, record=record, card=read(found))
 
 
 def model(name: str) -> BoundDenoiser:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
+import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,11 +17,13 @@ from scorelab.config.sources import CONFIG_ROOTS
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment
 from scorelab.experiment.checkpoints import size_of
+from scorelab.experiment.data import DataSpec, measuring
 from scorelab.experiment.train import state_like, trained_state
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import read_npz, write_npz
 from scorelab.models import BoundDenoiser
 from scorelab.names import did_you_mean
+from scorelab.processes.scale import ScaleWarning
 
 # The models that the package carries.
 MODELS = Path(__file__).resolve().parent / "models"
@@ -28,19 +32,32 @@ _RECORD = 1 << 24
 
 
 def keep(root: str | Path, file: str | Path) -> Path:
-    """Write the model of a work directory, the averaged parameters of its newest checkpoint, to an ``.npz`` file."""
+    """Write the model of a work directory, the averaged parameters of its newest checkpoint, to an ``.npz`` file.
+
+    The file is read without the data: it has what its config measured on them, and their shapes.
+    """
     workdir, file = Workdir(Path(root)), Path(file)
     text = workdir.config.read_text(encoding="utf-8")
-    experiment = configs.load(str(workdir.config), carried=True).experiment
+    with measuring({}) as measured:
+        experiment = configs.load(str(workdir.config), carried=True, devices=False).experiment
     state, step = trained_state(experiment, workdir)
     model = experiment.learner.model(state)
     record = dict(
         config=text, step=step, data=experiment.data.name, data_sha256=experiment.data.load().sha256,
-        versions=workdir.read_json(workdir.versions),
+        measured=measured, **data_shapes(experiment.data), versions=workdir.read_json(workdir.versions),
     )  # fmt: skip
     leaves = {f"p{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(model.params))}
     file.parent.mkdir(parents=True, exist_ok=True)
     return write_npz(file, leaves | {"record": np.asarray(json.dumps(record))})
+
+
+def data_shapes(data: DataSpec) -> dict[str, Any]:
+    """What a model has to know of its data: ``example``, shape and dtype of every array by name, and ``classes``, None for none."""
+    batch = data.examples(1, 0).at(0)
+    return dict(
+        example={name: [list(rows.shape[1:]), str(rows.dtype)] for name, rows in batch.items()},
+        classes=data.load().num_classes if data.labels else None,
+    )
 
 
 def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
@@ -57,17 +74,27 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
         text = record["config"]
         if not isinstance(text, str):
             raise TypeError(f"config is {type(text).__name__}")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        measured = {name: float(value) for name, value in record.get("measured", {}).items()}
+        example = record.get("example", {})
+        batch = {name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype)) for name, (shape, dtype) in example.items()}
+        _ = batch and record["classes"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{shown(file)}: not a model written by scorelab.pretrained.keep: {error}") from error
     # The config it was trained with, whatever the file in configs/ has become.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{file.stem}.gin"
         path.write_text(text, encoding="utf-8")
         try:
-            experiment = configs.load(str(path), carried=True, devices=False).experiment
+            with measuring(measured), warnings.catch_warnings():
+                # Said to whoever trained it.
+                warnings.simplefilter("ignore", ScaleWarning)
+                experiment = configs.load(str(path), carried=True, devices=False).experiment
         except ConfigError as error:
             raise ConfigError(f"{shown(file)}: {str(error).replace(shown(path), 'its config')}") from error
-    network = experiment.learner.model(state_like(experiment))
+    # What earlier versions kept has neither: then the data is looked at.
+    network = experiment.learner.model(state_like(experiment, batch or None))
+    if not batch:
+        record |= data_shapes(experiment.data)
     wanted = jax.tree.leaves(network.params)
     try:
         # No more than the network has: a small file can hold gigabytes of zeros.
@@ -105,4 +132,4 @@ def stored(place: Path, stamp: int) -> tuple[Experiment, BoundDenoiser, dict]:
     experiment = configs.load(str(workdir.config), carried=True, devices=False).experiment
     # Host arrays, as in a file.
     state, step = trained_state(experiment, workdir)
-    return experiment, experiment.learner.model(state), dict(step=step, data=experiment.data.name)
+    return experiment, experiment.learner.model(state), dict(step=step, data=experiment.data.name, **data_shapes(experiment.data))

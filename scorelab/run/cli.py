@@ -160,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = _command(commands, "configs", _configs, "list the experiments that can be run by name")
     sub.add_argument("pattern", nargs="?", default="", metavar="PART", help="part of a name, such as mnist (default: all)")
 
+    sub = _command(commands, "pretrained", _pretrained, "list the trained models of the package, or print the card of one")
+    sub.add_argument("name", nargs="?", metavar="NAME", help="a model, such as digits-edm (default: all are listed)")
+
     _command(commands, "doctor", _doctor, "print versions, devices and data, and test this machine against exact laws")
     return parser
 
@@ -167,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if command not in (_data, _configs, _doctor, _figure, _sweep):
+    if command not in (_data, _configs, _pretrained, _doctor, _figure, _sweep):
         help = "let a config that comes with data (a work directory, a kept model) import any code"
         sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
@@ -322,6 +325,13 @@ def _configs(arguments: argparse.Namespace) -> None:
     from scorelab.run.shipped import print_configs
 
     print_configs(arguments.pattern)
+
+
+def _pretrained(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run.carried import print_pretrained
+
+    print_pretrained(arguments.name)
 
 
 def _figure(arguments: argparse.Namespace) -> None:

@@ -53,6 +53,14 @@ def test_style_sheets_are_read_and_notebooks_have_pictures():
     assert faults(GOOD + 2 * '<img src="_images/b.png">', notebook=True) == []
 
 
+def test_the_tables_of_trained_models_have_a_row_for_each():
+    pytest.importorskip("docutils")
+    tables = runpy.run_path(str(ROOT / "docs" / "_ext" / "model_cards.py"))["tables"]
+    for head, rows in tables():
+        assert [row[0] for row in rows] == list(scorelab.pretrained.names())
+        assert all(len(row) == len(head) and all(row) for row in rows)
+
+
 def modules():
     """The modules of the package that a user imports, and what each of them calls public."""
     for found in pkgutil.walk_packages(scorelab.__path__, "scorelab."):
