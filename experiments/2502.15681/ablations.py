@@ -21,7 +21,7 @@ FIGURE = Figure(
     claims="The two-stage normalisation makes the training loss of forward KL less noisy; on CIFAR-10 the features that the "
     "discriminator reads (of the teacher, of the fake score) change the course of FID.",
     look_for="The loss with both stages is the smoothest; the students hardly differ.",
-    minutes=dict(small=3, full=36, gpu=None),
+    minutes=dict(small=3, full=34, gpu=None),
     options=dict(seeds=3, steps=0, window=10),
     small=dict(seeds=1, steps=100, window=5),
 )

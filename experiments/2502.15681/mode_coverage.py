@@ -25,7 +25,7 @@ FIGURE = Figure(
     "KL) misses.",
     look_for="Where the noise does not bridge the modes, reverse KL keeps the first mode and forward KL finds all three; from a "
     "largest noise of 1.5 on only softened reverse KL loses any.",
-    minutes=dict(small=2, full=20, gpu=None),
+    minutes=dict(small=3, full=14, gpu=None),
     options=dict(steps=1500, levels=5, seeds=3, learned_seeds=2),
     small=dict(steps=500, levels=2, seeds=2, learned_seeds=1),
 )

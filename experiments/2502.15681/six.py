@@ -20,7 +20,7 @@ FIGURE = Figure(
     "(squared Hellinger) and 1.92 (forward KL); the teacher has 1.79. Without the GAN term it is 4.07 (reverse KL) to 3.76 "
     "(forward KL).",
     look_for="The six divergences are closer to one another than to the teacher; the GAN term changes little at its weight of .03.",
-    minutes=dict(small=4, full=70, gpu=None),
+    minutes=dict(small=5, full=58, gpu=None),
     options=dict(seeds=3, steps=0),
     small=dict(seeds=1, steps=100),
 )

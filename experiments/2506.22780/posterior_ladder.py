@@ -29,7 +29,7 @@ FIGURE = Figure(
     "uncertainty, and uses what each modality adds.",
     look_for="Only the Tweedie covariance has the spread of the exact posterior at every point; ranks pooled over the points "
     "hardly tell the others apart.",
-    minutes=dict(small=3, full=10, gpu=None),
+    minutes=dict(small=2, full=10, gpu=None),
     options=dict(truths=5, draws=1000, cases=150, mixtures=120, members=100, seed=0),
     small=dict(truths=2, draws=200, cases=20, mixtures=10, members=20),
 )
