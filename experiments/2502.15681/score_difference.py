@@ -22,7 +22,7 @@ FIGURE = Figure(
     answers="Figure 5 (a)",
     claims="Over 6400 samples of a student of CIFAR-10 by forward KL the weight is small where the score difference is large, so "
     "that uncertain scores count less.",
-    look_for="The weight falls where the score difference rises, to the right.",
+    look_for="Whether the weight falls to the right, where the score difference rises: after a short training it does not.",
     minutes=dict(small=1, full=5, gpu=None),
     options=dict(seeds=3, steps=0, n=6400),
     small=dict(seeds=1, steps=100, n=3200),
