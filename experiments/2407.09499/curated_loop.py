@@ -28,7 +28,7 @@ FIGURE = Figure(
     claims="With curated samples alone the expected reward rises to its largest value and the variance of the reward vanishes; "
     "with a share of real data the reward rises too, stays bounded, and the loop is stable.",
     look_for="The trained loop follows the exact map: the curated cloud goes to the rarest mode, with real data all four stay.",
-    minutes=dict(small=2, full=10, gpu=None),
+    minutes=dict(small=1, full=10, gpu=None),
     options=dict(seeds=2, generations=6, n=4096, steps=400),
     small=dict(seeds=1, generations=3, n=2048, steps=150),
 )
