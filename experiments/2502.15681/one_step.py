@@ -1,150 +1,109 @@
-r"""One-step students of digits and of MNIST, by several divergences, against the teacher's sampler.
+"""One-step students of digits and of MNIST, by several divergences, against the teacher's sampler.
 
-    python experiments/2502.15681/one_step.py --data digits
-    python experiments/2502.15681/one_step.py --data mnist
-
-Every student is a run of ``configs/paper/2502.15681/DATA.gin`` with another divergence and seed, in ``--workdir``; runs that are
-complete there are used again, and a killed one goes on from its checkpoint; with ``--steps 0`` as far as the config says. Scores
-are of ``n`` images each, against as many training images, with the classifier's features: the Frechet distance, KID, recall, the
-share of images that are classified as the class they were asked for, and the total variation of the histogram of the classes they
-are taken for. The teacher is sampled with 18 steps of Heun's method (35 calls), once for each seed. Times are per image, of one
-compiled program each, taken in turns.
+Every student is a run of `configs/paper/2502.15681/DATA.gin` with another divergence and seed; `steps` is the length of a
+training, 0 for that of the config. Values are of as many images as the config evaluates, against as many training images, with
+the features of the classifier: the Frechet distance, KID, precision, recall, the share of images that are classified as the class
+they were asked for, and the total variation of the histogram of the classes they are taken for. The teacher is sampled with 18
+steps of Heun's method (35 calls), once for each seed. Times are per image, of one compiled program each, taken in turns.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
+from students import DIVERGENCES, NAMES, SHOWN, STEPS, Students, difference, losses_of, table, values, without_images
 
-from scorelab import config as configs
-from scorelab import grids, metrics, sample, solvers, viz
-from scorelab.experiment import Evaluate, Train
-from scorelab.run.script import parse, plus_minus, record, script, trained
+from scorelab import viz
+from scorelab.run.figure import Claim, Figure
 
-NAMES = dict(rkl="ReverseKL", js="JensenShannon", fkl="ForwardKL")
-STEPS, SHOWN = 18, 20
+FIGURE = Figure(
+    __doc__,
+    answers="Table 3, Figure 6 (a)",
+    claims="On ImageNet-64 students of one call have FID 1.27 (reverse KL), 1.21 (forward KL) and 1.16 (Jensen-Shannon), the "
+    "teacher with 79 calls 2.35; recall .65 to .66 and .68.",
+    look_for="Students of one call show what the teacher shows with 35 from the same noise; their distance is larger, and the "
+    "three divergences are alike.",
+    minutes=dict(small=2, full=15, gpu=None),
+    options=dict(data=("digits", "mnist"), seeds=3, steps=0),
+    small=dict(seeds=1, steps=100),
+)
 
-
-def main() -> None:
-    options = dict(data=("digits", "mnist"), seeds=3, steps=0, workdir=Path("runs/one_step"))
-    arguments = parse(__doc__, small=dict(seeds=1, steps=20, workdir=Path("runs/one_step_small")), **options)
-    who = Students(arguments.data, arguments)
-    numbers = dict(
-        n=who.n, steps=who.experiment.one(Train).steps, sampler=f"Heun, {STEPS} steps, {2 * STEPS - 1} calls", students={}
-    )
-    numbers["floor"] = who.floor()
-    numbers["teacher"] = {str(seed): who.judge(who.images(who.teacher, STEPS, seed)) for seed in range(arguments.seeds)}
-    print("floor", numbers["floor"], "\nteacher", numbers["teacher"], flush=True)
-    shown = {}
-    for seed in range(arguments.seeds):
-        for name, divergence in NAMES.items():
-            experiment, state, seconds = who.trained("", f"{name}_{seed}", seed, f"DIVERGENCE = @distill.{divergence}()")
-            model, health = experiment.learner.model(state), experiment.learner.diagnostics(state)
-            row = dict(who.judge(who.images(model, 1, seed)), seconds=seconds, health=health)
-            numbers["students"].setdefault(name, {})[str(seed)] = row
-            shown.setdefault(name, model)
-            print(name, seed, {k: v for k, v in row.items() if k != "health"}, flush=True)
-    numbers["milliseconds"] = who.race(shown[next(iter(NAMES))])
-    print("per image", numbers["milliseconds"])
-    for which in ("frechet", "kid", "recall", "wanted", "histogram"):
-        rows = {"teacher": numbers["teacher"]} | numbers["students"]
-        cells = (f"{name} {plus_minus([row[which] for row in found.values()])}" for name, found in rows.items())
-        print(which + ": " + ", ".join(cells))
-    pictures = {"teacher": who.draw(who.teacher, STEPS, jax.random.key(3), SHOWN)}
-    pictures |= {name: who.draw(model, 1, jax.random.key(3), SHOWN) for name, model in shown.items()}
-    record(arguments, numbers, samples=who.picture(pictures), health=health_panel(numbers["students"]))
+CHOSEN = ("rkl", "js", "fkl")
 
 
-class Students:
-    """The config of a data set, its teacher, and what the images are held against."""
-
-    def __init__(self, data: str, arguments):
-        self.folder, self.config = arguments.workdir / data, f"paper/2502.15681/{data}"
-        self.sets = [f"STEPS = {arguments.steps}"] if arguments.steps else []
-        # The config decides the number of devices, so nothing before this may use JAX.
-        self.experiment = configs.load(self.config, self.sets).experiment
-        self.data, self.teacher = self.experiment.data, self.experiment.learner.teacher
-        self.train_set, self.test_set = self.data.load("train"), self.data.load("test")
-        self.cnn = metrics.small_cnn(data)
-        self.n = min(self.experiment.one(Evaluate).evaluations[0].n, len(self.test_set))
-        self.label = np.arange(self.n, dtype=np.int32) % 10
-        chosen = np.random.default_rng(0).permutation(len(self.train_set))[: self.n]
-        self.reference = self.cnn(self.train_set.x[chosen])
-
-    def judge(self, images: np.ndarray, label: np.ndarray | None = None) -> dict[str, float]:
-        """The scores of images of the classes ``label``, 0 to 9 in turns by default."""
-        z, same = self.cnn(images), metrics.Coordinates(id=self.cnn.id)
-        label = self.label if label is None else label
-        taken = self.cnn.logits(images).argmax(1)
-        share = lambda of: np.bincount(of, minlength=10) / len(of)
-        found = metrics.precision_recall(z, self.reference, same)
-        return dict(
-            frechet=metrics.frechet(z, self.reference, same).value, kid=metrics.kid(z, self.reference, same).value,
-            precision=found.precision, recall=found.recall, wanted=float(np.mean(taken == label)),
-            histogram=float(0.5 * np.abs(share(taken) - share(label)).sum()), classes=share(taken).tolist(),
-        )  # fmt: skip
-
-    def floor(self) -> dict[str, float]:
-        """The scores of test images."""
-        chosen = np.random.default_rng(1).permutation(len(self.test_set))[: self.n]
-        return self.judge(self.test_set.x[chosen], self.test_set.label[chosen].astype(int))
-
-    def trained(self, method: str, run: str, seed: int, *sets: str):
-        """The experiment of a method (that of the paper: "") in the folder ``run``, its last state, and the seconds of training."""
-        began = time.monotonic()
-        sets = [*sets, *self.sets, f"experiment.Experiment.seed = {seed}"]
-        experiment, state = trained(self.config + method, sets, self.folder / run)
-        return experiment, state, time.monotonic() - began
-
-    def decode(self, x) -> np.ndarray:
-        return np.asarray(self.data.transform.decode(x))
-
-    def draw(self, model, steps: int, key, n: int = 0):
-        """As many samples as are judged, or ``n``, as one compiled program."""
-        n = n or self.n
-        shape = (n, *self.train_set.event_shape)
-        return sample(model, solver=solvers.Heun(), grid=grids.Karras(steps), key=key, shape=shape, cond=self.label[:n]).x
-
-    def images(self, model, steps: int, seed: int) -> np.ndarray:
-        """Samples in stored values."""
-        return self.decode(self.draw(model, steps, jax.random.key(100 + seed)))
-
-    def race(self, student, rounds: int = 5) -> dict:
-        """Milliseconds per image of the teacher's sampler and of the student, in turns, after a first call of each."""
-        ways = dict(teacher=(self.teacher, STEPS), student=(student, 1))
-        times = {way: [] for way in ways}
-        for i in range(rounds + 1):
-            for way, (model, steps) in ways.items():
-                began = time.perf_counter()
-                jax.block_until_ready(self.draw(model, steps, jax.random.key(i)))
-                if i:
-                    times[way].append(1000 * (time.perf_counter() - began) / self.n)
-        ratio = statistics.median(a / b for a, b in zip(times["teacher"], times["student"], strict=True))
-        return dict(times, ratio=ratio)
-
-    def picture(self, samples: dict):
-        """The first samples of each, one row each."""
-        print("rows of the picture:", ", ".join(samples))
-        images = self.decode(np.concatenate([np.asarray(x[:SHOWN]) for x in samples.values()]))
-        return viz.image_grid(images, levels=self.train_set.levels, columns=SHOWN)
+def claims(numbers: dict) -> list[Claim]:
+    """What the paper says of the divergences, of the teacher and of recall, beside what was found."""
+    fid = {name: values(rows, "frechet") for name, rows in numbers["students"].items()}
+    teacher, recall = values(numbers["teacher"], "frechet"), values(numbers["teacher"], "recall")
+    best = min(fid, key=lambda name: fid[name].mean())
+    ratio = fid[best] / teacher
+    lost = recall - values(numbers["students"][best], "recall")
+    seeds = f"{len(ratio)} seed{'s' * (len(ratio) > 1)}, {numbers['steps']} steps of training and a small teacher."
+    return [
+        difference(
+            "Jensen-Shannon has a lower FID than reverse KL (1.16 and 1.27).", fid["rkl"], fid["js"],
+            "Frechet distance, reverse KL less Jensen-Shannon",
+        ),
+        Claim(
+            says="The best student of one call is better than its teacher with many (1.16 and 2.35).", value=ratio.mean(),
+            spread=ratio.std(ddof=ratio.size > 1), unit=f"Frechet distance of {NAMES[best]} over that of the teacher",
+            verdict="reproduced" if ratio.mean() < 1 else "not reproduced", why=seeds,
+        ),
+        Claim(
+            says="Students lose .02 to .03 of the teacher's recall (.68).", value=lost.mean(), spread=lost.std(ddof=lost.size > 1),
+            unit=f"recall, teacher less {NAMES[best]}",
+            verdict="reproduced" if lost.mean() <= 0.03 else "in shape" if lost.mean() > 0 else "not reproduced", why=seeds,
+        ),
+    ]  # fmt: skip
 
 
-def health_panel(students: dict):
-    """The statistics by noise level at the end of training, one line for each divergence, dots for seeds."""
-    titles = dict(ratio="mean of the ratio", h_cv="deviation of h / mean", clipped="clipped share", accuracy="accuracy")
+def health(students: dict):
+    """The statistics by noise level at the end of training, one line for each seed."""
+    titles = dict(ratio="mean of the ratio", h_cv="deviation of h over its mean", clipped="clipped share", accuracy="accuracy")
     content = []
     for which, title in titles.items():
         series = {}
         for name, rows in students.items():
             noise = np.array(next(iter(rows.values()))["health"]["noise"])
-            series[name] = (noise, np.array([row["health"][which] for row in rows.values()]).T)
-        content.append(viz.Panel(series=series, title=title, xlabel="noise ratio", logx=True))
-    return viz.panels(content)
+            series[NAMES[name]] = (noise, np.array([row["health"][which] for row in rows.values()]).T)
+        content.append(viz.Panel(series=series, title=title, xlabel="noise level", logx=True))
+    return viz.panels(content, width=11.0)
+
+
+def main(record) -> None:
+    who, o = Students(record, record.options.data), record.options
+
+    def measure(name, seed):
+        run = f"{name}_{seed}"
+        experiment, state = who.train(run, seed, f"DIVERGENCE = @distill.{DIVERGENCES[name]}()")
+        images = who.decode(who.draw(experiment.learner.model(state), 1, who.key(seed)))
+        row = dict(who.judge(images), health=experiment.learner.diagnostics(state), losses=losses_of(record.out / "runs" / run))
+        return dict(row, images=images[:SHOWN])
+
+    def times():
+        """Milliseconds per image of the teacher's sampler and of a student, in turns, after a first call of each."""
+        experiment, state = who.train(f"{CHOSEN[0]}_0", 0, f"DIVERGENCE = @distill.{DIVERGENCES[CHOSEN[0]]}()")
+        ways, found = dict(teacher=(who.teacher, STEPS), student=(experiment.learner.model(state), 1)), dict(teacher=[], student=[])
+        for i in range(6):
+            for way, (model, steps) in ways.items():
+                began = time.perf_counter()
+                jax.block_until_ready(who.draw(model, steps, jax.random.key(i)))
+                if i:
+                    found[way].append(1000 * (time.perf_counter() - began) / who.n)
+        return dict(found, ratio=statistics.median(a / b for a, b in zip(found["teacher"], found["student"], strict=True)))
+
+    known = who.floor_and_teacher()
+    found = record.cells(measure, {f"{name} {seed}": (name, seed) for seed in range(o.seeds) for name in CHOSEN})
+    students = {name: {str(seed): without_images(found[f"{name} {seed}"]) for seed in range(o.seeds)} for name in CHOSEN}
+    numbers = dict(who.said, floor=known["floor"], teacher=known["teacher"], students=students)
+    numbers["milliseconds"] = record.cell("times", times)
+    table({"floor": {"": known["floor"]}, "teacher": known["teacher"], **students})
+    pictures = {"teacher": known["images"]} | {NAMES[name]: found[f"{name} 0"]["images"] for name in CHOSEN}
+    record.write(numbers, claims=claims(numbers), samples=who.picture(pictures), health=health(students))
 
 
 if __name__ == "__main__":
-    script(main)
+    FIGURE.make(main)

@@ -1,9 +1,5 @@
 """Posterior sampling by guidance against posteriors in closed form: super-resolution of a periodic field from two modalities.
 
-    python experiments/2506.22780/posterior_ladder.py
-
-After arXiv 2506.22780, on a law that is known.
-
 The field has 32 points and unit variance, with the variance of wave number k falling as (1 + (k/3)^2)^-2. Measured are eight
 averages of four points (noise 0.1) and four points (noise 0.05). Ladder: every sampler on the same truths and measurements,
 `draws` samples of each of a few for the distance to the exact posterior, ensembles of nine of many for the scores against the
@@ -24,7 +20,19 @@ import numpy as np
 import scorelab as sl
 from scorelab import metrics, models, viz
 from scorelab.models import LinearMeasurement
-from scorelab.run.script import parse, record, script
+from scorelab.run.figure import Claim, Figure
+
+FIGURE = Figure(
+    __doc__,
+    answers="",
+    claims="Guidance of a score-based model recovers a field from averages and sparse sensors without training on them, with an "
+    "uncertainty, and uses what each modality adds.",
+    look_for="Only the Tweedie covariance has the spread of the exact posterior at every point; ranks pooled over the points "
+    "hardly tell the others apart.",
+    minutes=dict(small=2, full=10, gpu=None),
+    options=dict(truths=5, draws=1000, cases=150, mixtures=120, members=100, seed=0),
+    small=dict(truths=2, draws=200, cases=20, mixtures=10, members=20),
+)
 
 POINTS, MEMBERS, PARTICLES, SENSORS = 32, 9, 200, np.array([2, 9, 17, 27])
 AVERAGES = np.kron(np.eye(8), np.full((1, 4), 0.25))
@@ -178,46 +186,83 @@ def text(row: dict) -> str:
     return "  ".join(f"{name} {row[name][0]:.4f} +- {row[name][1]:.4f}" for name in ("rmse", "spread_skill", "crps"))
 
 
-def main() -> None:
-    """Measure, print, draw."""
-    small = dict(truths=1, draws=50, cases=4, mixtures=2, members=20)
-    arguments = parse(__doc__, small=small, truths=5, draws=1000, cases=150, mixtures=120, members=100, seed=0)
-    key_few, key_many, key_mixture, key = jax.random.split(jax.random.key(arguments.seed), 4)
+def claims(numbers: dict) -> list[Claim]:
+    """What the paper claims of guidance by several modalities, beside posteriors in closed form."""
+    ladder, m = numbers["ladder"], numbers["modalities"]
+    dps, exact = (np.mean(ladder[name]["w2"]) for name in ("DPS 0.2", "exact draws"))
+    alone, both = m["averages"]["Tweedie, Heun"]["rmse"], m["both"]["Tweedie, Heun"]["rmse"]
+    calibrated, error = m["both"]["Tweedie, Heun"]["spread_skill"]
+    gain, spread = alone[0] - both[0], float(np.hypot(alone[1], both[1]))
+    ratio = np.array(ladder["DPS 0.2"]["w2"]) / exact
+    return [
+        Claim(
+            says="A second modality improves the reconstruction.", value=gain, spread=spread,
+            unit="error, averages alone less averages and sensors", verdict="reproduced" if gain > 2 * spread else "not reproduced",
+            why="The spread is the standard error over the truths, and two of them are asked for.",
+        ),
+        Claim(
+            says="The samples tell the uncertainty of the reconstruction.", value=calibrated, spread=error,
+            unit="spread over error (Tweedie covariance, Heun)",
+            verdict="reproduced" if abs(calibrated - 1) < max(0.1, 2 * error) else "not reproduced",
+            why="A tenth or two standard errors from 1 are allowed.",
+        ),
+        Claim(
+            says="Diffusion posterior sampling gives samples of the posterior.", value=dps / exact,
+            spread=ratio.std(ddof=ratio.size > 1), unit="W2 to the posterior, over that of exact draws (DPS .2)",
+            verdict="reproduced" if dps < 2 * exact else "not reproduced",
+            why="Its step has no noise level of the measurement; the Tweedie covariance, which has, is at "
+            f"{np.mean(ladder['Tweedie, Heun']['w2']) / exact:.2f}.",
+        ),
+    ]  # fmt: skip
+
+
+def main(record) -> None:
+    o = record.options
+    key_few, key_many, key_mixture, key = jax.random.split(jax.random.key(o.seed), 4)
     both = dict(averages=0.1, sensors=0.05)
 
     def cases(key, prior, n, modalities):
-        rng = np.random.default_rng(arguments.seed)
+        rng = np.random.default_rng(o.seed)
         return [(truth, measure(rng, truth, modalities)) for truth in np.asarray(prior.sample(key, n), np.float64)]
 
-    few, many = cases(key_few, PRIOR, arguments.truths, both), cases(key_many, PRIOR, arguments.cases, both)
+    few, many = cases(key_few, PRIOR, o.truths, both), cases(key_many, PRIOR, o.cases, both)
     exact = [models.exact_posterior(PRIOR, measurement) for _, measurement in few]
-    wide, small, ladder = samplers(PRIOR, arguments.draws), samplers(PRIOR, MEMBERS), {}
-    for name in wide:
-        row = ladder[name] = distances(*drawn(wide[name], key, few), exact)
-        row |= scores(key, *drawn(small[name], key, many), many)
+    wide, small = samplers(PRIOR, o.draws), samplers(PRIOR, MEMBERS)
+
+    def rung(name):
+        return distances(*drawn(wide[name], key, few), exact) | scores(key, *drawn(small[name], key, many), many)
+
+    def modality(chosen, method):
+        given = cases(key_many, PRIOR, o.cases, {name: both[name] for name in chosen})
+        return scores(key, *drawn(small[method], key, given), given)
+
+    given = cases(key_mixture, MIXTURE, o.mixtures, dict(averages=0.1, sensors=0.5))
+    posteriors = [models.exact_posterior(MIXTURE, measurement) for _, measurement in given]
+
+    def on_mixture(name):
+        samples = drawn(samplers(MIXTURE, o.members)[name], key, given)
+        return shares(key, *samples, posteriors) | scores(key, *samples, given)
+
+    ladder = record.cells(rung, {name: (name,) for name in wide})
+    for name, row in ladder.items():
         w2, error, variance = (np.mean(row[column]) for column in ("w2", "mean_error", "variance_ratio"))
         spread = f"variance {variance:.2f} ({np.min(row['pointwise']):.2f} to {np.max(row['pointwise']):.2f})"
-        print(f"{name:22s} W2 {w2:.3f}  mean {error:.3f}  {spread}  {text(row)}", flush=True)
-
-    modalities = {}
-    for name, chosen in dict(averages=["averages"], sensors=["sensors"], both=list(both)).items():
-        given = cases(key_many, PRIOR, arguments.cases, {modality: both[modality] for modality in chosen})
-        modalities[name] = {}
-        for method in ("exact draws", "Tweedie, Heun"):
-            modalities[name][method] = scores(key, *drawn(small[method], key, given), given)
-            print(f"{name:10s}{method:14s} {text(modalities[name][method])}", flush=True)
-
-    given = cases(key_mixture, MIXTURE, arguments.mixtures, dict(averages=0.1, sensors=0.5))
-    exact = [models.exact_posterior(MIXTURE, measurement) for _, measurement in given]
-    mixture = dict(weights=[float(posterior.weights[0]) for posterior in exact])
-    for name in ON_MIXTURES:
-        samples = drawn(samplers(MIXTURE, arguments.members)[name], key, given)
-        row = mixture[name] = shares(key, *samples, exact) | scores(key, *samples, given)
+        print(f"{name:22s} W2 {w2:.3f}  mean {error:.3f}  {spread}  {text(row)}")
+    asked = dict(averages=["averages"], sensors=["sensors"], both=list(both))
+    cells = {f"{name}: {method}": (chosen, method) for name, chosen in asked.items() for method in ("exact draws", "Tweedie, Heun")}
+    modalities: dict[str, dict] = {}
+    for name, row in record.cells(modality, cells).items():
+        modalities.setdefault(name.split(": ")[0], {})[name.split(": ")[1]] = row
+        print(f"{name:26s} {text(row)}")
+    mixture = record.cells(on_mixture, {f"mixture: {name}": (name,) for name in ON_MIXTURES})
+    for name, row in mixture.items():
         share, sliced = np.mean(np.abs(row["share_error"])), np.mean(row["sliced"])
-        print(f"mixture {name:22s} share {share:.3f}  sliced W2 {sliced:.3f}  {text(row)}", flush=True)
-    figures = dict(calibration=calibration(ladder), distance=distance(ladder))
-    record(arguments, dict(ladder=ladder, modalities=modalities, mixture=mixture), **figures)
+        print(f"{name:32s} share {share:.3f}  sliced W2 {sliced:.3f}  {text(row)}")
+    weights = [float(posterior.weights[0]) for posterior in posteriors]
+    mixture = dict(weights=weights) | {name.split(": ")[1]: row for name, row in mixture.items()}
+    numbers = dict(ladder=ladder, modalities=modalities, mixture=mixture)
+    record.write(numbers, claims=claims(numbers), calibration=calibration(ladder), distance=distance(ladder))
 
 
 if __name__ == "__main__":
-    script(main)
+    FIGURE.make(main)
