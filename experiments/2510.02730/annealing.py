@@ -24,7 +24,7 @@ FIGURE = Figure(
     claims="The paper's samplers update several times at each of 1000 noise levels and turn the noise down by a factor.",
     look_for="The sign-agnostic rule with less noise lies to the right of the exact law, and the corrected drift puts it back. All "
     "annealed rules make the modes too narrow.",
-    minutes=dict(small=1.5, full=25, gpu=None),
+    minutes=dict(small=0.5, full=25, gpu=None),
     options=dict(n=50_000, seed=0),
     small=dict(n=1000),
 )

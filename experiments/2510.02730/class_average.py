@@ -23,7 +23,7 @@ FIGURE = Figure(
     look_for="Rows of one class each: the average decides the class of most samples, although the network is not told it.",
     minutes=dict(small=4, full=15, gpu=None),
     options=dict(data=DATA, steps=0, n=290, seeds=3, walk=200),
-    small=dict(steps=800, n=200, seeds=2),
+    small=dict(steps=1000, n=200, seeds=2),
 )
 
 STARTS = {"class average": "class_average", "log-normal": "lognormal", "moments": "moments"}
@@ -131,7 +131,7 @@ def main(record) -> None:
         samples=grid_figure(averages_of(experiment), first, experiment.data.load().levels),
         accuracy=viz.dots(
             {name: row["accuracy"] for name, row in drawn.items()}, reference={"test images": numbers["test images"]["accuracy"]},
-            xlabel="share of samples that the stored classifier puts in the class of their place",
+            xlabel="class accuracy of the samples",
         ),
         diversity=viz.dots(
             {name: row["vendi"] for name, row in drawn.items()}, reference={"test images": numbers["test images"]["vendi"]},

@@ -26,7 +26,7 @@ FIGURE = Figure(
     "Additive diffusion is ahead of multiplicative diffusion at the paper's noise level.",
     minutes=dict(small=4, full=60, gpu=None),
     options=dict(data=DATA, seeds=3, n=0, steps=0, quick=0, long=1000),
-    small=dict(seeds=2, n=200, steps=500, quick=1, long=0),
+    small=dict(seeds=1, n=200, steps=1000, quick=1, long=0),
 )
 
 CALLS, SHOWN = 36, 10

@@ -26,7 +26,7 @@ FIGURE = Figure(
     "below that of the best linear estimate.",
     minutes=dict(small=2, full=6, gpu=None),
     options=dict(data=DATA, steps=0, n=297, seeds=3, walk=200),
-    small=dict(steps=1200, n=200),
+    small=dict(steps=1000, n=200),
 )
 
 SHOWN = 3

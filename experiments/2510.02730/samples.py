@@ -20,9 +20,9 @@ FIGURE = Figure(
     answers="",
     claims="The sign-agnostic and the Dale-Langevin sampler generate images, which are no copies of training images.",
     look_for="Digits of every class. Their distances to the training images lie where those of test images lie.",
-    minutes=dict(small=2, full=8, gpu=None),
+    minutes=dict(small=1, full=4, gpu=None),
     options=dict(data=DATA, steps=0, n=297, seeds=3, walk=200),
-    small=dict(steps=1200, n=200),
+    small=dict(steps=1000, n=200),
 )
 
 SHOWN = 10

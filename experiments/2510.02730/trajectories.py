@@ -23,7 +23,7 @@ FIGURE = Figure(
     claims="Dale's law: a synapse never changes its sign. The Dale-Langevin rule preserves signs, the sign-agnostic rule need not.",
     look_for="Paths end in the three modes that the data have. With 5 steps some sign-agnostic paths cross zero; no Dale-Langevin "
     "path does.",
-    minutes=dict(small=0.7, full=1, gpu=None),
+    minutes=dict(small=0.5, full=0.6, gpu=None),
     options=dict(n=50_000, seed=0),
     small=dict(n=5000),
 )
