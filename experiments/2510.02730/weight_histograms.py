@@ -32,7 +32,7 @@ FIGURE = Figure(
     claims="Exponentiated gradient descent makes log-normally distributed weights; those of gradient descent are not.",
     look_for="From equal magnitudes, log |w| is nearly normal after exponentiated gradient descent and far from it after gradient "
     "descent. Exponentiated gradient descent changes no sign.",
-    minutes=dict(small=0.4, full=2, gpu=None),
+    minutes=dict(small=0.4, full=1, gpu=None),
     options=dict(steps=4000, seeds=3),
     small=dict(steps=1000, seeds=2),
 )
