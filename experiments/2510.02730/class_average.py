@@ -20,7 +20,7 @@ FIGURE = Figure(
     __doc__,
     answers="",
     claims="Sampling may begin from class averages that are pushed through the forward process, in the place of noise.",
-    look_for="Rows of many classes: at the paper's noise level the average decides the class of few samples. A network that is told "
+    look_for="Rows of many classes: at the noise of the paper the average decides few classes. A network that is told "
     "the class draws it from every start.",
     minutes=dict(small=3, full=8, gpu=None),
     options=dict(data=DATA, steps=0, n=290, seeds=3, walk=200),
