@@ -1,28 +1,35 @@
-"""Multiplicative against additive diffusion on images: the same network and training budget, the same number of model calls.
+"""Multiplicative against additive diffusion on images: the same network, training budget and number of model calls.
 
-    python experiments/2510.02730/comparison.py --data digits --seeds 3 --long 1000 --wide 1
-    python experiments/2510.02730/comparison.py --data mnist --seeds 3 --n 500
-
-Trains `paper/2510.02730/DATA.gin`, `DATA_additive.gin` and on request `DATA_wide.gin` once per seed (work directories are
-reused), then draws samples with every combination of sampler, start and grid, and scores them. The table gives the mean over
-the seeds and their standard deviation, beside the score of test images (the floor). Options: `--n` samples of each way and
-`--steps` of training (0 for those of the config), `--quick 1` without the uniform grids, `--long` steps of the two schemes more
-(0 for none), `--wide 1` with the model of sigma = 4 (digits and mnist).
+Trains `paper/2510.02730/DATA`, `DATA_additive` and (on the digits and MNIST) `DATA_wide`, which has sigma = 4, once per seed. Then
+it draws samples with every combination of sampler, start and grid, and scores them beside test images (the floor). `n` is the
+number of samples of each way, `steps` that of training (0 for those of the config). `quick 1` leaves out the uniform grids and
+sigma = 4. `long` is the number of steps of the two schemes in a longer run (0 for none).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
+from subject import DATA, draw, images, network
 
-from scorelab import grids, sample, solvers, viz
+from scorelab import grids, solvers, viz
 from scorelab.experiment import DataStart, Evaluate, Sample
-from scorelab.run.script import parse, plus_minus, record, script, trained
+from scorelab.run.figure import Claim, Figure, Verdict, plus_minus
 
-CALLS = 36
+FIGURE = Figure(
+    __doc__,
+    answers="",
+    claims="Multiplicative diffusion generates MNIST, Fashion-MNIST and Kuzushiji-MNIST by two rules, from a log-normal start.",
+    look_for="The log-normal start is behind the start with the moments of the data, a little on the digits and far on MNIST. "
+    "Additive diffusion is ahead of multiplicative diffusion at the paper's noise level.",
+    minutes=dict(small=4, full=60, gpu=None),
+    options=dict(data=DATA, seeds=3, n=0, steps=0, quick=0, long=1000),
+    small=dict(seeds=1, n=200, steps=1000, quick=1, long=0),
+)
+
+CALLS, SHOWN = 36, 10
 SAMPLERS = {
     "Dale-Langevin": (solvers.EulerMaruyama(), CALLS),
     "sign-agnostic": (solvers.EulerMaruyama(coords="ambient"), CALLS),
@@ -31,12 +38,14 @@ SAMPLERS = {
 STARTS = {"log-normal": DataStart(kind="lognormal"), "moments": DataStart(kind="moments")}
 GRIDS = {"uniform": grids.Uniform, "Karras": grids.Karras}
 SCORES = ("FID", "KID", "precision", "recall")
+WIDE = ("digits", "mnist")
+ADDITIVE = "additive, Heun, Karras"
 
 
 def ways(kind: str, quick: bool, long: int) -> dict[str, tuple]:
     """Name -> (solver, grid, start) of the ways to sample; ``long`` adds the two schemes with that many steps."""
     if kind == "_additive":
-        return {"additive, Heun, Karras": (solvers.Heun(), grids.Karras(CALLS // 2), None)}
+        return {ADDITIVE: (solvers.Heun(), grids.Karras(CALLS // 2), None)}
     if kind == "_wide":
         # The sign-agnostic rule does not survive 36 steps from this noise: values leave float32.
         return {
@@ -57,66 +66,94 @@ def ways(kind: str, quick: bool, long: int) -> dict[str, tuple]:
     return found
 
 
-def draw(experiment, model, way: tuple, n: int) -> tuple[np.ndarray, int]:
-    """Samples in stored values, and the number of samples in which a sign changed."""
-    solver, grid, start = way
-    data, label = experiment.data, experiment.one(Sample).conditions(experiment.data, n)
-    begin = dataclasses.replace(experiment.one(Sample), start=start).begin(data, experiment.process, label)
-    out = sample(
-        model, solver=solver, grid=grid, start=begin, key=experiment.keys()[1],
-        shape=(n, *data.load().event_shape), cond=label,
+def kinds(options) -> tuple[str, ...]:
+    """The configs that are trained, by what follows the name of the data."""
+    return ("", "_wide", "_additive") if options.data in WIDE and not options.quick else ("", "_additive")
+
+
+def measure(experiment, model, kind: str, options) -> dict:
+    """Name -> the metrics of what is drawn that way, the samples in which a sign changed, and the first images."""
+    evaluation = experiment.one(Evaluate).evaluations[0]
+    drawn = options.n or experiment.one(Sample).n
+    scorer, found = dataclasses.replace(evaluation, n=min(drawn, evaluation.n)), {}
+    for name, (solver, grid, start) in ways(kind, bool(options.quick), options.long).items():
+        out, _ = draw(experiment, model, solver, grid, start, drawn)
+        x = images(experiment, out.x)
+        # One evaluation key for all seeds: the same reference images and the same floor.
+        metrics = {m.name.split("(")[0]: m for m in scorer(x, experiment.data, jax.random.key(0))}
+        found[name] = dict(
+            scores={s: metrics[s].value for s in SCORES}, floors={s: metrics[s].floor for s in SCORES}, images=x[:SHOWN],
+            signs=int(np.sum(np.asarray(out.diagnostics.get("sign_flips", np.zeros(drawn))) > 0)),
+        )  # fmt: skip
+    return dict(ways=found, extractor=evaluation.features.id, drawn=drawn, n=scorer.n)
+
+
+def claims(numbers: dict) -> list[Claim]:
+    """What the paper says of images, beside what was found."""
+    scores = numbers["scores"]
+
+    def ratio(way: str, other: str) -> tuple[float, float]:
+        values = np.divide(scores[way]["FID"], scores[other]["FID"])
+        return float(values.mean()), float(values.std(ddof=values.size > 1))
+
+    def verdict(value: float, _: float) -> Verdict:
+        return "reproduced" if value <= 1.1 else "in shape" if value < 2 else "not reproduced"
+
+    first = "Dale-Langevin, log-normal, Karras"
+    additive, moments, rules = (ratio(first, ADDITIVE), ratio(first, "Dale-Langevin, moments, Karras"),
+                                ratio("sign-agnostic, log-normal, Karras", first))  # fmt: skip
+    long = [name for name in scores if name.endswith("uniform steps") and "log-normal" in name]
+    many = f"With {long[0].split(', ')[-1]} it is {ratio(long[1], long[0])[0]:.3g}. " if long else ""
+    bound = f"Up to 1.1 counts as equal, below 2 as near; seeds: {len(scores[first]['FID'])}."
+    of = f"{numbers['extractor']}, n = {numbers['n']}"
+    return [
+        Claim(
+            says="Multiplicative diffusion generates images, with the paper's noise, start and Dale-Langevin rule.",
+            value=additive[0], spread=additive[1], unit=f"times the FID of additive diffusion with the same network ({of})",
+            verdict=verdict(*additive), why=bound,
+        ),
+        Claim(
+            says="One log-normal law for all pixels is a start to sample from.", value=moments[0], spread=moments[1],
+            unit="times the FID from the moments of the data", verdict=verdict(*moments), why=bound,
+        ),
+        Claim(
+            says="The sign-agnostic sampler generates images as the Dale-Langevin sampler does.", value=rules[0], spread=rules[1],
+            unit=f"times its FID with {CALLS} model calls", verdict=verdict(*rules), why=many + bound,
+        ),
+    ]  # fmt: skip
+
+
+def fid_figure(numbers: dict, data: str):
+    """The Frechet distance of every way, every seed."""
+    return viz.dots(
+        {name: found["FID"] for name, found in numbers["scores"].items()}, reference={"test images": numbers["floors"]["FID"]},
+        logx=True, title=f"{data}, {CALLS - 1} or {CALLS} model calls: every seed, and the mean",
+        xlabel=f"FID-{numbers['extractor']}, n = {numbers['n']}",
     )  # fmt: skip
-    flips = out.diagnostics.get("sign_flips", np.zeros(n))
-    return np.asarray(data.transform.decode(out.x)), int(np.sum(np.asarray(flips) > 0))
 
 
-def main() -> None:
-    """Train, draw, score, print."""
-    small = dict(seeds=1, n=60, steps=150, quick=1, workdir=Path("runs/comparison_small"))
-    options = dict(seeds=3, n=0, steps=0, quick=0, long=0, wide=0, workdir=Path("runs/comparison"))
-    arguments = parse(__doc__, small=small, data=("digits", "mnist", "fashion_mnist", "kmnist"), **options)
-    sets = [f"STEPS = {arguments.steps}"] if arguments.steps else []
-
-    scores, floors, pictures = {}, {}, {}
-    for seed in range(arguments.seeds):
-        for kind in ("", "_wide", "_additive") if arguments.wide else ("", "_additive"):
-            config = arguments.data + kind
-            seeded = [*sets, f"experiment.Experiment.seed = {seed}"]
-            experiment, state = trained(f"paper/2510.02730/{config}", seeded, arguments.workdir / f"{config}-seed{seed}")
-            model, evaluation = experiment.learner.model(state), experiment.one(Evaluate).evaluations[0]
-            drawn = arguments.n or experiment.one(Sample).n
-            n = min(drawn, evaluation.n)
-            judge = dataclasses.replace(evaluation, n=n)
-            for name, way in ways(kind, bool(arguments.quick), arguments.long).items():
-                x, flipped = draw(experiment, model, way, drawn)
-                if seed == 0 and ("Karras" in name and "log-normal" not in name):
-                    pictures[name] = x[:10]
-                # One evaluation key for all seeds: the same reference images and the same floor.
-                for score in judge(x, experiment.data, jax.random.key(0)):
-                    if (metric := score.name.split("(")[0]) in SCORES:
-                        scores.setdefault(name, {}).setdefault(metric, []).append(score.value)
-                        floors[metric] = score.floor
-                scores[name].setdefault("samples with a changed sign", []).append(flipped)
-                print(f"seed {seed}: {name}: FID {scores[name]['FID'][-1]:.3f}, KID {scores[name]['KID'][-1]:.4f}", flush=True)
-
+def main(record) -> None:
+    options, scores, floors, pictures = record.options, {}, {}, {}
+    for seed in range(options.seeds):
+        for kind in kinds(options):
+            experiment, model = network(record, options.data, kind=kind, seed=seed, steps=options.steps)
+            found = record.cell(f"{options.data}{kind}, seed {seed}", measure, experiment, model, kind, options)
+            for name, row in found["ways"].items():
+                for score in SCORES:
+                    scores.setdefault(name, {}).setdefault(score, []).append(row["scores"][score])
+                scores[name].setdefault("samples with a changed sign", []).append(row["signs"])
+                floors |= row["floors"]
+                if seed == 0 and "Karras" in name:
+                    pictures[name] = row["images"]
     print(f"\n{'':52s}" + "".join(f"{name:>18s}" for name in SCORES))
-    for name, found in {"test images (floor)": {k: [v] for k, v in floors.items()}, **scores}.items():
-        cells = "".join(f"{plus_minus(found[s]):>18s}" for s in SCORES)
-        print(f"{name:52s}{cells}")
-    levels = experiment.data.load().levels
-    numbers = dict(extractor=evaluation.features.id, drawn=drawn, n=n, calls=CALLS, floors=floors, scores=scores)
-    record(
-        arguments, {arguments.data: numbers},
-        **{
-            "fid": viz.dots(
-                {name: found["FID"] for name, found in scores.items()}, reference={"test images": floors["FID"]}, logx=True,
-                title=f"{arguments.data}, {CALLS - 1} or {CALLS} model calls: every seed, and the mean",
-                xlabel=f"FID-{numbers['extractor']}, n = {n}",
-            ),
-            "samples": viz.image_grid(np.concatenate(list(pictures.values())), levels=levels, columns=10),
-        },
-    )  # fmt: skip
+    for name, row in {"test images (floor)": {k: [v] for k, v in floors.items()}, **scores}.items():
+        print(f"{name:52s}" + "".join(f"{plus_minus(row[s]):>18s}" for s in SCORES))
+    numbers = dict(extractor=found["extractor"], drawn=found["drawn"], n=found["n"], calls=CALLS, floors=floors, scores=scores)
+    samples = viz.image_grid(
+        np.concatenate(list(pictures.values())), levels=experiment.data.load().levels, columns=SHOWN, rows=list(pictures), width=6
+    )
+    record.write(numbers, claims=claims(numbers), fid=fid_figure(numbers, options.data), samples=samples)
 
 
 if __name__ == "__main__":
-    script(main)
+    FIGURE.make(main)

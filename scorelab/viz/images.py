@@ -73,7 +73,8 @@ def image_grid(
     sheet = sheet.repeat(zoom, 0).repeat(zoom, 1)
     # Inches; a letter of nine points is about a fifteenth of an inch wide.
     left = 0.15 + max((len(line) for label in rows for line in label.split("\n")), default=0) / 13 if rows else 0.0
-    head = (0.3 if title else 0.0) + (0.25 if headings else 0.0)
+    lines = max((label.count("\n") + 1 for label in headings or ()), default=0)
+    head = (0.3 if title else 0.0) + (0.1 + 0.15 * lines if lines else 0.0)
     high, wide = sheet.shape[0] / DPI, sheet.shape[1] / DPI
     figure = new_figure(wide + left, high + head)
     # Placed by hand: a layout engine would resample the pixels.

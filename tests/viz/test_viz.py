@@ -82,6 +82,14 @@ def test_errors_say_what_is_expected(call, message):
         call()
 
 
+def test_headings_have_room_above_the_images():
+    # Drawn at all, and not cut off at the top.
+    for headings in (["a", "b"], ["t 1\ns 0.8", "t 0"]):
+        figure = viz.image_grid(images(3, 3, 256), columns=2, rows=["with", "without"], headings=headings)
+        figure.canvas.draw()
+        assert all(text.get_window_extent().y1 <= figure.bbox.y1 for text in figure.texts)
+
+
 def test_matplotlib_is_imported_late_and_pyplot_never():
     code = (
         "import sys; from scorelab import viz; assert 'matplotlib' not in sys.modules;"
