@@ -198,15 +198,17 @@ class Record:
             head = f"[{i + 1}/{len(arguments)}] {name}"
             stamp, path = self._stamp(measure), self.out / "cells" / f"{_slug(name)}.npz"
             if not self.again and (kept := _read_cell(path, stamp)) is not None:
-                found[name], self.seconds[name] = kept
+                found[name], self.seconds[name], runs = kept
+                self.runs.update(runs)
                 print(f"{head}: kept", flush=True)
                 continue
             print(f"{head} ...", flush=True)
-            before = time.monotonic()
+            before, earlier = time.monotonic(), set(self.runs)
             value = measure(*given)
             self.seconds[name] = time.monotonic() - before
             path.parent.mkdir(parents=True, exist_ok=True)
-            found[name] = _write_cell(path, stamp, value, self.seconds[name])
+            runs = {run: how for run, how in self.runs.items() if run not in earlier}
+            found[name] = _write_cell(path, stamp, value, self.seconds[name], runs)
             done += 1
             left = (time.monotonic() - begun) / done * (len(arguments) - i - 1)
             print(f"{head}: {self.seconds[name]:.1f} s" + (f", about {left:.0f} s left" if left >= 1 else ""), flush=True)
@@ -359,7 +361,7 @@ def _unpacked(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return [_unpacked(v, arrays) for v in value] if isinstance(value, list) else value
 
 
-def _write_cell(path: Path, stamp: str, value: Any, seconds: float) -> Any:
+def _write_cell(path: Path, stamp: str, value: Any, seconds: float, runs: Mapping[str, Any]) -> Any:
     """Write it and return it as it will be read."""
     arrays: dict[str, np.ndarray] = {}
 
@@ -367,17 +369,17 @@ def _write_cell(path: Path, stamp: str, value: Any, seconds: float) -> Any:
         arrays[f"a{len(arrays)}"] = array
         return {_ARRAY: len(arrays) - 1}
 
-    head = json.dumps(dict(stamp=stamp, seconds=seconds, value=_plain(value, aside)))
+    head = json.dumps(dict(stamp=stamp, seconds=seconds, runs=runs, value=_plain(value, aside)))
     write_npz(path, arrays | {"head": np.asarray(head)})
     return _unpacked(json.loads(head)["value"], arrays)
 
 
-def _read_cell(path: Path, stamp: str) -> tuple[Any, float] | None:
-    """The value and its seconds; None where there is none, it is damaged, or it was measured under another stamp."""
+def _read_cell(path: Path, stamp: str) -> tuple[Any, float, dict[str, Any]] | None:
+    """The value, its seconds and its trainings; None where there is none, it is damaged, or it was measured under another stamp."""
     try:
         arrays = read_npz(path, limit=_CELL)
         head = json.loads(str(arrays.pop("head")))
-        return (_unpacked(head["value"], arrays), head["seconds"]) if head["stamp"] == stamp else None
+        return (_unpacked(head["value"], arrays), head["seconds"], head["runs"]) if head["stamp"] == stamp else None
     except FileNotFoundError:
         return None
     except (DamagedFile, KeyError, ValueError):

@@ -11,6 +11,7 @@ import pytest
 
 from scorelab import viz
 from scorelab.run import cli, gallery
+from scorelab.run import figure as figures
 from scorelab.run.figure import Claim, Figure
 from tests.run.conftest import ROOT
 
@@ -215,6 +216,22 @@ def test_numbers_need_names_of_text(paper):
 
     with pytest.raises(TypeError, match="a name of the numbers is 1"):
         main(Figure("", **SAID).record(main, ["--out", "here"]))
+
+
+def test_a_kept_cell_remembers_what_was_trained_for_it(paper, monkeypatch):
+    monkeypatch.setattr(figures, "trained", lambda config, overrides, root: (config, root))
+
+    def measure(record):
+        return str(record.trained("a", "quickstart", "STEPS = 1")[0])
+
+    def main(record):
+        assert record.cell("one", measure, record) == "quickstart"
+        record.write({})
+        return record.runs
+
+    # The record itself is no number, so it is no part of what a cell depends on.
+    runs = [main(Figure("", **SAID).record(main, ["--out", "here"])) for _ in range(2)]
+    assert runs == [{"a": dict(config="quickstart", overrides=["STEPS = 1"])}] * 2
 
 
 def test_pictures_are_written_as_pdf_too(tmp_path):
