@@ -80,6 +80,64 @@ def test_guidance_is_the_geometric_mean_once_weighted():
     assert abs(d_log_z) < 0.03
 
 
+def test_guidance_towards_a_class_has_a_bounded_constant():
+    """q_0 = sum_k w_k q_k >= w_c q_c: the integral of q_0^(1 - b) q_c^b is 1 to w_c^(1 - b), and an error alone takes it past."""
+    b, share = 1.5, 0.3
+    bound = (b - 1) * np.log(1 / share)
+    corrected = fk.geometric(FREE, mixture((1.0,), (0.0,), (0.6,)), b)
+    out = run(corrected)
+    assert abs(against(corrected, out)[2]) < 0.03
+    # The modes hardly overlap: almost all of the bound is used.
+    assert 0.9 * bound < out.log_z < bound
+    # The class at half of its width, as a network that has learned it too well.
+    assert run(fk.geometric(FREE, mixture((1.0,), (0.0,), (0.3,)), b)).log_z > bound
+
+
+def weight_moments(b, v, v_c, centre):
+    r"""Mean and variance of the log-weights of :math:`N(0,v)^{1-b}N(c,v_c)^b` without resampling, in closed form up to sums.
+
+    In the noise ratio s, :math:`dz = 2s\,S\,|ds| + \sqrt{2s}\,dw` and the rate is :math:`b(b-1)\,s\,\Delta^2` with
+    :math:`\Delta = a + Bz`. For the Gaussian z with the mean m and the covariance C, and :math:`u=a+Bm`, the mean is
+    :math:`\int r(u^2+B^2C)` and the variance :math:`\iint rr'(4uu'BB'C+2B^2B'^2C^2)`.
+    """
+    ratio = lambda t: float(VP.noise_ratio(t))
+    s = np.geomspace(ratio(1.0), ratio(T_MIN), 3001)
+    step, middle = s[:-1] - s[1:], np.sqrt(s[:-1] * s[1:])
+    log_gain = lambda s: (1 - b) * np.log(v + s**2) + b * np.log(v_c + s**2)
+    pull = lambda s: b * centre / (v_c + s**2)
+    half, whole = np.exp(log_gain(s[1:]) - log_gain(middle)), np.exp(log_gain(s[1:]) - log_gain(s[:-1]))
+    precision = (1 - b) / (v + s[0] ** 2) + b / (v_c + s[0] ** 2)
+    mean, variance = [pull(s[0]) / precision], [1 / precision]
+    for k, ds in enumerate(step):
+        mean.append(whole[k] * mean[-1] + half[k] * 2 * middle[k] * pull(middle[k]) * ds)
+        variance.append(whole[k] ** 2 * variance[-1] + half[k] ** 2 * 2 * middle[k] * ds)
+    few = slice(None, None, 5)
+    s, mean, variance = s[few], np.array(mean)[few], np.array(variance)[few]
+    later = np.tril(np.exp(log_gain(s)[:, None] - log_gain(s)) * variance)
+    cov = later + np.tril(later, -1).T
+    a, slope = centre / (v_c + s**2), 1 / (v + s**2) - 1 / (v_c + s**2)
+    u, r = a + slope * mean, b * (b - 1) * s * np.abs(np.gradient(s))
+    r[[0, -1]] /= 2
+    expected = np.sum(r * (u**2 + slope**2 * variance))
+    tilt, square = r * u * slope, r * slope**2
+    return expected, 4 * tilt @ cov @ tilt + 2 * square @ cov**2 @ square
+
+
+def test_what_an_error_does_to_the_weights():
+    # Two Gaussians of one variance have the same gap everywhere: equal weights. An error of the variance makes them differ.
+    b, v, centre = 2.0, 0.5, 1.0
+    for error in (0.0, 0.1, 0.2):
+        v_c = v * (1 + error)
+        out = run(fk.geometric(mixture((1.0,), (0.0,), (v**0.5,)), mixture((1.0,), (centre,), (v_c**0.5,)), b))
+        assert resampled(out) == 0
+        log_w = np.asarray(out.log_weights, np.float64)
+        mean, variance = weight_moments(b, v, v_c, centre)
+        # The trapezoid in 80 steps leaves .003 of the mean.
+        assert log_w.mean() == pytest.approx(mean, abs=4 * np.sqrt(variance / N) + 0.005)
+        # Nearly normal, so that its deviation is the root of 2 / N, in relation; float32 where it is none.
+        assert log_w.var() == pytest.approx(variance, rel=4 * np.sqrt(2 / N), abs=1e-10)
+
+
 # Second-order base: a quarter of the bias of Z at half the steps, measured as .26 for the anchor "score" at 80.
 @pytest.mark.parametrize(
     ("anchor", "steps", "bias"), [("flow", STEPS, 0.005), pytest.param("score", 2 * STEPS, 0.065, marks=pytest.mark.long)]
