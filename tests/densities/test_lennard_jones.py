@@ -19,12 +19,12 @@ def cloud(n=3, atoms=13, seed=0):
 
 
 def test_two_atoms_have_the_known_well():
-    law = LennardJones(2, temperature=0.5, trap=2.0)
+    law = LennardJones(2, temperature=0.5, depth=3.0, trap=2.0)
     d = np.linspace(0.9, 3.0, 40)
     x = np.zeros((40, 2, 3))
     x[:, 0, 1], x[:, 1, 1] = d / 2, -d / 2
-    # d^-12 - 2 d^-6, its minimum -1 at d = 1, and the trap: each atom d / 2 from the centre.
-    expected = d**-12 - 2 * d**-6 + 0.5 * 2.0 * 2 * (d / 2) ** 2
+    # The well has its minimum at d = 1; in the trap each atom is d / 2 from the centre.
+    expected = 3.0 * (d**-12 - 2 * d**-6) + 0.5 * 2.0 * 2 * (d / 2) ** 2
     np.testing.assert_allclose(law.energy(x), expected, rtol=1e-5)
     np.testing.assert_allclose(law.log_prob(x), -expected / 0.5, rtol=1e-5)
 
@@ -77,6 +77,7 @@ def test_distances_are_those_of_all_pairs():
     [
         (dict(atoms=1), r"LennardJones\.atoms = 1: expected"),
         (dict(temperature=0.0), r"LennardJones\.temperature = 0\.0: expected a number above 0"),
+        (dict(depth=0.0), r"LennardJones\.depth = 0\.0: expected a number above 0"),
         (dict(trap=-1.0), r"LennardJones\.trap = -1\.0: expected a number above 0"),
         (dict(temperature=float("nan")), "temperature has 1 values that are not finite"),
     ],
