@@ -1,8 +1,9 @@
-"""Exact laws: sampled, evaluated and noised in closed form."""
+"""Exact laws: sampled, evaluated and noised in closed form; and laws known up to a constant."""
 
-from scorelab.densities.base import Density
+from scorelab.densities.base import Density, Unnormalised
 from scorelab.densities.empirical import Empirical, IsotropicMixture
 from scorelab.densities.gaussian import Gaussian
+from scorelab.densities.lennard_jones import LennardJones
 from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
 from scorelab.densities.store import load_gaussian, save_gaussian
@@ -24,8 +25,10 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "IsotropicMixture",
+    "LennardJones",
     "LogNormalMixture",
     "Rings",
+    "Unnormalised",
     "checkerboard",
     "concentrations",
     "eight_gaussians",

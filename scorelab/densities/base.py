@@ -20,16 +20,28 @@ from scorelab.validation import owner, require_real
 T = TypeVar("T")
 
 
-class Density(abc.ABC):
-    """A law over points of shape ``event``; a pytree whose leaves are its parameters.
-
-    A new law needs ``event``, ``sample``, ``log_prob`` and ``noised``.
-    """
+class Unnormalised(abc.ABC):
+    """A law over points of shape ``event`` whose density is known up to a constant; a pytree whose leaves are its parameters."""
 
     @property
     @abc.abstractmethod
     def event(self) -> tuple[int, ...]:
         """The shape of one point."""
+
+    @abc.abstractmethod
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
+        """Log density at ``x`` ``(batch, *event)``, up to a constant, shape ``(batch,)``."""
+
+    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
+        r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""
+        return jax.grad(lambda z: jnp.sum(self.log_prob(z)))(x)
+
+
+class Density(Unnormalised):
+    """A law with a normalised density, which can be sampled and noised.
+
+    A new law needs ``event``, ``sample``, ``log_prob`` and ``noised``.
+    """
 
     @abc.abstractmethod
     def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
@@ -55,17 +67,13 @@ class Density(abc.ABC):
         """Root mean square of the mean and of the deviation, per element, on the host; None where that takes more than a look."""
         return None
 
-    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
-        r""":math:`\nabla_x\log p(x)`, shaped like ``x``."""
-        return jax.grad(lambda z: jnp.sum(self.log_prob(z)))(x)
-
     def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[Array, " batch *event"]:
         r""":math:`E[y_0\mid y_t] = (y_t - b_t + \sigma_t^2\nabla\log p_t(y_t))/\alpha_t` (Tweedie)."""
         score = self.noised(process, t).score(y)
         return (y - process.offset(t) + process.sigma(t) ** 2 * score) / process.alpha(t)
 
 
-def check_points(law: Density, x: Array) -> jax.Array:
+def check_points(law: Unnormalised, x: Array) -> jax.Array:
     """Raise ``ValueError`` unless ``x`` is real ``(batch, *event)``; return it as a JAX array."""
     require_real(f"{type(law).__name__}: points", x)
     x = jnp.asarray(x)

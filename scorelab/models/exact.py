@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.arrays import Array, Pytree, is_traced
-from scorelab.densities.base import Density
+from scorelab.densities.base import Density, Unnormalised
 from scorelab.densities.gaussian import Gaussian
 from scorelab.models.base import KnowsDensity
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
@@ -44,6 +44,10 @@ class ExactModel(KnowsScale, KnowsDensity):
 
     def __post_init__(self):
         require_spec(self, LinearGaussian, process=self.process)
+        if isinstance(self.law, Unnormalised) and not isinstance(self.law, Density):
+            raise TypeError(
+                f"ExactModel.law = {self.law!r}: expected a law with noised versions; it is known up to a constant only"
+            )
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> ExactPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``; ``cond`` is ignored."""
