@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from argparse import Namespace
 
-import blackjax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ import optax
 import scorelab as sl
 from scorelab import fk, viz
 from scorelab.densities.lennard_jones import centred, pair_distances
+from scorelab.errors import ConfigError
 from scorelab.run.figure import Claim, Figure, Record
 
 FIGURE = Figure(
@@ -68,6 +68,10 @@ class Pairs(nn.Module):
 
 def chain(options: Namespace, temperature: float, seed: int) -> dict:
     """Shapes at one temperature by Hamiltonian Monte Carlo, ``chains`` of them cooled from a lattice, with what says they mixed."""
+    try:
+        import blackjax
+    except ImportError as error:
+        raise ConfigError("the chains need blackjax: pip install 'scorelab[experiments]'") from error
     law = sl.densities.LennardJones(ATOMS, temperature=temperature, depth=DEPTH)
     log_prob = lambda x: law.log_prob(x[None])[0]
     lattice = np.stack(np.meshgrid(*[np.arange(3.0)] * 3), -1).reshape(-1, 3)
