@@ -21,7 +21,7 @@ FIGURE = Figure(
     claims="Weights correct guidance, products and powers of known laws; of 40 Gaussians at a lower temperature the target score "
     "with weights comes nearest, and tempered noise drops modes.",
     look_for="The corrected histograms lie on the exact densities, where the score alone puts mass into the wrong modes.",
-    minutes=dict(small=None, full=None, gpu=None),
+    minutes=dict(small=5, full=None, gpu=None),
     options=dict(particles=8192, parts=["guidance", "tilts", "products", "powers", "modes"]),
     small=dict(particles=2048, parts=["guidance", "products", "modes"]),
 )

@@ -24,9 +24,9 @@ FIGURE = Figure(
     __doc__,
     answers="",
     claims="Correctors improve classifier-free guidance of a trained image model (EDM2), from two particles on.",
-    look_for="With exact scores the corrector helps in two dimensions, where the classes overlap, and changes little elsewhere. With a "
-    "network it helps there too, and harms where the mean log-weight rises above half of (b - 1) log(1 / class share).",
-    minutes=dict(small=None, full=None, gpu=None),
+    look_for="With exact scores the corrector helps in two dimensions, where the classes overlap, and changes little elsewhere. "
+    "With a network it helps there too, and harms where the mean log-weight is above half of (b - 1) log(1 / class share).",
+    minutes=dict(small=None, full=62, gpu=None),
     options=dict(per_class=128, seeds=3, steps=4000, also=["scales", "particles", "policies", "formula", "stopped", "images"]),
     small=dict(per_class=32, seeds=1, steps=200, also=[]),
 )
