@@ -197,7 +197,7 @@ def claims(numbers: dict) -> list[Claim]:
             spread=gains.std(ddof=1),
             unit="more of the smaller of the two class probabilities, mean over four pairs of digits",
             verdict="in shape" if gains.mean() > gains.std(ddof=1) else "not reproduced",
-            why="Digits in the place of molecules for two proteins; in shape where the gain exceeds two standard errors over the pairs.",
+            why="Digits in the place of molecules; in shape where the gain exceeds two standard errors over the pairs.",
         ),
     ]  # fmt: skip
 
