@@ -190,15 +190,15 @@ def claims(numbers: dict) -> list[Claim]:
             why="Reproduced where the lead is more than two standard deviations over the seeds.",
         ),
         Claim(
-            says="Ending poor candidates on the way, without copying good ones, is enough to beat best-of-N.",
+            says="Poor particles are ended on the way; here without copies of the good ones.",
             value=(own - equal).mean(), spread=spread(own - equal),
             unit=f"nats of log-probability more, at {curves(seeds, 'pruned, denoised', 'reward')[0][0]:.0f} calls for an image",
             verdict="reproduced" if (own - equal).mean() > 2 * spread(own - equal) else "not reproduced",
             why="Reproduced where the lead is more than two standard deviations; the paper has no pruning.",
         ),
         Claim(
-            says="The reward of the denoised mean guides from the first steps on.", value=known["stochastic"].mean(),
-            spread=spread(known["stochastic"]),
+            says="The reward of the denoised mean is an intermediate reward at every step, the first ones too.",
+            value=known["stochastic"].mean(), spread=spread(known["stochastic"]),
             unit=f"rank correlation with the reward at the end, at noise {levels[early]:.3g} (flow: {known['flow'].mean():.2g})",
             verdict="reproduced" if known["stochastic"].mean() > 0.5 else "not reproduced",
             why="Above a half would count; a stochastic walk decides late, and the mean is blurred early. Spread over two classes.",
