@@ -65,7 +65,7 @@ def fitted(denoiser, x: np.ndarray, steps: int, rate: float, initial=None) -> di
     loss = losses.DenoisingScoreMatching(denoiser.process, weighting=losses.EDMWeighting(data_std=denoiser.data_std),
                                          times=losses.LogNormalTimes(stratified=True))  # fmt: skip
     learner = training.ScoreLearner(denoiser, loss, optimizer, ema=training.EMA(decay=0.99), initial=initial)
-    state = training.fit(learner, data.Batches({"x": x}, batch_size=128), steps=steps, key=jax.random.key(1))
+    state = training.fit(learner, data.Batches({"x": x}, batch_size=min(128, len(x))), steps=steps, key=jax.random.key(1))
     return dict(leaves=[np.asarray(leaf) for leaf in jax.tree.leaves(learner.model(state).params)])
 
 

@@ -27,7 +27,7 @@ FIGURE = Figure(
     small=dict(seeds=2, populations=96, most=4),
 )
 
-CLASS, COUNTS, BINS = 3, (2, 4, 8, 16), 30
+CLASS, COUNTS, BINS = 3, (2, 4, 8, 16), 20
 TITLES = {"class": "log-probability of a three", "thickness": "thickness of the strokes"}
 WAYS = ("unsteered", "best of N", "steered", "steered, best")
 

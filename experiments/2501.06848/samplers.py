@@ -132,6 +132,9 @@ def figure(numbers: dict):
     content = []
     for which in ("rate", "frechet", "vendi"):
         for sampler, ways in numbers["samplers"].items():
+            # One particle of any potential is an unsteered sample.
+            first = {"1": ways["best of N"]["1"]}
+            ways = {way: first | rows if way in POTENTIALS else rows for way, rows in ways.items()}
             series = {
                 way: (np.array([int(k) for k in rows]), np.array([row[which] for row in rows.values()]))
                 for way, rows in ways.items()
