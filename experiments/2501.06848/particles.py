@@ -24,7 +24,8 @@ FIGURE = Figure(
     claims="Prompt fidelity grows with the number of particles (GenEval of SDv2.1: .50, .553, .63, .645 and .652 with 1, "
     "2, 4, 8 and "
     "16), and a few particles find a rare attribute far more often than best-of-N does.",
-    look_for="Difference is far above best-of-N at 4 and 8 particles and no better from 32 on; the gradient alone is worth 8.",
+    look_for="Difference is far above best-of-N at 4 and 8 particles and no better from 32 on; the gradient alone is worth "
+    "more than 4 of them.",
     minutes=dict(small=2, full=10, gpu=None),
     options=dict(data=("digits", "mnist"), seeds=3, populations=0, most=0),
     small=dict(seeds=2, populations=16, most=4),
