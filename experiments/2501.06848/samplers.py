@@ -21,9 +21,7 @@ FIGURE = Figure(
     __doc__,
     answers="",
     claims="Steering works with any sampler of the base model and with several potentials, which trade reward for diversity.",
-    look_for="Difference and sum are far above best-of-N under every sampler, max is not; the order of the samplers is "
-    "that of their "
-    "unsteered images.",
+    look_for="Under every sampler difference and sum are far above best-of-N; max is hardly above it.",
     minutes=dict(small=1.5, full=6, gpu=None),
     options=dict(samplers=["DDIM", "Euler-Maruyama", "DPM-Solver++", "Heun"], seeds=3, populations=64, most=16),
     small=dict(samplers=["DDIM", "Euler-Maruyama", "DPM-Solver++"], seeds=2, populations=24, most=4),
