@@ -31,10 +31,10 @@ FIGURE = Figure(
     claims="Better intermediate rewards steer better: with 4 particles a learned one finds 14.0 % toxic texts in the place "
     "of 8.0 %, "
     "many samples 47.0 % in the place of 22.0 %.",
-    look_for="The denoised mean is off by many units at high noise and exact at low noise; the learned twist is near the "
-    "best choice "
-    "everywhere, and few particles steered by it reach the reward of the tilted law.",
-    minutes=dict(small=1, full=3, gpu=None),
+    look_for="The denoised mean is off by two to four units at noise above .5, the learned twist by less than one. With 4 "
+    "particles "
+    "the better belief has the steadier Z and the lower reward: a wrong belief that is too bold is an optimiser.",
+    minutes=dict(small=1.3, full=4, gpu=None),
     options=dict(seeds=3, points=4096, populations=512, most=16, steps=4000),
     small=dict(seeds=2, points=1024, populations=512, most=4, steps=1000),
 )
@@ -51,6 +51,8 @@ NET = sl.models.Denoiser(net=sl.models.nets.MLP(width=96, depth=3), process=PROC
 LEVELS = (0.03, 0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
 COUNTS = (4, 16)
 DRAWS = (4, 16, 64)
+# A deviation of Z over its mean above which the mean is not known.
+HEAVY = 1.5
 NAMES = ("denoised mean", *(f"{m} draws" for m in DRAWS), "learned mean", "learned twist", "exact mean", "exact twist")
 
 
@@ -165,7 +167,7 @@ def measure(record) -> dict:
     log_z, mean = tilted()
     base = float(np.mean(reward(LAW.sample(jax.random.key(3), 100_000))))
     return dict(
-        exact=dict(log_z=log_z, reward=mean, unsteered=base), levels=LEVELS,
+        exact=dict(log_z=log_z, reward=mean, unsteered=base), levels=LEVELS, populations=o.populations,
         errors={name: off[f"error of {name}"] for name in NAMES}, steered=walks,
     )  # fmt: skip
 
@@ -187,16 +189,24 @@ def claims(numbers: dict) -> list[Claim]:
             why="Another law and reward; reproduced where the reward is higher by two spreads at the same number of network calls.",
         ))  # fmt: skip
     most = max(walks["denoised mean"], key=int)
-    means = {name: np.mean(rows[most]["z"]) for name, rows in walks.items()}
-    worst = max(means, key=lambda name: abs(means[name] - 1))
-    rows = walks[worst][most]
-    # The number of populations is not in the record of a row: the spread over the seeds says how well Z is known.
-    error = spread(np.array(rows["z"])) / np.sqrt(len(rows["z"]))
+    tails = {name: np.array(rows[most]["z_spread"]) for name, rows in walks.items()}
+    steady = tails["learned twist"] / tails["denoised mean"]
     found.append(Claim(
-        says="Any choice of intermediate rewards leaves the target as it is.", value=means[worst], spread=error,
-        unit=f"mean of Z over the exact Z with {most} particles and {worst}, the farthest of {len(means)} beliefs",
-        verdict="reproduced" if abs(means[worst] - 1) < max(0.05, 3 * error) else "not reproduced",
-        why="Within .05, which is left to 30 steps of the sampler, or three standard errors.",
+        says="A better intermediate reward has less variance.", value=steady.mean(), spread=spread(steady),
+        unit=f"times the deviation of Z of the denoised mean, for the learned twist with {most} particles",
+        verdict="reproduced" if steady.mean() + spread(steady) < 1 else "not reproduced",
+        why="Reproduced where it is below 1 by more than its spread.",
+    ))  # fmt: skip
+    # The mean of an estimate with a heavy tail is not known from a few thousand of them.
+    known = {name: np.mean(walks[name][most]["z"]) for name, v in tails.items() if v.mean() < HEAVY}
+    worst = max(known, key=lambda name: abs(known[name] - 1))
+    error = tails[worst].mean() / np.sqrt(numbers["populations"] * len(tails[worst]))
+    found.append(Claim(
+        says="Any choice of intermediate rewards leaves the target as it is.", value=known[worst], spread=error,
+        unit=f"mean of Z over the exact Z with {most} particles and {worst}, the farthest of {len(known)} beliefs",
+        verdict="reproduced" if abs(known[worst] - 1) < max(0.05, 3 * error) else "not reproduced",
+        why="Within .05, which is left to 30 steps of the sampler, or three standard errors. "
+        f"{len(tails) - len(known)} beliefs with a deviation of Z above {HEAVY} are left out: their mean is not known.",
     ))  # fmt: skip
     return found
 
