@@ -29,9 +29,7 @@ FIGURE = Figure(
     claims="A steered model of .8B parameters beats a fine-tuned one of 2.6B at less compute and without training (GenEval "
     ".63 with 4 "
     "particles, .58 fine-tuned), and steering a model beats fine-tuning it (SDv1.4: .549 and .437).",
-    look_for="Where the fine-tuned model lies: near the reward of the tilted law for the operations of one walk, to the "
-    "left of all "
-    "steered ones.",
+    look_for="Whether a line of steering lies above and to the left of the first point of the fine-tuned model.",
     minutes=dict(small=2, full=6, gpu=None),
     options=dict(seeds=3, populations=128, most=16, kept=2048, tuning=600, training=6000),
     small=dict(seeds=2, populations=64, most=4, kept=384, tuning=300, training=2000),
