@@ -63,7 +63,7 @@ def measure(model, laws: dict, n: int, seed: int) -> dict:
 def claims(numbers: dict) -> list[Claim]:
     """Whether jumps with the moments of the class, or of all data, stay below the error of the solver."""
     seeds, k = numbers["seeds"].values(), SKIPS.index(5)
-    size = f"{numbers['n']} samples of an exact model, spread over {len(seeds)} sampling seeds"
+    size = f"{numbers['n']} samples of an exact model, spread over {len(seeds)} sampling seed{'s' * (len(seeds) > 1)}"
     found = []
     for name, says, holds in (
         ("moments of the class", "With the moments of each class 15 to 30 % of the steps can be skipped.", lambda r: r.max() < 1),

@@ -65,8 +65,8 @@ def claims(numbers: dict) -> list[Claim]:
             says="A jump too far costs quality.", value=lost.mean(), spread=lost.std(),
             unit=f"times the FID of {calls[0]} calls, at {calls[SKIPS.index(14)]} calls after a jump over 14 of 25 steps",
             verdict="reproduced" if lost.mean() - lost.std() > 1.1 else "not reproduced",
-            why=f"It lands at {numbers['landings'][SKIPS.index(14)]:.2g}; the data deviate by {numbers['deviation']:.2g} along "
-            "their first direction.",
+            why=f"It lands at {numbers['landings'][SKIPS.index(14)]:.2g}, where the data deviate by "
+            f"{numbers['deviation']:.2g} along their first direction.",
         ),
     ]  # fmt: skip
 

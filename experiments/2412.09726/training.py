@@ -27,7 +27,7 @@ FIGURE = Figure(
     look_for="The curve of the Gaussian has its peak within the first part of the training, that of the training set at the end.",
     minutes=dict(small=1, full=6, gpu=None),
     options=dict(data=("digits", "mnist"), seeds=3, steps=int, points=256, few=10, checkpoints=40),
-    small=dict(seeds=2, steps=1000, points=64, checkpoints=8),
+    small=dict(seeds=1, steps=1000, points=64, checkpoints=8),
 )
 
 SIGMAS = (0.1, 0.2, 0.5, 1.0, 2.0)

@@ -36,12 +36,12 @@ def heatmaps(
     down = -(-len(tables) // across)
     figure = new_figure(width, down * (0.5 + 0.2 * len(rows)) + 0.3)
     grid = figure.subplots(down, across, squeeze=False).ravel()
-    image = None
+    images = []
     for i, (axes, (title, table)) in enumerate(zip(grid, tables.items(), strict=False)):
         table = np.asarray(table, np.float64)
         if table.shape != (len(rows), len(columns)):
             raise ValueError(f"heatmaps: table {title!r} has shape {table.shape}: expected ({len(rows)}, {len(columns)})")
-        image = axes.imshow(table, vmin=limits[0], vmax=limits[1], cmap="viridis", aspect="auto")
+        images.append(axes.imshow(table, vmin=limits[0], vmax=limits[1], cmap="viridis", aspect="auto"))
         middle = np.mean(limits)
         for (y, x), value in np.ndenumerate(table):
             text = f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}" if abs(value) < 10 else f"{value:.0f}"
@@ -56,7 +56,7 @@ def heatmaps(
             axes.set_xlabel(xlabel, fontsize=8, color=MUTED)
     for axes in grid[len(tables) :]:
         axes.set_axis_off()
-    bar = figure.colorbar(image, ax=list(grid), shrink=0.7, pad=0.01)
+    bar = figure.colorbar(images[0], ax=list(grid), shrink=0.7, pad=0.01)
     bar.set_label(colour, fontsize=8, color=MUTED)
     bar.ax.tick_params(labelsize=7, colors=MUTED)
     return figure
@@ -100,13 +100,13 @@ def fields(
     step = max(len(axis) // arrows, 1)
     low, high = float(axis[0]), float(axis[-1])
     for i, (row, columns) in enumerate(rows.items()):
-        image, top = None, float(np.linalg.norm(columns[names[0]], axis=-1).max())
+        images, top = [], float(np.linalg.norm(columns[names[0]], axis=-1).max())
         for j, name in enumerate(names):
             axes, field = grid[i, j], np.asarray(columns[name], np.float64)
             length = np.linalg.norm(field, axis=-1)
             extent = (low, high, low, high)
             shade = dict(vmin=0, vmax=top, cmap="viridis", interpolation="nearest")
-            image = axes.imshow(length, origin="lower", extent=extent, **shade)
+            images.append(axes.imshow(length, origin="lower", extent=extent, **shade))
             thin = (slice(step // 2, None, step),) * 2
             unit = field[thin] / np.maximum(length[thin], 1e-12)[..., None]
             at = axis[thin[0]]
@@ -119,7 +119,7 @@ def fields(
             if i == 0:
                 axes.set_title(name, fontsize=8.5, color=INK)
         grid[i, 0].set_ylabel(f"{row}\n{ylabel}", fontsize=7.5, color=MUTED)
-        bar = figure.colorbar(image, ax=list(grid[i]), shrink=0.8, pad=0.01)
+        bar = figure.colorbar(images[0], ax=list(grid[i]), shrink=0.8, pad=0.01)
         bar.ax.tick_params(labelsize=6, colors=MUTED)
         bar.set_label(colour, fontsize=7, color=MUTED)
     for axes in grid[-1]:
