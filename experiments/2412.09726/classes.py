@@ -23,7 +23,7 @@ FIGURE = Figure(
     claims="The paper's jumps are those of unconditional models; with classes the Gaussian argument holds for the moments of each "
     "class, not for those of all data.",
     look_for="Jumps with the moments of the class stay below Heun's own error, those with the moments of all digits above it.",
-    minutes=dict(small=0.5, full=1, gpu=None),
+    minutes=dict(small=0.6, full=0.8, gpu=None),
     options=dict(n=200, seeds=3),
     small=dict(n=50, seeds=2),
 )

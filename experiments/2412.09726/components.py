@@ -24,7 +24,7 @@ FIGURE = Figure(
     claims="More components help at low noise only, and the lower the noise the more directions are needed: on MNIST 128 of 784 "
     "are as good as all from noise level .5 on (.917 against .921) and ruinous at .1 (.190 against .744).",
     look_for="Rows that are alike at high noise, columns that are alike from a rank on which falls with the noise level.",
-    minutes=dict(small=1, full=2, gpu=None),
+    minutes=dict(small=0.5, full=1.5, gpu=None),
     options=dict(data=DATA, workdir=Path, points=256, seeds=3, most=200),
     small=dict(points=64, seeds=2, most=20),
 )

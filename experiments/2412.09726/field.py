@@ -25,7 +25,7 @@ FIGURE = Figure(
     "towards the data, as those of mixtures and of the training set do.",
     look_for="Four columns that are alike in the first row; in the last one, a network that is nearer to the mixture than to the "
     "Gaussian.",
-    minutes=dict(small=0.3, full=0.5, gpu=None),
+    minutes=dict(small=0.2, full=0.3, gpu=None),
     options=dict(plane=("principal", "images"), data=DATA, workdir=Path, points=41, few=10),
     small=dict(points=25),
 )

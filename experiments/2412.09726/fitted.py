@@ -32,7 +32,7 @@ FIGURE = Figure(
     claims="A mixture can be trained as a score model from a k-means start, and its denoising loss falls with the number and the "
     "rank of its components (CIFAR-10, one of rank 3072: 154; of rank 128: 392; fifty of rank 1024: 126).",
     look_for="Fitted mixtures below k-means and EM in the loss of test images, and all of them above the network.",
-    minutes=dict(small=1.5, full=6, gpu=None),
+    minutes=dict(small=1, full=8, gpu=None),
     options=dict(data=DATA, workdir=Path, seeds=3, most=50, steps=1500, points=256),
     small=dict(seeds=1, most=10, steps=300, points=64),
 )

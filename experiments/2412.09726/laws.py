@@ -21,7 +21,7 @@ FIGURE = Figure(
     claims="Samples of the Gaussian and of mixtures are nearer to those of the network than samples of the training set's law: "
     "mean squares .0130, .0118 and .0473 on CIFAR-10.",
     look_for="The same outlines in every column of the pictures; distances that vanish where the path is switched at high noise.",
-    minutes=dict(small=0.7, full=2, gpu=None),
+    minutes=dict(small=0.6, full=1.5, gpu=None),
     options=dict(data=DATA, workdir=Path, n=200, seeds=3, few=10, many=100),
     small=dict(n=60, seeds=2),
 )

@@ -21,7 +21,7 @@ FIGURE = Figure(
     answers="",
     claims="The jump works with UniPC and DPM-Solver-v3 at 25 calls as with Heun's method: 15 to 30 % of the steps are saved.",
     look_for="Curves that are flat up to about ten of 25 steps, for the Frechet distance and for KID.",
-    minutes=dict(small=0.5, full=1.5, gpu=None),
+    minutes=dict(small=0.9, full=1.5, gpu=None),
     options=dict(data=DATA, workdir=Path, seeds=3, n=500, chunk=250),
     small=dict(n=100, seeds=2),
 )

@@ -24,7 +24,7 @@ FIGURE = Figure(
     claims="The first 15 to 30 % of the steps can be skipped while the quality of the samples is kept: FID 1.93 on CIFAR-10.",
     look_for="Frechet distances that are flat up to a third of the steps and rise steeply beyond one half; at few model calls, "
     "solutions with a jump that are nearer to the fine one than those without.",
-    minutes=dict(small=2, full=2.5, gpu=None),
+    minutes=dict(small=1.9, full=2.2, gpu=None),
     options=dict(data=DATA, workdir=Path, seeds=3, n=500, chunk=250),
     small=dict(n=100, seeds=2),
 )

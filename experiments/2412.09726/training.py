@@ -25,7 +25,7 @@ FIGURE = Figure(
     claims="The Gaussian structure is learned first: on CIFAR-10 the share of the score that the Gaussian explains at noise level "
     ".5 peaks at .977 early in training and falls to .966, while that of the training set rises.",
     look_for="The curve of the Gaussian has its peak within the first part of the training, that of the training set at the end.",
-    minutes=dict(small=1, full=6, gpu=None),
+    minutes=dict(small=0.7, full=8, gpu=None),
     options=dict(data=("digits", "mnist"), seeds=3, steps=int, points=256, few=10, checkpoints=40),
     small=dict(seeds=1, steps=1000, points=64, checkpoints=8),
 )

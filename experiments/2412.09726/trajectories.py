@@ -26,7 +26,7 @@ FIGURE = Figure(
     "sqrt(lambda / (lambda + sigma^2)).",
     look_for="An error of the closed form below .01 down to noise level 5; features in the order of their variances; of the first "
     "images, the same outlines in both rows at high noise.",
-    minutes=dict(small=0.6, full=1.5, gpu=None),
+    minutes=dict(small=0.3, full=0.4, gpu=None),
     options=dict(data=DATA, workdir=Path, n=200, seeds=3),
     small=dict(n=40, seeds=2),
 )
