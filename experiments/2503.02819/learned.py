@@ -48,7 +48,7 @@ NEVER = fk.Never()
 @functools.cache
 def digits():
     """The shipped network of the digits."""
-    return sl.pretrained.load("experiments/models/digits_classes.npz")
+    return sl.pretrained.load("digits-edm-classes")
 
 
 @functools.cache
