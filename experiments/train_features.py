@@ -19,7 +19,7 @@ import optax
 
 from scorelab.data import Arrays, Batches, Pixels, load
 from scorelab.metrics import smallcnn
-from scorelab.run.script import script
+from scorelab.run.figure import script
 
 # Passes over the data; chosen once, so that training takes minutes on two cores.
 EPOCHS = {"digits": 60, "mnist": 4, "fashion_mnist": 4, "kmnist": 15}

@@ -9,13 +9,13 @@ import numpy as np
 from scorelab import pretrained
 from scorelab.densities import Empirical, Gaussian, GaussianMixture
 
-# What `--data` may be. `--workdir` takes the model of a trained work directory, in the place of the one in experiments/models.
+# What `--data` may be. `--workdir` takes the model of a trained work directory, in the place of the one that the package carries.
 DATA = ("digits", "mnist", "cifar10")
 
 
 def subject(options: argparse.Namespace) -> tuple[pretrained.Loaded, np.ndarray]:
     """The model that the command line names, and its training data in the chart ``(n, *event)``."""
-    who = pretrained.load(str(options.workdir or f"experiments/models/{options.data}.npz"))
+    who = pretrained.load(str(options.workdir or f"{options.data}-edm"))
     return who, who.encoded()
 
 

@@ -43,7 +43,7 @@ class Bench:
     """One model and one plan."""
 
     def __init__(self, data: str, populations: int = 0, most: int = 0):
-        self.who, self.name, plan = pretrained.load(f"experiments/models/{data}.npz"), data, PLANS[data]
+        self.who, self.name, plan = pretrained.load(f"{data}-edm"), data, PLANS[data]
         few = lambda counts: tuple(k for k in counts if k <= (most or k))
         counts = {name: few(counts) for name, counts in plan.counts.items()}
         self.plan = replace(plan, populations=populations or plan.populations, counts=counts, rewards=few(plan.rewards))

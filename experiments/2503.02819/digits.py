@@ -2,7 +2,7 @@
 
     python experiments/2503.02819/digits.py
 
-The network is that of `paper/2503.02819/digits`, kept in `experiments/models`.
+The network is that of `paper/2503.02819/digits`, which the package carries as `digits-edm-classes`.
 
 One particle is plain guidance: a weight that is alone in its population says nothing. All numbers are a mean over three sampling
 seeds of one network, with their standard deviation.
@@ -189,7 +189,7 @@ def guidance_figure(rows, floor):
 def main() -> None:
     small = dict(seeds=1, per_class=4, most=4)
     arguments = parse(__doc__, small=small, seeds=3, per_class=64, most=64)
-    who = sl.pretrained.load("experiments/models/digits_classes.npz")
+    who = sl.pretrained.load("digits-edm-classes")
     trial = Trial(who, arguments.seeds, arguments.per_class, arguments.most)
     test = floor(who.data(), arguments.per_class)
     print("training images", test)

@@ -21,6 +21,8 @@ from scorelab.files import read_npz, write_npz
 from scorelab.models import BoundDenoiser
 from scorelab.names import did_you_mean
 
+# The models that the package carries.
+MODELS = Path(__file__).resolve().parent / "models"
 # The most bytes of a record: its config and how the model came to be.
 _RECORD = 1 << 24
 
@@ -81,16 +83,15 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
 def find(name: str) -> Path:
     """The file or the work directory that ``name`` says: a path, in the working folder or in the root of a checkout, or the name of
 
-    a model that is kept there.
+    a model that the package carries.
     """
-    roots = [root.parent for root in CONFIG_ROOTS]
-    places = [Path(name), *(root / name for root in roots), *(root / "experiments" / "models" / f"{name}.npz" for root in roots)]
+    places = [Path(name), *(root.parent / name for root in CONFIG_ROOTS), MODELS / f"{name}.npz"]
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        known = sorted(file.stem for root in roots for file in (root / "experiments" / "models").glob("*.npz"))
+        known = sorted(file.stem for file in MODELS.glob("*.npz"))
         raise ConfigError(
-            f"pretrained.model.name = {name!r}: no such model, file or folder; expected {', '.join(known) or 'a kept model'}, a "
-            f"file that pretrained.keep wrote, or the work directory of a trained config. {did_you_mean(name, known)}".rstrip()
+            f"pretrained.model.name = {name!r}: no such model, file or folder; expected {', '.join(known)}, a file that "
+            f"pretrained.keep wrote, or the work directory of a trained config. {did_you_mean(name, known)}".rstrip()
         )
     return found
 

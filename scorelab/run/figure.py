@@ -31,7 +31,6 @@ from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure as Drawing
 
 from scorelab import __version__, viz
 from scorelab import config as configs
@@ -226,7 +225,7 @@ class Record:
         self.runs[name] = dict(config=config, overrides=list(overrides))
         return trained(config, overrides, root)
 
-    def write(self, numbers: Any, *, claims: Sequence[Claim] = (), **figures: Drawing) -> None:
+    def write(self, numbers: Any, *, claims: Sequence[Claim] = (), **figures: Any) -> None:
         """Write ``result.json``, ``numbers.csv`` and each figure as PNG and PDF.
 
         Args:

@@ -84,7 +84,27 @@ def test_python_blocks_parse():
                 compile(block, page.name, "exec")
 
 
+def test_the_first_hour_leaves_its_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "midpoint.py").write_text(named("CONTRIBUTING.md")["midpoint.py"])
+    for name, block in named("docs/first_hour.md").items():
+        exec(compile(block, name, "exec"), {})
+        assert (tmp_path / name).with_suffix(".png").is_file(), name
+    # The rule has the second order, and the coarse grids are not yet in the limit: 1.92 was measured. First order would print 1.1.
+    assert 1.7 < float(capsys.readouterr().out.split()[-1]) < 2.3
+
+
 # The pages -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", ["coming_from", "concepts", "howto"])
+def test_the_blocks_of_a_page_run_and_their_assertions_hold(page):
+    found = blocks(f"docs/{page}.md", "python")
+    assert sum(block.count("assert ") for block in found) >= 1
+    scope = {}
+    for block in found:
+        exec(compile(block, page, "exec"), scope)
+
+
 def test_the_example_of_the_config_page_resolves(tmp_path):
     from scorelab.config import load
 

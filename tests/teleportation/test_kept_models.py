@@ -1,4 +1,4 @@
-"""What the method says of trained networks, on the one that the repository carries."""
+"""What the method says of trained networks, on one that the package carries."""
 
 import dataclasses
 
@@ -13,14 +13,14 @@ from scorelab.errors import ConfigError
 @pytest.fixture(scope="module")
 def digits():
     """(process, model, law, data in [-1, 1]) of the kept model of the 8x8 digits."""
-    kept = pretrained.load("digits")
+    kept = pretrained.load("digits-edm")
     assert kept.origin["step"] == 10_000
     x = kept.encoded()
     return kept.config.process, kept.model, densities.Gaussian.from_data(x), x
 
 
 def test_the_data_of_a_model_are_those_it_was_trained_on(digits):
-    kept = pretrained.load("digits")
+    kept = pretrained.load("digits-edm")
     # Pixels k = 0 to 16 lie at (2 k + 1) / 17 - 1.
     np.testing.assert_allclose(digits[-1], (2.0 * kept.data().x + 1) / 17 - 1, atol=1e-6)
     assert len(kept.data("test")) == 297
