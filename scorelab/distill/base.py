@@ -7,7 +7,7 @@ student. Gradients are taken with respect to one tree each, so that no update ca
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -285,6 +285,11 @@ class Distillation(Learner):
     def generator(self, state: DistillState) -> Any:
         """The student with its first average, called as ``(z, cond)``."""
         return self.student.bind(self._averaged(state))
+
+    def learning_rate(self) -> Callable[[int], float] | None:
+        """That of the student, which does not move in the warm-up."""
+        rate = super().learning_rate()
+        return rate and (lambda step: rate(step - self.warmup) if step > self.warmup else 0.0)
 
     def diagnostics(self, state: DistillState) -> dict[str, np.ndarray]:
         """By noise level, ``(bins,)`` each: see :class:`scorelab.distill.statistics.RunningStatistics`."""

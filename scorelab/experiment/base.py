@@ -130,6 +130,13 @@ class Stage(abc.ABC):
     def __call__(self, run: Run) -> None:
         """Do it."""
 
+    def preview(self, run: Run, step: int, state: Pytree) -> None:
+        """Do something small of it with the state of a training that goes on, at the checkpoints of ``Train.previews``.
+
+        ``state`` is on the host. It is called again with equal arguments where a run goes on from an earlier checkpoint.
+        """
+        return None
+
     def key(self, key: Key) -> Key:
         """``key`` for a stage without a name, and a key of its own for one with a name."""
         return jax.random.fold_in(key, zlib.crc32(self.name.encode()) & 0x7FFFFFFF) if self.name else key

@@ -56,5 +56,26 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     return _name(value) if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")) else repr(value)
 
 
+def spelled(described: Any) -> str:
+    """What :func:`describe` says, as a person would type it: ``Karras(steps=18, clean=True, rho=7)``.
+
+    Without fields that are None, and without the process, which all parts of an experiment share.
+    """
+    if isinstance(described, float):
+        return f"{described:g}"
+    if isinstance(described, str):
+        return repr(described)
+    if isinstance(described, list):
+        return "(" + ", ".join(map(spelled, described)) + ")"
+    if not isinstance(described, Mapping):
+        return str(described)
+    if "array" in described:
+        return f"array{spelled(described['array'])}"
+    kind, *rest = (key for key in described if key in ("type", "function", "method"))
+    called = str(described[kind]).rpartition(".")[2]
+    shown = {key: value for key, value in described.items() if key not in (kind, *rest, "process") and value is not None}
+    return f"{called}({', '.join(f'{key}={spelled(value)}' for key, value in shown.items())})"
+
+
 def _name(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"

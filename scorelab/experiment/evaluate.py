@@ -5,7 +5,10 @@ from __future__ import annotations
 import abc
 import dataclasses
 import hashlib
+import json
+import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +21,10 @@ from scorelab.experiment.base import Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
 from scorelab.experiment.sample import Sample, read_samples
-from scorelab.experiment.workdir import Workdir
-from scorelab.files import write_json
+from scorelab.experiment.sinks import opened
+from scorelab.experiment.train import Train
+from scorelab.experiment.workdir import Workdir, read_lines
+from scorelab.files import write_bytes, write_json
 from scorelab.metrics import Features, MetricValue
 from scorelab.validation import SEEDS, require_int, require_seed, require_spec
 
@@ -198,6 +203,9 @@ def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -
         "data": {"name": experiment.data.name, **{f"{s}_sha256": experiment.data.load(s).sha256 for s in splits}},
         "evaluations": describe(evaluations),
     }
+    sinks = experiment.one(Train).sinks
+    for sink in sinks:
+        sink.check()
     values, before = read_metrics(workdir)
     if before and all(before.get(key) == value for key, value in how.items()):
         console.stage("evaluate", "nothing to do, these samples are evaluated already")
@@ -206,7 +214,25 @@ def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -
     values = [value for each in evaluations for value in each(drawn.x, experiment.data, spec.key(experiment.keys()[2]))]
     seconds = time.monotonic() - began
     write_json(workdir.metrics, {**how, "seconds": seconds, "metrics": [dataclasses.asdict(value) for value in values]})
+    _log(workdir, drawn.record["step"], values)
+    with opened(run, sinks):
+        pass
     console.stage("evaluate", f"{len(values)} metrics in {seconds:.1f} s")
     for value in values:
         console.line(f"          {value}")
     return values
+
+
+def _log(workdir: Workdir, step: int, values: Sequence[MetricValue]) -> None:
+    """Enter the values of a set of samples into the log, in the place of those of this set and step."""
+    prefix = "evaluate/" if workdir.name is None else f"evaluate/{workdir.name}/"
+    named = {prefix + value.label: value.value for value in values}
+    named |= {f"{prefix}{value.label} floor": value.floor for value in values if value.floor is not None}
+    finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
+    record = {"step": step, "samples": workdir.name or "", "time": time.time(), "values": finite}
+    kept = [
+        line
+        for line, earlier in read_lines(workdir.evaluations_log)
+        if (earlier["step"], earlier["samples"]) != (step, record["samples"])
+    ]
+    write_bytes(workdir.evaluations_log, b"".join((*kept, json.dumps(record).encode(), b"\n")))

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from scorelab import viz
 from scorelab.errors import shown
+from scorelab.experiment import previews
 from scorelab.experiment.base import Experiment, Run, Stage
-from scorelab.experiment.describe import describe
+from scorelab.experiment.describe import describe, spelled
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, read_finding
 from scorelab.experiment.evaluate import read_metrics, samples_hash
 from scorelab.experiment.html import facts, figure, page, table
-from scorelab.experiment.sample import PICTURED, Drawn, Sample, picture, read_samples
-from scorelab.experiment.train import Train
+from scorelab.experiment.pictures import PICTURED, picture
+from scorelab.experiment.sample import Drawn, Sample, read_samples
+from scorelab.experiment.train import Train, state_like
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import write_text
 from scorelab.metrics import MetricValue
@@ -35,8 +39,9 @@ class Report(Stage):
                 experiment.require_order(self, stage)
 
     def __call__(self, run: Run) -> None:
-        """Write it anew."""
-        write_report(run, [run.workdir.named(stage.name) for stage in run.experiment.all(Sample)], run.workdir.named(""))
+        """Write it anew, with the sets that the stages draw first, and then others that lie in the work directory."""
+        names = dict.fromkeys((*(stage.name for stage in run.experiment.all(Sample)), *run.workdir.names))
+        write_report(run, [run.workdir.named(name) for name in names], run.workdir.named(""))
 
 
 def write_report(run: Run, places: Sequence[Workdir], into: Workdir) -> None:
@@ -47,8 +52,10 @@ def write_report(run: Run, places: Sequence[Workdir], into: Workdir) -> None:
     for found in sets:
         times += found.times()
     sections = [
+        facts("Set-up", _setup(experiment, sets)),
         facts("What this describes", _subject(run, sets)),
         *(part for found in sets for part in (_pictures(experiment, found), _metrics(found), _trajectory(found))),
+        _previews(experiment, workdir),
         _training(workdir),
         _learner_diagnostics(workdir),
         *(_finding(workdir, question) for stage in experiment.all(Diagnose) for question in stage.questions),
@@ -107,6 +114,44 @@ def _summary(experiment: Experiment, found: _Set | None) -> str:
         solver, grid = (str(sampling[part]["type"]).rpartition(".")[2] for part in ("solver", "grid"))
         parts += [f"sampled with {solver} on a {grid} grid", f"{found.drawn.record['model_calls']} model calls a sample"]
     return ", ".join(parts) + "."
+
+
+def _setup(experiment: Experiment, sets: Sequence[_Set]) -> Iterable[tuple[str, str]]:
+    """What was learned from what by what, and how it was sampled."""
+    data, learner, train = experiment.data, experiment.learner, experiment.one(Train)
+    arrays = data.load()
+    event = " x ".join(map(str, arrays.event_shape))
+    yield "data", f"{data.name}, {len(arrays):,} of {event}, {spelled(describe(data.transform))}, sha256 {arrays.sha256}"
+    yield "labels", "the condition" if data.labels else "not used" if arrays.label is not None else "none"
+    yield "process", spelled(describe(experiment.process))
+    if (network := learner.network) is not None:
+        size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(getattr(state_like(experiment), "params", ())))
+        yield "network", f"{spelled(describe(network.net))}, {size:,} parameters"
+        yield "parameterisation", f"{network.predict}, data_std {network.data_std:g}"
+    yield "learner", type(learner).__name__
+    for name, part in describe(learner).items():
+        # What it is made of, but for networks and optimisers, which are not told in a line.
+        if isinstance(part, Mapping) and str(part.get("type", "")).startswith("scorelab.") and not _has_network(part):
+            yield "EMA" if name == "ema" else name, spelled(part)
+    if getattr(learner, "ema", ()) is None:
+        yield "EMA", "none"
+    yield "training", f"{train.steps:,} steps of {train.batch_size}, seed {experiment.seed}"
+    for found in sets:
+        if found.drawn is not None:
+            record = found.drawn.record
+            how = record["sampling"]
+            parts = [spelled(how["solver"]), f"grid {spelled(how['grid'])}"]
+            parts += [f"{part} {spelled(how[part])}" for part in ("start", "correction") if how[part] is not None]
+            parts.append("no guidance" if how["guidance"] is None else f"guidance {how['guidance']:g}")
+            parts += [f"classes {spelled(how['classes'])}"] if how["classes"] else []
+            yield f"sampler{found.of}", ", ".join((*parts, f"seed {record['seed']}", f"{record['model_calls']} model calls each"))
+
+
+def _has_network(part: Any) -> bool:
+    """Whether a described spec has a network or arrays in it."""
+    if isinstance(part, list):
+        return any(map(_has_network, part))
+    return isinstance(part, Mapping) and bool({"net", "array"} & part.keys() or any(map(_has_network, part.values())))
 
 
 def _subject(run: Run, sets: Sequence[_Set]) -> Iterable[tuple[str, str]]:
@@ -183,13 +228,34 @@ def _trajectory(found: _Set) -> str:
     return f'<section><h2>Denoising trajectory{html.escape(found.of)}</h2><div class="wide">{image}</div></section>'
 
 
+def _previews(experiment: Experiment, workdir: Workdir) -> str:
+    drawn = experiment.all(Sample)
+    image = previews.picture(workdir, experiment, previews.described(experiment, drawn[0])) if drawn else None
+    if image is None:
+        return ""
+    caption = "A few samples at checkpoints of the training, from the same noise each time"
+    return f"<section><h2>On the way</h2>{figure(viz.to_png_bytes(image), caption)}</section>"
+
+
 def _training(workdir: Workdir) -> str:
     lines = [record for _, record in read_lines(workdir.metrics_log)]
     if not lines:
         return ""
-    curve = viz.loss_curve([line["step"] for line in lines], [line["loss"] for line in lines])
-    image = figure(viz.to_png_bytes(curve), "Loss, mean over each logged window")
-    return f"<section><h2>Training</h2>{image}</section>"
+
+    def series(name: str) -> tuple[list[int], list[float]]:
+        found = {line["step"]: line[name] for line in lines if line.get(name) is not None}
+        return list(found), list(found.values())
+
+    loss = viz.loss_curve(*series("loss"))
+    image, others = figure(viz.to_png_bytes(loss), "Loss, mean over each logged window"), ""
+    if len((norms := series("grad_norm"))[0]):
+        curve = viz.loss_curve(*norms, label="norm of the gradient", width=4.5)
+        others += figure(viz.to_png_bytes(curve), "Norm of the gradient before clipping, mean over each logged window")
+    if len((rates := series("learning_rate"))[0]):
+        rate = {"rate": (np.array(rates[0]), np.array(rates[1]))}
+        curve = viz.lines(rate, xlabel="step", ylabel="learning rate", width=4.5, height=1.9)
+        others += figure(viz.to_png_bytes(curve), "Learning rate of the last step of each window")
+    return f'<section><h2>Training</h2>{image}<div class="pair">{others}</div></section>'
 
 
 def _learner_diagnostics(workdir: Workdir) -> str:

@@ -18,9 +18,11 @@ from scorelab import fk, grids, solvers, viz
 from scorelab.arrays import Pytree
 from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, ConfigWarning, shown
+from scorelab.experiment import previews
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
+from scorelab.experiment.pictures import FRAMES, POINT_FRAMES, POINTS, picture, trajectory
 from scorelab.experiment.starts import FromData
 from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
@@ -33,10 +35,8 @@ from scorelab.solvers.base import population_size
 from scorelab.starts import Start
 from scorelab.training import Learner, data_mesh
 from scorelab.validation import require_int, require_number, require_seed, require_spec
+from scorelab.walk import NonFiniteSample
 from scorelab.warn import warn
-
-# Frames of a trajectory of images and of points, and images of the sample picture.
-FRAMES, POINT_FRAMES, PICTURED = 10, 5, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +193,11 @@ class Sample(Stage):
         """Sample the newest checkpoint, unless these very samples are there already."""
         draw(run, self, run.workdir.named(self.name))
 
+    def preview(self, run: Run, step: int, state: Pytree) -> None:
+        """The samples of the trajectory picture from the weights of ``step``, for the first of several ``Sample`` stages."""
+        if run.experiment.one(Sample) is self:
+            _preview(run, self, step, state)
+
     def applied(self, model: Model) -> tuple[Model, solvers.Solver, Start | None]:
         """The model and the solver that samples are drawn with, and the start of a correction, which brings its own."""
         if self.guidance is not None:
@@ -264,15 +269,7 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         return before
 
     label = spec.conditions(data, n)
-    model, solver, start = spec.applied(experiment.learner.model(state))
-    sampler = functools.partial(
-        sample,
-        model,
-        solver=solver,
-        grid=spec.grid,
-        start=spec.begin(data, experiment.process, label) if start is None else start,
-        key=spec.key(experiment.keys()[1]) if seed is None else jax.random.key(seed),
-    )
+    sampler = _sampler(experiment, spec, state, label, seed)
     began = time.monotonic()
     with console.progress("sample", n) as tick:
         mesh = data_mesh() if jax.device_count() > 1 else None
@@ -293,6 +290,19 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
     console.stage("sample", f"{n} samples, {record['model_calls']} model calls each, {record['seconds']:.1f} s{note}{where}")
     return Drawn(x=x, label=label, record=record)
+
+
+def _sampler(experiment: Experiment, spec: Sample, state: Pytree, label: np.ndarray | None, seed: int | None = None):
+    """:func:`scorelab.sample` with the arguments that all samples of a stage have in common."""
+    model, solver, start = spec.applied(experiment.learner.model(state))
+    return functools.partial(
+        sample,
+        model,
+        solver=solver,
+        grid=spec.grid,
+        start=spec.begin(experiment.data, experiment.process, label) if start is None else start,
+        key=spec.key(experiment.keys()[1]) if seed is None else jax.random.key(seed),
+    )
 
 
 def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | None:
@@ -339,52 +349,39 @@ def _weights(out: Samples, record: dict[str, Any]) -> str:
     return f", {dead} of {len(ess)} populations without any weight, {bad} weights that were no numbers" if bad or dead else ""
 
 
-def picture(x: np.ndarray, experiment: Experiment):
-    """The figure of a set in stored values: the first images, or the points in the chart of the process.
-
-    Points that are not in the plane become a histogram of all their coordinates beside that of the training data.
-    """
-    data = experiment.data.load()
-    if data.levels is not None:
-        return viz.image_grid(x[:PICTURED], levels=data.levels, columns=10)
-    points, reference = _in_chart(x, experiment), _in_chart(data.x, experiment)
-    if data.event_shape == (2,):
-        return viz.scatter(points, reference=reference)
-    return viz.histogram({"samples": points, "data": reference})
-
-
-def _in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
-    """Where points are shown: logarithms fill a picture that heavy tails would leave empty."""
-    # Compiled, the chart does not refuse a sample that has underflowed to 0: a picture is no reason to lose a run.
-    return np.asarray(jax.jit(experiment.process.chart.encode)(experiment.data.transform.encode(x)))
-
-
 def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], label: np.ndarray | None, count: int):
+    out, shown = _few(experiment, spec, sampler, label, count)
+    # The start, then the later two thirds: before that there is noise of one kind only.
+    last, frames = len(out.times) - 1, POINT_FRAMES if experiment.data.load().levels is None else FRAMES
+    chosen = np.unique(np.append(0, np.linspace(last / 3, last, frames - 1).round().astype(int)))
+    states = np.asarray(out.trajectory)[chosen, :shown]
+    return trajectory(states, [f"t = {out.times[i]:.3g}" for i in chosen], experiment)
+
+
+def _few(
+    experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], label: np.ndarray | None, count: int
+) -> tuple[Samples, int]:
+    """A few samples with their trajectories, the same ones each time, and how many of them are shown."""
     data = experiment.data
-    levels = data.load().levels
-    shown = min(count, spec.shown if levels is not None else 2000)
+    shown = min(count, spec.shown if data.load().levels is not None else POINTS)
     # Whole populations are drawn, of which the first samples are shown.
     particles = population_size(spec.solver, shown)
     n = -(-shown // particles) * particles
     cond = None if label is None else np.resize(label, n)
     # A start from the data has the conditions of the samples it begins, which are others here.
     own = {"start": spec.begin(data, experiment.process, cond)} if isinstance(spec.start, FromData) else {}
-    out = sampler(shape=(n, *data.load().event_shape), cond=cond, chunk=n, keep="all", **own)
-    # The start, then the later two thirds: before that there is noise of one kind only.
-    last, count = len(out.times) - 1, POINT_FRAMES if levels is None else FRAMES
-    chosen = np.unique(np.append(0, np.linspace(last / 3, last, count - 1).round().astype(int)))
-    frames = np.asarray(out.trajectory)[chosen, :shown]
-    headings = [f"t = {out.times[i]:.3g}" for i in chosen]
-    if levels is None:
-        frames = np.stack([np.asarray(jax.jit(experiment.process.chart.encode)(frame)) for frame in frames])
-        if data.load().event_shape == (2,):
-            return viz.trajectory(frames, headings)
-        return viz.histogram(dict(zip(headings, frames, strict=True)), columns=len(frames), width=9.0)
-    images = np.stack([np.asarray(data.transform.decode(_in_range(frame, frames[-1]))) for frame in frames])
-    return viz.trajectory(images, headings, levels=levels)
+    return sampler(shape=(n, *data.load().event_shape), cond=cond, chunk=n, keep="all", **own), shown
 
 
-def _in_range(frame: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Noise shown at the brightness and contrast of the data: it would be all black and white otherwise."""
-    shrink = min(1.0, float(last.std()) / max(float(frame.std()), 1e-12))
-    return last.mean() + (frame - frame.mean()) * shrink if shrink < 1 else frame
+def _preview(run: Run, spec: Sample, step: int, state: Pytree) -> None:
+    """Write a few samples of the weights of ``step``, unless they are there; the same noise, and the same program, each time."""
+    experiment, how = run.experiment, previews.described(run.experiment, spec)
+    if previews.read(run.workdir, step, how) is not None:
+        return
+    label = spec.conditions(experiment.data, spec.n)
+    try:
+        out, shown = _few(experiment, spec, _sampler(experiment, spec, state, label), label, spec.n)
+        previews.write(run.workdir, step, np.asarray(experiment.data.transform.decode(np.asarray(out.x)[:shown])), how)
+    except (NonFiniteSample, OSError) as error:
+        # A training does not end for a picture.
+        run.console.line(f"note: no preview of step {step}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.checkpoints import Checkpoints, SaveEvery, size_of
 from scorelab.experiment.console import Console, Tick
 from scorelab.experiment.faults import Signals, Stopped
+from scorelab.experiment.sinks import Row, Sink, opened, trained
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
 from scorelab.training import Learner, Window, fit
-from scorelab.validation import require_choice, require_int
+from scorelab.validation import require_choice, require_int, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,9 @@ class Train(Stage):
         log_every: steps between lines of ``metrics.jsonl``.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: checkpoints kept; the last step's is always one of them.
+        previews: checkpoints at which the stages that follow show something small of themselves, as ``Sample`` does with a few
+            samples: closer together in the beginning, and the last one; 0 for none.
+        sinks: where the metrics go beside ``metrics.jsonl`` (:mod:`scorelab.experiment.sinks`).
     """
 
     steps: int = 1000
@@ -41,16 +46,27 @@ class Train(Stage):
     log_every: int = 100
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    previews: int = 6
+    sinks: tuple[Sink, ...] = ()
 
-    may_change = ("steps", "keep_checkpoints")
+    may_change = ("steps", "keep_checkpoints", "previews", "sinks")
 
     def __post_init__(self):
         require_choice(self, ("",), name=self.name)
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         require_int(self, 1, **{name: getattr(self, name) for name in counts})
+        require_int(self, 0, previews=self.previews)
+        object.__setattr__(self, "sinks", tuple(self.sinks) if isinstance(self.sinks, tuple | list) else (self.sinks,))
+        for sink in self.sinks:
+            require_spec(self, Sink, sinks=sink)
+        kinds = [type(sink) for sink in self.sinks]
+        if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
+            raise ValueError(f"Train.sinks has {twice.__name__} twice: expected each once, since a kind has one place to write to")
 
     def check(self, experiment, like):
-        """The state and the devices, the classes of the network, the scale of the data, the pairs of a teacher."""
+        """The state and the devices, the classes of the network, the scale of the data, the pairs of a teacher, the sinks."""
+        for sink in self.sinks:
+            sink.check()
         require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
         if self.batch_size % (devices := jax.device_count()):
             raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {devices} devices")
@@ -61,6 +77,14 @@ class Train(Stage):
     def __call__(self, run: Run) -> None:
         """Train up to ``steps``."""
         train(run)
+
+    @property
+    def preview_steps(self) -> set[int]:
+        """The steps of ``previews`` checkpoints at most."""
+        last = -(-self.steps // self.checkpoint_every)
+        # From the last: where one is wanted, it is that.
+        chosen = np.geomspace(last, 1, self.previews).round().astype(int) if self.previews else ()
+        return {min(int(number) * self.checkpoint_every, self.steps) for number in chosen}
 
 
 def train(run: Run) -> Any:
@@ -78,8 +102,10 @@ def train(run: Run) -> Any:
         done, state = found
     if done > stage.steps:
         raise ConfigError(f"{shown(workdir.checkpoints)} is at step {done}, past Train.steps = {stage.steps}")
-    log = _Log(stage, workdir, done)
+    log = _Log(stage, workdir, done, experiment.learner.learning_rate())
     if done == stage.steps:
+        with opened(run, stage.sinks):
+            pass
         console.stage("train", f"nothing to do, already at step {done}")
         return state
     require_space(stage, workdir, size_of(like))
@@ -93,15 +119,23 @@ def train(run: Run) -> Any:
     began = time.monotonic()
     data = experiment.data.batches(stage.batch_size, experiment.seed)
     signals = Signals() if run.signals is None else run.signals
-    with console.progress("train", stage.steps, done) as tick, signals.waiting() as stop:
-        log.tick = tick
+    hooks = (
+        Diagnosed(stage.log_every, experiment.learner, workdir),
+        Previewed(stage.checkpoint_every, run),
+        SaveEvery(stage.checkpoint_every, checkpoints),
+    )
+    with (
+        opened(run, stage.sinks) as log.write,
+        console.progress("train", stage.steps, done) as log.tick,
+        signals.waiting() as stop,
+    ):
         state = fit(
             experiment.learner,
             data,
             steps=stage.steps,
             key=key,
             state=state,
-            hooks=(Diagnosed(stage.log_every, experiment.learner, workdir), SaveEvery(stage.checkpoint_every, checkpoints)),
+            hooks=hooks,
             log=log,
             log_every=stage.log_every,
             stop=stop,
@@ -130,18 +164,19 @@ def require_space(stage: Train, workdir: Workdir, size: int) -> None:
 
 
 class _Log:
-    """Writes each window of training: numbers to ``metrics.jsonl``, times to ``timings.jsonl``.
+    """Writes each window of training: numbers to ``metrics.jsonl`` and the sinks, times to ``timings.jsonl``.
 
     A window that a signal cut short is made whole by the run that goes on: ``window.json`` has the values of its steps.
     """
 
-    def __init__(self, stage: Train, workdir: Workdir, done: int):
+    def __init__(self, stage: Train, workdir: Workdir, done: int, rate: Callable[[int], float] | None = None):
         for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log):
             cut_lines(log, done)
         self._every = (stage.log_every, stage.checkpoint_every)
-        self._steps, self._workdir = stage.steps, workdir
+        self._steps, self._workdir, self._rate = stage.steps, workdir, rate
         self._last, self._cut = time.monotonic(), None
         self.tick: Tick = lambda done, note="": None
+        self.write: Callable[[Row], None] = lambda row: None
         self.note = ""
         cut = workdir.read_json(workdir.window)
         # It stays until a later one takes its place: the run that goes on may be killed before its first checkpoint.
@@ -159,15 +194,21 @@ class _Log:
             window, self._cut = Window(cut["first"], window.last, joined), None
         # JSON has no NaN; the loss itself is finite, or the loop has raised.
         numbers = {name: window[name] if math.isfinite(window[name]) else None for name in sorted(window)}
-        record = {"step": window.last, "first": window.first, **numbers}
-        if window.last != self._steps and all(window.last % every for every in self._every):
+        if self._rate is not None and math.isfinite(rate := self._rate(window.last)):
+            # Of the last step, and no part of the state: it costs the compiled step nothing.
+            numbers.setdefault("learning_rate", rate)
+        record, date = {"step": window.last, "first": window.first, **numbers}, time.time()
+        whole = window.last == self._steps or not all(window.last % every for every in self._every)
+        if not whole:
             values = {name: [float(v) if math.isfinite(v) else None for v in row] for name, row in window.by_step.items()}
             write_json(self._workdir.window, {"step": window.last, "first": window.first, "values": values})
         append_line(self._workdir.metrics_log, record, replacing=None if cut is None else window.first)
         append_line(
             self._workdir.timings_log,
-            {"step": window.last, "first": began, "seconds": now - self._last, "time": time.time()},
+            {"step": window.last, "first": began, "seconds": now - self._last, "time": date},
         )
+        if whole:
+            self.write(trained(record, date))
         self._last, self.note = now, f", loss {numbers['loss']:.4g}"
         self.tick(window.last, f"loss {numbers['loss']:.4f}")
 
@@ -188,6 +229,22 @@ class Diagnosed:
         }
         if found:
             append_line(self.workdir.diagnostics_log, {"step": step, **found})
+
+
+@dataclass(frozen=True)
+class Previewed:
+    """A hook that lets the stages show something of themselves at some checkpoints, before these are written."""
+
+    every: int
+    run: Run
+
+    def __call__(self, step: int, state: Pytree, window: Window) -> None:
+        """With the state as it comes from a checkpoint, on the host, so that programs are shared."""
+        experiment = self.run.experiment
+        if step in experiment.one(Train).preview_steps:
+            state = jax.device_get(state)
+            for stage in experiment.stages:
+                stage.preview(self.run, step, state)
 
 
 def state_like(experiment: Experiment) -> Pytree:

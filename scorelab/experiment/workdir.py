@@ -84,6 +84,11 @@ class Workdir:
         """One line of what the learner says of its state at the end of each window, where it says something."""
         return self.root / "diagnostics.jsonl"
 
+    @property
+    def evaluations_log(self) -> Path:
+        """One line for each set of samples that was evaluated and each step it was of."""
+        return self.root / "evaluations.jsonl"
+
     def finding(self, name: str) -> Path:
         """What a diagnostic of this name has found; its picture lies beside it."""
         return self.root / "diagnostics" / f"{name}.json"
@@ -97,6 +102,11 @@ class Workdir:
     def checkpoints(self) -> Path:
         """One folder per kept step."""
         return self.root / "checkpoints"
+
+    @property
+    def previews(self) -> Path:
+        """A few samples from the same noise at some checkpoints, ``<step>.npz``."""
+        return self.root / "previews"
 
     @property
     def samples(self) -> Path:
@@ -139,16 +149,17 @@ class Workdir:
         self.require_free(resume)
         with naming(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            for folder in (self.root, *self.root.glob("samples/*/")):
+            for folder in (self.root, *self.root.glob("samples/*/"), *self.root.glob("previews/")):
                 for path in folder.iterdir():
                     if self._leftover(path):
                         path.unlink(missing_ok=True)
 
     def _leftover(self, path: Path) -> bool:
         ours = ("config", "specs", "versions", "metrics_log", "timings_log", "diagnostics_log", "samples", "samples_picture")
-        ours = (*ours, "window", "trajectory_picture", "metrics", "report")
+        ours = (*ours, "window", "trajectory_picture", "metrics", "report", "evaluations_log")
         names = {getattr(self, attribute).name for attribute in ours} | {"lock"}
-        return temporary_of(path) in names and path.is_file()
+        wanted = temporary_of(path)
+        return (wanted in names or (wanted is not None and path.parent == self.previews)) and path.is_file()
 
     def require_run(self) -> None:
         """Raise ConfigError unless the folder holds a run."""

@@ -17,7 +17,8 @@ from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment
 from scorelab.experiment.evaluate import read_metrics
 from scorelab.experiment.html import figure, page, table
-from scorelab.experiment.sample import Drawn, picture, read_samples
+from scorelab.experiment.pictures import picture
+from scorelab.experiment.sample import Drawn, read_samples
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import write_text
 from scorelab.metrics import MetricValue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from scorelab.models.denoiser import Denoiser
 from scorelab.processes.base import require_same_process
 from scorelab.pytrees import computed, partly_static
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
+from scorelab.training.rates import learning_rate
 from scorelab.validation import require_positive, require_spec
 
 
@@ -60,6 +62,10 @@ class Learner(abc.ABC):
     def diagnostics(self, state: Pytree) -> dict[str, np.ndarray]:
         """What is to be written down of a state at the end of a window, host arrays by name; nothing unless it says otherwise."""
         return {}
+
+    def learning_rate(self) -> Callable[[int], float] | None:
+        """That of the parameters which are sampled as a function of the step, counted from 1; None where it cannot be seen."""
+        return learning_rate(getattr(self, "optimizer", None))
 
     @property
     def network(self) -> Denoiser | None:

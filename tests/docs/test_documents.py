@@ -1,7 +1,9 @@
 """The examples of the documents are executed, and obey the laws that the documents say they do."""
 
+import csv
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import scorelab as sl
 from scorelab.experiment import Sample
 from scorelab.run.cli import main
 
-from ..run.conftest import with_sets
+from ..run.conftest import TINY, with_sets
 from .blocks import BLOCK, ROOT, blocks, named
 
 TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -158,10 +160,30 @@ def test_the_data_of_the_config_page_are_trained_on(tmp_path, monkeypatch):
     assert np.load("run/samples.npz")["x"].shape == (8, 2)
 
 
+def test_the_sinks_of_the_config_page_have_what_the_logs_have(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sinks.gin").write_text(named("docs/configs.md")["sinks.gin"])
+    assert main(["run", "sinks.gin", *with_sets(*TINY), "--workdir", "run"]) == 0
+    steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    with open("run/metrics.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [int(line["step"]) for line in lines if line["train/loss"]] == steps
+    assert [int(line["step"]) for line in lines if line["evaluate/SW2"]] == steps[-1:]
+    assert len(list(Path("run/tensorboard").iterdir())) == 1
+
+
 @pytest.mark.parametrize(
     ("page", "printed"),
     [
-        ("docs/configs.md", ["['Train', 'Sample', 'Evaluate', 'Report']"]),
+        (
+            "docs/configs.md",
+            [
+                "['Train', 'Sample', 'Evaluate', 'Report']",
+                "0 rows so far",
+                "4 ['train/eps_mse', 'train/grad_norm', 'train/lea",
+            ],
+        ),
         ("docs/data.md", ["train ('train', 'test') (500, 3) 2", "(6, 16, 16, 1) [0 0 0 1 1 1]", "(8, 2)"]),
     ],
 )

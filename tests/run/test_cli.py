@@ -16,7 +16,7 @@ def test_a_run_leaves_everything_it_promises(tiny_run):
     assert names == {
         "config.gin", "specs.json", "versions.json", "metrics.jsonl", "timings.jsonl", "checkpoints",
         "samples.npz",
-        "samples.png", "trajectory.png", "metrics.json", "report.html",
+        "samples.png", "trajectory.png", "metrics.json", "report.html", "evaluations.jsonl", "previews",
     }  # fmt: skip
     assert {path.name for path in (tiny_run / "checkpoints").iterdir()} == {"10", "20"}
     lines = [json.loads(line) for line in (tiny_run / "metrics.jsonl").read_text().splitlines()]
