@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import runpy
 import sys
 import tomllib
 
@@ -252,6 +253,11 @@ def test_pictures_are_written_as_pdf_too(tmp_path):
     first = viz.save(figure, tmp_path / "a.pdf").read_bytes()
     assert first.startswith(b"%PDF")
     assert first == viz.save(figure, tmp_path / "b.pdf").read_bytes()
+
+
+def test_the_gallery_shows_the_results_on_record():
+    page = runpy.run_path(str(ROOT / "experiments" / "gallery.py"))["page"]()
+    assert page == (ROOT / "docs" / "gallery.md").read_text(), "python experiments/gallery.py writes it"
 
 
 def test_every_figure_of_this_project_has_a_statement_and_is_installed():
