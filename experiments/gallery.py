@@ -14,9 +14,10 @@ import argparse
 import shutil
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 from scorelab.files import write_text
-from scorelab.run.figure import script, value_of
+from scorelab.run.figure import Verdict, script, value_of
 from scorelab.run.gallery import EXPERIMENTS, RESULTS, Statement, read_result, statements
 
 PAGE = EXPERIMENTS.parent / "docs" / "gallery.md"
@@ -94,7 +95,7 @@ def page() -> str:
     """The text of the page."""
     figures = statements()
     papers = {paper: tomllib.loads((EXPERIMENTS / paper / "paper.toml").read_text(encoding="utf-8")) for paper in folders(figures)}
-    lines = [HEAD]
+    lines = [HEAD, *overview(papers, figures), ""]
     for paper, stated in papers.items():
         lines += [f"## {stated['title']} (arXiv {paper})", ""]
         for name, one in figures.items():
@@ -109,6 +110,17 @@ def page() -> str:
                 *contents(paper, stated, figures),
             ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def overview(papers: dict[str, dict], figures: dict[str, Statement]) -> list[str]:
+    """How many figures each paper has here, and how many claims have which verdict, at the largest size on record."""
+    kinds = get_args(Verdict)
+    lines = [f"| paper | figures | {' | '.join(kinds)} |", "| --- |" + " ---: |" * (1 + len(kinds))]
+    for paper, stated in papers.items():
+        names = [name for name in figures if name.startswith(f"{paper}/")]
+        found = [claim["verdict"] for name in names for result in variants(name)[:1] for claim in result["claims"]]
+        lines.append(f"| {stated['title']} | {len(names)} | {' | '.join(str(found.count(kind)) for kind in kinds)} |")
+    return lines
 
 
 def folders(figures: dict[str, Statement]) -> list[str]:

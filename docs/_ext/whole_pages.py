@@ -76,7 +76,7 @@ def read_everything(app, exception):
         return
     root = Path(app.outdir)
     for path in sorted([*root.rglob("*.html"), *root.rglob("*.css")]):
-        notebook = path.parent == root / "notebooks" and app.config.nb_execution_mode != "off"
+        notebook = path.parent == root / "notebooks"
         for fault in faults(path.read_text(encoding="utf-8"), css=path.suffix == ".css", notebook=notebook):
             logging.getLogger(__name__).error("%s: %s", path.relative_to(root), fault)
 

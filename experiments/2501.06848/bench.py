@@ -1,4 +1,4 @@
-"""What the experiment on steering measures: one model, one plan, and the numbers of each way to spend K particles."""
+"""What the figures of steering share: one trained model, and the numbers of each way to spend K particles."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from scorelab import fk, grids, metrics, models, pretrained, sample, search, sol
 
 LADDER = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 LEFT, STRENGTH, SHOWN = 0.1, 0.5, 12
+BASE = solvers.DPMSolverPP(order=2, eta=1.0)
+# Rewards without a gradient.
+PLAIN = {"symmetry": fk.rewards.Symmetry(), "lit": fk.rewards.LitPixels(), "thickness": fk.rewards.Thickness()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,16 +61,16 @@ class Bench:
         self.test = {c: self.cnn(test.x[test.label == c]) for c in self.plan.classes}
         self.train = {c: self.cnn(train.x[train.label == c][: self.plan.populations]) for c in self.plan.classes}
 
-    def draw(self, seed: int, particles: int, populations: int, potential=None, model=None, cond=None):
+    def draw(self, seed, particles, populations, potential=None, model=None, cond=None, *, base=BASE, steps=None):
         """Weighted samples of populations side by side."""
-        base, n = solvers.DPMSolverPP(order=2, eta=1.0), particles * populations
+        n = particles * populations
         # The effective size of two particles is never below one: with the usual half they would not be resampled at all.
         policy = fk.EssBelow(0.75)
         solver = base
         if potential is not None:
             solver = fk.FeynmanKac(base=base, potential=potential, policy=policy, particles=particles)
         return sample(
-            model or self.model, solver=solver, grid=grids.Karras(self.plan.steps), key=jax.random.key(1000 + seed),
+            model or self.model, solver=solver, grid=grids.Karras(steps or self.plan.steps), key=jax.random.key(1000 + seed),
             shape=(n, *self.event), cond=cond, chunk=min(n, self.plan.chunk),
         )  # fmt: skip
 
@@ -142,31 +145,32 @@ class Bench:
                 found.setdefault(str(scale), {})[str(label)] = numbers
         return found
 
-    def plain_rewards(self, base: list[np.ndarray]) -> dict:
-        """Rewards without a gradient: the mean over one image per population, against the tilted law."""
-        known = dict(symmetry=fk.rewards.Symmetry(), lit=fk.rewards.LitPixels(), thickness=fk.rewards.Thickness())
-        found = {}
-        for name, reward in known.items():
-            r = [np.asarray(reward(x)) for x in base]
-            everything = np.concatenate(r)
-            low, high = 0.0, 1e4
-            for _ in range(40):
-                scale = (low + high) / 2
-                enough = float(fk.ess(jnp.asarray(scale * everything))) > LEFT * len(everything)
-                low, high = (scale, high) if enough else (low, scale)
-            tilted = float(fk.weighted_mean(everything, jnp.asarray(scale * everything)))
-            found[name] = dict(scale=scale, base=float(everything.mean()), spread=float(everything.std()), tilted=tilted, counts={})
-            for k in self.plan.rewards:
-                rows = {"best of N": [], "FinalOnly": [], "Difference": []}
-                for seed, values in enumerate(r):
-                    groups = 2 * self.plan.populations
-                    out = self.draw(seed, k, groups, fk.Difference(reward, scale, every=2))
-                    some = values[: groups * k]
-                    rows["best of N"].append(float(np.mean(some.reshape(-1, k).max(1))))
-                    rows["FinalOnly"].append(float(np.mean(some[fk.one_of_each(jax.random.key(seed), scale * some, k)])))
-                    rows["Difference"].append(
-                        float(np.mean(reward(out.x[fk.one_of_each(jax.random.key(seed), out.log_weights, k)])))
-                    )
-                found[name]["counts"][str(k)] = rows
-                print(name, k, rows, f"tilted {tilted:.4f}", flush=True)
+    def plain_reward(self, name: str, base: list[np.ndarray]) -> dict:
+        """A reward without a gradient: the mean over one image per population, against the tilted law."""
+        reward = PLAIN[name]
+        r = [np.asarray(reward(x)) for x in base]
+        everything = np.concatenate(r)
+        scale = scale_of(everything)
+        tilted = float(fk.weighted_mean(everything, jnp.asarray(scale * everything)))
+        found = dict(scale=scale, base=float(everything.mean()), spread=float(everything.std()), tilted=tilted, counts={})
+        groups = 2 * self.plan.populations
+        for k in self.plan.rewards:
+            rows = {"best of N": [], "FinalOnly": [], "Difference": []}
+            for seed, values in enumerate(r):
+                out = self.draw(seed, k, groups, fk.Difference(reward, scale, every=2))
+                some, key = values[: groups * k], jax.random.key(seed)
+                rows["best of N"].append(float(np.mean(some.reshape(-1, k).max(1))))
+                rows["FinalOnly"].append(float(np.mean(some[fk.one_of_each(key, scale * some, k)])))
+                rows["Difference"].append(float(np.mean(reward(out.x[fk.one_of_each(key, out.log_weights, k)]))))
+            found["counts"][str(k)] = rows
         return found
+
+
+def scale_of(rewards: np.ndarray) -> float:
+    """The constant that leaves a tenth of unsteered samples with these ``rewards`` in effect."""
+    low, high = 0.0, 1e4
+    for _ in range(40):
+        scale = (low + high) / 2
+        enough = float(fk.ess(jnp.asarray(scale * rewards))) > LEFT * len(rewards)
+        low, high = (scale, high) if enough else (low, scale)
+    return scale

@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What is known of a trained model; :func:`facts` are those that its file says itself.
+    """What is known of a trained model; ``facts`` are those that its file says itself.
 
     Attributes:
         what: it is, in one sentence.

@@ -16,6 +16,7 @@ A script has one :class:`Figure` and one function, which measures in cells and w
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
 import hashlib
 import inspect
@@ -191,7 +192,7 @@ class Record:
         """``measure(*arguments[name])`` for every name, each kept in ``out`` when it is done, and not done twice.
 
         What is returned is nested mappings with names as keys, lists, numbers, strings, None and arrays. A kept cell counts where
-        the options, ``measure`` itself and the version are the same; ``--again`` counts none.
+        the options, ``measure`` itself, the constants of its file and the version are the same; ``--again`` counts none.
         """
         begun, done, found = time.monotonic(), 0, {}
         for i, (name, given) in enumerate(arguments.items()):
@@ -252,7 +253,7 @@ class Record:
 
     def _stamp(self, measure: Callable[..., Any]) -> str:
         options = {k: v for k, v in vars(self.options).items() if k not in _EXTENDS}
-        parts = (__version__, inspect.getsource(measure), json.dumps(_plain(options), sort_keys=True))
+        parts = (__version__, inspect.getsource(measure), *_constants(measure), json.dumps(_plain(options), sort_keys=True))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -289,6 +290,13 @@ def require_option(name: str, text: str) -> list[str]:
     if not equals or not re.fullmatch(r"\w+", option.strip()) or not value.strip():
         raise ConfigError(f"--set {text}: expected option=value, with an option of {name} (scorelab figure {name} --options)")
     return [f"--{_flag(option.strip())}", *value.strip().strip("\"'").split(",")]
+
+
+def _constants(measure: Callable[..., Any]) -> list[str]:
+    """The constants at the top of the file of a function, but for the statement of its figure."""
+    body = ast.parse(Path(inspect.getfile(measure)).read_text(encoding="utf-8")).body
+    stated = lambda node: getattr(node.targets[0], "id", "") == "FIGURE" if isinstance(node, ast.Assign) else False
+    return [ast.unparse(node) for node in body if isinstance(node, ast.Assign | ast.AnnAssign) and not stated(node)]
 
 
 def _flag(option: str) -> str:

@@ -6,12 +6,15 @@ from scorelab.viz.figures import save, to_png_bytes
 from scorelab.viz.histograms import histogram
 from scorelab.viz.images import image_grid, mosaic
 from scorelab.viz.lines import Panel, lines, panels
-from scorelab.viz.points import scatter
+from scorelab.viz.maps import fields, heatmaps
+from scorelab.viz.points import scatter, scatter_grid
 from scorelab.viz.trajectories import trajectory
 
 __all__ = [
     "Panel",
     "dots",
+    "fields",
+    "heatmaps",
     "histogram",
     "image_grid",
     "lines",
@@ -20,6 +23,7 @@ __all__ = [
     "panels",
     "save",
     "scatter",
+    "scatter_grid",
     "to_png_bytes",
     "trajectory",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scorelab.viz.figures import COLOURS, FAINT, INK, new_figure
+from scorelab.viz.figures import COLOURS, FAINT, INK, MUTED, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,4 +52,49 @@ def scatter(points: np.ndarray, *, reference: np.ndarray | None = None, title: s
     draw(axes, points, limits)
     if title:
         axes.set_title(title, fontsize=9, color=INK, loc="left")
+    return figure
+
+
+def scatter_grid(
+    points: Sequence[Sequence[np.ndarray]],
+    *,
+    rows: Sequence[str],
+    headings: Sequence[str],
+    reference: np.ndarray | None = None,
+    width: float = 9.0,
+) -> Figure:
+    """A figure of rows of clouds (n, 2) on the same axes, those of ``reference`` (m, 2), which lies under each of them in grey.
+
+    ``rows`` names each row, to its left, and ``headings`` each column, above it. Raises ValueError where their number is another.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    columns = max((len(row) for row in points), default=0)
+    for name, labels, count in (("rows", rows, len(points)), ("headings", headings, columns)):
+        if len(labels) != count or not count:
+            raise ValueError(f"scatter_grid got {len(labels)} {name}: expected {count}, and at least one")
+    clouds = [[check_points(cloud) for cloud in row] for row in points]
+    under = None if reference is None else check_points(reference)
+    limits = window(np.concatenate([cloud for row in clouds for cloud in row]) if under is None else under)
+    side = width / columns
+    figure = new_figure(width, side * len(rows) + 0.3)
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for i, row in enumerate(clouds):
+        for j, axes in enumerate(panels[i]):
+            if j >= len(row):
+                axes.set_axis_off()
+                continue
+            if under is not None:
+                draw(axes, under, limits, colour=FAINT, size=2.0)
+            draw(axes, row[j], limits, size=1.0)
+            # Numbers at the outer edges only: all panels have the same axes.
+            axes.tick_params(colors=MUTED, labelsize=7, width=0.6, length=2)
+            for axis, outer in ((axes.xaxis, i == len(rows) - 1), (axes.yaxis, j == 0)):
+                axis.set_major_locator(MaxNLocator(4, integer=True))
+                if not outer:
+                    axis.set_tick_params(labelleft=False, labelbottom=False)
+    for axes, label in zip(panels[0], headings, strict=True):
+        axes.set_title(label, fontsize=8.5, color=INK)
+    for axes, label in zip(panels[:, 0], rows, strict=True):
+        axes.set_ylabel(label, fontsize=8.5, color=INK)
     return figure

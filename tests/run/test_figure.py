@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import runpy
 import sys
 import tomllib
 
@@ -33,10 +34,13 @@ FIGURE = Figure(
     options=dict(data=("a", "b"), n=64, seeds=2), small=dict(n=16),
 )
 
+SHIFT = 0.0
+
 
 def measure(options, seed):
     print("measuring", seed)
-    return dict(mean=np.random.default_rng(seed).normal(size=options.n).mean() * DEVIATION, row=np.arange(3), none=float("nan"))
+    mean = np.random.default_rng(seed).normal(size=options.n).mean() * DEVIATION + SHIFT
+    return dict(mean=mean, row=np.arange(3), none=float("nan"))
 
 
 def main(record):
@@ -102,6 +106,16 @@ def test_a_figure_writes_pictures_numbers_and_its_record_and_resumes(paper, tmp_
     rows = list(csv.DictReader(io.StringIO((out / "numbers.csv").read_text())))
     assert [float(row["value"]) for row in rows if row["name_2"] == "mean"] == means
     assert [row["name_3"] for row in rows if row["name_1"] == "seed 1" and row["name_2"] == "row"] == ["0", "1", "2"]
+    # What is said of the figure changes no number; a constant does.
+    text = (paper / "means.py").read_text()
+    for changed, measured in (
+        (text.replace("at zero", "at 0"), []),
+        (text.replace("SHIFT = 0.0", "SHIFT = 1.0"), [0, 1]),
+        (text, [0, 1]),
+    ):
+        (paper / "means.py").write_text(changed)
+        assert cli.main(["figure", "1234.56789/means", "--small"]) == 0
+        assert drawn(capsys.readouterr().out) == [f"measuring {seed}" for seed in measured]
     # Other options, a damaged cell and --again are measured anew.
     assert cli.main(["figure", "1234.56789/means", "--small", "--set", "n=17"]) == 0
     said = capsys.readouterr().out
@@ -239,6 +253,11 @@ def test_pictures_are_written_as_pdf_too(tmp_path):
     first = viz.save(figure, tmp_path / "a.pdf").read_bytes()
     assert first.startswith(b"%PDF")
     assert first == viz.save(figure, tmp_path / "b.pdf").read_bytes()
+
+
+def test_the_gallery_shows_the_results_on_record():
+    page = runpy.run_path(str(ROOT / "experiments" / "gallery.py"))["page"]()
+    assert page == (ROOT / "docs" / "gallery.md").read_text(), "python experiments/gallery.py writes it"
 
 
 def test_every_figure_of_this_project_has_a_statement_and_is_installed():

@@ -16,6 +16,7 @@ def figures():
     yield viz.image_grid(images(), levels=17, title="seven")
     yield viz.image_grid(images(3, 3, 256), columns=2, rows=["with", "without"], headings=["a", "b"])
     yield viz.scatter(points, reference=3 * points, title="points")
+    yield viz.scatter_grid([[points, 2 * points], [points]], rows=["a", "b"], headings=["1", "2"], reference=3 * points)
     yield viz.loss_curve(range(50), np.geomspace(2, 0.3, 50))
     yield viz.loss_curve([1, 2, 3], [np.nan, -1.0, 2.0])
     yield viz.loss_curve([10], [0.5])
@@ -31,6 +32,19 @@ def test_every_figure_is_a_png_and_the_same_twice(tmp_path):
         assert png.startswith(b"\x89PNG")
         assert viz.save(second, tmp_path / "f.png").read_bytes() == png
     assert [p.name for p in tmp_path.iterdir()] == ["f.png"]
+
+
+def test_clouds_in_rows_and_columns_have_the_same_axes():
+    points = np.random.default_rng(0).standard_normal((50, 2))
+    rows = [[points, 5 * points], [9 * points, points]]
+    panels = viz.scatter_grid(rows, rows=["a", "b"], headings=["1", "2"], reference=3 * points).axes
+    assert len({axes.get_xlim() + axes.get_ylim() for axes in panels}) == 1
+    for axes, cloud in zip(panels, [cloud for row in rows for cloud in row], strict=True):
+        under, own = axes.collections
+        np.testing.assert_array_equal(under.get_offsets(), 3 * points)
+        np.testing.assert_array_equal(own.get_offsets(), cloud)
+    assert [axes.get_title() for axes in panels] == ["1", "2", "", ""]
+    assert [axes.get_ylabel() for axes in panels] == ["a", "", "b", ""]
 
 
 def test_histograms_are_densities_over_common_bins():
@@ -70,6 +84,8 @@ def test_levels_span_black_to_white():
         (lambda: viz.image_grid(images(3, 3, 256), columns=2, headings=["a"]), "1 headings: expected 2"),
         (lambda: viz.mosaic(images(0)), "at least one image"),
         (lambda: viz.scatter(np.zeros((3, 3))), r"expected \(n, 2\)"),
+        (lambda: viz.scatter_grid([[np.zeros((3, 3))]], rows=["a"], headings=["b"]), r"expected \(n, 2\)"),
+        (lambda: viz.scatter_grid([[np.zeros((3, 2))]], rows=["a", "b"], headings=["c"]), "got 2 rows: expected 1"),
         (lambda: viz.loss_curve([1, 2], [1.0]), "equal length"),
         (lambda: viz.histogram({}), "at least one"),
         (lambda: viz.histogram({"a": [1.0, np.nan]}), r"samples\['a'\] has 1 different finite numbers"),
