@@ -5,6 +5,7 @@ python experiments/concepts.py
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import jax
@@ -122,6 +123,7 @@ def particles():
 
 def main() -> None:
     """Draw all of them."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for draw in (process, prediction, grids, particles):
         print("wrote", viz.save(draw(), IMAGES / f"concept_{draw.__name__}.png").name, flush=True)
 
