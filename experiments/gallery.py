@@ -11,11 +11,13 @@ figure and table that it has, by `paper.toml` in the paper's folder.
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import tomllib
 from pathlib import Path
 from typing import get_args
 
+from scorelab.errors import ConfigError
 from scorelab.files import write_text
 from scorelab.run.figure import Verdict, script, value_of
 from scorelab.run.gallery import EXPERIMENTS, RESULTS, Statement, read_result, statements
@@ -130,8 +132,17 @@ def folders(figures: dict[str, Statement]) -> list[str]:
 
 def take(made: Path) -> None:
     """Put results on record: numbers and pictures, in the place of those that were there."""
+    known = statements()
     for file in sorted(made.rglob("result.json")):
         result = read_result(file.parent)
+        if result["name"] not in known or not all(
+            re.fullmatch(r"[\w.=-]+", word) for word in (result["variant"], *result["figures"])
+        ):
+            raise ConfigError(
+                f"{file}: name {result['name']}, variant {result['variant']}: expected a figure of `scorelab figure --list`"
+            )
+        if missing := [name for name in result["figures"] if not (file.parent / f"{name}.png").is_file()]:
+            raise ConfigError(f"{file.parent}: expected {missing[0]}.png beside its result")
         folder = RESULTS / result["name"] / result["variant"]
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -51,7 +51,7 @@ class LennardJones(Unnormalised):
         x = check_points(self, x)
         squares = pair_distances(x) ** 2
         inverse = squares**-3
-        return self.depth * jnp.sum(inverse**2 - 2 * inverse, axis=1) + 0.5 * self.trap * jnp.sum(centred(x) ** 2, axis=(1, 2))
+        return self.depth * jnp.sum(inverse * (inverse - 2), axis=1) + 0.5 * self.trap * jnp.sum(centred(x) ** 2, axis=(1, 2))
 
     def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
         """``-E(x) / T``, ``(batch,)``."""

@@ -71,7 +71,9 @@ def spelled(described: Any) -> str:
         return str(described)
     if "array" in described:
         return f"array{spelled(described['array'])}"
-    kind, *rest = (key for key in described if key in ("type", "function", "method"))
+    kind, *rest = [key for key in described if key in ("type", "function", "method")] or [None]
+    if kind is None:
+        return "{" + ", ".join(f"{key}: {spelled(value)}" for key, value in described.items()) + "}"
     called = str(described[kind]).rpartition(".")[2]
     shown = {key: value for key, value in described.items() if key not in (kind, *rest, "process") and value is not None}
     return f"{called}({', '.join(f'{key}={spelled(value)}' for key, value in shown.items())})"

@@ -209,12 +209,15 @@ def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -
     values, before = read_metrics(workdir)
     if before and all(before.get(key) == value for key, value in how.items()):
         console.stage("evaluate", "nothing to do, these samples are evaluated already")
+        with opened(run, sinks):
+            pass
         return values
     began = time.monotonic()
     values = [value for each in evaluations for value in each(drawn.x, experiment.data, spec.key(experiment.keys()[2]))]
     seconds = time.monotonic() - began
-    write_json(workdir.metrics, {**how, "seconds": seconds, "metrics": [dataclasses.asdict(value) for value in values]})
+    # First the log, which is written anew where this is stopped before the other.
     _log(workdir, drawn.record["step"], values)
+    write_json(workdir.metrics, {**how, "seconds": seconds, "metrics": [dataclasses.asdict(value) for value in values]})
     with opened(run, sinks):
         pass
     console.stage("evaluate", f"{len(values)} metrics in {seconds:.1f} s")

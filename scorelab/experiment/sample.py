@@ -35,7 +35,6 @@ from scorelab.solvers.base import population_size
 from scorelab.starts import Start
 from scorelab.training import Learner, data_mesh
 from scorelab.validation import require_int, require_number, require_seed, require_spec
-from scorelab.walk import NonFiniteSample
 from scorelab.warn import warn
 
 
@@ -381,6 +380,6 @@ def _preview(run: Run, spec: Sample, step: int, state: Pytree) -> None:
     try:
         out, shown = _few(experiment, spec, _sampler(experiment, spec, state, label), label, spec.n)
         previews.write(run.workdir, step, np.asarray(experiment.data.transform.decode(np.asarray(out.x)[:shown])), how)
-    except (NonFiniteSample, OSError) as error:
-        # A training does not end for a picture.
+    except Exception as error:
+        # A training does not end for a picture, be it for a full disk, a full memory or samples that are not finite.
         run.console.line(f"note: no preview of step {step}: {error}")

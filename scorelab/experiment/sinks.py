@@ -10,7 +10,7 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -53,6 +53,8 @@ class Sink(abc.ABC):
     """
 
     package: ClassVar[str | None] = None
+    # Whether it sends anything away, which the config of a work directory may not ask for without trust.
+    remote: ClassVar[bool] = False
 
     def check(self) -> None:
         """ValueError where the package is missing."""
@@ -81,7 +83,7 @@ class Csv(Sink):
         def write(row: Row) -> None:
             rows.append(row)
             if names.keys() >= row.values.keys():
-                with open(path, "a", encoding="utf-8") as file:
+                with open(path, "a", encoding="utf-8", newline="") as file:
                     file.write(_table(_cells(names, [row])))
             else:
                 names.update(dict.fromkeys(row.values))
@@ -112,7 +114,9 @@ class TensorBoard(Sink):
 
         folder = run.workdir.root / "tensorboard"
         for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
+            # Windows keeps a file that a TensorBoard reads.
+            with suppress(PermissionError):
+                old.unlink()
         # A TensorBoard that is watching drops what it has read of the old file.
         with SummaryWriter(str(folder), purge_step=0, flush_secs=10) as writer:
 
@@ -140,6 +144,7 @@ class Wandb(Sink):
     mode: Literal["online", "offline"] = "online"
 
     package = "wandb"
+    remote = True
 
     def __post_init__(self):
         require_choice(self, ("online", "offline"), mode=self.mode)

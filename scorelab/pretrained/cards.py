@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Measured:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation over the seeds."""
-        return statistics.stdev(self.values)
+        """The standard deviation over the seeds, NaN for one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
 
     def __str__(self) -> str:
         return f"{self.mean:.3g} ± {self.deviation:.1g} (floor {self.floor:.3g})"
@@ -135,8 +136,8 @@ def place(file: Path) -> Path:
 
 
 def read(file: Path) -> Card | None:
-    """The card beside the file of a model, None where there is none; ConfigError where it is damaged."""
-    if not file.is_file() or not place(file).is_file():
+    """The card beside the file of a model of the package, None for any other; ConfigError where it is damaged."""
+    if file.parent != MODELS or not place(file).is_file():
         return None
     try:
         return Card(**json.loads(place(file).read_text(encoding="utf-8")))

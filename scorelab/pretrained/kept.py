@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -112,7 +113,9 @@ def find(name: str) -> Path:
 
     a model that the package carries.
     """
-    places = [Path(name), *(root.parent / name for root in CONFIG_ROOTS), MODELS / f"{name}.npz"]
+    # What lies in the working folder by chance is not taken for a model of the package; `./name` is.
+    carried = [MODELS / f"{name}.npz"] if re.fullmatch(r"[\w-]+", name) else []
+    places = [*carried, Path(name), *(root.parent / name for root in CONFIG_ROOTS)]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         known = sorted(file.stem for file in MODELS.glob("*.npz"))
@@ -132,4 +135,6 @@ def stored(place: Path, stamp: int) -> tuple[Experiment, BoundDenoiser, dict]:
     experiment = configs.load(str(workdir.config), carried=True, devices=False).experiment
     # Host arrays, as in a file.
     state, step = trained_state(experiment, workdir)
-    return experiment, experiment.learner.model(state), dict(step=step, data=experiment.data.name, **data_shapes(experiment.data))
+    specs = workdir.read_json(workdir.specs) or {}
+    record = dict(step=step, data=experiment.data.name, data_sha256=specs["train_sha256"], **data_shapes(experiment.data))
+    return experiment, experiment.learner.model(state), record

@@ -44,7 +44,6 @@ from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile, read_npz, write_npz, write_text
 from scorelab.metrics import WeightsError
 from scorelab.run.pipeline import from_config
-from scorelab.validation import require_seed
 
 __all__ = ["Claim", "Figure", "Record", "plus_minus", "script"]
 
@@ -53,6 +52,8 @@ Verdict = Literal["reproduced", "in shape", "not reproduced", "not comparable"]
 _EXTENDS = ("seeds",)
 # The most bytes of a cell.
 _CELL = 1 << 31
+# What a script says and draws changes no number that was measured.
+_TOLD = re.compile(r"FIGURE|main|claims|\w*(?:figure|panel)\w*")
 # Where an array stood in a cell.
 _ARRAY = "$array"
 _RESERVED = ("out", "full", "small", "again")
@@ -136,11 +137,16 @@ class Figure:
         defaults = chosen | dict(self.small) if small else chosen
         given = {k: v for k, v in vars(arguments).items() if k in self.options and v is not None}
         options = defaults | given
-        require_seed(name, **{k: v for k, v in options.items() if k == "seed"})
-        # Another data set or method is another result: it has its own folder.
-        words = [str(v) for k, v in given.items() if isinstance(self.options[k], tuple) and v != chosen[k]]
-        variant = "-".join(["small" if small else "full", *words])
+        for option, value in options.items():
+            default = chosen[option]
+            least = 0 if option == "seed" else 1 if isinstance(default, int) and default >= 1 else None
+            if least is not None and isinstance(value, int) and not least <= value < 2**32:
+                raise ConfigError(f"--set {option}={value}: expected an integer of at least {least}")
         changed = {k: v for k, v in given.items() if v != defaults[k]}
+        # Other data, methods or sizes are another result, which has its own folder; more seeds are more of the same.
+        told = {k: v.name if isinstance(v, Path) else v for k, v in changed.items() if k not in _EXTENDS}
+        words = [str(v) if isinstance(self.options[k], tuple) else f"{k}={v}" for k, v in told.items()]
+        variant = re.sub(r"[^\w.=-]+", "_", "-".join(["small" if small else "full", *words]))
         return Record(
             name=name,
             variant=variant,
@@ -192,12 +198,13 @@ class Record:
         """``measure(*arguments[name])`` for every name, each kept in ``out`` when it is done, and not done twice.
 
         What is returned is nested mappings with names as keys, lists, numbers, strings, None and arrays. A kept cell counts where
-        the options, ``measure`` itself, the constants of its file and the version are the same; ``--again`` counts none.
+        its arguments, the options, the code of the folder and the version are the same; ``--again`` counts none. Code that only
+        speaks or draws is left out: ``FIGURE``, ``main``, ``claims``, and what is called a figure or a panel.
         """
         begun, done, found = time.monotonic(), 0, {}
         for i, (name, given) in enumerate(arguments.items()):
             head = f"[{i + 1}/{len(arguments)}] {name}"
-            stamp, path = self._stamp(measure), self.out / "cells" / f"{_slug(name)}.npz"
+            stamp, path = self._stamp(name, measure, given), self.out / "cells" / f"{_slug(name)}.npz"
             if not self.again and (kept := _read_cell(path, stamp)) is not None:
                 found[name], self.seconds[name], runs = kept
                 self.runs.update(runs)
@@ -236,6 +243,9 @@ class Record:
             claims: what the paper says beside what was found.
             figures: figures by name.
         """
+        told = [(claim.says, claim.unit) for claim in claims]
+        if twice := [says for says, unit in told if told.count((says, unit)) > 1]:
+            raise ValueError(f"Record.write.claims has two of the same words and unit: {twice[0]}: expected them told apart")
         self.out.mkdir(parents=True, exist_ok=True)
         document = _finite(dict(
             name=self.name, variant=self.variant, command=self.command, options=_plain(vars(self.options)), runs=self.runs,
@@ -251,9 +261,10 @@ class Record:
             print(f"{claim.verdict}: {claim.says} Here {value_of(claim.value, claim.spread)} {claim.unit}. {claim.why}")
         print(f"wrote {shown(self.out)}: result.json, numbers.csv{''.join(f', {name}.png, {name}.pdf' for name in figures)}")
 
-    def _stamp(self, measure: Callable[..., Any]) -> str:
+    def _stamp(self, name: str, measure: Callable[..., Any], arguments: tuple) -> str:
         options = {k: v for k, v in vars(self.options).items() if k not in _EXTENDS}
-        parts = (__version__, inspect.getsource(measure), *_constants(measure), json.dumps(_plain(options), sort_keys=True))
+        file = Path(inspect.getfile(measure)).resolve()
+        parts = (__version__, name, measure.__qualname__, _sources(file.parent), repr(_known(options)), repr(_known(arguments)))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -292,11 +303,34 @@ def require_option(name: str, text: str) -> list[str]:
     return [f"--{_flag(option.strip())}", *value.strip().strip("\"'").split(",")]
 
 
-def _constants(measure: Callable[..., Any]) -> list[str]:
-    """The constants at the top of the file of a function, but for the statement of its figure."""
-    body = ast.parse(Path(inspect.getfile(measure)).read_text(encoding="utf-8")).body
-    stated = lambda node: getattr(node.targets[0], "id", "") == "FIGURE" if isinstance(node, ast.Assign) else False
-    return [ast.unparse(node) for node in body if isinstance(node, ast.Assign | ast.AnnAssign) and not stated(node)]
+def _sources(folder: Path) -> str:
+    """What the scripts of a folder measure with: all their code but statements, claims, drawings and ``main``."""
+    kept = []
+    for file in sorted(folder.glob("*.py")):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        named = lambda node: getattr(node, "name", "") or getattr(getattr(node, "targets", [None])[0], "id", "")
+        kept += [ast.unparse(node) for node in body[1:] if not _TOLD.fullmatch(named(node))]
+    return "\n".join(kept)
+
+
+def _known(value: Any) -> Any:
+    """What is known of an argument of a cell: arrays by their hash, paths in full, other objects by their type."""
+    if isinstance(value, Mapping):
+        return {str(key): _known(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(v) for v in value]
+    if isinstance(value, np.ndarray | jax.Array):
+        array = np.asarray(value)
+        return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, Path):
+        return _place(value)
+    return value if isinstance(value, bool | int | float | str) or value is None else type(value).__qualname__
+
+
+def _place(path: Path) -> str:
+    """A path in full, with the time of its last change: a work directory may be trained further."""
+    changed = max((p.stat().st_mtime_ns for p in (path, path / "checkpoints") if p.exists()), default=0)
+    return f"{path.resolve()} {changed}"
 
 
 def _flag(option: str) -> str:
@@ -304,9 +338,8 @@ def _flag(option: str) -> str:
 
 
 def _slug(name: str) -> str:
-    """A file name; names that differ in what it cannot hold are told apart."""
-    slug = re.sub(r"[^\w.+-]+", "_", name)
-    return slug if slug == name.replace(" ", "_") else f"{slug}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    """A file name, told apart from those of names that differ in what it cannot hold."""
+    return f"{re.sub(r'[^a-z0-9.+-]+', '_', name.lower())}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def _command(name: str, small: bool, given: Mapping[str, Any]) -> str:
@@ -379,7 +412,10 @@ def _write_cell(path: Path, stamp: str, value: Any, seconds: float, runs: Mappin
 
     head = json.dumps(dict(stamp=stamp, seconds=seconds, runs=runs, value=_plain(value, aside)))
     write_npz(path, arrays | {"head": np.asarray(head)})
-    return _unpacked(json.loads(head)["value"], arrays)
+    kept = _read_cell(path, stamp)
+    if kept is None:
+        raise OSError(f"{shown(path)} does not hold what was written to it")
+    return kept[0]
 
 
 def _read_cell(path: Path, stamp: str) -> tuple[Any, float, dict[str, Any]] | None:

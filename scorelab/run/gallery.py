@@ -21,8 +21,8 @@ from scorelab.errors import ConfigError, shown
 from scorelab.names import did_you_mean
 from scorelab.run.figure import require_option, value_of
 
-# In a checkout beside the package, in an installed package inside it.
-EXPERIMENTS = (PACKAGE.parent if (PACKAGE.parent / "pyproject.toml").is_file() else PACKAGE) / "experiments"
+# In an installed package inside it, in a checkout beside it.
+EXPERIMENTS = PACKAGE / "experiments" if (PACKAGE / "experiments").is_dir() else PACKAGE.parent / "experiments"
 RESULTS = EXPERIMENTS / "results"
 # Two numbers agree within so many standard deviations of their difference; without any, within a relative error, which leaves room
 # for the rounding of another machine.
@@ -120,12 +120,16 @@ def _words(size: str | None, out: Path | None, again: bool) -> list[str]:
 
 @contextmanager
 def _as_script(file: Path, words: Sequence[str]):
-    argv, path = sys.argv, list(sys.path)
+    argv, path, before = sys.argv, list(sys.path), set(sys.modules)
     sys.argv, sys.path[:] = [str(file), *words], [str(file.parent), *path]
     try:
         yield
     finally:
         sys.argv, sys.path[:] = argv, path
+        # Two papers may have modules of one name.
+        for name in set(sys.modules) - before:
+            if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(file.parent)):
+                del sys.modules[name]
 
 
 def make_all(pattern: str, *, size: str | None, out: Path | None, again: bool) -> bool:
@@ -137,7 +141,7 @@ def make_all(pattern: str, *, size: str | None, out: Path | None, again: bool) -
 
     out = Path("runs/figures") if out is None else out
     size = size or ("small" if jax.default_backend() == "cpu" else "full")
-    begun, fine, everything = time.monotonic(), True, matching(pattern)
+    begun, fine, compared, everything = time.monotonic(), True, 0, matching(pattern)
     width = max(map(len, everything))
     for i, one in enumerate(everything.values()):
         folder = out / one.name / size
@@ -151,41 +155,51 @@ def make_all(pattern: str, *, size: str | None, out: Path | None, again: bool) -
             ).returncode  # fmt: skip
         said = f"failed with status {status}, see {shown(folder / 'make.log')}" if status else "made"
         if not status:
-            different = differences(folder)
+            try:
+                different = differences(folder)
+            except ConfigError as error:
+                different = [str(error)]
+            compared += different is not None
             said = "no result on record" if different is None else "as on record" if not different else "; ".join(different)
             fine &= not different
         fine &= status == 0
         print(f"{time.monotonic() - before:6.0f} s  {said}", flush=True)
+    print(f"{compared} of {len(everything)} figures have a result on record that was compared")
     print(f"{len(everything)} figures in {(time.monotonic() - begun) / 60:.1f} min, in {shown(out)}")
     return fine
 
 
 def differences(folder: Path) -> list[str] | None:
-    """What in the claims of a result lies outside the spread of the result on record, None where none is on record."""
+    """What in the claims of a result is not as on record, numbers beyond their spread and verdicts; None without a record."""
     here = read_result(folder)
     file = RESULTS / here["name"] / here["variant"] / "result.json"
     if not file.is_file():
         return None
     record = read_result(file.parent)
-    if here["options"] != record["options"]:
-        return [f"its options are {here['options']}: expected {record['options']}, as on record"]
-    values = {claim["says"]: claim for claim in here["claims"]}
+    mine, theirs = ({k: v for k, v in found["options"].items() if k != "seeds"} for found in (here, record))
+    if mine != theirs:
+        return [f"its options are {mine}: expected {theirs}, as on record"]
+    values = {(claim["says"], claim["unit"]): claim for claim in here["claims"]}
     found = []
     for claim in record["claims"]:
-        mine = values.get(claim["says"])
+        mine = values.get((claim["says"], claim["unit"]))
         if mine is None:
             found.append(f"no number for: {claim['says']}")
         elif not agree(mine, claim):
-            pair = [value_of(float(c["value"]), float(c["spread"])) for c in (mine, claim)]
-            found.append(f"{pair[0]} {claim['unit']}: expected {pair[1]}, as on record")
+            pair = [f"{value_of(float(c['value']), float(c['spread']))}, {c['verdict']}" for c in (mine, claim)]
+            found.append(f"{claim['says']} {pair[0]}: expected {pair[1]}, as on record")
     return found
 
 
 def agree(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two claims have the same number, as far as their spread says."""
+    """Whether two claims have one verdict, and the same number as far as their spread says."""
     x, y = float(a["value"]), float(b["value"])
+    if a["verdict"] != b["verdict"]:
+        return False
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return x == y or (math.isnan(x) and math.isnan(y))
     spread = math.hypot(float(a["spread"]), float(b["spread"]))
-    return x == y or (math.isnan(x) and math.isnan(y)) or abs(x - y) <= max(_DEVIATIONS * spread, _ROUNDING * abs(y))
+    return abs(x - y) <= max(_DEVIATIONS * spread, _ROUNDING * abs(y))
 
 
 def read_result(folder: Path) -> dict[str, Any]:

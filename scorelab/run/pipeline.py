@@ -102,6 +102,8 @@ def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = Non
     console = _console()
     with _errors(config.path, workdir, AGAIN), Signals(AGAIN), Lock(workdir.root, console.line):
         run, spec = _run(config, workdir, console), _evaluated_by(config.experiment, name)
+        if not trust:
+            run = dataclasses.replace(run, experiment=_local(run.experiment, console))
         if n is not None:
             if not spec.evaluations:
                 raise ConfigError(f"--n {n}: Evaluate.evaluations is (): expected an evaluation")
@@ -111,6 +113,16 @@ def evaluate_workdir(root: Path, *, n: int | None = None, name: str | None = Non
         own = name is None or name in {stage.name for stage in config.experiment.all(Sample)}
         Report()(run) if own else write_report(run, [workdir], workdir)
     return workdir
+
+
+def _local(experiment: Experiment, console: Console) -> Experiment:
+    """The experiment without sinks that send anything away: its config may have come with the work directory."""
+    train = experiment.one(Train)
+    if not any(sink.remote for sink in train.sinks):
+        return experiment
+    console.line("note: sinks that send metrics away are left out; --trust lets the config of the work directory use them")
+    local = dataclasses.replace(train, sinks=tuple(sink for sink in train.sinks if not sink.remote))
+    return dataclasses.replace(experiment, stages=tuple(local if stage is train else stage for stage in experiment.stages))
 
 
 def _run(config: Config, workdir: Workdir, console: Console) -> Run:

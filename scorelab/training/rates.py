@@ -16,18 +16,18 @@ def learning_rate(optimizer: Any) -> Callable[[int], float] | None:
     """The rate of update number ``n``, counted from 1: minus the factor by which an optax transformation ends.
 
     It stands in the closure of ``optax.scale`` or ``optax.scale_by_schedule``, one of which nearly all optimisers of optax have.
-    None where there is none of them or several, where the factor follows the loss, and where updates are counted otherwise than
-    steps are, as inside ``optax.MultiSteps``.
+    None where there is none of them or several, where the rate is below zero, where the factor follows the loss, and where updates
+    are counted otherwise than steps are, as inside ``optax.MultiSteps``.
     """
     factors = list(_factors(getattr(optimizer, "update", None), _DEPTH))
     if len(factors) != 1 or factors[0] is None:
         return None
     factor = factors[0]
-    if not callable(factor):
-        return lambda n: -float(factor)
-    schedule = jax.jit(factor)
     # A schedule is asked for the number of updates that were made before.
-    return lambda n: -float(schedule(np.int32(n - 1)))
+    schedule = jax.jit(factor if callable(factor) else lambda _: factor)
+    rate = lambda n: -float(schedule(np.int32(n - 1)))
+    # A factor that does not descend is one of several, of which the others are not seen here.
+    return rate if rate(1) >= 0 else None
 
 
 def _factors(part: Any, depth: int) -> Iterator[Any]:

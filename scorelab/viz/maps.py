@@ -104,7 +104,9 @@ def fields(
         for j, name in enumerate(names):
             axes, field = grid[i, j], np.asarray(columns[name], np.float64)
             length = np.linalg.norm(field, axis=-1)
-            extent = (low, high, low, high)
+            # The centres of the outer cells are the ends of the axis.
+            half = (high - low) / (len(axis) - 1) / 2
+            extent = (low - half, high + half, low - half, high + half)
             shade = dict(vmin=0, vmax=top, cmap="viridis", interpolation="nearest")
             images.append(axes.imshow(length, origin="lower", extent=extent, **shade))
             thin = (slice(step // 2, None, step),) * 2

@@ -65,6 +65,11 @@ def test_the_temperature_is_a_leaf_that_divides_the_energy():
     assert of._cache_size() == 1
 
 
+def test_atoms_at_one_place_have_no_probability():
+    x = cloud().at[:, 1].set(cloud()[:, 0])
+    np.testing.assert_array_equal(LennardJones().log_prob(x), -np.inf)
+
+
 def test_distances_are_those_of_all_pairs():
     x = cloud(atoms=5)
     points = np.asarray(x[0], np.float64)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import runpy
 import sys
 import tomllib
@@ -106,26 +107,29 @@ def test_a_figure_writes_pictures_numbers_and_its_record_and_resumes(paper, tmp_
     rows = list(csv.DictReader(io.StringIO((out / "numbers.csv").read_text())))
     assert [float(row["value"]) for row in rows if row["name_2"] == "mean"] == means
     assert [row["name_3"] for row in rows if row["name_1"] == "seed 1" and row["name_2"] == "row"] == ["0", "1", "2"]
-    # What is said of the figure changes no number; a constant does.
-    text = (paper / "means.py").read_text()
-    for changed, measured in (
-        (text.replace("at zero", "at 0"), []),
-        (text.replace("SHIFT = 0.0", "SHIFT = 1.0"), [0, 1]),
-        (text, [0, 1]),
+    # What is said of the figure changes no number; a constant does, also that of what scripts share.
+    script, beside = (paper / "means.py").read_text(), (paper / "beside.py").read_text()
+    for name, changed, measured in (
+        ("means.py", script.replace("at zero", "at 0"), []),
+        ("means.py", script.replace("SHIFT = 0.0", "SHIFT = 1.0"), [0, 1]),
+        ("beside.py", beside.replace("2.0", "3.0"), [0, 1]),
+        ("beside.py", beside, [0, 1]),
     ):
-        (paper / "means.py").write_text(changed)
+        (paper / name).write_text(changed)
         assert cli.main(["figure", "1234.56789/means", "--small"]) == 0
         assert drawn(capsys.readouterr().out) == [f"measuring {seed}" for seed in measured]
-    # Other options, a damaged cell and --again are measured anew.
+    # Another size has a folder of its own; a damaged cell and --again are measured anew.
     assert cli.main(["figure", "1234.56789/means", "--small", "--set", "n=17"]) == 0
+    out = out.with_name("small-n=17")
     said = capsys.readouterr().out
     assert drawn(said) == ["measuring 0", "measuring 1"]
     assert json.loads((out / "result.json").read_text())["command"].endswith("--small --set n=17")
-    (out / "cells/seed_0.npz").write_bytes(b"broken")
+    (damaged,) = out.glob("cells/seed_0-*.npz")
+    damaged.write_bytes(b"broken")
     assert cli.main(["figure", "1234.56789/means", "--small", "--set", "n=17"]) == 0
     said = capsys.readouterr().out
     assert drawn(said) == ["measuring 0"]
-    assert "seed_0.npz is damaged" in said
+    assert f"{damaged.name} is damaged" in said
     assert cli.main(["figure", "1234.56789/means", "--small", "--set", "n=17", "--again"]) == 0
     assert len(drawn(capsys.readouterr().out)) == 2
 
@@ -145,6 +149,8 @@ def test_another_choice_and_another_size_have_folders_of_their_own(paper, tmp_pa
         (["1234.56789/means", "--set", "seed=3"], "unrecognized arguments: --seed 3"),
         (["1234.56789/means", "--set", "data=c"], "invalid choice: 'c'"),
         (["1234.56789/means", "--set", "n=many"], "invalid int value: 'many'"),
+        (["1234.56789/means", "--set", "n=0"], "--set n=0: expected an integer of at least 1"),
+        (["1234.56789/means", "--set", "seeds=-1"], "--set seeds=-1: expected an integer of at least 1"),
         ([], "expected a name, --list or --all"),
         (["--all", "--set", "n=3"], "expected the name of one figure"),
     ],
@@ -191,6 +197,9 @@ def test_all_figures_are_made_and_compared_with_the_record(paper, tmp_path, caps
     found["options"]["n"] = 5
     (record / "result.json").write_text(json.dumps(found))
     assert "its options are" in gallery.differences(here)[0]
+    found["options"] |= dict(n=16, seeds=9)
+    (record / "result.json").write_text(json.dumps(found))
+    assert "its options are" not in gallery.differences(here)[0]
 
 
 @pytest.mark.parametrize(
@@ -203,11 +212,13 @@ def test_all_figures_are_made_and_compared_with_the_record(paper, tmp_path, caps
         (("nan", 0.0), ("nan", 0.0), True),
         (("nan", 0.0), (1.0, 0.0), False),
         (("inf", 0.0), ("inf", 0.0), True),
+        ((5.0, 0.0), ("inf", 0.0), False),
     ],
 )
 def test_numbers_agree_within_their_spread(here, there, same):
-    a, b = (dict(value=value, spread=spread) for value, spread in (here, there))
+    a, b = (dict(value=value, spread=spread, verdict="reproduced") for value, spread in (here, there))
     assert gallery.agree(a, b) is same
+    assert not gallery.agree(a, b | dict(verdict="in shape"))
 
 
 def test_what_a_figure_states_is_checked():
@@ -222,6 +233,33 @@ def test_what_a_figure_states_is_checked():
         Claim(**stated | dict(verdict="yes"))
     with pytest.raises(ValueError, match=r"Claim\.value has the shape \(2,\)"):
         Claim(**stated | dict(value=np.zeros(2)))
+
+
+def test_a_cell_is_of_its_arguments(paper):
+    def measure(record, x, root):
+        return float(np.sum(x))
+
+    record = Figure("", **SAID).record(measure, ["--out", "here"])
+    root = paper / "run"
+    (root / "checkpoints").mkdir(parents=True)
+    assert record.cell("a", measure, record, np.ones(2), root) == 2.0
+    before = record._stamp("a", measure, (record, np.ones(2), root))
+    others = [
+        record._stamp("b", measure, (record, np.ones(2), root)),
+        record._stamp("a", measure, (record, np.zeros(2), root)),
+        record._stamp("a", measure, (record, np.ones(2), paper)),
+    ]
+    os.utime(root / "checkpoints", ns=(1, 2**62))
+    others.append(record._stamp("a", measure, (record, np.ones(2), root)))
+    assert len({before, *others}) == 5
+    assert record.cell("A", measure, record, np.zeros(2), root) == 0.0
+
+
+def test_claims_are_told_apart(paper):
+    claim = Claim(says="So.", value=1.0, spread=0.0, unit="", verdict="reproduced", why="")
+    with pytest.raises(ValueError, match="two of the same words and unit: So"):
+        Figure("", **SAID).record(test_claims_are_told_apart, ["--out", "here"]).write({}, claims=[claim, claim])
+    assert not (paper.parent.parent / "here").exists()
 
 
 def test_numbers_need_names_of_text(paper):

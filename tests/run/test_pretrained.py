@@ -15,7 +15,7 @@ from scorelab.experiment import data as experiment_data
 from scorelab.experiment.data import measuring
 from scorelab.experiment.describe import describe
 from scorelab.files import read_npz, write_npz
-from scorelab.pretrained import kept
+from scorelab.pretrained import cards, kept
 
 NAMES = pretrained.names()
 DIGITS = [name for name in NAMES if name.startswith("digits-")]
@@ -172,17 +172,29 @@ def test_the_command_lists_the_models_and_prints_cards(scorelab):
     assert "Did you mean digits-edm?" in err
 
 
+def test_a_folder_of_the_name_of_a_model_does_not_stand_in_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits-edm").mkdir()
+    assert kept.find("digits-edm").parent == kept.MODELS
+    assert kept.find("./digits-edm").resolve() == tmp_path / "digits-edm"
+
+
 def test_an_unknown_name_is_met_with_the_known_ones():
     for call in (pretrained.load, pretrained.model, pretrained.card):
         with pytest.raises(ConfigError, match=r"'digits-emd'.*digits-edm, digits-edm-classes, .*Did you mean digits-edm\?"):
             call("digits-emd")
 
 
-def test_a_model_of_your_own_has_no_card_and_a_damaged_card_is_named(tmp_path, tiny_run):
+def test_a_model_of_your_own_has_no_card_and_a_damaged_card_is_named(tmp_path, tiny_run, monkeypatch):
     file = pretrained.keep(tiny_run, tmp_path / "mine.npz")
     assert pretrained.load(str(file)).card is None
     with pytest.raises(ConfigError, match="has no card; expected one of digits-edm"):
         pretrained.card(str(file))
+    # What lies beside it by chance is no card of it.
+    (tmp_path / "mine.json").write_text("{}")
+    assert pretrained.load(str(file)).card is None
+    for module in (kept, cards):
+        monkeypatch.setattr(module, "MODELS", tmp_path)
     for text in ("{", json.dumps({"what": "a"}), "[]"):
         (tmp_path / "mine.json").write_text(text)
         with pytest.raises(ConfigError, match=r"mine\.json: not a card of a model"):

@@ -171,3 +171,7 @@ def test_previews_share_the_program_of_the_trajectory_picture(tmp_path):
     experiment.one(Sample)(run)
     # That of the samples themselves, which keep no trajectory.
     assert sampling._walk._cache_size() == drawn + 1
+
+
+def test_a_mapping_in_a_spec_is_spelled():
+    assert spelled({"a": 1, "b": [0.5, "c"]}) == "{a: 1, b: (0.5, 'c')}"

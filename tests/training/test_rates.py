@@ -61,3 +61,9 @@ def test_that_of_a_student_begins_after_the_warm_up():
     rate = learner.learning_rate()
     assert [rate(n) for n in (1, 5)] == [0.0, 0.0]
     assert rate(9) == learning_rate(optax.sgd(SCHEDULE))(4) > 0
+
+
+def test_a_rate_of_which_a_part_is_not_seen_is_not_known():
+    inner = optax.multi_transform({"a": optax.adam(1e-3)}, "a")
+    assert learning_rate(optax.chain(inner, optax.scale(0.5))) is None
+    assert learning_rate(optax.chain(optax.inject_hyperparams(optax.adam)(1e-3), optax.scale(1.0))) is None
