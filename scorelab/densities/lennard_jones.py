@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from scorelab.arrays import Array, is_traced
@@ -37,7 +38,7 @@ class LennardJones(Unnormalised):
         require_int(self, 2, atoms=atoms)
         check_numbers(self, temperature=temperature, depth=depth, trap=trap)
         for name, value in dict(temperature=temperature, depth=depth, trap=trap).items():
-            if not is_traced(value) and not float(value) > 0:
+            if not is_traced(value) and (np.ndim(value) or not float(value) > 0):
                 raise ValueError(f"LennardJones.{name} = {value!r}: expected a number above 0")
         self.temperature, self.depth, self.trap = (as_parameter(value) for value in (temperature, depth, trap))
 
@@ -47,8 +48,10 @@ class LennardJones(Unnormalised):
         return self.atoms, 3
 
     def energy(self, x: Float[Array, " batch atoms 3"]) -> Float[jax.Array, " batch"]:
-        """``E(x)``, ``(batch,)``; infinite where two atoms are at one place."""
+        """``E(x)``, ``(batch,)``; infinite where two atoms are at one place, where the score is NaN."""
         x = check_points(self, x)
+        # The powers of a distance overflow half precision.
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         squares = pair_distances(x) ** 2
         inverse = squares**-3
         return self.depth * jnp.sum(inverse * (inverse - 2), axis=1) + 0.5 * self.trap * jnp.sum(centred(x) ** 2, axis=(1, 2))

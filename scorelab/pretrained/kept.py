@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import tempfile
 import warnings
@@ -108,15 +109,19 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
     return experiment, network.denoiser.bind(jax.tree.unflatten(jax.tree.structure(network.params), leaves)), record
 
 
-def find(name: str) -> Path:
+def find(name: str | os.PathLike[str]) -> Path:
     """The file or the work directory that ``name`` says: a path, in the working folder or in the root of a checkout, or the name of
 
     a model that the package carries.
     """
+    try:
+        name = os.fspath(name)
+    except TypeError:
+        raise TypeError(f"pretrained.load.name = {name!r}: expected a name or a path") from None
     # What lies in the working folder by chance is not taken for a model of the package; `./name` is.
     carried = [MODELS / f"{name}.npz"] if re.fullmatch(r"[\w-]+", name) else []
     places = [*carried, Path(name), *(root.parent / name for root in CONFIG_ROOTS)]
-    found = next((place for place in places if place.exists()), None)
+    found = next((place for place in places if name.strip() and _exists(place)), None)
     if found is None:
         known = sorted(file.stem for file in MODELS.glob("*.npz"))
         raise ConfigError(
@@ -126,12 +131,22 @@ def find(name: str) -> Path:
     return found
 
 
+def _exists(place: Path) -> bool:
+    """Whether something is there; a name that no file can have is not."""
+    try:
+        return place.exists()
+    except OSError:
+        return False
+
+
 @functools.lru_cache(maxsize=4)
 def stored(place: Path, stamp: int) -> tuple[Experiment, BoundDenoiser, dict]:
     """The experiment, the model and the record of a file or of a work directory; ``stamp`` is the time of its last change."""
     if place.is_file():
         return read(place)
     workdir = Workdir(place)
+    if not workdir.config.is_file():
+        raise ConfigError(f"{shown(place)}: no work directory of a trained config, nor a file that pretrained.keep wrote")
     experiment = configs.load(str(workdir.config), carried=True, devices=False).experiment
     # Host arrays, as in a file.
     state, step = trained_state(experiment, workdir)

@@ -139,19 +139,21 @@ class Figure:
         options = defaults | given
         for option, value in options.items():
             default = chosen[option]
-            least = 0 if option == "seed" else 1 if isinstance(default, int) and default >= 1 else None
-            if least is not None and isinstance(value, int) and not least <= value < 2**32:
-                raise ConfigError(f"--set {option}={value}: expected an integer of at least {least}")
+            least = 1 if isinstance(default, int) and option != "seed" and default >= 1 else 0
+            if isinstance(value, int) and not least <= value < 2**32:
+                raise ConfigError(f"--set {option}={value}: expected an integer from {least} to {2**32 - 1}")
         changed = {k: v for k, v in given.items() if v != defaults[k]}
         # Other data, methods or sizes are another result, which has its own folder; more seeds are more of the same.
         told = {k: v.name if isinstance(v, Path) else v for k, v in changed.items() if k not in _EXTENDS}
         words = [str(v) if isinstance(self.options[k], tuple) else f"{k}={v}" for k, v in told.items()]
         variant = re.sub(r"[^\w.=-]+", "_", "-".join(["small" if small else "full", *words]))
+        out = arguments.out or Path("runs/figures", name, variant)
+        _require_free(out, name)
         return Record(
             name=name,
             variant=variant,
             options=argparse.Namespace(**options),
-            out=arguments.out or Path("runs/figures", name, variant),
+            out=out,
             command=_command(name, small, changed),
             again=arguments.again,
         )
@@ -211,10 +213,12 @@ class Record:
                 print(f"{head}: kept", flush=True)
                 continue
             print(f"{head} ...", flush=True)
+            # Before the work, and not after it.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path.parent / ".writable", "")
             before, earlier = time.monotonic(), set(self.runs)
             value = measure(*given)
             self.seconds[name] = time.monotonic() - before
-            path.parent.mkdir(parents=True, exist_ok=True)
             runs = {run: how for run, how in self.runs.items() if run not in earlier}
             found[name] = _write_cell(path, stamp, value, self.seconds[name], runs)
             done += 1
@@ -262,7 +266,9 @@ class Record:
         print(f"wrote {shown(self.out)}: result.json, numbers.csv{''.join(f', {name}.png, {name}.pdf' for name in figures)}")
 
     def _stamp(self, name: str, measure: Callable[..., Any], arguments: tuple) -> str:
-        options = {k: v for k, v in vars(self.options).items() if k not in _EXTENDS}
+        # More seeds add cells, and change none but those that go through the seeds themselves.
+        through = _reads(measure, _EXTENDS)
+        options = {k: v for k, v in vars(self.options).items() if through or k not in _EXTENDS}
         file = Path(inspect.getfile(measure)).resolve()
         parts = (__version__, name, measure.__qualname__, _sources(file.parent), repr(_known(options)), repr(_known(arguments)))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -298,9 +304,25 @@ def value_of(value: float, spread: float) -> str:
 def require_option(name: str, text: str) -> list[str]:
     """``option=value`` of ``--set`` as words of the script's command line."""
     option, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"\w+", option.strip()) or not value.strip():
+    if not equals or not re.fullmatch(r"\w+", option.strip()) or option.strip() in (*_RESERVED, "help") or not value.strip():
         raise ConfigError(f"--set {text}: expected option=value, with an option of {name} (scorelab figure {name} --options)")
     return [f"--{_flag(option.strip())}", *value.strip().strip("\"'").split(",")]
+
+
+def _reads(measure: Callable[..., Any], names: Sequence[str]) -> bool:
+    """Whether a function, or one of its file that it calls, reads an attribute of one of these names."""
+    body = ast.parse(Path(inspect.getfile(measure)).read_text(encoding="utf-8"))
+    defined = {node.name: node for node in ast.walk(body) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    reached, waiting = set(), [measure.__name__]
+    while waiting:
+        name = waiting.pop()
+        if name in defined and name not in reached:
+            reached.add(name)
+            for node in ast.walk(defined[name]):
+                if isinstance(node, ast.Attribute) and node.attr in names:
+                    return True
+                waiting += [node.id] if isinstance(node, ast.Name) else [node.attr] if isinstance(node, ast.Attribute) else []
+    return False
 
 
 def _sources(folder: Path) -> str:
@@ -331,6 +353,18 @@ def _place(path: Path) -> str:
     """A path in full, with the time of its last change: a work directory may be trained further."""
     changed = max((p.stat().st_mtime_ns for p in (path, path / "checkpoints") if p.exists()), default=0)
     return f"{path.resolve()} {changed}"
+
+
+def _require_free(out: Path, name: str) -> None:
+    """ConfigError where ``out`` is no folder, or has the result of another figure."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: it is a file; expected a folder")
+    try:
+        other = json.loads((out / "result.json").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other != name:
+        raise ConfigError(f"--out {out}: it has the result of {other}; expected another folder")
 
 
 def _flag(option: str) -> str:

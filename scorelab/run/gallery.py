@@ -80,6 +80,9 @@ def matching(pattern: str) -> dict[str, Statement]:
 
 
 def _near(name: str, everything: Mapping[str, Statement]) -> str:
+    inside = [one for one in everything if name and name in one]
+    if len(inside) == 1:
+        return f"Did you mean {inside[0]}?"
     return did_you_mean(name, list(everything)) or "`scorelab figure --list` has all names"
 
 
@@ -107,6 +110,9 @@ def make(name: str, *, size: str | None, out: Path | None, again: bool, settings
     if name not in everything:
         raise ConfigError(f"figure {name}: no such figure; expected a name of `scorelab figure --list`. {_near(name, everything)}")
     one = everything[name]
+    given = [text.partition("=")[0].strip() for text in settings]
+    if twice := [option for option in given if given.count(option) > 1]:
+        raise ConfigError(f"--set {twice[0]}=...: it is set twice; expected each option once")
     words = [word for text in settings for word in require_option(name, text)]
     with _as_script(one.file, ["--help"] if options else _words(size, out, again) + words):
         if not options:

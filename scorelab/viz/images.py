@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from einops import rearrange
 
+from scorelab.validation import require_int
 from scorelab.viz.figures import DPI, INK, new_figure
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ def image_grid(
 
     ``rows`` names each row, to its left, and ``headings`` each column, above it. Raises ValueError where their number is another.
     """
+    if columns is not None:
+        require_int("image_grid", 1, columns=columns)
+    rows, headings = (labels if labels is None else [str(label) for label in labels] for labels in (rows, headings))
     sheet = mosaic(images, levels=levels, columns=columns)
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     for name, labels, count in (("rows", rows, -(-len(images) // columns)), ("headings", headings, columns)):

@@ -149,8 +149,11 @@ def test_another_choice_and_another_size_have_folders_of_their_own(paper, tmp_pa
         (["1234.56789/means", "--set", "seed=3"], "unrecognized arguments: --seed 3"),
         (["1234.56789/means", "--set", "data=c"], "invalid choice: 'c'"),
         (["1234.56789/means", "--set", "n=many"], "invalid int value: 'many'"),
-        (["1234.56789/means", "--set", "n=0"], "--set n=0: expected an integer of at least 1"),
-        (["1234.56789/means", "--set", "seeds=-1"], "--set seeds=-1: expected an integer of at least 1"),
+        (["1234.56789/means", "--set", "n=0"], "--set n=0: expected an integer from 1"),
+        (["1234.56789/means", "--set", "seeds=-1"], "--set seeds=-1: expected an integer from 1"),
+        (["1234.56789/means", "--set", "out=x"], "--set out=x: expected option=value"),
+        (["1234.56789/means", "--set", "n=2", "--set", "n=3"], "--set n=...: it is set twice"),
+        (["means"], "Did you mean 1234.56789/means?"),
         ([], "expected a name, --list or --all"),
         (["--all", "--set", "n=3"], "expected the name of one figure"),
     ],
@@ -253,6 +256,31 @@ def test_a_cell_is_of_its_arguments(paper):
     others.append(record._stamp("a", measure, (record, np.ones(2), root)))
     assert len({before, *others}) == 5
     assert record.cell("A", measure, record, np.zeros(2), root) == 0.0
+
+
+def test_a_cell_that_goes_through_the_seeds_depends_on_them(paper, capsys):
+    text = (paper / "means.py").read_text()
+    text = text.replace(
+        'found = record.cells(measure, {f"seed {s}": (o, s) for s in range(o.seeds)})',
+        'found = {"a": record.cell("all", everything, o)}',
+    )
+    text = text.replace("def main(", "def everything(options):\n    return dict(mean=sum(one(options)))\n\n\ndef one(options):\n"
+                        "    return [measure(options, s)['mean'] for s in range(options.seeds)]\n\n\ndef main(")  # fmt: skip
+    text = text.replace("np.arange(o.seeds), means", "np.arange(1), means")
+    (paper / "means.py").write_text(text)
+    for seeds in ("2", "3"):
+        assert cli.main(["figure", "1234.56789/means", "--small", "--set", f"seeds={seeds}"]) == 0
+        assert len(drawn(capsys.readouterr().out)) == int(seeds)
+
+
+def test_the_folder_of_another_figure_is_left_alone(paper, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/result.json").write_text('{"name": "1234.56789/other"}')
+    (tmp_path / "file").write_text("")
+    for out, said in (("there", "it has the result of 1234.56789/other"), ("file", "it is a file; expected a folder")):
+        with pytest.raises(SystemExit):
+            cli.main(["figure", "1234.56789/means", "--small", "--out", out])
+        assert said in capsys.readouterr().err
 
 
 def test_claims_are_told_apart(paper):
