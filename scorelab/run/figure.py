@@ -138,8 +138,9 @@ class Figure:
         given = {k: v for k, v in vars(arguments).items() if k in self.options and v is not None}
         options = defaults | given
         for option, value in options.items():
-            default = chosen[option]
-            least = 1 if isinstance(default, int) and option != "seed" and default >= 1 else 0
+            # None of something is asked for where one of the sizes does.
+            sizes = [chosen[option], self.small.get(option, chosen[option])]
+            least = 0 if option == "seed" or any(isinstance(size, int) and size < 1 for size in sizes) else 1
             if isinstance(value, int) and not least <= value < 2**32:
                 raise ConfigError(f"--set {option}={value}: expected an integer from {least} to {2**32 - 1}")
         changed = {k: v for k, v in given.items() if v != defaults[k]}

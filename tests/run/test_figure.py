@@ -290,6 +290,13 @@ def test_claims_are_told_apart(paper):
     assert not (paper.parent.parent / "here").exists()
 
 
+def test_a_size_may_ask_for_none_of_something(paper):
+    figure = Figure("", **SAID, options=dict(n=3, long=5), small=dict(long=0))
+    assert figure.record(test_a_size_may_ask_for_none_of_something, ["--small"]).options.long == 0
+    with pytest.raises(ConfigError, match="--set n=0: expected an integer from 1"):
+        figure.record(test_a_size_may_ask_for_none_of_something, ["--small", "--n", "0"])
+
+
 def test_numbers_need_names_of_text(paper):
     def main(record):
         record.write({1: 2.0})
