@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scorelab import viz
+from scorelab.errors import ConfigError
 from scorelab.run import cli, gallery
 from scorelab.run import figure as figures
 from scorelab.run.figure import Claim, Figure
