@@ -199,10 +199,10 @@ def claims(numbers: dict) -> list[Claim]:
                 Claim(
                     says=f"At temperature {cold} the corrector takes the {unit} from {published[0]} to {published[1]}.",
                     value=gain, spread=gain * float(np.hypot(corrected.std() / corrected.mean(), plain.std() / plain.mean())),
-                    unit=f"of the distance without weights is left ({plain.mean():.3g} to {corrected.mean():.3g})",
+                    unit="of the distance without weights is left",
                     verdict="in shape" if better else "not reproduced",
-                    why="Another network and other steps, so sizes are not compared; in shape where every seed is nearer than all "
-                    "seeds without weights.",
+                    why=f"From {plain.mean():.3g} to {corrected.mean():.3g}. Another network and other steps, so sizes are not "
+                    "compared; in shape where every seed is nearer than all seeds without weights.",
                 )
             )  # fmt: skip
     return found
