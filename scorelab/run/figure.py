@@ -248,9 +248,6 @@ class Record:
             claims: what the paper says beside what was found.
             figures: figures by name.
         """
-        told = [(claim.says, claim.unit) for claim in claims]
-        if twice := [says for says, unit in told if told.count((says, unit)) > 1]:
-            raise ValueError(f"Record.write.claims has two of the same words and unit: {twice[0]}: expected them told apart")
         self.out.mkdir(parents=True, exist_ok=True)
         document = _finite(dict(
             name=self.name, variant=self.variant, command=self.command, options=_plain(vars(self.options)), runs=self.runs,
