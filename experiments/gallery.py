@@ -144,10 +144,14 @@ def take(made: Path) -> None:
         if missing := [name for name in result["figures"] if not (file.parent / f"{name}.png").is_file()]:
             raise ConfigError(f"{file.parent}: expected {missing[0]}.png beside its result")
         folder = RESULTS / result["name"] / result["variant"]
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        # Whole beside it first: what was on record stays until the new one is there.
+        fresh = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
         for name in ("result.json", *(f"{figure}.png" for figure in result["figures"])):
-            shutil.copyfile(file.parent / name, folder / name)
+            shutil.copyfile(file.parent / name, fresh / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.rename(folder)
 
 
 def main() -> None:
