@@ -255,7 +255,12 @@ def _training(workdir: Workdir) -> str:
         rate = {"rate": (np.array(rates[0]), np.array(rates[1]))}
         curve = viz.lines(rate, xlabel="step", ylabel="learning rate", width=4.5, height=1.9)
         others += figure(viz.to_png_bytes(curve), "Learning rate of the last step of each window")
-    return f'<section><h2>Training</h2>{image}<div class="pair">{others}</div></section>'
+    steps = [record["step"] for _, record in read_lines(workdir.skipped_log)]
+    skipped = ""
+    if steps:
+        shown_steps = ", ".join(map(str, steps[:20])) + (", ..." if len(steps) > 20 else "")
+        skipped = f"<p>Batches skipped, since their loss or gradient was not finite: {len(steps)}, at the steps {shown_steps}.</p>"
+    return f'<section><h2>Training</h2>{image}<div class="pair">{others}</div>{skipped}</section>'
 
 
 def _learner_diagnostics(workdir: Workdir) -> str:
