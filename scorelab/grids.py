@@ -175,6 +175,44 @@ class Karras(Spaced):
 
 
 @dataclass(frozen=True)
+class Shifted(Grid):
+    r"""Another grid with every log-SNR lower by :math:`2\log a`: more of its steps are spent where there is much noise.
+
+    On rectified flow that is :math:`t \leftarrow a t/(1+(a-1)t)`, the shift of resolution of Esser et al. (2024), arXiv 2403.03206,
+    eq. 23 (``shift`` of flow-matching schedulers; a dynamic one with :math:`\mu` is :math:`a = e^\mu`). On any other process it is
+    the same change of noise, :math:`\sigma/\alpha \leftarrow a\,\sigma/\alpha`. Clean data and pure noise stay where they are.
+
+    Attributes:
+        grid: the grid that is shifted. Where it begins at a finite noise level, it has to begin lower than the process by the
+            factor ``a``.
+        shift: ``a``, above 0; 1 for none.
+    """
+
+    grid: Grid
+    shift: float = 3.0
+
+    def __post_init__(self):
+        require_spec(self, Grid, grid=self.grid)
+        require_positive(self, shift=self.shift)
+
+    def times(self, process):
+        require_spec(self, LinearGaussian, process=process)
+        times = self.grid.times(process)
+        with np.errstate(divide="ignore"):
+            log_snr = np.asarray(process.log_snr(times), np.float64)
+            moved = np.asarray(process.schedule.time(log_snr - 2 * math.log(self.shift)), np.float64)
+            # Where the log-SNR is infinite nothing moves; elsewhere a shift of 1 leaves the digits of the grid.
+            moved = np.where(np.isfinite(log_snr) & (self.shift != 1), moved, times)
+            if moved[0] > process.t_max * (1 + 1e-9):
+                first = float(process.schedule.time(process.log_snr(process.t_max) + 2 * math.log(self.shift)))
+                raise ValueError(
+                    f"Shifted.shift = {self.shift:g} moves the first time of {self.grid!r} to {moved[0]:.6g}, beyond t_max = "
+                    f"{process.t_max:g} of {process!r}: expected a grid that begins at {first:.6g} or below (its t_max)"
+                )
+        return check_times(self, process, moved)
+
+
+@dataclass(frozen=True)
 class Explicit(Grid):
     """The times as given, as a tuple.
 
