@@ -2,6 +2,7 @@
 
 from scorelab.models import nets
 from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
+from scorelab.models.bounded import Bounded, Clipped, DynamicThreshold
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
@@ -15,9 +16,12 @@ __all__ = [
     "SDA",
     "Autoguidance",
     "BoundDenoiser",
+    "Bounded",
     "ClassifierFreeGuidance",
+    "Clipped",
     "Conditioned",
     "Denoiser",
+    "DynamicThreshold",
     "ExactModel",
     "ExactPrediction",
     "FunctionModel",
