@@ -195,7 +195,7 @@ class Shifted(Grid):
         require_spec(self, Grid, grid=self.grid)
         require_positive(self, shift=self.shift)
 
-    def times(self, process):
+    def times(self, process: Any) -> np.ndarray:
         require_spec(self, LinearGaussian, process=process)
         times = self.grid.times(process)
         with np.errstate(divide="ignore"):

@@ -81,7 +81,7 @@ class NonFiniteLoss(FloatingPointError):
     """
 
     def __init__(self, step: int, metric: str, value: float, cause: str = "", row: int = 1):
-        last = f", the {row}th in a row" if row > 1 else ""
+        last = f", number {row} in a row" if row > 1 else ""
         super().__init__(f"{metric} = {value} at step {step} (batch data.at({step - 1})){last}: expected a finite number{cause}")
         self.step, self.metric, self.value, self.row = step, metric, value, row
 
@@ -277,8 +277,8 @@ def _unless_skipped(old: Pytree, new: Pytree, metrics: dict[str, Array]) -> tupl
             "fit.skip_nonfinite with a learner that has a metric 'skipped': expected another name, since fit has that one"
         )
     good = jnp.all(jnp.stack([jnp.isfinite(metrics[name]) for name in _checked(metrics)]))
-    kept = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-    if isinstance(kept, tuple) and hasattr(kept, "_replace"):
+    kept: Any = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    if hasattr(kept, "_replace"):
         kept = kept._replace(step=new.step)
     elif dataclasses.is_dataclass(kept) and not isinstance(kept, type):
         kept = dataclasses.replace(kept, step=new.step)

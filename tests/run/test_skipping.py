@@ -12,6 +12,7 @@ from scorelab.experiment import Experiment, Report, Run, Train
 from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.experiment.train import state_like
 from scorelab.experiment.workdir import Workdir
+from tests.docs.blocks import named
 from tests.run.conftest import TINY
 
 SETS = (*TINY, "experiment.Train.skip_nonfinite = 2", "experiment.Train.previews = 0")
@@ -83,10 +84,12 @@ def test_a_run_says_what_it_skipped_and_resumes_as_it_was(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_a_config_says_how_many_and_a_run_that_goes_on_may_say_otherwise():
+def test_a_config_says_how_many_and_a_run_that_goes_on_may_say_otherwise(tmp_path):
     stage = config.load("toys/rings", SETS).experiment.one(Train)
     assert stage.skip_nonfinite == 2
     assert "skip_nonfinite" in stage.may_change
+    (tmp_path / "skipping.gin").write_text(named("docs/configs.md")["skipping.gin"])
+    assert config.load(str(tmp_path / "skipping.gin"), TINY).experiment.one(Train).skip_nonfinite == 3
     assert config.load("toys/rings", TINY).experiment.one(Train).skip_nonfinite == 0
     with pytest.raises(ValueError, match=r"Train\.skip_nonfinite = -1: expected an integer >= 0"):
         Train(skip_nonfinite=-1)

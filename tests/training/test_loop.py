@@ -229,7 +229,7 @@ def test_what_was_skipped_is_counted_and_named():
 @pytest.mark.filterwarnings("ignore::scorelab.training.SkippedBatchWarning")
 def test_too_many_in_a_row_are_refused_across_windows():
     windows = []
-    with pytest.raises(NonFiniteLoss, match=r"loss = nan at step 5 .*, the 3th in a row: expected a finite") as caught:
+    with pytest.raises(NonFiniteLoss, match=r"loss = nan at step 5 .*, number 3 in a row: expected a finite") as caught:
         fit(PLAIN, Poisoned(1, 3, 4, 5), steps=9, key=KEY, log=windows.append, log_every=3, skip_nonfinite=2)
     assert (caught.value.step, caught.value.row) == (5, 3)
     assert [(w.first, w.last, w.skipped) for w in windows] == [(1, 3, (1, 3)), (4, 4, (4,))]
