@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Coefficient, Time
@@ -63,8 +65,10 @@ class ZeroTerminal(GaussianSchedule):
     def alpha(self, t: Time) -> Coefficient:
         """See the class; exactly zero at ``t_max``, also where that is rounded to float32."""
         xp, last = namespace(t), self._last
-        moved = xp.maximum(self.schedule.alpha(t) - last, 0.0) / (1 - last)
-        return xp.where(floating(t) >= self.t_max, 0.0, moved)
+        moved = (self.schedule.alpha(t) - last) / (1 - last)
+        ends = (floating(t) >= self.t_max) | (moved < 0)
+        # Its slope stays that of the schedule there.
+        return xp.where(ends, moved - jax.lax.stop_gradient(moved) if xp is jnp else 0.0, moved)
 
     def log_alpha(self, t: Time) -> Coefficient:
         with np.errstate(divide="ignore"):
