@@ -24,16 +24,15 @@ class Discrete(GaussianSchedule):
     r"""The levels of a discrete chain: :math:`\alpha_i^2 = \bar\alpha_i`, :math:`\sigma_i^2 = 1-\bar\alpha_i` at :math:`t = i`.
 
     Time is the index, from 0 to N - 1. Between two levels :math:`\lambda = \log(\alpha^2/\sigma^2)` is linear in ``t``, and goes on
-    beyond both ends with the slope there. Clean data are at ``t = -inf``, as under :class:`VE`: every grid ends with a denoising
-    step. The derivatives are constant between two levels, so adaptive solvers meet a kink at each.
+    beyond both ends with the slope there. Clean data are at ``t = -inf``, as under :class:`scorelab.schedules.VE`: every grid ends
+    with a denoising step. The slope of the log-SNR is constant between two levels, so adaptive solvers meet a kink at each.
 
-    .. math:: \bar\alpha_i = \prod_{j\le i}(1-\beta_j),\quad
-              \beta_j = b_0 + \tfrac{j}{N-1}(b_1-b_0)\ \text{("linear")},\quad
-              \sqrt{\beta_j} = \sqrt{b_0} + \tfrac{j}{N-1}(\sqrt{b_1}-\sqrt{b_0})\ \text{("scaled\_linear")},
+    A recipe gives the betas of :math:`\bar\alpha_i = \prod_{j\le i}(1-\beta_j)`:
 
-    and, for "squaredcos_cap_v2", :math:`\beta_j = \min(1 - f(\tfrac{j+1}{N})/f(\tfrac jN),\,0.999)` with
-    :math:`f(u) = \cos^2(\tfrac{\pi}{2}\tfrac{u+0.008}{1.008})`. Ho et al. 2020, arXiv 2006.11239; Nichol & Dhariwal 2021,
-    arXiv 2102.09672, eq. 17.
+    - ``"linear"``: :math:`\beta_j = b_0 + \tfrac{j}{N-1}(b_1-b_0)` (Ho et al. 2020, arXiv 2006.11239);
+    - ``"scaled_linear"``: :math:`\sqrt{\beta_j} = \sqrt{b_0} + \tfrac{j}{N-1}(\sqrt{b_1}-\sqrt{b_0})` (Stable Diffusion);
+    - ``"squaredcos_cap_v2"``: :math:`\beta_j = \min(1 - f(\tfrac{j+1}{N})/f(\tfrac jN),\,0.999)` with
+      :math:`f(u) = \cos^2(\tfrac{\pi}{2}\tfrac{u+0.008}{1.008})` (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17).
 
     Attributes:
         alphas_cumprod: the name of a recipe, ``"linear"``, ``"scaled_linear"`` or ``"squaredcos_cap_v2"``; or the numbers
@@ -73,6 +72,13 @@ class Discrete(GaussianSchedule):
             elif value is not None:
                 raise ValueError(f"Discrete.{name} = {value!r}: expected None, since only the linear recipes have it")
         _table(self)
+
+    def __repr__(self):
+        """With the first and the last of many numbers."""
+        named, values = {name: repr(getattr(self, name)) for name in self.__dataclass_fields__}, self.alphas_cumprod
+        if isinstance(values, tuple) and len(values) > 8:
+            named["alphas_cumprod"] = f"({values[0]!r}, {values[1]!r}, ..., {values[-1]!r})"
+        return f"Discrete({', '.join(f'{name}={value}' for name, value in named.items())})"
 
     @property
     def t_min(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]: read only, as a frozen field

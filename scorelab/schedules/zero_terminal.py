@@ -20,9 +20,8 @@ class ZeroTerminal(GaussianSchedule):
 
     .. math:: \alpha'_t = \frac{\alpha_t - \alpha_T}{1 - \alpha_T},\qquad \sigma'_t = \sqrt{1-\alpha'^2_t} .
 
-    What is left of the data in the noise at :math:`T` moves the mean of all samples by about :math:`\alpha_T` times the mean of
-    the data, if sampling begins as pure noise (:mod:`scorelab.processes.scale`). Here nothing is left. A network cannot predict
-    the noise then (``predict="eps"`` is refused), and needs ``"v"`` or another form that is known at pure noise. Lin et al.
+    What is left of the data in the noise at :math:`T` moves the mean of all samples, if sampling begins as pure noise
+    (:class:`scorelab.processes.ScaleWarning` has by how much). Here nothing is left. A network cannot predict the noise then (``predict="eps"`` is refused), and needs ``"v"`` or another form that is known at pure noise. Lin et al.
     (2024), arXiv 2305.08891, section 3.1; in continuous time the clean end stays clean. For a table of levels see
     ``Discrete.zero_terminal``.
 

@@ -162,8 +162,8 @@ def fit(
             the state is returned. With several processes it must answer the same everywhere.
         skip_nonfinite: how many batches in a row may be skipped, since their loss or gradient norm is not finite. A skipped batch
             leaves parameters, optimiser and averages as they were, bitwise; the step counts. The metric ``"skipped"`` and a
-            :class:`SkippedBatchWarning` say which. 0 for none, with the program that there is without this. They are counted
-            from where ``fit`` begins.
+            :class:`~scorelab.training.SkippedBatchWarning` say which. 0 for none, with the program that there is without this.
+            They are counted from where ``fit`` begins.
 
     Raises:
         NonFiniteLoss: names the exact step; the finite steps before it have been logged. With ``skip_nonfinite`` the first step

@@ -50,6 +50,8 @@ def test_the_levels_are_the_published_products(name):
     given = schedules.Discrete(alphas_cumprod=tuple(exact.tolist()))
     np.testing.assert_allclose(given.log_snr(index + 0.3), schedule.log_snr(index + 0.3), rtol=1e-9, atol=1e-9)
     assert given.steps == 1000
+    assert len(repr(given)) < 200
+    assert repr(schedules.Discrete(steps=9)).startswith("Discrete(alphas_cumprod='linear', beta_start=0.0001")
 
 
 def test_the_last_levels_are_those_in_print():
