@@ -21,9 +21,9 @@ class ZeroTerminal(GaussianSchedule):
     .. math:: \alpha'_t = \frac{\alpha_t - \alpha_T}{1 - \alpha_T},\qquad \sigma'_t = \sqrt{1-\alpha'^2_t} .
 
     What is left of the data in the noise at :math:`T` moves the mean of all samples, if sampling begins as pure noise
-    (:class:`scorelab.processes.ScaleWarning` has by how much). Here nothing is left. A network cannot predict the noise then (``predict="eps"`` is refused), and needs ``"v"`` or another form that is known at pure noise. Lin et al.
-    (2024), arXiv 2305.08891, section 3.1; in continuous time the clean end stays clean. For a table of levels see
-    ``Discrete.zero_terminal``.
+    (:class:`scorelab.processes.ScaleWarning` has by how much). Here nothing is left. A network cannot predict the noise then
+    (``predict="eps"`` is refused), and needs ``"v"`` or another form that is known at pure noise. Lin et al. (2024), arXiv
+    2305.08891, section 3.1; in continuous time the clean end stays clean. For a table of levels see ``Discrete.zero_terminal``.
 
     Attributes:
         schedule: the schedule that is moved, with :math:`\alpha^2+\sigma^2=1` and clean data at a finite time.
