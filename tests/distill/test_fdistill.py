@@ -367,6 +367,28 @@ def test_every_optimiser_gets_the_loss_it_looks_at():
     assert [float(state[1].scale) for state in steps(Points().at(0)).opt_states] == [0.25, 0.5**5, 0.5**5]
 
 
+def test_a_batch_that_is_no_number_leaves_all_networks_as_they_were():
+    class Poisoned(Points):
+        def at(self, step):
+            batch = super().at(step)
+            return {"x": np.where(step == 1, np.nan, batch["x"]).astype(np.float32)}
+
+    # The discriminator sees the data.
+    learner, seen = networks(), {}
+
+    class Seen:
+        every = 1
+
+        def __call__(self, step, state, window):
+            seen[step] = jax.tree.map(np.array, jax.device_get(state))
+
+    with pytest.warns(training.SkippedBatchWarning, match="the batch of step 2 "):
+        training.fit(learner, Poisoned(), steps=3, key=KEY, hooks=[Seen()], skip_nonfinite=1)
+    assert int(seen[2].step) == 2
+    assert equal(dataclasses.replace(seen[2], step=seen[1].step), seen[1])
+    assert not equal(seen[3].ratio, seen[2].ratio)
+
+
 @pytest.fixture(scope="module")
 def untrained():
     """A learner with three networks, and its first state."""
