@@ -6,7 +6,7 @@ r"""Losses of stochastic interpolants: regressions whose minimisers are the velo
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import jax
@@ -63,7 +63,9 @@ class InterpolantMatching(Loss):
         require_choice(self, known, heads=heads)
         object.__setattr__(self, "heads", heads)
         if self.process.gamma.silent and "eta" in heads:
-            raise ValueError(f"{type(self).__name__}.heads = {heads!r} under {self.process!r}: expected ('u',), without latent noise")
+            raise ValueError(
+                f"{type(self).__name__}.heads = {heads!r} under {self.process!r}: expected ('u',), without latent noise"
+            )
         if self.times is None:
             object.__setattr__(self, "times", ArcsineTimes() if self.process.gamma.steep else UniformTimes())
         require_spec(self, Times, times=self.times)

@@ -74,7 +74,15 @@ def exact_bridge(law: GaussianMixture, process: StochasticInterpolant, y: Array,
     c = c.like(y)
     velocity = c.d_alpha * denoised + c.d_beta * w - c.rate * score
     return ExactInterpolantPrediction(
-        y=y, velocity=velocity, eta=-c.gamma * score, score=score, denoised=denoised, base=w, log_prob=log_prob, t=t, process=process
+        y=y,
+        velocity=velocity,
+        eta=-c.gamma * score,
+        score=score,
+        denoised=denoised,
+        base=w,
+        log_prob=log_prob,
+        t=t,
+        process=process,
     )
 
 

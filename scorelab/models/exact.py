@@ -54,8 +54,8 @@ class ExactModel(KnowsScale, KnowsDensity):
                 require_mixture("StochasticInterpolant.base", self.process.base)
             if self.process.coupling is not None:
                 raise ValueError(
-                    f"ExactModel.process has the coupling {self.process.coupling!r}: expected None, since the fields of independent "
-                    "ends have a closed form"
+                    f"ExactModel.process has the coupling {self.process.coupling!r}: expected None, since only independent "
+                    "ends have a closed form here"
                 )
         if isinstance(self.law, Unnormalised) and not isinstance(self.law, Density):
             raise TypeError(

@@ -24,7 +24,7 @@ __all__ = ["Brownian", "Gamma", "Quadratic", "SineSquared", "Zero"]
 
 @dataclass(frozen=True, kw_only=True)
 class Gamma(abc.ABC):
-    r"""The base of all gammas; a new one needs :meth:`squared`, zero at both ends. Derivatives are automatic where it has no others.
+    r"""The base of all gammas; a new one needs :meth:`squared`, zero at both ends. Derivatives are automatic unless it has them.
 
     Attributes:
         steep: whether :math:`\dot\gamma` is infinite at the ends.

@@ -210,7 +210,7 @@ class StochasticInterpolant(Process):
         moving, noisy = ([name for name in given if name in pair] for pair in (("velocity", "path_velocity"), ("eta", "score")))
         if len(moving) != 1 or len(noisy) > 1 or (moving == ["path_velocity"] and not noisy and not self.gamma.silent):
             raise ValueError(
-                f"predict was given {sorted(given) or 'nothing'}: expected velocity or path_velocity, and eta or score with the latter"
+                f"predict was given {sorted(given) or 'nothing'}: expected velocity, or path_velocity with eta or score"
             )
         self.check_times("predict.t", t)
         for name, value in given.items():
@@ -270,12 +270,16 @@ class Base(Start):
     def check_arrays(self, count: int, event: Any) -> None:
         found = tuple(getattr(self.law, "event", None) or jnp.shape(self.law)[1:])
         if found != tuple(event):
-            raise ValueError(f"the base of a StochasticInterpolant has points of shape {found}: expected {tuple(event)}, as sampled")
+            raise ValueError(
+                f"the base of a StochasticInterpolant has points of shape {found}: expected {tuple(event)}, as sampled"
+            )
 
     def on_grid(self, process: Any, times: np.ndarray) -> tuple[Start, np.ndarray]:
         """Itself on a grid that begins at 1; ValueError for another, where the law is not the base."""
         if times[0] != 1:
-            raise ValueError(f"the base of {process!r} on a grid that begins at t = {times[0]:.6g}: expected t = 1, or another start")
+            raise ValueError(
+                f"the base of {process!r} on a grid that begins at t = {times[0]:.6g}: expected t = 1, or another start"
+            )
         return self, times
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process: Any, t: Array, event: Any) -> Float[Array, " batch *event"]:

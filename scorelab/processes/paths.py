@@ -152,7 +152,9 @@ class Trigonometric(Path):
     def check(self, gamma: Gamma) -> None:
         most = float(np.max(gamma.squared(np.linspace(0.0, 1.0, 1001))))
         if not most < 1 - 1e-6:
-            raise ValueError(f"Trigonometric with {gamma!r}, whose square reaches {most:.4g}: expected a gamma below 1 at all times")
+            raise ValueError(
+                f"Trigonometric with {gamma!r}, whose square reaches {most:.4g}: expected a gamma below 1 at all times"
+            )
         super().check(gamma)
 
     def _rho(self, t: Time, gamma: Gamma) -> Coefficient:
@@ -198,9 +200,7 @@ class EncodingDecoding(Path):
 
     def check(self, gamma: Gamma) -> None:
         if not isinstance(gamma, SineSquared) and not abs(float(gamma.squared(np.float64(0.5))) - 1) <= _END:
-            raise ValueError(
-                f"EncodingDecoding with {gamma!r}: expected a gamma that is 1 at t = 1/2, such as SineSquared(), or points meet in 0"
-            )
+            raise ValueError(f"EncodingDecoding with {gamma!r}: expected a gamma that is 1 at t = 1/2, such as SineSquared()")
         super().check(gamma)
 
     @staticmethod

@@ -1,7 +1,7 @@
-r"""How much noise an interpolant is sampled with, :math:`\epsilon_t \ge 0`: chosen at sampling, the marginals are the same for all.
+r"""How much noise an interpolant is sampled with, :math:`\epsilon_t \ge 0`. It is chosen at sampling; no marginal depends on it.
 
-A solver needs :math:`\epsilon` and :math:`\epsilon/\gamma`, since :math:`\epsilon\,\nabla\log p = -(\epsilon/\gamma)\,\eta`. Both are
-host numbers.
+A solver needs :math:`\epsilon` and :math:`\epsilon/\gamma`, since :math:`\epsilon\,\nabla\log p = -(\epsilon/\gamma)\,\eta`.
+Both are host numbers.
 """
 
 from __future__ import annotations

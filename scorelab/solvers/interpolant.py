@@ -11,6 +11,7 @@ step is an Euler step of the flow: a drift without its noise would shrink the da
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -29,7 +30,7 @@ from scorelab.validation import require_choice, require_spec
 
 
 class InterpolantRow(NamedTuple):
-    r"""The numbers of one stage: the model is asked at :math:`\hat y = y + n_{in} z`, its drift is :math:`f = u + e\,\eta`, and then
+    r"""The numbers of one stage: the model is asked at :math:`\hat y = y + n_{in} z`, the drift is :math:`f = u + e\,\eta`, and
 
     .. math:: y \leftarrow c_y\hat y + c_b y_b + c_f f + c_{f'} f' + n z + c_n\xi
 
@@ -103,7 +104,7 @@ class InterpolantODE(Solver):
 
     def table(self, process, times):
         rows = []
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
             rows.append(_row(t, i, now=s - t))
             if self.rule == "heun" and s > 0:
                 rows.append(_corrected(s, i, s - t))
@@ -166,7 +167,7 @@ class InterpolantSDE(Solver):
             raise ValueError(f"{self.epsilon!r} has the values {eps} at the times {times}: expected finite numbers, none below 0")
         e = np.asarray(self.epsilon.over_gamma(process, times), np.float64)
         rows = []
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
             dt = s - t
             if s == 0 or not (np.isfinite(e[i]) and np.isfinite(e[i + 1])):
                 rows.append(_row(t, i, now=dt))
