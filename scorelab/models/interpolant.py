@@ -25,7 +25,8 @@ class InterpolantField(Trainable):
     r"""A network that states the velocity and the latent noise of an interpolant.
 
     It sees :math:`y/\sqrt{\alpha^2 s^2+\beta^2 s_w^2+\gamma^2}` and the angle :math:`2\arcsin\sqrt t - \pi/2`, which tells
-    times near both ends apart. One network with two heads gets the point twice, side by side in its last axis, and returns both heads so.
+    times near both ends apart. One network with two heads gets the point twice, side by side in its last axis, and returns
+    both heads so.
 
     Attributes:
         net: as that of :class:`scorelab.models.Denoiser`.

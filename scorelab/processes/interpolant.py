@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 
 from scorelab.arrays import Array, BatchTime, Key, Time, per_example
 from scorelab.processes.base import Noised, Process, Start
+from scorelab.processes.charts import Chart, Identity
 from scorelab.processes.gammas import Brownian, Gamma
 from scorelab.processes.paths import Coefficients, Linear, Path
 from scorelab.processes.predictions import HasDenoised, HasLatent, HasScore, HasVelocity
@@ -147,6 +148,11 @@ class StochasticInterpolant(Process):
     def t_max(self) -> float:
         """The base, where sampling begins."""
         return 1.0
+
+    @property
+    def chart(self) -> Chart:
+        """Points move in data space."""
+        return Identity()
 
     @property
     def domain(self) -> tuple[float, float]:

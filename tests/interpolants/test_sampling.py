@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab import densities, grids, models, processes, sample, schedules, solvers, starts
+from scorelab import densities, fk, grids, invert, log_likelihood, models, processes, sample, schedules, solvers, starts
 from scorelab.solvers import epsilons
 
 from . import laws
@@ -69,11 +69,13 @@ def _moments(values):
 @pytest.mark.parametrize(("solver", "order"), SOLVERS.items(), ids=str)
 def test_order_of_mean_and_variance(solver, order):
     assert solver.order == order
-    errors = np.array([np.abs(np.subtract(found, DATA)) for found in ends(solver)])
-    # The last step is Euler's: one step of a first-order rule has a local error of order two.
-    slopes = np.log2(errors[:-1] / np.maximum(errors[1:], 1e-14))
-    assert np.all(slopes[-1] > order - 0.2), (errors, slopes)
-    assert errors[-1].max() < (0.02 if order == 1 else 1e-3)
+    mean, variance = np.abs(np.subtract(ends(solver), DATA)).T
+    slopes = np.log2(variance[:-1] / variance[1:])
+    # One-sided above: a leading term that nearly cancels converges faster.
+    assert slopes[-1] > order - 0.15, variance
+    assert variance[-1] < (0.02 if order == 1 else 1e-3)
+    # Straight lines between the means are followed by every rule; noise of half a step moves them at its order.
+    assert mean[-1] < (0.02 if order == 1 else 1e-3)
 
 
 N = 8_000
@@ -156,7 +158,10 @@ def test_data_to_data():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda m: sample(m, solver=solvers.InterpolantODE(), grid=grids.Uniform(4, t_max=0.9), key=KEY, shape=(2, 2)), "begins at 1"),
+        (
+            lambda m: sample(m, solver=solvers.InterpolantODE(), grid=grids.Uniform(4, t_max=0.9), key=KEY, shape=(2, 2)),
+            "expected t = 1",
+        ),
         (lambda m: sample(m, solver=solvers.InterpolantODE(), grid=grids.Uniform(4), key=KEY, shape=(2, 3)), "points of shape"),
         (lambda m: sample(m, solver=solvers.Heun(), grid=grids.Uniform(4), key=KEY, shape=(2, 2)), "expected a LinearGaussian"),
         (lambda m: solvers.InterpolantSDE(rule="milstein"), "rule"),
@@ -183,3 +188,55 @@ def test_data_to_data():
 def test_errors(act, message):
     with pytest.raises((TypeError, ValueError), match=message):
         act(models.ExactModel(laws.data(), laws.process("linear, Brownian")))
+
+
+@pytest.mark.parametrize("name", ["linear, Brownian", "linear, quadratic", "trigonometric, zero"])
+def test_the_likelihood_of_the_flow_is_exact(name):
+    """From the data themselves to the density of the base: the log-densities of the mixture, to the tolerance of the solver."""
+    with jax.enable_x64(True):
+        model = models.ExactModel(laws.data(), laws.process(name))
+        x = np.array([[0.3, -0.7], [-2.0, 1.0], [1.4, -0.9]])
+        found = log_likelihood(model, x, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(found.log_prob, laws.data().log_prob(x), atol=1e-7)
+        # Ten digits of an independent computation.
+        np.testing.assert_allclose(found.log_prob[:2], [-4.2745722862, -2.2187121598], atol=1e-7)
+    points = processes.StochasticInterpolant(base=np.zeros((3, 2), np.float32))
+    fields = models.FunctionModel(lambda y, t, cond=None: points.predict(y, t, velocity=y, eta=y), points, returns="prediction")
+    with pytest.raises(ValueError, match="points, which have no density"):
+        log_likelihood(fields, x)
+
+
+def test_inversion_finds_the_base_point_and_comes_back():
+    model = models.ExactModel(laws.data(), laws.process("linear, quadratic"))
+    x = np.asarray(laws.data().sample(KEY, 16))
+    solver, grid = solvers.InterpolantODE(), grids.SineSquared(80)
+    z = invert(model, x, solver=solver, grid=grid)
+    back = sample(model, solver=solver, grid=grid, key=KEY, shape=x.shape, start=starts.Fixed(np.asarray(z)))
+    # Heun's rule: the square of a step of 1/80, at velocities of up to 5, twice.
+    np.testing.assert_allclose(back.x, x, atol=10 / 80**2 * 5)
+
+
+def test_steering_weighs_without_bias():
+    r"""Under the reward a.x the constant is E exp(a.x) over the mixture, in closed form, and the samples have its tilted mean."""
+    a = np.array([0.6, -0.4])
+    means = laws.MEANS + laws.COVS @ a
+    log_weights = np.log(laws.WEIGHTS) + laws.MEANS @ a + 0.5 * np.einsum("i,kij,j->k", a, laws.COVS, a)
+    log_z = np.log(np.sum(np.exp(log_weights)))
+    tilted = np.exp(log_weights - log_z) @ means
+    solver = fk.FeynmanKac(
+        base=solvers.InterpolantSDE(epsilon=epsilons.Proportional(8.0)),
+        potential=fk.Difference(_along, intermediate=fk.Denoised()),
+        particles=64,
+        resample_final=True,
+    )
+    model = models.ExactModel(laws.data(), laws.process("linear, Brownian"))
+    out = sample(model, solver=solver, grid=grids.SineSquared(32), key=KEY, shape=(64 * 64, 2))
+    z = np.exp(np.asarray(out.log_z, np.float64))
+    # Four standard errors over 64 populations, and the bias of the solver: a hundredth.
+    assert abs(z.mean() - np.exp(log_z)) < 4 * z.std(ddof=1) / 8 + 0.01 * np.exp(log_z)
+    spread = np.asarray(out.x).reshape(64, 64, 2).mean(1)
+    np.testing.assert_allclose(spread.mean(0), tilted, atol=4 * spread.std(0).max() / 8 + 0.02)
+
+
+def _along(x):
+    return x @ jnp.array([0.6, -0.4], x.dtype)
