@@ -1,11 +1,12 @@
 """How much noise to sample a learned bridge with: the flow, a constant epsilon, and one in proportion to the latent noise.
 
-A bridge from a mixture of three Gaussians to a ring of eight, with a Brownian latent noise. Two networks learn its velocity and its latent
-noise (u, eta); beside them two learn v in the place of u. Samples are drawn by Euler-Maruyama on a grid that is dense at both ends. KL in
-nats of the data to the samples, both smoothed by .1, on a grid of cells; that of as many exact samples is the floor.
+A bridge from a mixture of three Gaussians to a ring of eight, with a Brownian latent noise. Two networks learn its velocity and
+its latent noise (u, eta); beside them two learn v in the place of u. Samples are drawn by Euler-Maruyama on a grid that is dense
+at both ends. KL in nats of the data to the samples, both smoothed by .1, on a grid of cells; that of as many exact samples is the
+floor.
 
-The bound is the integral over t of E|du - eps ds|^2 / (4 eps), with the errors du and ds of the learned fields at points of the exact
-bridge.
+The bound is the integral over t of E|du - eps ds|^2 / (4 eps), with the errors du and ds of the learned fields at points of the
+exact bridge.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ FIGURE = Figure(
     __doc__,
     answers="",
     claims="Learned fields control the likelihood of samplers with noise; control of the deterministic one is more stringent.",
-    look_for="KL against epsilon has its minimum inside: the flow keeps what the networks got wrong, and too much noise needs a score "
-    "that they do not have. Noise in proportion to gamma^2 forgives a wide range.",
+    look_for="KL against epsilon has its minimum inside: the flow keeps what the networks got wrong, and too much noise needs a "
+    "score that they do not have. Noise in proportion to gamma^2 forgives a wide range.",
     minutes=dict(small=3, full=10, gpu=None),
     options=dict(seeds=3, steps=4000, n=30_000, grid=200),
     small=dict(seeds=2, steps=1500, n=15_000, grid=150),
@@ -156,7 +157,7 @@ def claims(numbers: dict) -> list[Claim]:
             says="Noise makes samples of learned fields better than the flow does.", value=gain.mean(), spread=spread(gain),
             unit="times the KL of epsilon = .5 has the flow",
             verdict="reproduced" if inside and gain.mean() > 1.5 else "in shape" if gain.mean() > 1 else "not reproduced",
-            why=f"The best constant has {plus_minus(best)} nats and the flow {plus_minus(kl(0.0))}; the floor is {rows[0]['floor']:.3f}.",
+            why=f"Best constant {plus_minus(best)} nats, the flow {plus_minus(kl(0.0))}; the floor is {rows[0]['floor']:.3f}.",
         ),
         Claim(
             says="Too much noise needs a better score.", value=worse.mean(), spread=spread(worse),
@@ -173,7 +174,7 @@ def claims(numbers: dict) -> list[Claim]:
         Claim(
             says="The errors of the fields bound the likelihood of the SDE.", value=np.mean(bound), spread=spread(np.array(bound)),
             unit="nats, the bound at epsilon = .5",
-            verdict="reproduced" if np.all(np.array(bound) > kl(0.5) - np.array([row["floor"] for row in rows])) else "not reproduced",
+            verdict="reproduced" if np.all(np.array(bound) > kl(0.5) - [row["floor"] for row in rows]) else "not reproduced",
             why=f"KL there is {plus_minus(kl(0.5))}, floor included. A bound, and no estimate.",
         ),
     ]  # fmt: skip
