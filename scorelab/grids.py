@@ -131,6 +131,19 @@ class Quadratic(Spaced):
 
 
 @dataclass(frozen=True)
+class SineSquared(Spaced):
+    r"""Equal steps in :math:`\arcsin\sqrt t` on the unit interval: dense at both ends, for interpolants between two narrow laws."""
+
+    def coordinate(self, process, t):
+        r""":math:`\arcsin\sqrt t`; infinite outside the unit interval, where it is none."""
+        return np.arcsin(np.sqrt(t)) if 0 <= t <= 1 else np.inf
+
+    def inverse(self, process, values):
+        """The squared sine."""
+        return np.sin(values) ** 2
+
+
+@dataclass(frozen=True)
 class LogSNR(Spaced):
     r"""Equal steps in :math:`\log(\alpha^2/\sigma^2)` from ``t_max`` to ``t_min``, then the clean time."""
 

@@ -3,6 +3,7 @@
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
+from scorelab.data.couplings import Assignment, Coupled, Coupling, Entropic, Independent, Paired
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
@@ -11,15 +12,21 @@ from scorelab.data.transforms import Identity, Pixels, Positive, Transform
 __all__ = [
     "ArrayFile",
     "Arrays",
+    "Assignment",
     "Batches",
+    "Coupled",
+    "Coupling",
     "DataCorrupt",
     "DataNotFound",
     "DataSet",
+    "Entropic",
     "Identity",
     "ImageFolder",
+    "Independent",
     "Indexed",
     "IteratorAdapter",
     "Named",
+    "Paired",
     "Pixels",
     "Positive",
     "PublishedFile",

@@ -103,9 +103,10 @@ class _Set:
 
 def _summary(experiment: Experiment, found: _Set | None) -> str:
     network, train = experiment.learner.network, experiment.one(Train)
+    noise = "schedule" if hasattr(experiment.process, "schedule") else "process"
     parts = [
         f"{type(network.net).__name__} network" if network is not None else type(experiment.learner).__name__,
-        f"{type(experiment.process.schedule).__name__} schedule",
+        f"{type(getattr(experiment.process, 'schedule', experiment.process)).__name__} {noise}",
         f"{train.steps:,} steps of {train.batch_size}",
     ]
     if found is not None and found.drawn is not None:

@@ -29,6 +29,7 @@ from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold
 from scorelab.models.base import Model
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import TOLERATED, prior_error
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import population_size
@@ -202,9 +203,10 @@ class Sample(Stage):
             return
 
     def _check_scale(self, experiment: Experiment) -> None:
-        if self.start is not None or self.correction is not None:
-            return
         process = experiment.process
+        # An interpolant begins at its base, whatever the data are.
+        if self.start is not None or self.correction is not None or not isinstance(process, LinearGaussian):
+            return
         mean, std = experiment.data.moments(process.chart)
         first = float(self.grid.times(process)[0])
         off_mean, off_std = prior_error(process, first, mean=mean, std=std)

@@ -12,6 +12,7 @@ the paper says only with that law (each docstring below names it).
 from scorelab.losses.base import Batch, Loss, PredictionLoss
 from scorelab.losses.denoising import DenoisingScoreMatching
 from scorelab.losses.implicit import ImplicitScoreMatching
+from scorelab.losses.interpolant import InterpolantMatching
 from scorelab.losses.joint import Joint
 from scorelab.losses.multiplicative import (
     MultiplicativeDenoisingScoreMatching,
@@ -19,7 +20,15 @@ from scorelab.losses.multiplicative import (
     NonNegativeScoreMatching,
 )
 from scorelab.losses.regularised import Regularised, Regulariser
-from scorelab.losses.times import KarrasTimes, LogitNormalTimes, LogNormalTimes, Times, UniformLogSNRTimes, UniformTimes
+from scorelab.losses.times import (
+    ArcsineTimes,
+    KarrasTimes,
+    LogitNormalTimes,
+    LogNormalTimes,
+    Times,
+    UniformLogSNRTimes,
+    UniformTimes,
+)
 from scorelab.losses.weightings import (
     EDMWeighting,
     FlowWeighting,
@@ -35,11 +44,13 @@ from scorelab.losses.weightings import (
 )
 
 __all__ = [
+    "ArcsineTimes",
     "Batch",
     "DenoisingScoreMatching",
     "EDMWeighting",
     "FlowWeighting",
     "ImplicitScoreMatching",
+    "InterpolantMatching",
     "Joint",
     "KarrasTimes",
     "LikelihoodWeighting",

@@ -33,6 +33,12 @@ class HasScore:
     score: Array
 
 
+class HasLatent:
+    r"""The latent noise of an interpolant, :math:`\eta = E[z\mid y_t]`, shaped like ``y``."""
+
+    eta: Array
+
+
 class HasVelocity:
     r"""The velocity :math:`dy/dt` of the probability flow, shaped like ``y``."""
 
