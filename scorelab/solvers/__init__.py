@@ -1,6 +1,7 @@
 """Solvers: how to come back from noise to data."""
 
 from scorelab.solvers.base import Integrator, Nodes, Population, Row, Solver
+from scorelab.solvers.brownian import Brownian
 from scorelab.solvers.corrector import PredictorCorrector
 from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
@@ -14,6 +15,7 @@ from scorelab.solvers.unipc import UniPC
 __all__ = [
     "DDIM",
     "DEIS",
+    "Brownian",
     "DPMSolverPP",
     "Diffrax",
     "EulerMaruyama",
