@@ -7,6 +7,7 @@ from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
+from scorelab.models.known import Known, KnownPrediction
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
 
@@ -23,6 +24,8 @@ __all__ = [
     "FunctionModel",
     "Guided",
     "GuidedPrediction",
+    "Known",
+    "KnownPrediction",
     "KnowsDensity",
     "LinearMeasurement",
     "MeasurementGuided",

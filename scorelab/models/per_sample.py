@@ -14,7 +14,8 @@ import numpy as np
 from scorelab.arrays import Array, Pytree, is_traced
 from scorelab.validation import owner
 
-# Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE).
+# Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE). Where one value is an
+# array itself, the name of another field that is shaped like one: field(metadata={"per_sample": "mask"}).
 PER_SAMPLE = {"per_sample": True}
 
 
@@ -47,7 +48,9 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
         if field.metadata.get("static"):
             continue
         if field.metadata.get("per_sample"):
-            new = fn(f"{type(model).__name__}.{field.name}", value) if jnp.ndim(value) else value
+            like = field.metadata["per_sample"]
+            alone = 0 if like is True else jnp.ndim(getattr(model, like))
+            new = fn(f"{type(model).__name__}.{field.name}", value) if jnp.ndim(value) > alone else value
         elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
             parts = [map_per_sample(fn, v) for v in value]
             new = value if all(a is b for a, b in zip(parts, value, strict=True)) else tuple(parts)

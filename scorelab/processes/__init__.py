@@ -8,6 +8,7 @@ from scorelab.processes.linear_gaussian import GaussianNoise, GaussianPrediction
 from scorelab.processes.multiplicative import GeometricBrownianMotion
 from scorelab.processes.predictions import (
     HasDenoised,
+    HasKnown,
     HasLogits,
     HasLogProb,
     HasNoise,
@@ -26,6 +27,7 @@ __all__ = [
     "GaussianPrediction",
     "GeometricBrownianMotion",
     "HasDenoised",
+    "HasKnown",
     "HasLogProb",
     "HasLogits",
     "HasNoise",

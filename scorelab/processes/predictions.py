@@ -33,6 +33,18 @@ class HasScore:
     score: Array
 
 
+class HasKnown:
+    """A clean point of the chart of which a part is known.
+
+    Attributes:
+        known: the point, shaped like ``y``; of no meaning elsewhere.
+        mask: 1 where it is known, 0 elsewhere, shaped like ``y``.
+    """
+
+    known: Array
+    mask: Array
+
+
 class HasVelocity:
     r"""The velocity :math:`dy/dt` of the probability flow, shaped like ``y``."""
 

@@ -9,6 +9,7 @@ from scorelab.solvers.external import Diffrax
 from scorelab.solvers.joint import Hold, Joint
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.renoise import Renoise
+from scorelab.solvers.repaint import RePaint
 from scorelab.solvers.straight import DEIS, Heun
 from scorelab.solvers.unipc import UniPC
 
@@ -30,6 +31,7 @@ __all__ = [
     "Population",
     "PredictorCorrector",
     "ProbabilityFlowEuler",
+    "RePaint",
     "Renoise",
     "Row",
     "Solver",
