@@ -169,7 +169,7 @@ class Label(Member):
     def without(self, value, dropped):
         return jnp.where(dropped, jnp.asarray(self.num_classes, value.dtype), value)
 
-    def embed(self, layer: str, value: Array, width: int, dtype: str) -> Array:
+    def embed(self, layer: str, value: Array, width: int, dtype: str) -> jax.Array:
         """The row of the table, ``(rows, width)``."""
         value = jnp.asarray(value)
         # A label that is no class reads a row beyond the table, which is NaN: -4 would be the fourth row from its end.
@@ -238,7 +238,7 @@ class Vector(Numbers):
     def row(self):
         return (self.size,)
 
-    def embed(self, layer: str, value: Array, width: int, dtype: str) -> Array:
+    def embed(self, layer: str, value: Array, width: int, dtype: str) -> jax.Array:
         """Their embedding, ``(rows, width)``."""
         return _Vector(width, dtype, name=layer)(value)
 
@@ -268,7 +268,7 @@ class Image(Numbers):
     def row(self):
         return (*(None,) * self.axes, self.channels)
 
-    def image(self, layer: str, value: Array, x: Array, at: str = "cond") -> Array:
+    def image(self, layer: str, value: Array, x: jax.Array, at: str = "cond") -> jax.Array:
         """The channels it adds to ``x``, ``(rows, *space, channels + 1)``; messages call it ``at``."""
         space = x.shape[1:-1]
         if len(space) != self.axes:
@@ -302,7 +302,7 @@ class Sequence(Numbers):
     def row(self):
         return (self.length, self.size)
 
-    def tokens(self, layer: str, value: Array, width: int, dtype: str) -> Array:
+    def tokens(self, layer: str, value: Array, width: int, dtype: str) -> jax.Array:
         """The tokens as a network attends to them, ``(rows, length, width)``."""
         return _Sequence(width, dtype, name=layer)(value)
 
@@ -413,7 +413,7 @@ def _entries(condition: Condition, cond: Pytree, batch: int) -> Iterator[Entry]:
         yield Entry(layer, where(name), member, rows)
 
 
-def embedded(given: tuple[Entry, ...], h: Array, width: int, dtype: str) -> Array:
+def embedded(given: tuple[Entry, ...], h: jax.Array, width: int, dtype: str) -> jax.Array:
     """``h (rows, width)`` plus the embeddings of the members that enter there; called inside a network."""
     for entry in given:
         if entry.member.way == "embedding":
@@ -421,14 +421,14 @@ def embedded(given: tuple[Entry, ...], h: Array, width: int, dtype: str) -> Arra
     return h
 
 
-def concatenated(given: tuple[Entry, ...], x: Array) -> Array:
+def concatenated(given: tuple[Entry, ...], x: jax.Array) -> jax.Array:
     """``x (batch, *space, channels)`` with the channels of the members that enter there; called inside a network."""
     added = [entry.member.image(entry.layer, entry.value, x, entry.where) for entry in given if entry.member.way == "channels"]
     added = [jnp.broadcast_to(image, (*x.shape[:-1], image.shape[-1])).astype(x.dtype) for image in added]
     return jnp.concatenate([x, *added], axis=-1) if added else x
 
 
-def attended(given: tuple[Entry, ...], batch: int, width: int, dtype: str) -> Array | None:
+def attended(given: tuple[Entry, ...], batch: int, width: int, dtype: str) -> jax.Array | None:
     """The tokens ``(batch, m, width)`` of all members that are attended to, None where there are none; called inside a network."""
     tokens = [entry.member.tokens(entry.layer, entry.value, width, dtype) for entry in given if entry.member.way == "tokens"]
     tokens = [jnp.broadcast_to(each, (batch, *each.shape[1:])) for each in tokens]
@@ -443,7 +443,7 @@ def _among(n: int | None) -> str:
     return "" if n is None else f" for {n} examples"
 
 
-def _split(value: Array) -> tuple[Array, Array]:
+def _split(value: Array) -> tuple[jax.Array, jax.Array]:
     """Which rows are wholly NaN, shaped to broadcast, and the values with 0 in these rows, so that no NaN meets a gradient."""
     value = jnp.asarray(value, jnp.float32)
     missing = jnp.all(jnp.isnan(value), axis=tuple(range(1, value.ndim)), keepdims=True)
@@ -457,7 +457,7 @@ class _Vector(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, value: Array) -> Array:
+    def __call__(self, value: Array) -> jax.Array:
         missing, value = _split(value)
         h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(value.astype(self.dtype)))
         h = nn.Dense(self.width, dtype=self.dtype, name="out")(h)
@@ -469,7 +469,7 @@ class _Image(nn.Module):
     """The image and whether there is one, or learned numbers for none."""
 
     @nn.compact
-    def __call__(self, value: Array) -> Array:
+    def __call__(self, value: Array) -> jax.Array:
         missing, value = _split(value)
         null = self.param("null", nn.initializers.zeros, value.shape[-1:], jnp.float32)
         value = jnp.where(missing, null, value)
@@ -484,7 +484,7 @@ class _Sequence(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, value: Array) -> Array:
+    def __call__(self, value: Array) -> jax.Array:
         missing, value = _split(value)
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(value.astype(self.dtype))
         place = self.param("positions", nn.initializers.normal(0.02), (value.shape[1], self.width), jnp.float32)

@@ -142,8 +142,8 @@ class UNet(nn.Module):
         smallest = 2 ** (len(self.channels) - 1)
         if min(x.shape[1:3]) < smallest:
             raise ValueError(f"x has shape {x.shape}: UNet with {len(self.channels)} levels accepts sides >= {smallest}")
-        classes = (ResBlock, AttentionBlock, CrossAttention)
-        block_class, attention_class, crossing_class = map(nn.remat, classes) if self.remat else classes
+        block_class, attention_class = (nn.remat(ResBlock), nn.remat(AttentionBlock)) if self.remat else (ResBlock, AttentionBlock)
+        crossing_class = nn.remat(CrossAttention) if self.remat else CrossAttention
         conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
         given = entries("UNet", of_network(self), cond, len(x))
         emb = Embedding(4 * self.channels[0], self.dtype, name="embedding")(c_noise, given)
