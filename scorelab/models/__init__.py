@@ -5,7 +5,7 @@ from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
-from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, conditioned
+from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, ScaleAt, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
 from scorelab.models.known import Known, KnownPrediction
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
@@ -32,6 +32,7 @@ __all__ = [
     "Model",
     "PiGDM",
     "RewardGradient",
+    "ScaleAt",
     "Trainable",
     "TweedieCovariance",
     "Wraps",

@@ -1,4 +1,4 @@
-"""Numbers that a model holds for each sample, such as guidance scales ``(n,)``: sampling in chunks takes their rows along."""
+"""What a model holds for each sample, guidance scales ``(n,)`` or conditions: sampling in chunks takes their rows along."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
         value = getattr(model, field.name)
         if field.metadata.get("static"):
             continue
-        if field.metadata.get("per_sample"):
-            like = field.metadata["per_sample"]
+        if field.metadata.get("per_sample") and not dataclasses.is_dataclass(value):
+            name, like = f"{type(model).__name__}.{field.name}", field.metadata["per_sample"]
             alone = 0 if like is True else jnp.ndim(getattr(model, like))
-            new = fn(f"{type(model).__name__}.{field.name}", value) if jnp.ndim(value) > alone else value
+            new = jax.tree.map(lambda leaf, name=name, alone=alone: fn(name, leaf) if jnp.ndim(leaf) > alone else leaf, value)
+            if all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(value), strict=True)):
+                new = value
         elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
             parts = [map_per_sample(fn, v) for v in value]
             new = value if all(a is b for a, b in zip(parts, value, strict=True)) else tuple(parts)
@@ -62,11 +64,11 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
 
 
 def per_sample_values(model: Pytree) -> dict[str, Array]:
-    """The per-sample values of a model by name."""
+    """The per-sample values of a model by name; several arrays of one field are told apart by their number."""
     found = {}
 
     def note(name, value):
-        found[name] = value
+        found[f"{name}[{len(found)}]" if name in found else name] = value
         return value
 
     map_per_sample(note, model)
