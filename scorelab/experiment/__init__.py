@@ -8,6 +8,7 @@ from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
 from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation
 from scorelab.experiment.faults import Signals
+from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
 from scorelab.experiment.sample import Drawn, Sample
@@ -30,6 +31,7 @@ __all__ = [
     "Finding",
     "FromData",
     "ImageEvaluation",
+    "Inpainting",
     "Pairs",
     "PointEvaluation",
     "Report",

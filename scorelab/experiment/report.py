@@ -141,8 +141,8 @@ def _setup(experiment: Experiment, sets: Sequence[_Set]) -> Iterable[tuple[str, 
             record = found.drawn.record
             how = record["sampling"]
             parts = [spelled(how["solver"]), f"grid {spelled(how['grid'])}"]
-            parts += [f"{part} {spelled(how[part])}" for part in ("start", "correction") if how[part] is not None]
-            parts.append("no guidance" if how["guidance"] is None else f"guidance {how['guidance']:g}")
+            parts += [f"{part} {spelled(how[part])}" for part in ("start", "correction", "inpainting") if how.get(part) is not None]
+            parts.append("no guidance" if how["guidance"] is None else f"guidance {spelled(how['guidance'])}")
             parts += [f"classes {spelled(how['classes'])}"] if how["classes"] else []
             yield f"sampler{found.of}", ", ".join((*parts, f"seed {record['seed']}", f"{record['model_calls']} model calls each"))
 

@@ -22,12 +22,13 @@ from scorelab.experiment import previews
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
+from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pictures import FRAMES, POINT_FRAMES, POINTS, picture, trajectory
 from scorelab.experiment.starts import FromData
 from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
-from scorelab.models import ClassifierFreeGuidance
+from scorelab.models import ClassifierFreeGuidance, ScaleAt
 from scorelab.models.base import Model
 from scorelab.processes.scale import TOLERATED, prior_error
 from scorelab.sampling import Samples, sample
@@ -49,8 +50,10 @@ class Sample(Stage):
         start: the law at the first grid time, a ``DataStart`` or ``DataTeleport`` to take it from the training
             data, None for the prior.
         n: number of samples.
-        guidance: scale of classifier-free guidance, None for the plain model; needs ``DataSpec.labels``.
+        guidance: scale of classifier-free guidance, a number or a :class:`scorelab.models.ScaleAt` of the noise, None for the plain
+            model; needs ``DataSpec.labels``.
         correction: a :class:`scorelab.fk.Correction` of the model, None for none; needs a ``solver`` that is a ``fk.FeynmanKac``.
+        inpainting: an :class:`Inpainting` of one image of the data by every sample, None for none.
         classes: the conditions, given to the samples in turn; () for every class of the data.
         chunk: samples computed at once, None for as many as fit.
         shown: samples in the trajectory picture.
@@ -60,8 +63,9 @@ class Sample(Stage):
     grid: grids.Grid = field(default_factory=lambda: grids.Karras(18))
     start: Start | FromData | None = None
     n: int = 100
-    guidance: float | None = None
+    guidance: float | ScaleAt | None = None
     correction: fk.Correction | None = None
+    inpainting: Inpainting | None = None
     classes: tuple[int, ...] = ()
     chunk: int | None = None
     shown: int = 6
@@ -75,7 +79,7 @@ class Sample(Stage):
         if self.start is not None:
             require_spec(self, Start | FromData, start=self.start)
         require_int(self, 1, n=self.n, shown=self.shown)
-        if self.guidance is not None:
+        if self.guidance is not None and not isinstance(self.guidance, ScaleAt):
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
         if self.chunk is not None:
             require_int(self, 1, chunk=self.chunk)
@@ -92,6 +96,10 @@ class Sample(Stage):
                     "Sample.correction is given: expected a solver that is a fk.FeynmanKac, no guidance and no start, since "
                     "a correction brings its own"
                 )
+        if self.inpainting is not None:
+            require_spec(self, Inpainting, inpainting=self.inpainting)
+            if self.correction is not None:
+                raise ValueError("Sample.inpainting and Sample.correction are both given: expected one of them")
         if self.n % (particles := population_size(self.solver, self.n)):
             raise ValueError(f"Sample.n = {self.n}: expected a multiple of the {particles} particles of a population")
         require_spec(self, tuple | list, classes=self.classes)
@@ -117,6 +125,8 @@ class Sample(Stage):
                 _, times = self.start.on_grid(process, times)
         elif process.has_signs:
             raise ValueError(f"Sample.start = None under {process!r}: expected DataStart(kind='signed'), which has the signs")
+        if self.inpainting is not None:
+            self.inpainting.check(data, self.solver)
         self.solver.table(process, times)
         self._trace(experiment, like)
         self._check_scale(experiment)
@@ -155,7 +165,7 @@ class Sample(Stage):
             return
 
         def run(state, key):
-            model, solver, start = self.applied(experiment.learner.model(state))
+            model, solver, start = self.applied(experiment.learner.model(state), data)
             # Where a start from data begins is of no matter to shapes.
             start = start if isinstance(self.start, FromData) or self.start is None else self.start
             shape, label = (self.n, *data.load().event_shape), self.conditions(data, self.n)
@@ -197,17 +207,19 @@ class Sample(Stage):
         if run.experiment.one(Sample) is self:
             _preview(run, self, step, state)
 
-    def applied(self, model: Model) -> tuple[Model, solvers.Solver, Start | None]:
+    def applied(self, model: Model, data: DataSpec) -> tuple[Model, solvers.Solver, Start | None]:
         """The model and the solver that samples are drawn with, and the start of a correction, which brings its own."""
         if self.guidance is not None:
             model = ClassifierFreeGuidance(model=model, scale=self.guidance)
+        if self.inpainting is not None:
+            return *self.inpainting(model, self.solver, data), None
         if self.correction is None:
             return model, self.solver, None
         return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
 
     def sampler(self, model: Model, data: DataSpec, label: np.ndarray | None, key: Key) -> Callable[..., Samples]:
         """:func:`scorelab.sample` as this stage calls it, but for ``shape`` and ``cond``; the latter is ``label``."""
-        applied, solver, start = self.applied(model)
+        applied, solver, start = self.applied(model, data)
         start = self.begin(data, model.process, label) if start is None else start
         return functools.partial(sample, applied, solver=solver, grid=self.grid, start=start, key=key)
 

@@ -41,8 +41,8 @@ class ScaleAt:
             value = np.asarray(getattr(self, name))
             if value.ndim != 1 or not value.size or value.dtype.kind not in "fiu" or not np.all(np.isfinite(value)):
                 raise ValueError(f"ScaleAt.{name} = {getattr(self, name)!r}: expected finite numbers (k,)")
-            if not isinstance(getattr(self, name), jax.Array):
-                object.__setattr__(self, name, value.astype(np.float64))
+            if isinstance(getattr(self, name), list | tuple):
+                object.__setattr__(self, name, tuple(map(float, value)))
         if len(self.ratios) != len(self.scales):
             raise ValueError(f"ScaleAt.scales has {len(self.scales)} numbers: expected {len(self.ratios)}, one for each of ratios")
         if np.min(self.ratios) <= 0 or np.any(np.diff(self.ratios) <= 0):

@@ -62,7 +62,9 @@ class Known(Wraps):
         if not np.all((mask == 0) | (mask == 1)):
             raise ValueError(f"Known.mask has the values {np.unique(mask)[:8]}: expected 0 and 1")
         if values.shape[values.ndim - mask.ndim :] != mask.shape or values.ndim > mask.ndim + 1:
-            raise ValueError(f"Known.values has shape {values.shape}: expected {mask.shape}, that of the mask, or (n, *{mask.shape})")
+            raise ValueError(
+                f"Known.values has shape {values.shape}: expected {mask.shape}, that of the mask, or (n, *{mask.shape})"
+            )
         if not np.all(np.isfinite(np.where(mask == 1, values, 0.0))):
             raise ValueError("Known.values has values that are not finite where the mask is 1: expected none")
 

@@ -151,7 +151,9 @@ def increments(log_snr: np.ndarray, exponent: float) -> tuple[np.ndarray, np.nda
             f"{4 / (_CELLS * max(q[:-1][same][0] * (1 - q[:-1][same][0]), 1 / _CELLS)):.2g} there"
         )
     if np.any(np.abs(log_snr[np.isfinite(log_snr)]) * exponent > 600):
-        raise ValueError(f"Brownian has times of log-SNR {log_snr.min():.4g} to {log_snr.max():.4g}: expected less than {600 / exponent:.4g}")
+        raise ValueError(
+            f"Brownian has times of log-SNR {log_snr.min():.4g} to {log_snr.max():.4g}: expected less than {600 / exponent:.4g}"
+        )
     with np.errstate(over="ignore"):
         clock = np.exp(exponent * log_snr)
     terms = [path_terms(*at, exponent) if np.isfinite(at[1]) else {} for at in zip(q, clock, strict=True)]
