@@ -31,9 +31,8 @@ def main():
         ratio = lambda table: statistics.median(a / b for a, b in zip(table["path"], table["own"], strict=True))
         extra = 1e3 * statistics.median(a - b for a, b in zip(wall["path"], wall["own"], strict=True)) / steps
         own = 1e3 * statistics.median(wall["own"]) / steps
-        print(
-            f"{net:5} batch {batch:4}  {own:7.2f} ms a step, with a path {ratio(wall):.2f} times (cpu {ratio(cpu):.2f}), {extra:+.2f} ms"
-        )
+        found = f"with a path {ratio(wall):.2f} times (cpu {ratio(cpu):.2f}), {extra:+.2f} ms"
+        print(f"{net:5} batch {batch:4}  {own:7.2f} ms a step, {found}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 r"""Inpainting three ways against conditional laws in closed form: RePaint, guidance by a measurement, steered particles.
 
 The prior has two components of a periodic field of 16 points, which differ by a bump between those that are known. Seven points
-are known up to a noise of 0.05, and the other nine are asked for; of the bump the known ones see the foot, so that mostly both components stay possible. RePaint replaces the known points and walks every step
-`r` times; the ladder of posterior guidance takes them for a linear measurement; particles are weighed by their likelihood on the way.
-Errors are those of the nine points against `exact_posterior`: of the mean and of the deviation at each point, relative to the exact
-deviation there, and of the share of the first component. The model is exact, so that they are errors of the methods.
+are known up to a noise of 0.05, and the other nine are asked for. The known ones see the foot of the bump, so that mostly both
+components stay possible. RePaint replaces the known points and walks every step `r` times; the ladder of posterior guidance takes
+them for a linear measurement; particles are weighed by their likelihood on the way. Errors are those of the nine points against
+`exact_posterior`: of the mean and of the deviation at each point, relative to the exact deviation there, and of the share of the
+first component. The model is exact, so that they are errors of the methods.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ FIGURE = Figure(
     answers="",
     claims="An unconditional model inpaints when the known part is replaced at every noise level, and resampling each stretch "
     "makes the rest fit it; more resamplings fit better, at as many times the calls.",
-    look_for="Resampling halves the error of the mean and leaves most of that of the share, at sixteen times the calls; the Tweedie "
-    "covariance has both at the size of exact draws; unguided particles lie between.",
+    look_for="Resampling halves the error of the mean and leaves most of that of the share, at sixteen times the calls; the "
+    "Tweedie covariance has both at the size of exact draws; unguided particles lie between.",
     minutes=dict(small=5, full=None, gpu=None),
     options=dict(truths=40, draws=1000, seed=0),
     small=dict(truths=12, draws=400),
@@ -178,11 +179,12 @@ def main(record) -> None:
             f"{name:26s} {row['calls']:5d} calls  "
             + "  ".join(f"{what} {plus_minus(row[what])}" for what in ("mean", "deviation", "share"))
         )
-    panels = {what: viz.dots({f"{name} ({row['calls']})": row[what] for name, row in found.items()}, xlabel=label) for what, label in (
-        ("mean", "error of the mean, in deviations of the conditional law"),
-        ("deviation", "relative error of the deviation"),
-        ("share", "error of the share of a component"),
-    )}  # fmt: skip
+    labels = dict(
+        mean="error of the mean, in deviations of the conditional law", deviation="relative error of the deviation",
+        share="error of the share of a component",
+    )  # fmt: skip
+    rows = lambda what: {f"{name} ({row['calls']})": row[what] for name, row in found.items()}
+    panels = {what: viz.dots(rows(what), xlabel=label) for what, label in labels.items()}
     record.write(found, claims=claims(found), **panels)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -25,8 +25,8 @@ class Inpainting:
 
     Attributes:
         method: ``"replace"``: the known pixels are replaced at every step (:class:`scorelab.models.Known`; the solver is a
-            :class:`scorelab.solvers.RePaint`); ``"guide"``: they are a linear measurement
-            (:class:`scorelab.models.PiGDM` with the deviation of the data); ``"steer"``: their likelihood weighs particles (the solver is a
+            :class:`scorelab.solvers.RePaint`); ``"guide"``: they are a linear measurement (:class:`scorelab.models.PiGDM` with the
+            deviation of the data); ``"steer"``: their likelihood weighs particles (the solver is a
             :class:`scorelab.fk.FeynmanKac` without a potential).
         split: of the data set.
         image: its number in the split.
@@ -95,7 +95,7 @@ class Inpainting:
         law = Gaussian.from_data(data.encoded(process.chart))
         likelihood = _Likelihood(measurement, process)
         potential = fk.Difference(reward=likelihood, scale=1.0, intermediate=fk.Blurred(measurement=measurement, law=law))
-        return model, dataclasses.replace(solver, potential=potential)
+        return model, dataclasses.replace(cast(fk.FeynmanKac, solver), potential=potential)
 
 
 @jax.tree_util.register_dataclass

@@ -37,9 +37,9 @@ class DataStart(FromData):
         kind: ``"moments"``: the noised Gaussian with the mean and covariance of the data
             (:class:`scorelab.starts.GaussianMoments`); ``"lognormal"``: one mean and one deviation for all
             elements (:class:`scorelab.starts.LogNormal`); ``"class_average"``: the noised average of the
-            sample's class (:class:`scorelab.starts.ClassAverage`); ``"points"``: noised training points in a random
-            order, of the sample's class where it has one (:class:`scorelab.starts.NoisedPoints`); ``"signed"``: as ``"moments"``, with the
-            signs of the training points (:class:`scorelab.starts.Signed`).
+            sample's class (:class:`scorelab.starts.ClassAverage`); ``"points"``: noised training points in a
+            random order, of the sample's class where it has one (:class:`scorelab.starts.NoisedPoints`);
+            ``"signed"``: as ``"moments"``, with the signs of the training points (:class:`scorelab.starts.Signed`).
     """
 
     kind: Literal["moments", "lognormal", "class_average", "points", "signed"] = "moments"

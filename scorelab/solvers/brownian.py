@@ -1,17 +1,19 @@
 r"""Noise from one Brownian path for each sample, so that the same key at more steps gives the same sample, better resolved.
 
-With :math:`r = (\alpha^2/\sigma^2)^{c^2}`, where :math:`c^2` is the noise level of a solver, the noise that its SDE adds to
-:math:`y\,r/\alpha` in any stretch of time is :math:`W(r_s) - W(r_t)` of one Brownian motion ``W``, times known numbers. A step draws
+Let :math:`r = (\alpha^2/\sigma^2)^{c^2}`, where :math:`c^2` is the noise level of a solver. The noise that its SDE adds to
+:math:`y\,r/\alpha` in any stretch of time is :math:`W(r_s) - W(r_t)` of one Brownian motion ``W``, times known numbers. A step
+draws
 
 .. math:: z = \frac{W(r_s) - W(r_t)}{\sqrt{r_s - r_t}} .
 
-``W`` is Levy's construction: at :math:`q = 1/(1+\sqrt{\sigma/\alpha})`, which goes from 0 (pure noise) to 1 (clean), a value at the
-middle of every interval, down to cells of width :math:`2^{-16}`, and one bridge inside each cell. It is linear in independent normal
-numbers, one for each interval, so that a step is a row of weights that the host knows:
+``W`` is Levy's construction. In :math:`q = 1/(1+\sqrt{\sigma/\alpha})`, which goes from 0 (pure noise) to 1 (clean), it draws a
+value at the middle of every interval, down to cells of width :math:`2^{-16}`, and one bridge inside each cell. It is linear in
+independent normal numbers, one for each interval. So a step is a row of weights that the host knows:
 
 .. math:: z = \sum_j c_j Z_j,\qquad \sum_j c_j^2 = 1 .
 
-Nothing is stored, and nothing is tolerated: on every grid with one time in a cell the :math:`z` are independent and standard normal.
+Nothing is stored, and nothing is tolerated: on every grid with one time in a cell the :math:`z` are independent and standard
+normal.
 """
 
 from __future__ import annotations
@@ -59,25 +61,25 @@ class PathRow(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Brownian(Around):
-    r"""A stochastic solver whose noise is that of one Brownian path for each sample (see :mod:`scorelab.solvers.brownian`).
+    r"""A stochastic solver whose noise is that of one Brownian path for each sample (:mod:`scorelab.solvers.brownian`).
 
-    Samples of one key and id at ``N`` and ``2N`` steps are the same sample, up to the error of the steps; with noise of its own for each
-    row they have nothing to do with one another. A path depends on key and id alone, and not on grid, chunk or device.
-    The law at any one number of steps is that of the solver.
+    Samples of one key and id at ``N`` and ``2N`` steps are the same sample, up to the error of the steps. With noise of its own
+    for each row they have nothing to do with one another. A path depends on key and id alone, not on grid, chunk or device. The
+    law at any one number of steps is that of the solver.
 
-    The increment of a coarse step is the sum of those of the fine steps inside it with weights :math:`\sqrt{\Delta r}`. These are exactly
-    those of the noise in ``DDIM(eta=1.0)`` and in ``DPMSolverPP`` with any ``eta``. Elsewhere (``EulerMaruyama``, ``Milstein``, ``DDIM`` with
-    ``eta < 1``, the churn of ``Heun``, for which :math:`c = 1` is taken) they agree to first order in the step, which leaves the strong
-    order as it is: 1, and 1/2 for ``EulerMaruyama(coords="ambient")`` where the noise depends on the state. A step to sigma = 0 draws apart from
-    the path; all but ``EulerMaruyama(denoise=False)`` and ``Milstein(denoise=False)`` add no noise there.
+    The increment of a coarse step is the sum of those of the fine steps inside it, with weights :math:`\sqrt{\Delta r}`. These
+    are the weights of the noise in ``DDIM(eta=1.0)`` and in ``DPMSolverPP`` with any ``eta``. In ``EulerMaruyama``, ``Milstein``,
+    ``DDIM`` with ``eta < 1`` and the churn of ``Heun`` (where :math:`c = 1` is taken) they agree to first order in the step. The
+    strong order is 1 for all; it is 1/2 for ``EulerMaruyama(coords="ambient")`` where the noise depends on the state. A step to
+    sigma = 0 draws apart from the path; only ``denoise=False`` adds noise there.
 
-    All rows of a grid step get the same increment, as the stages of a stochastic Runge-Kutta rule do. In a population the path belongs
-    to a place and not to a particle, so that copies separate.
+    All rows of a grid step get the same increment, as the stages of a stochastic Runge-Kutta rule do. In a population the path
+    belongs to a place and not to a particle, so that copies separate.
 
     Sources: P. Levy, "Processus stochastiques et mouvement brownien", 1948; its use for samplers is that of k-diffusion.
 
     Attributes:
-        solver: the stochastic solver, of independent samples, with an order: what keeps a bias at any number of steps has no limit.
+        solver: a stochastic solver of independent samples, with an order of at least 1: a bias that stays has no limit.
     """
 
     solver: Solver
@@ -88,13 +90,13 @@ class Brownian(Around):
         require_spec(self, Solver, solver=self.solver)
         if isinstance(self.solver, Population | Integrator) or self.solver.along_path:
             raise ValueError(
-                f"Brownian.solver = {self.solver!r}: expected a solver of independent samples with rows; weighted particles take it as "
-                "FeynmanKac.base, parts of a Joint one by one"
+                f"Brownian.solver = {self.solver!r}: expected a solver of independent samples with rows; weighted particles take "
+                "it as FeynmanKac.base, parts of a Joint one by one"
             )
         if not self.solver.stochastic or self.solver.order < 1:
             raise ValueError(
-                f"Brownian.solver = {self.solver!r}: expected a solver with noise that converges, such as DPMSolverPP(eta=1.0) (this one has "
-                f"stochastic = {self.solver.stochastic}, order = {self.solver.order})"
+                f"Brownian.solver = {self.solver!r}: expected a solver with noise that converges, such as "
+                f"DPMSolverPP(eta=1.0) (this one has stochastic = {self.solver.stochastic}, order = {self.solver.order})"
             )
 
     @computed
@@ -145,10 +147,11 @@ def increments(log_snr: np.ndarray, exponent: float) -> tuple[np.ndarray, np.nda
     q = 1 / (1 + np.exp(-log_snr / 4))
     cells = np.floor(q * _CELLS)
     if np.any(same := np.diff(cells) == 0):
-        low, high = log_snr[:-1][same][0], log_snr[1:][same][0]
+        low, high, at = log_snr[:-1][same][0], log_snr[1:][same][0], q[:-1][same][0]
+        apart = 4 / (_CELLS * max(at * (1 - at), 1 / _CELLS))
         raise ValueError(
-            f"Brownian has two times of the grid at log-SNR {low:.6g} and {high:.6g}: expected times that are further apart, by about "
-            f"{4 / (_CELLS * max(q[:-1][same][0] * (1 - q[:-1][same][0]), 1 / _CELLS)):.2g} there"
+            f"Brownian has two times of the grid at log-SNR {low:.6g} and {high:.6g}: expected times that are further apart, by "
+            f"about {apart:.2g} there"
         )
     if np.any(np.abs(log_snr[np.isfinite(log_snr)]) * exponent > 600):
         raise ValueError(

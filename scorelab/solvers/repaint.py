@@ -52,19 +52,20 @@ class PaintedRow(NamedTuple):
 class RePaint(Around):
     r"""Inpainting: after every step what is known is replaced by its noised values, and every stretch is walked several times.
 
-    After each step to a time ``s`` the known part (of :class:`scorelab.models.Known`) becomes :math:`\alpha_s x + b_s + \sigma_s z`. That part
-    knows nothing of the rest: the model sees a point whose two parts do not fit. So when ``length`` steps have been made, ``y`` is noised
-    forward by as many and they are walked again, ``repeats`` times in all, in which the rest adapts to what is known.
+    After each step to a time ``s`` the known part (of :class:`scorelab.models.Known`) becomes
+    :math:`\alpha_s x + b_s + \sigma_s z`. That part knows nothing of the rest: the model sees a point whose two parts do not fit.
+    So when ``length`` steps have been made, ``y`` is noised forward by as many and they are walked again, ``repeats`` times in all,
+    in which the rest adapts to what is known.
 
-    Replacement alone (``repeats=1``) is biased on every grid. On a Gaussian its error of the mean falls by five with four repeats and by thirty
-    with sixteen, and that of the variance with it, on 1000 steps; on few steps the spread that ``solver`` loses is larger than either.
-    Where the rest has several modes their shares are settled while the noise is high, and stay wrong. Consistent in the number of
-    particles is :class:`scorelab.fk.FeynmanKac` with the likelihood as its potential.
+    Replacement alone (``repeats=1``) is biased on every grid. On a Gaussian its error of the mean falls by five with four repeats
+    and by thirty with sixteen, and that of the variance with it, on 1000 steps. On few steps the spread that ``solver`` loses is
+    larger than either. Where the rest has several modes, their shares are settled while the noise is high, and stay wrong.
+    Consistent in the number of particles is :class:`scorelab.fk.FeynmanKac` with the likelihood as its potential.
 
-    A grid of ``N`` steps has ``repeats * (N - 1) + 1`` model calls where ``length`` divides ``N - 1``: the last step is walked once.
+    A grid of ``N`` steps has ``repeats * (N - 1) + 1`` model calls: the last step is walked once.
 
     Source: Lugmayr et al., "RePaint: inpainting using denoising diffusion probabilistic models", CVPR 2022, arXiv 2201.09865,
-    algorithm 1, and its jumps of several steps (section 4.2 and appendix B). The paper's ``r`` and ``j`` are ``repeats`` and ``length``.
+    algorithm 1 and its jumps of several steps. The paper's ``r`` and ``j`` are ``repeats`` and ``length``.
 
     Attributes:
         solver: a solver with one call per step and no memory, since a step follows another one after a jump: ``DDIM``,
@@ -89,8 +90,8 @@ class RePaint(Around):
         single = self.solver.calls_per_step == 1 and not isinstance(self.solver, Population | Integrator)
         if not single or self.solver.along_path or self.solver.needs == (HasKnown,):
             raise ValueError(
-                f"RePaint.solver = {self.solver!r}: expected a solver of independent samples with one call per step, no memory, and "
-                "noise of its own for each row, such as DDIM(eta=1.0)"
+                f"RePaint.solver = {self.solver!r}: expected a solver of independent samples with one call per step, no "
+                "memory, and noise of its own for each row, such as DDIM(eta=1.0)"
             )
 
     def table(self, process, times):

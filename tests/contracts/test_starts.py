@@ -60,7 +60,7 @@ def test_noised_points_have_the_law_of_the_process_given_each():
         y = starts.NoisedPoints(points).draw(per_example_keys(jax.random.key(0), jnp.arange(4000)), ids, process, t, (1,))
         z = (y - process.alpha(T) * points[ids] - process.offset(T)) / process.sigma(T)
         assert stats.kstest(np.asarray(z, np.float64)[:, 0], "norm").pvalue > 1e-3
-    with pytest.raises(ValueError, match="NoisedPoints.log_prob"):
+    with pytest.raises(ValueError, match=r"NoisedPoints.log_prob"):
         starts.NoisedPoints(points).log_prob(y, VP, T)
 
 

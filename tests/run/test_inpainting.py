@@ -65,9 +65,9 @@ def test_what_does_not_fit_is_refused(digits, fields, solver, says):
 
 
 def test_a_box_has_four_numbers_and_one_thing_is_done_at_a_time():
-    with pytest.raises(ValueError, match="Inpainting.box = "):
+    with pytest.raises(ValueError, match=r"Inpainting.box = "):
         Inpainting(box=(0, 1, 2))
-    with pytest.raises(ValueError, match="Sample.inpainting and Sample.correction"):
+    with pytest.raises(ValueError, match=r"Sample.inpainting and Sample.correction"):
         Sample(inpainting=Inpainting(box=BOX), correction=sl.fk.Correction(), solver=SAMPLERS["steer"]["solver"])
 
 

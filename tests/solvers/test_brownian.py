@@ -226,5 +226,5 @@ def test_a_path_inside_another_solver_is_refused():
 
 
 def test_times_that_are_too_close_are_refused():
-    with pytest.raises(ValueError, match="two times of the grid at log-SNR .* further apart"):
+    with pytest.raises(ValueError, match=r"two times of the grid at log-SNR .* further apart"):
         PATH.table(EDM, np.array([1.0, 1.0 - 1e-7, 0.5]))

@@ -127,7 +127,7 @@ def test_unknown_pixels_need_no_number():
 
 @pytest.mark.parametrize("solver", [sl.solvers.Heun(), sl.solvers.Brownian(solver=sl.solvers.DDIM(eta=1.0)), sl.solvers.RePaint()])
 def test_solvers_that_cannot_be_walked_again_are_refused(solver):
-    with pytest.raises(ValueError, match="RePaint.solver"):
+    with pytest.raises(ValueError, match=r"RePaint.solver"):
         sl.solvers.RePaint(solver=solver)
 
 
