@@ -131,6 +131,19 @@ class Quadratic(Spaced):
 
 
 @dataclass(frozen=True)
+class SineSquared(Spaced):
+    r"""Equal steps in :math:`\arcsin\sqrt t` on the unit interval: dense at both ends, for interpolants between two narrow laws."""
+
+    def coordinate(self, process, t):
+        r""":math:`\arcsin\sqrt t`; infinite outside the unit interval, where it is none."""
+        return np.arcsin(np.sqrt(t)) if 0 <= t <= 1 else np.inf
+
+    def inverse(self, process, values):
+        """The squared sine."""
+        return np.sin(values) ** 2
+
+
+@dataclass(frozen=True)
 class LogSNR(Spaced):
     r"""Equal steps in :math:`\log(\alpha^2/\sigma^2)` from ``t_max`` to ``t_min``, then the clean time."""
 
@@ -172,6 +185,44 @@ class Karras(Spaced):
     def inverse(self, process, values):
         """The schedule's inverse."""
         return np.asarray(process.schedule.time(-2 * self.rho * np.log(values)))
+
+
+@dataclass(frozen=True)
+class Shifted(Grid):
+    r"""Another grid with every log-SNR lower by :math:`2\log a`: more of its steps are spent where there is much noise.
+
+    On rectified flow that is :math:`t \leftarrow a t/(1+(a-1)t)`, the shift of resolution of Esser et al. (2024), arXiv 2403.03206,
+    eq. 23 (``shift`` of flow-matching schedulers; a dynamic one with :math:`\mu` is :math:`a = e^\mu`). On any other process it is
+    the same change of noise, :math:`\sigma/\alpha \leftarrow a\,\sigma/\alpha`. Clean data and pure noise stay where they are.
+
+    Attributes:
+        grid: the grid that is shifted. Where it begins at a finite noise level, it has to begin lower than the process by the
+            factor ``a``.
+        shift: ``a``, above 0; 1 for none.
+    """
+
+    grid: Grid
+    shift: float = 3.0
+
+    def __post_init__(self):
+        require_spec(self, Grid, grid=self.grid)
+        require_positive(self, shift=self.shift)
+
+    def times(self, process: Any) -> np.ndarray:
+        require_spec(self, LinearGaussian, process=process)
+        times = self.grid.times(process)
+        with np.errstate(divide="ignore"):
+            log_snr = np.asarray(process.log_snr(times), np.float64)
+            moved = np.asarray(process.schedule.time(log_snr - 2 * math.log(self.shift)), np.float64)
+            # Where the log-SNR is infinite nothing moves; elsewhere a shift of 1 leaves the digits of the grid.
+            moved = np.where(np.isfinite(log_snr) & (self.shift != 1), moved, times)
+            if moved[0] > process.t_max * (1 + 1e-9):
+                first = float(process.schedule.time(process.log_snr(process.t_max) + 2 * math.log(self.shift)))
+                raise ValueError(
+                    f"Shifted.shift = {self.shift:g} moves the first time of {self.grid!r} to {moved[0]:.6g}, beyond t_max = "
+                    f"{process.t_max:g} of {process!r}: expected a grid that begins at {first:.6g} or below (its t_max)"
+                )
+        return check_times(self, process, moved)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from scorelab.arrays import Array, Pytree, is_traced, on_host
 from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model
 from scorelab.models.function import as_pytree
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.solvers.base import Population, Solver
 from scorelab.validation import require_int, require_spec
@@ -31,10 +32,11 @@ def invert(
 
     The grid is walked from its last time with noise up to its first, where :math:`z = y_T`. Data are put on that last time without
     noise, :math:`y = \alpha x + b`, so a round trip returns ``x`` up to the error of the solver on the grid, twice, and to the size
-    of the noise there. Source: Song et al. (2021), arXiv 2010.02502, section 4.3, for DDIM.
+    of the noise there. An interpolant is walked from the data themselves to the base. Source: Song et al. (2021),
+    arXiv 2010.02502, section 4.3, for DDIM.
 
     Args:
-        model: a model of a linear-Gaussian process.
+        model: a model of a linear-Gaussian process or of a stochastic interpolant.
         x: data, ``(n, *event)``.
         solver: a deterministic solver.
         grid: the time grid, as it is sampled on.
@@ -51,7 +53,7 @@ def invert(
     """
     model = as_pytree("invert", model)
     process = model.process
-    require_spec("invert.model's process", LinearGaussian, process=process)
+    require_spec("invert.model's process", LinearGaussian | StochasticInterpolant, process=process)
     require_spec("invert", Solver, solver=solver)
     require_spec("invert", Grid, grid=grid)
     if solver.stochastic or isinstance(solver, Population):
@@ -60,7 +62,8 @@ def invert(
     x = check_data("invert", x)
     check_conditions("invert", model, cond, len(x))
     times = check_times(grid, process, grid.times(process))
-    noisy = times[np.asarray(process.sigma(times)) > 0][::-1]
+    bridge = isinstance(process, StochasticInterpolant)
+    noisy = times[::-1] if bridge else times[np.asarray(process.sigma(times)) > 0][::-1]
     if len(noisy) < 2:
         raise ValueError(f"invert.grid = {grid!r} has {len(noisy)} times with noise: expected two or more")
     with np.errstate(all="ignore"):  # seen below
@@ -88,7 +91,8 @@ def invert(
 def _up(held, model, x, cond, rows):
     solver = held.solver
     y0 = model.process.encode(x)
-    y = model.process.noised(jnp.zeros_like(y0), y0, rows.t[0]).y
+    process = model.process
+    y = y0 if isinstance(process, StochasticInterpolant) else process.noised(jnp.zeros_like(y0), y0, rows.t[0]).y
     visit = walk.Visit(model, jax.random.key(0), jnp.arange(len(x)), cond)
     carry = solver.init(model.process, y, jnp.zeros(len(x), y.dtype))
     state = walk.State(y, carry, jnp.full(len(x), -1, jnp.int32))

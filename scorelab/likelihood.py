@@ -3,7 +3,8 @@ r"""Log-likelihood by the probability flow: change of variables along :math:`dy/
 .. math:: \log p_X(x) = \log p_T(y_T) + \int_{t_{\min}}^{T}\nabla\!\cdot v(y_t, t)\,dt + \log|\det\partial y/\partial x| .
 
 The flow starts at ``t_min``, so the result is the density of the data noised to ``t_min`` (its noise is below the
-data's own scale on every schedule), and ends at the law of a :class:`scorelab.starts.Start` at ``t_max``.
+data's own scale on every schedule), and ends at the law of a :class:`scorelab.starts.Start` at ``t_max``. That of an
+interpolant starts at the data themselves, at 0, and ends at its base.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from scorelab.divergence import divergence, signs
 from scorelab.models.base import Model, ask
 from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasVelocity, require_capabilities
 from scorelab.randomness import per_example_keys
@@ -88,7 +90,7 @@ def log_likelihood(
     under an MLP of 4 x 256 with the exact divergence, and ten times the time of the value.
 
     Args:
-        model: a model of a linear-Gaussian process.
+        model: a model of a linear-Gaussian process or of a stochastic interpolant, whose base must be a law.
         x: data, ``(n, *event)``.
         probes: 0 for the exact divergence (one forward-mode product per dimension), else the number of Rademacher
             probes of Hutchinson's unbiased estimate, held fixed along the flow (Grathwohl et al. 2019).
@@ -111,7 +113,7 @@ def log_likelihood(
     """
     model = as_pytree("log_likelihood", model)
     process = model.process
-    require_spec(log_likelihood, LinearGaussian, process=process)
+    require_spec(log_likelihood, LinearGaussian | StochasticInterpolant, process=process)
     require_int(log_likelihood, 0, probes=probes)
     require_int(log_likelihood, 1, max_steps=max_steps)
     require_positive(log_likelihood, rtol=rtol, atol=atol)
@@ -213,13 +215,13 @@ def _finite_rms(error: tuple[Array, Array]) -> Array:
     return jnp.sqrt(jnp.sum(jnp.where(finite, flat, 0.0) ** 2) / count)
 
 
-def _check_times(process: LinearGaussian, t0: float, t1: float) -> None:
-    """Raise ``ValueError`` unless both times have noise and the first is the smaller; traced times have no value to look at."""
+def _check_times(process: LinearGaussian | StochasticInterpolant, t0: float, t1: float) -> None:
+    """Raise ``ValueError`` unless the first is the smaller, and has noise where it is needed; traced times are not looked at."""
     if is_traced(t0, t1):
         return
     process.check_times("log_likelihood.t_min", float(t0))
     process.check_times("log_likelihood.t_max", float(t1))
     if not float(t0) < float(t1):
         raise ValueError(f"log_likelihood.t_min = {t0}: expected less than t_max = {t1}")
-    if not float(process.sigma(float(t0))) > 0:
+    if isinstance(process, LinearGaussian) and not float(process.sigma(float(t0))) > 0:
         raise ValueError(f"log_likelihood.t_min = {t0}: expected a time with noise, such as {process.t_min}")

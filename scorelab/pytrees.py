@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jax
+import numpy as np
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -60,3 +62,12 @@ def _is_spec(leaf: Any) -> bool:
 def is_model_pytree(model: Any) -> bool:
     """True when ``model`` is a registered pytree (its parameters are leaves), false for a bare function."""
     return not jax.tree_util.all_leaves([model])
+
+
+def content(tree: Any) -> str:
+    """A hash of the structure and the numbers of a pytree of known arrays: equal for trees that hold the same."""
+    leaves, structure = jax.tree.flatten(tree)
+    digest = hashlib.sha256(str(structure).encode())
+    for leaf in map(np.asarray, leaves):
+        digest.update(f"{leaf.shape} {leaf.dtype} ".encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
+from scorelab.data.couplings import Assignment, Coupled, Coupling, Entropic, Independent, Paired
 from scorelab.data.derived import Derived, Moments, SuperResolution
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
@@ -12,17 +13,23 @@ from scorelab.data.transforms import Identity, Pixels, Positive, Transform
 __all__ = [
     "ArrayFile",
     "Arrays",
+    "Assignment",
     "Batches",
+    "Coupled",
+    "Coupling",
     "DataCorrupt",
     "DataNotFound",
     "DataSet",
     "Derived",
+    "Entropic",
     "Identity",
     "ImageFolder",
+    "Independent",
     "Indexed",
     "IteratorAdapter",
     "Moments",
     "Named",
+    "Paired",
     "Pixels",
     "Positive",
     "PublishedFile",

@@ -114,8 +114,11 @@ class IsotropicMixture(Density):
     ) -> Float[jax.Array, " batch *event"]:
         # Work in the clean coordinate: dividing the noised centres by alpha again would lose digits.
         alpha, sigma = process.alpha(t), process.sigma(t)
-        clean = self._make(self.centres, jnp.asarray(self.variance + (sigma / alpha) ** 2), self.block)
-        return clean._posterior((y - process.offset(t)) / alpha)[1]
+        signal = jnp.where(alpha > 0, alpha, 1.0)
+        clean = self._make(self.centres, jnp.asarray(self.variance + (sigma / signal) ** 2), self.block)
+        found = clean._posterior((y - process.offset(t)) / signal)[1]
+        # In pure noise all centres are equally likely.
+        return jnp.where(alpha > 0, found, jnp.mean(self.centres, axis=0)).astype(found.dtype)
 
     def _require_density(self):
         if not is_traced(self.variance) and float(self.variance) == 0:

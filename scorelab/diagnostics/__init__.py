@@ -2,11 +2,18 @@
 
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
 from scorelab.diagnostics.features import Emergence, feature_emergence
-from scorelab.diagnostics.trajectories import denoised_along, perturbation_sensitivity, planarity, trajectory_error
+from scorelab.diagnostics.trajectories import (
+    bounded_along,
+    denoised_along,
+    perturbation_sensitivity,
+    planarity,
+    trajectory_error,
+)
 
 __all__ = [
     "Emergence",
     "ExplainedVariance",
+    "bounded_along",
     "denoised_along",
     "explained_variance",
     "feature_emergence",

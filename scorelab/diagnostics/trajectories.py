@@ -11,11 +11,13 @@ from scorelab.densities import Gaussian
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.grids import Grid
 from scorelab.models.base import Model, ask, require_model
+from scorelab.models.bounded import Bounded
 from scorelab.models.function import as_pytree
 from scorelab.processes.base import require_same_process
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import Solver
 from scorelab.starts import Fixed
+from scorelab.validation import require_spec
 
 # Sine of the angle below which two float32 directions are the same.
 _PARALLEL = 1e-6
@@ -91,6 +93,47 @@ def denoised_along(model: Model, out: Samples, cond: Pytree = None, *, batch: in
             parts.append(_denoised(model, y[index], jnp.asarray(t, y.dtype), part)[:count])
         found.append(jnp.concatenate(parts))
     return jnp.stack(found)
+
+
+def bounded_along(model: Bounded, out: Samples, cond: Pytree = None, *, batch: int = 256) -> np.ndarray:
+    """The share of the elements of each denoised mean that bounds have changed, at every state of the samples' way.
+
+    Zero says that samples with and without the bounds are the same.
+
+    Args:
+        model: a :class:`scorelab.models.Clipped` or :class:`scorelab.models.DynamicThreshold`.
+        out: samples drawn with ``keep="all"``, under the process of the model.
+        cond: the model's conditions, with leading axis ``n``.
+        batch: points evaluated at once, of one time after another.
+
+    Returns:
+        Float64 ``(steps, n)``, one row for each time at which there is noise.
+
+    Raises:
+        TypeError: a model without bounds.
+        ValueError: as in :func:`denoised_along`.
+    """
+    require_spec("bounded_along", Bounded, model=model)
+    trajectory, process = _trajectory("bounded_along", out), out.process
+    require_same_process("bounded_along", model=model.process, out=process)
+    n = trajectory.shape[1]
+    require_batch("bounded_along", batch)
+    require_leading("bounded_along", cond, n)
+    found = []
+    for t, x in zip(out.times, trajectory, strict=True):
+        if process.sigma(t) == 0:
+            continue
+        y, parts = process.encode(x), []
+        for index, count in blocks(n, batch):
+            part = jax.tree.map(lambda c: jnp.asarray(c)[index], cond)
+            parts.append(np.asarray(_moved(model, y[index], jnp.asarray(t, y.dtype), part), np.float64)[:count])
+        found.append(np.concatenate(parts))
+    return np.stack(found)
+
+
+@jax.jit
+def _moved(model, y, t, cond):
+    return model.moved(y, t, cond)
 
 
 @jax.jit

@@ -103,9 +103,10 @@ class _Set:
 
 def _summary(experiment: Experiment, found: _Set | None) -> str:
     network, train = experiment.learner.network, experiment.one(Train)
+    noise = "schedule" if hasattr(experiment.process, "schedule") else "process"
     parts = [
         f"{type(network.net).__name__} network" if network is not None else type(experiment.learner).__name__,
-        f"{type(experiment.process.schedule).__name__} schedule",
+        f"{type(getattr(experiment.process, 'schedule', experiment.process)).__name__} {noise}",
         f"{train.steps:,} steps of {train.batch_size}",
     ]
     if found is not None and found.drawn is not None:
@@ -267,7 +268,12 @@ def _training(workdir: Workdir) -> str:
         rate = {"rate": (np.array(rates[0]), np.array(rates[1]))}
         curve = viz.lines(rate, xlabel="step", ylabel="learning rate", width=4.5, height=1.9)
         others += figure(viz.to_png_bytes(curve), "Learning rate of the last step of each window")
-    return f'<section><h2>Training</h2>{image}<div class="pair">{others}</div></section>'
+    steps = [record["step"] for _, record in read_lines(workdir.skipped_log)]
+    skipped = ""
+    if steps:
+        shown_steps = ", ".join(map(str, steps[:20])) + (", ..." if len(steps) > 20 else "")
+        skipped = f"<p>Batches skipped, since their loss or gradient was not finite: {len(steps)}, at the steps {shown_steps}.</p>"
+    return f'<section><h2>Training</h2>{image}<div class="pair">{others}</div>{skipped}</section>'
 
 
 def _learner_diagnostics(workdir: Workdir) -> str:

@@ -28,14 +28,15 @@ from scorelab.experiment.starts import FromData
 from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
-from scorelab.models import ClassifierFreeGuidance, ScaleAt
+from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, ScaleAt
 from scorelab.models.base import Model
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import TOLERATED, prior_error
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import population_size
 from scorelab.starts import Start
 from scorelab.training import Learner, data_mesh
-from scorelab.validation import require_int, require_number, require_seed, require_spec
+from scorelab.validation import require_int, require_number, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
 # What the names of the members of a condition begin with in ``samples.npz``.
@@ -55,6 +56,11 @@ class Sample(Stage):
         n: number of samples.
         guidance: scale of classifier-free guidance, a number or a :class:`scorelab.models.ScaleAt` of the noise, None for the plain
             model; needs a condition.
+        rescale: how far the deviation of the guided denoised mean is brought back, from 0 to 1
+            (:class:`scorelab.models.ClassifierFreeGuidance`); None for not at all.
+        clip: the lowest and the highest value of the denoised mean in the chart (:class:`scorelab.models.Clipped`); None for none.
+        threshold: the quantile of dynamic thresholding, for data within -1 and 1 (:class:`scorelab.models.DynamicThreshold`); None
+            for none.
         correction: a :class:`scorelab.fk.Correction` of the model, None for none; needs a ``solver`` that is a ``fk.FeynmanKac``.
         inpainting: an :class:`Inpainting` of one image of the data by every sample, None for none.
         classes: the conditions where they are labels alone, given to the samples in turn; () for every class of the data.
@@ -75,6 +81,9 @@ class Sample(Stage):
     split: str | None = None
     chunk: int | None = None
     shown: int = 6
+    rescale: float | None = None
+    clip: tuple[float, float] | None = None
+    threshold: float | None = None
 
     def __post_init__(self):
         require_spec(self, str, name=self.name)
@@ -87,6 +96,7 @@ class Sample(Stage):
         require_int(self, 1, n=self.n, shown=self.shown)
         if self.guidance is not None and not isinstance(self.guidance, ScaleAt):
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
+        self._check_bounds()
         if self.chunk is not None:
             require_int(self, 1, chunk=self.chunk)
         solver: Any = self.solver
@@ -112,6 +122,27 @@ class Sample(Stage):
         object.__setattr__(self, "classes", tuple(self.classes))
         for label in self.classes:
             require_int(self, 0, classes=label)
+
+    def _check_bounds(self) -> None:
+        if self.rescale is not None:
+            require_number(self, 0.0, 1.0, rescale=self.rescale)
+            if self.guidance is None:
+                raise ValueError(f"Sample.rescale = {self.rescale} without guidance: expected a scale of guidance, or None")
+        if self.clip is not None:
+            number = lambda end: isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)
+            ends = tuple(self.clip) if isinstance(self.clip, tuple | list) else ()
+            if len(ends) != 2 or not all(map(number, ends)) or not ends[0] < ends[1]:
+                raise ValueError(f"Sample.clip = {self.clip!r}: expected two numbers (low, high) with low < high, or None")
+            object.__setattr__(self, "clip", ends)
+        if self.threshold is not None:
+            require_number(self, 0.0, 1.0, threshold=self.threshold)
+            require_positive(self, threshold=self.threshold)
+            if self.clip is not None:
+                raise ValueError(f"Sample.threshold = {self.threshold} with clip = {self.clip}: expected one of them")
+        if self.correction is not None and (self.clip is not None or self.threshold is not None):
+            raise ValueError(
+                "Sample.correction with clip or threshold: expected neither, since weights are those of scores of laws"
+            )
 
     def check(self, experiment, like):
         """The number of samples, the classes, the start, and the whole sampling run, traced."""
@@ -201,9 +232,10 @@ class Sample(Stage):
             return
 
     def _check_scale(self, experiment: Experiment) -> None:
-        if self.start is not None or self.correction is not None:
-            return
         process = experiment.process
+        # An interpolant begins at its base, whatever the data are.
+        if self.start is not None or self.correction is not None or not isinstance(process, LinearGaussian):
+            return
         mean, std = experiment.data.moments(process.chart)
         first = float(self.grid.times(process)[0])
         off_mean, off_std = prior_error(process, first, mean=mean, std=std)
@@ -229,7 +261,11 @@ class Sample(Stage):
     def applied(self, model: Model, data: DataSpec) -> tuple[Model, solvers.Solver, Start | None]:
         """The model and the solver that samples are drawn with, and the start of a correction, which brings its own."""
         if self.guidance is not None:
-            model = ClassifierFreeGuidance(model=model, scale=self.guidance)
+            model = ClassifierFreeGuidance(model=model, scale=self.guidance, rescale=self.rescale)
+        if self.clip is not None:
+            model = Clipped(model=model, low=self.clip[0], high=self.clip[1])
+        if self.threshold is not None:
+            model = DynamicThreshold(model=model, quantile=self.threshold)
         if self.inpainting is not None:
             return *self.inpainting(model, self.solver, data), None
         if self.correction is None:

@@ -38,6 +38,8 @@ class Train(Stage):
         keep_checkpoints: checkpoints kept; the last step's is always one of them.
         previews: checkpoints at which the stages that follow show something small of themselves, as ``Sample`` does with a few
             samples: closer together in the beginning, and the last one; 0 for none.
+        skip_nonfinite: how many batches in a row may be skipped, since their loss or gradient is not finite
+            (:func:`scorelab.training.fit`); 0 for none. ``skipped.jsonl`` has their steps.
         sinks: where the metrics go beside ``metrics.jsonl`` (:mod:`scorelab.experiment.sinks`).
     """
 
@@ -48,14 +50,15 @@ class Train(Stage):
     keep_checkpoints: int = 2
     previews: int = 6
     sinks: tuple[Sink, ...] = ()
+    skip_nonfinite: int = 0
 
-    may_change = ("steps", "keep_checkpoints", "previews", "sinks")
+    may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite")
 
     def __post_init__(self):
         require_choice(self, ("",), name=self.name)
         counts = ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints")
         require_int(self, 1, **{name: getattr(self, name) for name in counts})
-        require_int(self, 0, previews=self.previews)
+        require_int(self, 0, previews=self.previews, skip_nonfinite=self.skip_nonfinite)
         object.__setattr__(self, "sinks", tuple(self.sinks) if isinstance(self.sinks, tuple | list) else (self.sinks,))
         for sink in self.sinks:
             require_spec(self, Sink, sinks=sink)
@@ -139,6 +142,7 @@ def train(run: Run) -> Any:
             log=log,
             log_every=stage.log_every,
             stop=stop,
+            skip_nonfinite=stage.skip_nonfinite,
         )
     if signals.received is not None:
         where = f"checkpoint of step {int(state.step)} of {stage.steps} in {shown(workdir.checkpoints)}"
@@ -170,7 +174,7 @@ class _Log:
     """
 
     def __init__(self, stage: Train, workdir: Workdir, done: int, rate: Callable[[int], float] | None = None):
-        for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log):
+        for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log, workdir.skipped_log):
             cut_lines(log, done)
         self._every = (stage.log_every, stage.checkpoint_every)
         self._steps, self._workdir, self._rate = stage.steps, workdir, rate
@@ -187,6 +191,8 @@ class _Log:
 
     def __call__(self, window: Window) -> None:
         now = time.monotonic()
+        for step in window.skipped:
+            append_line(self._workdir.skipped_log, {"step": step, "batch": step - 1})
         began, cut = window.first, self._cut
         if cut is not None:
             before = {name: np.asarray(values, np.float32) for name, values in cut["values"].items()}
@@ -209,8 +215,10 @@ class _Log:
         )
         if whole:
             self.write(trained(record, date))
-        self._last, self.note = now, f", loss {numbers['loss']:.4g}"
-        self.tick(window.last, f"loss {numbers['loss']:.4f}")
+        # None where every batch of the window was skipped.
+        loss = math.nan if numbers["loss"] is None else numbers["loss"]
+        self._last, self.note = now, f", loss {loss:.4g}"
+        self.tick(window.last, f"loss {loss:.4f}" + (f", {len(window.skipped)} skipped" if window.skipped else ""))
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ class Workdir:
         return self.root / "diagnostics.jsonl"
 
     @property
+    def skipped_log(self) -> Path:
+        """One line for each batch that training skipped, where it may."""
+        return self.root / "skipped.jsonl"
+
+    @property
     def evaluations_log(self) -> Path:
         """One line for each set of samples that was evaluated and each step it was of."""
         return self.root / "evaluations.jsonl"
@@ -156,7 +161,7 @@ class Workdir:
 
     def _leftover(self, path: Path) -> bool:
         ours = ("config", "specs", "versions", "metrics_log", "timings_log", "diagnostics_log", "samples", "samples_picture")
-        ours = (*ours, "window", "trajectory_picture", "metrics", "report", "evaluations_log")
+        ours = (*ours, "window", "trajectory_picture", "metrics", "report", "evaluations_log", "skipped_log")
         names = {getattr(self, attribute).name for attribute in ours} | {"lock"}
         wanted = temporary_of(path)
         return (wanted in names or (wanted is not None and path.parent == self.previews)) and path.is_file()

@@ -13,6 +13,7 @@ from scorelab.losses.base import Batch, Loss, PredictionLoss
 from scorelab.losses.conditions import ConditionDropout
 from scorelab.losses.denoising import DenoisingScoreMatching
 from scorelab.losses.implicit import ImplicitScoreMatching
+from scorelab.losses.interpolant import InterpolantMatching
 from scorelab.losses.joint import Joint
 from scorelab.losses.multiplicative import (
     MultiplicativeDenoisingScoreMatching,
@@ -20,7 +21,15 @@ from scorelab.losses.multiplicative import (
     NonNegativeScoreMatching,
 )
 from scorelab.losses.regularised import Regularised, Regulariser
-from scorelab.losses.times import KarrasTimes, LogitNormalTimes, LogNormalTimes, Times, UniformLogSNRTimes, UniformTimes
+from scorelab.losses.times import (
+    ArcsineTimes,
+    KarrasTimes,
+    LogitNormalTimes,
+    LogNormalTimes,
+    Times,
+    UniformLogSNRTimes,
+    UniformTimes,
+)
 from scorelab.losses.weightings import (
     EDMWeighting,
     FlowWeighting,
@@ -36,12 +45,14 @@ from scorelab.losses.weightings import (
 )
 
 __all__ = [
+    "ArcsineTimes",
     "Batch",
     "ConditionDropout",
     "DenoisingScoreMatching",
     "EDMWeighting",
     "FlowWeighting",
     "ImplicitScoreMatching",
+    "InterpolantMatching",
     "Joint",
     "KarrasTimes",
     "LikelihoodWeighting",

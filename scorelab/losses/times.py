@@ -35,6 +35,10 @@ class Times(abc.ABC):
     def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
         """The time below which a fraction ``u`` of the training times lies; ``u`` in (0, 1)."""
 
+    def importance(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"] | float:
+        """The density of uniform times over that of this law, for losses that are an integral over time; 1 unless it says so."""
+        return 1.0
+
     def __call__(self, key: Key, process: Any, n: int) -> Float[jax.Array, " {n}"]:
         """Draw ``n`` times, ``(n,)`` float32, inside ``[process.t_min, process.t_max]``."""
         if self.stratified:
@@ -169,3 +173,18 @@ class KarrasTimes(Times):
             raise ValueError(f"KarrasTimes on {process!r}: expected a finite noise ratio at t_max; UniformTimes() has no such need")
         place = bottom + (self.start + (self.stop - self.start) * u) * (top - bottom)
         return process.schedule.time(-2 * self.rho * jnp.log(place))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArcsineTimes(Times):
+    r""":math:`t = \sin^2(\pi U/2)`, dense at both ends: the density is :math:`1/(\pi\sqrt{t(1-t)})` on the unit interval.
+
+    The law for interpolants with a Brownian gamma, whose target varies like :math:`1/t` at the ends. Its importance weight against
+    uniform times is :math:`\pi\sqrt{t(1-t)}`.
+    """
+
+    def time(self, u: Float[Array, " *shape"], process: Any) -> Float[Array, " *shape"]:
+        return jnp.sin(0.5 * math.pi * u) ** 2
+
+    def importance(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        return math.pi * jnp.sqrt(t * (1 - t))

@@ -2,11 +2,14 @@
 
 from scorelab.models import nets
 from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
+from scorelab.models.bounded import Bounded, Clipped, DynamicThreshold
+from scorelab.models.bridge import ExactInterpolantPrediction
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, ScaleAt, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
+from scorelab.models.interpolant import BoundInterpolantField, InterpolantField
 from scorelab.models.known import Known, KnownPrediction
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
@@ -16,14 +19,20 @@ __all__ = [
     "SDA",
     "Autoguidance",
     "BoundDenoiser",
+    "BoundInterpolantField",
+    "Bounded",
     "ClassifierFreeGuidance",
+    "Clipped",
     "Conditioned",
     "Denoiser",
+    "DynamicThreshold",
+    "ExactInterpolantPrediction",
     "ExactModel",
     "ExactPrediction",
     "FunctionModel",
     "Guided",
     "GuidedPrediction",
+    "InterpolantField",
     "Known",
     "KnownPrediction",
     "KnowsDensity",

@@ -11,8 +11,8 @@ import numpy as np
 
 from scorelab.arrays import Array, Pytree, is_traced, per_example
 from scorelab.models.base import ChecksCondition, KnowsDensity, Model, Wraps, ask, check_condition
-from scorelab.models.guided import GuidedPrediction
-from scorelab.models.per_sample import PER_SAMPLE, require_numbers
+from scorelab.models.guided import GuidedPrediction, with_denoised
+from scorelab.models.per_sample import PER_SAMPLE, known_numbers, require_numbers
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import GaussianPrediction
 from scorelab.processes.predictions import HasProposal, unguided
@@ -61,15 +61,20 @@ class Guidance(Wraps):
         model: the model that is guided.
         scale: ``w``, a scalar or ``(batch,)``, or a :class:`ScaleAt` of the noise; leaves.
         interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
+        rescale: how far the deviation over the event is brought back to that of the guided model; None for not at all.
     """
 
     model: Model
     scale: Array | float | ScaleAt
     interval: tuple[float, float]
+    rescale: Array | float | None
 
     def __post_init__(self):
         if not isinstance(self.scale, ScaleAt):
             require_numbers(self, scale=self.scale)
+        require_numbers(self, minimum=0.0, rescale=self.rescale)
+        if known_numbers(self.rescale) and np.any(np.asarray(self.rescale) > 1):
+            raise ValueError(f"{type(self).__name__}.rescale = {self.rescale!r}: expected numbers from 0 to 1, or None")
         object.__setattr__(self, "interval", _interval(self))
 
     def active(self) -> tuple[float, float] | None:
@@ -78,6 +83,12 @@ class Guidance(Wraps):
         if is_traced(scale, self.interval) or np.all(np.asarray(scale) == 1):
             return None
         return float(self.interval[0]), float(self.interval[1])
+
+    def guided(self, weak: GaussianPrediction, strong: GaussianPrediction) -> GaussianPrediction:
+        """What guidance makes of the two predictions."""
+        scale = scale_in_interval(strong, self.scale, self.interval)
+        found = extrapolate(weak, strong, scale)
+        return found if self.rescale is None else rescaled(found, strong, scale, self.rescale)
 
 
 @jax.tree_util.register_dataclass
@@ -89,12 +100,18 @@ class ClassifierFreeGuidance(Guidance, ChecksCondition):
     none: for ``w > 1`` samples are driven away from it. Outside the interval of noise ratios
     :math:`\sigma/\alpha` the scale is one (Kynkaanniemi et al. 2024).
 
+    A large scale widens the denoised mean, and images come out overexposed. ``rescale`` is :math:`\varphi` of
+    :math:`D \leftarrow D\,(1 - \varphi + \varphi\,s_c/s)`, with the standard deviations over the event of :math:`D_c` and of ``D``
+    (Lin et al. 2024, arXiv 2305.08891, section 3.4). The published rule acts on the output of the network, whatever it stands for;
+    here it is the denoised mean for every network. The two agree at pure noise of zero terminal signal.
+
     Attributes:
         model: the conditional model, called with ``cond`` and, unless ``unconditional`` is given, without.
         scale: ``w``, a scalar or ``(batch,)``, or a :class:`ScaleAt` of the noise; leaves.
         unconditional: a model of its own for the unconditional prediction, or None.
         negative: the condition of the unconditional prediction, with a leading axis of samples; None for no condition; a leaf.
         interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
+        rescale: :math:`\varphi` in [0, 1], a scalar or ``(batch,)``, a leaf; None for the plain rule. 0.7 was published.
     """
 
     model: Model
@@ -102,6 +119,7 @@ class ClassifierFreeGuidance(Guidance, ChecksCondition):
     unconditional: Any = None
     negative: Pytree = field(default=None, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
+    rescale: Array | float | None = field(default=None, metadata=PER_SAMPLE)
 
     def check_condition(self, cond: Pytree) -> None:
         """``cond`` as the model, the negative one as the model that is asked under it."""
@@ -116,7 +134,7 @@ class ClassifierFreeGuidance(Guidance, ChecksCondition):
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         conditional = ask(self.model, y, t, cond)
         free = ask(self._free, y, t, self.negative)
-        return extrapolate(free, conditional, scale_in_interval(conditional, self.scale, self.interval))
+        return self.guided(free, conditional)
 
 
 @jax.tree_util.register_dataclass
@@ -129,17 +147,19 @@ class Autoguidance(Guidance):
         weak: a smaller or less trained model under the same condition.
         scale: ``w``, a scalar or ``(batch,)``, or a :class:`ScaleAt` of the noise; leaves.
         interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
+        rescale: as in :class:`ClassifierFreeGuidance`.
     """
 
     model: Model
     weak: Model
     scale: Array | float | ScaleAt = field(default=1.0, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
+    rescale: Array | float | None = field(default=None, metadata=PER_SAMPLE)
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         strong = ask(self.model, y, t, cond)
-        return extrapolate(ask(self.weak, y, t, cond), strong, scale_in_interval(strong, self.scale, self.interval))
+        return self.guided(ask(self.weak, y, t, cond), strong)
 
 
 @jax.tree_util.register_dataclass
@@ -205,6 +225,28 @@ def scale_in_interval(prediction: GaussianPrediction, scale: Array | float | Sca
     scale = scale(ratio) if isinstance(scale, ScaleAt) else scale
     low, high = interval
     return jnp.where((ratio >= low) & (ratio <= high), scale, 1.0)
+
+
+def rescaled(guided: GaussianPrediction, strong: GaussianPrediction, scale: Array, share: Array | float) -> GaussianPrediction:
+    """``guided`` with the deviation of its denoised mean brought to that of ``strong`` by ``share``; at scale 1 as it is.
+
+    Of guided ones ``base`` is rescaled to that of ``strong``, so that weighted particles can still tell the two apart.
+    """
+
+    def back(found: GaussianPrediction, like: GaussianPrediction) -> GaussianPrediction:
+        d = found.denoised
+        axes = tuple(range(1, d.ndim))
+        wide, wanted = (jnp.std(p.denoised, axis=axes) for p in (found, like))
+        # An event without any deviation has none to bring back; dividing in its place is for the derivative.
+        acts = (wide > 0) & (scale != 1)
+        ratio = jnp.where(acts, wanted / jnp.where(wide > 0, wide, 1.0), 1.0)
+        factor = 1 + jnp.asarray(share, d.dtype) * (ratio - 1)
+        return with_denoised(found, d * per_example(factor, d))
+
+    whole = back(guided, strong)
+    if not isinstance(guided, HasProposal):
+        return whole
+    return GuidedPrediction.between(back(guided.base, unguided(strong)), whole)
 
 
 def extrapolate(weak: GaussianPrediction, strong: GaussianPrediction, scale: Array) -> GaussianPrediction:

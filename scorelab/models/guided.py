@@ -51,6 +51,12 @@ class GuidedPrediction(GaussianPrediction, HasProposal):
         eps = base.eps - sigma * gradient
         return cls(denoised=denoised, eps=eps, t=base.t, process=base.process, base=base, gradient=gradient)
 
+    @classmethod
+    def between(cls, base: GaussianPrediction, whole: GaussianPrediction) -> GuidedPrediction:
+        """The prediction ``whole`` of a guided model that would be ``base`` without any guidance; both of one point."""
+        gradient = (base.eps - whole.eps) / per_example(base.process.sigma(base.t), base.eps)
+        return cls(denoised=whole.denoised, eps=whole.eps, t=whole.t, process=whole.process, base=base, gradient=gradient)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Guided(Wraps, abc.ABC):
@@ -118,6 +124,20 @@ class RewardGradient(Guided):
 
         (_, prediction), gradient = jax.value_and_grad(total, has_aux=True)(y)
         return prediction, per_example(self.scale, y).astype(y.dtype) * gradient
+
+
+def with_denoised(prediction: GaussianPrediction, denoised: Array) -> GaussianPrediction:
+    r"""The pair of the same point with another denoised mean ``D'``, and nothing else.
+
+    .. math:: \hat\epsilon' = \hat\epsilon + \frac{\alpha}{\sigma}\,(D - D')
+
+    A mean that has not moved leaves the noise as it is, bitwise.
+    """
+    process, t = prediction.process, prediction.t
+    alpha, sigma = (per_example(f(t), denoised) for f in (process.alpha, process.sigma))
+    moved = prediction.denoised - denoised
+    eps = prediction.eps + jnp.where(moved == 0, 0.0, alpha / sigma * moved)
+    return GaussianPrediction(denoised=denoised, eps=eps, t=t, process=process)
 
 
 def tweedie_factor(prediction: GaussianPrediction) -> Array:

@@ -25,14 +25,20 @@ def require_numbers(spec: object, *, minimum: float = -math.inf, above: float = 
     Traced numbers pass, and so does what is none at all: pytree reconstruction passes placeholders through constructors.
     """
     for name, value in fields.items():
-        number = isinstance(value, str | int | float | complex | list | tuple | np.ndarray | np.generic | jax.Array)
-        if not number or is_traced(value) or (isinstance(value, jax.Array) and not value.is_fully_addressable):
+        if not known_numbers(value):
             continue
         found = np.asarray(value)
         real = jnp.issubdtype(found.dtype, jnp.floating) or jnp.issubdtype(found.dtype, jnp.integer)
         if found.ndim > 1 or not real or not np.all(np.isfinite(found) & (found >= minimum) & (found > above)):
             bound = f" of at least {minimum:g}" if minimum > -math.inf else f" above {above:g}" if above > -math.inf else ""
             raise ValueError(f"{owner(spec)}.{name} = {value!r}: expected a finite number{bound}, or one for each sample (n,)")
+
+
+def known_numbers(*values: Any) -> bool:
+    """Whether all values can be looked at: neither traced nor on another host, nor placeholders of a pytree's reconstruction."""
+    kinds = str | int | float | complex | list | tuple | np.ndarray | np.generic | jax.Array
+    here = lambda value: not isinstance(value, jax.Array) or is_traced(value) or value.is_fully_addressable
+    return all(isinstance(value, kinds) and not is_traced(value) and here(value) for value in values)
 
 
 def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:

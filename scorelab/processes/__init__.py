@@ -1,14 +1,17 @@
 """Forward processes: what noise does, and what a model says of what it has done."""
 
+from scorelab.processes import gammas, paths
 from scorelab.processes.base import Noised, Process, Start, require_same_process
 from scorelab.processes.charts import Chart, Identity, Log
 from scorelab.processes.gaussian import Gaussian
+from scorelab.processes.interpolant import FlowPrediction, InterpolantPrediction, PathPrediction, StochasticInterpolant
 from scorelab.processes.joint import Joint, JointPrediction, JointStart
 from scorelab.processes.linear_gaussian import GaussianNoise, GaussianPrediction, LinearGaussian
 from scorelab.processes.multiplicative import GeometricBrownianMotion
 from scorelab.processes.predictions import (
     HasDenoised,
     HasKnown,
+    HasLatent,
     HasLogits,
     HasLogProb,
     HasNoise,
@@ -22,12 +25,14 @@ from scorelab.processes.scale import ScaleWarning
 
 __all__ = [
     "Chart",
+    "FlowPrediction",
     "Gaussian",
     "GaussianNoise",
     "GaussianPrediction",
     "GeometricBrownianMotion",
     "HasDenoised",
     "HasKnown",
+    "HasLatent",
     "HasLogProb",
     "HasLogits",
     "HasNoise",
@@ -35,16 +40,21 @@ __all__ = [
     "HasScore",
     "HasVelocity",
     "Identity",
+    "InterpolantPrediction",
     "Joint",
     "JointPrediction",
     "JointStart",
     "LinearGaussian",
     "Log",
     "Noised",
+    "PathPrediction",
     "Prediction",
     "Process",
     "ScaleWarning",
     "Start",
+    "StochasticInterpolant",
+    "gammas",
+    "paths",
     "require_capabilities",
     "require_same_process",
 ]

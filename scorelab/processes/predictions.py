@@ -45,6 +45,12 @@ class HasKnown:
     mask: Array
 
 
+class HasLatent:
+    r"""The latent noise of an interpolant, :math:`\eta = E[z\mid y_t]`, shaped like ``y``."""
+
+    eta: Array
+
+
 class HasVelocity:
     r"""The velocity :math:`dy/dt` of the probability flow, shaped like ``y``."""
 

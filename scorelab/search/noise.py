@@ -145,17 +145,21 @@ def _ascend(generator, reward, noise, cond, weight, regularisation, *, iteration
         x = generator(z, cond)
         r = rewards_of("optimise_noise", reward, x, cond, with_cond)
         # The sum's gradient is each sample's own: samples do not see one another.
-        total = jnp.sum(-weight * r + regularisation * radial_penalty(z))
-        return total.astype(z.dtype), (x, r.astype(z.dtype))
+        each = (-weight * r + regularisation * radial_penalty(z)).astype(z.dtype)
+        return jnp.sum(each), (x, r.astype(z.dtype), each)
+
+    def moved(gradient, state, z, value):
+        # Those that look at the loss (reduce_on_plateau) get that of the sample.
+        return optax.with_extra_args_support(optimizer).update(gradient, state, z, value=value)
 
     def body(state, iteration):
         z, optimiser, best = state
-        gradient, (x, r) = jax.grad(loss, has_aux=True)(z)
+        gradient, (x, r, value) = jax.grad(loss, has_aux=True)(z)
         better = (r > best["reward"]) & jnp.isfinite(r)
         found = dict(x=x, noise=z, reward=r, iteration=jnp.full(len(z), iteration))
         best = jax.tree.map(lambda new, old: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old), found, best)
         square = jnp.sum(z**2, axis=tuple(range(1, z.ndim)))
-        updates, optimiser = jax.vmap(optimizer.update)(gradient, optimiser, z)
+        updates, optimiser = jax.vmap(moved)(gradient, optimiser, z, value)
         return (optax.apply_updates(z, updates), optimiser, best), (r, square)
 
     x = jax.eval_shape(loss, noise)[1][0]

@@ -1,11 +1,13 @@
 """Solvers: how to come back from noise to data."""
 
+from scorelab.solvers import epsilons
 from scorelab.solvers.base import Integrator, Nodes, Population, Row, Solver
 from scorelab.solvers.brownian import Brownian
 from scorelab.solvers.corrector import PredictorCorrector
 from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
 from scorelab.solvers.external import Diffrax
+from scorelab.solvers.interpolant import InterpolantODE, InterpolantSDE
 from scorelab.solvers.joint import Hold, Joint
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.renoise import Renoise
@@ -23,6 +25,8 @@ __all__ = [
     "Heun",
     "Hold",
     "Integrator",
+    "InterpolantODE",
+    "InterpolantSDE",
     "Joint",
     "Milstein",
     "MultiplicativeAnnealed",
@@ -36,4 +40,5 @@ __all__ = [
     "Row",
     "Solver",
     "UniPC",
+    "epsilons",
 ]

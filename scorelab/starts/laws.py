@@ -35,6 +35,11 @@ class Prior(Start):
         """It is."""
         return True
 
+    def on_grid(self, process, times):
+        """The prior of the process itself where it has numbers, which are then arguments of programs and not part of them."""
+        prior = process.prior()
+        return prior.on_grid(process, times) if jax.tree.leaves(prior) else (self, times)
+
     def check(self, count, event, process):
         super().check(count, event, process)
         process.prior().check(count, event, process)

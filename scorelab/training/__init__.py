@@ -13,7 +13,7 @@ from scorelab.training.ema import (
 )
 from scorelab.training.exponentiated import exponentiated_gradient
 from scorelab.training.learner import Learner, ScoreLearner, ScoreState
-from scorelab.training.loop import Hook, NonFiniteLoss, NonFiniteState, Window, fit
+from scorelab.training.loop import Hook, NonFiniteLoss, NonFiniteState, SkippedBatchWarning, Window, fit
 from scorelab.training.parallel import data_mesh
 from scorelab.training.prepare import Prepare, Prepared
 
@@ -29,6 +29,7 @@ __all__ = [
     "Prepared",
     "ScoreLearner",
     "ScoreState",
+    "SkippedBatchWarning",
     "Snapshot",
     "Window",
     "data_mesh",

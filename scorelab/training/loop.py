@@ -7,6 +7,7 @@ saved and resumed is bitwise the run that was not.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,13 @@ from scorelab.pytrees import is_model_pytree
 from scorelab.training.learner import Learner
 from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
 from scorelab.validation import require_int, require_spec
+from scorelab.warn import warn
 
 # Steps that may wait in the device's queue, each with its batch in device memory. Enough to ride out a slow
 # batch on the host, and a bound on memory.
 STEPS_AHEAD = 32
+# The metric that says of a step whether its batch was skipped: 0 or 1.
+SKIPPED = "skipped"
 # The stream of the initial parameters: no step has this number.
 _INIT_STREAM = 2**32 - 1
 
@@ -34,6 +38,8 @@ _INIT_STREAM = 2**32 - 1
 @dataclass(frozen=True, eq=False)
 class Window(Mapping[str, float]):
     """The metrics of consecutive steps: a mapping from names to means, and the values of every step.
+
+    Where batches may be skipped, means are over the others, and ``"skipped"`` is the number of those that were.
 
     Attributes:
         first: the first step of the window.
@@ -46,13 +52,22 @@ class Window(Mapping[str, float]):
     by_step: Mapping[str, np.ndarray]
 
     def __getitem__(self, name: str) -> float:
-        return float(np.mean(self.by_step[name], dtype=np.float64))
+        values = self.by_step[name]
+        if SKIPPED in self.by_step:
+            values = values if name == SKIPPED else values[self.by_step[SKIPPED] == 0]
+            return float(np.sum(values)) if name == SKIPPED else float(np.mean(values, dtype=np.float64)) if len(values) else np.nan
+        return float(np.mean(values, dtype=np.float64))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.by_step)
 
     def __len__(self) -> int:
         return len(self.by_step)
+
+    @property
+    def skipped(self) -> tuple[int, ...]:
+        """The steps whose batches were skipped; that of step ``n`` is ``data.at(n - 1)``."""
+        return tuple(int(step) for step in self.first + np.flatnonzero(self.by_step.get(SKIPPED, ())))
 
 
 class NonFiniteLoss(FloatingPointError):
@@ -62,11 +77,17 @@ class NonFiniteLoss(FloatingPointError):
         step: the first step that has it.
         metric: ``"loss"`` or ``"grad_norm"``.
         value: what it was.
+        row: how many steps in a row had it, 1 unless some were skipped.
     """
 
-    def __init__(self, step: int, metric: str, value: float, cause: str = ""):
-        super().__init__(f"{metric} = {value} at step {step} (batch data.at({step - 1})): expected a finite number{cause}")
-        self.step, self.metric, self.value = step, metric, value
+    def __init__(self, step: int, metric: str, value: float, cause: str = "", row: int = 1):
+        last = f", number {row} in a row" if row > 1 else ""
+        super().__init__(f"{metric} = {value} at step {step} (batch data.at({step - 1})){last}: expected a finite number{cause}")
+        self.step, self.metric, self.value, self.row = step, metric, value, row
+
+
+class SkippedBatchWarning(UserWarning):
+    """A batch gave a loss or a gradient that is no number, and was skipped."""
 
 
 class NonFiniteState(FloatingPointError):
@@ -112,6 +133,7 @@ def fit(
     log_every: int = 100,
     mesh: Mesh | None = None,
     stop: Callable[[], bool] | None = None,
+    skip_nonfinite: int = 0,
 ) -> Pytree:
     """Train ``learner`` until ``state.step == steps`` and return the state.
 
@@ -138,25 +160,31 @@ def fit(
             batch.
         stop: asked after every update; True makes that step the last one: its window ends, every hook is called, and
             the state is returned. With several processes it must answer the same everywhere.
+        skip_nonfinite: how many batches in a row may be skipped, since their loss or gradient norm is not finite. A skipped batch
+            leaves parameters, optimiser and averages as they were, bitwise; the step counts. The metric ``"skipped"`` and a
+            :class:`~scorelab.training.SkippedBatchWarning` say which. 0 for none, with the program that there is without this.
+            They are counted from where ``fit`` begins.
 
     Raises:
-        NonFiniteLoss: names the exact step; the finite steps before it have been logged.
+        NonFiniteLoss: names the exact step; the finite steps before it have been logged. With ``skip_nonfinite`` the first step
+            that is one too many in a row.
         NonFiniteState: before a hook sees a state with NaN or infinite parameters.
         ValueError: a batch that the devices do not divide, a metric that is not a scalar, no metric
             ``"loss"``.
     """
-    _check(learner, data, steps, log_every, hooks)
+    _check(learner, data, steps, log_every, hooks, skip_nonfinite)
     start = 0 if state is None else int(state.step)
     if start >= steps:
         return state
     shard = () if jax.process_count() == 1 else (jax.process_index(), jax.process_count())
     mesh = data_mesh() if mesh is None else mesh
-    init, update = compiled(learner, getattr(data, "prepare", _as_is), mesh)
+    init, update = compiled(learner, getattr(data, "prepare", _as_is), mesh, skip_nonfinite > 0)
     batch = shard_batch(data.at(start, *shard), mesh)
     key = replicate(key, mesh)
     state = init(batch, key) if state is None else replicate(state, mesh)
 
     pending: list[dict[str, Array]] = []
+    in_a_row = 0
     for step in range(start + 1, steps + 1):
         state, metrics = update(state, batch, key)
         pending.append(metrics)
@@ -169,11 +197,13 @@ def fit(
         due = [hook for hook in hooks if step % hook.every == 0 or last]
         if due or step % log_every == 0 or last:
             try:
-                window = _finish(pending, step, log)
+                window, in_a_row = _finish(pending, step, log, skip_nonfinite, in_a_row)
             except NonFiniteLoss as error:
                 cause = _cause(learner.model(state), data, error.step, shard)
-                raise NonFiniteLoss(error.step, error.metric, error.value, cause) from None
+                raise NonFiniteLoss(error.step, error.metric, error.value, cause, error.row) from None
             pending = []
+            for skipped in window.skipped:
+                _say_skipped(skipped, window, _cause(learner.model(state), data, skipped, shard))
             if int(state.step) != step:
                 raise ValueError(f"{type(learner).__name__} made step = {state.step} of update {step}: expected {step}")
             if due or last:
@@ -185,15 +215,18 @@ def fit(
     return state
 
 
-def compiled(learner: Learner, prepare: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
+def compiled(learner: Learner, prepare: Callable, mesh: Mesh, skips: bool = False) -> tuple[Callable, Callable]:
     """The jitted ``init(batch, key)`` and ``update(state, batch, key)``, one pair for equal arguments.
+
+    With ``skips``, a step whose loss or gradient norm is not finite changes nothing but ``state.step``, at the price of a second
+    state in memory.
 
     The arrays of a learner that is a pytree are arguments of the program: other ones of the same shapes reuse it.
     """
     if not is_model_pytree(learner):
-        return _compiled(_Static(learner), prepare, mesh)
+        return _compiled(_Static(learner), prepare, mesh, skips)
     arrays, structure = jax.tree.flatten(learner)
-    init, update = _compiled(structure, prepare, mesh)
+    init, update = _compiled(structure, prepare, mesh, skips)
     if not arrays:
         return init, update
     arrays = replicate(arrays, mesh)
@@ -211,7 +244,7 @@ class _Static:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(structure: Any, prepare: Callable, mesh: Mesh) -> tuple[Callable, Callable]:
+def _compiled(structure: Any, prepare: Callable, mesh: Mesh, skips: bool) -> tuple[Callable, Callable]:
     # The learner is closed over, not a static argument: hashing it at every call costs more than dispatching a small step.
     whole = replicated(mesh)
 
@@ -229,24 +262,66 @@ def _compiled(structure: Any, prepare: Callable, mesh: Mesh) -> tuple[Callable, 
             )
         return state, metrics
 
-    return jax.jit(init, out_shardings=whole), jax.jit(update, donate_argnums=0, out_shardings=whole)
+    if not skips:
+        return jax.jit(init, out_shardings=whole), jax.jit(update, donate_argnums=0, out_shardings=whole)
+    # Two programs: in one, the choice would be fused with the update, and round it in another way.
+    made = jax.jit(update, out_shardings=whole)
+    chosen = jax.jit(_unless_skipped, donate_argnums=1, out_shardings=whole)
+    return jax.jit(init, out_shardings=whole), lambda state, *rest, **arrays: chosen(state, *made(state, *rest, **arrays))
 
 
-def _finish(pending: list[dict[str, Array]], step: int, log: Callable[[Window], None] | None) -> Window:
-    """Fetch the metrics of the steps up to ``step``, check them and log them."""
+def _unless_skipped(old: Pytree, new: Pytree, metrics: dict[str, Array]) -> tuple[Pytree, dict[str, Array]]:
+    """The new state where the loss and the gradient norm are finite, else the old one, at the new step; and which it was."""
+    if SKIPPED in metrics:
+        raise ValueError(
+            "fit.skip_nonfinite with a learner that has a metric 'skipped': expected another name, since fit has that one"
+        )
+    good = jnp.all(jnp.stack([jnp.isfinite(metrics[name]) for name in _checked(metrics)]))
+    kept: Any = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+    if hasattr(kept, "_replace"):
+        kept = kept._replace(step=new.step)
+    elif dataclasses.is_dataclass(kept) and not isinstance(kept, type):
+        kept = dataclasses.replace(kept, step=new.step)
+    else:
+        raise TypeError(f"fit.skip_nonfinite with a state of type {type(kept).__name__}: expected a dataclass or a NamedTuple")
+    return kept, {**metrics, SKIPPED: jnp.where(good, 0, 1)}
+
+
+def _checked(metrics: Mapping[str, Any]) -> list[str]:
+    """The metrics that have to be finite."""
+    return [name for name in ("loss", "grad_norm") if name in metrics]
+
+
+def _finish(
+    pending: list[dict[str, Array]], step: int, log: Callable[[Window], None] | None, most: int, in_a_row: int
+) -> tuple[Window, int]:
+    """Fetch the metrics of the steps up to ``step``, check them and log them; and how many were skipped in a row at the end."""
     rows = jax.device_get(pending)
     first = step - len(rows) + 1
     values = {name: np.array([row[name] for row in rows], np.float32) for name in sorted(rows[0])}
-    checked = [name for name in ("loss", "grad_norm") if name in values]
+    checked = _checked(values)
     finite = np.all([np.isfinite(values[name]) for name in checked], axis=0)
-    good = len(rows) if finite.all() else int(np.argmin(finite))
+    good = len(rows)
+    for i in range(len(rows)):
+        in_a_row = 0 if finite[i] else in_a_row + 1
+        if in_a_row > most:
+            good = i
+            break
     window = Window(first, first + good - 1, {name: value[:good] for name, value in values.items()})
     if log is not None and good:
         log(window)
     if good < len(rows):
         metric = next(name for name in checked if not np.isfinite(values[name][good]))
-        raise NonFiniteLoss(first + good, metric, float(values[metric][good]))
-    return window
+        raise NonFiniteLoss(first + good, metric, float(values[metric][good]), row=in_a_row)
+    return window, in_a_row
+
+
+def _say_skipped(step: int, window: Window, cause: str) -> None:
+    values = {name: window.by_step[name][step - window.first] for name in _checked(window.by_step)}
+    metric = next(name for name, value in values.items() if not np.isfinite(value))
+    warn(
+        f"fit skipped the batch of step {step} (data.at({step - 1})), where {metric} = {values[metric]}{cause}", SkippedBatchWarning
+    )
 
 
 def _cause(model: Any, data: Any, step: int, shard: tuple[int, ...]) -> str:
@@ -296,9 +371,10 @@ def _as_is(batch: Pytree) -> Pytree:
     return batch
 
 
-def _check(learner, data, steps, log_every, hooks) -> None:
+def _check(learner, data, steps, log_every, hooks, skip_nonfinite) -> None:
     require_spec(fit, Learner, learner=learner)
     require_int(fit, 1, steps=steps, log_every=log_every)
+    require_int(fit, 0, skip_nonfinite=skip_nonfinite)
     if not callable(getattr(data, "at", None)):
         raise TypeError(f"fit.data = {data!r}: expected an object with at(step)")
     for hook in hooks:

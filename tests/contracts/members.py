@@ -12,6 +12,9 @@ SCHEDULES = [
     schedules.VE(sigma_min=0.002, sigma_max=80.0),
     schedules.EDM(),
     schedules.RectifiedFlow(),
+    schedules.Discrete(),
+    schedules.Discrete(alphas_cumprod="scaled_linear", beta_start=0.00085, beta_end=0.012, zero_terminal=True),
+    schedules.ZeroTerminal(),
     schedules.GBMClock(),
     schedules.GBMClock(volatility=schedules.Ramp(0.3, 1.2)),
 ]

@@ -17,6 +17,8 @@ GBM = processes.GeometricBrownianMotion(sigma=1.5, mu=0.5)
 # Mean and log-variance of the data in the chart; the numbers that a loss has to find.
 TRUTH = jnp.array([0.4, -0.3, -1.0, -0.2])
 LAW = densities.Gaussian.diagonal(TRUTH[:2], jnp.exp(TRUTH[2:]))
+BRIDGE = processes.StochasticInterpolant(base=densities.Gaussian(np.array([1.0, 0.5]), np.array([0.5, 1.5])))
+STRAIGHT = processes.StochasticInterpolant(gamma=processes.gammas.Zero(), base=BRIDGE.base)
 
 
 def model(parameters, process):
@@ -41,6 +43,9 @@ LOSSES = {
     "multiplicative denoising": losses.MultiplicativeDenoisingScoreMatching(GBM),
     "multiplicative explicit": losses.MultiplicativeExplicitScoreMatching(GBM, LAW),
     "non-negative": losses.NonNegativeScoreMatching(GBM, times=losses.UniformTimes()),
+    "interpolant": losses.InterpolantMatching(BRIDGE),
+    "interpolant, v": losses.InterpolantMatching(BRIDGE, heads=("v", "eta"), times=losses.UniformTimes()),
+    "interpolant, no noise": losses.InterpolantMatching(STRAIGHT, heads=("u",)),
     "non-negative, probes": losses.NonNegativeScoreMatching(GBM, probes=2, times=losses.UniformTimes()),
 }
 

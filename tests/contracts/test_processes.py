@@ -156,7 +156,7 @@ def test_the_way_back_returns_a_mixture(process, kind):
     weights, means, variances = np.array([0.3, 0.7]), np.array([[-1.0, 0.4], [0.8, -0.2]]), np.array([0.04, 0.09])
     law, solver = densities.GaussianMixture(weights, means, variances), SOLVERS[kind]
     n, steps = 8_000, 40 if solver.order == 2 else 300
-    grid = grids.LogSNR(steps, t_max=min(process.t_max, 0.995) if process.alpha(process.t_max) == 0 else None)
+    grid = grids.LogSNR(steps, t_max=0.995 * process.t_max if process.alpha(process.t_max) == 0 else None)
     out = sample(models.ExactModel(law, process), solver=solver, grid=grid, key=KEY, shape=(n, 2))
     mean = weights @ means
     cov = (means - mean).T @ (weights[:, None] * (means - mean)) + weights @ variances * np.eye(2)

@@ -350,6 +350,45 @@ def test_every_member_learns_and_touches_only_its_own(case):
     assert jax.eval_shape(made, z, cond).shape == (5, 3)
 
 
+def test_every_optimiser_gets_the_loss_it_looks_at():
+    # Losses that do not fall by a factor of 2 in a step: the rate is halved at every one after the first.
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.5, cooldown=0)
+    slow = optax.chain(optax.sgd(1e-6), plateau)
+    learner = networks(optimizer=slow, fake_optimizer=slow, ratio_optimizer=slow)
+
+    @jax.jit
+    def steps(batch):
+        state = learner.init(KEY, batch)
+        for _ in range(3):
+            state, _ = learner.update(state, batch, KEY)
+        return state
+
+    # One update of the student in a step, two of the other two.
+    assert [float(state[1].scale) for state in steps(Points().at(0)).opt_states] == [0.25, 0.5**5, 0.5**5]
+
+
+def test_a_batch_that_is_no_number_leaves_all_networks_as_they_were():
+    class Poisoned(Points):
+        def at(self, step):
+            batch = super().at(step)
+            return {"x": np.where(step == 1, np.nan, batch["x"]).astype(np.float32)}
+
+    # The discriminator sees the data.
+    learner, seen = networks(), {}
+
+    class Seen:
+        every = 1
+
+        def __call__(self, step, state, window):
+            seen[step] = jax.tree.map(np.array, jax.device_get(state))
+
+    with pytest.warns(training.SkippedBatchWarning, match="the batch of step 2 "):
+        training.fit(learner, Poisoned(), steps=3, key=KEY, hooks=[Seen()], skip_nonfinite=1)
+    assert int(seen[2].step) == 2
+    assert equal(dataclasses.replace(seen[2], step=seen[1].step), seen[1])
+    assert not equal(seen[3].ratio, seen[2].ratio)
+
+
 @pytest.fixture(scope="module")
 def untrained():
     """A learner with three networks, and its first state."""

@@ -184,6 +184,7 @@ def test_the_sinks_of_the_config_page_have_what_the_logs_have(tmp_path, monkeypa
                 "4 ['train/eps_mse', 'train/grad_norm', 'train/lea",
             ],
         ),
+        ("docs/solvers.md", ["[1.   0.9  0.75 0.5  0.  ]", "80.0"]),
         ("docs/data.md", ["train ('train', 'test') (500, 3) 2", "(6, 16, 16, 1) [0 0 0 1 1 1]", "(8, 2)"]),
     ],
 )

@@ -53,6 +53,19 @@ def test_a_linear_reward_has_its_optimum_in_closed_form():
     np.testing.assert_allclose(out.curves.radius[-1], s / np.sqrt(D), rtol=1e-4)
 
 
+def test_an_optimiser_that_looks_at_the_loss_gets_that_of_each_sample():
+    # A positive loss that never falls by a factor of 2 halves the rate at every step after the first; one below zero is always
+    # below half of itself, and changes nothing.
+    plateau = optax.contrib.reduce_on_plateau(factor=0.5, patience=1, rtol=0.5, cooldown=0)
+    slope, rate = MATRIX.T @ TOWARDS, 1e-3
+    optimizer = optax.chain(optax.sgd(rate), plateau)
+    out = optimise_noise(linear, along, NOISE, iterations=4, weight=1.0, regularisation=0.0, optimizer=optimizer)
+    rewards = NOISE @ slope
+    assert rewards.min() < -0.2 < 0.2 < rewards.max()
+    taken = np.where(rewards < 0, 1 + 0.5 + 0.25 + 0.125, 4.0)
+    np.testing.assert_allclose(out.noise - NOISE, rate * taken[:, None] * slope, rtol=2e-3, atol=1e-6)
+
+
 def test_a_quadratic_reward_without_regularisation_inverts_the_generator():
     goal = np.linspace(-1, 1, D, dtype=np.float32)
     reward = lambda x: -0.5 * jnp.sum((x - goal) ** 2, axis=1)

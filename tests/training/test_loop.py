@@ -1,5 +1,7 @@
 """Contracts of the loop: exact resume, windows, non-finite losses, one compilation, any learner."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,9 @@ import optax
 import pytest
 
 from scorelab.data import Transform
-from scorelab.training import EMA, NonFiniteLoss, PowerEMA, Prepared, data_mesh, fit
+from scorelab.training import EMA, NonFiniteLoss, PowerEMA, Prepared, SkippedBatchWarning, data_mesh, fit
 from scorelab.training import loop as loop_module
+from scorelab.training.parallel import replicate, shard_batch
 from tests.training.small import Net, Pair, Points, equal, host, learner
 
 KEY = jax.random.key(0)
@@ -151,3 +154,89 @@ def test_errors_name_what_is_wrong():
         fit(SCORE, [1, 2], steps=1, key=KEY)
     with pytest.raises(ValueError, match="scalars"):
         fit(Pair(Net(width=8), PAIR.optimizer, vector_metric=True), Points(), steps=1, key=KEY)
+
+
+# Batches that are skipped --------------------------------------------------------------------------------------------------
+
+
+class Poisoned(Points):
+    """Some batches have a NaN."""
+
+    def __init__(self, *steps):
+        super().__init__()
+        self.poisoned = steps
+
+    def at(self, step):
+        self.bad_step = step if step + 1 in self.poisoned else None
+        return super().at(step)
+
+
+def left_out(member, data, steps, bad):
+    """Every update made by hand, but for those of the bad steps, of which the number alone is counted."""
+    mesh = data_mesh()
+    init, update = loop_module.compiled(member, loop_module._as_is, mesh)
+    batch, key = lambda step: shard_batch(data.at(step - 1), mesh), replicate(KEY, mesh)
+    state = init(batch(1), key)
+    for step in range(1, steps + 1):
+        state = replace(state, step=state.step + 1) if step in bad else update(state, batch(step), key)[0]
+    return state
+
+
+MULTI = learner(
+    ema=(EMA(decay=0.9), PowerEMA()), optimizer=optax.MultiSteps(optax.adam(3e-3), 3).gradient_transformation(), width=8
+)
+PLAIN = learner(ema=(EMA(decay=0.9), PowerEMA()), width=8)
+
+
+@pytest.mark.filterwarnings("ignore::scorelab.training.SkippedBatchWarning")
+@pytest.mark.parametrize("member", [PLAIN, MULTI], ids=["plain", "accumulated"])
+def test_a_skipped_batch_is_an_update_that_was_not_made(member):
+    bad = (1, 5, 6, 11)
+    state = fit(member, Poisoned(*bad), steps=14, key=KEY, skip_nonfinite=2)
+    expected = left_out(member, Poisoned(), 14, bad)
+    assert equal(state, expected)
+    assert int(state.step) == 14
+    # The numbers of the run without: an update that is not left out is another one.
+    assert not equal(state.params, left_out(member, Poisoned(), 14, bad[:3]).params)
+
+
+@pytest.mark.filterwarnings("ignore::scorelab.training.SkippedBatchWarning")
+def test_skipping_survives_a_checkpoint_and_changes_nothing_where_nothing_is_skipped():
+    data, saver = Poisoned(4, 9), Recorder(6, keep=True)
+    whole = fit(PLAIN, data, steps=12, key=KEY, hooks=[saver], skip_nonfinite=1)
+    again = fit(PLAIN, data, steps=12, key=KEY, state=saver.states[6], skip_nonfinite=1)
+    assert equal(whole, again)
+    for member in (PLAIN, MULTI):
+        assert equal(fit(member, Points(), steps=7, key=KEY), fit(member, Points(), steps=7, key=KEY, skip_nonfinite=1))
+
+
+def test_what_was_skipped_is_counted_and_named():
+    windows = []
+    with pytest.warns(SkippedBatchWarning) as seen:
+        fit(PLAIN, Poisoned(2, 3, 8), steps=9, key=KEY, log=windows.append, log_every=3, skip_nonfinite=2)
+    assert [window["skipped"] for window in windows] == [2, 0, 1]
+    assert [window.skipped for window in windows] == [(2, 3), (), (8,)]
+    # Means are over the steps that were made.
+    first = windows[0].by_step["loss"]
+    assert windows[0]["loss"] == pytest.approx(first[0])
+    assert not np.isfinite(first[1:]).any()
+    assert [str(warning.message).partition(" (")[0] for warning in seen] == [
+        f"fit skipped the batch of step {step}" for step in (2, 3, 8)
+    ]
+    assert "data.at(7)), where loss = nan; batch['x'] has 1 values that are not finite" in str(seen[2].message)
+
+
+@pytest.mark.filterwarnings("ignore::scorelab.training.SkippedBatchWarning")
+def test_too_many_in_a_row_are_refused_across_windows():
+    windows = []
+    with pytest.raises(NonFiniteLoss, match=r"loss = nan at step 5 .*, number 3 in a row: expected a finite") as caught:
+        fit(PLAIN, Poisoned(1, 3, 4, 5), steps=9, key=KEY, log=windows.append, log_every=3, skip_nonfinite=2)
+    assert (caught.value.step, caught.value.row) == (5, 3)
+    assert [(w.first, w.last, w.skipped) for w in windows] == [(1, 3, (1, 3)), (4, 4, (4,))]
+
+
+@pytest.mark.filterwarnings("ignore::scorelab.training.SkippedBatchWarning")
+def test_skipping_works_for_every_state_and_over_all_devices():
+    assert int(fit(PAIR, Poisoned(2), steps=4, key=KEY, skip_nonfinite=1, mesh=data_mesh()).step) == 4
+    with pytest.raises(ValueError, match=r"fit\.skip_nonfinite = -1"):
+        fit(PLAIN, Points(), steps=1, key=KEY, skip_nonfinite=-1)

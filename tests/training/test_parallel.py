@@ -11,22 +11,23 @@ import optax
 import pytest
 
 from scorelab import densities, grids, models, processes, sample, schedules, solvers
-from scorelab.training import data_mesh, fit
+from scorelab.training import SkippedBatchWarning, data_mesh, fit
 from scorelab.training.parallel import replicate, shard_batch
 from tests.training.small import Points, host, learner
 
 
-def trained(mesh=None):
+def trained(mesh=None, bad=None):
     # Plain gradient steps: Adam divides by the gradient's size and would blow up the rounding of tiny ones.
     member = learner(optimizer=optax.sgd(0.05))
     windows = []
-    state = fit(member, Points(), steps=5, key=jax.random.key(0), log=windows.append, mesh=mesh)
+    skips = {} if bad is None else {"skip_nonfinite": 1}
+    state = fit(member, Points(bad_step=bad), steps=5, key=jax.random.key(0), log=windows.append, mesh=mesh, **skips)
     return host(state), windows[0].by_step
 
 
-def training():
-    one, one_metrics = trained(data_mesh(jax.devices()[:1]))
-    two, two_metrics = trained()
+def training(bad=None):
+    one, one_metrics = trained(data_mesh(jax.devices()[:1]), bad)
+    two, two_metrics = trained(None, bad)
     for name, values in one_metrics.items():
         np.testing.assert_allclose(two_metrics[name], values, rtol=1e-6)
     for tree in ("params", "averages"):
@@ -37,6 +38,12 @@ def training():
     assert [s.data.shape for s in sharded.addressable_shards] == [(16, 2), (16, 2)]
     with pytest.raises(ValueError, match=r"\['x'\] has shape \(31, 2\)"):
         fit(learner(), Points(batch_size=31), steps=1, key=jax.random.key(0))
+
+
+def skipping():
+    """A batch with a NaN on one of the devices is skipped on both."""
+    with pytest.warns(SkippedBatchWarning, match="skipped the batch of step 3"):
+        training(bad=2)
 
 
 def distillation():
@@ -64,7 +71,7 @@ def sampling():
 def main():
     """Runs in the subprocess, which has two devices: their number is fixed when JAX starts, so that all laws share one process."""
     assert jax.device_count() == 2
-    for law in (training, distillation, sampling):
+    for law in (training, skipping, distillation, sampling):
         law()
     print("agree")
 

@@ -1,0 +1,140 @@
+r"""Networks of interpolants: a velocity and a latent noise, as two heads of one network or as two networks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.arrays import Array, Key, Pytree
+from scorelab.models.base import ChecksCondition, Trainable
+from scorelab.models.denoiser import Denoiser
+from scorelab.processes.interpolant import FlowPrediction, StochasticInterpolant
+from scorelab.validation import require_choice, require_int, require_positive, require_shape, require_spec
+
+# The form of the prediction that a head is.
+_FORMS = {"u": "velocity", "v": "path_velocity", "eta": "eta"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolantField(Trainable):
+    r"""A network that states the velocity and the latent noise of an interpolant.
+
+    It sees :math:`y/\sqrt{\alpha^2 s^2+\beta^2 s_w^2+\gamma^2}` and the angle :math:`2\arcsin\sqrt t - \pi/2`, which tells
+    times near both ends apart. One network with two heads gets the point twice, side by side in its last axis, and returns
+    both heads so.
+
+    Attributes:
+        net: as that of :class:`scorelab.models.Denoiser`.
+        process: the interpolant.
+        heads: ``("u", "eta")``, the default with latent noise, ``("v", "eta")``, or ``("u",)``, the default without it.
+        eta_net: a network of its own for ``eta``; None for the second head of ``net``.
+        data_std: standard deviation of the data, per element.
+        base_std: that of the base.
+    """
+
+    net: Any
+    process: StochasticInterpolant
+    heads: tuple[Literal["u", "v", "eta"], ...] | None = None
+    eta_net: Any = None
+    data_std: float = 1.0
+    base_std: float = 1.0
+
+    def __post_init__(self):
+        require_spec(self, StochasticInterpolant, process=self.process)
+        require_positive(self, data_std=self.data_std, base_std=self.base_std)
+        silent = self.process.gamma.silent
+        heads = ("u",) if self.heads is None and silent else ("u", "eta") if self.heads is None else tuple(self.heads)
+        require_choice(self, (("u",),) if silent else (("u", "eta"), ("v", "eta"), ("u",)), heads=heads)
+        object.__setattr__(self, "heads", heads)
+        for name, net in dict(net=self.net, eta_net=self.eta_net).items():
+            if net is None and name == "eta_net":
+                continue
+            if not (callable(getattr(net, "init", None)) and callable(getattr(net, "apply", None))):
+                raise TypeError(f"InterpolantField.{name} = {net!r}: expected an object with init and apply, such as a Flax module")
+        if self.eta_net is not None and "eta" not in heads:
+            raise ValueError(f"InterpolantField.eta_net with heads = {heads}: expected None, since there is no such head")
+
+    @property
+    def _twice(self) -> bool:
+        return len(self.heads or ()) == 2 and self.eta_net is None
+
+    def init(self, key: Key, x: Array, cond: Pytree = None, like: Any = None) -> Pytree:
+        """Fresh parameters for data shaped like ``x``, or a copy of those of ``like``; arguments as of ``Denoiser.init``."""
+        if isinstance(x, tuple) and all(isinstance(size, int | np.integer) for size in x):
+            require_int("InterpolantField.init", 1, **{f"x[{i}]": size for i, size in enumerate(x)})
+            x = jnp.zeros((1, *x))
+        x = jnp.asarray(x, jnp.float32)[:1]
+        if x.ndim < 2:
+            raise ValueError(f"InterpolantField.init.x has shape {x.shape}: expected data (batch, *event)")
+
+        def fresh():
+            one = jax.tree.map(lambda c: c[:1], cond)
+            nets = [self.net] if self.eta_net is None else [self.net, self.eta_net]
+            seen = jnp.concatenate([x, x], -1) if self._twice else x
+            keys = jax.random.split(key, len(nets))
+            return tuple(net.init(k, seen, jnp.zeros(1, x.dtype), one) for net, k in zip(nets, keys, strict=True))
+
+        if like is None:
+            return fresh()
+        require_spec("InterpolantField.init", BoundInterpolantField, like=like)
+        wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(fresh), like.params))
+        if wanted != found:
+            raise ValueError(f"InterpolantField.init.like has parameters of the shapes {found}: expected {wanted}")
+        return jax.tree.map(lambda p: jnp.array(p, copy=True), like.params)
+
+    def bind(self, params: Pytree, dropout: Key | None = None) -> BoundInterpolantField:
+        """The model with these parameters, a pytree; with the key ``dropout``, as it is called in training."""
+        return BoundInterpolantField(params=params, field=self, dropout=dropout if getattr(self.net, "dropout", 0.0) else None)
+
+    def check_labels(self, cond: Pytree) -> None:
+        """As :meth:`scorelab.models.Denoiser.check_labels`."""
+        Denoiser.check_labels(self, cond)  # pyright: ignore[reportArgumentType]: it reads the network alone
+
+    def evaluate(self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, **options: Any) -> FlowPrediction:
+        """The prediction for ``y`` ``(batch, *event)``; ``options`` go to the networks."""
+        self.process.check_times("InterpolantField.t", t)
+        self.check_labels(cond)
+        t = jnp.asarray(t, y.dtype)
+        rows = (1,) if t.ndim == 0 and getattr(self.net, "shares_noise_level", False) else y.shape[:1]
+        times = jnp.broadcast_to(t, rows)
+        c = self.process.coefficients(times)
+        scale = 1 / jnp.sqrt((c.alpha * self.data_std) ** 2 + (c.beta * self.base_std) ** 2 + c.gamma**2)
+        seen = scale.reshape(rows + (1,) * (y.ndim - 1)) * y
+        angle = 2 * jnp.arcsin(jnp.sqrt(jnp.clip(times, 0.0, 1.0))) - math.pi / 2
+        if self._twice:
+            seen = jnp.concatenate([seen, seen], -1)
+        nets = [self.net] if self.eta_net is None else [self.net, self.eta_net]
+        outputs = [net.apply(p, seen, angle, cond, **options) for net, p in zip(nets, params, strict=True)]
+        for net, output in zip(nets, outputs, strict=True):
+            require_shape(f"the output of {type(net).__name__}", output, seen)
+        parts = jnp.split(outputs[0], 2, axis=-1) if self._twice else outputs
+        return self.process.predict(y, t, **{_FORMS[head]: part for head, part in zip(self.heads or (), parts, strict=True)})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class BoundInterpolantField(ChecksCondition):
+    """An interpolant's network with parameters: a model. Its leaves are the parameters (and a key in training)."""
+
+    params: Pytree
+    field: InterpolantField = field(metadata={"static": True})
+    dropout: Key | None = None
+
+    @property
+    def process(self) -> StochasticInterpolant:
+        """That of the network."""
+        return self.field.process
+
+    def check_condition(self, cond: Pytree) -> None:
+        """As the network."""
+        self.field.check_labels(cond)
+
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> FlowPrediction:
+        """Predict for ``y`` of shape ``(batch, *event)``."""
+        options = {} if self.dropout is None else dict(train=True, rngs={"dropout": self.dropout})
+        return self.field.evaluate(self.params, y, t, cond, **options)

@@ -1,0 +1,93 @@
+r"""How much noise an interpolant is sampled with, :math:`\epsilon_t \ge 0`. It is chosen at sampling; no marginal depends on it.
+
+A solver needs :math:`\epsilon` and :math:`\epsilon/\gamma`, since :math:`\epsilon\,\nabla\log p = -(\epsilon/\gamma)\,\eta`.
+Both are host numbers.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+
+import numpy as np
+
+from scorelab.processes.interpolant import StochasticInterpolant
+from scorelab.validation import require_number, require_positive
+
+__all__ = ["Capped", "Constant", "Epsilon", "Proportional"]
+
+
+@dataclass(frozen=True)
+class Epsilon(abc.ABC):
+    """The base of all choices; a new one needs :meth:`values`."""
+
+    @abc.abstractmethod
+    def values(self, process: StochasticInterpolant, t: np.ndarray) -> np.ndarray:
+        r""":math:`\epsilon_t` at host times, not negative."""
+
+    def over_gamma(self, process: StochasticInterpolant, t: np.ndarray) -> np.ndarray:
+        r""":math:`\epsilon_t/\gamma_t`; infinite where only :math:`\gamma_t` is 0."""
+        values, gamma = self.values(process, t), process.gamma.gamma(t)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(values == 0, 0.0, values / gamma)
+
+
+@dataclass(frozen=True)
+class Proportional(Epsilon):
+    r""":math:`\epsilon_t = \kappa\gamma_t^2`: as much noise as the interpolant has, so that the drift is finite at both ends.
+
+    An explicit step ``h`` is stable for :math:`\kappa h < 1`, whatever the data are.
+
+    Args:
+        kappa: at least 0; 0 is the flow.
+    """
+
+    kappa: float = 16.0
+
+    def __post_init__(self):
+        require_number(self, 0.0, np.finfo(np.float32).max, kappa=self.kappa)
+
+    def values(self, process, t):
+        return self.kappa * process.gamma.squared(t)
+
+    def over_gamma(self, process, t):
+        return self.kappa * process.gamma.gamma(t)
+
+
+@dataclass(frozen=True)
+class Constant(Epsilon):
+    r"""The same :math:`\epsilon` at all times but in the steps that touch an end, where the drift could not be told from ``eta``.
+
+    Args:
+        value: at least 0.
+    """
+
+    value: float
+
+    def __post_init__(self):
+        require_number(self, 0.0, np.finfo(np.float32).max, value=self.value)
+
+    def values(self, process, t):
+        return np.full(np.shape(t), float(self.value))
+
+
+@dataclass(frozen=True)
+class Capped(Proportional):
+    r""":math:`\epsilon_t = \min(\epsilon_0, \kappa\gamma_t^2)`.
+
+    Args:
+        kappa: as in :class:`Proportional`.
+        limit: :math:`\epsilon_0`, above 0.
+    """
+
+    limit: float = 1.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, limit=self.limit)
+
+    def values(self, process, t):
+        return np.minimum(self.limit, super().values(process, t))
+
+    def over_gamma(self, process, t):
+        return np.minimum(super().over_gamma(process, t), Epsilon.over_gamma(self, process, t))

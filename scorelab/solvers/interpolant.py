@@ -1,0 +1,207 @@
+r"""Solvers of stochastic interpolants: the flow, and the SDE with any amount of noise.
+
+.. math:: dy = u\,dt,\qquad dy = (u - \epsilon\,\nabla\log p)\,dt + \sqrt{2\epsilon}\,d\bar w
+          = \Big(u + \frac{\epsilon}{\gamma}\,\eta\Big)dt + \sqrt{2\epsilon}\,d\bar w ,
+
+both backwards from the base at ``t = 1`` to the data at ``t = 0``. They have the same marginals for every :math:`\epsilon_t \ge 0`.
+
+A step that touches a time without latent noise is a step of the flow where :math:`\epsilon/\gamma` is infinite there. The last
+step is an Euler step of the flow: a drift without its noise would shrink the data, and a denoised mean more so.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorelab.arrays import Array, Scalar
+from scorelab.processes.interpolant import StochasticInterpolant
+from scorelab.processes.predictions import HasLatent, HasVelocity
+from scorelab.pytrees import computed
+from scorelab.randomness import per_example_normal
+from scorelab.solvers.base import Solver
+from scorelab.solvers.epsilons import Epsilon, Proportional
+from scorelab.validation import require_choice, require_spec
+
+
+class InterpolantRow(NamedTuple):
+    r"""The numbers of one stage: the model is asked at :math:`\hat y = y + n_{in} z`, the drift is :math:`f = u + e\,\eta`, and
+
+    .. math:: y \leftarrow c_y\hat y + c_b y_b + c_f f + c_{f'} f' + n z + c_n\xi
+
+    with :math:`y_b`, :math:`f'` and :math:`\xi` the point, the drift and the noise of the stage before.
+
+    Attributes:
+        t: where the model is asked.
+        step: the grid step.
+        before: :math:`n_{in}`.
+        e: :math:`\epsilon/\gamma`.
+        y: :math:`c_y`.
+        base: :math:`c_b`.
+        now: :math:`c_f`.
+        last: :math:`c_{f'}`.
+        n: ``n``.
+        again: :math:`c_n`.
+    """
+
+    t: Scalar
+    step: Scalar
+    before: Scalar
+    e: Scalar
+    y: Scalar
+    base: Scalar
+    now: Scalar
+    last: Scalar
+    n: Scalar
+    again: Scalar
+
+
+def _row(t: float, step: int, *, now: float, **others: float) -> InterpolantRow:
+    zero = dict(before=0.0, e=0.0, y=1.0, base=0.0, last=0.0, n=0.0, again=0.0)
+    return InterpolantRow(t=t, step=step, now=now, **(zero | others))
+
+
+def _corrected(t: float, step: int, dt: float, **others: float) -> InterpolantRow:
+    """The second stage of Heun's rule."""
+    return _row(t, step, now=dt / 2, y=0.0, base=1.0, last=dt / 2, **others)
+
+
+def _stacked(rows: list[InterpolantRow]) -> InterpolantRow:
+    return jax.tree.map(lambda *column: np.array(column), *rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolantODE(Solver):
+    r"""The flow :math:`dy/dt = u` of an interpolant, by Heun's or Euler's rule in its own time.
+
+    Attributes:
+        rule: ``"heun"`` (two calls a step, order 2) or ``"euler"`` (one, order 1).
+    """
+
+    rule: Literal["heun", "euler"] = "heun"
+
+    process_type = StochasticInterpolant
+    needs = (HasVelocity,)
+    stochastic = False
+
+    def __post_init__(self):
+        require_choice(self, ("heun", "euler"), rule=self.rule)
+
+    @computed
+    def order(self) -> int:
+        """That of the rule."""
+        return 2 if self.rule == "heun" else 1
+
+    @computed
+    def calls_per_step(self) -> int:
+        """One for each stage; the last step has one."""
+        return self.order
+
+    def table(self, process, times):
+        rows = []
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
+            rows.append(_row(t, i, now=s - t))
+            if self.rule == "heun" and s > 0:
+                rows.append(_corrected(s, i, s - t))
+        return _stacked(rows)
+
+    def init(self, process, y, log_weights):
+        """The point and the drift of the stage before."""
+        return jnp.zeros_like(y), jnp.zeros_like(y)
+
+    def update(self, keys, y, prediction, carry, row: InterpolantRow):
+        base, before = carry
+        drift = prediction.velocity
+        return row.y * y + row.base * base + row.now * drift + row.last * before, (y, drift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolantSDE(Solver):
+    r"""The SDE of an interpolant with the noise :math:`\epsilon_t` of your choice; the marginals are those of the flow.
+
+    The noise of a part of a step has the variance :math:`2\int\epsilon\,dt` over it, by Simpson's rule on the host.
+
+    Attributes:
+        epsilon: how much noise (:mod:`scorelab.solvers.epsilons`).
+        rule: ``"strang"`` (half of the noise, Heun's rule, the other half; two calls, weak order 2), ``"heun"`` (stochastic Heun:
+            the same noise in both stages; two calls, weak order 2, less stable on coarse grids) or ``"euler"``
+            (Euler-Maruyama; one call, weak order 1).
+    """
+
+    epsilon: Epsilon = field(default_factory=Proportional)
+    rule: Literal["strang", "heun", "euler"] = "strang"
+
+    process_type = StochasticInterpolant
+    needs = (HasVelocity, HasLatent)
+    stochastic = True
+
+    def __post_init__(self):
+        require_spec(self, Epsilon, epsilon=self.epsilon)
+        require_choice(self, ("strang", "heun", "euler"), rule=self.rule)
+
+    @computed
+    def order(self) -> int:
+        """The weak order."""
+        return 1 if self.rule == "euler" else 2
+
+    @computed
+    def calls_per_step(self) -> int:
+        """One for each stage; the last step has one."""
+        return self.order
+
+    def noise(self, row: InterpolantRow) -> Array | None:
+        """The deviation of a step of Euler-Maruyama; the noise of the other rules is drawn elsewhere too."""
+        return row.n if self.rule == "euler" else None
+
+    def table(self, process, times):
+        """ValueError without latent noise, from which the score is told, and for an epsilon that is negative or not finite."""
+        if process.gamma.silent:
+            raise ValueError(f"InterpolantSDE under {process!r}: expected a gamma that is not zero, or solvers.InterpolantODE()")
+        eps = np.asarray(self.epsilon.values(process, times), np.float64)
+        if eps.shape != times.shape or not np.all(np.isfinite(eps)) or np.any(eps < 0):
+            raise ValueError(f"{self.epsilon!r} has the values {eps} at the times {times}: expected finite numbers, none below 0")
+        e = np.asarray(self.epsilon.over_gamma(process, times), np.float64)
+        rows = []
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
+            dt = s - t
+            if s == 0 or not (np.isfinite(e[i]) and np.isfinite(e[i + 1])):
+                rows.append(_row(t, i, now=dt))
+                if s > 0 and self.order == 2:
+                    rows.append(_corrected(s, i, dt))
+                continue
+            middle = (t + s) / 2
+            first, second = self._deviation(process, t, middle), self._deviation(process, middle, s)
+            whole = np.hypot(first, second)
+            if self.rule == "euler":
+                rows.append(_row(t, i, now=dt, e=e[i], n=whole))
+            elif self.rule == "heun":
+                rows.append(_row(t, i, now=dt, e=e[i], n=whole))
+                rows.append(_corrected(s, i, dt, e=e[i + 1], again=1.0))
+            else:
+                rows.append(_row(t, i, now=dt, e=e[i], before=first))
+                rows.append(_corrected(s, i, dt, e=e[i + 1], n=second))
+        return _stacked(rows)
+
+    def _deviation(self, process: StochasticInterpolant, t: float, s: float) -> float:
+        weights, points = np.array([1.0, 4.0, 1.0]) / 6, np.array([t, (t + s) / 2, s])
+        return float(np.sqrt(2 * (t - s) * weights @ self.epsilon.values(process, points)))
+
+    def init(self, process, y, log_weights):
+        """The point, the drift and the noise of the stage before."""
+        return jnp.zeros_like(y), jnp.zeros_like(y), jnp.zeros_like(y)
+
+    def query(self, keys, y, carry, row: InterpolantRow):
+        """The point with the first half of the noise."""
+        return y + row.before * per_example_normal(keys, y) if self.rule == "strang" else y
+
+    def update(self, keys, y, prediction, carry, row: InterpolantRow):
+        base, before, noise = carry
+        drift = prediction.velocity + row.e * prediction.eta
+        drawn = row.n * per_example_normal(keys, y)
+        out = row.y * y + row.base * base + row.now * drift + row.last * before + drawn + row.again * noise
+        return out, (y, drift, drawn)

@@ -1,0 +1,242 @@
+"""Solvers of interpolants: orders by exact recursions, marginals of mixtures, and where they begin and end."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorelab import densities, fk, grids, invert, log_likelihood, models, processes, sample, schedules, solvers, starts
+from scorelab.solvers import epsilons
+
+from . import laws
+
+KEY = jax.random.key(3)
+_GAUSSIAN = processes.Gaussian(schedule=schedules.VPLinear())
+# One Gaussian to another in one dimension, where every step is linear in the point and in the noise.
+DATA, BASE = (-1.0, 0.3), (0.3, 1.0)
+SOLVERS = {
+    solvers.InterpolantODE(): 2,
+    solvers.InterpolantODE(rule="euler"): 1,
+    solvers.InterpolantSDE(epsilon=epsilons.Proportional(4.0)): 2,
+    solvers.InterpolantSDE(epsilon=epsilons.Proportional(4.0), rule="heun"): 2,
+    solvers.InterpolantSDE(epsilon=epsilons.Proportional(4.0), rule="euler"): 1,
+    solvers.InterpolantSDE(epsilon=epsilons.Constant(1.0)): 2,
+}
+STEPS = (64, 128, 256)
+
+
+@functools.cache
+def ends(solver):
+    """The mean and the variance at the end, exactly: the affine map of the walk and its response to the noise of every row."""
+    with jax.enable_x64(True):
+        process = processes.StochasticInterpolant(base=densities.Gaussian(np.array([BASE[0]]), BASE[1]))
+        model = models.ExactModel(densities.Gaussian(np.array([DATA[0]]), DATA[1]), process)
+        times = [grids.Uniform(n).times(process) for n in STEPS]
+        found = []
+        for grid in times:
+            rows = len(solver.table(process, grid).step)
+            unit = np.eye(rows)
+            # Example 0 has neither point nor noise, 1 a unit point, and example k + 2 the noise of row k before and after.
+            y = np.concatenate([[0.0, 1.0], np.zeros(rows)])[:, None]
+            noise = np.concatenate([np.zeros((2, rows)), unit]).T[:, :, None]
+            found.append(_walk(solver, process, model, grid, y, noise)[:, 0])
+    return [_moments(values) for values in found]
+
+
+def _walk(solver, process, model, grid, y, noise):
+    """The end; every row of the table draws its own noise, and each row of ours draws once (before or after)."""
+    table = solver.table(process, grid)
+    rows = jax.tree.map(lambda column: np.asarray(column, y.dtype), table)
+
+    def one(state, scanned):
+        row, drawn = scanned
+        asked = solver.query(drawn, *state, row)
+        prediction = solver.ask(model, drawn, asked, row, None)
+        return solver.update(drawn, asked, prediction, state[1], row), None
+
+    start = jnp.asarray(y), solver.init(process, jnp.asarray(y), jnp.zeros(len(y)))
+    return np.asarray(jax.jit(lambda start: jax.lax.scan(one, start, (rows, jnp.asarray(noise)))[0][0])(start))
+
+
+def _moments(values):
+    shift, response = values[0], values[1:] - values[0]
+    mean = shift + response[0] * BASE[0]
+    return mean, response[0] ** 2 * BASE[1] + np.sum(response[1:] ** 2)
+
+
+@pytest.mark.parametrize(("solver", "order"), SOLVERS.items(), ids=str)
+def test_order_of_mean_and_variance(solver, order):
+    assert solver.order == order
+    mean, variance = np.abs(np.subtract(ends(solver), DATA)).T
+    slopes = np.log2(variance[:-1] / variance[1:])
+    # One-sided above: a leading term that nearly cancels converges faster.
+    assert slopes[-1] > order - 0.15, variance
+    assert variance[-1] < (0.02 if order == 1 else 1e-3)
+    # Straight lines between the means are followed by every rule; noise of half a step moves them at its order.
+    assert mean[-1] < (0.02 if order == 1 else 1e-3)
+
+
+N = 8_000
+CASES = [
+    ("linear, Brownian", solvers.InterpolantODE()),
+    ("linear, Brownian", solvers.InterpolantSDE()),
+    ("linear, Brownian", solvers.InterpolantSDE(epsilon=epsilons.Constant(1.0), rule="heun")),
+    ("linear, Brownian of half", solvers.InterpolantSDE(epsilon=epsilons.Capped(16.0, limit=0.5))),
+    ("linear, quadratic", solvers.InterpolantODE()),
+    ("linear, sine squared", solvers.InterpolantSDE(epsilon=epsilons.Proportional(8.0), rule="euler")),
+    ("linear, zero", solvers.InterpolantODE(rule="euler")),
+    ("trigonometric, Brownian", solvers.InterpolantSDE()),
+    ("trigonometric, quadratic", solvers.InterpolantODE()),
+    ("encoding-decoding", solvers.InterpolantODE()),
+    ("encoding-decoding", solvers.InterpolantSDE()),
+]
+
+
+@pytest.mark.parametrize(("name", "solver"), CASES, ids=str)
+def test_samples_have_the_law_of_the_data(name, solver):
+    model = models.ExactModel(laws.data(), laws.process(name))
+    x = np.asarray(sample(model, solver=solver, grid=grids.SineSquared(120), key=KEY, shape=(N, 2)).x, np.float64)
+    mean, cov = laws.moments(laws.WEIGHTS, laws.MEANS, laws.COVS)
+    # Four standard errors, and the bias of a first-order rule at 120 steps: up to 1 % of the covariance per unit of eps h.
+    bias = 0.05 if solver.order == 1 else 0.01
+    np.testing.assert_allclose(x.mean(0), mean, atol=4 * np.sqrt(cov.max() / N) + bias)
+    np.testing.assert_allclose(np.cov(x.T), cov, atol=4 * np.sqrt(2 / N) * cov.max() + bias * cov.max())
+    # Between the two components: their weights.
+    share = np.mean(np.linalg.norm(x - laws.MEANS[0], axis=1) < np.linalg.norm(x - laws.MEANS[1], axis=1))
+    exact = np.asarray(laws.data().sample(KEY, 200_000))
+    want = np.mean(np.linalg.norm(exact - laws.MEANS[0], axis=1) < np.linalg.norm(exact - laws.MEANS[1], axis=1))
+    assert abs(share - want) < 4 * 0.5 / np.sqrt(N) + bias
+
+
+def test_the_mirror_returns_every_point_by_the_flow_and_another_one_by_the_sde():
+    model = models.ExactModel(laws.data(), laws.process("mirror, Brownian"))
+    x = np.asarray(laws.data().sample(KEY, 4_000))
+    walk = functools.partial(sample, model, grid=grids.SineSquared(100), key=KEY, shape=x.shape, start=starts.Fixed(x))
+    back = walk(solver=solvers.InterpolantODE(), keep="all")
+    # Heun's rule at 100 steps returns them to a thousandth; halfway they have the variance of x plus gamma^2.
+    np.testing.assert_allclose(back.x, x, atol=5e-3)
+    middle = np.asarray(back.trajectory[50], np.float64)
+    _, cov = laws.moments(laws.WEIGHTS, laws.MEANS, laws.COVS)
+    np.testing.assert_allclose(np.cov(middle.T), cov + 0.25 * np.eye(2), atol=6 * np.sqrt(2 / 4_000) * cov.max())
+    drawn = np.asarray(walk(solver=solvers.InterpolantSDE()).x, np.float64)
+    assert np.sqrt(np.mean((drawn - x) ** 2)) > 0.3
+    np.testing.assert_allclose(np.cov(drawn.T), cov, atol=6 * np.sqrt(2 / 4_000) * cov.max() + 0.03)
+
+
+def test_a_row_of_one_step_and_the_last_row_are_finite_and_ids_are_the_samples_own():
+    model = models.ExactModel(laws.data(), laws.process("linear, Brownian"))
+    for solver in (solvers.InterpolantODE(), solvers.InterpolantSDE(epsilon=epsilons.Constant(2.0))):
+        assert np.all(np.isfinite(sample(model, solver=solver, grid=grids.Uniform(1), key=KEY, shape=(4, 2)).x))
+        arguments = dict(solver=solver, grid=grids.Uniform(8), key=KEY, chunk=4)
+        whole = sample(model, shape=(8, 2), **arguments)
+        part = sample(model, shape=(4, 2), ids=np.arange(4, 8), **arguments)
+        np.testing.assert_array_equal(part.x, whole.x[4:])
+        # The base depends on the id alone.
+        assert whole.diagnostics["model_calls"] == 15
+
+
+def test_data_to_data():
+    """A base that is points: sampling begins at those points."""
+    points = np.asarray(laws.base().sample(KEY, 64))
+    process = processes.StochasticInterpolant(base=points)
+    fields = models.ExactModel(laws.data(), laws.process("linear, Brownian"))
+
+    def belief(y, t, cond=None):
+        found = fields(y, t)
+        return process.predict(y, t, velocity=found.velocity, eta=found.eta)
+
+    model = models.FunctionModel(belief, process, returns="prediction")
+    out = sample(model, solver=solvers.InterpolantSDE(), grid=grids.SineSquared(20), key=KEY, shape=(32, 2), keep="all")
+    start = np.asarray(out.trajectory[0])
+    assert np.all(np.any(np.all(np.abs(start[:, None] - points[None]) < 1e-6, axis=2), axis=1))
+    with pytest.raises(ValueError, match="points, which have no density"):
+        process.prior().log_prob(start, process, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            lambda m: sample(m, solver=solvers.InterpolantODE(), grid=grids.Uniform(4, t_max=0.9), key=KEY, shape=(2, 2)),
+            "expected t = 1",
+        ),
+        (lambda m: sample(m, solver=solvers.InterpolantODE(), grid=grids.Uniform(4), key=KEY, shape=(2, 3)), "points of shape"),
+        (lambda m: sample(m, solver=solvers.Heun(), grid=grids.Uniform(4), key=KEY, shape=(2, 2)), "expected a LinearGaussian"),
+        (lambda m: solvers.InterpolantSDE(rule="milstein"), "rule"),
+        (lambda m: solvers.InterpolantSDE(epsilon=1.0), "expected a Epsilon"),
+        (lambda m: epsilons.Proportional(-1.0), "kappa"),
+        (lambda m: epsilons.Constant(np.nan), "value"),
+        (lambda m: epsilons.Capped(1.0, limit=0.0), "limit"),
+        (
+            lambda m: sample(
+                models.ExactModel(laws.data(), laws.process("linear, zero")), solver=solvers.InterpolantSDE(),
+                grid=grids.Uniform(4), key=KEY, shape=(2, 2),
+            ),
+            "expected a gamma that is not zero",
+        ),
+        (
+            lambda m: sample(
+                models.ExactModel(densities.Gaussian(np.zeros(2), 1.0), _GAUSSIAN), solver=solvers.InterpolantODE(),
+                grid=grids.Uniform(4), key=KEY, shape=(2, 2),
+            ),
+            "expected a StochasticInterpolant",
+        ),
+    ],
+)  # fmt: skip
+def test_errors(act, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        act(models.ExactModel(laws.data(), laws.process("linear, Brownian")))
+
+
+@pytest.mark.parametrize("name", ["linear, Brownian", "linear, quadratic", "trigonometric, zero"])
+def test_the_likelihood_of_the_flow_is_exact(name):
+    """From the data themselves to the density of the base: the log-densities of the mixture, to the tolerance of the solver."""
+    with jax.enable_x64(True):
+        model = models.ExactModel(laws.data(), laws.process(name))
+        x = np.array([[0.3, -0.7], [-2.0, 1.0], [1.4, -0.9]])
+        found = log_likelihood(model, x, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(found.log_prob, laws.data().log_prob(x), atol=1e-7)
+        # Ten digits of an independent computation.
+        np.testing.assert_allclose(found.log_prob[:2], [-4.2745722862, -2.2187121598], atol=1e-7)
+    points = processes.StochasticInterpolant(base=np.zeros((3, 2), np.float32))
+    fields = models.FunctionModel(lambda y, t, cond=None: points.predict(y, t, velocity=y, eta=y), points, returns="prediction")
+    with pytest.raises(ValueError, match="points, which have no density"):
+        log_likelihood(fields, x)
+
+
+def test_inversion_finds_the_base_point_and_comes_back():
+    model = models.ExactModel(laws.data(), laws.process("linear, quadratic"))
+    x = np.asarray(laws.data().sample(KEY, 16))
+    solver, grid = solvers.InterpolantODE(), grids.SineSquared(80)
+    z = invert(model, x, solver=solver, grid=grid)
+    back = sample(model, solver=solver, grid=grid, key=KEY, shape=x.shape, start=starts.Fixed(np.asarray(z)))
+    # Heun's rule: the square of a step of 1/80, at velocities of up to 5, twice.
+    np.testing.assert_allclose(back.x, x, atol=10 / 80**2 * 5)
+
+
+def test_steering_weighs_without_bias():
+    r"""Under the reward a.x the constant is E exp(a.x) over the mixture, in closed form, and the samples have its tilted mean."""
+    a = np.array([0.6, -0.4])
+    means = laws.MEANS + laws.COVS @ a
+    log_weights = np.log(laws.WEIGHTS) + laws.MEANS @ a + 0.5 * np.einsum("i,kij,j->k", a, laws.COVS, a)
+    log_z = np.log(np.sum(np.exp(log_weights)))
+    tilted = np.exp(log_weights - log_z) @ means
+    solver = fk.FeynmanKac(
+        base=solvers.InterpolantSDE(epsilon=epsilons.Proportional(8.0)),
+        potential=fk.Difference(_along, intermediate=fk.Denoised()),
+        particles=64,
+        resample_final=True,
+    )
+    model = models.ExactModel(laws.data(), laws.process("linear, Brownian"))
+    out = sample(model, solver=solver, grid=grids.SineSquared(32), key=KEY, shape=(64 * 64, 2))
+    z = np.exp(np.asarray(out.log_z, np.float64))
+    # Four standard errors over 64 populations, and the bias of the solver: a hundredth.
+    assert abs(z.mean() - np.exp(log_z)) < 4 * z.std(ddof=1) / 8 + 0.01 * np.exp(log_z)
+    spread = np.asarray(out.x).reshape(64, 64, 2).mean(1)
+    np.testing.assert_allclose(spread.mean(0), tilted, atol=4 * spread.std(0).max() / 8 + 0.02)
+
+
+def _along(x):
+    return x @ jnp.array([0.6, -0.4], x.dtype)

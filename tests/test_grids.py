@@ -1,0 +1,94 @@
+"""Shifted grids: the published formula, and one change of noise on every process."""
+
+from itertools import pairwise
+
+import jax
+import numpy as np
+import pytest
+
+from scorelab import config, densities, grids, models, processes, sample, schedules, solvers
+from scorelab.experiment import Sample
+from tests.run.conftest import TINY
+
+FLOW = processes.Gaussian(schedule=schedules.RectifiedFlow())
+EDM = processes.Gaussian(schedule=schedules.EDM())
+# Processes, and grids on them that begin low enough for a shift of 3.
+LOWER = [
+    (EDM, grids.Karras(7, t_max=20.0)),
+    (processes.Gaussian(schedule=schedules.VPLinear()), grids.Quadratic(7, t_max=0.8)),
+    (processes.Gaussian(schedule=schedules.VE()), grids.Uniform(7, t_max=0.7)),
+    (processes.Gaussian(schedule=schedules.Discrete()), grids.Uniform(7, t_max=700.0)),
+    (processes.Gaussian(schedule=schedules.ZeroTerminal()), grids.Uniform(7)),
+    (processes.GeometricBrownianMotion(sigma=4.0), grids.LogSNR(7, t_max=0.1)),
+    (FLOW, grids.Uniform(7)),
+]
+
+
+def test_the_shift_of_rectified_flow_is_the_published_one():
+    # a t / (1 + (a - 1) t) by hand, for a = 3 and t = 1, 3/4, 1/2, 1/4, 0.
+    times = grids.Shifted(grids.Uniform(4), shift=3.0).times(FLOW)
+    np.testing.assert_allclose(times, [1, 9 / 10, 3 / 4, 1 / 2, 0], rtol=1e-15)
+    assert (times[0], times[-1]) == (1.0, 0.0)
+    # The noise levels of FlowMatchEulerDiscreteScheduler(shift=a) in n steps: linspace(1, 1 / 1000, n), shifted, then 0.
+    for a, n in ((3.0, 28), (1.15, 50), (0.5, 10)):
+        levels = np.linspace(1, 1e-3, n)
+        grid = grids.Shifted(grids.Explicit(tuple(levels), clean=True), shift=a)
+        np.testing.assert_allclose(grid.times(FLOW), np.append(a * levels / (1 + (a - 1) * levels), 0.0), rtol=1e-13)
+
+
+@pytest.mark.parametrize(("process", "grid"), LOWER, ids=lambda part: repr(part)[:40])
+def test_the_log_snr_is_lower_by_twice_the_logarithm(process, grid):
+    before, after = (process.log_snr(g.times(process)) for g in (grid, grids.Shifted(grid, shift=3.0)))
+    finite = np.isfinite(before)
+    assert finite.sum() >= 6
+    np.testing.assert_allclose(after[finite], before[finite] - 2 * np.log(3.0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(after[~finite], before[~finite])
+    # The way back, and no shift at all.
+    again = grids.Shifted(grids.Shifted(grid, shift=3.0), shift=1 / 3.0)
+    np.testing.assert_allclose(again.times(process), grid.times(process), rtol=1e-9)
+    np.testing.assert_array_equal(grids.Shifted(grid, shift=1.0).times(process), grid.times(process))
+
+
+def test_a_walk_on_a_shifted_grid_is_one_under_the_time_change():
+    # The probability flow knows noise levels and no times: DDIM on the levels (1 - s(t), s(t)) by hand.
+    law, a, n = densities.Gaussian(np.array([0.4]), 0.3), 3.0, 9
+    out = sample(
+        models.ExactModel(law, FLOW), solver=solvers.DDIM(), grid=grids.Shifted(grids.Uniform(n), shift=a),
+        key=jax.random.key(0), shape=(5, 1), keep="all",
+    )  # fmt: skip
+    t = np.linspace(1, 0, n + 1)
+    s = a * t / (1 + (a - 1) * t)
+    y = np.asarray(out.trajectory[0], np.float64)
+    for high, low in pairwise(s):
+        gain = (1 - high) * 0.3 / ((1 - high) ** 2 * 0.3 + high**2)
+        clean = 0.4 + gain * (y - (1 - high) * 0.4)
+        y = (1 - low) * clean + low * (y - (1 - high) * clean) / high
+    np.testing.assert_allclose(out.x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_a_config_shifts_a_grid():
+    sets = ("experiment.Sample.grid = @grids.Shifted()", "grids.Shifted.grid = @grids.Karras()", "grids.Karras.t_max = 20.0")
+    grid = config.load("toys/rings", (*TINY, *sets, "grids.Shifted.shift = 2.0")).experiment.one(Sample).grid
+    assert grid == grids.Shifted(grids.Karras(4, t_max=20.0), shift=2.0)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: grids.Shifted(grids.Uniform(3), shift=0.0), ValueError, r"Shifted\.shift = 0\.0: expected a finite number"),
+        (lambda: grids.Shifted(3), TypeError, r"Shifted\.grid = 3: expected a Grid"),
+        (
+            lambda: grids.Shifted(grids.Karras(5), shift=4.0).times(EDM),
+            ValueError,
+            r"Shifted\.shift = 4 moves the first time of Karras.* to 320, beyond t_max = 80 .*: expected a grid that begins at 20",
+        ),
+        (
+            lambda: grids.Shifted(grids.Uniform(3)).times(processes.Joint(image=EDM, label=EDM)),
+            TypeError,
+            r"Shifted\.process = Joint.*: expected a LinearGaussian",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_refused_says_what_is_accepted(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
