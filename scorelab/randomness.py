@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
@@ -15,9 +17,26 @@ def per_example_keys(key: Key, ids: Int[Array, " batch"]) -> Key:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 
 
-def folded(keys: Key, stream: Int[Array, ""] | int) -> Key:
-    """Of every key another one, for a stream of its own."""
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream)
+class PathKeys(NamedTuple):
+    """What a solver gets in the place of the keys of a row when its noise is that of a path.
+
+    Attributes:
+        row: one key per sample, fresh for this row, as other solvers get.
+        path: one key per sample, the same at every row.
+    """
+
+    row: Key
+    path: Key
+
+
+def of_row(keys: Key | PathKeys) -> Key:
+    """The keys that are fresh for a row."""
+    return keys.row if isinstance(keys, PathKeys) else keys
+
+
+def folded(keys: Any, stream: Int[Array, ""] | int) -> Any:
+    """Of every key another one, for a stream of its own; of those of a path too."""
+    return jax.tree.map(lambda keys: jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, stream), keys)
 
 
 def per_example_normal(keys: Key, like: Float[Array, " _ *event"]) -> Float[jax.Array, " batch *event"]:

@@ -24,13 +24,15 @@ from scorelab.models.function import as_pytree
 from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
 from scorelab.pytrees import partly_static
-from scorelab.randomness import folded, per_example_keys
+from scorelab.randomness import PathKeys, folded, per_example_keys
 from scorelab.solvers.base import Integrator, Population, Solver, population_size, require_moved
 from scorelab.starts import Prior
 from scorelab.validation import require_spec
 
 # The stream of a row's key from which the place of the model's call is drawn, beside that of the update.
 _QUERY = 1_000_081
+# The stream of the walk's key from which paths are drawn, beside those of the rows, which are numbers of rows.
+_PATH = 2_000_000_011
 
 
 class State(NamedTuple):
@@ -254,10 +256,11 @@ def finish(solver: Solver, visit: Visit, state: State, index: Array | int) -> St
     return state._replace(y=y, carry=carry)
 
 
-def row_keys(solver: Solver, visit: Visit, index: Array | int) -> Key:
+def row_keys(solver: Solver, visit: Visit, index: Array | int) -> Any:
     """The keys of one row, one per sample; a solver that draws nothing gets the same at every row, which costs nothing."""
     key = jax.random.split(visit.key)[1]
-    return per_example_keys(jax.random.fold_in(key, index) if solver.stochastic else key, visit.ids)
+    keys = per_example_keys(jax.random.fold_in(key, index) if solver.stochastic else key, visit.ids)
+    return PathKeys(keys, per_example_keys(jax.random.fold_in(key, _PATH), visit.ids)) if solver.along_path else keys
 
 
 def first_bad(bad: Array, y: Pytree, step: Array) -> Array:

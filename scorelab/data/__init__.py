@@ -4,6 +4,7 @@ from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
 from scorelab.data.couplings import Assignment, Coupled, Coupling, Entropic, Independent, Paired
+from scorelab.data.derived import Derived, Moments, SuperResolution
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
@@ -19,12 +20,14 @@ __all__ = [
     "DataCorrupt",
     "DataNotFound",
     "DataSet",
+    "Derived",
     "Entropic",
     "Identity",
     "ImageFolder",
     "Independent",
     "Indexed",
     "IteratorAdapter",
+    "Moments",
     "Named",
     "Paired",
     "Pixels",
@@ -33,6 +36,7 @@ __all__ = [
     "RowSource",
     "Rows",
     "StatefulIterator",
+    "SuperResolution",
     "Transform",
     "load",
     "names",

@@ -6,8 +6,9 @@ from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
-from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation
+from scorelab.experiment.evaluate import ConditionError, Evaluate, Evaluation, ImageEvaluation, PointEvaluation
 from scorelab.experiment.faults import Signals
+from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
 from scorelab.experiment.sample import Drawn, Sample
@@ -16,6 +17,7 @@ from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import Workdir
 
 __all__ = [
+    "ConditionError",
     "Console",
     "DataSpec",
     "DataStart",
@@ -30,6 +32,7 @@ __all__ = [
     "Finding",
     "FromData",
     "ImageEvaluation",
+    "Inpainting",
     "Pairs",
     "PointEvaluation",
     "Report",

@@ -11,10 +11,10 @@ import numpy as np
 from scorelab.densities import Gaussian, GaussianMixture
 from scorelab.densities.moments import METHODS
 from scorelab.experiment.data import DataSpec
-from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, Signed, Start, Teleport
+from scorelab.starts import ClassAverage, GaussianMoments, LogNormal, NoisedPoints, Signed, Start, Teleport
 from scorelab.validation import require_choice, require_int
 
-KINDS = ("moments", "lognormal", "class_average", "signed")
+KINDS = ("moments", "lognormal", "class_average", "points", "signed")
 
 
 class FromData(abc.ABC):
@@ -37,11 +37,12 @@ class DataStart(FromData):
         kind: ``"moments"``: the noised Gaussian with the mean and covariance of the data
             (:class:`scorelab.starts.GaussianMoments`); ``"lognormal"``: one mean and one deviation for all
             elements (:class:`scorelab.starts.LogNormal`); ``"class_average"``: the noised average of the
-            sample's class (:class:`scorelab.starts.ClassAverage`); ``"signed"``: as ``"moments"``, with the
-            signs of the training points (:class:`scorelab.starts.Signed`).
+            sample's class (:class:`scorelab.starts.ClassAverage`); ``"points"``: noised training points in a
+            random order, of the sample's class where it has one (:class:`scorelab.starts.NoisedPoints`);
+            ``"signed"``: as ``"moments"``, with the signs of the training points (:class:`scorelab.starts.Signed`).
     """
 
-    kind: Literal["moments", "lognormal", "class_average", "signed"] = "moments"
+    kind: Literal["moments", "lognormal", "class_average", "points", "signed"] = "moments"
 
     def __post_init__(self):
         require_choice(self, KINDS, kind=self.kind)
@@ -59,6 +60,8 @@ class DataStart(FromData):
         if self.kind in ("moments", "signed"):
             start = GaussianMoments(Gaussian.from_data(y))
             return Signed(start, self._signs(data, label)) if self.kind == "signed" else start
+        if self.kind == "points":
+            return NoisedPoints(y[self._order(data, label)])
         if self.kind == "lognormal":
             return LogNormal.matched(y.mean(), y.std(), process)
         classes = data.load().label
@@ -67,14 +70,17 @@ class DataStart(FromData):
 
     def _signs(self, data: DataSpec, label: np.ndarray | None) -> np.ndarray:
         """Signs of training points in a random order, of the class of each sample where it has one."""
+        return np.asarray(np.sign(data.transform.encode(data.load().x)))[self._order(data, label)]
+
+    def _order(self, data: DataSpec, label: np.ndarray | None) -> np.ndarray:
+        """Numbers of training points in a random order, of the class of each sample where it has one."""
         arrays, rng = data.load(), np.random.default_rng(0)
-        signs = np.asarray(np.sign(data.transform.encode(arrays.x)))
         if label is None or arrays.label is None:
-            return signs[rng.permutation(len(signs))]
+            return rng.permutation(len(arrays.x))
         rows = {int(c): np.flatnonzero(arrays.label == c) for c in np.unique(label)}
         if missing := [c for c, found in rows.items() if not len(found)]:
-            raise ValueError(f"DataStart.kind = 'signed' for {data.name}: expected examples of the class {missing[0]}")
-        return signs[[rng.choice(rows[int(c)]) for c in label]]
+            raise ValueError(f"DataStart.kind = {self.kind!r} for {data.name}: expected examples of the class {missing[0]}")
+        return np.array([rng.choice(rows[int(c)]) for c in label])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ from scorelab.fk.weights import ess, log_mean_exp
 from scorelab.processes.base import Process
 from scorelab.processes.predictions import HasProposal, require_capabilities
 from scorelab.pytrees import computed, partly_static
-from scorelab.randomness import folded, per_example_normal
+from scorelab.randomness import folded, of_row
 from scorelab.solvers import DPMSolverPP
 from scorelab.solvers.base import Population, Solver, require_moved
 from scorelab.validation import require_choice, require_int, require_positive, require_spec
@@ -112,6 +112,11 @@ class FeynmanKac(Population):
         """Those of the base; a potential that closes takes one more on a grid that ends in noise."""
         return self.base.calls_per_step
 
+    @computed
+    def along_path(self) -> bool:
+        """As the base. A path belongs to a place in the population, not to a particle: copies meet different noise."""
+        return self.base.along_path
+
     def size(self, n):
         """The particles of one population."""
         return n if self.particles is None else self.particles
@@ -165,7 +170,7 @@ class FeynmanKac(Population):
     def ask(self, model, keys, y, row: ParticleRow, cond) -> Observation:
         """The one call of the model, and what the potential finds out by it."""
         self.potential.check(model, self.base)
-        seen = self.potential.see(model, folded(keys, _POTENTIAL), y, row, cond)
+        seen = self.potential.see(model, folded(of_row(keys), _POTENTIAL), y, row, cond)
         require_capabilities(type(self.base).__name__, seen.prediction, self.base.needs)
         proposal = lambda node: isinstance(node, HasProposal)
         if not proposal(seen.prediction) and any(map(proposal, jax.tree.leaves(seen.prediction, is_leaf=proposal))):
@@ -274,7 +279,8 @@ class FeynmanKac(Population):
     @staticmethod
     def _group_keys(keys, groups):
         # The first particle's: it does not depend on how many populations run beside this one.
-        return folded(keys[:: len(keys) // groups], _RESAMPLE)
+        own = of_row(keys)
+        return folded(own[:: len(own) // groups], _RESAMPLE)
 
     def _guide(self, keys, y, base, prediction: HasProposal, row: ParticleRow) -> tuple[Array, Pytree, Array]:
         r"""The step of the guided proposal, and :math:`\log p/\tau` of it."""
@@ -291,7 +297,7 @@ class FeynmanKac(Population):
         moves = (noise > 0) & (row.stay == 0)
         shift = jnp.where(moves, guided - plain, 0.0)
         scale = jnp.where(moves, noise, 1.0)
-        z, axes = per_example_normal(keys, y), tuple(range(1, y.ndim))
+        z, axes = self.base.drawn(keys, y, row.base), tuple(range(1, y.ndim))
         ratio = -jnp.sum(z * shift, axis=axes) / scale - jnp.sum(shift**2, axis=axes) / (2 * scale**2)
         return plain + shift, after, ratio
 

@@ -7,9 +7,10 @@ from scorelab.models.bridge import ExactInterpolantPrediction
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
-from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, conditioned
+from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, ScaleAt, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
 from scorelab.models.interpolant import BoundInterpolantField, InterpolantField
+from scorelab.models.known import Known, KnownPrediction
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
 
@@ -32,12 +33,15 @@ __all__ = [
     "Guided",
     "GuidedPrediction",
     "InterpolantField",
+    "Known",
+    "KnownPrediction",
     "KnowsDensity",
     "LinearMeasurement",
     "MeasurementGuided",
     "Model",
     "PiGDM",
     "RewardGradient",
+    "ScaleAt",
     "Trainable",
     "TweedieCovariance",
     "Wraps",

@@ -19,23 +19,59 @@ from scorelab.processes.predictions import HasProposal, unguided
 from scorelab.processes.scale import KnowsScale
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ScaleAt:
+    r"""A guidance scale that depends on the noise: ``scales`` at the noise ratios ``ratios``, linear in their logarithm between.
+
+    Below the first ratio and above the last one it is that of the first and the last. Leaves: other numbers do not recompile.
+
+    Args:
+        ratios: noise ratios :math:`\sigma/\alpha` above 0, increasing, ``(k,)``.
+        scales: ``w`` there, ``(k,)``.
+    """
+
+    ratios: Array | tuple[float, ...]
+    scales: Array | tuple[float, ...]
+
+    def __post_init__(self):
+        if is_traced(self.ratios, self.scales) or any(type(leaf) is object for leaf in jax.tree.leaves((self.ratios, self.scales))):
+            return
+        for name in ("ratios", "scales"):
+            value = np.asarray(getattr(self, name))
+            if value.ndim != 1 or not value.size or value.dtype.kind not in "fiu" or not np.all(np.isfinite(value)):
+                raise ValueError(f"ScaleAt.{name} = {getattr(self, name)!r}: expected finite numbers (k,)")
+            if isinstance(getattr(self, name), list | tuple):
+                object.__setattr__(self, name, tuple(map(float, value)))
+        if len(self.ratios) != len(self.scales):
+            raise ValueError(f"ScaleAt.scales has {len(self.scales)} numbers: expected {len(self.ratios)}, one for each of ratios")
+        if np.min(self.ratios) <= 0 or np.any(np.diff(self.ratios) <= 0):
+            raise ValueError(f"ScaleAt.ratios = {self.ratios!r}: expected numbers above 0 that increase")
+
+    def __call__(self, ratio: Array) -> Array:
+        """``w`` at a noise ratio, of its shape."""
+        at, scales = jnp.asarray(self.ratios, ratio.dtype), jnp.asarray(self.scales, ratio.dtype)
+        return jnp.interp(jnp.log(ratio), jnp.log(at), scales)
+
+
 class Guidance(Wraps):
     """What guidance by two predictions has in common.
 
     Attributes:
         model: the model that is guided.
-        scale: ``w``, a scalar or ``(batch,)``; a leaf.
+        scale: ``w``, a scalar or ``(batch,)``, or a :class:`ScaleAt` of the noise; leaves.
         interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
         rescale: how far the deviation over the event is brought back to that of the guided model; None for not at all.
     """
 
     model: Model
-    scale: Array | float
+    scale: Array | float | ScaleAt
     interval: tuple[float, float]
     rescale: Array | float | None
 
     def __post_init__(self):
-        require_numbers(self, scale=self.scale)
+        if not isinstance(self.scale, ScaleAt):
+            require_numbers(self, scale=self.scale)
         require_numbers(self, minimum=0.0, rescale=self.rescale)
         if known_numbers(self.rescale) and np.any(np.asarray(self.rescale) > 1):
             raise ValueError(f"{type(self).__name__}.rescale = {self.rescale!r}: expected numbers from 0 to 1, or None")
@@ -43,7 +79,8 @@ class Guidance(Wraps):
 
     def active(self) -> tuple[float, float] | None:
         """The interval; None at scale 1."""
-        if is_traced(self.scale, self.interval) or np.all(np.asarray(self.scale) == 1):
+        scale = self.scale.scales if isinstance(self.scale, ScaleAt) else self.scale
+        if is_traced(scale, self.interval) or np.all(np.asarray(scale) == 1):
             return None
         return float(self.interval[0]), float(self.interval[1])
 
@@ -56,10 +93,11 @@ class Guidance(Wraps):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class ClassifierFreeGuidance(Guidance):
+class ClassifierFreeGuidance(Guidance, ChecksCondition):
     r"""Classifier-free guidance, :math:`D = D_\varnothing + w\,(D_c - D_\varnothing)` (Ho & Salimans 2022).
 
-    ``w = 1`` is the conditional model, ``w = 0`` the unconditional one. Outside the interval of noise ratios
+    ``w = 1`` is the conditional model, ``w = 0`` the unconditional one. With a ``negative`` condition, that one takes the place of
+    none: for ``w > 1`` samples are driven away from it. Outside the interval of noise ratios
     :math:`\sigma/\alpha` the scale is one (Kynkaanniemi et al. 2024).
 
     A large scale widens the denoised mean, and images come out overexposed. ``rescale`` is :math:`\varphi` of
@@ -69,22 +107,33 @@ class ClassifierFreeGuidance(Guidance):
 
     Attributes:
         model: the conditional model, called with ``cond`` and, unless ``unconditional`` is given, without.
-        scale: ``w``, a scalar or ``(batch,)``; a leaf.
+        scale: ``w``, a scalar or ``(batch,)``, or a :class:`ScaleAt` of the noise; leaves.
         unconditional: a model of its own for the unconditional prediction, or None.
+        negative: the condition of the unconditional prediction, with a leading axis of samples; None for no condition; a leaf.
         interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
         rescale: :math:`\varphi` in [0, 1], a scalar or ``(batch,)``, a leaf; None for the plain rule. 0.7 was published.
     """
 
     model: Model
-    scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
+    scale: Array | float | ScaleAt = field(default=1.0, metadata=PER_SAMPLE)
     unconditional: Any = None
+    negative: Pytree = field(default=None, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
     rescale: Array | float | None = field(default=None, metadata=PER_SAMPLE)
+
+    def check_condition(self, cond: Pytree) -> None:
+        """``cond`` as the model, the negative one as the model that is asked under it."""
+        check_condition(self.model, cond)
+        check_condition(self._free, self.negative)
+
+    @property
+    def _free(self) -> Model:
+        return self.model if self.unconditional is None else self.unconditional
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         conditional = ask(self.model, y, t, cond)
-        free = ask(self.model if self.unconditional is None else self.unconditional, y, t)
+        free = ask(self._free, y, t, self.negative)
         return self.guided(free, conditional)
 
 
@@ -96,14 +145,14 @@ class Autoguidance(Guidance):
     Attributes:
         model: the good model.
         weak: a smaller or less trained model under the same condition.
-        scale: ``w``, a scalar or ``(batch,)``; a leaf.
+        scale: ``w``, a scalar or ``(batch,)``, or a :class:`ScaleAt` of the noise; leaves.
         interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
         rescale: as in :class:`ClassifierFreeGuidance`.
     """
 
     model: Model
     weak: Model
-    scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
+    scale: Array | float | ScaleAt = field(default=1.0, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
     rescale: Array | float | None = field(default=None, metadata=PER_SAMPLE)
 
@@ -170,9 +219,10 @@ def _interval(guidance: Guidance) -> Any:
     return ends
 
 
-def scale_in_interval(prediction: GaussianPrediction, scale: Array | float, interval: tuple) -> Array:
+def scale_in_interval(prediction: GaussianPrediction, scale: Array | float | ScaleAt, interval: tuple) -> Array:
     """``scale`` where the noise ratio lies in ``interval``, one elsewhere."""
     ratio = prediction.process.noise_ratio(prediction.t)
+    scale = scale(ratio) if isinstance(scale, ScaleAt) else scale
     low, high = interval
     return jnp.where((ratio >= low) & (ratio <= high), scale, 1.0)
 

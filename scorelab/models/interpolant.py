@@ -91,14 +91,14 @@ class InterpolantField(Trainable):
         """The model with these parameters, a pytree; with the key ``dropout``, as it is called in training."""
         return BoundInterpolantField(params=params, field=self, dropout=dropout if getattr(self.net, "dropout", 0.0) else None)
 
-    def check_labels(self, cond: Pytree) -> None:
-        """As :meth:`scorelab.models.Denoiser.check_labels`."""
-        Denoiser.check_labels(self, cond)  # pyright: ignore[reportArgumentType]: it reads the network alone
+    def check_condition(self, cond: Pytree) -> None:
+        """As :meth:`scorelab.models.Denoiser.check_condition`."""
+        Denoiser.check_condition(self, cond)  # pyright: ignore[reportArgumentType]: it reads the network alone
 
     def evaluate(self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, **options: Any) -> FlowPrediction:
         """The prediction for ``y`` ``(batch, *event)``; ``options`` go to the networks."""
         self.process.check_times("InterpolantField.t", t)
-        self.check_labels(cond)
+        self.check_condition(cond)
         t = jnp.asarray(t, y.dtype)
         rows = (1,) if t.ndim == 0 and getattr(self.net, "shares_noise_level", False) else y.shape[:1]
         times = jnp.broadcast_to(t, rows)
@@ -132,7 +132,7 @@ class BoundInterpolantField(ChecksCondition):
 
     def check_condition(self, cond: Pytree) -> None:
         """As the network."""
-        self.field.check_labels(cond)
+        self.field.check_condition(cond)
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> FlowPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""

@@ -1,4 +1,4 @@
-"""Numbers that a model holds for each sample, such as guidance scales ``(n,)``: sampling in chunks takes their rows along."""
+"""What a model holds for each sample, guidance scales ``(n,)`` or conditions: sampling in chunks takes their rows along."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 from scorelab.arrays import Array, Pytree, is_traced
 from scorelab.validation import owner
 
-# Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE).
+# Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE). Where one value is an
+# array itself, the name of another field that is shaped like one: field(metadata={"per_sample": "mask"}).
 PER_SAMPLE = {"per_sample": True}
 
 
@@ -52,8 +53,12 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
         value = getattr(model, field.name)
         if field.metadata.get("static"):
             continue
-        if field.metadata.get("per_sample"):
-            new = fn(f"{type(model).__name__}.{field.name}", value) if jnp.ndim(value) else value
+        if field.metadata.get("per_sample") and not dataclasses.is_dataclass(value):
+            name, like = f"{type(model).__name__}.{field.name}", field.metadata["per_sample"]
+            alone = 0 if like is True else jnp.ndim(getattr(model, like))
+            new = jax.tree.map(lambda leaf, name=name, alone=alone: fn(name, leaf) if jnp.ndim(leaf) > alone else leaf, value)
+            if all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(value), strict=True)):
+                new = value
         elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
             parts = [map_per_sample(fn, v) for v in value]
             new = value if all(a is b for a, b in zip(parts, value, strict=True)) else tuple(parts)
@@ -65,11 +70,11 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
 
 
 def per_sample_values(model: Pytree) -> dict[str, Array]:
-    """The per-sample values of a model by name."""
+    """The per-sample values of a model by name; several arrays of one field are told apart by their number."""
     found = {}
 
     def note(name, value):
-        found[name] = value
+        found[f"{name}[{len(found)}]" if name in found else name] = value
         return value
 
     map_per_sample(note, model)

@@ -97,7 +97,7 @@ class Loaded:
         if self.classes is not None and not spec.classes:
             # As in the data, which need not be there.
             spec = dataclasses.replace(spec, classes=tuple(range(self.classes)))
-        if spec.start is not None:
+        if spec.start is not None or spec.inpainting is not None:
             self.data()
         label = spec.conditions(data, n) if label is None else self._labels(label, n)
         out = spec.sampler(self.model, data, label, jax.random.key(seed))(

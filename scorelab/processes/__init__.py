@@ -10,6 +10,7 @@ from scorelab.processes.linear_gaussian import GaussianNoise, GaussianPrediction
 from scorelab.processes.multiplicative import GeometricBrownianMotion
 from scorelab.processes.predictions import (
     HasDenoised,
+    HasKnown,
     HasLatent,
     HasLogits,
     HasLogProb,
@@ -30,6 +31,7 @@ __all__ = [
     "GaussianPrediction",
     "GeometricBrownianMotion",
     "HasDenoised",
+    "HasKnown",
     "HasLatent",
     "HasLogProb",
     "HasLogits",

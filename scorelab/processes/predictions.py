@@ -33,6 +33,18 @@ class HasScore:
     score: Array
 
 
+class HasKnown:
+    """A clean point of the chart of which a part is known.
+
+    Attributes:
+        known: the point, shaped like ``y``; of no meaning elsewhere.
+        mask: 1 where it is known, 0 elsewhere, shaped like ``y``.
+    """
+
+    known: Array
+    mask: Array
+
+
 class HasLatent:
     r"""The latent noise of an interpolant, :math:`\eta = E[z\mid y_t]`, shaped like ``y``."""
 

@@ -2,6 +2,7 @@
 
 from scorelab.solvers import epsilons
 from scorelab.solvers.base import Integrator, Nodes, Population, Row, Solver
+from scorelab.solvers.brownian import Brownian
 from scorelab.solvers.corrector import PredictorCorrector
 from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
@@ -10,12 +11,14 @@ from scorelab.solvers.interpolant import InterpolantODE, InterpolantSDE
 from scorelab.solvers.joint import Hold, Joint
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.renoise import Renoise
+from scorelab.solvers.repaint import RePaint
 from scorelab.solvers.straight import DEIS, Heun
 from scorelab.solvers.unipc import UniPC
 
 __all__ = [
     "DDIM",
     "DEIS",
+    "Brownian",
     "DPMSolverPP",
     "Diffrax",
     "EulerMaruyama",
@@ -32,6 +35,7 @@ __all__ = [
     "Population",
     "PredictorCorrector",
     "ProbabilityFlowEuler",
+    "RePaint",
     "Renoise",
     "Row",
     "Solver",

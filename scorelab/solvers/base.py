@@ -23,6 +23,9 @@ from scorelab.models.base import Model, ask
 from scorelab.processes.base import Process, Start
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasDenoised, HasNoise, require_capabilities
+from scorelab.pytrees import computed
+from scorelab.randomness import per_example_normal
+from scorelab.validation import require_spec
 
 A = TypeVar("A", bound=Array)
 
@@ -52,6 +55,7 @@ class Solver(abc.ABC):
         calls_per_step: model calls in one grid step (the last step may take fewer); None where it adapts.
         noise_level: :math:`c^2/g^2` of the SDE that the steps approach: 1 for the reverse SDE, 0 for the ODE; None for another
             process.
+        along_path: whether its noise is that of a path, so that its ``keys`` are :class:`scorelab.randomness.PathKeys`.
     """
 
     process_type: ClassVar[type[Process]] = LinearGaussian
@@ -60,6 +64,7 @@ class Solver(abc.ABC):
     stochastic: bool
     calls_per_step: int | None = 1
     noise_level: float | None = None
+    along_path: bool = False
 
     @abc.abstractmethod
     def table(self, process: Any, times: np.ndarray) -> Any:
@@ -103,6 +108,10 @@ class Solver(abc.ABC):
         """The deviation ``n`` of a row that is a mean plus ``n`` times standard normal noise; None for another form."""
         return None
 
+    def drawn(self, keys: Any, like: Array, row: Any) -> Array:
+        """The standard normal noise that ``update`` draws in a row with a :meth:`noise`, shaped like ``like``."""
+        return per_example_normal(keys, like)
+
     def outputs(self, carry: Pytree, records: Pytree) -> dict[str, Any]:
         """What the walk adds to the result: diagnostics with one row per sample. ``records`` as in :class:`Population`."""
         return {}
@@ -143,6 +152,68 @@ def require_moved(solver: Solver, method: str, y: Pytree, moved: Pytree) -> None
         raise ValueError(
             f"{type(solver).__name__}.{method} returned {form(moved)} for {form(y)}: expected the same shape and dtype"
         )
+
+
+class Around(Solver):
+    """A solver around another one, of which it has what it does not change; its rows keep those of the other as ``inner``.
+
+    Attributes:
+        solver: the other one.
+    """
+
+    solver: Solver
+    needs = ()
+
+    @computed
+    def order(self) -> int:
+        """That of the other."""
+        return self.solver.order
+
+    @computed
+    def stochastic(self) -> bool:
+        """As the other."""
+        return self.solver.stochastic
+
+    @computed
+    def calls_per_step(self) -> int | None:
+        """Those of the other."""
+        return self.solver.calls_per_step
+
+    @computed
+    def noise_level(self) -> float | None:
+        """That of the other."""
+        return self.solver.noise_level
+
+    def inner_table(self, process: Any, times: np.ndarray) -> Any:
+        """The table of the other, after a look at the kind of process."""
+        where = f"{type(self).__name__}.solver = {type(self.solver).__name__}"
+        require_spec(where, self.solver.process_type, process=process)
+        return self.solver.table(process, times)
+
+    def check_start(self, start, model, t):
+        """As the other."""
+        self.solver.check_start(start, model, t)
+
+    def init(self, process, y, log_weights):
+        """The memory of the other."""
+        return self.solver.init(process, y, log_weights)
+
+    def require(self, prediction):
+        """What the other needs, and what is needed here."""
+        self.solver.require(prediction)
+        super().require(prediction)
+
+    def query(self, keys, y, carry, row):
+        """As the other."""
+        return self.solver.query(keys, y, carry, row.inner)
+
+    def decode(self, process, y, carry):
+        """As the other."""
+        return self.solver.decode(process, y, carry)
+
+    def outputs(self, carry, records):
+        """Those of the other."""
+        return self.solver.outputs(carry, records)
 
 
 class Integrator(Solver):

@@ -67,9 +67,10 @@ class PredictorCorrector(Solver):
         require_spec(self, Solver, predictor=self.predictor)
         require_int(self, 0, corrections=self.corrections)
         require_positive(self, snr=self.snr)
-        if self.predictor.calls_per_step != 1 or isinstance(self.predictor, Population):
+        if self.predictor.calls_per_step != 1 or isinstance(self.predictor, Population) or self.predictor.along_path:
             raise ValueError(
-                f"PredictorCorrector.predictor = {self.predictor}: expected a solver of independent samples with one call per step"
+                f"PredictorCorrector.predictor = {self.predictor}: expected a solver of independent samples with one call per "
+                "step, and noise of its own for each row"
             )
 
     @computed

@@ -11,7 +11,7 @@ from scorelab.arrays import Array
 from scorelab.processes import joint
 from scorelab.processes.base import Process
 from scorelab.pytrees import computed
-from scorelab.randomness import folded
+from scorelab.randomness import folded, of_row
 from scorelab.solvers.base import Integrator, Population, Solver, require_moved
 from scorelab.validation import require_spec
 
@@ -69,6 +69,11 @@ class Joint(Solver):
         return any(part.stochastic for _, part in self.parts)
 
     @computed
+    def along_path(self) -> bool:
+        """Where the noise of one is that of a path."""
+        return any(part.along_path for _, part in self.parts)
+
+    @computed
     def calls_per_step(self) -> int | None:
         """That of the first."""
         return self.parts[0][1].calls_per_step
@@ -113,13 +118,16 @@ class Joint(Solver):
 
     def query(self, keys, y, carry, row: JointRow):
         """Part by part."""
-        own = ((folded(keys, i), *part) for i, part in enumerate(self.parts))
+        own = ((self._keys(keys, i), *part) for i, part in enumerate(self.parts))
         return {name: part.query(keys, y[name], carry[name], row.parts[name]) for keys, name, part in own}
+
+    def _keys(self, keys, i: int):
+        return folded(keys if self.parts[i][1].along_path else of_row(keys), i)
 
     def update(self, keys, y, prediction, carry, row: JointRow):
         """Part by part, from one prediction."""
         moved = {
-            name: part.update(folded(keys, i), y[name], prediction.parts[name], carry[name], row.parts[name])
+            name: part.update(self._keys(keys, i), y[name], prediction.parts[name], carry[name], row.parts[name])
             for i, (name, part) in enumerate(self.parts)
         }
         for name, part in self.parts:

@@ -2,7 +2,7 @@
 
 from scorelab.processes.base import Start
 from scorelab.processes.joint import JointStart as Joint
-from scorelab.starts.given import Fixed, Signed
+from scorelab.starts.given import Fixed, NoisedPoints, Signed
 from scorelab.starts.laws import ClassAverage, GaussianMoments, LogNormal, Noised, Prior
 from scorelab.starts.teleport import Teleport, TeleportWarning
 from scorelab.starts.tempered import Tempered, TemperedWarning
@@ -14,6 +14,7 @@ __all__ = [
     "Joint",
     "LogNormal",
     "Noised",
+    "NoisedPoints",
     "Prior",
     "Signed",
     "Start",

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Real
 
 from scorelab.arrays import Array, Key, Pytree, is_traced
 from scorelab.processes.base import Start
+from scorelab.randomness import per_example_normal
 from scorelab.starts.checks import require_finite, require_rows
 
 
@@ -88,10 +89,11 @@ class Fixed(Start):
     points: Array
 
     def check_arrays(self, count, event):
-        require_rows("Fixed.points", self.points, count)
+        name = type(self).__name__
+        require_rows(f"{name}.points", self.points, count)
         if np.shape(self.points)[1:] != tuple(event):
-            raise ValueError(f"Fixed.points has shape {np.shape(self.points)}: expected (n, *{event})")
-        require_finite("Fixed.points", self.points)
+            raise ValueError(f"{name}.points has shape {np.shape(self.points)}: expected (n, *{event})")
+        require_finite(f"{name}.points", self.points)
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         # An id without a point, which only a traced id can be, must not get that of another.
@@ -100,3 +102,26 @@ class Fixed(Start):
     def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
         """ValueError: given points have no law."""
         raise ValueError("Fixed.log_prob: given points have no density; expected a start that is a law, such as Prior()")
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NoisedPoints(Fixed):
+    r"""Given clean points, noised: sample ``i`` begins at :math:`\alpha_t y_i + b_t + \sigma_t\epsilon`, at the first grid time.
+
+    From one image to others like it: a grid that begins at a low ``t_max`` keeps much of it, one that begins high keeps little.
+    Source: Meng et al., "SDEdit", ICLR 2022, arXiv 2108.01073.
+
+    Args:
+        points: clean points of the chart, ``(n, *event)``, looked up by the ids of the samples.
+    """
+
+    def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
+        clean = super().draw(keys, ids, process, t, event)
+        return process.alpha(t) * clean + process.offset(t) + process.sigma(t) * per_example_normal(keys, clean)
+
+    def log_prob(self, y: Float[Array, " batch *event"], process, t: Float[Array, ""] | float) -> Float[Array, " batch"]:
+        """ValueError: each sample has a law of its own."""
+        raise ValueError(
+            "NoisedPoints.log_prob: every sample has another law; expected a start that is one law, such as Noised(law)"
+        )

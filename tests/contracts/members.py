@@ -88,6 +88,7 @@ STOCHASTIC = {
     solvers.EulerMaruyama(): 1,
     solvers.EulerMaruyama(coords="ambient"): 1,
     solvers.Milstein(): 1,
+    solvers.Brownian(solver=solvers.DPMSolverPP(order=2, eta=1.0)): 2,
 }
 
 # bh1 cannot step to sigma = 0, which the laws below do; its order is tested above.

@@ -54,6 +54,16 @@ def test_a_draw_depends_on_its_id_alone(name):
     np.testing.assert_allclose(start.draw(keys(some), some, process, t, (1,)), whole[some], rtol=1e-6)
 
 
+def test_noised_points_have_the_law_of_the_process_given_each():
+    points, ids, t = np.array([[-1.0], [2.0]]), jnp.arange(4000) % 2, jnp.float32(T)
+    for process in (VP, LOG):
+        y = starts.NoisedPoints(points).draw(per_example_keys(jax.random.key(0), jnp.arange(4000)), ids, process, t, (1,))
+        z = (y - process.alpha(T) * points[ids] - process.offset(T)) / process.sigma(T)
+        assert stats.kstest(np.asarray(z, np.float64)[:, 0], "norm").pvalue > 1e-3
+    with pytest.raises(ValueError, match=r"NoisedPoints.log_prob"):
+        starts.NoisedPoints(points).log_prob(y, VP, T)
+
+
 def test_the_prior_is_what_sampling_begins_with():
     model = sl.models.ExactModel(densities.Gaussian(np.zeros(1), 0.01), VP)
     run = dict(solver=sl.solvers.DDIM(), grid=sl.grids.LogSNR(3), key=jax.random.key(0), shape=(5, 1), keep="all")
@@ -88,6 +98,7 @@ CLASSES = densities.GaussianMixture([0.5, 0.5], np.zeros((2, 2)), 0.1)
         (starts.Fixed, np.ones((4, 2)), "Fixed.points has 4 rows: .* at least 8"),
         (starts.Fixed, np.ones((8, 3)), r"Fixed.points has shape \(8, 3\)"),
         (starts.Fixed, np.ones(()), "Fixed.points has 0 rows"),
+        (starts.NoisedPoints, np.ones((4, 2)), "NoisedPoints.points has 4 rows: .* at least 8"),
         (starts.ClassAverage, np.ones((3, 3)), r"ClassAverage.means has shape \(3, 3\)"),
         (lambda label: starts.ClassAverage(np.ones((3, 2)), label), np.zeros(4, int), "ClassAverage.label has 4 rows"),
         (lambda label: starts.Teleport(CLASSES, skip_steps=1, label=label), np.zeros(4, int), r"Teleport.label is int32 \(4,\)"),

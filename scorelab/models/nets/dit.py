@@ -6,12 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from scorelab.models.nets.layers import (
-    Embedding,
-    attend,
-    check_common,
-    check_inputs,
-)
+from scorelab.arrays import Pytree
+from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
+from scorelab.models.nets.layers import CrossAttention, Embedding, attend, check_common, check_inputs
 from scorelab.validation import require_int
 
 
@@ -48,6 +45,7 @@ class Block(nn.Module):
 
         x <- x + a_1 attention((1 + s_1) norm(x) + b_1),   x <- x + a_2 mlp((1 + s_2) norm(x) + b_2)
 
+    and attention to the tokens of a condition between the two,
     with all six modulations a linear function of the embedding whose weights start at zero.
     """
 
@@ -57,8 +55,8 @@ class Block(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
-        """Map tokens (batch, tokens, width) and emb (batch, width) to tokens."""
+    def __call__(self, x: jax.Array, emb: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+        """Map tokens (batch, tokens, width) and emb (batch, width) to tokens; ``seen`` are the tokens of a condition."""
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0.0)
         modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation")(emb)
@@ -68,6 +66,8 @@ class Block(nn.Module):
         q, k, v = rearrange(qkv, "b t (three n d) -> three b t n d", three=3, n=self.heads)
         h = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v), "b t n d -> b t (n d)"))
         x = x + a1 * drop(h)
+        if seen is not None:
+            x = CrossAttention(self.heads, self.dtype, name="condition")(x, seen)
 
         h = nn.Dense(self.ratio * width, dtype=self.dtype, name="mlp_in")(modulate(x, s2, b2, self.dtype))
         h = nn.Dense(width, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
@@ -88,8 +88,8 @@ class DiT(nn.Module):
         depth: Number of blocks.
         heads: Attention heads.
         mlp_ratio: Hidden width of a block's MLP over ``width``.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
-            means.
+        num_classes: short for ``condition=Label(num_classes)``; 0 for no labels.
+        condition: what it is told beside the noised point (:mod:`scorelab.models.nets.conditions`), of any kind.
         dropout: Rate on each branch, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         remat: Recompute each block in the backward pass instead of storing its activations.
@@ -101,6 +101,7 @@ class DiT(nn.Module):
     heads: int = 4
     mlp_ratio: int = 4
     num_classes: int = 0
+    condition: Condition | None = None
     dropout: float = 0.0
     dtype: str = "float32"
     loop_safe: bool = False
@@ -120,13 +121,14 @@ class DiT(nn.Module):
             mlp_ratio=self.mlp_ratio,
         )
         check_common("DiT", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_fields("DiT", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         if self.width % 4 or self.width % self.heads:
             raise ValueError(f"DiT.width = {self.width}: expected a multiple of 4 and of heads = {self.heads}")
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """Evaluate on ``x (batch, height, width, channels)``, ``c_noise (batch,)`` and labels, ``()`` or ``(batch,)``."""
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: Pytree = None, *, train: bool = False) -> jax.Array:
+        """Evaluate on ``x (batch, height, width, channels)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
         check_inputs(x, c_noise)
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
@@ -134,14 +136,16 @@ class DiT(nn.Module):
                 f"that are multiples of patch = {self.patch}"
             )
         rows, columns = x.shape[1] // self.patch, x.shape[2] // self.patch
-        emb = Embedding(self.width, self.num_classes, self.dtype, name="embedding")(c_noise, cond)
+        given = entries("DiT", of_network(self), cond, len(x))
+        emb = Embedding(self.width, self.dtype, name="embedding")(c_noise, given)
 
-        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(patchify(x.astype(self.dtype), self.patch))
+        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(patchify(concatenated(given, x.astype(self.dtype)), self.patch))
+        seen = attended(given, len(x), self.width, self.dtype)
         tokens = tokens + jnp.asarray(positions(rows, columns, self.width), self.dtype)
         block = nn.remat(Block) if self.remat else Block
         for i in range(self.depth):
             rate = self.dropout if train else 0.0
-            tokens = block(self.heads, self.mlp_ratio, rate, self.dtype, name=f"block{i}")(tokens, emb)
+            tokens = block(self.heads, self.mlp_ratio, rate, self.dtype, name=f"block{i}")(tokens, emb, seen)
 
         zeros = {"dtype": self.dtype, "kernel_init": nn.initializers.zeros}
         scale, shift = rearrange(nn.Dense(2 * self.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
