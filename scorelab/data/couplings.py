@@ -20,6 +20,10 @@ from scorelab.validation import require_int, require_positive, require_seed, req
 from scorelab.warn import warn
 
 
+class CouplingWarning(UserWarning):
+    """A plan between data and base did not converge."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Coupling(abc.ABC):
     """The base of all couplings; a new one needs :meth:`partners`.
@@ -103,7 +107,10 @@ class Entropic(Coupling):
     def partners(self, rng, x, w):
         log_plan, converged = _plan()(np.asarray(x, np.float32), np.asarray(w, np.float32), np.float32(2 * self.std**2))
         if not converged:
-            warn(f"Entropic(std={self.std}): the plan of {len(x)} rows did not converge in 2000 iterations: expected a larger std")
+            warn(
+                f"Entropic(std={self.std}): the plan of {len(x)} rows did not converge in 2000 iterations: expected a larger std",
+                CouplingWarning,
+            )
         gumbel = rng.gumbel(size=log_plan.shape)
         return np.argmax(np.asarray(log_plan, np.float64) + gumbel, axis=1)
 
@@ -117,7 +124,7 @@ def _plan() -> Callable[..., tuple[Array, Array]]:
     @jax.jit
     def plan(x, w, epsilon):
         geometry = pointcloud.PointCloud(x, w, epsilon=epsilon)
-        found = linear.solve(geometry, max_iterations=2000, threshold=1e-3)
+        found: Any = linear.solve(geometry, max_iterations=2000, threshold=1e-3)
         return (found.f[:, None] + found.g[None] - geometry.cost_matrix) / epsilon, found.converged
 
     return plan

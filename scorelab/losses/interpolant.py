@@ -7,7 +7,7 @@ r"""Losses of stochastic interpolants: regressions whose minimisers are the velo
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,13 +73,17 @@ class InterpolantMatching(Loss):
             object.__setattr__(self, "antithetic", not self.process.gamma.silent and heads != ("v",))
         require_choice(self, (True, False), antithetic=self.antithetic)
 
+    @property
+    def _times(self) -> Times:
+        return cast(Times, self.times)
+
     def draw(self, key: Key, batch: Batch) -> Noised:
         """Times, base and noise; ``extra`` is the mirrored point, None where there is none."""
         x = batch["x"]
         require_floating(x)
         key_times, key_base, key_noise = jax.random.split(key, 3)
         margin = self.process.margin
-        t = jnp.clip(self.times(key_times, self.process, len(x)), margin, 1 - margin)
+        t = jnp.clip(self._times(key_times, self.process, len(x)), margin, 1 - margin)
         w = self._base(key_base, batch)
         z = jax.random.normal(key_noise, x.shape, x.dtype)
         noised = self.process.noised(z, x, w, t)
@@ -107,12 +111,13 @@ class InterpolantMatching(Loss):
         """The errors ``(batch,)``, and the mean of every head's."""
         sides = [(noised.y, 1.0)] if noised.extra is None else [(noised.y, 1.0), (noised.extra, -1.0)]
         parts = [self._errors(self.ask(model, y, noised.t, noised.cond), noised, sign) for y, sign in sides]
-        weight = self.times.importance(noised.t)
+        weight = self._times.importance(noised.t)
         heads = {head: weight * sum(part[head] for part in parts) / len(parts) for head in self.heads}
-        return sum(heads.values()), {head: jnp.mean(error) for head, error in heads.items()}
+        total = jnp.sum(jnp.stack(list(heads.values())), axis=0)
+        return total, {head: jnp.mean(error) for head, error in heads.items()}
 
     def _errors(self, prediction: Any, noised: Noised, sign: float) -> dict[str, Array]:
-        needs = (HasVelocity, HasLatent) if self.process.gamma.silent is False and self.heads != ("u",) else (HasVelocity,)
+        needs = (HasVelocity, HasLatent) if not self.process.gamma.silent and self.heads != ("u",) else (HasVelocity,)
         require_capabilities(type(self).__name__, prediction, needs)
         (w, z), x = noised.noise, noised.y0
         c = self.process.coefficients(per_example(noised.t, x)).like(x)

@@ -90,7 +90,8 @@ def _pieces(law: GaussianMixture, y: Array) -> tuple[Array, Array, Array]:
     """Log-weights ``(K,)``, means ``(K, d)`` and covariances ``(K, d, d)``, in the dtype of ``y``."""
     covariances = jax.vmap(lambda g: g.covariance())(law.components)
     means = law.components.mean.reshape(len(law.log_weights), -1)
-    return tuple(jnp.asarray(a, y.dtype) for a in (law.log_weights, means, covariances))
+    log_weights, means, covariances = (jnp.asarray(a, y.dtype) for a in (law.log_weights, means, covariances))
+    return log_weights, means, covariances
 
 
 def _fields(data, base, y, alpha, beta, gamma):

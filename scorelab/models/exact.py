@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from scorelab.arrays import Array, Pytree, is_traced
 from scorelab.densities.base import Density, Unnormalised
 from scorelab.densities.gaussian import Gaussian
 from scorelab.models.base import KnowsDensity
-from scorelab.models.bridge import ExactInterpolantPrediction, exact_bridge, require_mixture
+from scorelab.models.bridge import exact_bridge, require_mixture
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasLogProb
@@ -44,7 +44,7 @@ class ExactModel(KnowsScale, KnowsDensity):
     """
 
     law: Density
-    process: LinearGaussian | StochasticInterpolant = field(metadata={"static": True})
+    process: Any = field(metadata={"static": True})
 
     def __post_init__(self):
         require_spec(self, LinearGaussian | StochasticInterpolant, process=self.process)
@@ -62,8 +62,8 @@ class ExactModel(KnowsScale, KnowsDensity):
                 f"ExactModel.law = {self.law!r}: expected a law with noised versions; it is known up to a constant only"
             )
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> ExactPrediction | ExactInterpolantPrediction:
-        """Predict for ``y`` of shape ``(batch, *event)``; ``cond`` is ignored."""
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
+        """An :class:`ExactPrediction` for ``y`` ``(batch, *event)``, or an :class:`ExactInterpolantPrediction`; ``cond`` is ignored."""
         self.process.check_times("ExactModel.t", t)
         t = jnp.asarray(t, y.dtype)
         if isinstance(self.process, StochasticInterpolant):

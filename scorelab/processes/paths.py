@@ -80,8 +80,8 @@ class Path(abc.ABC):
 
     def coefficients(self, t: Time, gamma: Gamma) -> Coefficients:
         """Of path and gamma at ``t``."""
-        parts = (f(t, gamma) for f in (self.alpha, self.beta, self.d_alpha, self.d_beta))
-        return Coefficients(*parts, gamma.gamma(t), gamma.rate(t), gamma.slope(t))
+        alpha, beta, d_alpha, d_beta = (f(t, gamma) for f in (self.alpha, self.beta, self.d_alpha, self.d_beta))
+        return Coefficients(alpha, beta, d_alpha, d_beta, gamma.gamma(t), gamma.rate(t), gamma.slope(t))
 
     def ends(self, c: Coefficients, m: Array, v: Array, t: Array) -> tuple[Array, Array]:
         r"""``D`` and ``W`` from :math:`m = \alpha D + \beta W` and :math:`v = \dot\alpha D + \dot\beta W`.

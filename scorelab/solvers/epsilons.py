@@ -48,10 +48,10 @@ class Proportional(Epsilon):
         require_number(self, 0.0, np.finfo(np.float32).max, kappa=self.kappa)
 
     def values(self, process, t):
-        return self.kappa * process.gamma.squared(t)
+        return np.asarray(self.kappa * process.gamma.squared(t))
 
     def over_gamma(self, process, t):
-        return self.kappa * process.gamma.gamma(t)
+        return np.asarray(self.kappa * process.gamma.gamma(t))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ class InterpolantSDE(Solver):
         """One for each stage; the last step has one."""
         return self.order
 
-    def noise(self, row: InterpolantRow) -> Array | None:
+    def noise(self, row: Any) -> Array | None:
         """The deviation of a step of Euler-Maruyama; the noise of the other rules is drawn elsewhere too."""
         return row.n if self.rule == "euler" else None
 

@@ -35,7 +35,7 @@ class Prior(Start):
         """It is."""
         return True
 
-    def on_grid(self, process, times):
+    def on_grid(self, process, times) -> tuple[Start, np.ndarray]:
         """The prior of the process itself where it has numbers, which are then arguments of programs and not part of them."""
         prior = process.prior()
         return prior.on_grid(process, times) if jax.tree.leaves(prior) else (self, times)

@@ -229,3 +229,9 @@ def test_pairs_of_the_data_reach_the_loss():
 def test_errors(act, message):
     with pytest.raises((TypeError, ValueError), match=message):
         act()
+
+
+def test_a_plan_that_does_not_converge_is_said():
+    rng = np.random.default_rng(8)
+    with pytest.warns(data.CouplingWarning, match="did not converge"):
+        data.Entropic(std=1e-3).partners(rng, 50 * rng.normal(size=(64, 2)), 50 * rng.normal(size=(64, 2)) + 10)
