@@ -63,7 +63,7 @@ class ExactModel(KnowsScale, KnowsDensity):
             )
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
-        """An :class:`ExactPrediction` for ``y`` ``(batch, *event)``, or an :class:`ExactInterpolantPrediction`; ``cond`` is ignored."""
+        """An :class:`ExactPrediction` for ``y`` ``(batch, *event)``, or an :class:`ExactInterpolantPrediction`."""
         self.process.check_times("ExactModel.t", t)
         t = jnp.asarray(t, y.dtype)
         if isinstance(self.process, StochasticInterpolant):
