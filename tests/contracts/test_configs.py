@@ -59,8 +59,8 @@ UPDATED = [
 ]
 # Its state: each network.
 SHAPED = [
-    *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2412.09726/cifar10.gin", "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin",
-    "toys/checkerboard.gin",
+    *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2412.09726/cifar10.gin", "paper/2412.09726/digits.gin",
+    "paper/2412.09726/mnist.gin", "toys/checkerboard.gin",
 ]  # fmt: skip
 
 
