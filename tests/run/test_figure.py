@@ -16,6 +16,7 @@ from scorelab.errors import ConfigError
 from scorelab.run import cli, gallery
 from scorelab.run import figure as figures
 from scorelab.run.figure import Claim, Figure
+from scorelab.run.lock import Lock
 from tests.run.conftest import ROOT
 
 SAID = dict(answers="Figure 1", claims="It is so.", look_for="That it is so.", minutes=dict(small=0.1, full=1, gpu=None))
@@ -285,6 +286,14 @@ def test_the_folder_of_another_figure_is_left_alone(paper, tmp_path, capsys):
         with pytest.raises(SystemExit):
             cli.main(["figure", "1234.56789/means", "--small", "--out", out])
         assert said in capsys.readouterr().err
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(paper, tmp_path, capsys):
+    with Lock(tmp_path / "there", print), pytest.raises(SystemExit):
+        cli.main(["figure", "1234.56789/means", "--small", "--out", "there"])
+    assert "there is in use by process" in capsys.readouterr().err
+    assert cli.main(["figure", "1234.56789/means", "--small", "--out", "there"]) == 0
+    assert not (tmp_path / "there/lock").exists()
 
 
 def test_a_size_may_ask_for_none_of_something(paper):
