@@ -229,6 +229,13 @@ def test_numbers_agree_within_their_spread(here, there, same):
     assert not gallery.agree(a, b | dict(verdict="in shape"))
 
 
+def test_a_claim_of_one_seed_that_says_nothing_is_compared_by_that():
+    alone = dict(value=1.0, spread=0.0, verdict="not comparable")
+    assert gallery.agree(alone, alone | dict(value=2.0))
+    assert not gallery.agree(alone, alone | dict(value=2.0, spread=0.1))
+    assert not gallery.agree(alone, alone | dict(verdict="reproduced"))
+
+
 def test_what_a_figure_states_is_checked():
     with pytest.raises(ValueError, match="expected small, full and gpu"):
         Figure("", **SAID | dict(minutes=dict(small=1)))
