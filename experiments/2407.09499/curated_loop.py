@@ -30,7 +30,7 @@ FIGURE = Figure(
     look_for="The trained loop follows the exact map: the curated cloud goes to the rarest mode, with real data all four stay.",
     minutes=dict(small=1, full=10, gpu=None),
     options=dict(seeds=2, generations=6, n=4096, steps=400),
-    small=dict(seeds=1, generations=3, n=2048, steps=150),
+    small=dict(seeds=2, generations=3, n=2048, steps=150),
 )
 
 STATES, WEIGHTS = np.array([-1.0, 0.0, 0.5, 1.0, 1.5, 2.0]), np.array([0.1, 0.3, 0.25, 0.2, 0.05, 0.1])

@@ -122,9 +122,12 @@ class Students:
 
 
 def losses_of(root: Path) -> dict[str, list[float]]:
-    """The loss of the student in a work directory: the last step of every window, and its mean there."""
+    """The loss of the student in a work directory: the last step of every window, and its mean there.
+
+    Where the student is all that is trained, as under consistency distillation, it is the loss itself.
+    """
     rows = [row for _, row in read_lines(Workdir(root).metrics_log)]
-    return {key: [row[name] for row in rows] for key, name in (("step", "step"), ("loss", "student_loss"))}
+    return dict(step=[row["step"] for row in rows], loss=[row.get("student_loss", row["loss"]) for row in rows])
 
 
 def without_images(row: Mapping) -> dict:

@@ -26,9 +26,9 @@ FIGURE = Figure(
     claims="Correctors improve classifier-free guidance of a trained image model (EDM2), from two particles on.",
     look_for="With exact scores the corrector helps in two dimensions, where the classes overlap, and changes little elsewhere. "
     "With a network it helps there too, and harms where the mean log-weight is above half of (b - 1) log(1 / class share).",
-    minutes=dict(small=3, full=62, gpu=None),
+    minutes=dict(small=4, full=62, gpu=None),
     options=dict(per_class=128, seeds=3, steps=4000, also=["scales", "particles", "policies", "formula", "stopped", "images"]),
-    small=dict(per_class=32, seeds=1, steps=200, also=[]),
+    small=dict(per_class=32, seeds=2, steps=200, also=[]),
 )
 
 DIMENSIONS, SIZES, PARTICLES = (2, 16, 64), (0.0, 0.25, 0.5, 1.0, 2.0), 16

@@ -18,7 +18,7 @@ from scorelab.grids import Grid
 from scorelab.metrics import MetricValue
 from scorelab.models import BoundDenoiser
 from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
-from scorelab.pretrained.kept import find, keep, stored
+from scorelab.pretrained.kept import find, keep, require_hash, stored
 from scorelab.validation import require_int, require_seed, require_spec
 
 __all__ = ["Card", "Loaded", "Measured", "card", "keep", "load", "model", "names"]
@@ -140,7 +140,9 @@ def load(name: str) -> Loaded:
     found = find(name)
     stamp = max(path.stat().st_mtime_ns for path in (found, *found.glob("checkpoints")))
     experiment, bound, record = stored(found.resolve(), stamp)
-    return Loaded(model=bound, transform=experiment.data.transform, config=experiment, record=record, card=read(found))
+    if (known := read(found)) is not None:
+        require_hash(found, bound.params, known.sha256)
+    return Loaded(model=bound, transform=experiment.data.transform, config=experiment, record=record, card=known)
 
 
 def model(name: str) -> BoundDenoiser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import statistics
@@ -20,7 +19,7 @@ from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment
 from scorelab.experiment.sample import Sample
 from scorelab.files import write_json
-from scorelab.pretrained.kept import MODELS, find
+from scorelab.pretrained.kept import MODELS, find, parameters_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,14 +164,6 @@ def names() -> tuple[str, ...]:
 def carried() -> Iterator[tuple[str, Card]]:
     """The models that the package carries, with their cards."""
     return ((name, card(name)) for name in names())
-
-
-def parameters_hash(params: Pytree) -> str:
-    """SHA-256 of the shapes, the dtypes and the bytes of the parameters, in their order."""
-    digest = hashlib.sha256()
-    for leaf in map(np.asarray, jax.tree.leaves(params)):
-        digest.update(f"{leaf.shape} {leaf.dtype} ".encode() + np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def facts(params: Pytree, experiment: Experiment, record: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 
 from scorelab import config as configs
+from scorelab.arrays import Pytree
 from scorelab.config.sources import CONFIG_ROOTS
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment
@@ -47,6 +49,7 @@ def keep(root: str | Path, file: str | Path) -> Path:
     record = dict(
         config=text, step=step, data=experiment.data.name, data_sha256=experiment.data.load().sha256,
         measured=measured, **data_shapes(experiment.data), versions=workdir.read_json(workdir.versions),
+        sha256=parameters_hash(model.params),
     )  # fmt: skip
     leaves = {f"p{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(model.params))}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +109,23 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
     leaves = [stored[key] for key in sorted(set(stored) - {"record"})]
     if [(leaf.shape, leaf.dtype) for leaf in leaves] != [(leaf.shape, leaf.dtype) for leaf in wanted]:
         raise ValueError(f"{shown(file)} does not fit its own config: expected the network it was trained with")
-    return experiment, network.denoiser.bind(jax.tree.unflatten(jax.tree.structure(network.params), leaves)), record
+    params = jax.tree.unflatten(jax.tree.structure(network.params), leaves)
+    require_hash(file, params, record.get("sha256"))
+    return experiment, network.denoiser.bind(params), record
+
+
+def parameters_hash(params: Pytree) -> str:
+    """SHA-256 of the shapes, the dtypes and the bytes of the parameters, in their order."""
+    digest = hashlib.sha256()
+    for leaf in map(np.asarray, jax.tree.leaves(params)):
+        digest.update(f"{leaf.shape} {leaf.dtype} ".encode() + np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def require_hash(file: Path, params: Pytree, expected: str | None) -> None:
+    """Raise ``ConfigError`` where the parameters of a file are not those that it, or its card, was written with."""
+    if expected is not None and (found := parameters_hash(params)) != expected:
+        raise ConfigError(f"{shown(file)} has parameters with the hash {found}: expected {expected}, as when it was written")
 
 
 def find(name: str | os.PathLike[str]) -> Path:

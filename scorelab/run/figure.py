@@ -43,6 +43,7 @@ from scorelab.experiment import Experiment, trained_state
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile, read_npz, write_npz, write_text
 from scorelab.metrics import WeightsError
+from scorelab.run.lock import Lock
 from scorelab.run.pipeline import from_config
 
 __all__ = ["Claim", "Figure", "Record", "plus_minus", "script"]
@@ -123,8 +124,14 @@ class Figure:
             raise ValueError(f"Figure.small has {wrong[0]}: expected one of the options {', '.join(self.options)}")
 
     def make(self, main: Callable[[Record], None]) -> None:
-        """Run the script of ``main`` with the options of the command line."""
-        script(lambda: main(self.record(main)))
+        """Run the script of ``main`` with the options of the command line; ConfigError where another process writes there."""
+
+        def locked():
+            record = self.record(main)
+            with Lock(record.out, print):
+                main(record)
+
+        script(locked)
 
     def record(self, main: Callable[[Record], None], argv: Sequence[str] | None = None) -> Record:
         """The record that ``main`` writes to, with the options of ``argv``, by default those of the command line."""

@@ -16,6 +16,7 @@ from scorelab.errors import ConfigError
 from scorelab.run import cli, gallery
 from scorelab.run import figure as figures
 from scorelab.run.figure import Claim, Figure
+from scorelab.run.lock import Lock
 from tests.run.conftest import ROOT
 
 SAID = dict(answers="Figure 1", claims="It is so.", look_for="That it is so.", minutes=dict(small=0.1, full=1, gpu=None))
@@ -228,6 +229,13 @@ def test_numbers_agree_within_their_spread(here, there, same):
     assert not gallery.agree(a, b | dict(verdict="in shape"))
 
 
+def test_a_claim_of_one_seed_that_says_nothing_is_compared_by_that():
+    alone = dict(value=1.0, spread=0.0, verdict="not comparable")
+    assert gallery.agree(alone, alone | dict(value=2.0))
+    assert not gallery.agree(alone, alone | dict(value=2.0, spread=0.1))
+    assert not gallery.agree(alone, alone | dict(verdict="reproduced"))
+
+
 def test_what_a_figure_states_is_checked():
     with pytest.raises(ValueError, match="expected small, full and gpu"):
         Figure("", **SAID | dict(minutes=dict(small=1)))
@@ -285,6 +293,14 @@ def test_the_folder_of_another_figure_is_left_alone(paper, tmp_path, capsys):
         with pytest.raises(SystemExit):
             cli.main(["figure", "1234.56789/means", "--small", "--out", out])
         assert said in capsys.readouterr().err
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(paper, tmp_path, capsys):
+    with Lock(tmp_path / "there", print), pytest.raises(SystemExit):
+        cli.main(["figure", "1234.56789/means", "--small", "--out", "there"])
+    assert "there is in use by process" in capsys.readouterr().err
+    assert cli.main(["figure", "1234.56789/means", "--small", "--out", "there"]) == 0
+    assert not (tmp_path / "there/lock").exists()
 
 
 def test_a_size_may_ask_for_none_of_something(paper):

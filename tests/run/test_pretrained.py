@@ -220,3 +220,20 @@ def test_what_earlier_versions_kept_is_read_with_the_data_and_nonsense_is_refuse
         kept.stored.cache_clear()
         with pytest.raises(ConfigError, match=r"other\.npz: not a model written by"):
             pretrained.load(str(written(record | change)))
+
+
+def test_other_parameters_than_those_that_were_written_are_refused(tmp_path, tiny_run, monkeypatch):
+    file = pretrained.keep(tiny_run, tmp_path / "mine.npz")
+    pretrained.load(str(file))
+    arrays = read_npz(file, limit=1 << 24)
+    arrays["p000"] = arrays["p000"].copy()
+    arrays["p000"].flat[0] += 1e-3
+    other = write_npz(tmp_path / "other.npz", arrays)
+    with pytest.raises(ConfigError, match=r"other\.npz has parameters with the hash \w+: expected"):
+        pretrained.load(str(other))
+    # The files of the package say nothing of it themselves; their cards do.
+    name = "digits-student" if "digits-student" in pretrained.names() else pretrained.names()[0]
+    card = dataclasses.replace(pretrained.card(name), sha256="0")
+    monkeypatch.setattr(pretrained, "read", lambda file: card)
+    with pytest.raises(ConfigError, match="expected 0, as when it was written"):
+        pretrained.load(name)
