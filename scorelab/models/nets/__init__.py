@@ -1,8 +1,9 @@
-"""Networks: flax linen modules called as ``net(x, c_noise, cond=None, *, train=False)``."""
+"""Networks: flax linen modules called as ``net(x, c_noise, cond=None, *, estimate=None, train=False)``."""
 
 from scorelab.models.nets.dit import DiT
 from scorelab.models.nets.layers import Conv, GroupNorm
 from scorelab.models.nets.mlp import MLP
+from scorelab.models.nets.transformer import Transformer
 from scorelab.models.nets.unet import UNet
 
-__all__ = ["MLP", "Conv", "DiT", "GroupNorm", "UNet"]
+__all__ = ["MLP", "Conv", "DiT", "GroupNorm", "Transformer", "UNet"]

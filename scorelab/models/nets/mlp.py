@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scorelab.models.nets.layers import Embedding, check_common, check_inputs
+from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 from scorelab.validation import require_int
 
 
@@ -59,6 +59,7 @@ class MLP(nn.Module):
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True
+    takes_estimate = True
 
     def __post_init__(self):
         require_int("MLP", 1, width=self.width, depth=self.depth, embed=self.embed)
@@ -66,13 +67,22 @@ class MLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        c_noise: jax.Array,
+        cond: jax.Array | None = None,
+        *,
+        estimate: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
         """Evaluate on ``x (batch, *event)``, ``c_noise (batch,)`` or ``(1,)`` and labels, ``()`` or ``(batch,)``."""
         check_inputs(x, c_noise)
         size = math.prod(x.shape[1:])
         emb = Embedding(self.embed, self.num_classes, self.dtype, name="embedding")(c_noise, cond)
 
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(x.astype(self.dtype).reshape(x.shape[0], size))
+        seen = beside_estimate(x, estimate)
+        h = nn.Dense(self.width, dtype=self.dtype, name="in")(seen.astype(self.dtype).reshape(len(x), -1))
         layer = nn.remat(Layer) if self.remat else Layer
         for i in range(self.depth):
             h = layer(self.dropout if train else 0.0, self.dtype, name=f"layer{i}")(h, emb)
