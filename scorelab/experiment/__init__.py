@@ -6,7 +6,7 @@ from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
-from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation
+from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation, StatisticEvaluation
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
@@ -37,6 +37,7 @@ __all__ = [
     "Sample",
     "Signals",
     "Stage",
+    "StatisticEvaluation",
     "Train",
     "Workdir",
     "check",

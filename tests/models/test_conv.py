@@ -48,7 +48,9 @@ CASES = [
 ]
 
 
-SIZES = [*CASES, ((9, 6), 2, 2), ((6, 9), 4, 1), ((9,), 3, 2), ((5, 4, 3), 3, 2), pytest.param((4, 5, 6), 2, 1, marks=pytest.mark.long)]
+SIZES = [
+    *CASES, ((9, 6), 2, 2), ((6, 9), 4, 1), ((9,), 3, 2), ((5, 4, 3), 3, 2), pytest.param((4, 5, 6), 2, 1, marks=pytest.mark.long),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("size", "kernel", "stride"), SIZES)

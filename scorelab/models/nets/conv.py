@@ -138,7 +138,7 @@ def _register(primitive, implementation, shape):
 
 _register(_conv_p, _forward, lambda x, w, g: (x.shape[0], *g.out, w.shape[-1]))
 _register(_input_p, _input_gradient, lambda dy, w, g: (dy.shape[0], *g.size, w.shape[-2]))
-_register(_kernel_p, _kernel_gradient, lambda x, dy, g: ((g.kernel,) * g.rank + (x.shape[-1], dy.shape[-1])))
+_register(_kernel_p, _kernel_gradient, lambda x, dy, g: (g.kernel,) * g.rank + (x.shape[-1], dy.shape[-1]))
 
 
 def convolve(x: jax.Array, w: jax.Array, *, stride: int = 1, loop_safe: bool = False) -> jax.Array:

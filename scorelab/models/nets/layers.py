@@ -80,9 +80,7 @@ class GroupNorm(nn.Module):
         # Two stages: a reduction over pixels that keeps the channels contiguous, then a tiny one over the
         # group. XLA's CPU backend takes about half the time of one reduction over a 5-axis view.
         wide, sides = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
-        mean, square = (
-            jnp.mean(rearrange(jnp.mean(v, sides), "b (g c) -> b g c", g=self.groups), -1) for v in (wide, wide * wide)
-        )
+        mean, square = (jnp.mean(rearrange(jnp.mean(v, sides), "b (g c) -> b g c", g=self.groups), -1) for v in (wide, wide * wide))
         # Rounding can take the difference of moments below zero on constant inputs.
         rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
         mean, rstd = (repeat(v, "b g -> b (g c)", c=channels // self.groups) for v in (mean, rstd))

@@ -71,10 +71,10 @@ class UNet(nn.Module):
     """ADM-style U-Net of images ``(batch, height, width, channels)``, to the same shape, float32.
 
     With another number of sides it is one of volumes ``(batch, depth, height, width, channels)`` or of sequences
-    ``(batch, length, channels)``: convolutions, norms and attention have as many axes as the event. Per level ``blocks`` residual blocks down and ``blocks + 1`` up with skip connections; strided
-    convolutions down, nearest-neighbour and a convolution up. Sides of any size are fine, odd ones too (28, 14, 7, 4),
-    down to ``2 ** (levels - 1)``. The output is exactly zero at initialisation. After Dhariwal and Nichol 2021, arXiv:2105.05233, and Karras
-    et al. 2022, arXiv:2206.00364, appendix F.
+    ``(batch, length, channels)``: convolutions, norms and attention have as many axes as the event. Per level ``blocks`` residual
+    blocks down and ``blocks + 1`` up with skip connections; strided convolutions down, nearest-neighbour and a convolution up.
+    Sides of any size are fine, odd ones too (28, 14, 7, 4), down to ``2 ** (levels - 1)``. The output is exactly zero at
+    initialisation. After Dhariwal and Nichol 2021, arXiv:2105.05233, and Karras et al. 2022, arXiv:2206.00364, appendix F.
 
     Attributes:
         channels: Width of each level; each level after the first halves every side.
