@@ -112,6 +112,15 @@ class FeynmanKac(Population):
         """Those of the base; a potential that closes takes one more on a grid that ends in noise."""
         return self.base.calls_per_step
 
+    @computed
+    def self_conditioned(self) -> bool:
+        """As the base."""
+        return self.base.self_conditioned
+
+    def informed(self, model, carry: ParticleState):
+        """As the base: what it remembers moves with the particles."""
+        return self.base.informed(model, carry.base)
+
     def size(self, n):
         """The particles of one population."""
         return n if self.particles is None else self.particles

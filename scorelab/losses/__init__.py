@@ -19,6 +19,7 @@ from scorelab.losses.multiplicative import (
     NonNegativeScoreMatching,
 )
 from scorelab.losses.regularised import Regularised, Regulariser
+from scorelab.losses.self_conditioned import SelfConditioned
 from scorelab.losses.times import KarrasTimes, LogitNormalTimes, LogNormalTimes, Times, UniformLogSNRTimes, UniformTimes
 from scorelab.losses.weightings import (
     EDMWeighting,
@@ -54,6 +55,7 @@ __all__ = [
     "Regularised",
     "Regulariser",
     "SNRWeighting",
+    "SelfConditioned",
     "SigmoidWeighting",
     "Times",
     "TruncatedSNR",

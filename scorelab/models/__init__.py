@@ -3,6 +3,7 @@
 from scorelab.models import nets
 from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
+from scorelab.models.estimates import SeesEstimate, informed
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, conditioned
@@ -29,11 +30,13 @@ __all__ = [
     "Model",
     "PiGDM",
     "RewardGradient",
+    "SeesEstimate",
     "Trainable",
     "TweedieCovariance",
     "Wraps",
     "ask",
     "conditioned",
     "exact_posterior",
+    "informed",
     "nets",
 ]

@@ -6,6 +6,7 @@ from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
 from scorelab.solvers.external import Diffrax
 from scorelab.solvers.joint import Hold, Joint
+from scorelab.solvers.memory import SelfConditioned
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.renoise import Renoise
 from scorelab.solvers.straight import DEIS, Heun
@@ -30,6 +31,7 @@ __all__ = [
     "ProbabilityFlowEuler",
     "Renoise",
     "Row",
+    "SelfConditioned",
     "Solver",
     "UniPC",
 ]

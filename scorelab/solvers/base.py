@@ -52,6 +52,7 @@ class Solver(abc.ABC):
         calls_per_step: model calls in one grid step (the last step may take fewer); None where it adapts.
         noise_level: :math:`c^2/g^2` of the SDE that the steps approach: 1 for the reverse SDE, 0 for the ODE; None for another
             process.
+        self_conditioned: whether it tells the model its former estimate (:class:`scorelab.solvers.SelfConditioned`).
     """
 
     process_type: ClassVar[type[Process]] = LinearGaussian
@@ -60,6 +61,7 @@ class Solver(abc.ABC):
     stochastic: bool
     calls_per_step: int | None = 1
     noise_level: float | None = None
+    self_conditioned: bool = False
 
     @abc.abstractmethod
     def table(self, process: Any, times: np.ndarray) -> Any:
@@ -79,6 +81,10 @@ class Solver(abc.ABC):
     def query(self, keys: Key, y: Pytree, carry: Pytree, row: Any) -> Pytree:
         """The point at which the model is asked; ``y`` itself unless a solver says otherwise."""
         return y
+
+    def informed(self, model: Model, carry: Pytree) -> Model:
+        """The model as it is asked in the next row: told what the memory knows, where it sees that."""
+        return model
 
     def ask(self, model: Model, keys: Key, y: Pytree, row: Any, cond: Pytree) -> Any:
         """The prediction at the point of ``query``."""

@@ -71,6 +71,11 @@ class PredictorCorrector(Solver):
             raise ValueError(
                 f"PredictorCorrector.predictor = {self.predictor}: expected a solver of independent samples with one call per step"
             )
+        if self.predictor.self_conditioned:
+            raise ValueError(
+                f"PredictorCorrector.predictor = {self.predictor}: expected SelfConditioned(PredictorCorrector(...)), which tells the "
+                "corrections as well"
+            )
 
     @computed
     def calls_per_step(self) -> int:
