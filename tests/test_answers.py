@@ -178,7 +178,7 @@ def test_labels_that_are_no_classes(cond):
         lambda: sl.models.Conditioned(model=network, cond=np.asarray(cond[-1])),
         lambda: sl.likelihood.log_likelihood(network, np.ones((4, 2)), cond=np.asarray(cond)),
     ):
-        with pytest.raises(ValueError, match=r"cond has labels .*: expected 0 to 4, the classes of MLP\(num_classes=5\)"):
+        with pytest.raises(ValueError, match=r"cond has labels .*: expected 0 to 4, the classes of Label\(num_classes=5\)"):
             use()
 
 
@@ -329,7 +329,10 @@ def test_the_scale_of_a_law_is_that_of_its_moments():
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (dict(label=np.array([0, 1, 2, 9], np.int32)), r"at step 1 .*cond has labels 0 to 9: expected 0 to 4, the classes of MLP"),
+        (
+            dict(label=np.array([0, 1, 2, 9], np.int32)),
+            r"at step 1 .*cond has labels 0 to 9: expected 0 to 4, the classes of",
+        ),
         (dict(x=np.array([[0, 1], [np.nan, 0], [0, 0], [np.inf, 1]], "f")), r"batch\['x'\] has 2 values that are not finite"),
     ],
     ids=["class", "data"],

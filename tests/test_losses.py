@@ -1,5 +1,6 @@
 """Laws of the losses: the exact denoiser is stationary, weights and times follow their formulas."""
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from scorelab import losses as L
 from scorelab.arrays import per_example
 from scorelab.models import FunctionModel
 from scorelab.models.denoiser import Denoiser
+from scorelab.models.nets import Composite, Image, Label, Vector
 from scorelab.processes import Gaussian, GaussianPrediction
 from scorelab.schedules import EDM, VE, RectifiedFlow, VPCosine, VPLinear
 
@@ -320,6 +322,64 @@ def test_label_dropout_replaces_labels_by_the_null_label():
     always = L.DenoisingScoreMatching(process, label_dropout=1.0, null_label=0)
     found = seen(always, {"x": np.zeros((6, 1), np.float32), "cond": embedded})
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(found))
+
+
+def test_condition_dropout_drops_each_member_by_itself_and_all_together():
+    """Each of the eight patterns as often as the product of probabilities says, and what is dropped is exactly the null."""
+    n, rates, together = 40_000, {"label": 0.1, "vector": 0.3}, 0.2
+    condition = Composite(label=Label(10), vector=Vector(2), image=Image(1))
+    rng = np.random.default_rng(0)
+    cond = {
+        "label": rng.integers(10, size=n).astype(np.int32),
+        "vector": rng.normal(size=(n, 2)).astype(np.float32),
+        "image": rng.normal(size=(n, 1, 1, 1)).astype(np.float32),
+    }
+    dropout = L.ConditionDropout(condition=condition, rates=rates, together=together)
+    loss = L.DenoisingScoreMatching(PROCESSES["edm"], condition_dropout=dropout)
+    found = jax.device_get(jax.jit(loss.draw)(jax.random.key(0), {"x": np.zeros((n, 1), np.float32), "cond": cond}).cond)
+    null = {"label": found["label"] == 10} | {name: np.isnan(found[name]).reshape(n, -1).all(1) for name in ("vector", "image")}
+    for name, value in cond.items():
+        np.testing.assert_array_equal(found[name][~null[name]], value[~null[name]])
+    for pattern in itertools.product((False, True), repeat=3):
+        each = {"image": 0.0, **rates}
+        p = (1 - together) * math.prod(each[k] if gone else 1 - each[k] for k, gone in zip(null, pattern, strict=True))
+        p += together * all(pattern)
+        share = np.mean(np.all([null[k] == gone for k, gone in zip(null, pattern, strict=True)], axis=0))
+        # Four binomial standard errors; none at all where the probability is 0.
+        assert abs(share - p) <= 4 * math.sqrt(p * (1 - p) / n), pattern
+    assert dropout.unconditional == pytest.approx(together)
+    assert (
+        loss.unconditional == L.Regularised(loss, ((lambda model, noised: noised.t, 1.0),)).unconditional == dropout.unconditional
+    )
+
+
+def test_condition_dropout_of_a_label_is_label_dropout():
+    batch = {"x": np.zeros((64, 1), np.float32), "cond": np.arange(64, dtype=np.int32) % 10}
+    short = L.DenoisingScoreMatching(PROCESSES["edm"], label_dropout=0.25, null_label=10)
+    long = L.DenoisingScoreMatching(PROCESSES["edm"], condition_dropout=L.ConditionDropout(condition=Label(10), rate=0.25))
+    np.testing.assert_array_equal(short.draw(jax.random.key(1), batch).cond, long.draw(jax.random.key(1), batch).cond)
+    assert short.unconditional == long.unconditional == 0.25
+
+
+def test_a_condition_dropout_that_does_not_fit_is_named():
+    both = Composite(label=Label(10), image=Image(1))
+    for make, match in [
+        (lambda: L.ConditionDropout(condition=Label(10), rates=(("label", 0.1),)), r"ConditionDropout\.rates = .*expected \(\)"),
+        (lambda: L.ConditionDropout(condition=both, rate=0.1), r"ConditionDropout\.rate = 0\.1"),
+        (lambda: L.ConditionDropout(condition=both, rates={"labels": 0.1}), r"has 'labels': expected each of \['image', 'label'\]"),
+        (lambda: L.ConditionDropout(condition=both, rates={"label": 1.5}), r"rates\['label'\]\.rate = 1\.5"),
+        (
+            lambda: L.DenoisingScoreMatching(
+                PROCESSES["edm"],
+                label_dropout=0.1,
+                null_label=10,
+                condition_dropout=L.ConditionDropout(condition=Label(10), rate=0.1),
+            ),
+            "beside condition_dropout: expected 0 and None",
+        ),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            make()
 
 
 def test_specs_are_hashable_values_that_validate():

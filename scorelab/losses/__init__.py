@@ -10,6 +10,7 @@ the paper says only with that law (each docstring below names it).
 """
 
 from scorelab.losses.base import Batch, Loss, PredictionLoss
+from scorelab.losses.conditions import ConditionDropout
 from scorelab.losses.denoising import DenoisingScoreMatching
 from scorelab.losses.implicit import ImplicitScoreMatching
 from scorelab.losses.joint import Joint
@@ -37,6 +38,7 @@ from scorelab.losses.weightings import (
 
 __all__ = [
     "Batch",
+    "ConditionDropout",
     "DenoisingScoreMatching",
     "EDMWeighting",
     "FlowWeighting",

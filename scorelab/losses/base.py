@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.arrays import Array, Key, Pytree
+from scorelab.losses.conditions import ConditionDropout
 from scorelab.models.base import Model, ask, require_model
 from scorelab.processes.base import Noised, require_same_process
 
@@ -22,11 +23,18 @@ class Loss(abc.ABC):
         process: the forward process, that of the model.
         label_dropout: the share of conditions that ``draw`` replaces by the null one.
         null_label: the null condition, None where it replaces none.
+        condition_dropout: what it replaces of a condition with members, None for nothing beside labels.
     """
 
     process: Any
     label_dropout: float = 0.0
     null_label: int | None = None
+    condition_dropout: ConditionDropout | None = None
+
+    @property
+    def unconditional(self) -> float:
+        """The share of examples that train the model without any condition."""
+        return self.label_dropout if self.condition_dropout is None else self.condition_dropout.unconditional
 
     @abc.abstractmethod
     def draw(self, key: Key, batch: Batch) -> Noised:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.losses.base import Batch, PredictionLoss, example_keys, mean_square, require_floating
+from scorelab.losses.conditions import ConditionDropout
 from scorelab.losses.times import LogNormalTimes, Times
 from scorelab.losses.weightings import EDMWeighting, Weighting, require_weighting, weights
 from scorelab.processes.base import Noised
@@ -33,16 +34,18 @@ class DenoisingScoreMatching(PredictionLoss):
         times: the law of ``t``.
         label_dropout: probability with which an example's condition is replaced by the null one, which trains
             the unconditional model of classifier-free guidance alongside (Ho & Salimans 2022).
-        null_label: the null condition; needed when ``label_dropout`` is above zero. Networks of this library
+        null_label: the null label; needed when ``label_dropout`` is above zero. Networks of this library
             take ``num_classes`` for it, and no condition at all means the same. Every leaf of ``cond`` gets
-            this value, so for float embeddings 0 is the zero vector.
+            this value.
+        condition_dropout: the same for conditions of any kind, each member by itself and all together; the two above are its short
+            form for labels.
 
     Metrics: ``eps_mse``, the unweighted error in the noise.
 
     Raises:
         TypeError: ``batch["x"]`` is not floating point (raw pixels: scale them in the ``prepare`` of the
             data).
-        ValueError: ``label_dropout`` is above zero and the batch has no ``cond``.
+        ValueError: conditions are dropped and the batch has no ``cond``.
     """
 
     process: LinearGaussian
@@ -51,12 +54,20 @@ class DenoisingScoreMatching(PredictionLoss):
     times: Times = field(default_factory=LogNormalTimes)
     label_dropout: float = 0.0
     null_label: int | None = None
+    condition_dropout: ConditionDropout | None = None
 
     def __post_init__(self):
         require_spec(self, LinearGaussian, process=self.process)
         require_spec(self, Times, times=self.times)
         require_weighting(self)
         require_number(self, 0.0, 1.0, label_dropout=self.label_dropout)
+        if self.condition_dropout is not None:
+            require_spec(self, ConditionDropout, condition_dropout=self.condition_dropout)
+            if self.label_dropout or self.null_label is not None:
+                raise ValueError(
+                    f"{type(self).__name__}.label_dropout = {self.label_dropout}, null_label = {self.null_label} beside "
+                    "condition_dropout: expected 0 and None"
+                )
         if self.null_label is not None:
             require_int(self, 0, null_label=self.null_label)
         elif self.label_dropout > 0:
@@ -88,6 +99,8 @@ class DenoisingScoreMatching(PredictionLoss):
         return self.weight(noised.t) * square, {"eps_mse": jnp.mean(mean_square(prediction.eps - noised.noise))}
 
     def _drop(self, key: Key, cond: Pytree, n: int) -> Pytree:
+        if self.condition_dropout is not None:
+            return self.condition_dropout(key, cond)
         if self.label_dropout == 0:
             return cond
         if cond is None:

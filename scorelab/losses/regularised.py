@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from scorelab.arrays import Array
 from scorelab.losses.base import Loss
+from scorelab.losses.conditions import ConditionDropout
 from scorelab.models.base import Model
 from scorelab.processes.base import Noised, Process
 from scorelab.pytrees import computed
@@ -60,6 +61,11 @@ class Regularised(Loss):
     def null_label(self) -> int | None:
         """That of the loss."""
         return self.loss.null_label
+
+    @computed
+    def condition_dropout(self) -> ConditionDropout | None:
+        """That of the loss."""
+        return self.loss.condition_dropout
 
     def draw(self, key, batch):
         """That of the loss."""

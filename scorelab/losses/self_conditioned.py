@@ -29,7 +29,8 @@ class SelfConditioned(Loss):
     sees anything.
 
     Attributes:
-        loss: the loss of what the network says then; terms that see the same points stand inside, ``SelfConditioned(Regularised(..))``.
+        loss: the loss of what the network says then; terms that see the same points stand inside, in a
+            ``Regularised``.
         share: how many examples see an estimate.
     """
 

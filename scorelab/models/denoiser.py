@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arrays import Array, Key, Pytree, is_traced, on_host, per_example
+from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.models.base import ChecksCondition, Trainable
 from scorelab.models.estimates import SeesEstimate
+from scorelab.models.nets import conditions
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.scale import warn_scale
 from scorelab.validation import require_choice, require_int, require_positive, require_shape, require_spec
@@ -165,24 +166,14 @@ class Denoiser(Trainable):
         """
         return BoundDenoiser(params=params, denoiser=self, dropout=dropout if getattr(self.net, "dropout", 0.0) else None)
 
-    def check_labels(self, cond: Pytree) -> None:
-        """Raise ``ValueError`` for labels outside ``0 .. num_classes`` of the network (the last is the null label).
+    def check_condition(self, cond: Pytree) -> None:
+        """Raise ``ValueError`` for what is no condition of the network: names, shapes, dtypes, labels out of range, partly NaN.
 
-        Labels inside ``jit`` have no value to look at; those of the networks here become NaN where they are out of range.
+        Values inside ``jit`` cannot be looked at; there, the networks here become NaN where the condition is none. A network that
+        says nothing of conditions is not asked.
         """
-        classes = getattr(self.net, "num_classes", 0)
-        if isinstance(cond, int):
-            cond = np.asarray(cond)
-        if not classes or is_traced(cond) or not hasattr(cond, "dtype") or cond.size == 0:
-            return
-        if not jnp.issubdtype(cond.dtype, jnp.integer):
-            raise ValueError(f"cond has dtype {cond.dtype}: expected integer labels 0 to {classes} of {type(self.net).__name__}")
-        labels = on_host(cond)
-        if labels.min() < 0 or labels.max() > classes:
-            raise ValueError(
-                f"cond has labels {labels.min()} to {labels.max()}: expected 0 to {classes - 1}, the classes of "
-                f"{type(self.net).__name__}(num_classes={classes}), or {classes} for none"
-            )
+        if (condition := conditions.of_network(self.net)) is not None and cond is not None:
+            condition.check(cond)
 
     def coefficients(self, t: Array) -> Coefficients:
         """The linear map of the chosen parameterisation at ``t``."""
@@ -206,7 +197,7 @@ class Denoiser(Trainable):
         self.process.check_times("Denoiser.t", t)
         if self.self_condition:
             options["estimate"] = self._seen(estimate, y)
-        self.check_labels(cond)
+        self.check_condition(cond)
         t = jnp.asarray(t, y.dtype)
         # While sampling, t is one number: networks that say so embed it once, which spares the MLP half its arithmetic.
         rows = (1,) if t.ndim == 0 and getattr(self.net, "shares_noise_level", False) else y.shape[:1]
@@ -227,8 +218,9 @@ class Denoiser(Trainable):
             )
         if jnp.ndim(estimate) == 0:
             return jnp.full_like(y, estimate / self.data_std)
+        estimate = jnp.asarray(estimate, y.dtype)
         require_shape("the former estimate", estimate, y)
-        return estimate.astype(y.dtype) / self.data_std
+        return estimate / self.data_std
 
     def features(self, params: Pytree, y: Array, t: Array, cond: Pytree = None, *, names: tuple[str, ...]) -> tuple[Array, ...]:
         """What the named submodules of a Flax network return, in that order; differentiable, and the rest is not computed.
@@ -285,7 +277,7 @@ class BoundDenoiser(ChecksCondition, SeesEstimate):
 
     def check_condition(self, cond: Pytree) -> None:
         """As the network."""
-        self.denoiser.check_labels(cond)
+        self.denoiser.check_condition(cond)
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""

@@ -41,8 +41,8 @@ def require_waits(where: str, model: Model) -> None:
     """Raise ``ValueError`` unless there is a model to be told."""
     if not waits(model):
         raise ValueError(
-            f"{where} tells the model its former estimate, and {type(model).__name__} sees none: expected a model with a network of "
-            "Denoiser(self_condition=True)"
+            f"{where} tells the model its former estimate, and {type(model).__name__} sees none: expected a model with a network "
+            "of Denoiser(self_condition=True)"
         )
 
 

@@ -45,28 +45,40 @@ class Guidance(Wraps):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class ClassifierFreeGuidance(Guidance):
+class ClassifierFreeGuidance(Guidance, ChecksCondition):
     r"""Classifier-free guidance, :math:`D = D_\varnothing + w\,(D_c - D_\varnothing)` (Ho & Salimans 2022).
 
-    ``w = 1`` is the conditional model, ``w = 0`` the unconditional one. Outside the interval of noise ratios
+    ``w = 1`` is the conditional model, ``w = 0`` the unconditional one. With a ``negative`` condition, that one takes the place of
+    none: for ``w > 1`` samples are driven away from it. Outside the interval of noise ratios
     :math:`\sigma/\alpha` the scale is one (Kynkaanniemi et al. 2024).
 
     Attributes:
         model: the conditional model, called with ``cond`` and, unless ``unconditional`` is given, without.
         scale: ``w``, a scalar or ``(batch,)``; a leaf.
         unconditional: a model of its own for the unconditional prediction, or None.
+        negative: the condition of the unconditional prediction, with a leading axis of samples; None for no condition; a leaf.
         interval: ``(low, high)`` noise ratios between which guidance acts; leaves.
     """
 
     model: Model
     scale: Array | float = field(default=1.0, metadata=PER_SAMPLE)
     unconditional: Any = None
+    negative: Pytree = field(default=None, metadata=PER_SAMPLE)
     interval: tuple[float, float] = (0.0, float("inf"))
+
+    def check_condition(self, cond: Pytree) -> None:
+        """``cond`` as the model, the negative one as the model that is asked under it."""
+        check_condition(self.model, cond)
+        check_condition(self._free, self.negative)
+
+    @property
+    def _free(self) -> Model:
+        return self.model if self.unconditional is None else self.unconditional
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         conditional = ask(self.model, y, t, cond)
-        free = ask(self.model if self.unconditional is None else self.unconditional, y, t)
+        free = ask(self._free, y, t, self.negative)
         return extrapolate(free, conditional, scale_in_interval(conditional, self.scale, self.interval))
 
 

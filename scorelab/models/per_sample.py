@@ -1,4 +1,4 @@
-"""Numbers that a model holds for each sample, such as guidance scales ``(n,)``: sampling in chunks takes their rows along."""
+"""What a model holds for each sample, guidance scales ``(n,)`` or conditions: sampling in chunks takes their rows along."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
         if field.metadata.get("static"):
             continue
         if field.metadata.get("per_sample"):
-            new = fn(f"{type(model).__name__}.{field.name}", value) if jnp.ndim(value) else value
+            name = f"{type(model).__name__}.{field.name}"
+            new = jax.tree.map(lambda leaf, name=name: fn(name, leaf) if jnp.ndim(leaf) else leaf, value)
+            if all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(value), strict=True)):
+                new = value
         elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
             parts = [map_per_sample(fn, v) for v in value]
             new = value if all(a is b for a, b in zip(parts, value, strict=True)) else tuple(parts)
@@ -59,11 +62,11 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
 
 
 def per_sample_values(model: Pytree) -> dict[str, Array]:
-    """The per-sample values of a model by name."""
+    """The per-sample values of a model by name; several arrays of one field are told apart by their number."""
     found = {}
 
     def note(name, value):
-        found[name] = value
+        found[f"{name}[{len(found)}]" if name in found else name] = value
         return value
 
     map_per_sample(note, model)

@@ -73,8 +73,8 @@ class PredictorCorrector(Solver):
             )
         if self.predictor.self_conditioned:
             raise ValueError(
-                f"PredictorCorrector.predictor = {self.predictor}: expected SelfConditioned(PredictorCorrector(...)), which tells the "
-                "corrections as well"
+                f"PredictorCorrector.predictor = {self.predictor}: expected SelfConditioned(PredictorCorrector(...)), which tells "
+                "the corrections as well"
             )
 
     @computed

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from scorelab.arrays import Array, Pytree
 from scorelab.models.estimates import informed
 from scorelab.processes.base import Process
-from scorelab.processes.predictions import HasDenoised, require_capabilities
+from scorelab.processes.predictions import HasDenoised
 from scorelab.pytrees import computed
 from scorelab.solvers.base import Integrator, Population, Solver
 from scorelab.solvers.joint import Joint
@@ -31,8 +31,8 @@ class SelfConditioned(Solver):
 
     .. math:: D_k = D(y_k, t_k, D_{k-1}),\qquad D_{-1} = 0 .
 
-    Calls are counted by the rows of ``base``, so that both calls of a Heun step see the one before them. The estimate is that of the
-    prediction which the solver reads: under guidance the guided one, but for weighted particles that of the model itself.
+    Calls are counted by the rows of ``base``, so that both calls of a Heun step see the one before them. The estimate is that of
+    the prediction which the solver reads: under guidance the guided one, but for weighted particles that of the model itself.
     Particles take it along when they are resampled: ``fk.FeynmanKac(base=SelfConditioned(solver))``.
 
     Attributes:
@@ -41,30 +41,22 @@ class SelfConditioned(Solver):
 
     base: Solver
 
+    process_type = Process
+    needs = (HasDenoised,)
     self_conditioned = True
 
     def __post_init__(self):
         require_spec(self, Solver, base=self.base)
         if isinstance(self.base, Integrator):
             raise ValueError(
-                f"SelfConditioned.base = {self.base!r}: expected a solver with one call of the model in each row, since an adaptive "
-                "one takes back steps, and what it saw last is no former estimate"
+                f"SelfConditioned.base = {self.base!r}: expected a solver with one call of the model in each row, since an "
+                "adaptive one takes back steps, and what it saw last is no former estimate"
             )
         if isinstance(self.base, Population | Joint) or self.base.self_conditioned:
             raise ValueError(
-                f"SelfConditioned.base = {self.base!r}: expected a solver of independent points of one part; populations take it as "
-                "their own base, FeynmanKac(base=SelfConditioned(...))"
+                f"SelfConditioned.base = {self.base!r}: expected a solver of independent points of one part; populations take it "
+                "as their own base, FeynmanKac(base=SelfConditioned(...))"
             )
-
-    @computed
-    def process_type(self) -> type[Process]:
-        """That of the base."""
-        return self.base.process_type
-
-    @computed
-    def needs(self) -> tuple[type, ...]:
-        """As the base, and the denoised point."""
-        return (*self.base.needs, HasDenoised)
 
     @computed
     def order(self) -> int:
@@ -88,6 +80,7 @@ class SelfConditioned(Solver):
 
     def table(self, process, times):
         """That of the base."""
+        require_spec(f"SelfConditioned.base = {type(self.base).__name__}", self.base.process_type, process=process)
         return self.base.table(process, times)
 
     def check_start(self, start, model, t):
@@ -110,7 +103,7 @@ class SelfConditioned(Solver):
     def require(self, prediction):
         """What the base needs, and the denoised point."""
         self.base.require(prediction)
-        require_capabilities("SelfConditioned", prediction, (HasDenoised,))
+        super().require(prediction)
 
     def update(self, keys, y, prediction: Any, carry: Remembered, row):
         """The step of the base; what is denoised here is seen in the next call."""

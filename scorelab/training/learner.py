@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from scorelab.arrays import Array, Key, Pytree
-from scorelab.losses import Batch, Loss
+from scorelab.losses import Batch, ConditionDropout, Loss
 from scorelab.models.base import Model, Trainable, require_model
 from scorelab.models.denoiser import Denoiser
 from scorelab.processes.base import require_same_process
@@ -37,8 +37,9 @@ class Learner(abc.ABC):
         process: the forward process of the model.
         statistics: attributes of the state in which NaN says "not known".
         pair_weight: weight of a regression on a teacher's pairs, which the batches then have.
-        label_dropout: share of examples that train the model without its condition; 0 for a model that never learns it.
+        label_dropout: share of examples whose label is dropped.
         null_label: the label they get, None where there are none.
+        condition_dropout: what is dropped of a condition with members, None for nothing beside labels.
     """
 
     process: Any
@@ -46,6 +47,12 @@ class Learner(abc.ABC):
     pair_weight: float = 0.0
     label_dropout: float = 0.0
     null_label: int | None = None
+    condition_dropout: ConditionDropout | None = None
+
+    @property
+    def unconditional(self) -> float:
+        """The share of examples that train the model without any condition; 0 for a model that never learns it."""
+        return self.label_dropout if self.condition_dropout is None else self.condition_dropout.unconditional
 
     @abc.abstractmethod
     def init(self, key: Key, batch: Batch) -> Pytree:
@@ -140,6 +147,11 @@ class ScoreLearner(Learner):
     def null_label(self) -> int | None:
         """That of the loss."""
         return self.loss.null_label
+
+    @computed
+    def condition_dropout(self) -> ConditionDropout | None:
+        """That of the loss."""
+        return self.loss.condition_dropout
 
     @property
     def network(self) -> Denoiser | None:

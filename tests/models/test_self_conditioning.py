@@ -141,8 +141,8 @@ PLAIN = model(ignoring, self_condition=False)
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: draw(TOLD, solver=solvers.Heun()), r"sample\.model sees its former estimate.*solvers\.SelfConditioned\(solver\) does"),
-        (lambda: draw(PLAIN, solver=solvers.SelfConditioned(solvers.Heun())), r"sample\.solver = SelfConditioned.*BoundDenoiser sees none"),
+        (lambda: draw(TOLD, solver=solvers.Heun()), r"sample\.model sees its former .*SelfConditioned\(solver\) does"),
+        (lambda: draw(PLAIN, solver=solvers.SelfConditioned(solvers.Heun())), r"solver = SelfCond.*BoundDenoiser sees none"),
         (lambda: TOLD(jnp.ones((2, 2)), 1.0), "was asked without its former estimate"),
         (lambda: TOLD.informed(jnp.ones((2, 3)))(jnp.ones((2, 2)), 1.0), "the former estimate has shape"),
         (lambda: sl.log_likelihood(TOLD, jnp.ones((2, 2))), r"log_likelihood\.model sees its former estimate"),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from scorelab.models.nets.layers import attend
+from scorelab.models.nets.layers import CrossAttention, attend
 from scorelab.validation import require_int
 
 
@@ -43,7 +43,8 @@ class Block(nn.Module):
 
         x <- x + a_1 attention((1 + s_1) norm(x) + b_1),   x <- x + a_2 mlp((1 + s_2) norm(x) + b_2)
 
-    with all six modulations a linear function of the embedding whose weights start at zero.
+    with all six modulations a linear function of the embedding whose weights start at zero. Between the two it attends to the
+    tokens of a condition, where there are some.
     """
 
     heads: int
@@ -52,8 +53,8 @@ class Block(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
-        """Map tokens (batch, tokens, width) and emb (batch, width) to tokens."""
+    def __call__(self, x: jax.Array, emb: jax.Array, seen: jax.Array | None = None) -> jax.Array:
+        """Map tokens (batch, tokens, width) and emb (batch, width) to tokens; ``seen`` are the tokens of a condition."""
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0.0)
         modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation")(emb)
@@ -63,21 +64,25 @@ class Block(nn.Module):
         q, k, v = rearrange(qkv, "b t (three n d) -> three b t n d", three=3, n=self.heads)
         h = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v), "b t n d -> b t (n d)"))
         x = x + a1 * drop(h)
+        if seen is not None:
+            x = CrossAttention(self.heads, self.dtype, name="condition")(x, seen)
 
         h = nn.Dense(self.ratio * width, dtype=self.dtype, name="mlp_in")(modulate(x, s2, b2, self.dtype))
         h = nn.Dense(width, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
         return x + a2 * drop(h)
 
 
-def transformed(net: Any, tokens: jax.Array, emb: jax.Array, features: int, train: bool) -> jax.Array:
+def transformed(net: Any, tokens: jax.Array, emb: jax.Array, seen: jax.Array | None, features: int, train: bool) -> jax.Array:
     """The blocks of a transformer and its last layer, ``(batch, tokens, features)``, exactly zero at initialisation.
+
+    ``seen`` are the tokens of a condition ``(batch, m, width)``, None for none.
 
     Called inside the network ``net``, which has the fields ``width``, ``depth``, ``heads``, ``mlp_ratio``, ``dropout``, ``dtype``
     and ``remat``.
     """
     block = nn.remat(Block) if net.remat else Block
     for i in range(net.depth):
-        tokens = block(net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, name=f"block{i}")(tokens, emb)
+        tokens = block(net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, name=f"block{i}")(tokens, emb, seen)
     zeros = {"dtype": net.dtype, "kernel_init": nn.initializers.zeros}
     scale, shift = rearrange(nn.Dense(2 * net.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
     return nn.Dense(features, name="out", **zeros)(modulate(tokens, scale, shift, net.dtype))

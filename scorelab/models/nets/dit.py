@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from scorelab.arrays import Pytree
 from scorelab.models.nets.blocks import check_width, positions, transformed
+from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 from scorelab.validation import require_int
 
@@ -34,8 +36,8 @@ class DiT(nn.Module):
         depth: Number of blocks.
         heads: Attention heads.
         mlp_ratio: Hidden width of a block's MLP over ``width``.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
-            means.
+        num_classes: short for ``condition=Label(num_classes)``; 0 for no labels.
+        condition: what it is told beside the noised point (:mod:`scorelab.models.nets.conditions`), of any kind.
         dropout: Rate on each branch, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         remat: Recompute each block in the backward pass instead of storing its activations.
@@ -47,6 +49,7 @@ class DiT(nn.Module):
     heads: int = 4
     mlp_ratio: int = 4
     num_classes: int = 0
+    condition: Condition | None = None
     dropout: float = 0.0
     dtype: str = "float32"
     loop_safe: bool = False
@@ -61,6 +64,7 @@ class DiT(nn.Module):
         sizes = dict(width=self.width, heads=self.heads, depth=self.depth, mlp_ratio=self.mlp_ratio)
         check_width("DiT", parts=4, **sizes)
         check_common("DiT", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_fields("DiT", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         super().__post_init__()
 
     @nn.compact
@@ -68,24 +72,26 @@ class DiT(nn.Module):
         self,
         x: jax.Array,
         c_noise: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Pytree = None,
         *,
         estimate: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Evaluate on ``x (batch, height, width, channels)``, ``c_noise (batch,)`` and labels, ``()`` or ``(batch,)``."""
+        """Evaluate on ``x (batch, height, width, channels)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
         check_inputs(x, c_noise)
         if x.ndim != 4:
             raise ValueError(f"x has shape {x.shape}: DiT accepts (batch, height, width, channels)")
         height, width, channels = x.shape[1:]
-        emb = Embedding(self.width, self.num_classes, self.dtype, name="embedding")(c_noise, cond)
+        given = entries("DiT", of_network(self), cond, len(x))
+        emb = Embedding(self.width, self.dtype, name="embedding")(c_noise, given)
 
-        seen = beside_estimate(x, estimate).astype(self.dtype)
+        image = concatenated(given, beside_estimate(x, estimate).astype(self.dtype))
         missing = -height % self.patch, -width % self.patch
         if any(missing):
-            seen = jnp.pad(seen, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-        sides = seen.shape[1] // self.patch, seen.shape[2] // self.patch
-        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(patchify(seen, self.patch))
+            image = jnp.pad(image, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+        sides = image.shape[1] // self.patch, image.shape[2] // self.patch
+        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(patchify(image, self.patch))
         tokens = tokens + jnp.asarray(positions(sides, self.width), self.dtype)
-        h = unpatchify(transformed(self, tokens, emb, self.patch**2 * channels, train), self.patch, sides[0])
+        seen = attended(given, len(x), self.width, self.dtype)
+        h = unpatchify(transformed(self, tokens, emb, seen, self.patch**2 * channels, train), self.patch, sides[0])
         return h[:, :height, :width].astype(jnp.float32)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scorelab.models.nets.conditions import Label, entries
 from scorelab.models.nets.layers import Conv, Embedding
 from scorelab.validation import require_int
 
@@ -23,7 +24,9 @@ class Heads(nn.Module):
     @nn.compact
     def __call__(self, features: tuple[jax.Array, ...], c_noise: jax.Array, cond: jax.Array | None = None) -> jax.Array:
         """The mean logit of features with a leading batch axis, ``(batch,)`` float32."""
-        emb = Embedding(self.width, self.num_classes, "float32", name="embedding")(c_noise, cond if self.num_classes else None)
+        known = Label(self.num_classes) if self.num_classes else None
+        given = entries("Heads", known, cond if known else None, len(c_noise))
+        emb = Embedding(self.width, "float32", name="embedding")(c_noise, given)
         logits = []
         for i, h in enumerate(features):
             h = h.astype(jnp.float32)

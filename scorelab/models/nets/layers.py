@@ -1,4 +1,4 @@
-"""Layers shared by the networks: convolution, group norm, noise and class embedding, field checks."""
+"""Layers shared by the networks: convolution, group norm, attention, the sum of embeddings, field checks."""
 
 import flax.linen as nn
 import jax
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
+from scorelab.models.nets.conditions import Entry, embedded
 from scorelab.models.nets.conv import convolve
 from scorelab.validation import require_int
 
@@ -111,44 +112,21 @@ def noise_features(c_noise: jax.Array, features: int) -> jax.Array:
 
 
 class Embedding(nn.Module):
-    """Conditioning vector of a noise level and an optional class label, (batch, width).
+    """Conditioning vector of a noise level and of the members of a condition that enter here, (batch, width).
 
-        e = silu(W_2 silu(W_1 features(c_noise)) + table[label])
-
-    Row ``num_classes`` of the table is the null (unconditional) label, used for every example when cond is
-    None.
+    e = silu(W_2 silu(W_1 features(c_noise)) + sum of the embeddings of the members)
     """
 
     width: int
-    num_classes: int = 0
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, c_noise: jax.Array, cond: jax.Array | None) -> jax.Array:
-        """Embed c_noise (batch,) or (1,) and cond: None, an integer scalar, or integers (batch,)."""
+    def __call__(self, c_noise: jax.Array, given: tuple[Entry, ...] = ()) -> jax.Array:
+        """Embed c_noise (batch,) or (1,) and the :func:`~scorelab.models.nets.conditions.entries` of a condition."""
         features = noise_features(c_noise, 2 * max(8, self.width // 4))
         h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(features))
         h = nn.Dense(self.width, dtype=self.dtype, name="out")(h)
-        if self.num_classes:
-            table = nn.Embed(self.num_classes + 1, self.width, dtype=self.dtype, name="label")
-            h = h + table(self._labels(cond, c_noise.shape[0]))
-        elif cond is not None:
-            raise ValueError("cond was given to a network with num_classes = 0: expected None, or num_classes above 0")
-        return nn.silu(h)
-
-    def _labels(self, cond, batch):
-        if cond is None:
-            return jnp.full((batch,), self.num_classes, jnp.int32)
-        cond = jnp.asarray(cond)
-        if not jnp.issubdtype(cond.dtype, jnp.integer):
-            raise ValueError(f"cond has dtype {cond.dtype}: expected integer labels from 0 to {self.num_classes}")
-        # A label that is no class reads a row beyond the table, which is NaN: -4 would be the fourth row from its end.
-        cond = jnp.where((cond < 0) | (cond > self.num_classes), self.num_classes + 1, cond)
-        if batch == 1 and cond.ndim == 1:  # one noise level for a batch of labels
-            return cond
-        if cond.shape not in ((), (batch,)):
-            raise ValueError(f"cond has shape {cond.shape}: expected () or ({batch},)")
-        return jnp.broadcast_to(cond, (batch,))
+        return nn.silu(embedded(given, h, self.width, self.dtype))
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -168,6 +146,29 @@ def beside_estimate(x: jax.Array, estimate: jax.Array | None) -> jax.Array:
     if estimate.shape != x.shape:
         raise ValueError(f"estimate has shape {estimate.shape}: expected that of x, {x.shape}")
     return jnp.concatenate([x, estimate], axis=-1)
+
+
+class CrossAttention(nn.Module):
+    """Residual attention of ``x (batch, t, width)`` to given tokens ``(batch, m, any)``, identity at initialisation.
+
+        x <- x + W_o attention(q = W_q norm(x), k = W_k tokens, v = W_v tokens)
+
+    Without modulation, as in PixArt (arXiv:2310.00426).
+    """
+
+    heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Attend to the tokens."""
+        width = x.shape[-1]
+        h = nn.LayerNorm(dtype=jnp.float32, epsilon=1e-6, name="norm")(x).astype(self.dtype)
+        q = rearrange(nn.Dense(width, dtype=self.dtype, name="q")(h), "b t (n d) -> b t n d", n=self.heads)
+        kv = nn.Dense(2 * width, dtype=self.dtype, name="kv")(tokens.astype(self.dtype))
+        k, v = rearrange(kv, "b m (two n d) -> two b m n d", two=2, n=self.heads)
+        h = rearrange(attend(q, k, v), "b t n d -> b t (n d)")
+        return x + nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
 def check_inputs(x: jax.Array, c_noise: jax.Array) -> None:

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Pytree
+from scorelab.models.nets.conditions import Condition, check_fields, entries, of_network
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 from scorelab.validation import require_int
 
@@ -39,8 +41,9 @@ class MLP(nn.Module):
         width: Hidden width.
         depth: Number of residual layers, one hidden matrix product each.
         embed: Width of the noise and class embedding that modulates every layer.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
-            means.
+        num_classes: short for ``condition=Label(num_classes)``; 0 for no labels.
+        condition: what it is told beside the noised point (:mod:`scorelab.models.nets.conditions`): a ``Label``, a ``Vector``, or a
+            ``Composite`` of them.
         zero_init: Start with an output of exactly zero.
         dropout: Rate inside the layers, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters and statistics stay float32.
@@ -51,6 +54,7 @@ class MLP(nn.Module):
     depth: int = 4
     embed: int = 64
     num_classes: int = 0
+    condition: Condition | None = None
     zero_init: bool = True
     dropout: float = 0.0
     dtype: str = "float32"
@@ -64,6 +68,7 @@ class MLP(nn.Module):
     def __post_init__(self):
         require_int("MLP", 1, width=self.width, depth=self.depth, embed=self.embed)
         check_common("MLP", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_fields("MLP", self.condition, self.num_classes, ("embedding",))
         super().__post_init__()
 
     @nn.compact
@@ -71,15 +76,16 @@ class MLP(nn.Module):
         self,
         x: jax.Array,
         c_noise: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Pytree = None,
         *,
         estimate: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Evaluate on ``x (batch, *event)``, ``c_noise (batch,)`` or ``(1,)`` and labels, ``()`` or ``(batch,)``."""
+        """Evaluate on ``x (batch, *event)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
         check_inputs(x, c_noise)
         size = math.prod(x.shape[1:])
-        emb = Embedding(self.embed, self.num_classes, self.dtype, name="embedding")(c_noise, cond)
+        given = entries("MLP", of_network(self), cond, len(x))
+        emb = Embedding(self.embed, self.dtype, name="embedding")(c_noise, given)
 
         seen = beside_estimate(x, estimate)
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(seen.astype(self.dtype).reshape(len(x), -1))

@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scorelab.arrays import Pytree
 from scorelab.models.nets.blocks import check_width, positions, transformed
+from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 
 
@@ -21,8 +23,8 @@ class Transformer(nn.Module):
         depth: Number of blocks.
         heads: Attention heads.
         mlp_ratio: Hidden width of a block's MLP over ``width``.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
-            means.
+        num_classes: short for ``condition=Label(num_classes)``; 0 for no labels.
+        condition: what it is told beside the noised point (:mod:`scorelab.models.nets.conditions`), of any kind.
         dropout: Rate on each branch, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         remat: Recompute each block in the backward pass instead of storing its activations.
@@ -33,6 +35,7 @@ class Transformer(nn.Module):
     heads: int = 4
     mlp_ratio: int = 4
     num_classes: int = 0
+    condition: Condition | None = None
     dropout: float = 0.0
     dtype: str = "float32"
     loop_safe: bool = False
@@ -46,6 +49,7 @@ class Transformer(nn.Module):
         sizes = dict(width=self.width, heads=self.heads, depth=self.depth, mlp_ratio=self.mlp_ratio)
         check_width("Transformer", parts=2, **sizes)
         check_common("Transformer", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_fields("Transformer", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         super().__post_init__()
 
     @nn.compact
@@ -53,16 +57,19 @@ class Transformer(nn.Module):
         self,
         x: jax.Array,
         c_noise: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Pytree = None,
         *,
         estimate: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Evaluate on ``x (batch, n, d)``, ``c_noise (batch,)`` and labels, ``()`` or ``(batch,)``."""
+        """Evaluate on ``x (batch, n, d)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
         check_inputs(x, c_noise)
         if x.ndim != 3:
             raise ValueError(f"x has shape {x.shape}: Transformer accepts sequences (batch, n, d)")
-        emb = Embedding(self.width, self.num_classes, self.dtype, name="embedding")(c_noise, cond)
-        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(beside_estimate(x, estimate).astype(self.dtype))
+        given = entries("Transformer", of_network(self), cond, len(x))
+        emb = Embedding(self.width, self.dtype, name="embedding")(c_noise, given)
+        sequence = concatenated(given, beside_estimate(x, estimate).astype(self.dtype))
+        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(sequence)
         tokens = tokens + jnp.asarray(positions(x.shape[1:2], self.width), self.dtype)
-        return transformed(self, tokens, emb, x.shape[-1], train).astype(jnp.float32)
+        seen = attended(given, len(x), self.width, self.dtype)
+        return transformed(self, tokens, emb, seen, x.shape[-1], train).astype(jnp.float32)

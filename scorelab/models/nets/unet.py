@@ -5,8 +5,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
+from scorelab.arrays import Pytree
+from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
 from scorelab.models.nets.layers import (
     Conv,
+    CrossAttention,
     Embedding,
     GroupNorm,
     attend,
@@ -82,8 +85,9 @@ class UNet(nn.Module):
         attention: Per level, whether its blocks are followed by attention; () for none; None for the last
             level.
         heads: Attention heads; must divide the width of the levels that attend.
-        num_classes: 0, or the number of labels; label ``num_classes`` is the null label and what ``cond=None``
-            means.
+        num_classes: short for ``condition=Label(num_classes)``; 0 for no labels.
+        condition: what it is told beside the noised point (:mod:`scorelab.models.nets.conditions`), of any kind; a ``Sequence``
+            needs levels that attend.
         dropout: Rate inside residual blocks, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         loop_safe: set it to differentiate the network inside a loop on the CPU. Same
@@ -96,6 +100,7 @@ class UNet(nn.Module):
     attention: tuple[bool, ...] | None = None
     heads: int = 2
     num_classes: int = 0
+    condition: Condition | None = None
     dropout: float = 0.0
     dtype: str = "float32"
     loop_safe: bool = False
@@ -112,12 +117,15 @@ class UNet(nn.Module):
             require_int("UNet", 1, channels=width)
         require_int("UNet", 1, blocks=self.blocks, heads=self.heads)
         check_common("UNet", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_fields("UNet", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         levels = len(self.channels)
         attention = self.attention
         if attention is not None and (
             not isinstance(attention, tuple) or len(attention) not in (0, levels) or not all(isinstance(a, bool) for a in attention)
         ):
             raise ValueError(f"UNet.attention = {attention!r}: expected None, () or a tuple of {levels} booleans")
+        if not any(self._attends) and self.condition and any(member.way == "tokens" for _, member in self.condition.members):
+            raise ValueError(f"UNet.attention = {attention!r} with condition = {self.condition!r}: expected levels that attend")
         for width, used in zip(self.channels, self._attends, strict=True):
             if used and width % self.heads:
                 raise ValueError(f"UNet.heads = {self.heads}: expected a divisor of the attending width {width}")
@@ -135,12 +143,12 @@ class UNet(nn.Module):
         self,
         x: jax.Array,
         c_noise: jax.Array,
-        cond: jax.Array | None = None,
+        cond: Pytree = None,
         *,
         estimate: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Evaluate on ``x (batch, *sides, channels)``, ``c_noise (batch,)`` and labels, ``()`` or ``(batch,)``."""
+        """Evaluate on ``x (batch, *sides, channels)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
         check_inputs(x, c_noise)
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"x has shape {x.shape}: UNet accepts (batch, *sides, channels) with one, two or three sides")
@@ -151,17 +159,28 @@ class UNet(nn.Module):
                 "are fewer levels"
             )
         block_class, attention_class = (nn.remat(ResBlock), nn.remat(AttentionBlock)) if self.remat else (ResBlock, AttentionBlock)
+        crossing_class = nn.remat(CrossAttention) if self.remat else CrossAttention
         conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
-        emb = Embedding(4 * self.channels[0], self.num_classes, self.dtype, name="embedding")(c_noise, cond)
+        given = entries("UNet", of_network(self), cond, len(x))
+        emb = Embedding(4 * self.channels[0], self.dtype, name="embedding")(c_noise, given)
+
+        seen = attended(given, len(x), emb.shape[-1], self.dtype)
 
         # Names are explicit because remat would change the automatic ones, and with them the parameter tree.
         def block(h, width, attend_, name):
             rate = self.dropout if train else 0.0
             h = block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb)
-            return attention_class(self.heads, self.dtype, name=f"{name}_attention")(h) if attend_ else h
+            if not attend_:
+                return h
+            h = attention_class(self.heads, self.dtype, name=f"{name}_attention")(h)
+            if seen is None:
+                return h
+            pixels = h.reshape(len(h), -1, h.shape[-1])
+            pixels = crossing_class(self.heads, self.dtype, name=f"{name}_condition")(pixels, seen)
+            return pixels.reshape(h.shape)
 
         levels = list(zip(self.channels, self._attends, strict=True))
-        h = Conv(self.channels[0], name="in", **conv)(beside_estimate(x, estimate).astype(self.dtype))
+        h = Conv(self.channels[0], name="in", **conv)(concatenated(given, beside_estimate(x, estimate).astype(self.dtype)))
         skips = [h]
         for i, (width, attends) in enumerate(levels):
             if i:
