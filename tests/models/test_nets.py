@@ -12,17 +12,10 @@ from scorelab.models.nets import MLP, DiT, Transformer, UNet
 from scorelab.models.nets.blocks import positions
 from scorelab.models.nets.dit import patchify, unpatchify
 from scorelab.models.nets.layers import group_count, noise_features
+from tests.contracts.members import CLASSES, NETWORKS
 
-CLASSES = 3
-# (network, event): the smallest members that have every part.
-NETS = [
-    pytest.param(MLP(width=16, depth=2, embed=16, num_classes=CLASSES), (4, 3, 1), id="mlp"),
-    pytest.param(UNet(channels=(4, 8), num_classes=CLASSES), (7, 6, 2), id="unet"),
-    pytest.param(UNet(channels=(4, 8), num_classes=CLASSES), (3, 4, 2, 1), id="unet of volumes"),
-    pytest.param(DiT(patch=4, width=16, depth=2, heads=2, num_classes=CLASSES), (6, 12, 1), id="dit"),
-    pytest.param(Transformer(width=16, depth=2, heads=2, num_classes=CLASSES), (5, 2), id="transformer"),
-]
-NET, UNET, DIT, SEQUENCE = (NETS[i].values[0] for i in (0, 1, 3, 4))
+NETS = [pytest.param(*row, id=name) for name, row in NETWORKS.items()]
+NET, UNET, DIT, SEQUENCE = (NETWORKS[name][0] for name in ("mlp", "unet", "dit", "transformer"))
 every_net = pytest.mark.parametrize(("net", "event"), NETS)
 
 
@@ -77,6 +70,29 @@ def test_noise_and_label_act_and_none_is_the_null_label(net, event):
     np.testing.assert_array_equal(of_null, y)
     assert np.abs(of_class - y).max() > 1e-3
     assert np.abs(noisier - y).max() > 1e-3
+
+
+@every_net
+def test_an_estimate_is_seen_beside_x_and_its_weights_are_more_rows_of_the_first_layer(net, event):
+    (x, c), seen = inputs(event), np.random.default_rng(5).normal(size=(4, *event)).astype(np.float32)
+    first = parameters(net, event)["params"]["in"]["kernel"]
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(1), x, c, estimate=seen))["params"]
+    rows = -2
+    assert shapes["in"]["kernel"].shape[rows] == 2 * first.shape[rows]
+    # The parameters of the plain network, and zeros, or others, for what is new.
+    told = lambda fill: {
+        "params": parameters(net, event)["params"] | {"in": parameters(net, event)["params"]["in"] | {"kernel": fill}}
+    }
+    channels = event[-1]
+    spread = first.reshape(*first.shape[:rows], -1, channels, first.shape[-1])
+    with_new = lambda new: np.concatenate([spread, new], axis=rows).reshape(shapes["in"]["kernel"].shape)
+    blind, seeing = (jax.jit(lambda p: net.apply(p, x, c, estimate=seen))(told(with_new(w))) for w in (0 * spread, spread))
+    expected = np.asarray(apply(net, parameters(net, event), x, c))
+    # Sums of twice as many products, half of them zero: a few roundings.
+    np.testing.assert_allclose(blind, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+    assert np.abs(np.asarray(seeing) - expected).max() > 1e-3
+    with pytest.raises(ValueError, match="estimate has shape"):
+        jax.eval_shape(lambda: net.init(jax.random.key(1), x, c, estimate=seen[:2]))
 
 
 @every_net
