@@ -43,6 +43,7 @@ def test_what_counts_as_a_sentence():
         "docs/concepts.md",
         "docs/first_hour.md",
         "docs/howto.md",
+        "docs/networks.md",
         "docs/coming_from.md",
         "docs/limits.md",
     ],
