@@ -255,3 +255,21 @@ def test_a_network_is_trained_and_sampled_with_its_estimate():
     assert np.abs(state.params["params"]["in"]["kernel"][2:] - before).max() > 1e-3
     out = draw(learner.model(state), solver=solvers.SelfConditioned(solvers.Heun()))
     assert np.isfinite(out.x).all()
+
+
+def test_a_config_says_it_in_a_few_lines_and_is_refused_before_the_training_where_one_is_missing():
+    from scorelab import config, experiment
+
+    short = ["data.Named.n = 100", "nets.MLP.width = 8", "nets.MLP.depth = 1", "grids.Karras.steps = 3", "experiment.Sample.n = 8"]
+    short += ["experiment.Evaluate.evaluations = ()", "experiment.Train.batch_size = 8"]
+    lines = [
+        "models.Denoiser.self_condition = True",
+        "training.ScoreLearner.loss = @losses.SelfConditioned()\nlosses.SelfConditioned.loss = @losses.DenoisingScoreMatching()",
+        "experiment.Sample.solver = @solvers.SelfConditioned()\nsolvers.SelfConditioned.base = @solvers.Heun()",
+    ]
+    bindings = [line for part in lines for line in part.split("\n")]
+    experiment.check(config.load("toys/rings", [*short, *bindings]).experiment)
+    with pytest.raises(ValueError, match=r"sample\.model sees its former estimate"):
+        experiment.check(config.load("toys/rings", [*short, *bindings[:3]]).experiment)
+    with pytest.raises(ValueError, match=r"sample\.solver = SelfConditioned .*sees none"):
+        experiment.check(config.load("toys/rings", [*short, *bindings[1:]]).experiment)
