@@ -3,6 +3,7 @@
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
+from scorelab.data.derived import Derived, Moments, SuperResolution
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
@@ -15,10 +16,12 @@ __all__ = [
     "DataCorrupt",
     "DataNotFound",
     "DataSet",
+    "Derived",
     "Identity",
     "ImageFolder",
     "Indexed",
     "IteratorAdapter",
+    "Moments",
     "Named",
     "Pixels",
     "Positive",
@@ -26,6 +29,7 @@ __all__ = [
     "RowSource",
     "Rows",
     "StatefulIterator",
+    "SuperResolution",
     "Transform",
     "load",
     "names",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from scorelab.data.arrays import Arrays
+from scorelab.data.arrays import Arrays, not_known_or_finite
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, RowSource
 from scorelab.data.memory import require_memory
@@ -36,6 +36,8 @@ class ArrayFile(DataSet):
         x_key: the name of the points.
         label_key: the name of the labels, None for data without.
         levels: number of levels of uint8 data.
+        more: the names of further arrays of the same rows, such as conditions: floating point numbers ``(n, *row)``, in which a row
+            that is wholly NaN is not known; classes ``(n,)``; uint8 images beside those of ``x_key``.
 
     Raises:
         FileNotFoundError: no such file.
@@ -47,8 +49,10 @@ class ArrayFile(DataSet):
     x_key: str = "x"
     label_key: str | None = None
     levels: int = 256
+    more: tuple[str, ...] = ()
 
     def __post_init__(self):
+        object.__setattr__(self, "more", _names("ArrayFile.more", self.more))
         for name, path in (("train", self.train), ("test", self.test)):
             if path is not None and (not isinstance(path, str | os.PathLike) or Path(path).suffix not in (".npz", ".npy")):
                 raise ValueError(f"ArrayFile.{name} = {path!r}: expected the name of an .npz or .npy file")
@@ -80,7 +84,8 @@ class ArrayFile(DataSet):
         x = _as_points(f"{path}: {self.x_key}", _taken(found, self.x_key, path))
         label = None if self.label_key is None else _as_labels(f"{path}: {self.label_key}", _taken(found, self.label_key, path))
         classes = None if label is None or not label.size else int(label.max()) + 1
-        return _checked(path, x, label, self.name, split, self.levels, classes)
+        more = {key: _as_more(f"{path}: {key}", _taken(found, key, path)) for key in self.more}
+        return _checked(path, x, label, self.name, split, self.levels, classes, more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +225,7 @@ class Indexed(DataSet):
         label_key: the name of the labels, None for data without.
         num_classes: labels are 0 .. num_classes - 1; None for data without.
         levels: number of levels of uint8 data.
+        more: the names of further arrays of a row, such as conditions: as in :class:`ArrayFile`.
         looked_at: how many rows are loaded where all are not needed: moments, pictures, evaluations. They are spread over the whole
             set evenly, since stored rows are often sorted.
 
@@ -235,9 +241,11 @@ class Indexed(DataSet):
     label_key: str | None = None
     num_classes: int | None = None
     levels: int = 256
+    more: tuple[str, ...] = ()
     looked_at: int = 10_000
 
     def __post_init__(self):
+        object.__setattr__(self, "more", _names("Indexed.more", self.more))
         for name, rows in {"train": self.train, **({} if self.test is None else {"test": self.test})}.items():
             if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")) or isinstance(rows, Mapping):
                 raise TypeError(f"Indexed.{name} = {rows!r}: expected rows by number, with a length")
@@ -262,7 +270,8 @@ class Indexed(DataSet):
         source = self._source(split)
         n = len(source.rows)
         columns = source.take(np.unique(np.linspace(0, n - 1, min(n, self.looked_at)).round().astype(int)))
-        return _checked(self.name, columns["x"], columns.get("label"), self.name, split, self.levels, self.num_classes)
+        more = {key: columns[key] for key in self.more}
+        return _checked(self.name, columns["x"], columns.get("label"), self.name, split, self.levels, self.num_classes, more)
 
     def batches(self, batch_size: int, seed: int, arrays: Arrays | None = None) -> Batches:
         """Batches of all rows, read when they are asked for."""
@@ -271,6 +280,7 @@ class Indexed(DataSet):
     def _source(self, split: str) -> _Named:
         rows = self.train if split == "train" or self.test is None else self.test
         names = {"x": self.x_key} | ({} if self.label_key is None else {"label": self.label_key})
+        names |= {key: key for key in self.more}
         return _Named(rows, names, f"Indexed.{split}", self.levels, self.num_classes)
 
 
@@ -307,7 +317,8 @@ class _Named(RowSource):
         taken = {}
         for key, name in self.names.items():
             at = [f"{self.what}[{i}][{name!r}]" for i in numbers]
-            taken[key] = (self._points if key == "x" else self._labels)(at, _stacked(at, [np.asarray(row[name]) for row in rows]))
+            read = self._points if key == "x" else self._labels if key == "label" else self._more
+            taken[key] = read(at, _stacked(at, [np.asarray(row[name]) for row in rows]))
         return taken
 
     def _points(self, at: Sequence[str], values: np.ndarray) -> np.ndarray:
@@ -317,6 +328,14 @@ class _Named(RowSource):
         else:
             _require(np.isfinite(x), at, values, "finite float32 numbers")
         return x
+
+    def _more(self, at: Sequence[str], values: np.ndarray) -> np.ndarray:
+        more = _as_more(at[0], values)
+        if more.dtype == np.uint8:
+            _require(more < self.levels, at, more, f"0 to levels - 1 = {self.levels - 1}")
+        elif more.dtype == np.float32 and (bad := not_known_or_finite(more)).size:
+            raise ValueError(f"{at[bad[0]]} has numbers that are not finite: expected finite ones, or NaN as a whole")
+        return more
 
     def _labels(self, at: Sequence[str], values: np.ndarray) -> np.ndarray:
         if values.dtype.kind in "iu" and self.num_classes is not None:
@@ -353,6 +372,23 @@ def _as_points(what: str, x: np.ndarray) -> np.ndarray:
         return x.astype(np.float32)
 
 
+def _as_more(what: str, values: np.ndarray) -> np.ndarray:
+    """Images, classes or numbers, as :class:`Arrays` takes them."""
+    if values.dtype == np.uint8 and values.ndim > 2:
+        return values[..., None] if values.ndim == 3 else values
+    if np.issubdtype(values.dtype, np.integer):
+        return _as_labels(what, values)
+    numbers = _as_points(what, values)
+    return numbers[:, None] if numbers.ndim == 1 else numbers
+
+
+def _names(where: str, names: Any) -> tuple[str, ...]:
+    found = tuple(names) if isinstance(names, tuple | list) else (names,)
+    if not all(isinstance(name, str) and name not in ("x", "label", "cond") for name in found) or len(set(found)) != len(found):
+        raise ValueError(f"{where} = {names!r}: expected different names of arrays, none of them x, label or cond")
+    return found
+
+
 def _as_labels(what: str, label: np.ndarray) -> np.ndarray:
     if not np.issubdtype(label.dtype, np.integer) or label.ndim != 1:
         raise ValueError(f"{what} is {label.dtype} of shape {label.shape}: expected integers (n,)")
@@ -378,12 +414,19 @@ def _require(fits: np.ndarray, at: Sequence[str], values: np.ndarray, expected: 
 
 
 def _checked(
-    where: Any, x: np.ndarray, label: np.ndarray | None, name: str, split: str, levels: int, classes: int | None
+    where: Any,
+    x: np.ndarray,
+    label: np.ndarray | None,
+    name: str,
+    split: str,
+    levels: int,
+    classes: int | None,
+    more: Mapping[str, np.ndarray],
 ) -> Arrays:
     try:
         return Arrays(
-            x=x, label=label, name=name, split=split, num_classes=classes, levels=levels if x.dtype == np.uint8 else None
-        )  # fmt: skip
+            x=x, label=label, name=name, split=split, num_classes=classes, levels=levels if x.dtype == np.uint8 else None, more=more
+        )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

@@ -6,7 +6,14 @@ from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
-from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation, StatisticEvaluation
+from scorelab.experiment.evaluate import (
+    ConditionError,
+    Evaluate,
+    Evaluation,
+    ImageEvaluation,
+    PointEvaluation,
+    StatisticEvaluation,
+)
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
@@ -16,6 +23,7 @@ from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import Workdir
 
 __all__ = [
+    "ConditionError",
     "Console",
     "DataSpec",
     "DataStart",

@@ -9,8 +9,11 @@ from typing import Any
 
 from scorelab.errors import ConfigWarning
 from scorelab.experiment.base import Experiment
+from scorelab.experiment.data import DataSpec
 from scorelab.experiment.train import state_like
 from scorelab.fk.rewards import ClassLogProb
+from scorelab.models.nets import Condition, Label
+from scorelab.models.nets.conditions import of_network
 from scorelab.warn import warn
 
 # Preconditioning scales what the network sees to a mean square of (rms^2 + sigma^2) / (data_std^2 + sigma^2), one where the root
@@ -37,21 +40,47 @@ def check(experiment: Experiment) -> None:
 def _check_classes(experiment: Experiment) -> None:
     data, learner = experiment.data, experiment.learner
     owner, dropout, null = type(learner).__name__, learner.label_dropout, learner.null_label
-    if not data.labels:
+    if data.condition is None:
+        if learner.condition_dropout is not None:
+            raise ValueError(f"{owner}.condition_dropout is given without DataSpec.cond: expected None")
         if dropout:
             raise ValueError(f"{owner}.label_dropout = {dropout} without DataSpec.labels: expected 0")
         return
-    classes = data.load().num_classes or 0
-    # A network may be anybody's object.
-    networks = {type(part).__name__: part.num_classes for part in _parts(learner) if getattr(part, "num_classes", 0)}
-    for name, count in networks.items():
-        if count < classes:
-            raise ValueError(f"{name}.num_classes = {count} for {data.name} with labels: expected at least its {classes} classes")
+    conditions = {type(part).__name__: found for part in _parts(learner) if (found := _condition(part)) is not None}
+    taken: dict[str | None, str] = {None: data.condition} if isinstance(data.condition, str) else dict(data.condition)
+    for owner_of, condition in conditions.items():
+        _check_labels(owner_of, condition, taken, data)
+    if learner.condition_dropout is not None and conditions and learner.condition_dropout.condition not in conditions.values():
+        raise ValueError(
+            f"{owner}.condition_dropout is of {learner.condition_dropout.condition!r}: expected the condition of the network, "
+            f"{next(iter(conditions.values()))!r}"
+        )
+    networks = {name: found.num_classes for name, found in conditions.items() if isinstance(found, Label)}
     if dropout and networks and null not in networks.values():
         raise ValueError(
             f"{owner}.null_label = {null}: expected {max(networks.values())}, the num_classes of the network, which "
             "is what no condition means to it"
         )
+
+
+def _condition(part: Any) -> Condition | None:
+    """The condition of a network, which may be anybody's object, or of the heads of a discriminator."""
+    if isinstance(part, Condition) or not (hasattr(part, "num_classes") or hasattr(part, "apply")):
+        return None
+    return of_network(part)
+
+
+def _check_labels(owner: str, condition: Condition, taken: dict, data: DataSpec) -> None:
+    arrays = data.load()
+    for name, member in condition.members:
+        array = taken.get(name)
+        if not isinstance(member, Label) or array is None or array not in arrays.columns():
+            continue
+        label = arrays.columns()[array]
+        classes = (arrays.num_classes or 0) if array == "label" else int(label.max(initial=0)) + 1
+        if member.num_classes < classes:
+            where = f"{owner}.num_classes" if name is None else f"{name} of the condition of {owner}, num_classes"
+            raise ValueError(f"{where} = {member.num_classes} for {data.name} with labels: expected at least its {classes} classes")
 
 
 def _parts(spec: Any, depth: int = 8) -> Iterator[Any]:

@@ -7,16 +7,20 @@ from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
+import jax
 import numpy as np
 
 from scorelab import data as datasets
+from scorelab.arrays import Pytree
 from scorelab.data import Arrays, DataSet, Transform
 from scorelab.distill import WithPairs
 from scorelab.experiment.pairs import Pairs
 from scorelab.processes import Chart, Identity
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training import Prepare, Prepared
+from scorelab.training.prepare import Names, condition_names
 from scorelab.validation import require_choice, require_spec
 
 # Rows of data that are encoded at once; the number itself has no effect on results.
@@ -29,19 +33,22 @@ _ROWS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """A data set, its scale, and whether its labels are the condition.
+    """A data set, its scale, and which of its arrays are the condition.
 
     Attributes:
         dataset: a :class:`scorelab.data.DataSet`, such as ``data.Named(name="digits")`` or one of your own. It can be hashed, as a
             frozen dataclass can, since it is loaded once for each ``stamp()`` of it.
         transform: from stored values to what the process sees: ``Pixels(levels=...)``, ``Identity()``.
-        labels: train with the labels as the condition of the network.
+        labels: train with the labels as the condition of the network; short for ``cond="label"``.
+        cond: the names of the arrays that are the condition, as :class:`scorelab.training.Prepare` takes them: one name, or several
+            for a condition with members, ``("label", "coarse")``.
         pairs: a teacher's :class:`Pairs` beside the data, for a distillation with a ``pair_weight``.
     """
 
     dataset: DataSet
     transform: Transform = field(default_factory=datasets.Identity)
     labels: bool = False
+    cond: Names = None
     pairs: Pairs | None = None
 
     def __post_init__(self):
@@ -51,6 +58,14 @@ class DataSpec:
         except TypeError as error:
             raise TypeError(f"DataSpec.dataset = {self.dataset!r}: expected one that can be hashed, a frozen dataclass") from error
         require_choice(self, (True, False), labels=self.labels)
+        object.__setattr__(self, "cond", condition_names("DataSpec.cond", self.cond))
+        if self.labels and self.cond is not None:
+            raise ValueError(f"DataSpec.labels = True beside cond = {self.cond!r}: expected one of the two")
+        if self.cond == "label":
+            object.__setattr__(self, "labels", True)
+            object.__setattr__(self, "cond", None)
+        if self.pairs is not None and self.cond is not None:
+            raise ValueError(f"DataSpec.cond = {self.cond!r} with pairs: expected labels, or no condition")
         if self.pairs is not None:
             require_spec(self, Pairs, pairs=self.pairs)
         require_spec(self, Transform, transform=self.transform)
@@ -82,6 +97,9 @@ class DataSpec:
                 )
         if self.labels and arrays.label is None:
             raise ValueError(f"DataSpec.labels = True for {self.name}, which has none: expected False")
+        for name in () if self.labels else self.prepare.taken:
+            if name not in arrays.columns():
+                raise ValueError(f"DataSpec.cond = {self.cond!r} for {self.name}: expected names of {sorted(arrays.columns())}")
         try:
             self.transform.check(arrays.x, arrays.levels)
         except (ValueError, TypeError) as error:
@@ -117,12 +135,22 @@ class DataSpec:
     @property
     def prepare(self) -> Prepare:
         """From a stored batch to what a learner takes."""
-        return Prepare(transform=self.transform, cond="label" if self.labels else None)
+        return Prepare(transform=self.transform, cond=self.condition)
+
+    @property
+    def condition(self) -> Any:
+        """The names of the arrays that are the condition: None, one name, or pairs of a member and an array."""
+        return "label" if self.labels else self.cond
+
+    def condition_of(self, rows: np.ndarray, split: str = "train") -> Pytree:
+        """The condition of rows of a split as the network is given it, host arrays; None for a model without one."""
+        columns = self.load(split).columns()
+        return jax.tree.map(np.asarray, self.prepare.condition({name: columns[name][rows] for name in self.prepare.taken}))
 
     def examples(self, batch_size: int, seed: int) -> Prepared:
         """Batches of the data set itself."""
         batches = self.dataset.batches(batch_size, seed, self.load())
-        return Prepared(batches, transform=self.transform, cond="label" if self.labels else None)
+        return Prepared(batches, transform=self.transform, cond=self.condition)
 
     def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:
         """The training batches, as ``scorelab.training.fit`` takes them; pairs are made here."""

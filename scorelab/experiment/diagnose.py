@@ -191,7 +191,7 @@ class ExplainedVariance(Diagnostic):
         # Spread over the data, which may be sorted by class.
         rows = np.unique(np.linspace(0, len(arrays) - 1, min(self.n, len(arrays))).round().astype(int))
         x = np.asarray(data.transform.encode(arrays.x[rows]))
-        cond = arrays.label[rows] if data.labels and arrays.label is not None else None
+        cond = data.condition_of(rows)
         by_law = diagnostics.explained_variance(model, {"law": law}, x, self.sigmas, cond=cond, key=key)
         found = cast(Mapping, by_law)["law"]
         curves = {"mean of ratios": (self.sigmas, found.mean_of_ratios), "ratio of means": (self.sigmas, found.ratio_of_means)}

@@ -10,17 +10,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import jax
 import numpy as np
 
 from scorelab import metrics
 from scorelab.arrays import Key
+from scorelab.data import Derived
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
-from scorelab.experiment.sample import Sample, read_samples
+from scorelab.experiment.sample import Drawn, Sample, read_samples
 from scorelab.experiment.sinks import opened
 from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir, read_lines
@@ -50,6 +52,10 @@ class Evaluation(abc.ABC):
     @abc.abstractmethod
     def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[MetricValue]:
         """The metrics of ``samples``, in stored values."""
+
+    def of(self, drawn: Drawn, data: DataSpec, key: Key) -> list[MetricValue]:
+        """The metrics of samples together with their conditions; one that compares with these states this too."""
+        return self(drawn.x, data, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +187,48 @@ class StatisticEvaluation(Evaluation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConditionError(Evaluation):
+    r"""Whether samples have the condition they were drawn with, for data whose condition is a function of the points.
+
+    .. math:: \Big(\frac1{nd}\sum_i\lVert c(x_i) - c_i\rVert^2\Big)^{1/2}
+
+    The function :math:`c` is that of a :class:`scorelab.data.Derived` set. The floor is the same of held-out points with their own
+    conditions: what storing leaves. Beside it stands the same number with the conditions dealt out among the samples anew: the
+    error of samples that know nothing of theirs.
+    """
+
+    def check(self, data, samples):
+        if not isinstance(data.dataset, Derived):
+            raise ValueError(
+                f"ConditionError for {data.name}: expected a data.Derived set, whose condition follows from the points"
+            )
+        if data.dataset.array not in data.prepare.taken:
+            raise ValueError(f"ConditionError for DataSpec.cond = {data.cond!r}: expected {data.dataset.array!r} among them")
+        if self.n is not None and self.n > samples:
+            raise ValueError(f"ConditionError.n = {self.n}: expected at most the number of samples, Sample.n = {samples}")
+
+    def __call__(self, samples, data, key):
+        raise ConfigError("ConditionError asks for the conditions of samples: expected samples drawn by the Sample stage")
+
+    def of(self, drawn, data, key):
+        """The two numbers."""
+        dataset = cast(Derived, data.dataset)
+        levels = data.load().levels
+        if drawn.rows is None:
+            raise ConfigError("ConditionError: the samples have no conditions of the data: run `scorelab sample` again")
+        n = len(drawn.x) if self.n is None else self.n
+        arrays = data.load(drawn.record["split"])
+        given = arrays.more[dataset.array][drawn.rows[:n]].astype(np.float64)
+        error = lambda of, asked: float(np.sqrt(np.nanmean((dataset.of(of, levels).astype(np.float64) - asked) ** 2)))
+        dealt = given[np.asarray(jax.random.permutation(key, n))]
+        name = f"error of {dataset.array}"
+        return [
+            MetricValue(name=name, value=error(drawn.x[:n], given), n=n, floor=error(arrays.x[drawn.rows[:n]], given)),
+            MetricValue(name=f"{name}, dealt out anew", value=error(drawn.x[:n], dealt), n=n),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
     """Evaluate a set of samples.
 
@@ -259,7 +307,7 @@ def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -
             pass
         return values
     began = time.monotonic()
-    values = [value for each in evaluations for value in each(drawn.x, experiment.data, spec.key(experiment.keys()[2]))]
+    values = [value for each in evaluations for value in each.of(drawn, experiment.data, spec.key(experiment.keys()[2]))]
     seconds = time.monotonic() - began
     # First the log, which is written anew where this is stopped before the other.
     _log(workdir, drawn.record["step"], values)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from einops import rearrange
 
 from scorelab import viz
+from scorelab.arrays import Pytree
 from scorelab.experiment.base import Experiment
 
 # Frames of a trajectory of images and of points, points in each, and images of the sample picture.
@@ -70,6 +71,42 @@ def images_of(x: np.ndarray, experiment: Experiment) -> tuple[np.ndarray, int]:
     with np.errstate(invalid="ignore"):
         scaled = np.nan_to_num((x - low) / max(high - low, 1e-12))
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8), 256
+
+
+def conditioned(x: np.ndarray, cond: Pytree, real: np.ndarray, experiment: Experiment):
+    """The figure of conditions beside samples and the points they are of, one row each; None where there is nothing to show.
+
+    Image conditions are columns before the sample, at its size; labels and vectors name the rows. Only images are shown like this.
+    """
+    data = experiment.data.load()
+    if cond is None or data.levels is None:
+        return None
+    members = {name: value[:ROWS] for name, value in (cond.items() if isinstance(cond, Mapping) else (("condition", cond),))}
+    x, real = x[:ROWS], real[:ROWS]
+    images = {name: value for name, value in members.items() if value.ndim == 4 and value.shape[-1] == x.shape[-1]}
+    # What is not given is shown as the lowest level.
+    shown = {name: experiment.data.transform.decode(np.nan_to_num(value, nan=-np.inf)) for name, value in images.items()}
+    columns = [_to_size(np.asarray(value), x.shape[1:3]) for value in shown.values()]
+    words = {name: value for name, value in members.items() if name not in images and value.ndim < 3}
+    cells = np.stack([*columns, x, real], axis=1)
+    return viz.image_grid(
+        cells.reshape(-1, *x.shape[1:]), levels=data.levels, columns=cells.shape[1], headings=[*images, "sample", "true"],
+        rows=["\n".join(f"{name} {_spelled(value[i])}" for name, value in words.items()) for i in range(len(x))] if words else None,
+        width=0.9 * cells.shape[1],
+    )  # fmt: skip
+
+
+def _to_size(images: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    for axis, length in enumerate(size, 1):
+        images = images.repeat(max(1, length // images.shape[axis]), axis)
+    return images
+
+
+def _spelled(value: np.ndarray) -> str:
+    numbers = np.ravel(value)
+    if np.issubdtype(numbers.dtype, np.floating) and np.isnan(numbers).all():
+        return "not given"
+    return ", ".join(f"{number:.3g}" for number in numbers[:4]) + (", ..." if len(numbers) > 4 else "")
 
 
 def in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:

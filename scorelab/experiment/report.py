@@ -20,7 +20,7 @@ from scorelab.experiment.describe import describe, spelled
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, read_finding
 from scorelab.experiment.evaluate import read_metrics, samples_hash
 from scorelab.experiment.html import facts, figure, page, table
-from scorelab.experiment.pictures import PICTURED, picture
+from scorelab.experiment.pictures import PICTURED, conditioned, picture
 from scorelab.experiment.sample import Drawn, Sample, read_samples
 from scorelab.experiment.train import Train, state_like
 from scorelab.experiment.workdir import Workdir, read_lines
@@ -122,7 +122,14 @@ def _setup(experiment: Experiment, sets: Sequence[_Set]) -> Iterable[tuple[str, 
     arrays = data.load()
     event = " x ".join(map(str, arrays.event_shape))
     yield "data", f"{data.name}, {len(arrays):,} of {event}, {spelled(describe(data.transform))}, sha256 {arrays.sha256}"
-    yield "labels", "the condition" if data.labels else "not used" if arrays.label is not None else "none"
+    if data.cond is not None:
+        columns = arrays.columns()
+        named = [f"{name} {' x '.join(map(str, columns[name].shape[1:])) or '1'}" for name in data.prepare.taken]
+        yield "condition", ", ".join(named)
+    yield (
+        "labels",
+        "the condition" if data.labels or "label" in data.prepare.taken else "not used" if arrays.label is not None else "none",
+    )
     yield "process", spelled(describe(experiment.process))
     if (network := learner.network) is not None:
         size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(getattr(state_like(experiment), "params", ())))
@@ -184,10 +191,15 @@ def _pictures(experiment: Experiment, found: _Set) -> str:
         return ""
     train = experiment.data.load()
     real = train.x[: len(drawn.x)]
+    if drawn.rows is not None:
+        real = experiment.data.load(drawn.record["split"]).x[drawn.rows]
     if drawn.label is not None and train.label is not None:
         real = train.x[_matching(train.label, drawn.label[:PICTURED])]
     figures = figure(viz.to_png_bytes(picture(drawn.x, experiment)), f"Samples, {len(drawn.x):,} drawn")
-    figures += figure(viz.to_png_bytes(picture(real, experiment)), "Training data")
+    caption = "Training data" if drawn.rows is None else f"The points of the {drawn.record['split']} split with these conditions"
+    figures += figure(viz.to_png_bytes(picture(real, experiment)), caption)
+    if (beside := conditioned(drawn.x, drawn.cond, real, experiment)) is not None:
+        figures += figure(viz.to_png_bytes(beside), "Conditions, samples, and the points that the conditions are of")
     return f'<section><h2>Samples and data{html.escape(found.of)}</h2><div class="pair">{figures}</div></section>'
 
 

@@ -37,6 +37,9 @@ from scorelab.training import Learner, data_mesh
 from scorelab.validation import require_int, require_number, require_seed, require_spec
 from scorelab.warn import warn
 
+# What the names of the members of a condition begin with in ``samples.npz``.
+_MEMBER = "cond_"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Stage):
@@ -49,9 +52,11 @@ class Sample(Stage):
         start: the law at the first grid time, a ``DataStart`` or ``DataTeleport`` to take it from the training
             data, None for the prior.
         n: number of samples.
-        guidance: scale of classifier-free guidance, None for the plain model; needs ``DataSpec.labels``.
+        guidance: scale of classifier-free guidance, None for the plain model; needs a condition.
         correction: a :class:`scorelab.fk.Correction` of the model, None for none; needs a ``solver`` that is a ``fk.FeynmanKac``.
-        classes: the conditions, given to the samples in turn; () for every class of the data.
+        classes: the conditions where they are labels alone, given to the samples in turn; () for every class of the data.
+        split: the split whose rows have the conditions that ``DataSpec.cond`` names, in a fixed random order; None for ``"test"``
+            where there is one, else ``"train"``.
         chunk: samples computed at once, None for as many as fit.
         shown: samples in the trajectory picture.
     """
@@ -63,6 +68,7 @@ class Sample(Stage):
     guidance: float | None = None
     correction: fk.Correction | None = None
     classes: tuple[int, ...] = ()
+    split: str | None = None
     chunk: int | None = None
     shown: int = 6
 
@@ -123,12 +129,22 @@ class Sample(Stage):
 
     def _check_classes(self, data: DataSpec, learner: Learner) -> None:
         geometric = self.correction is not None and self.correction.kind == "geometric"
-        if not data.labels:
+        if data.condition is None:
             for field, value in (("classes", self.classes or None), ("guidance", self.guidance)):
                 if value is not None:
                     raise ValueError(f"Sample.{field} = {value} without DataSpec.labels: expected a model with labels")
             if geometric:
                 raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")
+        if data.cond is None:
+            if self.split is not None:
+                raise ValueError(f"Sample.split = {self.split!r} without DataSpec.cond: expected None")
+        elif self.classes:
+            raise ValueError(
+                f"Sample.classes = {self.classes} with DataSpec.cond: expected (), since conditions are rows of the data"
+            )
+        elif self.split not in (None, *data.dataset.splits):
+            raise ValueError(f"Sample.split = {self.split!r} for {data.name}: expected one of {', '.join(data.dataset.splits)}")
+        if data.condition is None:
             return
         classes, solver = data.load().num_classes or 0, self.solver
         if wrong := [label for label in self.classes if label >= classes]:
@@ -137,11 +153,14 @@ class Sample(Stage):
             raise ValueError(
                 "FeynmanKac.particles = None with DataSpec.labels: expected a number of particles, since a population is of one "
                 "class, or one class in Sample.classes"
+                if data.labels
+                else "FeynmanKac.particles = None with DataSpec.cond: expected a number of particles, those of one condition"
             )
-        if not learner.label_dropout:
+        if not learner.unconditional:
             reason = (
                 "expected None, since without label dropout the model never learned what no condition means: train with "
-                "DenoisingScoreMatching(label_dropout=0.1, null_label=num_classes), or a loss that states both"
+                "DenoisingScoreMatching(label_dropout=0.1, null_label=num_classes), or a loss that states both; with a "
+                "ConditionDropout, one that drops all members together"
             )
             if self.guidance not in (None, 1.0):
                 raise ValueError(f"Sample.guidance = {self.guidance}: {reason}")
@@ -158,9 +177,9 @@ class Sample(Stage):
             model, solver, start = self.applied(experiment.learner.model(state))
             # Where a start from data begins is of no matter to shapes.
             start = start if isinstance(self.start, FromData) or self.start is None else self.start
-            shape, label = (self.n, *data.load().event_shape), self.conditions(data, self.n)
+            shape, cond = (self.n, *data.load().event_shape), self.conditions(data, self.n)
             return sample(
-                model, solver=solver, grid=self.grid, start=start, key=key, shape=shape, cond=label, chunk=self.chunk
+                model, solver=solver, grid=self.grid, start=start, key=key, shape=shape, cond=cond, chunk=self.chunk
             ).x  # fmt: skip
 
         try:
@@ -205,33 +224,54 @@ class Sample(Stage):
             return model, self.solver, None
         return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
 
-    def sampler(self, model: Model, data: DataSpec, label: np.ndarray | None, key: Key) -> Callable[..., Samples]:
-        """:func:`scorelab.sample` as this stage calls it, but for ``shape`` and ``cond``; the latter is ``label``."""
+    def sampler(self, model: Model, data: DataSpec, cond: Pytree, key: Key) -> Callable[..., Samples]:
+        """:func:`scorelab.sample` as this stage calls it, but for ``shape`` and ``cond``."""
         applied, solver, start = self.applied(model)
-        start = self.begin(data, model.process, label) if start is None else start
+        start = self.begin(data, model.process, cond) if start is None else start
         return functools.partial(sample, applied, solver=solver, grid=self.grid, start=start, key=key)
 
-    def begin(self, data: DataSpec, process: Any, label: np.ndarray | None) -> Start | None:
-        """The start of samples with the conditions ``label``; the training data is read where it is needed."""
-        return self.start(data, process, label) if isinstance(self.start, FromData) else self.start
+    def begin(self, data: DataSpec, process: Any, cond: Pytree) -> Start | None:
+        """The start of samples with the conditions ``cond``; the training data is read where it is needed."""
+        # Starts from data know classes, where these are the whole condition.
+        return self.start(data, process, cond if data.labels else None) if isinstance(self.start, FromData) else self.start
 
-    def conditions(self, data: DataSpec, n: int) -> np.ndarray | None:
-        """The label of each sample ``(n,)`` int32, or None for a model without condition."""
+    def conditions(self, data: DataSpec, n: int) -> Pytree:
+        """The condition of each sample: labels ``(n,)`` int32, what ``DataSpec.cond`` names, or None for a model without."""
         if not data.labels:
-            return None
+            return None if data.cond is None else data.condition_of(self.rows(data, n), self.conditions_split(data))
         classes = self.classes or tuple(range(data.load().num_classes or 0))
         # The particles of a population are of one class.
         particles = population_size(self.solver, n)
         return np.repeat(np.resize(np.asarray(classes, np.int32), n // particles), particles)
 
+    def conditions_split(self, data: DataSpec) -> str:
+        """The split whose rows have the conditions."""
+        return self.split or ("test" if "test" in data.dataset.splits else "train")
+
+    def rows(self, data: DataSpec, n: int) -> np.ndarray:
+        """The rows of :meth:`conditions_split` whose conditions ``n`` samples have, one for the particles of a population."""
+        order = np.random.default_rng(0).permutation(len(data.load(self.conditions_split(data))))
+        particles = population_size(self.solver, n)
+        return np.repeat(np.resize(order, n // particles), particles)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Samples in stored values, their conditions or None, and how they were drawn (JSON data)."""
+    """Samples, and how they were drawn.
+
+    Attributes:
+        x: in stored values.
+        label: their conditions where these are labels alone, else None.
+        record: JSON data.
+        cond: their conditions where the data give them, as the network was given them, else None.
+        rows: the rows of the split ``record["split"]`` that the conditions are of, else None.
+    """
 
     x: np.ndarray
     label: np.ndarray | None
     record: dict[str, Any]
+    cond: Pytree = None
+    rows: np.ndarray | None = None
 
 
 def read_samples(workdir: Workdir) -> Drawn | None:
@@ -244,7 +284,9 @@ def read_samples(workdir: Workdir) -> Drawn | None:
         record = json.loads(str(stored["record"]))
         if missing := {"step", "n", "seed", "sampling", "seconds", "model_calls"} - record.keys():
             raise ValueError(f"its record has no {', '.join(sorted(missing))}")
-        return Drawn(x=stored["x"], label=stored.get("label"), record=record)
+        given = {name.removeprefix(_MEMBER): value for name, value in stored.items() if name.startswith(_MEMBER)}
+        cond = given.get("") if "" in given else given or None
+        return Drawn(x=stored["x"], label=stored.get("label"), record=record, cond=cond, rows=stored.get("rows"))
     except (KeyError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{shown(workdir.samples)}: not samples written by `scorelab sample`: {error}") from error
 
@@ -269,17 +311,19 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         "sampling": describe(spec),
         "train_sha256": data.load().sha256,
     }
+    if data.cond is not None:
+        how["conditions_sha256"] = data.load(spec.conditions_split(data)).sha256
     if (before := _already(workdir, how, keep)) is not None:
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
 
-    label = spec.conditions(data, n)
-    sampler = _sampler(experiment, spec, state, label, seed)
+    cond = spec.conditions(data, n)
+    sampler = _sampler(experiment, spec, state, cond, seed)
     began = time.monotonic()
     with console.progress("sample", n) as tick:
         mesh = data_mesh() if jax.device_count() > 1 else None
         progress = lambda done, total: tick(done)
-        out = sampler(shape=(n, *event), cond=label, chunk=spec.chunk, mesh=mesh, progress=progress)
+        out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=mesh, progress=progress)
         x = np.asarray(data.transform.decode(out.x))
     record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
     note = _entered(out, record)
@@ -288,19 +332,25 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     # without pictures are drawn again.
     for path in (workdir.samples_picture, workdir.trajectory_picture):
         path.unlink(missing_ok=True)
-    arrays = {"x": x, "record": np.asarray(json.dumps(record, allow_nan=False))}
-    write_npz(workdir.samples, arrays if label is None else {**arrays, "label": label})
+    given: dict[str, np.ndarray] = {}
+    if data.labels:
+        given = {"label": cond}
+    elif cond is not None:
+        members = cond if isinstance(cond, Mapping) else {"": cond}
+        given = {"rows": spec.rows(data, n)} | {_MEMBER + name: value for name, value in members.items()}
+        record["split"] = spec.conditions_split(data)
+    write_npz(workdir.samples, {"x": x, **given, "record": np.asarray(json.dumps(record, allow_nan=False))})
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
-    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, label, n)))
+    write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, cond, n)))
     where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
     console.stage("sample", f"{n} samples, {record['model_calls']} model calls each, {record['seconds']:.1f} s{note}{where}")
-    return Drawn(x=x, label=label, record=record)
+    return Drawn(x=x, label=given.get("label"), record=record, cond=None if data.labels else cond, rows=given.get("rows"))
 
 
-def _sampler(experiment: Experiment, spec: Sample, state: Pytree, label: np.ndarray | None, seed: int | None = None):
+def _sampler(experiment: Experiment, spec: Sample, state: Pytree, cond: Pytree, seed: int | None = None):
     """The sampler of a stage with the weights of ``state``, and the experiment's own key unless there is a ``seed``."""
     key = spec.key(experiment.keys()[1]) if seed is None else jax.random.key(seed)
-    return spec.sampler(experiment.learner.model(state), experiment.data, label, key)
+    return spec.sampler(experiment.learner.model(state), experiment.data, cond, key)
 
 
 def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | None:
@@ -347,8 +397,8 @@ def _weights(out: Samples, record: dict[str, Any]) -> str:
     return f", {dead} of {len(ess)} populations without any weight, {bad} weights that were no numbers" if bad or dead else ""
 
 
-def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], label: np.ndarray | None, count: int):
-    out, shown = _few(experiment, spec, sampler, label, count)
+def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], given: Pytree, count: int):
+    out, shown = _few(experiment, spec, sampler, given, count)
     # The start, then the later two thirds: before that there is noise of one kind only.
     last = len(out.times) - 1
     chosen = np.unique(np.append(0, np.linspace(last / 3, last, frames(experiment) - 1).round().astype(int)))
@@ -356,16 +406,14 @@ def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Sam
     return trajectory(states, [f"t = {out.times[i]:.3g}" for i in chosen], experiment)
 
 
-def _few(
-    experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], label: np.ndarray | None, count: int
-) -> tuple[Samples, int]:
+def _few(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], given: Pytree, count: int) -> tuple[Samples, int]:
     """A few samples with their trajectories, the same ones each time, and how many of them are shown."""
     data = experiment.data
     shown = min(count, pictured(experiment, spec.shown))
     # Whole populations are drawn, of which the first samples are shown.
     particles = population_size(spec.solver, shown)
     n = -(-shown // particles) * particles
-    cond = None if label is None else np.resize(label, n)
+    cond = jax.tree.map(lambda value: value[np.resize(np.arange(len(value)), n)], given)
     # A start from the data has the conditions of the samples it begins, which are others here.
     own = {"start": spec.begin(data, experiment.process, cond)} if isinstance(spec.start, FromData) else {}
     return sampler(shape=(n, *data.load().event_shape), cond=cond, chunk=n, keep="all", **own), shown
@@ -376,9 +424,9 @@ def _preview(run: Run, spec: Sample, step: int, state: Pytree) -> None:
     experiment, how = run.experiment, previews.described(run.experiment, spec)
     if previews.read(run.workdir, step, how) is not None:
         return
-    label = spec.conditions(experiment.data, spec.n)
+    cond = spec.conditions(experiment.data, spec.n)
     try:
-        out, shown = _few(experiment, spec, _sampler(experiment, spec, state, label), label, spec.n)
+        out, shown = _few(experiment, spec, _sampler(experiment, spec, state, cond), cond, spec.n)
         previews.write(run.workdir, step, np.asarray(experiment.data.transform.decode(np.asarray(out.x)[:shown])), how)
     except Exception as error:
         # A training does not end for a picture, be it for a full disk, a full memory or samples that are not finite.

@@ -10,38 +10,78 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array, Pytree
+from scorelab.data.arrays import not_known_or_finite
 from scorelab.data.batches import Batches
 from scorelab.data.transforms import Transform
 from scorelab.validation import require_spec
 
+# The name of the array that is the condition, several of them, or by member.
+Names = str | tuple[str, ...] | tuple[tuple[str, str], ...] | Mapping[str, str] | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """``{"x": stored values, ...}`` to ``{"x": floating point, "cond": condition or None}``, traceable.
+    """``{"x": stored values, ...}`` to ``{"x": floating point, "cond": condition or None, ...}``, traceable.
+
+    A condition is taken as it is stored: integers ``(batch,)`` are the numbers of classes, and become int32; floating point numbers
+    stay. Images that are stored as pixels, uint8 ``(batch, height, width, channels)``, are scaled by the transform as ``x`` is. All
+    other arrays of the batch stay beside, as they are.
 
     Attributes:
-        transform: such as ``scorelab.data.Pixels()``; None casts ``x`` to float32.
-        cond: the name of the array that is the condition (``"label"``), or None to train without one.
-            Integers are the numbers of classes, and become int32.
+        transform: such as ``scorelab.data.Pixels()``; None casts ``x``, and pixels, to float32.
+        cond: the name of the array that is the condition (``"label"``), or None to train without one. Several names,
+            ``("label", "image")``, make a dict. A dict ``{"kind": "label"}`` says which array each member of the condition is.
     """
 
     transform: Transform | None = None
-    cond: str | None = None
+    cond: Names = None
 
     def __post_init__(self):
         if self.transform is not None:
             require_spec(self, Transform, transform=self.transform)
+        object.__setattr__(self, "cond", condition_names(f"{type(self).__name__}.cond", self.cond))
 
     def __call__(self, batch: dict[str, Array]) -> dict[str, Pytree]:
         x = batch["x"]
-        cond = None
-        if self.cond is not None:
-            if self.cond not in batch:
-                raise ValueError(f"Prepare.cond = {self.cond!r}: expected one of {sorted(batch)}")
-            cond = jnp.asarray(batch[self.cond])
-            cond = cond.astype(jnp.int32) if jnp.issubdtype(cond.dtype, jnp.integer) else cond
+        if missing := [name for name in self.taken if name not in batch]:
+            raise ValueError(f"Prepare.cond = {missing[0]!r}: expected one of {sorted(batch)}")
         x = jnp.asarray(x, jnp.float32) if self.transform is None else self.transform.encode(x)
-        return {"x": x, "cond": cond}
+        others = {name: value for name, value in batch.items() if name not in ("x", *self.taken)}
+        return {**others, "x": x, "cond": self.condition(batch)}
+
+    def condition(self, batch: Mapping[str, Array]) -> Pytree:
+        """The condition of a stored batch, as the network is given it; None where there is none."""
+        if self.cond is None or isinstance(self.cond, str):
+            return None if self.cond is None else self._member(batch[self.cond])
+        return {name: self._member(batch[key]) for name, key in self.cond}
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """The names of the arrays that the condition is made of."""
+        return (self.cond,) if isinstance(self.cond, str) else tuple(key for _, key in self.cond or ())
+
+    def _member(self, value: Array) -> Array:
+        value = jnp.asarray(value)
+        if is_pixels(value):
+            return value.astype(jnp.float32) if self.transform is None else self.transform.encode(value)
+        return value.astype(jnp.int32) if jnp.issubdtype(value.dtype, jnp.integer) else value
+
+
+def is_pixels(value: Array) -> bool:
+    """Whether a stored array is images of integer levels."""
+    return value.dtype == np.uint8 and value.ndim == 4
+
+
+def condition_names(where: str, cond: Any) -> Any:
+    """None, one name, or pairs of a member of the condition and the array it is, from what :class:`Prepare` takes; TypeError."""
+    if cond is None or isinstance(cond, str):
+        return cond
+    pairs = cond.items() if isinstance(cond, Mapping) else cond if isinstance(cond, tuple | list) else ()
+    pairs = tuple((pair, pair) if isinstance(pair, str) else tuple(pair) for pair in pairs)
+    fits = all(len(pair) == 2 and all(isinstance(part, str) for part in pair) for pair in pairs)
+    if not pairs or not fits or len({name for name, _ in pairs}) != len(pairs):
+        raise TypeError(f"{where} = {cond!r}: expected None, the name of an array, several different names, or a dict of names")
+    return pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +101,7 @@ class Prepared:
 
     batches: Any
     transform: Transform | None = None
-    cond: str | None = None
+    cond: Names = None
 
     def __post_init__(self):
         if not callable(getattr(self.batches, "at", None)):
@@ -75,18 +115,28 @@ class Prepared:
             raise ValueError(f"Prepared.batches has the arrays {sorted(columns)}: expected one that is named 'x'")
         if self.transform is not None:
             self.transform.check(np.asarray(columns["x"]), levels)
-        if self.cond is None:
-            return
-        if self.cond not in columns:
-            raise ValueError(f"Prepared.cond = {self.cond!r}: expected one of {sorted(columns)}")
-        values = np.asarray(columns[self.cond])
-        if np.issubdtype(values.dtype, np.integer):
+        for name in self.prepare.taken:
+            self._check_condition(name, columns, levels)
+
+    def _check_condition(self, name: str, columns: Mapping[str, Any], levels: int | None) -> None:
+        if name not in columns:
+            raise ValueError(f"Prepared.cond = {name!r}: expected one of {sorted(columns)}")
+        values = np.asarray(columns[name])
+        if is_pixels(values):
+            if self.transform is not None:
+                self.transform.check(values, levels)
+        elif np.issubdtype(values.dtype, np.integer):
             if values.size and not 0 <= values.min() <= values.max() <= np.iinfo(np.int32).max:
                 raise ValueError(
-                    f"Prepared.cond = {self.cond!r} has values from {values.min()} to {values.max()}: expected classes 0, 1, .."
+                    f"Prepared.cond = {name!r} has values from {values.min()} to {values.max()}: expected classes 0, 1, .."
                 )
-        elif np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-            raise ValueError(f"Prepared.cond = {self.cond!r} has values that are NaN or infinite: expected finite numbers")
+        elif np.issubdtype(values.dtype, np.floating):
+            bad = not_known_or_finite(values) if values.ndim > 1 else np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                raise ValueError(
+                    f"Prepared.cond = {name!r} has values that are NaN or infinite, first in row {bad[0]}: expected finite numbers"
+                    + (", or rows that are NaN as a whole" if values.ndim > 1 else "")
+                )
 
     @property
     def prepare(self) -> Prepare:

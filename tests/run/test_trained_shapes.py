@@ -5,7 +5,7 @@ import pytest
 from scorelab.experiment.evaluate import read_metrics
 from scorelab.run.pipeline import from_config
 
-# About twice what was measured (docs/networks.md), which is itself a few floors: of the laws that a wrong network has, none is near.
+# About twice what was measured (docs/networks.md). The laws of a network that is wrong are further off.
 BOUNDS = {
     "gaussian_process": {"value": 0.12, "half a period apart": 0.2, "increment": 0.2, "distance": 0.2},
     "switching": {"switches": 0.8, "time in the upper state": 0.03, "longest run": 0.8, "spread": 0.03},
