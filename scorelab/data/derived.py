@@ -12,7 +12,7 @@ import numpy as np
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, RowSource
-from scorelab.validation import require_int, require_spec
+from scorelab.validation import require_int, require_number, require_positive, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +111,35 @@ class Moments(Derived):
 
     .. math:: m = \frac1d\sum_i x_i,\qquad s = \Big(\frac1d\sum_i (x_i - m)^2\Big)^{1/2}
 
-    Pixels are numbers in (-1, 1), as in :class:`SuperResolution`.
+    Pixels are numbers in (-1, 1), as in :class:`SuperResolution`. Networks see small differences badly, so the array is
+    ``(moments - centre) / scale``.
+
+    Attributes:
+        centre: what is taken off the two, about their mean over the data.
+        scale: their unit, about their deviation over the data.
     """
 
+    centre: tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+
     array = "moments"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, pair in (("centre", self.centre), ("scale", self.scale)):
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise ValueError(f"Moments.{name} = {pair!r}: expected two numbers, of the mean and of the deviation")
+            object.__setattr__(self, name, tuple(pair))
+        for number in self.centre:
+            require_number(self, -1e6, 1e6, centre=number)
+        for number in self.scale:
+            require_positive(self, scale=number)
 
     def of(self, x, levels):
         flat = x.reshape(len(x), -1)
         mean = _as_numbers(flat.mean(1, dtype=np.float64), levels)
         std = flat.std(1, dtype=np.float64) * (1.0 if levels is None else 2 / levels)
-        return np.stack([mean, std], axis=1).astype(np.float32)
+        return ((np.stack([mean, std], axis=1) - self.centre) / self.scale).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,10 @@ def conditioned(x: np.ndarray, cond: Pytree, real: np.ndarray, experiment: Exper
     data = experiment.data.load()
     if cond is None or data.levels is None:
         return None
-    members = {name: value[:ROWS] for name, value in (cond.items() if isinstance(cond, Mapping) else (("condition", cond),))}
+    members = {
+        name: value[:ROWS]
+        for name, value in (cond.items() if isinstance(cond, Mapping) else ((str(experiment.data.condition), cond),))
+    }
     x, real = x[:ROWS], real[:ROWS]
     images = {name: value for name, value in members.items() if value.ndim == 4 and value.shape[-1] == x.shape[-1]}
     # What is not given is shown as the lowest level.

@@ -30,6 +30,8 @@ def test_moments_are_mean_and_deviation():
     found = Moments(source=DIGITS).load("test")
     numbers = np.asarray(Pixels(levels=17).encode(found.x), np.float64).reshape(len(found), -1)
     np.testing.assert_allclose(found.more["moments"], np.stack([numbers.mean(1), numbers.std(1)], 1), rtol=1e-5, atol=1e-6)
+    scaled = Moments(source=DIGITS, centre=(-0.3, 0.7), scale=(0.1, 0.2)).load("test").more["moments"]
+    np.testing.assert_allclose(scaled * [0.1, 0.2] + [-0.3, 0.7], found.more["moments"], rtol=1e-5)
 
 
 def test_derived_arrays_of_rows_that_are_read_when_asked_for():
