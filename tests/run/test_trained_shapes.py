@@ -1,4 +1,4 @@
-"""Trained on sequences, volumes and images with exact laws, networks come near the laws: their configs, about a minute each."""
+"""Trained on sequences, volumes and images with exact laws, networks come near the laws: their configs, minutes each."""
 
 import pytest
 
@@ -9,6 +9,7 @@ from scorelab.run.pipeline import from_config
 BOUNDS = {
     "gaussian_process": {"value": 0.12, "half a period apart": 0.2, "increment": 0.2, "distance": 0.2},
     "switching": {"switches": 0.8, "time in the upper state": 0.03, "longest run": 0.8, "spread": 0.03},
+    "blobs": {"depth": 0.5, "height": 0.5, "width": 0.5, "amplitude": 0.25, "residual": 1.0},
     "spots": {"row": 0.9, "column": 0.9, "colour": 0.1, "amplitude": 0.2, "residual": 1.0},
 }
 
