@@ -11,6 +11,7 @@ from scorelab.arguments import check_conditions, check_data
 from scorelab.arrays import Array, Pytree, is_traced, on_host
 from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model
+from scorelab.models.estimates import refuse_waiting
 from scorelab.models.function import as_pytree
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -58,6 +59,11 @@ def invert(
     require_spec("invert", Grid, grid=grid)
     if solver.stochastic or isinstance(solver, Population):
         raise ValueError(f"invert.solver = {solver!r}: expected a deterministic solver, such as Heun(), since noise has no inverse")
+    if solver.self_conditioned:
+        raise ValueError(
+            f"invert.solver = {solver!r}: expected one that tells the model nothing, since upwards there is no former estimate"
+        )
+    refuse_waiting("invert", model, "upwards there is no former estimate")
     require_spec(f"invert.solver = {type(solver).__name__}", solver.process_type, process=process)
     x = check_data("invert", x)
     check_conditions("invert", model, cond, len(x))

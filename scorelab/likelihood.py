@@ -23,6 +23,7 @@ from scorelab.arguments import check_conditions, check_data, check_key, require_
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.divergence import divergence, signs
 from scorelab.models.base import Model, ask
+from scorelab.models.estimates import refuse_waiting
 from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
 from scorelab.processes.interpolant import StochasticInterpolant
@@ -114,6 +115,7 @@ def log_likelihood(
     model = as_pytree("log_likelihood", model)
     process = model.process
     require_spec(log_likelihood, LinearGaussian | StochasticInterpolant, process=process)
+    refuse_waiting("log_likelihood", model, "samples that were drawn with it follow no flow")
     require_int(log_likelihood, 0, probes=probes)
     require_int(log_likelihood, 1, max_steps=max_steps)
     require_positive(log_likelihood, rtol=rtol, atol=atol)

@@ -20,6 +20,7 @@ from scorelab.arguments import check_shape, check_walk
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.grids import Grid
 from scorelab.models.base import Model, ask
+from scorelab.models.estimates import refuse_waiting, require_waits
 from scorelab.models.function import as_pytree
 from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
@@ -127,6 +128,10 @@ def plan(
     require_spec(where, Grid, grid=grid)
     process = model.process
     require_spec(f"{where}.solver = {type(solver).__name__}", solver.process_type, process=process)
+    if solver.self_conditioned:
+        require_waits(f"{where}.solver = {type(solver).__name__}", model)
+    else:
+        refuse_waiting(where, model, f"{type(solver).__name__} tells it nothing; solvers.SelfConditioned(solver) does")
     n, event = check_shape(shape)
     start = Prior() if start is None else start
     require_spec(where, Start, start=start)
@@ -198,7 +203,7 @@ def predict(solver: Solver, visit: Visit, state: State, row: Any, index: Array) 
     """The point at which the model is asked in a row, and what it says."""
     keys = row_keys(solver, visit, index)
     y = solver.query(folded(keys, _QUERY), state.y, state.carry, row)
-    prediction = solver.ask(visit.model, keys, y, row, visit.cond)
+    prediction = solver.ask(solver.informed(visit.model, state.carry), keys, y, row, visit.cond)
     solver.require(prediction)
     return y, prediction
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
+
+import numpy as np
 
 from scorelab.data.arrays import Arrays
 from scorelab.data.batches import Batches
@@ -17,11 +20,18 @@ class DataSet(abc.ABC):
         name: what reports and messages call it.
         splits: the splits it has, ``"train"`` among them; evaluations ask for ``"test"``.
         generated: new points of the same law can be drawn (``draw``).
+        statistics: by name, functions from points ``(n, *event)`` to one number each, ``(n,)``, whose laws tell whether samples are
+            good; none unless it says so.
     """
 
     name: str
     splits: tuple[str, ...] = ("train",)
     generated: ClassVar[bool] = False
+
+    @property
+    def statistics(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """None, unless the set says so."""
+        return MappingProxyType({})
 
     @abc.abstractmethod
     def load(self, split: str = "train") -> Arrays:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +18,7 @@ from scorelab.data.base import DataSet
 from scorelab.data.files import FileFinder, PublishedFile
 from scorelab.data.formats import read_cifar10_binary, read_idx, read_npz_images
 from scorelab.data.memory import require_memory
+from scorelab.data.shapes import STATISTICS
 
 DIGITS_TEST_SIZE = 297
 # A generated set is drawn with some float32 arrays of its size beside it: noise, choices of components, their sums.
@@ -173,18 +176,18 @@ class Digits(DataSet):
 
 @dataclass(frozen=True, kw_only=True)
 class Toy(DataSet):
-    """A generated set of points; train and test come from independent streams of the same seed.
+    """A generated set; train and test come from independent streams of the same seed.
 
     Attributes:
-        sampler: ``((seed, stream), n)`` to points ``(n, dimension)`` float32.
-        dimension: of a point.
+        sampler: ``((seed, stream), n)`` to points ``(n, *event)`` float32.
+        event: the shape of a point.
         n: number of points in a split.
         seed: of the streams.
     """
 
     name: str
     sampler: Callable[[tuple[int, int], int], np.ndarray]
-    dimension: int = 2
+    event: tuple[int, ...] = (2,)
     n: int = 10000
     seed: int = 0
     splits: tuple[str, ...] = ("train", "test")
@@ -192,9 +195,14 @@ class Toy(DataSet):
     generated: ClassVar[bool] = True
 
     def load(self, split: str = "train") -> Arrays:
-        """Points (n, d) float32, no labels."""
-        require_memory(f"{self.name} with n = {self.n}", 4.0 * _COPIES * self.n * self.dimension)
+        """Points (n, *event) float32, no labels."""
+        require_memory(f"{self.name} with n = {self.n}", 4.0 * _COPIES * self.n * math.prod(self.event))
         return Arrays(x=self.sampler((self.seed, self.splits.index(split)), self.n), name=self.name, split=split)
+
+    @property
+    def statistics(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """Those of :mod:`scorelab.data.shapes`, by the name of the set."""
+        return STATISTICS.get(self.name, MappingProxyType({}))
 
     def draw(self, n: int, seed: int) -> Arrays:
         """The test split of another seed."""

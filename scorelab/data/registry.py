@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
-from scorelab.data import toy
+from scorelab.data import shapes, toy
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.files import PublishedFile
@@ -152,14 +152,16 @@ CIFAR10_SUBSET = NpzImages(
 KMNIST_HALVES = Halves(name="kmnist_halves", source=KMNIST)
 _TOYS = (
     toy.eight_gaussians, toy.rings, toy.swiss_roll, toy.checkerboard, toy.pinwheel, toy.two_moons,
-    toy.concentrations, toy.synaptic_weights,
+    toy.concentrations, toy.synaptic_weights, shapes.gaussian_process, shapes.switching, shapes.blobs, shapes.spots,
 )  # fmt: skip
 
-_DIMENSIONS = {"synaptic_weights": 16}
+_EVENTS = {
+    "synaptic_weights": (16,), "gaussian_process": (32, 1), "switching": (32, 1), "blobs": (12, 12, 12, 1), "spots": (30, 21, 3),
+}  # fmt: skip
 
 SETS: Mapping[str, DataSet] = MappingProxyType(
     {s.name: s for s in (Digits(), MNIST, FASHION_MNIST, KMNIST, KMNIST_HALVES, CIFAR10, CIFAR10_SUBSET)}
-    | {s.__name__: Toy(name=s.__name__, sampler=s, dimension=_DIMENSIONS.get(s.__name__, 2)) for s in _TOYS}
+    | {s.__name__: Toy(name=s.__name__, sampler=s, event=_EVENTS.get(s.__name__, (2,))) for s in _TOYS}
 )
 
 
@@ -251,6 +253,11 @@ class Named(DataSet):
     def known_as(self) -> tuple[str, ...]:
         """As the set."""
         return SETS[self.name].known_as
+
+    @property
+    def statistics(self):
+        """As the set."""
+        return SETS[self.name].statistics
 
     def load(self, split: str = "train") -> Arrays:
         """One split; errors as :func:`load`."""

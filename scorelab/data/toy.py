@@ -16,7 +16,8 @@ from scorelab import densities
 Seed = int | tuple[int, int]
 
 
-def _draw(law: densities.Density, seed: Seed, n: int) -> np.ndarray:
+def draw(law: densities.Density, seed: Seed, n: int) -> np.ndarray:
+    """``n`` samples of a law, float32; ValueError for none."""
     if n < 1:
         raise ValueError(f"toy.n = {n}: expected an integer >= 1")
     seed, stream = seed if isinstance(seed, tuple) else (seed, 0)
@@ -26,38 +27,38 @@ def _draw(law: densities.Density, seed: Seed, n: int) -> np.ndarray:
 
 def eight_gaussians(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.eight_gaussians()``."""
-    return _draw(densities.eight_gaussians(), seed, n)
+    return draw(densities.eight_gaussians(), seed, n)
 
 
 def rings(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.Rings()``."""
-    return _draw(densities.Rings(), seed, n)
+    return draw(densities.Rings(), seed, n)
 
 
 def swiss_roll(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.swiss_roll()``."""
-    return _draw(densities.swiss_roll(), seed, n)
+    return draw(densities.swiss_roll(), seed, n)
 
 
 def checkerboard(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.checkerboard()``."""
-    return _draw(densities.checkerboard(), seed, n)
+    return draw(densities.checkerboard(), seed, n)
 
 
 def pinwheel(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.pinwheel()``."""
-    return _draw(densities.pinwheel(), seed, n)
+    return draw(densities.pinwheel(), seed, n)
 
 
 def concentrations(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.concentrations()``, (n, 2), positive."""
-    return _draw(densities.concentrations(), seed, n)
+    return draw(densities.concentrations(), seed, n)
 
 
 def synaptic_weights(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.synaptic_weights()`` with their signs, (n, 16): each column has one sign (Dale's law)."""
     signs, law = densities.synaptic_weights()
-    return signs.astype(np.float32) * _draw(law, seed, n)
+    return signs.astype(np.float32) * draw(law, seed, n)
 
 
 def two_moons(seed: Seed, n: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from scorelab.arrays import Array, Key, Scalar
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, law_pytree
+from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.lognormal import LogNormalMixture
 from scorelab.densities.mixture import GaussianMixture
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -22,6 +23,17 @@ def eight_gaussians(radius: float = 2.0, std: float = 0.1) -> GaussianMixture:
     """Eight equal Gaussians of standard deviation ``std`` on a circle of the given radius."""
     angles = np.arange(8) * (math.pi / 4)
     return GaussianMixture(np.ones(8), radius * np.stack([np.cos(angles), np.sin(angles)], 1), np.full(8, std**2))
+
+
+def gaussian_process(length: int = 32, period: float = 8.0, decay: float = 8.0) -> Gaussian:
+    r"""A stationary Gaussian process at the places :math:`0, 1, ..`, of events ``(length, 1)``, with :func:`oscillation`."""
+    return Gaussian(np.zeros((length, 1)), oscillation(length, period, decay))
+
+
+def oscillation(length: int, period: float = 8.0, decay: float = 8.0) -> np.ndarray:
+    r"""The covariance :math:`e^{-|i-j|/\mathrm{decay}}\cos(2\pi|i-j|/\mathrm{period})` of a damped oscillation, a matrix."""
+    apart = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+    return np.exp(-apart / decay) * np.cos(2 * math.pi * apart / period)
 
 
 def swiss_roll(turns: float = 1.5, radius: float = 2.0, std: float = 0.08, components: int = 128) -> GaussianMixture:

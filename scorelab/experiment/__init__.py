@@ -6,7 +6,14 @@ from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
-from scorelab.experiment.evaluate import ConditionError, Evaluate, Evaluation, ImageEvaluation, PointEvaluation
+from scorelab.experiment.evaluate import (
+    ConditionError,
+    Evaluate,
+    Evaluation,
+    ImageEvaluation,
+    PointEvaluation,
+    StatisticEvaluation,
+)
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pairs import Pairs
@@ -40,6 +47,7 @@ __all__ = [
     "Sample",
     "Signals",
     "Stage",
+    "StatisticEvaluation",
     "Train",
     "Workdir",
     "check",

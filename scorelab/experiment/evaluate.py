@@ -101,6 +101,8 @@ class ImageEvaluation(Evaluation):
 class PointEvaluation(Evaluation):
     """Sliced Wasserstein distance and MMD of points to fresh exact draws; the floor is another exact draw.
 
+    Events of several axes are compared as vectors.
+
     Attributes:
         n: number of points compared; None for all samples.
         projections: directions of the sliced Wasserstein distance.
@@ -124,11 +126,11 @@ class PointEvaluation(Evaluation):
             raise ValueError(f"PointEvaluation.n = {self.n}: expected at most the number of samples, Sample.n = {samples}")
 
     def __call__(self, samples, data, key):
-        """The metrics of ``samples`` (n, d) against the law ``data`` is drawn from."""
+        """The metrics of ``samples`` (n, *event) against the law ``data`` is drawn from."""
         n = len(samples) if self.n is None else self.n
         if n > len(samples):
             raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
-        exact, other = (data.dataset.draw(n, self.seed + i).x for i in range(2))
+        exact, other = (data.dataset.draw(n, self.seed + i).x.reshape(n, -1) for i in range(2))
         width = metrics.median_bandwidth(exact, other)
 
         def compared(points: np.ndarray) -> list[MetricValue]:
@@ -137,7 +139,51 @@ class PointEvaluation(Evaluation):
                 metrics.mmd(points, exact, width),
             ]
 
-        return [s.with_floor(f) for s, f in zip(compared(np.asarray(samples)[:n]), compared(other), strict=True)]
+        return [s.with_floor(f) for s, f in zip(compared(np.asarray(samples)[:n].reshape(n, -1)), compared(other), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticEvaluation(Evaluation):
+    r"""How far the laws of the data set's own statistics are off, :math:`W_1` in the units of each.
+
+    A statistic is a number of one event, such as where a blob lies (``DataSet.statistics``). Its law among the samples is compared
+    with that among fresh exact draws, twenty times as many. The floor is that of ``n`` other exact draws.
+
+    Attributes:
+        n: number of samples compared; None for all samples.
+        seed: seed of the exact draws; the next one gives the floor.
+    """
+
+    seed: int = 1000
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_int(self, 0, seed=self.seed)
+        if self.seed > SEEDS - 2:
+            raise ValueError(
+                f"StatisticEvaluation.seed = {self.seed}: expected at most {SEEDS - 2}, as the floor takes the next one"
+            )
+
+    def check(self, data, samples):
+        if not (data.dataset.generated and data.dataset.statistics):
+            raise ValueError(f"StatisticEvaluation for {data.name}: expected a generated set with statistics of its own")
+        if self.n is not None and self.n > samples:
+            raise ValueError(f"StatisticEvaluation.n = {self.n}: expected at most the number of samples, Sample.n = {samples}")
+
+    def __call__(self, samples, data, key):
+        """The distance of each statistic of ``samples``, in stored values."""
+        n = len(samples) if self.n is None else self.n
+        if n > len(samples):
+            raise ValueError(f"StatisticEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
+        exact, other = data.dataset.draw(20 * n, self.seed).x, data.dataset.draw(n, self.seed + 1).x
+
+        def compared(name: str, points: np.ndarray) -> MetricValue:
+            column = lambda x: np.asarray(data.dataset.statistics[name](x), np.float64)[:, None]
+            value = float(metrics.wasserstein_1d(column(points), column(exact), p=1)[0])
+            return MetricValue(name=f"W1 of {name}", value=value, n=n, reference_n=len(exact))
+
+        points = np.asarray(samples)[:n]
+        return [compared(name, points).with_floor(compared(name, other)) for name in data.dataset.statistics]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from einops import rearrange
 
 from scorelab import viz
 from scorelab.arrays import Pytree
@@ -15,20 +16,61 @@ from scorelab.experiment.base import Experiment
 FRAMES, POINT_FRAMES, POINTS, PICTURED = 10, 5, 2000, 100
 # Images below one another, and the pixels of those beside one another.
 ROWS, ACROSS = 12, 1350
+# Sequences of the sample picture, volumes in it, slices of a volume beside one another, and the sequences below one another.
+SEQUENCES, VOLUMES, SLICES, SEQUENCE_ROWS = 20, 30, 6, 6
 
 
 def picture(x: np.ndarray, experiment: Experiment):
     """The figure of a set in stored values: the first images, or the points in the chart of the process.
 
-    Points that are not in the plane become a histogram of all their coordinates beside that of the training data.
+    Volumes are shown as slices beside one another, sequences as lines. Points that are not in the plane become a histogram of all
+    their coordinates beside that of the training data.
     """
     data = experiment.data.load()
-    if data.levels is not None:
-        return viz.image_grid(x[:PICTURED], levels=data.levels, columns=10)
+    if as_images(experiment):
+        volumes = len(data.event_shape) == 4
+        images, levels = images_of(x[: VOLUMES if volumes else PICTURED], experiment)
+        return viz.image_grid(images, levels=levels, columns=3 if volumes else 10)
     points, reference = in_chart(x, experiment), in_chart(data.x, experiment)
     if data.event_shape == (2,):
         return viz.scatter(points, reference=reference)
+    if len(data.event_shape) == 2:
+        return viz.sequences(points[:SEQUENCES], reference=reference)
     return viz.histogram({"samples": points, "data": reference})
+
+
+def as_images(experiment: Experiment) -> bool:
+    """Whether events are shown as pixels: stored images, and floating point images and volumes of one or three channels."""
+    data = experiment.data.load()
+    return data.levels is not None or (len(data.event_shape) in (3, 4) and data.event_shape[-1] in (1, 3))
+
+
+def frames(experiment: Experiment) -> int:
+    """How many times a trajectory shows: fewer of what is wide."""
+    return FRAMES if as_images(experiment) and len(experiment.data.load().event_shape) == 3 else POINT_FRAMES
+
+
+def pictured(experiment: Experiment, shown: int) -> int:
+    """How many events a trajectory shows: the ``shown`` ones, or of points, which are a cloud, as many as make one."""
+    return POINTS if len(experiment.data.load().event_shape) == 1 else shown
+
+
+def images_of(x: np.ndarray, experiment: Experiment) -> tuple[np.ndarray, int]:
+    """Events ``(*any, *event)`` in stored values as images uint8 ``(*any, height, width, channels)``, and their levels.
+
+    Numbers are shown between the least and the largest of the training data; a volume as some of its slices beside one another.
+    """
+    data = experiment.data.load()
+    if data.levels is not None:
+        return x, data.levels
+    if len(data.event_shape) == 4:
+        chosen = np.linspace(0, data.event_shape[0] - 1, min(SLICES, data.event_shape[0])).round().astype(int)
+        x = rearrange(np.take(x, chosen, axis=-4), "... d h w c -> ... h (d w) c")
+    seen = data.x[:1000]
+    low, high = float(seen.min()), float(seen.max())
+    with np.errstate(invalid="ignore"):
+        scaled = np.nan_to_num((x - low) / max(high - low, 1e-12))
+    return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8), 256
 
 
 def conditioned(x: np.ndarray, cond: Pytree, real: np.ndarray, experiment: Experiment):
@@ -76,21 +118,28 @@ def in_chart(x: np.ndarray, experiment: Experiment) -> np.ndarray:
 
 def trajectory(states: np.ndarray, headings: Sequence[str], experiment: Experiment):
     """The figure of what the process sees at some times, ``(times, n, *event)``, the last one clean."""
-    if experiment.data.load().levels is not None:
+    if as_images(experiment):
         decode = experiment.data.transform.decode
         return beside(np.stack([np.asarray(decode(_in_range(state, states[-1]))) for state in states]), headings, experiment)
     return beside(np.stack([np.asarray(jax.jit(experiment.process.chart.encode)(state)) for state in states]), headings, experiment)
 
 
 def beside(states: np.ndarray, headings: Sequence[str], experiment: Experiment, width: float = 9.0):
-    """The figure of images in stored values, or of points in the chart, ``(times, n, *event)``, ``width`` inches wide."""
-    data = experiment.data.load()
-    if data.levels is not None:
+    """The figure of events that are shown as images, in stored values, or of others in the chart, ``(times, n, *event)``.
+
+    It is ``width`` inches wide.
+    """
+    event = experiment.data.load().event_shape
+    if as_images(experiment):
+        images, levels = images_of(states[:, :ROWS], experiment)
         # Every pixel of small images, every second or third of larger ones.
-        every = -(-len(states) * states.shape[3] // ACROSS)
-        return viz.trajectory(states[:, :ROWS, ::every, ::every], headings, levels=data.levels, width=width)
-    if data.event_shape == (2,):
+        every = -(-len(images) * images.shape[3] // ACROSS)
+        return viz.trajectory(images[:, :, ::every, ::every], headings, levels=levels, width=width)
+    if event == (2,):
         return viz.trajectory(states, headings, width=width)
+    if len(event) == 2:
+        rows = rearrange(states[:, :SEQUENCE_ROWS], "t n length d -> (n t) length d")
+        return viz.sequences(rows, headings=headings, columns=len(states), width=width)
     return viz.histogram(dict(zip(headings, states, strict=True)), columns=len(states), width=width)
 
 

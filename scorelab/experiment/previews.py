@@ -11,7 +11,7 @@ import numpy as np
 from scorelab.errors import shown
 from scorelab.experiment.base import Experiment, Stage
 from scorelab.experiment.describe import describe
-from scorelab.experiment.pictures import FRAMES, POINT_FRAMES, beside, in_chart
+from scorelab.experiment.pictures import FRAMES, POINT_FRAMES, as_images, beside, in_chart
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile, read_npz, write_npz
 
@@ -52,7 +52,7 @@ def picture(workdir: Workdir, experiment: Experiment, how: Mapping[str, Any]):
     chosen = [list(found)[i] for i in np.unique(np.linspace(0, len(found) - 1, FRAMES).round().astype(int))]
     states = np.stack([found[step] for step in chosen])
     headings = [f"step {step:,}" for step in chosen]
-    if experiment.data.load().levels is not None:
+    if as_images(experiment):
         return beside(states, headings, experiment, width=0.75 * len(chosen))
     # A single panel of points is no wider than one of five.
     width = 9.0 * min(len(chosen), POINT_FRAMES) / POINT_FRAMES

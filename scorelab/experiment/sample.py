@@ -23,7 +23,7 @@ from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
 from scorelab.experiment.inpaint import Inpainting
-from scorelab.experiment.pictures import FRAMES, POINT_FRAMES, POINTS, picture, trajectory
+from scorelab.experiment.pictures import frames, picture, pictured, trajectory
 from scorelab.experiment.starts import FromData
 from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
@@ -448,8 +448,8 @@ def _weights(out: Samples, record: dict[str, Any]) -> str:
 def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], given: Pytree, count: int):
     out, shown = _few(experiment, spec, sampler, given, count)
     # The start, then the later two thirds: before that there is noise of one kind only.
-    last, frames = len(out.times) - 1, POINT_FRAMES if experiment.data.load().levels is None else FRAMES
-    chosen = np.unique(np.append(0, np.linspace(last / 3, last, frames - 1).round().astype(int)))
+    last = len(out.times) - 1
+    chosen = np.unique(np.append(0, np.linspace(last / 3, last, frames(experiment) - 1).round().astype(int)))
     states = np.asarray(out.trajectory)[chosen, :shown]
     return trajectory(states, [f"t = {out.times[i]:.3g}" for i in chosen], experiment)
 
@@ -457,7 +457,7 @@ def _trajectory(experiment: Experiment, spec: Sample, sampler: Callable[..., Sam
 def _few(experiment: Experiment, spec: Sample, sampler: Callable[..., Samples], given: Pytree, count: int) -> tuple[Samples, int]:
     """A few samples with their trajectories, the same ones each time, and how many of them are shown."""
     data = experiment.data
-    shown = min(count, spec.shown if data.load().levels is not None else POINTS)
+    shown = min(count, pictured(experiment, spec.shown))
     # Whole populations are drawn, of which the first samples are shown.
     particles = population_size(spec.solver, shown)
     n = -(-shown // particles) * particles

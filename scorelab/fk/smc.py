@@ -117,6 +117,15 @@ class FeynmanKac(Population):
         """As the base. A path belongs to a place in the population, not to a particle: copies meet different noise."""
         return self.base.along_path
 
+    @computed
+    def self_conditioned(self) -> bool:
+        """As the base."""
+        return self.base.self_conditioned
+
+    def informed(self, model, carry: ParticleState):
+        """As the base: what it remembers moves with the particles."""
+        return self.base.informed(model, carry.base)
+
     def size(self, n):
         """The particles of one population."""
         return n if self.particles is None else self.particles

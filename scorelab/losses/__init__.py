@@ -21,6 +21,7 @@ from scorelab.losses.multiplicative import (
     NonNegativeScoreMatching,
 )
 from scorelab.losses.regularised import Regularised, Regulariser
+from scorelab.losses.self_conditioned import SelfConditioned
 from scorelab.losses.times import (
     ArcsineTimes,
     KarrasTimes,
@@ -67,6 +68,7 @@ __all__ = [
     "Regularised",
     "Regulariser",
     "SNRWeighting",
+    "SelfConditioned",
     "SigmoidWeighting",
     "Times",
     "TruncatedSNR",

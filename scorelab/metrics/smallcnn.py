@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.models.nets.conv import conv2d
+from scorelab.models.nets.conv import convolve
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -95,7 +95,7 @@ def apply(params: Params, unit: jax.Array, architecture: Architecture, *, loop_s
     for i, (_, stride) in enumerate(architecture.convolutions):
         kernel = params[f"conv{i}_w"]
         if loop_safe:
-            h = conv2d(h, kernel, stride=stride, loop_safe=True)
+            h = convolve(h, kernel, stride=stride, loop_safe=True)
         else:
             h = jax.lax.conv_general_dilated(
                 h, kernel, (stride, stride), "SAME",

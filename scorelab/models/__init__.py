@@ -5,6 +5,7 @@ from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
 from scorelab.models.bounded import Bounded, Clipped, DynamicThreshold
 from scorelab.models.bridge import ExactInterpolantPrediction
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
+from scorelab.models.estimates import SeesEstimate, informed
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, ScaleAt, conditioned
@@ -42,11 +43,13 @@ __all__ = [
     "PiGDM",
     "RewardGradient",
     "ScaleAt",
+    "SeesEstimate",
     "Trainable",
     "TweedieCovariance",
     "Wraps",
     "ask",
     "conditioned",
     "exact_posterior",
+    "informed",
     "nets",
 ]

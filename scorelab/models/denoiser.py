@@ -8,7 +8,7 @@ Every parameterisation is a linear map from the network's output ``F`` and the c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.models.base import ChecksCondition, Trainable
+from scorelab.models.estimates import SeesEstimate
 from scorelab.models.nets import conditions
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.scale import warn_scale
@@ -105,15 +106,25 @@ class Denoiser(Trainable):
             ``"eps"`` is refused under a process with :math:`\alpha = 0` at its ``t_max``; the others are finite there.
         data_std: standard deviation of the encoded data, per element; a warning where the noise of the process is not large
             against it.
+        self_condition: the network sees the denoised estimate of its former call as well, over ``data_std``, as its argument
+            ``estimate`` (arXiv 2208.04202). It is trained by :class:`scorelab.losses.SelfConditioned` and sampled by
+            :class:`scorelab.solvers.SelfConditioned`. A net of this kind has the attribute ``takes_estimate``.
     """
 
     net: Any
     process: LinearGaussian
     predict: Literal["eps", "x0", "v", "flow", "edm", "consistency"] = "edm"
     data_std: float = 0.5
+    self_condition: bool = False
 
     def __post_init__(self):
         require_spec(self, LinearGaussian, process=self.process)
+        require_choice(self, (True, False), self_condition=self.self_condition)
+        if self.self_condition and not getattr(self.net, "takes_estimate", False):
+            raise ValueError(
+                f"Denoiser.self_condition = True for {type(self.net).__name__}: expected False, or a network with "
+                "takes_estimate = True that is called with estimate=, shaped like x"
+            )
         require_choice(self, tuple(PARAMETERISATIONS), predict=self.predict)
         require_positive(self, data_std=self.data_std)
         if self.predict == "eps":
@@ -137,7 +148,8 @@ class Denoiser(Trainable):
             raise ValueError(f"Denoiser.init.x has shape {x.shape}: expected data (batch, *event), or one event's shape as a tuple")
 
         def fresh():
-            return self.net.init(key, x[:1], jnp.zeros(1, x.dtype), jax.tree.map(lambda c: c[:1], cond))
+            sees = {"estimate": jnp.zeros_like(x[:1])} if self.self_condition else {}
+            return self.net.init(key, x[:1], jnp.zeros(1, x.dtype), jax.tree.map(lambda c: c[:1], cond), **sees)
 
         if like is None:
             return fresh()
@@ -168,14 +180,23 @@ class Denoiser(Trainable):
         floor = float(self.process.noise_ratio(self.process.t_min))
         return PARAMETERISATIONS[self.predict](self.process.alpha(t), self.process.sigma(t), self.data_std, floor)
 
-    def network_output(self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, **options: Any) -> Array:
-        """``F``, the raw output of the network on the preconditioned input; ``options`` go to the network."""
-        output = self._apply(params, y, t, cond, **options)
+    def network_output(
+        self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, estimate: Array | float | None = None, **options: Any
+    ) -> Array:
+        """``F``, the raw output of the network on the preconditioned input; ``options`` go to the network.
+
+        ``estimate`` is that of the former call in the space of the process, 0 for none, for a network that sees it.
+        """
+        output = self._apply(params, y, t, cond, estimate, **options)
         require_shape(f"the output of {type(self.net).__name__}", output, y)
         return output.astype(y.dtype)
 
-    def _apply(self, params: Pytree, y: Array, t: Array | float, cond: Pytree, **options: Any) -> Any:
+    def _apply(
+        self, params: Pytree, y: Array, t: Array | float, cond: Pytree, estimate: Array | float | None = None, **options: Any
+    ) -> Any:
         self.process.check_times("Denoiser.t", t)
+        if self.self_condition:
+            options["estimate"] = self._seen(estimate, y)
         self.check_condition(cond)
         t = jnp.asarray(t, y.dtype)
         # While sampling, t is one number: networks that say so embed it once, which spares the MLP half its arithmetic.
@@ -187,6 +208,19 @@ class Denoiser(Trainable):
         scale = 1 / jnp.sqrt((alpha * self.data_std) ** 2 + sigma**2)
         centred = y - self.process.offset(t).reshape(rows + (1,) * (y.ndim - 1))
         return self.net.apply(params, scale.reshape(rows + (1,) * (y.ndim - 1)) * centred, c_noise, cond, **options)
+
+    def _seen(self, estimate: Array | float | None, y: Array) -> Array:
+        """What the network sees of its former estimate, of about unit variance."""
+        if estimate is None:
+            raise ValueError(
+                "Denoiser.self_condition = True, and the model was asked without its former estimate: expected a solver in "
+                "solvers.SelfConditioned, a loss in losses.SelfConditioned, or models.informed(model, 0.0), which is told none"
+            )
+        if jnp.ndim(estimate) == 0:
+            return jnp.full_like(y, estimate / self.data_std)
+        estimate = jnp.asarray(estimate, y.dtype)
+        require_shape("the former estimate", estimate, y)
+        return estimate / self.data_std
 
     def features(self, params: Pytree, y: Array, t: Array, cond: Pytree = None, *, names: tuple[str, ...]) -> tuple[Array, ...]:
         """What the named submodules of a Flax network return, in that order; differentiable, and the rest is not computed.
@@ -217,17 +251,29 @@ class Denoiser(Trainable):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class BoundDenoiser(ChecksCondition):
-    """A denoiser with parameters: a model. Its leaves are the parameters (and a key in training); the denoiser is static."""
+class BoundDenoiser(ChecksCondition, SeesEstimate):
+    """A denoiser with parameters: a model. Its leaves are the parameters (and a key in training); the denoiser is static.
+
+    Under ``Denoiser.self_condition`` it waits for the ``estimate`` of its former call, which whoever asks it has to tell.
+    """
 
     params: Pytree
     denoiser: Denoiser = field(metadata={"static": True})
     dropout: Key | None = None
+    estimate: Array | float | None = None
 
     @property
     def process(self) -> LinearGaussian:
         """That of the denoiser."""
         return self.denoiser.process
+
+    @property
+    def waits(self) -> bool:
+        """Under ``self_condition``, until it is told."""
+        return self.denoiser.self_condition and self.estimate is None
+
+    def informed(self, estimate: Array | float) -> BoundDenoiser:
+        return replace(self, estimate=estimate)
 
     def check_condition(self, cond: Pytree) -> None:
         """As the network."""
@@ -236,4 +282,4 @@ class BoundDenoiser(ChecksCondition):
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
         options = {} if self.dropout is None else dict(train=True, rngs={"dropout": self.dropout})
-        return self.denoiser.prediction(self.denoiser.network_output(self.params, y, t, cond, **options), y, t)
+        return self.denoiser.prediction(self.denoiser.network_output(self.params, y, t, cond, self.estimate, **options), y, t)

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", type=_name, help="evaluate the set that `sample --name` made")
 
     sub = _command(commands, "data", _data, "find (or download) a data set and print what it is")
-    sub.add_argument("name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a two-dimensional toy")
+    sub.add_argument("name", metavar="NAME", help="digits, mnist, fashion_mnist, kmnist, cifar10, or a generated set")
     sub.add_argument("--split", help="one split (default: all)")
     sub.add_argument("--no-download", action="store_true", help="look on this machine only")
 

@@ -56,6 +56,7 @@ class Solver(abc.ABC):
         noise_level: :math:`c^2/g^2` of the SDE that the steps approach: 1 for the reverse SDE, 0 for the ODE; None for another
             process.
         along_path: whether its noise is that of a path, so that its ``keys`` are :class:`scorelab.randomness.PathKeys`.
+        self_conditioned: whether it tells the model its former estimate (:class:`scorelab.solvers.SelfConditioned`).
     """
 
     process_type: ClassVar[type[Process]] = LinearGaussian
@@ -65,6 +66,7 @@ class Solver(abc.ABC):
     calls_per_step: int | None = 1
     noise_level: float | None = None
     along_path: bool = False
+    self_conditioned: bool = False
 
     @abc.abstractmethod
     def table(self, process: Any, times: np.ndarray) -> Any:
@@ -84,6 +86,10 @@ class Solver(abc.ABC):
     def query(self, keys: Key, y: Pytree, carry: Pytree, row: Any) -> Pytree:
         """The point at which the model is asked; ``y`` itself unless a solver says otherwise."""
         return y
+
+    def informed(self, model: Model, carry: Pytree) -> Model:
+        """The model as it is asked in the next row: told what the memory knows, where it sees that."""
+        return model
 
     def ask(self, model: Model, keys: Key, y: Pytree, row: Any, cond: Pytree) -> Any:
         """The prediction at the point of ``query``."""
@@ -183,6 +189,15 @@ class Around(Solver):
     def noise_level(self) -> float | None:
         """That of the other."""
         return self.solver.noise_level
+
+    @computed
+    def self_conditioned(self) -> bool:
+        """As the other."""
+        return self.solver.self_conditioned
+
+    def informed(self, model, carry):
+        """As the other."""
+        return self.solver.informed(model, carry)
 
     def inner_table(self, process: Any, times: np.ndarray) -> Any:
         """The table of the other, after a look at the kind of process."""

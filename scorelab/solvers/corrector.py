@@ -72,6 +72,11 @@ class PredictorCorrector(Solver):
                 f"PredictorCorrector.predictor = {self.predictor}: expected a solver of independent samples with one call per "
                 "step, and noise of its own for each row"
             )
+        if self.predictor.self_conditioned:
+            raise ValueError(
+                f"PredictorCorrector.predictor = {self.predictor}: expected SelfConditioned(PredictorCorrector(...)), which tells "
+                "the corrections as well"
+            )
 
     @computed
     def calls_per_step(self) -> int:

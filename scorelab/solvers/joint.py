@@ -49,7 +49,7 @@ class Joint(Solver):
     def __init__(self, **parts: Solver):
         for name, part in parts.items():
             require_spec("solvers.Joint", Solver, **{name: part})
-            if isinstance(part, Population | Integrator):
+            if isinstance(part, Population | Integrator) or part.self_conditioned:
                 raise ValueError(
                     f"solvers.Joint.{name} = {part!r}: expected a solver of independent samples with one call in each row"
                 )

@@ -1,4 +1,4 @@
-"""Figures: image grids, point clouds, histograms, curves, trajectories. The only package that knows matplotlib."""
+"""Figures: image grids, point clouds, sequences, histograms, curves, trajectories. The only package that knows matplotlib."""
 
 from scorelab.viz.curves import loss_curve
 from scorelab.viz.dots import dots
@@ -8,6 +8,7 @@ from scorelab.viz.images import image_grid, mosaic
 from scorelab.viz.lines import Panel, lines, panels
 from scorelab.viz.maps import fields, heatmaps
 from scorelab.viz.points import scatter, scatter_grid
+from scorelab.viz.sequences import sequences
 from scorelab.viz.trajectories import trajectory
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "save",
     "scatter",
     "scatter_grid",
+    "sequences",
     "to_png_bytes",
     "trajectory",
 ]

@@ -1,8 +1,9 @@
-"""The members of each kind: a new process, density or solver adds one row here and inherits every law."""
+"""The members of each kind: a new process, density, solver or network adds one row here and inherits every law."""
 
 import numpy as np
 
 from scorelab import densities, processes, schedules, solvers
+from scorelab.models.nets import MLP, DiT, Transformer, UNet
 
 SCHEDULES = [
     schedules.VPLinear(),
@@ -95,3 +96,13 @@ STOCHASTIC = {
 SOLVERS = [*(s for s in DETERMINISTIC if s != solvers.UniPC(predictor_order=2, variant="bh1")), 
     *STOCHASTIC, solvers.Heun(churn=8.0), solvers.PredictorCorrector(), solvers.Renoise(), solvers.Diffrax(),
 ]  # fmt: skip
+
+# Network -> event: the smallest members that have every part.
+CLASSES = 3
+NETWORKS = {
+    "mlp": (MLP(width=16, depth=2, embed=16, num_classes=CLASSES), (4, 3, 1)),
+    "unet": (UNet(channels=(4, 8), num_classes=CLASSES), (7, 6, 2)),
+    "unet of volumes": (UNet(channels=(4, 8), num_classes=CLASSES), (3, 4, 2, 1)),
+    "dit": (DiT(patch=4, width=16, depth=2, heads=2, num_classes=CLASSES), (6, 12, 1)),
+    "transformer": (Transformer(width=16, depth=2, heads=2, num_classes=CLASSES), (5, 2)),
+}

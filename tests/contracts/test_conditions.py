@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from scorelab.models import Denoiser
-from scorelab.models.nets import MLP, Composite, DiT, Image, Label, Sequence, UNet, Vector
+from scorelab.models.nets import MLP, Composite, DiT, Image, Label, Sequence, Transformer, UNet, Vector
 from scorelab.processes import Gaussian
 from scorelab.schedules import EDM
 
 ALL = Composite(label=Label(3), vector=Vector(2), image=Image(1), tokens=Sequence(3, length=2))
+# The same beside sequences and volumes.
+LINE, VOLUME = (
+    Composite(label=Label(3), vector=Vector(2), image=Image(1, axes=axes), tokens=Sequence(3, length=2)) for axes in (1, 3)
+)
 # (network with a condition, event): a new network is a row, a new member a part of ALL. Several at once cost one program.
 MLPS, UNETS, DITS = MLP(width=16, depth=2, embed=16), UNet(channels=(4, 8)), DiT(patch=4, width=16, depth=2, heads=2)
 ROWS = [
@@ -20,6 +24,8 @@ ROWS = [
     pytest.param(MLPS.clone(condition=Composite(label=Label(3), vector=Vector(2))), (4, 3), id="mlp"),
     pytest.param(UNETS.clone(condition=ALL), (8, 4, 2), id="unet"),
     pytest.param(DITS.clone(condition=ALL), (8, 12, 1), id="dit"),
+    pytest.param(UNETS.clone(condition=VOLUME), (4, 2, 2, 2), id="unet of volumes", marks=pytest.mark.long),
+    pytest.param(Transformer(width=16, depth=2, heads=2, condition=LINE), (6, 2), id="transformer"),
 ]
 each = pytest.mark.parametrize(("net", "event"), ROWS)
 N = 4
@@ -37,7 +43,7 @@ def given(condition, event, seed=2):
     def value(member):
         if isinstance(member, Label):
             return rng.integers(member.num_classes, size=N).astype(np.int32)
-        space = (event[0] // 2, event[1] // 2) if isinstance(member, Image) else ()
+        space = tuple(side // 2 for side in event[:-1]) if isinstance(member, Image) else ()
         row = (*space, member.channels) if isinstance(member, Image) else member.row
         return rng.normal(size=(N, *row)).astype(np.float32)
 

@@ -56,11 +56,12 @@ UPDATED = [
     "paper/2502.15681/digits_dmd2.gin",
     "paper/2502.15681/mnist_teacher.gin",
     "paper/2510.02730/digits.gin",
+    "shapes/gaussian_process.gin",
 ]
 # Its state: each network.
 SHAPED = [
     *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2412.09726/cifar10.gin", "paper/2412.09726/digits.gin",
-    "paper/2412.09726/mnist.gin", "toys/checkerboard.gin",
+    "paper/2412.09726/mnist.gin", "shapes/blobs.gin", "shapes/spots.gin", "toys/checkerboard.gin",
 ]  # fmt: skip
 
 

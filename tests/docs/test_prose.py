@@ -44,6 +44,7 @@ def test_what_counts_as_a_sentence():
         "docs/first_hour.md",
         "docs/howto.md",
         "docs/recipes.md",
+        "docs/networks.md",
         "docs/coming_from.md",
         "docs/limits.md",
     ],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scorelab.models.nets import Conv, GroupNorm
-from scorelab.models.nets.conv import conv2d
+from scorelab.models.nets.conv import convolve
 
 # float32 sums of at most 28 * 28 * 3 products of normals in another order: a few hundred ulp at worst.
 RTOL = 1e-5
@@ -15,12 +15,12 @@ RTOL = 1e-5
 
 def arrays(size, kernel, batch=3, inner=5, outer=4):
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(batch, *size, inner)), rng.normal(size=(kernel, kernel, inner, outer))
+    x, w = rng.normal(size=(batch, *size, inner)), rng.normal(size=(*(kernel,) * len(size), inner, outer))
     return x.astype(np.float32), w.astype(np.float32)
 
 
 def pair(stride):
-    return tuple(lambda x, w, s=safe: conv2d(x, w, stride=stride, loop_safe=s) for safe in (True, False))
+    return tuple(lambda x, w, s=safe: convolve(x, w, stride=stride, loop_safe=s) for safe in (True, False))
 
 
 def assert_close(got, expected, rtol=RTOL):
@@ -48,13 +48,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [*CASES, ((9, 6), 2, 2), ((6, 9), 4, 1)])
+SIZES = [
+    *CASES, ((9, 6), 2, 2), ((6, 9), 4, 1), ((9,), 3, 2), ((5, 4, 3), 3, 2), pytest.param((4, 5, 6), 2, 1, marks=pytest.mark.long),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), SIZES)
 def test_value_and_both_modes_of_differentiation_match_lax(size, kernel, stride):
     x, w = arrays(size, kernel)
 
     def lax_conv(x, w):
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=layout)
+        layout = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}[len(size)]
+        return jax.lax.conv_general_dilated(x, w, (stride,) * len(size), "SAME", dimension_numbers=layout)
 
     def all_of(conv):
         y, pullback = jax.vjp(conv, x, w)
@@ -67,9 +72,9 @@ def test_value_and_both_modes_of_differentiation_match_lax(size, kernel, stride)
     assert_close(got, expected)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_second_derivatives_match(stride):
-    x, w = arrays((7, 6), 3)
+@pytest.mark.parametrize(("size", "stride"), [((7, 6), 1), ((7, 6), 2), ((3, 4, 2), 2)])
+def test_second_derivatives_match(size, stride):
+    x, w = arrays(size, 3, batch=2)
 
     def second(conv):
         def energy(x, w):
@@ -85,10 +90,14 @@ def test_second_derivatives_match(stride):
     assert_close(*jax.jit(lambda: [second(conv) for conv in pair(stride)])(), rtol=1e-4)
 
 
-@pytest.mark.parametrize("axes", [(0, None), (None, 0), (1, 3)], ids=["images", "kernels", "both"])
-def test_vmap_of_gradients_and_gradients_of_vmap_match(axes):
-    x, w = arrays((6, 5), 3)
-    size = 2
+@pytest.mark.parametrize(
+    ("axes", "size"),
+    [((0, None), (6, 5)), ((None, 0), (6, 5)), ((1, 3), (6, 5)), ((0, 0), (3, 4, 3))],
+    ids=["images", "kernels", "both", "volumes"],
+)
+def test_vmap_of_gradients_and_gradients_of_vmap_match(axes, size):
+    x, w = arrays(size, 3)
+    count = 2
     xs = np.stack([x, 2 * x], axes[0]) if axes[0] is not None else x
     ws = np.stack([w, np.cos(w)], axes[1]) if axes[1] is not None else w
 
@@ -96,8 +105,8 @@ def test_vmap_of_gradients_and_gradients_of_vmap_match(axes):
         def value(x, w):
             return jnp.sum(jnp.sin(conv(x, w)))
 
-        inside = jax.vmap(jax.grad(value, (0, 1)), axes, axis_size=size)
-        outside = jax.grad(lambda x, w: jnp.sum(jax.vmap(value, axes, axis_size=size)(x, w)), (0, 1))
+        inside = jax.vmap(jax.grad(value, (0, 1)), axes, axis_size=count)
+        outside = jax.grad(lambda x, w: jnp.sum(jax.vmap(value, axes, axis_size=count)(x, w)), (0, 1))
         return inside(xs, ws), outside(xs, ws)
 
     assert_close(*jax.jit(lambda: [both(conv) for conv in pair(2)])())
@@ -156,26 +165,33 @@ def test_conv_layer_has_the_same_parameters_either_way():
 def test_invalid_arguments_are_named():
     x, w = arrays((8, 8), 3)
     with pytest.raises(ValueError, match="stride = 3: expected"):
-        conv2d(x, w, stride=3)
+        convolve(x, w, stride=3)
     with pytest.raises(ValueError, match="w has shape"):
-        conv2d(x[..., :2], w)
+        convolve(x[..., :2], w)
+    with pytest.raises(ValueError, match=r"w has shape .* expected \(k, 5, out\)"):
+        convolve(x[0], w)
     with pytest.raises(ValueError, match="x has shape"):
-        conv2d(x[0], w)
+        convolve(x[0, 0], w)
+    with pytest.raises(ValueError, match="w has shape"):
+        convolve(x, w[:2])
     with pytest.raises(ValueError, match="w has dtype"):
-        conv2d(x, w.astype(np.float16))
+        convolve(x, w.astype(np.float16))
     with pytest.raises(ValueError, match=r"Conv\.stride = 3"):
         Conv(4, stride=3)
     with pytest.raises(ValueError, match=r"Conv\.features = 0"):
         Conv(0)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(8, 2), pytest.param(6, 6, marks=pytest.mark.long)])
-def test_group_norm_is_flax_group_norm(channels, groups):
+@pytest.mark.parametrize(
+    ("channels", "groups", "sides"), [(8, 2, (7, 5)), (8, 2, (3, 4, 2)), pytest.param(6, 6, (7,), marks=pytest.mark.long)]
+)
+def test_group_norm_is_flax_group_norm(channels, groups, sides):
     rng = np.random.default_rng(0)
-    x = (3.0 + 2.0 * rng.normal(size=(3, 7, 5, channels))).astype(np.float32)
+    x = (3.0 + 2.0 * rng.normal(size=(3, *sides, channels))).astype(np.float32)
     gamma, beta = rng.normal(size=(2, channels)).astype(np.float32)
     scale, shift = rng.normal(size=(2, 3, channels)).astype(np.float32)
     params = {"params": {"scale": gamma, "bias": beta}}
+    axes = tuple(range(1, 1 + len(sides)))
     ours, theirs = GroupNorm(groups), nn.GroupNorm(groups, epsilon=1e-5)
 
     def value_and_grad(norm):
@@ -185,7 +201,7 @@ def test_group_norm_is_flax_group_norm(channels, groups):
         lambda: (value_and_grad(ours), value_and_grad(theirs), ours.apply(params, x, scale, shift))
     )()
     assert_close(got, expected)
-    assert_close(modulated, np.asarray(expected[0]) * (1 + scale)[:, None, None] + shift[:, None, None])
+    assert_close(modulated, np.asarray(expected[0]) * (1 + np.expand_dims(scale, axes)) + np.expand_dims(shift, axes))
 
 
 def test_group_norm_statistics_are_float32_and_survive_constant_input():

@@ -8,18 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab.models.nets import MLP, DiT, UNet
-from scorelab.models.nets.dit import patchify, positions, unpatchify
+from scorelab.models.nets import MLP, DiT, Transformer, UNet
+from scorelab.models.nets.blocks import positions
+from scorelab.models.nets.dit import patchify, unpatchify
 from scorelab.models.nets.layers import group_count, noise_features
+from tests.contracts.members import CLASSES, NETWORKS
 
-CLASSES = 3
-# (network, event): the smallest members that have every part.
-NETS = [
-    pytest.param(MLP(width=16, depth=2, embed=16, num_classes=CLASSES), (4, 3, 1), id="mlp"),
-    pytest.param(UNet(channels=(4, 8), num_classes=CLASSES), (7, 6, 2), id="unet"),
-    pytest.param(DiT(patch=4, width=16, depth=2, heads=2, num_classes=CLASSES), (8, 12, 1), id="dit"),
-]
-NET, UNET, DIT = NETS[0].values[0], NETS[1].values[0], NETS[2].values[0]
+NETS = [pytest.param(*row, id=name) for name, row in NETWORKS.items()]
+NET, UNET, DIT, SEQUENCE = (NETWORKS[name][0] for name in ("mlp", "unet", "dit", "transformer"))
 every_net = pytest.mark.parametrize(("net", "event"), NETS)
 
 
@@ -74,6 +70,29 @@ def test_noise_and_label_act_and_none_is_the_null_label(net, event):
     np.testing.assert_array_equal(of_null, y)
     assert np.abs(of_class - y).max() > 1e-3
     assert np.abs(noisier - y).max() > 1e-3
+
+
+@every_net
+def test_an_estimate_is_seen_beside_x_and_its_weights_are_more_rows_of_the_first_layer(net, event):
+    (x, c), seen = inputs(event), np.random.default_rng(5).normal(size=(4, *event)).astype(np.float32)
+    first = parameters(net, event)["params"]["in"]["kernel"]
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(1), x, c, estimate=seen))["params"]
+    rows = -2
+    assert shapes["in"]["kernel"].shape[rows] == 2 * first.shape[rows]
+    # The parameters of the plain network, and zeros, or others, for what is new.
+    told = lambda fill: {
+        "params": parameters(net, event)["params"] | {"in": parameters(net, event)["params"]["in"] | {"kernel": fill}}
+    }
+    channels = event[-1]
+    spread = first.reshape(*first.shape[:rows], -1, channels, first.shape[-1])
+    with_new = lambda new: np.concatenate([spread, new], axis=rows).reshape(shapes["in"]["kernel"].shape)
+    blind, seeing = (jax.jit(lambda p: net.apply(p, x, c, estimate=seen))(told(with_new(w))) for w in (0 * spread, spread))
+    expected = np.asarray(apply(net, parameters(net, event), x, c))
+    # Sums of twice as many products, half of them zero: a few roundings.
+    np.testing.assert_allclose(blind, expected, rtol=0, atol=2e-5 * float(np.abs(expected).max()))
+    assert np.abs(np.asarray(seeing) - expected).max() > 1e-3
+    with pytest.raises(ValueError, match="estimate has shape"):
+        jax.eval_shape(lambda: net.init(jax.random.key(1), x, c, estimate=seen[:2]))
 
 
 @every_net
@@ -219,7 +238,11 @@ def test_dropout_acts_in_training_only(net, event):
         (lambda: UNet(blocks=0), r"UNet\.blocks = 0"),
         (lambda: UNET.init(jax.random.key(0), *inputs((1, 8, 1))), r"sides >= 2"),
         (lambda: UNET.init(jax.random.key(0), *inputs((8,))), r"UNet accepts"),
-        (lambda: DIT.init(jax.random.key(0), *inputs((6, 8, 1))), r"multiples of patch = 4"),
+        (lambda: UNET.init(jax.random.key(0), *inputs((8, 1, 8, 1))), r"sides >= 2; fewer"),
+        (lambda: DIT.init(jax.random.key(0), *inputs((6, 8))), r"DiT accepts"),
+        (lambda: SEQUENCE.init(jax.random.key(0), *inputs((6, 8, 1))), r"Transformer accepts sequences \(batch, n, d\)"),
+        (lambda: Transformer(width=15, heads=5), r"Transformer\.width = 15: expected a multiple of 2"),
+        (lambda: Transformer(depth=0), r"Transformer\.depth = 0"),
     ],
 )
 def test_invalid_fields_are_named(build, message):
@@ -227,13 +250,59 @@ def test_invalid_fields_are_named(build, message):
         build()
 
 
-@pytest.mark.parametrize("event", [(28, 28, 1), (32, 32, 3), (8, 8, 1), (5, 9, 1)], ids=str)
-def test_unet_accepts_image_sizes(event):
+SIZES = [(28, 28, 1), (32, 32, 3), (8, 8, 1), (5, 9, 1), (30, 21, 3), (17, 2), (5, 9, 6, 2)]
+
+
+@pytest.mark.parametrize("event", SIZES, ids=str)
+def test_unet_accepts_sequences_images_and_volumes_of_any_size(event):
     # Shapes only: no compilation, no arithmetic.
     x, c = inputs(event, batch=2)
     net = UNet(attention=(False, True, True), blocks=2)
-    out, _ = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), x, c))
+    out, params = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), x, c))
     assert out.shape == x.shape
+    assert params["params"]["in"]["kernel"].shape == (*(3,) * (len(event) - 1), event[-1], 32)
+
+
+def test_a_flat_volume_under_a_unet_is_an_image():
+    """A volume of one slice meets the middle slice of every kernel: the network of images with those kernels."""
+    net, (x, c) = UNet(channels=(6,), attention=(True,), num_classes=CLASSES), inputs((5, 4, 2))
+    volume = parameters(net, (1, 5, 4, 2))
+    middle = jax.tree.map(lambda leaf: leaf[leaf.shape[0] // 2] if leaf.ndim == 5 else leaf, volume)
+    got = apply(net, volume, x[:, None], c)[:, 0]
+    np.testing.assert_allclose(got, apply(net, middle, x, c), rtol=0, atol=1e-5 * float(np.abs(got).max()))
+
+
+@pytest.mark.parametrize("event", [(30, 21, 3), (1, 1, 2), (4, 5, 1)], ids=str)
+def test_an_image_that_patches_do_not_divide_is_filled_up_with_zeros(event):
+    x, c = inputs(event, batch=2)
+    net, params = DIT.clone(depth=1), parameters(DIT.clone(depth=1), event)
+    filled = np.pad(x, ((0, 0), (0, -event[0] % 4), (0, -event[1] % 4), (0, 0)))
+    y, of_filled = apply(net, params, x, c), np.asarray(apply(net, params, filled, c))
+    assert y.shape == x.shape
+    np.testing.assert_array_equal(y, of_filled[:, : event[0], : event[1]])
+    # What lies beyond the image is seen, and would act.
+    other = apply(net, params, np.where(filled == 0, np.float32(1.0), filled), c)
+    assert np.abs(other - of_filled).max() > 1e-3
+
+
+def test_a_transformer_takes_sequences_of_any_length_and_knows_places_by_their_waves_alone():
+    net, event = SEQUENCE, (5, 2)
+    (x, c), params = inputs(event), parameters(SEQUENCE, event)
+    longer, _ = inputs((9, 2))
+    assert apply(net, params, longer, c).shape == longer.shape
+    # The same elements at other places are another sequence.
+    order = np.array([3, 0, 4, 1, 2])
+    y, permuted = (np.asarray(apply(net, params, seen, c)) for seen in (x, x[:, order]))
+    assert np.abs(permuted - y[:, order]).max() > 1e-3
+    # With a wave for every place as d further numbers, and the network's own taken away by them, only the set is left.
+    waves = positions((5,), 16)
+    told = {"params": params["params"] | {"in": {**params["params"]["in"]}, "out": {**params["params"]["out"]}}}
+    told["params"]["in"]["kernel"] = np.concatenate([params["params"]["in"]["kernel"], -waves])
+    told["params"]["out"] = jax.tree.map(lambda leaf: np.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, 5)]), told["params"]["out"])
+    where = np.broadcast_to(np.eye(5, dtype=np.float32), (len(x), 5, 5))
+    y, permuted = (np.asarray(apply(net, told, np.concatenate([seen, where], -1), c)) for seen in (x, x[:, order]))
+    assert np.abs(y[..., :2]).max() > 1e-3
+    np.testing.assert_allclose(permuted, y[:, order], rtol=0, atol=1e-5 * float(np.abs(y).max()))
 
 
 def test_patchify_is_the_cut_by_hand_and_inverts():
@@ -244,10 +313,13 @@ def test_patchify_is_the_cut_by_hand_and_inverts():
 
 
 def test_positions_and_noise_features_tell_places_apart():
-    table = positions(4, 5, 16)
+    table = positions((4, 5), 16)
     assert table.shape == (20, 16)
     distances = np.linalg.norm(table[:, None] - table[None], axis=-1) + np.eye(20)
     assert distances.min() > 0.1
+    line = positions((40,), 16)
+    assert line.shape == (40, 16)
+    assert (np.linalg.norm(line[:, None] - line[None], axis=-1) + np.eye(40)).min() > 0.1
     features = np.asarray(noise_features(np.linspace(-2.0, 2.0, 200, dtype=np.float32), 32))
     assert features.shape == (200, 32)
     distances = np.linalg.norm(features[:, None] - features[None], axis=-1) + np.eye(200)

@@ -22,6 +22,8 @@ def figures():
     yield viz.loss_curve([10], [0.5])
     yield viz.trajectory(np.stack([images()] * 4), ["a", "b", "c", "d"], levels=17)
     yield viz.trajectory(np.stack([points, points / 2]), ["t = 1", "t = 0"])
+    yield viz.sequences(points[:48].reshape(6, 4, 4), columns=4)
+    yield viz.sequences(points[:40].reshape(8, 5, 2), headings=["a", "b"], columns=2)
     yield viz.histogram({"one": points, "other": 3 * points[:20]}, normal=True)
     yield viz.histogram({"a": points, "b": [0, 1, np.inf], "c": np.exp(points)}, normal=True, log=True, columns=2, bins=10)
 
@@ -45,6 +47,24 @@ def test_clouds_in_rows_and_columns_have_the_same_axes():
         np.testing.assert_array_equal(own.get_offsets(), cloud)
     assert [axes.get_title() for axes in panels] == ["1", "2", "", ""]
     assert [axes.get_ylabel() for axes in panels] == ["a", "", "b", ""]
+
+
+def test_sequences_are_lines_on_the_axes_of_the_data_or_of_their_column():
+    values = np.random.default_rng(0).standard_normal((4, 6, 2)) * np.array([1, 10, 1, 10])[:, None, None]
+    panels = viz.sequences(values, columns=2, reference=values[:1]).axes
+    assert len({axes.get_ylim() for axes in panels}) == 1
+    for axes, sequence in zip(panels, values, strict=True):
+        np.testing.assert_array_equal(np.stack([line.get_ydata() for line in axes.lines], 1), sequence)
+    panels = viz.sequences(values, columns=2, headings=["t = 1", "t = 0"]).axes
+    limits = [axes.get_ylim()[1] for axes in panels]
+    assert limits[0] == limits[2] < limits[1] == limits[3]
+    assert [axes.get_title() for axes in panels] == ["t = 1", "t = 0", "", ""]
+    for wrong, message in (
+        (dict(values=values[0]), "values of shape"),
+        (dict(values=values, headings=["a"]), "1 headings: expected 5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            viz.sequences(**wrong)
 
 
 def test_histograms_are_densities_over_common_bins():

@@ -1,9 +1,10 @@
-"""Networks: flax linen modules called as ``net(x, c_noise, cond=None, *, train=False)``."""
+"""Networks: flax linen modules called as ``net(x, c_noise, cond=None, *, estimate=None, train=False)``."""
 
 from scorelab.models.nets.conditions import Composite, Condition, Image, Label, Member, Numbers, Sequence, Vector
 from scorelab.models.nets.dit import DiT
 from scorelab.models.nets.layers import Conv, GroupNorm
 from scorelab.models.nets.mlp import MLP
+from scorelab.models.nets.transformer import Transformer
 from scorelab.models.nets.unet import UNet
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Member",
     "Numbers",
     "Sequence",
+    "Transformer",
     "UNet",
     "Vector",
 ]

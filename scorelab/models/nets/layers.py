@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange, repeat
 
 from scorelab.models.nets.conditions import Entry, embedded
-from scorelab.models.nets.conv import conv2d
+from scorelab.models.nets.conv import convolve
 from scorelab.validation import require_int
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -28,7 +28,7 @@ def group_count(channels: int) -> int:
 
 
 class Conv(nn.Module):
-    """SAME convolution of channel-last images, ``(batch, height, width, in)`` to ``(..., features)``.
+    """SAME convolution of channel-last sequences, images or volumes, ``(batch, *sides, in)`` to ``(..., features)``.
 
     ``loop_safe`` changes how derivatives are computed, not the function nor its parameters: a network trained
     without it may be rebuilt with it for gradient guidance inside a sampler's scan on the CPU.
@@ -50,10 +50,10 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolve (batch, height, width, channels) in the compute dtype."""
+        """Convolve (batch, *sides, channels) in the compute dtype."""
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        w = self.param("kernel", init, (self.kernel, self.kernel, x.shape[-1], self.features), jnp.float32)
-        y = conv2d(x.astype(self.dtype), w.astype(self.dtype), stride=self.stride, loop_safe=self.loop_safe)
+        w = self.param("kernel", init, (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.features), jnp.float32)
+        y = convolve(x.astype(self.dtype), w.astype(self.dtype), stride=self.stride, loop_safe=self.loop_safe)
         if not self.bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
@@ -64,9 +64,9 @@ class GroupNorm(nn.Module):
 
     .. math:: y = (1 + \mathrm{scale})\Big(\gamma\,\frac{x - m}{\sqrt{v + \epsilon}} + \beta\Big) + \mathrm{shift}
 
-    Mean :math:`m` and variance :math:`v` run over the pixels and the channels of a group. x: ``(batch, height, width, channels)``;
-    scale, shift: ``(batch, channels)`` or None. Statistics and coefficients are float32; the result has the
-    dtype of x.
+    Mean :math:`m` and variance :math:`v` run over the pixels and the channels of a group. x: ``(batch, *sides, channels)`` with any
+    number of sides; scale, shift: ``(batch, channels)`` or None. Statistics and coefficients are float32; the result
+    has the dtype of x.
     """
 
     groups: int
@@ -74,16 +74,14 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
-        """Normalise x (batch, height, width, channels), then modulate it."""
+        """Normalise x (batch, *sides, channels), then modulate it."""
         channels = x.shape[-1]
         if self.groups < 1 or channels % self.groups:
             raise ValueError(f"GroupNorm.groups = {self.groups!r}: expected a divisor of {channels} channels")
         # Two stages: a reduction over pixels that keeps the channels contiguous, then a tiny one over the
         # group. XLA's CPU backend takes about half the time of one reduction over a 5-axis view.
-        wide = x.astype(jnp.float32)
-        mean, square = (
-            jnp.mean(rearrange(jnp.mean(v, (1, 2)), "b (g c) -> b g c", g=self.groups), -1) for v in (wide, wide * wide)
-        )
+        wide, sides = x.astype(jnp.float32), tuple(range(1, x.ndim - 1))
+        mean, square = (jnp.mean(rearrange(jnp.mean(v, sides), "b (g c) -> b g c", g=self.groups), -1) for v in (wide, wide * wide))
         # Rounding can take the difference of moments below zero on constant inputs.
         rstd = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + self.epsilon)
         mean, rstd = (repeat(v, "b g -> b (g c)", c=channels // self.groups) for v in (mean, rstd))
@@ -94,7 +92,7 @@ class GroupNorm(nn.Module):
             slope, offset = slope * gain, offset * gain
         if shift is not None:
             offset = offset + shift.astype(jnp.float32)
-        slope, offset = (rearrange(v, "b c -> b 1 1 c") for v in (slope, offset))
+        slope, offset = (jnp.expand_dims(v, sides) for v in (slope, offset))
         return (wide * slope + offset).astype(x.dtype)
 
 
@@ -136,6 +134,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
     weights = nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
     return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
+
+
+def beside_estimate(x: jax.Array, estimate: jax.Array | None) -> jax.Array:
+    """What a network sees of its input: ``x``, and as further channels the estimate of its former call where it is given one.
+
+    Chen et al. 2022, arXiv:2208.04202, section 3.2. ValueError for an estimate of another shape than ``x``.
+    """
+    if estimate is None:
+        return x
+    if estimate.shape != x.shape:
+        raise ValueError(f"estimate has shape {estimate.shape}: expected that of x, {x.shape}")
+    return jnp.concatenate([x, estimate], axis=-1)
 
 
 class CrossAttention(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from scorelab.arrays import Pytree
 from scorelab.models.nets.conditions import Condition, check_fields, entries, of_network
-from scorelab.models.nets.layers import Embedding, check_common, check_inputs
+from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 from scorelab.validation import require_int
 
 
@@ -63,6 +63,7 @@ class MLP(nn.Module):
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True
+    takes_estimate = True
 
     def __post_init__(self):
         require_int("MLP", 1, width=self.width, depth=self.depth, embed=self.embed)
@@ -71,14 +72,23 @@ class MLP(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: Pytree = None, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        c_noise: jax.Array,
+        cond: Pytree = None,
+        *,
+        estimate: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
         """Evaluate on ``x (batch, *event)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
         check_inputs(x, c_noise)
         size = math.prod(x.shape[1:])
         given = entries("MLP", of_network(self), cond, len(x))
         emb = Embedding(self.embed, self.dtype, name="embedding")(c_noise, given)
 
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(x.astype(self.dtype).reshape(x.shape[0], size))
+        seen = beside_estimate(x, estimate)
+        h = nn.Dense(self.width, dtype=self.dtype, name="in")(seen.astype(self.dtype).reshape(len(x), -1))
         layer = nn.remat(Layer) if self.remat else Layer
         for i in range(self.depth):
             h = layer(self.dropout if train else 0.0, self.dtype, name=f"layer{i}")(h, emb)

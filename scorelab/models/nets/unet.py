@@ -1,4 +1,4 @@
-"""U-Net for small images: residual blocks with noise modulation, optional attention."""
+"""U-Net for images, volumes and sequences: residual blocks with noise modulation, optional attention."""
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from scorelab.models.nets.layers import (
     Embedding,
     GroupNorm,
     attend,
+    beside_estimate,
     check_common,
     check_inputs,
     group_count,
@@ -30,7 +31,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
-        """Map x (batch, height, width, in) and emb (batch, width) to (batch, height, width, features)."""
+        """Map x (batch, *sides, in) and emb (batch, width) to (batch, *sides, features)."""
         conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
         film = nn.Dense(2 * self.features, dtype=self.dtype, name="film")(emb)
         scale, shift = jnp.split(film, 2, axis=-1)
@@ -52,31 +53,34 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Attend over the pixels of x (batch, height, width, channels)."""
-        _, height, _, channels = x.shape
+        """Attend over the pixels of x (batch, *sides, channels)."""
+        channels = x.shape[-1]
         h = GroupNorm(group_count(channels), name="norm")(x)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
-        q, k, v = rearrange(qkv, "b y x (three n d) -> three b (y x) n d", three=3, n=self.heads)
-        h = rearrange(attend(q, k, v), "b (y x) n d -> b y x (n d)", y=height)
+        q, k, v = rearrange(qkv.reshape(len(x), -1, 3 * channels), "b t (three n d) -> three b t n d", three=3, n=self.heads)
+        h = attend(q, k, v).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
 def upsample(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
-    """Nearest-neighbour doubling, cut to ``size``: 4x4 -> 7x7 when the level above was 7x7."""
+    """Nearest-neighbour doubling of every side, cut to ``size``: 4x4 -> 7x7 when the level above was 7x7."""
     # At odd sizes coarse pixel i is centred on fine pixel 2i, so cutting the end keeps the two aligned.
-    return repeat(x, "b h w c -> b (h i) (w j) c", i=2, j=2)[:, : size[0], : size[1]]
+    axes = "dhw"[3 - len(size) :]
+    x = repeat(x, f"b {' '.join(axes)} c -> b {' '.join(f'({a} {a}2)' for a in axes)} c", **{f"{a}2": 2 for a in axes})
+    return x[:, *(slice(side) for side in size)]
 
 
 class UNet(nn.Module):
-    """ADM-style U-Net of ``(batch, height, width, channels)``, to the same shape, float32.
+    """ADM-style U-Net of images ``(batch, height, width, channels)``, to the same shape, float32.
 
-    Per level ``blocks`` residual blocks down and ``blocks + 1`` up with skip connections; strided
-    convolutions down, nearest-neighbour and a convolution up. Odd sizes are fine (28, 14, 7, 4). The
-    output is exactly zero at initialisation. After Dhariwal and Nichol 2021, arXiv:2105.05233, and Karras
-    et al. 2022, arXiv:2206.00364, appendix F.
+    With another number of sides it is one of volumes ``(batch, depth, height, width, channels)`` or of sequences
+    ``(batch, length, channels)``: convolutions, norms and attention have as many axes as the event. Per level ``blocks`` residual
+    blocks down and ``blocks + 1`` up with skip connections; strided convolutions down, nearest-neighbour and a convolution up.
+    Sides of any size are fine, odd ones too (28, 14, 7, 4), down to ``2 ** (levels - 1)``. The output is exactly zero at
+    initialisation. After Dhariwal and Nichol 2021, arXiv:2105.05233, and Karras et al. 2022, arXiv:2206.00364, appendix F.
 
     Attributes:
-        channels: Width of each level; each level after the first halves the image.
+        channels: Width of each level; each level after the first halves every side.
         blocks: Residual blocks per level.
         attention: Per level, whether its blocks are followed by attention; () for none; None for the last
             level.
@@ -104,6 +108,7 @@ class UNet(nn.Module):
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True
+    takes_estimate = True
 
     def __post_init__(self):
         if not isinstance(self.channels, tuple) or not self.channels:
@@ -134,14 +139,25 @@ class UNet(nn.Module):
         return self.attention or (False,) * levels
 
     @nn.compact
-    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: Pytree = None, *, train: bool = False) -> jax.Array:
-        """Evaluate on ``x (batch, height, width, channels)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
+    def __call__(
+        self,
+        x: jax.Array,
+        c_noise: jax.Array,
+        cond: Pytree = None,
+        *,
+        estimate: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """Evaluate on ``x (batch, *sides, channels)``, ``c_noise (batch,)`` or ``(1,)`` and a condition."""
         check_inputs(x, c_noise)
-        if x.ndim != 4:
-            raise ValueError(f"x has shape {x.shape}: UNet accepts (batch, height, width, channels)")
+        if not 3 <= x.ndim <= 5:
+            raise ValueError(f"x has shape {x.shape}: UNet accepts (batch, *sides, channels) with one, two or three sides")
         smallest = 2 ** (len(self.channels) - 1)
-        if min(x.shape[1:3]) < smallest:
-            raise ValueError(f"x has shape {x.shape}: UNet with {len(self.channels)} levels accepts sides >= {smallest}")
+        if min(x.shape[1:-1]) < smallest:
+            raise ValueError(
+                f"x has shape {x.shape}: UNet with {len(self.channels)} levels accepts sides >= {smallest}; fewer channels "
+                "are fewer levels"
+            )
         block_class, attention_class = (nn.remat(ResBlock), nn.remat(AttentionBlock)) if self.remat else (ResBlock, AttentionBlock)
         crossing_class = nn.remat(CrossAttention) if self.remat else CrossAttention
         conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
@@ -159,12 +175,12 @@ class UNet(nn.Module):
             h = attention_class(self.heads, self.dtype, name=f"{name}_attention")(h)
             if seen is None:
                 return h
-            pixels = rearrange(h, "b y x c -> b (y x) c")
+            pixels = h.reshape(len(h), -1, h.shape[-1])
             pixels = crossing_class(self.heads, self.dtype, name=f"{name}_condition")(pixels, seen)
             return pixels.reshape(h.shape)
 
         levels = list(zip(self.channels, self._attends, strict=True))
-        h = Conv(self.channels[0], name="in", **conv)(concatenated(given, x.astype(self.dtype)))
+        h = Conv(self.channels[0], name="in", **conv)(concatenated(given, beside_estimate(x, estimate).astype(self.dtype)))
         skips = [h]
         for i, (width, attends) in enumerate(levels):
             if i:
@@ -179,8 +195,8 @@ class UNet(nn.Module):
         h = block(h, width, False, "middle_1")
 
         for i, (width, attends) in reversed(list(enumerate(levels))):
-            if h.shape[1:3] != skips[-1].shape[1:3]:
-                h = Conv(width, name=f"up{i}", **conv)(upsample(h, skips[-1].shape[1:3]))
+            if h.shape[1:-1] != (size := skips[-1].shape[1:-1]):
+                h = Conv(width, name=f"up{i}", **conv)(upsample(h, size))
             for j in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], -1), width, attends, f"up{i}_{j}")
 
