@@ -176,8 +176,8 @@ class Toy(DataSet):
     """A generated set of points; train and test come from independent streams of the same seed.
 
     Attributes:
-        sampler: ``((seed, stream), n)`` to points ``(n, dimension)`` float32.
-        dimension: of a point.
+        sampler: ``((seed, stream), n)`` to points ``(n, *event)`` float32.
+        dimension: the number of elements of a point.
         n: number of points in a split.
         seed: of the streams.
     """
@@ -192,7 +192,7 @@ class Toy(DataSet):
     generated: ClassVar[bool] = True
 
     def load(self, split: str = "train") -> Arrays:
-        """Points (n, d) float32, no labels."""
+        """Points (n, *event) float32, no labels."""
         require_memory(f"{self.name} with n = {self.n}", 4.0 * _COPIES * self.n * self.dimension)
         return Arrays(x=self.sampler((self.seed, self.splits.index(split)), self.n), name=self.name, split=split)
 

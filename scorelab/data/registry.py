@@ -152,10 +152,10 @@ CIFAR10_SUBSET = NpzImages(
 KMNIST_HALVES = Halves(name="kmnist_halves", source=KMNIST)
 _TOYS = (
     toy.eight_gaussians, toy.rings, toy.swiss_roll, toy.checkerboard, toy.pinwheel, toy.two_moons,
-    toy.concentrations, toy.synaptic_weights,
+    toy.concentrations, toy.synaptic_weights, toy.regimes,
 )  # fmt: skip
 
-_DIMENSIONS = {"synaptic_weights": 16}
+_DIMENSIONS = {"synaptic_weights": 16, "regimes": 256}
 
 SETS: Mapping[str, DataSet] = MappingProxyType(
     {s.name: s for s in (Digits(), MNIST, FASHION_MNIST, KMNIST, KMNIST_HALVES, CIFAR10, CIFAR10_SUBSET)}
