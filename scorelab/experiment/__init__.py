@@ -6,7 +6,7 @@ from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
-from scorelab.experiment.evaluate import Evaluate, Evaluation, ImageEvaluation, PointEvaluation
+from scorelab.experiment.evaluate import Evaluate, Evaluation, FieldEvaluation, ImageEvaluation, PointEvaluation
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.report import Report
@@ -27,6 +27,7 @@ __all__ = [
     "Evaluation",
     "Experiment",
     "ExplainedVariance",
+    "FieldEvaluation",
     "Finding",
     "FromData",
     "ImageEvaluation",
