@@ -102,16 +102,7 @@ class Mixture(Density):
         """``n`` independent points."""
         key_which, key_noise = jax.random.split(key)
         which = jax.random.categorical(key_which, self.log_weights, shape=(n,))
-
-        # A component may be larger than a point, so that none is copied for each point: all draw, one after another.
-        def draw(chosen, given):
-            k, key, component = given
-            mine = jnp.expand_dims(which == k, tuple(range(1, chosen.ndim)))
-            return jnp.where(mine, component.sample(key, n), chosen), None
-
-        blank = jnp.zeros((n, *self.event), self.components.mean.dtype)
-        count = len(self.log_weights)
-        return jax.lax.scan(draw, blank, (jnp.arange(count), jax.random.split(key_noise, count), self.components))[0]
+        return _draw_each(self.components, which, jax.random.split(key_noise, len(self.log_weights)))
 
     def scale(self):
         """See :class:`Density`; from the moments of the components."""
@@ -256,3 +247,20 @@ class GaussianMixture(Mixture):
     def matched(self) -> Gaussian:
         """See :class:`Density`; its ``reach`` is that of the components' means, as in ``scorelab.densities.moments``."""
         return self._matched()
+
+
+@jax.jit
+def _draw_each(components: Any, which: Array, keys: Key) -> jax.Array:
+    """A draw of component ``which[i]`` for every ``i``.
+
+    A component may be larger than a point, so that none is copied for each point: all draw, one after another.
+    """
+    n = len(which)
+
+    def draw(chosen, given):
+        k, key, component = given
+        mine = jnp.expand_dims(which == k, tuple(range(1, chosen.ndim)))
+        return jnp.where(mine, component.sample(key, n), chosen), None
+
+    blank = jnp.zeros((n, *components.event), components.mean.dtype)
+    return jax.lax.scan(draw, blank, (jnp.arange(len(keys)), keys, components))[0]

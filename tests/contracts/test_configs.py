@@ -58,7 +58,7 @@ UPDATED = [
 # Its state: each network.
 SHAPED = [
     *UPDATED, "mnist/edm.gin", "paper/2412.09726/cifar10.gin", "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin",
-    "toys/checkerboard.gin",
+    "paper/2506.22780/regimes.gin", "toys/checkerboard.gin",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab import densities, models, processes, schedules
+from scorelab import densities, grids, metrics, models, processes, sampling, schedules, solvers
 from scorelab.densities import GaussianField, Matern, Mixture, PowerLaw, SquaredExponential
 from scorelab.densities.spectra import wave_numbers
 from scorelab.models import LinearMeasurement
@@ -217,6 +217,62 @@ def test_float32_keeps_the_posterior_of_precise_stations():
     stations = np.asarray(posterior.sample(jax.random.key(0), 20_000), np.float64)[(slice(None), *places.T)]
     # The variance of 20000 normal numbers has a relative standard error of a hundredth; 4 of them.
     np.testing.assert_allclose(stations.var(0), np.diag(covariance), rtol=0.04)
+
+
+def test_the_tweedie_covariance_samples_the_posterior_of_a_field():
+    """The 32-point field of arXiv 2506.22780's setting: averages and sensors, 1500 samples against the closed form."""
+    k = np.fft.fftfreq(32, 1 / 32)
+    law = GaussianField((32, 1), PowerLaw(exponent=4.0, knee=3.0))
+    spectrum = (1 + (k / 3) ** 2) ** -2
+    np.testing.assert_allclose(law.spectrum[:, 0], spectrum / spectrum.mean(), rtol=1e-6)
+    parts = [
+        LinearMeasurement.averages(law.event, (4, 1), values=0.0, std=0.1),
+        LinearMeasurement.points(law.event, [[2, 0], [9, 0], [17, 0], [27, 0]], values=0.0, std=0.05),
+    ]
+    truth = law.sample(jax.random.key(4), 1)[0]
+    measurement = LinearMeasurement.stacked(parts).observing(jax.random.key(5), truth)
+    posterior = models.exact_posterior(law, measurement)
+    process, n = processes.Gaussian(schedule=schedules.EDM()), 1500
+    model = models.TweedieCovariance(model=models.ExactModel(law, process), measurement=measurement)
+    out = sampling.sample(model, solver=solvers.Heun(), grid=grids.Karras(40), key=jax.random.key(6), shape=(n, *law.event))
+    x = np.asarray(out.x, np.float64)
+    # Four standard errors of the mean of every point, and of its variance, of which 40 steps of Heun add up to 3 %.
+    assert np.all(np.abs(x.mean(0) - posterior.mean) < 4 * np.sqrt(posterior.variance / n) + 0.01 * np.sqrt(posterior.variance))
+    assert np.all(np.abs(x.var(0) / posterior.variance - 1) < 4 * np.sqrt(2 / n) + 0.03)
+    # Truth and draws of the posterior are exchangeable: their distances under its own covariance have one law, chi-square.
+    exact = np.asarray(posterior.sample(jax.random.key(7), n), np.float64)
+    covariance = np.asarray(posterior.covariance(), np.float64)
+    # The same 3 % of 32, and half of that for directions of little variance, of which Heun's steps leave more.
+    for draws, slack in ((exact, 0.0), (x, 1.5)):
+        centred = (draws - np.asarray(posterior.mean)).reshape(n, -1)
+        square = np.sum(centred * np.linalg.solve(covariance, centred.T).T, 1)
+        assert abs(square.mean() - 32) < 4 * np.sqrt(64 / n) + slack
+
+
+def test_exact_draws_are_calibrated_for_a_mixture_of_fields():
+    """Truths of the law, posterior draws: ratio 1, flat ranks, and the power of the law, within their errors."""
+    law, cases, members = densities.regimes(8), 60, 7
+    truths = law.sample(jax.random.key(0), cases)
+    blank = LinearMeasurement.averages(law.event, (4, 4, 1), values=0.0, std=0.1)
+    draw = jax.jit(lambda p, key: p.sample(key, members))
+    keys = jax.random.split(jax.random.key(1), cases)
+    x = np.stack([
+        draw(models.exact_posterior(law, blank.observing(key, truth)), jax.random.fold_in(key, 1))
+        for key, truth in zip(keys, truths, strict=True)
+    ], 1)  # fmt: skip
+    ratio = metrics.spread_skill(x, truths)
+    assert abs(ratio.value - 1) < 4 * ratio.stderr
+    assert metrics.rank_test(jax.random.key(2), x, truths, bins=4).p_value > 1e-3
+    # A member and the truth differ by twice the posterior variance: the fair CRPS is that of exchangeable members.
+    half = np.mean(np.abs(x[0] - x[1]), (1, 2, 3)) / 2
+    crps = metrics.crps(x, truths)
+    assert abs(crps.value - half.mean()) < 4 * np.hypot(crps.stderr, half.std() / np.sqrt(cases))
+    means = [metrics.power_spectrum(np.asarray(mean)[None]).power for mean in law.components.mean]
+    power = sum(
+        w * (metrics.shell_average(s) + m) for w, s, m in zip(np.asarray(law.weights), law.components.spectrum, means, strict=True)
+    )
+    found = metrics.power_spectrum(x[0])
+    assert np.max(np.abs(found.power - power) / found.stderr) < 4.5
 
 
 # Log-normal fields -----------------------------------------------------------------------------------------------
