@@ -93,9 +93,10 @@ def grids(
     panes = figure.subplots(len(tables), across, squeeze=False)
     for axes, (row, columns) in zip(panes, tables.items(), strict=True):
         top = max(float(np.abs(field).max()) for field in columns.values()) or 1.0
-        shade = dict(vmin=-top, cmap="RdBu_r") if row in diverging else dict(vmin=0.0, cmap="viridis")
+        low, colours = (-top, "RdBu_r") if row in diverging else (0.0, "viridis")
+        extent, images = (-0.5, wide - 0.5, high - 0.5, -0.5), []
         for pane, (title, field) in zip(axes, columns.items(), strict=False):
-            image = pane.imshow(field, vmax=top, extent=(-0.5, wide - 0.5, high - 0.5, -0.5), interpolation="nearest", **shade)
+            images.append(pane.imshow(field, vmin=low, vmax=top, cmap=colours, extent=extent, interpolation="nearest"))
             if points is not None:
                 pane.plot(points[:, 1], points[:, 0], "o", color=INK, markersize=2.5, markerfacecolor="white", markeredgewidth=0.7)
             pane.set_title(title, fontsize=8, color=INK)
@@ -104,7 +105,7 @@ def grids(
         for pane in axes[len(columns) :]:
             pane.set_axis_off()
         axes[0].set_ylabel(row, fontsize=8, color=MUTED)
-        bar = figure.colorbar(image, ax=list(axes), shrink=0.85, pad=0.01)
+        bar = figure.colorbar(images[0], ax=list(axes), shrink=0.85, pad=0.01)
         bar.ax.tick_params(labelsize=6, colors=MUTED)
     return figure
 
