@@ -28,7 +28,7 @@ FIGURE = Figure(
     "samples. Samples recover the field, tell their uncertainty, and balance the two modalities.",
     look_for="Averages alone leave both regimes open, which shows as stripes in the spread; stations decide. Error and spread have "
     "to be read together: a rung may be far off with a spread that says so.",
-    minutes=dict(small=4, full=40, gpu=None),
+    minutes=dict(small=4, full=None, gpu=None),
     options=dict(cases=100, members=31, learned=40, shown=100, steps=6000, seed=0),
     small=dict(cases=24, members=7, learned=6, shown=16, steps=300),
 )
@@ -203,8 +203,8 @@ def ladder_figure(exactly: dict, learned: dict, members: int):
     reference = prior_power()
     power = {name: (np.arange(len(reference)), np.array(row["power"]) / reference) for name, row in exactly.items()}
     power_ours = {name: (np.arange(len(reference)), np.array(row["power"]) / reference) for name, row in learned.items()}
-    ranks = dict(xlabel=f"rank of the truth among {members} members", ylim=(0.0, 2.6))
-    spectra = dict(xlabel="wave number", logy=True)
+    ranks = dict(xlabel=f"rank of the truth among {members} members", ylim=(0.6, 1.5))
+    spectra = dict(xlabel="wave number", ylim=(0.0, 2.0))
     content = [
         viz.Panel(series=series, title="ranks, exact prior", ylabel="relative frequency", **ranks),
         viz.Panel(series=ours, title="ranks, learned prior", **ranks),
