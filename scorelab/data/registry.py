@@ -152,11 +152,12 @@ CIFAR10_SUBSET = NpzImages(
 KMNIST_HALVES = Halves(name="kmnist_halves", source=KMNIST)
 _TOYS = (
     toy.eight_gaussians, toy.rings, toy.swiss_roll, toy.checkerboard, toy.pinwheel, toy.two_moons,
-    toy.concentrations, toy.synaptic_weights, shapes.gaussian_process, shapes.switching, shapes.blobs, shapes.spots,
+    toy.concentrations, toy.synaptic_weights, toy.regimes, shapes.gaussian_process, shapes.switching, shapes.blobs, shapes.spots,
 )  # fmt: skip
 
 _EVENTS = {
-    "synaptic_weights": (16,), "gaussian_process": (32, 1), "switching": (32, 1), "blobs": (12, 12, 12, 1), "spots": (30, 21, 3),
+    "synaptic_weights": (16,), "regimes": (16, 16, 1), "gaussian_process": (32, 1), "switching": (32, 1),
+    "blobs": (12, 12, 12, 1), "spots": (30, 21, 3),
 }  # fmt: skip
 
 SETS: Mapping[str, DataSet] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""Seeded samples of the generated sets: (seed, n) -> (n, d) float32, most of them points in the plane.
+"""Seeded samples of the generated sets: (seed, n) -> (n, *event) float32, most of them points in the plane.
 
 Where ``scorelab.densities`` has the law of a set, the samples are drawn from exactly that law, so that a
 model trained on ``load("rings")`` can be held against the density, score and noised versions of
@@ -59,6 +59,11 @@ def synaptic_weights(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.synaptic_weights()`` with their signs, (n, 16): each column has one sign (Dale's law)."""
     signs, law = densities.synaptic_weights()
     return signs.astype(np.float32) * draw(law, seed, n)
+
+
+def regimes(seed: Seed, n: int) -> np.ndarray:
+    """Samples of ``densities.regimes()``, (n, 16, 16, 1)."""
+    return draw(densities.regimes(), seed, n)
 
 
 def two_moons(seed: Seed, n: int) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from scorelab.densities.base import Density, Unnormalised
 from scorelab.densities.empirical import Empirical, IsotropicMixture
+from scorelab.densities.field import ConditionedField, GaussianField
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.lennard_jones import LennardJones
 from scorelab.densities.lognormal import LogNormalMixture
-from scorelab.densities.mixture import GaussianMixture
+from scorelab.densities.mixture import GaussianMixture, Mixture
+from scorelab.densities.spectra import Matern, PowerLaw, Spectrum, SquaredExponential
 from scorelab.densities.store import load_gaussian, save_gaussian
 from scorelab.densities.toy import (
     Boxes,
@@ -16,20 +18,28 @@ from scorelab.densities.toy import (
     gaussian_process,
     oscillation,
     pinwheel,
+    regimes,
     swiss_roll,
     synaptic_weights,
 )
 
 __all__ = [
     "Boxes",
+    "ConditionedField",
     "Density",
     "Empirical",
     "Gaussian",
+    "GaussianField",
     "GaussianMixture",
     "IsotropicMixture",
     "LennardJones",
     "LogNormalMixture",
+    "Matern",
+    "Mixture",
+    "PowerLaw",
     "Rings",
+    "Spectrum",
+    "SquaredExponential",
     "Unnormalised",
     "checkerboard",
     "concentrations",
@@ -38,6 +48,7 @@ __all__ = [
     "load_gaussian",
     "oscillation",
     "pinwheel",
+    "regimes",
     "save_gaussian",
     "swiss_roll",
     "synaptic_weights",

@@ -209,7 +209,7 @@ class Gaussian(Density):
         alpha, sigma = process.alpha(t), process.sigma(t)
         noised = self.noised(process, t)
         flat, inside = noised._centred(y)
-        gain, tail_gain = (jnp.multiply(alpha, _ratio(w, alpha**2 * w + sigma**2)) for w in (self.eigenvalues, self.tail))
+        gain, tail_gain = (jnp.multiply(alpha, ratio(w, alpha**2 * w + sigma**2)) for w in (self.eigenvalues, self.tail))
         return self.mean + self._spectral(flat, inside, gain, tail_gain)
 
     def scale(self):
@@ -267,7 +267,7 @@ class Gaussian(Density):
         return gain, jnp.zeros_like(tail_gain) if begin.eigenvalues.shape[-1] == begin.size else tail_gain
 
 
-def _ratio(part: Float[Array, " *shape"], whole: Float[Array, " *shape"]) -> Float[jax.Array, " *shape"]:
+def ratio(part: Float[Array, " *shape"], whole: Float[Array, " *shape"]) -> Float[jax.Array, " *shape"]:
     """``part / whole``, 0 where both are: a direction without variance stays at its mean."""
     return jnp.where(whole > 0, part / jnp.where(whole > 0, whole, 1.0), 0.0)
 

@@ -9,9 +9,12 @@ from numpy.typing import ArrayLike
 
 from scorelab.arrays import Array, Key, Scalar
 from scorelab.densities.base import Density, law_pytree
-from scorelab.densities.mixture import GaussianMixture
+from scorelab.densities.field import ConditionedField, GaussianField
+from scorelab.densities.gaussian import Gaussian
+from scorelab.densities.mixture import GaussianMixture, Mixture
 from scorelab.processes.charts import Chart, Log
 from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.validation import require_spec
 
 
 @law_pytree("logs")
@@ -29,15 +32,16 @@ class LogNormalMixture(Density):
         covs: ``(K,)``, ``(K, *event)`` or ``(K, d, d)``, of ``log x``.
 
     Attributes:
-        logs: the law of ``log x``, a :class:`GaussianMixture`.
+        logs: the law of ``log x``, a :class:`GaussianMixture` or what :meth:`of` was given.
     """
 
     def __init__(self, weights: ArrayLike, means: ArrayLike, covs: ArrayLike):
-        self.logs = GaussianMixture(weights, means, covs)
+        self.logs: Mixture | Gaussian | GaussianField | ConditionedField = GaussianMixture(weights, means, covs)
 
     @classmethod
-    def of(cls, logs: GaussianMixture) -> LogNormalMixture:
-        """From the law of ``log x``."""
+    def of(cls, logs: Mixture | Gaussian | GaussianField | ConditionedField) -> LogNormalMixture:
+        """From the law of ``log x``: any Gaussian law or mixture, such as a :class:`GaussianField` for a log-Gaussian field."""
+        require_spec("LogNormalMixture.of", Mixture | Gaussian | GaussianField | ConditionedField, logs=logs)
         self = object.__new__(cls)
         self.logs = logs
         return self
@@ -49,8 +53,8 @@ class LogNormalMixture(Density):
 
     @property
     def weights(self) -> Float[jax.Array, " components"]:
-        """The mixture weights, ``(K,)``."""
-        return self.logs.weights
+        """The mixture weights, ``(K,)``; one of a law that is no mixture."""
+        return self.logs.weights if isinstance(self.logs, Mixture) else jnp.ones(1)
 
     def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent positive points."""
@@ -72,7 +76,7 @@ class LogNormalMixture(Density):
         r""":math:`x\circ\nabla_x\log p(x) = \nabla_y\log p_{\log}(\log x) - 1`; NaN unless ``x > 0``."""
         return self.logs.score(jnp.log(x)) - 1
 
-    def in_chart(self, chart: Chart) -> GaussianMixture:
+    def in_chart(self, chart: Chart) -> Mixture | Gaussian | GaussianField | ConditionedField:
         """The law of ``log x``; ValueError for a chart in which it has no closed form."""
         if not isinstance(chart, Log):
             raise ValueError(f"LogNormalMixture under {chart!r}: expected the log chart of GeometricBrownianMotion")

@@ -1,8 +1,10 @@
-"""Gaussian mixtures, closed under every linear-Gaussian process."""
+"""Mixtures of Gaussian laws, closed under every linear-Gaussian process."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from scorelab.arrays import Array, Key, Scalar, is_traced
 from scorelab.densities.base import Density, as_parameter, law_pytree
+from scorelab.densities.field import DENSE, ConditionedField, GaussianField
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.moments import FAR, moments
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -19,7 +22,122 @@ from scorelab.validation import require_int, require_number, require_seed
 
 
 @law_pytree("log_weights", "components")
-class GaussianMixture(Density):
+class Mixture(Density):
+    r""":math:`\sum_k w_k p_k` of Gaussian laws of one form and event: fields with several spectra or means, or their posteriors.
+
+    Args:
+        weights: ``(K,)``, positive; normalised here.
+        components: :class:`GaussianField` laws, or what they are given a measurement; for :class:`Gaussian` laws there is
+            :meth:`GaussianMixture.of`.
+
+    Attributes:
+        components: the laws in one, every leaf ``(K, ...)``.
+
+    Raises:
+        ValueError: weights that are not positive numbers, one for each component; components of more than one event.
+        TypeError: components of other kinds, or of more than one.
+    """
+
+    def __init__(self, weights: ArrayLike, components: Sequence[GaussianField] | Sequence[ConditionedField]):
+        for law in components:
+            if not isinstance(law, GaussianField | ConditionedField) or type(law) is not type(components[0]):
+                kinds = ", ".join(sorted({type(law).__name__ for law in components}))
+                raise TypeError(f"Mixture.components are of the kinds {kinds}: expected one of GaussianField, ConditionedField")
+        if len({law.event for law in components}) != 1:
+            raise ValueError(f"Mixture.components have the events {[law.event for law in components]}: expected one")
+        self._set(weights, components)
+
+    def _set(self, weights, components):
+        weights = np.asarray(weights, np.float64)
+        if weights.shape != (len(components),) or not np.all(weights > 0) or not np.all(np.isfinite(weights)):
+            raise ValueError(f"{type(self).__name__}.weights = {weights!r}: expected {len(components)} positive numbers")
+        self.log_weights = as_parameter(np.log(weights / weights.sum()))
+        self.components = jax.tree.map(lambda *leaves: jnp.stack(leaves), *components)
+
+    @property
+    def event(self):
+        """The shape of one point."""
+        return self.components.event
+
+    @property
+    def weights(self) -> Float[jax.Array, " components"]:
+        """The mixture weights, ``(K,)``."""
+        return jnp.exp(self.log_weights)
+
+    def _joint_log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " components batch"]:
+        """``log w_k + log N_k(x)``, ``(K, batch)``."""
+        return self.log_weights[:, None] + jax.vmap(lambda g: g.log_prob(x))(self.components)
+
+    def responsibilities(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " components batch"]:
+        """Posterior probability of each component, ``(K, batch)``."""
+        return jax.nn.softmax(self._joint_log_prob(x), axis=0)
+
+    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
+        return jax.nn.logsumexp(self._joint_log_prob(x), axis=0)
+
+    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
+        r""":math:`\sum_k \gamma_k(x)\,\nabla\log N_k(x)`."""
+        return self._average(self.responsibilities(x), jax.vmap(lambda g: g.score(x))(self.components))
+
+    def noised(self, process: LinearGaussian, t: Scalar) -> Self:
+        """The mixture of the noised components; the weights stay."""
+        return self._replace_components(jax.vmap(lambda g: g.noised(process, t))(self.components))
+
+    def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[jax.Array, " batch *event"]:
+        """The components' posterior means, weighted by their responsibilities."""
+        gamma = self.noised(process, t).responsibilities(y)
+        return self._average(gamma, jax.vmap(lambda g: g.denoise(process, y, t))(self.components))
+
+    def _average(
+        self, gamma: Float[jax.Array, " components batch"], values: Float[jax.Array, " components batch *event"]
+    ) -> Float[jax.Array, " batch *event"]:
+        return jnp.sum(jnp.expand_dims(gamma, tuple(range(2, values.ndim))) * values, axis=0)
+
+    def _replace_components(self, components: Any) -> Self:
+        new = object.__new__(type(self))
+        new.log_weights, new.components = self.log_weights, components
+        return new
+
+    def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
+        """``n`` independent points."""
+        key_which, key_noise = jax.random.split(key)
+        which = jax.random.categorical(key_which, self.log_weights, shape=(n,))
+        return _draw_each(self.components, which, jax.random.split(key_noise, len(self.log_weights)))
+
+    def scale(self):
+        """See :class:`Density`; from the moments of the components."""
+        if is_traced(self):
+            return None
+        w, means = np.exp(np.asarray(self.log_weights, np.float64)), np.asarray(self.components.mean, np.float64)
+        mean = np.tensordot(w, means, axes=1)
+        inside = [jax.tree.map(lambda leaf, k=k: leaf[k], self.components).scale()[1] ** 2 for k in range(len(w))]
+        variance = w @ (inside + np.mean((means - mean).reshape(len(w), -1) ** 2, axis=1))
+        return float(np.sqrt(np.mean(mean**2))), float(np.sqrt(variance))
+
+    def matched(self) -> Gaussian | None:
+        """The dense Gaussian with the mean and the covariance of the mixture; None above 4096 elements."""
+        return None if math.prod(self.event) > DENSE else self._matched()
+
+    def _matched(self) -> Gaussian:
+        r"""The Gaussian with mean :math:`\sum_k w_k\mu_k` and covariance :math:`\sum_k w_k(\Sigma_k+\delta_k\delta_k^\top)`.
+
+        Its ``reach`` is the largest :math:`|\delta_k|` that is more than four standard deviations along its own direction.
+        """
+        w, g = np.asarray(self.weights, np.float64), self.components
+        means = np.asarray(g.mean, np.float64)
+        mean = np.tensordot(w, means, axes=1)
+        delta = (means - mean).reshape(len(w), -1)
+        covariance = (w[:, None] * delta).T @ delta
+        # One component at a time: all their covariances may not fit into memory.
+        for k in range(len(w)):
+            covariance += w[k] * np.asarray(jax.tree.map(lambda leaf: leaf[k], g).covariance(), np.float64)
+        distance = np.linalg.norm(delta, axis=1)
+        variance = np.einsum("ki,ij,kj->k", delta, covariance, delta)  # times the squared distance
+        return Gaussian(mean, covariance)._reaching(np.max(distance[distance**2 > FAR * np.sqrt(variance)], initial=0.0))
+
+
+@law_pytree("log_weights", "components")
+class GaussianMixture(Mixture):
     r""":math:`\sum_k w_k N(\mu_k, \Sigma_k)`.
 
     Args:
@@ -117,31 +235,6 @@ class GaussianMixture(Density):
         laws = [Gaussian._make(m.mean, m.basis, m.eigenvalues + floor, m.tail + floor, m.mean.shape, m.reach) for m in found]
         return cls.of([len(members) for members in clusters], laws)
 
-    def _set(self, weights, components):
-        weights = np.asarray(weights, np.float64)
-        if weights.shape != (len(components),) or not np.all(weights > 0) or not np.all(np.isfinite(weights)):
-            raise ValueError(f"GaussianMixture.weights = {weights!r}: expected {len(components)} positive numbers")
-        self.log_weights = as_parameter(np.log(weights / weights.sum()))
-        self.components = jax.tree.map(lambda *leaves: jnp.stack(leaves), *components)
-
-    @property
-    def event(self):
-        """The shape of one point."""
-        return self.components.event
-
-    @property
-    def weights(self) -> Float[jax.Array, " components"]:
-        """The mixture weights, ``(K,)``."""
-        return jnp.exp(self.log_weights)
-
-    def _joint_log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " components batch"]:
-        """``log w_k + log N_k(x)``, ``(K, batch)``."""
-        return self.log_weights[:, None] + jax.vmap(lambda g: g.log_prob(x))(self.components)
-
-    def responsibilities(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " components batch"]:
-        """Posterior probability of each component, ``(K, batch)``."""
-        return jax.nn.softmax(self._joint_log_prob(x), axis=0)
-
     def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent points."""
         key_which, key_noise = jax.random.split(key)
@@ -151,57 +244,23 @@ class GaussianMixture(Density):
         keys = jax.random.split(key_noise, n)
         return jax.vmap(lambda component, k: component.sample(k, 1)[0])(g, keys)
 
-    def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
-        return jax.nn.logsumexp(self._joint_log_prob(x), axis=0)
-
-    def score(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch *event"]:
-        r""":math:`\sum_k \gamma_k(x)\,\nabla\log N_k(x)`."""
-        return self._average(self.responsibilities(x), jax.vmap(lambda g: g.score(x))(self.components))
-
-    def noised(self, process: LinearGaussian, t: Scalar) -> GaussianMixture:
-        """The mixture of the noised components; the weights stay."""
-        return self._replace_components(jax.vmap(lambda g: g.noised(process, t))(self.components))
-
-    def denoise(self, process: LinearGaussian, y: Float[Array, " batch *event"], t: Scalar) -> Float[jax.Array, " batch *event"]:
-        """The components' posterior means, weighted by their responsibilities."""
-        gamma = self.noised(process, t).responsibilities(y)
-        return self._average(gamma, jax.vmap(lambda g: g.denoise(process, y, t))(self.components))
-
-    def scale(self):
-        """See :class:`Density`; from the moments of the components."""
-        if is_traced(self):
-            return None
-        w, g = np.exp(np.asarray(self.log_weights, np.float64)), self.components
-        means = np.asarray(g.mean, np.float64).reshape(len(w), -1)
-        mean, size = w @ means, means.shape[1]
-        eigenvalues, tail = np.asarray(g.eigenvalues, np.float64), np.asarray(g.tail, np.float64)
-        inside = eigenvalues.sum(-1) + (size - eigenvalues.shape[-1]) * tail
-        variance = w @ (inside + np.sum((means - mean) ** 2, axis=1)) / size
-        return float(np.sqrt(np.mean(mean**2))), float(np.sqrt(variance))
-
     def matched(self) -> Gaussian:
-        r"""The Gaussian with mean :math:`\sum_k w_k\mu_k` and covariance :math:`\sum_k w_k(\Sigma_k+\delta_k\delta_k^\top)`.
+        """See :class:`Density`; its ``reach`` is that of the components' means, as in ``scorelab.densities.moments``."""
+        return self._matched()
 
-        Its ``reach`` is the largest :math:`|\delta_k|` that is more than four standard deviations along its own direction.
-        """
-        w, g = np.asarray(self.weights, np.float64), self.components
-        means = np.asarray(g.mean, np.float64)
-        mean = np.tensordot(w, means, axes=1)
-        delta = (means - mean).reshape(len(w), -1)
-        covariance = (w[:, None] * delta).T @ delta
-        # One component at a time: all their covariances may not fit into memory.
-        for k in range(len(w)):
-            covariance += w[k] * np.asarray(jax.tree.map(lambda leaf: leaf[k], g).covariance(), np.float64)
-        distance = np.linalg.norm(delta, axis=1)
-        variance = np.einsum("ki,ij,kj->k", delta, covariance, delta)  # times the squared distance
-        return Gaussian(mean, covariance)._reaching(np.max(distance[distance**2 > FAR * np.sqrt(variance)], initial=0.0))
 
-    def _average(
-        self, gamma: Float[jax.Array, " components batch"], values: Float[jax.Array, " components batch *event"]
-    ) -> Float[jax.Array, " batch *event"]:
-        return jnp.sum(jnp.expand_dims(gamma, tuple(range(2, values.ndim))) * values, axis=0)
+@jax.jit
+def _draw_each(components: Any, which: Array, keys: Key) -> jax.Array:
+    """A draw of component ``which[i]`` for every ``i``.
 
-    def _replace_components(self, components: Gaussian) -> GaussianMixture:
-        new = object.__new__(GaussianMixture)
-        new.log_weights, new.components = self.log_weights, components
-        return new
+    A component may be larger than a point, so that none is copied for each point: all draw, one after another.
+    """
+    n = len(which)
+
+    def draw(chosen, given):
+        k, key, component = given
+        mine = jnp.expand_dims(which == k, tuple(range(1, chosen.ndim)))
+        return jnp.where(mine, component.sample(key, n), chosen), None
+
+    blank = jnp.zeros((n, *components.event), components.mean.dtype)
+    return jax.lax.scan(draw, blank, (jnp.arange(len(keys)), keys, components))[0]

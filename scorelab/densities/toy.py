@@ -13,9 +13,11 @@ from numpy.typing import ArrayLike
 
 from scorelab.arrays import Array, Key, Scalar
 from scorelab.densities.base import Density, as_parameter, check_numbers, check_points, law_pytree
+from scorelab.densities.field import GaussianField
 from scorelab.densities.gaussian import Gaussian
 from scorelab.densities.lognormal import LogNormalMixture
-from scorelab.densities.mixture import GaussianMixture
+from scorelab.densities.mixture import GaussianMixture, Mixture
+from scorelab.densities.spectra import PowerLaw
 from scorelab.processes.linear_gaussian import LinearGaussian
 
 
@@ -225,3 +227,21 @@ def synaptic_weights(excitatory: int = 12, inhibitory: int = 4) -> tuple[Float[n
     signs = np.repeat([1.0, -1.0], [excitatory, inhibitory])
     corr = np.where(np.equal.outer(signs, signs), 0.4, 0.2) + 0.6 * np.eye(len(signs))
     return signs, LogNormalMixture([1.0], np.where(signs > 0, -0.7, 0.3)[None], 0.94**2 * corr[None])
+
+
+def regimes(side: int = 16) -> Mixture:
+    r"""Two regimes of a scalar on a periodic square, ``(side, side, 1)``: a stand-in for weather with a posterior in closed form.
+
+    Both have deviation 0.8 about waves of period four along the first axis, which averages over blocks of four cannot see. The
+    first (share 0.6) has the mean :math:`0.7\cos(\pi i/2)` and a smooth spectrum; the second the negative mean and more small
+    scales. The numbers are made up.
+
+    Raises:
+        ValueError: a side that is not a multiple of four.
+    """
+    if not isinstance(side, int) or side < 4 or side % 4:
+        raise ValueError(f"regimes.side = {side!r}: expected a multiple of 4")
+    wave = 0.7 * np.cos(np.pi / 2 * np.arange(side))[:, None, None]
+    smooth, rough = (PowerLaw(exponent=p, knee=2.0) for p in (5.0, 3.5))
+    fields = [GaussianField((side, side, 1), s, mean=m, variance=0.64) for s, m in ((smooth, wave), (rough, -wave))]
+    return Mixture([0.6, 0.4], fields)

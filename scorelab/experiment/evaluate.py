@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -99,7 +99,7 @@ class ImageEvaluation(Evaluation):
 
 @dataclass(frozen=True, kw_only=True)
 class PointEvaluation(Evaluation):
-    """Sliced Wasserstein distance and MMD of points to fresh exact draws; the floor is another exact draw.
+    """Sliced Wasserstein distance and MMD of points, flattened, to fresh exact draws; the floor is another exact draw.
 
     Events of several axes are compared as vectors.
 
@@ -130,16 +130,22 @@ class PointEvaluation(Evaluation):
         n = len(samples) if self.n is None else self.n
         if n > len(samples):
             raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
-        exact, other = (data.dataset.draw(n, self.seed + i).x.reshape(n, -1) for i in range(2))
-        width = metrics.median_bandwidth(exact, other)
+        exact, other = (data.dataset.draw(n, self.seed + i).x for i in range(2))
+        compared = self._compare(key, exact, metrics.median_bandwidth(exact.reshape(n, -1), other.reshape(n, -1)))
+        return [s.with_floor(f) for s, f in zip(compared(np.asarray(samples)[:n]), compared(other), strict=True)]
+
+    def _compare(self, key: Key, exact: np.ndarray, width: float) -> Callable[[np.ndarray], list[MetricValue]]:
+        """The function from points to their metrics against exact draws."""
+        flat = exact.reshape(len(exact), -1)
 
         def compared(points: np.ndarray) -> list[MetricValue]:
+            points = points.reshape(flat.shape)
             return [
-                metrics.sliced_wasserstein(key, points, exact, projections=self.projections),
-                metrics.mmd(points, exact, width),
+                metrics.sliced_wasserstein(key, points, flat, projections=self.projections),
+                metrics.mmd(points, flat, width),
             ]
 
-        return [s.with_floor(f) for s, f in zip(compared(np.asarray(samples)[:n].reshape(n, -1)), compared(other), strict=True)]
+        return compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +232,28 @@ class ConditionError(Evaluation):
             MetricValue(name=name, value=error(drawn.x[:n], given), n=n, floor=error(arrays.x[drawn.rows[:n]], given)),
             MetricValue(name=f"{name}, dealt out anew", value=error(drawn.x[:n], dealt), n=n),
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldEvaluation(PointEvaluation):
+    """That of points, and the error of the radially averaged power spectrum against the same draws.
+
+    The spectra are those of deviations from the mean of the draws; see :func:`scorelab.metrics.spectral_error`.
+    """
+
+    def check(self, data, samples):
+        super().check(data, samples)
+        if len(event := data.load().event_shape) < 2:
+            raise ValueError(f"FieldEvaluation for {data.name} of points {event}: expected fields (*grid, channels)")
+
+    def _compare(self, key, exact, width):
+        points, mean = super()._compare(key, exact, width), exact.mean(0)
+        reference = metrics.power_spectrum(exact - mean).power
+
+        def compared(fields: np.ndarray) -> list[MetricValue]:
+            return [*points(fields), metrics.spectral_error(fields - mean, reference)]
+
+        return compared
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,13 @@
 """Metrics of samples against data; every number comes with its extractor, its n and its floor."""
 
-from scorelab.metrics.ensemble import crps, rank_histogram, rmse, spread_skill
+from scorelab.metrics.ensemble import Uniformity, crps, rank_histogram, rank_test, rmse, spread_skill
 from scorelab.metrics.evaluate import report
 from scorelab.metrics.features import Coordinates, Features, RawPixels, SmallCNN, pixels, small_cnn
 from scorelab.metrics.frechet import frechet, frechet_distance
 from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
 from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
 from scorelab.metrics.smallcnn import WeightsError
+from scorelab.metrics.spectrum import PowerSpectrum, power_spectrum, shell_average, spectral_error
 from scorelab.metrics.transport import sinkhorn, sliced_wasserstein, wasserstein_1d
 from scorelab.metrics.value import MetricValue
 from scorelab.metrics.vendi import hill_number, vendi, vendi_from_kernel, vendi_from_points
@@ -15,9 +16,11 @@ __all__ = [
     "Coordinates",
     "Features",
     "MetricValue",
+    "PowerSpectrum",
     "PrecisionRecall",
     "RawPixels",
     "SmallCNN",
+    "Uniformity",
     "WeightsError",
     "crps",
     "frechet",
@@ -28,13 +31,17 @@ __all__ = [
     "mmd",
     "mmd2_unbiased",
     "pixels",
+    "power_spectrum",
     "precision_recall",
     "rank_histogram",
+    "rank_test",
     "report",
     "rmse",
+    "shell_average",
     "sinkhorn",
     "sliced_wasserstein",
     "small_cnn",
+    "spectral_error",
     "spread_skill",
     "vendi",
     "vendi_from_kernel",

@@ -9,8 +9,11 @@ summing to 1, :math:`1/\sum_i w_i^2` takes the place of the number of members :m
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import numpy as np
+from scipy import stats
 
 from scorelab.metrics.value import MetricValue, numbers
 
@@ -73,14 +76,63 @@ def rank_histogram(key: jax.Array, ensemble: np.ndarray, truth: np.ndarray) -> n
     """How often the truth has each rank among the members, over cases and points: counts ``(members + 1,)``.
 
     Flat where truth and members are exchangeable, a U where the ensemble is too narrow. Equal values are ranked at random.
-    Ranks of neighbouring points are not independent: a chi-square test is one of cases of a single point.
+    Ranks of neighbouring points are not independent: a chi-square test is one of cases of a single point, :func:`rank_test` one of
+    cases of many.
     Source: Hamill, "Interpretation of rank histograms for verifying ensemble forecasts", 2001.
     """
     x, y, _ = _points(ensemble, truth, None)
+    return np.bincount(_ranks(key, x, y).ravel(), minlength=len(x) + 1)
+
+
+class Uniformity(NamedTuple):
+    """A test of flat ranks: its ``statistic``, the ``p_value`` under flatness, and the share of the ranks in each of the bins."""
+
+    statistic: float
+    p_value: float
+    shares: np.ndarray
+
+
+def rank_test(key: jax.Array, ensemble: np.ndarray, truth: np.ndarray, *, bins: int | None = None) -> Uniformity:
+    r"""Hotelling's test that the ranks of the truth are flat, where the points of a case depend on one another.
+
+    Every case has its own histogram, :math:`h_c`, the shares of its points in all bins but one. Exchangeable members have
+    :math:`E h_c = u`, flat, and independent cases
+
+    .. math:: T^2 = n\,(\bar h-u)^\top S^{-1}(\bar h-u),\qquad \frac{n-b+1}{(n-1)(b-1)}\,T^2\sim F_{b-1,\,n-b+1}
+
+    with the covariance ``S`` of the :math:`h_c`, for ``n`` cases and ``b`` bins; asymptotically in ``n``, since shares
+    are no Gaussians. A small p-value says that the ensemble is not calibrated; a large one that nothing was found.
+
+    Args:
+        key: of the ranks of equal values.
+        ensemble: ``(members, cases, *event)``.
+        truth: ``(cases, *event)``.
+        bins: of equal numbers of ranks, a divisor of ``members + 1``; None for one of each rank.
+
+    Raises:
+        ValueError: bins that do not divide the ranks, at most as many cases as bins, histograms of cases that do not vary.
+    """
+    x, y, _ = _points(ensemble, truth, None)
+    ranks, cases = _ranks(key, x, y), len(y)
+    bins = len(x) + 1 if bins is None else bins
+    if not isinstance(bins, int) or bins < 2 or (len(x) + 1) % bins:
+        raise ValueError(f"rank_test.bins = {bins!r}: expected a divisor of the {len(x) + 1} ranks, at least 2")
+    if cases <= bins:
+        raise ValueError(f"rank_test got {cases} cases for {bins} bins: expected more cases than bins, or fewer bins")
+    shares = np.stack([np.mean(ranks // ((len(x) + 1) // bins) == b, -1) for b in range(bins)], -1)
+    gap, covariance = shares.mean(0)[:-1] - 1 / bins, np.atleast_2d(np.cov(shares[:, :-1].T))
+    if np.linalg.matrix_rank(covariance) < bins - 1:
+        raise ValueError(f"rank_test: the histograms of {cases} cases do not vary in all of {bins} bins: expected fewer bins")
+    square = cases * float(gap @ np.linalg.solve(covariance, gap))
+    scaled = square * (cases - bins + 1) / ((cases - 1) * (bins - 1))
+    return Uniformity(square, float(stats.f.sf(scaled, bins - 1, cases - bins + 1)), shares.mean(0))
+
+
+def _ranks(key, x, y) -> np.ndarray:
+    """The number of members below the truth, (cases, points); equal values count at random."""
     below, ties = np.sum(x < y, 0), np.sum(x == y, 0)
     chance = np.asarray(jax.random.uniform(key, y.shape), np.float64)
-    ranks = below + np.floor(chance * (ties + 1)).astype(int)
-    return np.bincount(ranks.ravel(), minlength=len(x) + 1)
+    return below + np.floor(chance * (ties + 1)).astype(int)
 
 
 def _points(ensemble, truth, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

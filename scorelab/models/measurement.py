@@ -2,17 +2,18 @@ r"""Linear measurements of a clean point, :math:`m = H y_0 + \eta`, :math:`\eta\
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab.arrays import Array, is_traced
-from scorelab.densities import Density, Gaussian, GaussianMixture
+from scorelab.arrays import Array, Key, is_traced
+from scorelab.densities import ConditionedField, Density, Gaussian, GaussianField, GaussianMixture, Mixture
 from scorelab.densities.base import as_parameter
 from scorelab.pytrees import partly_static
 
@@ -71,6 +72,57 @@ class LinearMeasurement:
             std=jnp.concatenate(stds),
         )
 
+    @classmethod
+    def averages(
+        cls, shape: Sequence[int], block: Sequence[int], *, values: Array | float, std: Array | float
+    ) -> LinearMeasurement:
+        """Averages over the blocks that tile an event, in the order of its elements: a coarse image of it.
+
+        Args:
+            shape: the event, such as ``(*grid, channels)``.
+            block: the sides of a block, one for every axis of ``shape`` and a divisor of it; 1 for channels.
+            values: what was measured, ``(k,)``, or one number for all until :meth:`observing` draws them.
+            std: as in the class.
+        """
+        shape, block = tuple(shape), tuple(block)
+        fits = len(block) == len(shape) and all(isinstance(b, int) and b >= 1 for b in block)
+        if not fits or any(n % b for n, b in zip(shape, block, strict=True)):
+            raise ValueError(f"LinearMeasurement.averages.block = {block}: expected a divisor for every axis of shape = {shape}")
+        rows = functools.reduce(
+            np.kron, [np.kron(np.eye(n // b), np.full((1, b), 1 / b)) for n, b in zip(shape, block, strict=True)]
+        )
+        return cls(matrix=rows, values=_for_all(values, len(rows)), std=std)
+
+    @classmethod
+    def points(cls, shape: Sequence[int], places: Array, *, values: Array | float, std: Array | float) -> LinearMeasurement:
+        """Single elements of an event, such as stations on a grid.
+
+        Args:
+            shape: the event, such as ``(*grid, channels)``.
+            places: integer indices ``(k, len(shape))`` of the elements, none negative.
+            values: what was measured, ``(k,)``, or one number for all until :meth:`observing` draws them.
+            std: as in the class.
+        """
+        shape, places = tuple(shape), np.asarray(places)
+        if places.ndim != 2 or places.shape[1] != len(shape) or not np.issubdtype(places.dtype, np.integer) or not len(places):
+            raise ValueError(
+                f"LinearMeasurement.points.places is {places.dtype} {places.shape}: expected integers (k, {len(shape)}), an index "
+                f"for every axis of shape = {shape}"
+            )
+        if np.any(places < 0) or np.any(places >= shape):
+            outside = places[np.any((places < 0) | (places >= shape), axis=1)][0].tolist()
+            raise ValueError(f"LinearMeasurement.points.places has {outside}: expected indices from 0 within shape = {shape}")
+        rows = np.zeros((len(places), math.prod(shape)))
+        rows[np.arange(len(places)), np.ravel_multi_index(tuple(places.T), shape)] = 1.0
+        return cls(matrix=rows, values=_for_all(values, len(rows)), std=std)
+
+    def observing(self, key: Key, y0: Array) -> LinearMeasurement:
+        """The same measurement with the values it has of a clean point ``event`` of the chart, noise drawn by ``key``."""
+        y0 = jnp.asarray(y0)
+        clean = -dataclasses.replace(self, values=jnp.zeros_like(self.values)).residual(y0[None])[0]
+        noise = jnp.sqrt(self.noise(clean.dtype)) * jax.random.normal(key, clean.shape, clean.dtype)
+        return dataclasses.replace(self, values=clean + noise)
+
     def noise(self, dtype: jnp.dtype) -> Array:
         """The variances of the noise, the diagonal of ``R``, ``(k,)``."""
         return jnp.broadcast_to(jnp.asarray(self.std, dtype) ** 2, self.values.shape)
@@ -97,22 +149,30 @@ class LinearMeasurement:
         return -0.5 * jnp.sum(residual**2 / noise + jnp.log(2 * math.pi * noise), -1)
 
 
+def _for_all(values: Array | float, k: int) -> Array:
+    return jnp.full(k, values) if np.ndim(values) == 0 else as_parameter(values)
+
+
 @functools.singledispatch
 def exact_posterior(law: Density, measurement: LinearMeasurement) -> Density:
-    r"""The law of a clean point given its measurement, in closed form, dense and in float64 on the host.
+    r"""The law of a clean point given its measurement, in closed form and in float64 on the host.
 
     .. math:: K = CH^\top(R + HCH^\top)^{-1},\qquad \mu' = \mu + K(m - H\mu),\qquad C' = (I-KH)\,C\,(I-KH)^\top + KRK^\top ;
 
-    each component of a mixture so, with its weight times its evidence :math:`N(m; H\mu_k, R + HC_kH^\top)`.
+    each component of a mixture so, with its weight times its evidence :math:`N(m; H\mu_k, R + HC_kH^\top)`. That of a
+    :class:`scorelab.densities.Gaussian` is dense. That of a :class:`scorelab.densities.GaussianField` takes ``k`` filters and no
+    matrix of its size.
 
     Args:
-        law: a :class:`scorelab.densities.Gaussian` or :class:`scorelab.densities.GaussianMixture` of the chart.
+        law: a ``Gaussian``, a ``GaussianMixture``, a ``GaussianField`` or a ``Mixture`` of fields, of the chart.
         measurement: what was measured.
 
     Raises:
         TypeError: for any other law.
     """
-    raise TypeError(f"exact_posterior.law is a {type(law).__name__}: expected a Gaussian or a GaussianMixture")
+    raise TypeError(
+        f"exact_posterior.law is a {type(law).__name__}: expected a Gaussian, a GaussianField, or a mixture of one of them"
+    )
 
 
 @exact_posterior.register
@@ -121,12 +181,38 @@ def _(law: Gaussian, measurement: LinearMeasurement) -> Gaussian:
 
 
 @exact_posterior.register
+def _(law: GaussianField, measurement: LinearMeasurement) -> ConditionedField:
+    return _condition_field(law, measurement)[0]
+
+
+@exact_posterior.register
 def _(law: GaussianMixture, measurement: LinearMeasurement) -> GaussianMixture:
-    parts = [_condition(jax.tree.map(lambda a: a[k], law.components), measurement) for k in range(len(law.log_weights))]
+    weights, posteriors = _condition_each(law, measurement, _condition)
+    return GaussianMixture.of(weights, posteriors)
+
+
+@exact_posterior.register
+def _(law: Mixture, measurement: LinearMeasurement) -> Mixture:
+    if not isinstance(law.components, GaussianField):
+        kind = type(law.components).__name__
+        raise TypeError(f"exact_posterior.law is a Mixture of {kind} laws: expected GaussianField laws, and measurements stacked")
+    return Mixture(*_condition_each(law, measurement, _condition_field))
+
+
+def _condition_each(law: Mixture, measurement: LinearMeasurement, condition: Callable) -> tuple[np.ndarray, list]:
+    """The weights and the components of the posterior of a mixture."""
+    parts = [condition(jax.tree.map(lambda a, k=k: a[k], law.components), measurement) for k in range(len(law.log_weights))]
     log_weights = np.asarray(law.log_weights, np.float64) + [evidence for _, evidence in parts]
     # A mixture has positive weights: those below the least number are it.
     weights = np.maximum(np.exp(log_weights - log_weights.max()), np.finfo(np.float32).tiny)
-    return GaussianMixture.of(weights, [posterior for posterior, _ in parts])
+    return weights, [posterior for posterior, _ in parts]
+
+
+def _condition_field(law: GaussianField, measurement: LinearMeasurement) -> tuple[ConditionedField, float]:
+    """The posterior of a field and the log evidence."""
+    values = np.asarray(measurement.values, np.float64)
+    posterior = law.given(measurement.matrix, values, np.broadcast_to(np.asarray(measurement.std, np.float64) ** 2, values.shape))
+    return posterior, float(posterior.log_evidence)
 
 
 def _condition(law: Gaussian, measurement: LinearMeasurement) -> tuple[Gaussian, float]:

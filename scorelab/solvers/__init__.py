@@ -9,10 +9,10 @@ from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
 from scorelab.solvers.external import Diffrax
 from scorelab.solvers.interpolant import InterpolantODE, InterpolantSDE
 from scorelab.solvers.joint import Hold, Joint
-from scorelab.solvers.self_conditioned import SelfConditioned
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.renoise import Renoise
 from scorelab.solvers.repaint import RePaint
+from scorelab.solvers.self_conditioned import SelfConditioned
 from scorelab.solvers.straight import DEIS, Heun
 from scorelab.solvers.unipc import UniPC
 

@@ -6,7 +6,7 @@ from scorelab.viz.figures import save, to_png_bytes
 from scorelab.viz.histograms import histogram
 from scorelab.viz.images import image_grid, mosaic
 from scorelab.viz.lines import Panel, lines, panels
-from scorelab.viz.maps import fields, heatmaps
+from scorelab.viz.maps import fields, grids, heatmaps
 from scorelab.viz.points import scatter, scatter_grid
 from scorelab.viz.sequences import sequences
 from scorelab.viz.trajectories import trajectory
@@ -15,6 +15,7 @@ __all__ = [
     "Panel",
     "dots",
     "fields",
+    "grids",
     "heatmaps",
     "histogram",
     "image_grid",

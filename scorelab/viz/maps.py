@@ -1,4 +1,4 @@
-"""Numbers over two coordinates: tables as coloured cells, and vector fields in a plane."""
+"""Numbers over two coordinates: tables as coloured cells, scalar fields on grids, and vector fields in a plane."""
 
 from __future__ import annotations
 
@@ -59,6 +59,54 @@ def heatmaps(
     bar = figure.colorbar(images[0], ax=list(grid), shrink=0.7, pad=0.01)
     bar.set_label(colour, fontsize=8, color=MUTED)
     bar.ax.tick_params(labelsize=7, colors=MUTED)
+    return figure
+
+
+def grids(
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    *,
+    points: np.ndarray | None = None,
+    diverging: Sequence[str] = (),
+    width: float = 9.0,
+) -> Figure:
+    """Scalar fields on grids, by row and title, under one scale of colours for each row.
+
+    Args:
+        rows: row -> title -> values ``(height, width)``, which may be coarser than one another. Every row has its own titles.
+        points: places ``(k, 2)``, row and column, on the finest grid, marked in every panel.
+        diverging: names of rows whose colours are symmetric about 0; those of the others begin at 0.
+        width: of the figure, in inches.
+
+    Raises ValueError for no field, and for an array that is no grid of finite numbers.
+    """
+    if not rows or not all(rows.values()):
+        raise ValueError("grids got no field: expected at least one in every row")
+    tables = {row: {title: np.asarray(field, np.float64) for title, field in columns.items()} for row, columns in rows.items()}
+    for row, columns in tables.items():
+        for title, field in columns.items():
+            if field.ndim != 2 or not field.size or not np.isfinite(field).all():
+                raise ValueError(f"grids: {title!r} of {row!r} has shape {field.shape}: expected (height, width), all finite")
+    across = max(map(len, tables.values()))
+    high, wide = np.max([field.shape for columns in tables.values() for field in columns.values()], axis=0)
+    side = width / (across + 0.5)
+    figure = new_figure(width, len(tables) * (side * high / wide + 0.3))
+    panes = figure.subplots(len(tables), across, squeeze=False)
+    for axes, (row, columns) in zip(panes, tables.items(), strict=True):
+        top = max(float(np.abs(field).max()) for field in columns.values()) or 1.0
+        low, colours = (-top, "RdBu_r") if row in diverging else (0.0, "viridis")
+        extent, images = (-0.5, wide - 0.5, high - 0.5, -0.5), []
+        for pane, (title, field) in zip(axes, columns.items(), strict=False):
+            images.append(pane.imshow(field, vmin=low, vmax=top, cmap=colours, extent=extent, interpolation="nearest"))
+            if points is not None:
+                pane.plot(points[:, 1], points[:, 0], "o", color=INK, markersize=2.5, markerfacecolor="white", markeredgewidth=0.7)
+            pane.set_title(title, fontsize=8, color=INK)
+            pane.set_xticks([])
+            pane.set_yticks([])
+        for pane in axes[len(columns) :]:
+            pane.set_axis_off()
+        axes[0].set_ylabel(row, fontsize=8, color=MUTED)
+        bar = figure.colorbar(images[0], ax=list(axes), shrink=0.85, pad=0.01)
+        bar.ax.tick_params(labelsize=6, colors=MUTED)
     return figure
 
 

@@ -38,6 +38,10 @@ def _orthonormal(d, r, seed):
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(d, r)))[0]
 
 
+def _field(side, mean=0.0, exponent=3.0):
+    return densities.GaussianField((side, side, 1), densities.PowerLaw(exponent=exponent, knee=1.0), mean=mean, variance=0.5)
+
+
 DENSITIES = {
     "gaussian_full": densities.Gaussian(np.array([0.5, -0.2]), np.array([[0.6, 0.2], [0.2, 0.3]])),
     "gaussian_diagonal": densities.Gaussian(np.array([0.5, -0.2, 1.0]), np.array([0.4, 0.1, 0.2])),
@@ -53,6 +57,11 @@ DENSITIES = {
             for seed, mean in enumerate((-0.5, 0.6))
         ],
     ),
+    "field": densities.GaussianField(
+        (4, 6, 2), densities.Matern(length=1.0), mean=np.linspace(-1, 1, 6)[:, None], variance=[0.5, 0.2]
+    ),
+    "conditioned_field": _field(4, 0.3).given(np.eye(16)[[0, 5, 6]] + 0.1, [0.4, -0.2, 1.0], [0.05, 0.01, 0.2]),
+    "mixture_of_fields": densities.Mixture([0.6, 0.4], [_field(4, 0.5, 4.0), _field(4, -0.5, 2.0)]),
     "isotropic_mixture": densities.IsotropicMixture(np.random.default_rng(0).normal(size=(300, 2)), 0.04, block=128),
     "rings": densities.Rings(),
     "checkerboard": densities.checkerboard(),

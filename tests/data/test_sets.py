@@ -59,6 +59,22 @@ def test_toys_come_from_the_law_of_their_name(name, law):
     assert abs(ours.mean() - theirs.mean()) < 5 * error + 1e-5
 
 
+def test_the_regimes_are_draws_of_their_law():
+    x = load("regimes", n=4000, seed=1).x
+    assert (x.shape, x.dtype) == ((4000, 16, 16, 1), np.float32)
+    law = densities.regimes()
+    first = np.asarray(law.responsibilities(x)[0], np.float64)
+    # The regimes hardly overlap: the share has the deviation of a coin.
+    assert abs(first.mean() - 0.6) < 4 * np.sqrt(0.24 / 4000)
+    # Shares and means alone: 0.6 * 0.7 - 0.4 * 0.7 of the wave, and a variance about 0.64 + 0.96 * 0.7^2 / 2 of a point.
+    wave = np.cos(np.pi / 2 * np.arange(16))[:, None, None]
+    along = np.mean(x * wave, (1, 2, 3)) / np.mean(wave**2)
+    assert abs(along.mean() - 0.14) < 4 * along.std() / np.sqrt(4000)
+    assert law.scale() == pytest.approx((0.14 / np.sqrt(2), np.sqrt(0.64 + 0.96 * 0.49 / 2)), rel=1e-5)
+    # A wave of period four has the average 0 over every block of four.
+    np.testing.assert_allclose(np.asarray(law.components.mean).reshape(2, 4, 4, 16).mean(2), 0, atol=1e-6)
+
+
 def test_two_moons_lie_on_their_arcs():
     x = load("two_moons", n=4000, seed=0).x
     to_arc = [np.abs(np.linalg.norm(x - c, axis=1) - 1) for c in ((-0.5, -0.25), (0.5, 0.25))]

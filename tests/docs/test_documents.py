@@ -201,7 +201,7 @@ def test_the_blocks_of_a_page_run_one_after_the_other(page, printed, tmp_path, m
 SLOW = pytest.param("docs/distillation.md", marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("page", ["docs/steering.md", "docs/posterior.md", SLOW])
+@pytest.mark.parametrize("page", ["docs/steering.md", "docs/posterior.md", "docs/fields.md", SLOW])
 def test_pages_that_say_what_comes_out(page, capsys, optimised):
     # Their blocks hold the assertions themselves, or print.
     scope = {}

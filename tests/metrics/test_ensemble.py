@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab.metrics import crps, rank_histogram, rmse, spread_skill
+from scorelab.metrics import crps, rank_histogram, rank_test, rmse, spread_skill
 
 KEY = jax.random.key(0)
 
@@ -122,6 +122,57 @@ def test_the_rank_counts_the_members_below():
     x = np.array([0.0, 1.0, 2.0])[:, None]
     for truth, rank in ((-1.0, 0), (0.5, 1), (1.5, 2), (3.0, 3)):
         assert rank_histogram(KEY, x, np.array([truth])).tolist() == np.eye(4, dtype=int)[rank].tolist()
+
+
+def dependent(members, cases, points, spread, rng):
+    """As ``exchangeable``, with points that share 80 % of their variance."""
+    noise = np.sqrt(0.8) * rng.normal(size=(members + 1, cases, 1)) + np.sqrt(0.2) * rng.normal(size=(members + 1, cases, points))
+    return spread * noise[1:], noise[0]
+
+
+@pytest.mark.parametrize(("members", "points", "bins", "cases"), [(9, 1, 5, 120), (9, 20, 10, 60), (9, 20, 5, 30)])
+def test_flat_ranks_are_rejected_as_often_as_the_level_says(members, points, bins, cases):
+    rng, trials, level = np.random.default_rng(0), 600, 0.1
+    found = [rank_test(KEY, *dependent(members, cases, points, 1.0, rng), bins=bins).p_value for _ in range(trials)]
+    # Four standard errors of the share of 600 trials, and a third of the level for shares that are no Gaussians.
+    assert abs(np.mean(np.array(found) < level) - level) < 4 * np.sqrt(level * (1 - level) / trials) + level / 3
+    # Pooled, the points would be taken for independent: the chi-square test rejects most of the time.
+    if points > 1:
+        pooled = [stats.chisquare(rank_histogram(KEY, *dependent(members, cases, points, 1.0, rng))).pvalue for _ in range(100)]
+        assert np.mean(np.array(pooled) < level) > 0.5
+    # An ensemble of half the width is found, with cases enough for a shift of the outer bins by several standard errors.
+    assert rank_test(KEY, *dependent(members, 10 * cases, points, 0.5, rng), bins=bins).p_value < 1e-6
+
+
+def test_the_rank_test_of_two_bins_is_that_of_a_mean():
+    # With two bins it is the square of Student's test of the share of low ranks.
+    x, y = exchangeable(9, 40, points=6, spread=0.8)
+    found = rank_test(KEY, x, y, bins=2)
+    low = np.mean(np.sum(x < y, 0) < 5, -1)
+    reference = stats.ttest_1samp(low, 0.5)
+    assert found.statistic == pytest.approx(reference.statistic**2, rel=1e-9)
+    assert found.p_value == pytest.approx(reference.pvalue, rel=1e-9)
+    np.testing.assert_allclose(found.shares, [low.mean(), 1 - low.mean()], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "cases", "match"),
+    [
+        (dict(bins=3), 40, r"rank_test.bins = 3: expected a divisor of the 10 ranks"),
+        (dict(bins=1), 40, "bins = 1"),
+        (dict(), 10, "10 cases for 10 bins"),
+        (dict(bins=2), 3, None),
+    ],
+)
+def test_a_test_of_ranks_needs_cases_and_bins_that_fit(options, cases, match):
+    x, y = exchangeable(9, cases, points=5)
+    if match is None:
+        rank_test(KEY, x, y, **options)
+        with pytest.raises(ValueError, match="do not vary"):
+            rank_test(KEY, x, y + 100, **options)
+    else:
+        with pytest.raises(ValueError, match=match):
+            rank_test(KEY, x, y, **options)
 
 
 # What is refused ---------------------------------------------------------------------------------------------------

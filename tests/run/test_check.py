@@ -71,6 +71,7 @@ def refusal(name, *overrides):
         (QUICK, ["experiment.Sample.n = 200"], "n = 297: expected 2 to 200, the number of images of Sample.n"),
         (QUICK, ["metrics.small_cnn.dataset_name = 'kmnist'"], "expected features of digits, not of kmnist"),
         (QUICK, ["experiment.Evaluate.evaluations = (@experiment.PointEvaluation(),)"], "PointEvaluation for digits: expected a"),
+        (RINGS, [*POINTS, "experiment.Evaluate.evaluations = (@experiment.FieldEvaluation(),)"], "expected fields (*grid,"),
         (RINGS, [*POINTS, "experiment.PointEvaluation.n = 50000"], "at most the number of samples, Sample.n = 5000"),
         ("paper/2501.06848/digits", ["rewards.ClassLogProb.dataset = 'mnist'"], "ClassLogProb.dataset = 'mnist' for"),
         # the sampler, traced

@@ -1,4 +1,4 @@
-"""Tables as coloured cells and vector fields: what is drawn is what was given."""
+"""Tables as coloured cells, scalar and vector fields: what is drawn is what was given."""
 
 import numpy as np
 import pytest
@@ -43,6 +43,21 @@ def test_a_field_is_its_length_and_its_direction():
         assert np.allclose(arrows[away], at[away] / np.linalg.norm(at[away], axis=1, keepdims=True))
 
 
+def test_rows_of_grids_have_one_scale_each_and_one_extent():
+    fine, coarse = np.arange(16.0).reshape(4, 4) - 4, np.full((2, 2), -20.0)
+    rows = {"field": {"truth": fine, "averages": coarse}, "spread": {"exact": np.abs(fine)}}
+    figure = viz.grids(rows, points=np.array([[0, 3], [2, 1]]), diverging=("field",))
+    panels = drawn(figure)
+    assert [axes.get_title() for axes in panels] == ["truth", "averages", "exact"]
+    images = [axes.get_images()[0] for axes in panels]
+    for image, field in zip(images, (fine, coarse, np.abs(fine)), strict=True):
+        assert np.array_equal(np.asarray(image.get_array()), field)
+        assert image.get_extent() == [-0.5, 3.5, 3.5, -0.5]
+    assert [image.get_clim() for image in images] == [(-20, 20), (-20, 20), (0, 11)]
+    # A place is (row, column): right and down.
+    assert np.array_equal(panels[0].lines[0].get_xydata(), [[3, 0], [1, 2]])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -51,6 +66,8 @@ def test_a_field_is_its_length_and_its_direction():
             lambda: viz.heatmaps({"a": np.zeros((2, 1))}, rows=["1"], columns=["1"], limits=(0, 1), **LABELS),
             r"table 'a' has shape \(2, 1\): expected \(1, 1\)",
         ),
+        (lambda: viz.grids({"row": {}}), "grids got no field"),
+        (lambda: viz.grids({"row": {"a": np.zeros(3)}}), r"'a' of 'row' has shape \(3,\): expected \(height, width\)"),
         (
             lambda: viz.fields({"row": {"a": np.zeros((3, 3))}}, axis=np.zeros(3), **LABELS),
             r"fields: 'a' of 'row' has shape \(3, 3\): expected \(3, 3, 2\)",
