@@ -169,7 +169,7 @@ class Coupled:
 
     @property
     def prepare(self) -> _PrepareCoupled:
-        """That of the batches; the base is left as it is."""
+        """That of the batches; a base of integers, as pixels are, goes through the transform of the data."""
         return _PrepareCoupled(getattr(self.batches, "prepare", None))
 
     def at(self, step: int, *shard: int) -> dict[str, Array]:
@@ -226,5 +226,9 @@ class _PrepareCoupled:
     inner: Callable[[dict], dict] | None
 
     def __call__(self, batch: dict[str, Pytree]) -> dict[str, Pytree]:
-        rest = {name: value for name, value in batch.items() if name != "base"}
-        return {**(rest if self.inner is None else self.inner(rest)), "base": batch["base"]}
+        rest, base = {name: value for name, value in batch.items() if name != "base"}, batch["base"]
+        transform = getattr(self.inner, "transform", None)
+        # Pixels, as those of the data, are brought to their scale.
+        if base is not None and transform is not None and np.issubdtype(base.dtype, np.integer):
+            base = transform.encode(base)
+        return {**(rest if self.inner is None else self.inner(rest)), "base": base}

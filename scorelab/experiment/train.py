@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from scorelab.arrays import Pytree
+from scorelab.data import Coupled, Paired
 from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
@@ -22,6 +23,7 @@ from scorelab.experiment.faults import Signals, Stopped
 from scorelab.experiment.sinks import Row, Sink, opened, trained
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
+from scorelab.processes import StochasticInterpolant
 from scorelab.training import Learner, Window, fit
 from scorelab.validation import require_choice, require_int, require_spec
 
@@ -67,7 +69,7 @@ class Train(Stage):
             raise ValueError(f"Train.sinks has {twice.__name__} twice: expected each once, since a kind has one place to write to")
 
     def check(self, experiment, like):
-        """The state and the devices, the classes of the network, the scale of the data, the pairs of a teacher, the sinks."""
+        """The state and the devices, the scale of the data, the pairs of a teacher, the coupling of an interpolant, the sinks."""
         for sink in self.sinks:
             sink.check()
         require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
@@ -76,6 +78,8 @@ class Train(Stage):
         if (weight := experiment.learner.pair_weight) and experiment.data.pairs is None:
             owner = type(experiment.learner).__name__
             raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
+        if isinstance(joined := coupled(experiment, experiment.data.examples(self.batch_size, experiment.seed)), Coupled):
+            joined.at(0)
 
     def __call__(self, run: Run) -> None:
         """Train up to ``steps``."""
@@ -120,12 +124,12 @@ def train(run: Run) -> Any:
         f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     )
     began = time.monotonic()
-    data = experiment.data.batches(stage.batch_size, experiment.seed)
+    data = coupled(experiment, experiment.data.batches(stage.batch_size, experiment.seed))
     signals = Signals() if run.signals is None else run.signals
     hooks = (
         Diagnosed(stage.log_every, experiment.learner, workdir),
-        Previewed(stage.checkpoint_every, run),
         SaveEvery(stage.checkpoint_every, checkpoints),
+        Previewed(stage.checkpoint_every, run),
     )
     with (
         opened(run, stage.sinks) as log.write,
@@ -150,6 +154,15 @@ def train(run: Run) -> Any:
     workdir.window.unlink(missing_ok=True)
     console.stage("train", f"{stage.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
     return state
+
+
+def coupled(experiment: Experiment, batches: Any) -> Any:
+    """The training batches, with the base of each row where the process of the learner joins data and base by a coupling."""
+    process = experiment.process
+    if not isinstance(process, StochasticInterpolant) or process.coupling is None:
+        return batches
+    base = None if isinstance(process.coupling, Paired) else process.base
+    return Coupled(batches, process.coupling, base, seed=experiment.seed)
 
 
 def require_space(stage: Train, workdir: Workdir, size: int) -> None:

@@ -99,6 +99,11 @@ class InterpolantMatching(Loss):
                 )
             if jnp.shape(batch["base"]) != jnp.shape(x):
                 raise ValueError(f'batch["base"] has shape {jnp.shape(batch["base"])}: expected {jnp.shape(x)}, that of x')
+            if not jnp.issubdtype(batch["base"].dtype, jnp.floating):
+                raise TypeError(
+                    f'batch["base"] has dtype {batch["base"].dtype}: expected floating point on the scale of x; as data.Coupled has '
+                    "it"
+                )
             return jnp.asarray(batch["base"], x.dtype)
         if batch.get("base") is not None:
             raise ValueError(f'batch["base"] under {self.process!r}: expected a process with the coupling that made these pairs')

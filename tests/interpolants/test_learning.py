@@ -235,3 +235,14 @@ def test_a_plan_that_does_not_converge_is_said():
     rng = np.random.default_rng(8)
     with pytest.warns(data.CouplingWarning, match="did not converge"):
         data.Entropic(std=1e-3).partners(rng, 50 * rng.normal(size=(64, 2)), 50 * rng.normal(size=(64, 2)) + 10)
+
+
+def test_a_base_of_pixels_is_brought_to_the_scale_of_the_data():
+    pixels = np.random.default_rng(9).integers(0, 256, size=(32, 4, 4, 1)).astype(np.uint8)
+    prepared = training.Prepared(data.Batches({"x": pixels, "base": pixels[::-1].copy()}, batch_size=8), transform=data.Pixels())
+    batch = data.Coupled(prepared, data.Paired())
+    found = batch.prepare(batch.at(0))
+    np.testing.assert_array_equal(found["base"], data.Pixels().encode(batch.at(0)["base"]))
+    process = processes.StochasticInterpolant(gamma=gammas.Quadratic(), base=np.zeros((2, 4, 4, 1)), coupling=data.Paired())
+    with pytest.raises(TypeError, match="uint8"):
+        losses.InterpolantMatching(process).draw(KEY, {"x": found["x"], "base": batch.at(0)["base"]})
