@@ -10,7 +10,7 @@ import abc
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -31,7 +31,10 @@ class Coupling(abc.ABC):
     Attributes:
         batch: rows that are joined at once, a multiple of those of a training batch; None for those of one batch.
         groups: the name of an array of integers, such as ``"label"``: rows are joined with base rows of their own group only.
+        independent: whether it joins nothing, so that a base drawn anywhere will do.
     """
+
+    independent: ClassVar[bool] = False
 
     batch: int | None = None
     groups: str | None = None
@@ -49,7 +52,9 @@ class Coupling(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Independent(Coupling):
-    """Every row with a base row of its own, whatever the two are."""
+    """Every row with a base row of its own, whatever the two are: what there is without a coupling."""
+
+    independent = True
 
     def partners(self, rng, x, w):
         return np.arange(len(x))

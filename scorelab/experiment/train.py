@@ -159,7 +159,7 @@ def train(run: Run) -> Any:
 def coupled(experiment: Experiment, batches: Any) -> Any:
     """The training batches, with the base of each row where the process of the learner joins data and base by a coupling."""
     process = experiment.process
-    if not isinstance(process, StochasticInterpolant) or process.coupling is None:
+    if not isinstance(process, StochasticInterpolant) or not process.joined:
         return batches
     base = None if isinstance(process.coupling, Paired) else process.base
     return Coupled(batches, process.coupling, base, seed=experiment.seed)

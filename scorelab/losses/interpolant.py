@@ -92,7 +92,7 @@ class InterpolantMatching(Loss):
 
     def _base(self, key: Key, batch: Batch) -> Array:
         x = batch["x"]
-        if self.process.coupling is not None:
+        if self.process.joined:
             if batch.get("base") is None:
                 raise ValueError(
                     f'batch["base"] is not there, under the coupling {self.process.coupling!r}: expected batches of data.Coupled'
@@ -101,8 +101,7 @@ class InterpolantMatching(Loss):
                 raise ValueError(f'batch["base"] has shape {jnp.shape(batch["base"])}: expected {jnp.shape(x)}, that of x')
             if not jnp.issubdtype(batch["base"].dtype, jnp.floating):
                 raise TypeError(
-                    f'batch["base"] has dtype {batch["base"].dtype}: expected floating point on the scale of x; as data.Coupled has '
-                    "it"
+                    f'batch["base"] has dtype {batch["base"].dtype}: expected floating point on the scale of x, from data.Coupled'
                 )
             return jnp.asarray(batch["base"], x.dtype)
         if batch.get("base") is not None:

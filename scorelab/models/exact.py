@@ -52,7 +52,7 @@ class ExactModel(KnowsScale, KnowsDensity):
             require_mixture("ExactModel.law", self.law)
             if self.process.base is not None:
                 require_mixture("StochasticInterpolant.base", self.process.base)
-            if self.process.coupling is not None:
+            if self.process.joined:
                 raise ValueError(
                     f"ExactModel.process has the coupling {self.process.coupling!r}: expected None, since only independent "
                     "ends have a closed form here"

@@ -97,9 +97,10 @@ class StochasticInterpolant(Process):
     Attributes:
         path: :math:`\alpha` and :math:`\beta` (:mod:`scorelab.processes.paths`).
         gamma: the latent noise (:mod:`scorelab.processes.gammas`).
-        base: the law at ``t = 1``: a law of :mod:`scorelab.densities`, or points ``(n, *event)`` that are drawn with replacement.
-            None under a path with the data at both ends. Bases of equal numbers are equal.
-        coupling: how data and base are joined (:mod:`scorelab.data`); None for independently.
+        base: the law at ``t = 1``: a law of :mod:`scorelab.densities`, or points ``(n, *event)`` that are drawn with replacement,
+            also as a data set of floating point points or its training split. None under a path with the data at both ends. Bases
+            of equal numbers are equal.
+        coupling: how data and base are joined (:mod:`scorelab.data`); None, as ``Independent()``, for independently.
         margin: training keeps this far from both ends, where the target of a steep gamma is infinite.
 
     Raises:
@@ -120,7 +121,10 @@ class StochasticInterpolant(Process):
         if self.path.two_sided == (self.base is None):
             wanted = "a law, or points (n, *event)" if self.path.two_sided else "None, since the data are at both ends"
             raise ValueError(f"StochasticInterpolant.base = {self.base!r} with {self.path!r}: expected {wanted}")
+        if self.coupling is not None and not callable(getattr(self.coupling, "partners", None)):
+            raise TypeError(f"StochasticInterpolant.coupling = {self.coupling!r}: expected a coupling of scorelab.data, or None")
         if self.base is not None and not self.has_law:
+            object.__setattr__(self, "base", _points(self.base))
             require_real("StochasticInterpolant.base", self.base)
             points = np.asarray(self.base)
             if points.ndim < 2 or not len(points) or not np.all(np.isfinite(points)):
@@ -133,6 +137,11 @@ class StochasticInterpolant(Process):
 
     def __hash__(self):
         return hash(self._content)  # pyright: ignore
+
+    @property
+    def joined(self) -> bool:
+        """Whether data and base depend on one another, so that a batch has to bring both."""
+        return self.coupling is not None and not self.coupling.independent
 
     @property
     def has_law(self) -> bool:
@@ -170,7 +179,7 @@ class StochasticInterpolant(Process):
 
     def perturb(self, key: Key, batch: Float[Array, " batch *event"], t: BatchTime) -> Noised:
         """Noise data with a base of its own for each; ValueError under a coupling, whose pairs a batch has to bring."""
-        if self.coupling is not None:
+        if self.joined:
             raise ValueError(
                 f"perturb under {self!r}: expected pairs of data and base from its coupling, as batches of scorelab.data.Coupled "
                 "have them; noised(z, x, w, t) takes them"
@@ -245,6 +254,19 @@ class StochasticInterpolant(Process):
             )
         cast = {part: jnp.asarray(getattr(prediction, part)).astype(y.dtype) for part in parts}
         return dataclasses.replace(prediction, **cast, t=jnp.asarray(prediction.t, y.dtype))
+
+
+def _points(base: Any) -> Any:
+    """The points of a data set or of one of its splits; other bases as they are. ValueError for stored values, such as pixels."""
+    found = base.load("train") if callable(getattr(base, "load", None)) else base
+    if found is base and not hasattr(found, "x"):
+        return base
+    if not np.issubdtype((points := np.asarray(found.x)).dtype, np.floating):
+        raise ValueError(
+            f"StochasticInterpolant.base is a data set of {points.dtype}: expected floating point points on the scale of the data, "
+            "such as transform.encode(arrays.x)"
+        )
+    return points
 
 
 def _drawn(base: Any, keys: Key, event: tuple[int, ...], dtype: Any) -> Array:

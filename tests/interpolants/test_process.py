@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab import densities, models, processes, schedules
+from scorelab import data, densities, losses, models, processes, schedules
 from scorelab.processes import gammas, paths
 
 from . import laws
@@ -168,6 +168,24 @@ def test_a_base_of_points_is_drawn_from_them():
     counts = np.array([np.sum(np.all(drawn == point, axis=1)) for point in points])
     assert counts.sum() == 4000
     assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_a_base_may_be_a_data_set():
+    arrays = data.load("two_moons", n=64)
+    process = processes.StochasticInterpolant(base=arrays)
+    assert process == processes.StochasticInterpolant(base=arrays.x)
+    assert process == processes.StochasticInterpolant(base=data.Named(name="two_moons", n=64))
+    with pytest.raises(ValueError, match="data set of uint8"):
+        processes.StochasticInterpolant(base=data.load("digits"))
+
+
+def test_independence_is_no_coupling():
+    process = laws.process("linear, Brownian", coupling=data.Independent())
+    assert process.perturb(KEY, laws.data().sample(KEY, 4), 0.5).y.shape == (4, 2)
+    assert models.ExactModel(laws.data(), process)(jnp.zeros((1, 2)), 0.5).velocity.shape == (1, 2)
+    losses.InterpolantMatching(process).draw(KEY, {"x": laws.data().sample(KEY, 4)})
+    with pytest.raises(TypeError, match=r"expected a coupling of scorelab.data"):
+        laws.process("linear, Brownian", coupling=3)
 
 
 def test_processes_of_equal_numbers_are_equal():
