@@ -3,7 +3,7 @@
 from scorelab.models import nets
 from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
 from scorelab.models.bounded import Bounded, Clipped, DynamicThreshold
-from scorelab.models.bridge import ExactInterpolantPrediction
+from scorelab.models.bridge import ExactBridge, ExactInterpolantPrediction, Pieces
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.estimates import SeesEstimate, informed
 from scorelab.models.exact import ExactModel, ExactPrediction
@@ -27,6 +27,7 @@ __all__ = [
     "Conditioned",
     "Denoiser",
     "DynamicThreshold",
+    "ExactBridge",
     "ExactInterpolantPrediction",
     "ExactModel",
     "ExactPrediction",
@@ -41,6 +42,7 @@ __all__ = [
     "MeasurementGuided",
     "Model",
     "PiGDM",
+    "Pieces",
     "RewardGradient",
     "ScaleAt",
     "SeesEstimate",

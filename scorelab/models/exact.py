@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.arrays import Array, Pytree, is_traced
-from scorelab.densities.base import Density, Unnormalised
+from scorelab.densities.base import Density, Unnormalised, check_points
 from scorelab.densities.gaussian import Gaussian
 from scorelab.models.base import KnowsDensity
-from scorelab.models.bridge import exact_bridge, require_mixture
+from scorelab.models.bridge import Pieces, require_mixture
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasLogProb
@@ -54,8 +54,8 @@ class ExactModel(KnowsScale, KnowsDensity):
                 require_mixture("StochasticInterpolant.base", self.process.base)
             if self.process.joined:
                 raise ValueError(
-                    f"ExactModel.process has the coupling {self.process.coupling!r}: expected None, since only independent "
-                    "ends have a closed form here"
+                    f"ExactModel.process has the coupling {self.process.coupling!r}: expected None; a joint law that is known is "
+                    "that of models.ExactBridge"
                 )
         if isinstance(self.law, Unnormalised) and not isinstance(self.law, Density):
             raise TypeError(
@@ -67,7 +67,10 @@ class ExactModel(KnowsScale, KnowsDensity):
         self.process.check_times("ExactModel.t", t)
         t = jnp.asarray(t, y.dtype)
         if isinstance(self.process, StochasticInterpolant):
-            return exact_bridge(require_mixture("ExactModel.law", self.law), self.process, y, t)
+            law = require_mixture("ExactModel.law", self.law)
+            check_points(self.law, y)
+            base = law if self.process.base is None else require_mixture("StochasticInterpolant.base", self.process.base)
+            return Pieces.independent(law, base).fields(self.process, y, t)
         return self._denoised(self.process, y, t)
 
     def _denoised(self, process: LinearGaussian, y: Array, t: Array) -> ExactPrediction:
