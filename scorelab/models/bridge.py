@@ -114,7 +114,7 @@ class Pieces:
         fits = plan.shape == (len(v), len(w)) and np.all(plan >= 0)
         if not fits or max(np.max(abs(plan.sum(1) - np.exp(v))), np.max(abs(plan.sum(0) - np.exp(w)))) > _CLOSE:
             raise ValueError(
-                f"Pieces.joined.plan = {plan.tolist()}: expected weights of {len(v)} x {len(w)} pairs, none below 0, whose sums are "
+                f"Pieces.joined.plan = {plan.tolist()}: expected weights of {len(v)} x {len(w)} pairs, >= 0, whose sums are "
                 f"{np.exp(v).round(6).tolist()} and {np.exp(w).round(6).tolist()}"
             )
         i, j = np.nonzero(plan)

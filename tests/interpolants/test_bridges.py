@@ -76,7 +76,7 @@ def test_the_velocity_carries_the_density():
 
 
 def test_the_bridge_is_a_fixed_point_of_its_sde():
-    r"""At :math:`\epsilon = \sigma^2/2` the SDE joins its ends as the plan does: the same cross-covariance (iterated fitting stops)."""
+    r"""At :math:`\epsilon = \sigma^2/2` the SDE joins its ends as the plan does, so that iterated fitting stops."""
     std, n = 0.5**0.5, 20_000
     model = bridge(std=std, scale=std)
     solver = solvers.InterpolantSDE(epsilon=epsilons.Constant(std**2 / 2))
