@@ -45,6 +45,8 @@ def test_what_counts_as_a_sentence():
         "docs/howto.md",
         "docs/recipes.md",
         "docs/networks.md",
+        "docs/interpolants.md",
+        "docs/fields.md",
         "docs/coming_from.md",
         "docs/limits.md",
     ],
