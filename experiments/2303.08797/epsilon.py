@@ -100,7 +100,7 @@ def errors(model, seed) -> dict:
 def measure(name, seed, options) -> dict:
     """KL for every epsilon, the errors of the fields, and a few samples."""
     model, key, shape = learned(HEADS[name], options, seed), jax.random.key(10 + seed), (options.n, 2)
-    grid = sl.grids.SineSquared(options.grid)
+    grid = sl.grids.Arcsine(options.grid)
 
     def drawn(epsilon):
         solver = sl.solvers.InterpolantSDE(epsilon=epsilon, rule="euler")

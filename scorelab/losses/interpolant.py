@@ -30,10 +30,10 @@ class InterpolantMatching(Loss):
 
     The same times, data and base are seen with the noise ``z`` and with ``-z``, at two calls of the model. Without that the target
     of ``u`` has the variance of :math:`\dot\gamma`, which a Brownian gamma makes infinite at the ends: at ``t = 1e-3`` the gradient
-    varies sixty times less with it. It buys nothing for ``v``.
+    varies less than a twentieth of that with it. It buys nothing for ``v``.
 
-    Under the law :math:`t = \sin^2(\pi U/2)` the errors carry the weight :math:`\pi\sqrt{t(1-t)}`, so that the loss is
-    the integral over uniform times whichever law draws them.
+    Under the law :math:`t = \sin^2(\pi U/2)` the errors carry the weight :math:`\pi\sqrt{t(1-t)}`, so that the loss is the
+    integral over uniform times. Any other law weighs a time by its density.
 
     Attributes:
         process: the interpolant.
