@@ -173,7 +173,7 @@ class Coupled:
         known = isinstance(self.coupling, Independent | Paired) or set(conditions) <= {self.coupling.groups}
         if not known:
             raise ValueError(
-                f"Coupled.coupling = {self.coupling!r} under the condition {conditions!r}: expected groups = the one array of labels "
+                f"Coupled.coupling = {self.coupling!r} under the conditions {conditions!r}: expected groups = the array of labels "
                 "that is the condition, since the base of a class would be another law than the one that is sampled from"
             )
 

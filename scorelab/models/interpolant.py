@@ -53,7 +53,7 @@ class InterpolantField(Trainable):
         for name, net in dict(net=self.net, eta_net=self.eta_net).items():
             if net is None and name == "eta_net":
                 continue
-            if not (callable(getattr(net, "init", None)) and callable(getattr(net, "apply", None))):
+            if isinstance(net, type) or not (callable(getattr(net, "init", None)) and callable(getattr(net, "apply", None))):
                 raise TypeError(f"InterpolantField.{name} = {net!r}: expected an object with init and apply, such as a Flax module")
         if self.eta_net is not None and "eta" not in heads:
             raise ValueError(f"InterpolantField.eta_net with heads = {heads}: expected None, since there is no such head")

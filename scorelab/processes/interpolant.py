@@ -117,6 +117,9 @@ class StochasticInterpolant(Process):
     def __post_init__(self):
         require_spec(self, Path, path=self.path)
         require_spec(self, Gamma, gamma=self.gamma)
+        for name in ("base", "coupling"):
+            if isinstance(getattr(self, name), type):
+                raise TypeError(f"StochasticInterpolant.{name} = {getattr(self, name)!r}: expected an object, and not its class")
         require_number(self, 0.0, 0.1, margin=self.margin)
         self.path.check(self.gamma)
         if self.path.two_sided == (self.base is None):

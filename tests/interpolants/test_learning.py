@@ -174,7 +174,7 @@ def test_groups_keep_the_base_of_a_class():
 def test_a_coupling_blind_to_the_condition_is_refused():
     prepared = training.Prepared(batches(), cond="label")
     for coupling in (data.Assignment(), data.Entropic()):
-        with pytest.raises(ValueError, match=r"under the condition \('label',\): expected groups = the one array"):
+        with pytest.raises(ValueError, match=r"under the conditions \('label',\): expected groups = the array"):
             data.Coupled(prepared, coupling, GAUSSIAN)
     data.Coupled(prepared, data.Assignment(groups="label"), GAUSSIAN)
 
@@ -215,6 +215,7 @@ def test_pairs_of_the_data_reach_the_loss():
         (lambda: losses.InterpolantMatching(laws.process("linear, zero")), "without latent noise"),
         (lambda: losses.InterpolantMatching(brownian(), times=1), "expected a Times"),
         (lambda: models.InterpolantField(net=3, process=brownian()), "expected an object with init"),
+        (lambda: models.InterpolantField(net=nets.MLP, process=brownian()), "expected an object with init"),
         (lambda: models.InterpolantField(net=nets.MLP(), process=brownian(), heads=("eta",)), "heads"),
         (lambda: models.InterpolantField(net=nets.MLP(), process=brownian(), heads=("u",), eta_net=nets.MLP()), "no such head"),
         (lambda: models.InterpolantField(net=nets.MLP(), process=brownian(), data_std=0.0), "data_std"),
@@ -251,7 +252,7 @@ def test_a_base_of_pixels_is_brought_to_the_scale_of_the_data():
 def test_conditions_of_several_arrays_are_not_known_to_a_group():
     arrays = {"x": np.zeros((8, 2), np.float32), "label": np.zeros(8, np.int32), "vec": np.zeros((8, 2), np.float32)}
     prepared = training.Prepared(data.Batches(arrays, batch_size=4), cond=("label", "vec"))
-    with pytest.raises(ValueError, match="the one array of labels"):
+    with pytest.raises(ValueError, match="the array of labels"):
         data.Coupled(prepared, data.Assignment(groups="label"), GAUSSIAN)
 
 
@@ -280,3 +281,15 @@ def test_heads_of_the_straight_velocity_are_finite_at_the_ends():
         assert np.all(np.isfinite(found.velocity))
         assert np.all(np.isfinite(found.denoised))
         assert np.all(np.isfinite(process.predict(y, t, velocity=y, eta=0.01 * y).denoised))
+
+
+def test_a_condition_meets_the_coupling_in_the_loss_too():
+    """However the batches are wrapped."""
+    coupling = data.Assignment()
+    prepared = training.Prepared(data.Coupled(batches(), coupling, GAUSSIAN), cond="label")
+    batch = prepared.prepare(prepared.at(0))
+    process = processes.StochasticInterpolant(base=GAUSSIAN, coupling=coupling)
+    with pytest.raises(ValueError, match="under a condition: expected groups"):
+        losses.InterpolantMatching(process).draw(KEY, batch)
+    grouped = processes.StochasticInterpolant(base=GAUSSIAN, coupling=data.Assignment(groups="label"))
+    losses.InterpolantMatching(grouped).draw(KEY, batch)
