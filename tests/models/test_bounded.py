@@ -292,16 +292,16 @@ def test_numbers_are_leaves():
 def test_a_config_bounds_and_rescales():
     sampled = lambda *sets: config.load("toys/rings", (*TINY, *sets)).experiment.one(Sample)
     model = wide(VP)
-    clipped = sampled("experiment.Sample.clip = (-1.5, 2.0)").applied(model)[0]
+    clipped = sampled("experiment.Sample.clip = (-1.5, 2.0)").applied(model, None)[0]
     assert isinstance(clipped, models.Clipped)
     assert (clipped.low, clipped.high) == (-1.5, 2.0)
     thresholded = sampled(
         "experiment.Sample.threshold = 0.99", "experiment.Sample.guidance = 3.0", "experiment.Sample.rescale = 0.7"
     )
-    outer = thresholded.applied(model)[0]
+    outer = thresholded.applied(model, None)[0]
     assert isinstance(outer, models.DynamicThreshold)
     assert (outer.quantile, outer.model.scale, outer.model.rescale) == (0.99, 3.0, 0.7)
-    assert sampled().applied(model)[0] is model
+    assert sampled().applied(model, None)[0] is model
 
 
 @pytest.mark.parametrize(
