@@ -142,7 +142,7 @@ def of_training(specs):
         dataset = dataset["source"]
     source = type(registry.SETS[dataset["name"]]).__name__
     others = {("pairs", data["pairs"] is not None), ("cond", data["cond"] is not None)}
-    return of_learning(specs) | {process["type"], process["schedule"]["type"], source} | others
+    return of_learning(specs) | {process["type"], process.get("schedule", process)["type"], source} | others
 
 
 def of_updates(specs):
