@@ -126,6 +126,42 @@ def test_under_guidance_both_calls_see_the_guided_estimate():
         np.testing.assert_allclose(out.x, 5 * (1 + scale), rtol=1e-5)
 
 
+def total(x):
+    return jnp.sum(x, axis=-1)
+
+
+SEEN = models.LinearMeasurement(matrix=np.eye(2)[:1], values=np.ones(1), std=0.5)
+INSIDE = {
+    "RewardGradient": lambda m: models.RewardGradient(model=m, reward=total, scale=0.3),
+    "Clipped": lambda m: models.Clipped(model=models.RewardGradient(model=m, reward=total, scale=0.3)),
+    "DPS": lambda m: models.DPS(model=m, measurement=SEEN, grid=GRID),
+    "SDA": lambda m: models.SDA(model=m, measurement=SEEN),
+    "PiGDM": lambda m: models.PiGDM(model=m, measurement=SEEN),
+    "TweedieCovariance": lambda m: models.TweedieCovariance(model=m, measurement=SEEN),
+    "Composition": lambda m: fk.composition.Composition(models=(m, m), exponents=(1.0, -0.5)),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_network_is_told_inside_every_model_made_of_it(name):
+    inside = INSIDE[name]
+    told = draw(inside(model(ignoring)), solver=solvers.SelfConditioned(solvers.DDIM()))
+    np.testing.assert_array_equal(told.x, draw(inside(PLAIN), solver=solvers.DDIM()).x)
+    with pytest.raises(ValueError, match=r"sample\.model sees its former estimate"):
+        draw(inside(model(ignoring)), solver=solvers.DDIM())
+    # What it is told there is the estimate itself: a model that is told 2 says 3, before anything is added to it.
+    y = jnp.ones((2, 2))
+    three = FunctionModel(lambda y, t, cond: jnp.full_like(y, 3.0), PROCESS)
+    said = informed(inside(model(counting)), jnp.full_like(y, 2.0))(y, 1.0)
+    np.testing.assert_allclose(said.denoised, inside(three)(y, 1.0).denoised, rtol=1e-6)
+
+
+def test_a_reward_leaves_a_network_that_ignores_its_point_alone():
+    """What a network says that does not look at its input has no gradient: each call adds 1, and the reward nothing."""
+    guided = models.RewardGradient(model=model(counting), reward=total)
+    np.testing.assert_allclose(draw(guided, solver=solvers.SelfConditioned(solvers.DDIM())).x, 5.0, rtol=1e-6)
+
+
 def test_samples_do_not_depend_on_the_chunk():
     run = dict(solver=solvers.SelfConditioned(solvers.DPMSolverPP(order=2, eta=1.0)))
     fn = lambda x, cond, estimate: jnp.tanh(x + estimate)
