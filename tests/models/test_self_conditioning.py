@@ -323,3 +323,15 @@ def test_noise_along_a_path_and_a_former_estimate_go_together(around):
     told = draw(model(ignoring), solver=around(solvers.DDIM(eta=1.0)))
     plain = draw(model(ignoring, self_condition=False), solver=solvers.Brownian(solver=solvers.DDIM(eta=1.0)))
     np.testing.assert_array_equal(told.x, plain.x)
+
+
+def test_a_step_along_a_path_is_weighed_by_the_noise_that_it_draws():
+    """Guided particles read the noise of their step: through a solver that tells the estimate it is the same."""
+    guided = lambda network: models.RewardGradient(model=network, reward=total, scale=0.5)
+    particles = partial(fk.FeynmanKac, policy=fk.Never())
+    path = solvers.Brownian(solver=solvers.DDIM(eta=1.0))
+    told = draw(guided(model(ignoring)), solver=particles(base=solvers.SelfConditioned(path)))
+    plain = draw(guided(PLAIN), solver=particles(base=path))
+    np.testing.assert_array_equal(told.x, plain.x)
+    np.testing.assert_array_equal(told.log_weights, plain.log_weights)
+    assert np.std(told.log_weights) > 0.1
