@@ -318,10 +318,12 @@ def test_label_dropout_replaces_labels_by_the_null_label():
     assert abs(dropped.mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 4000)
     with pytest.raises(ValueError, match="cond"):
         seen(loss, {"x": batch["x"], "cond": None})
-    embedded = {"class": np.ones((6, 3), np.float32), "scale": np.ones(6, np.float32)}
-    always = L.DenoisingScoreMatching(process, label_dropout=1.0, null_label=0)
-    found = seen(always, {"x": np.zeros((6, 1), np.float32), "cond": embedded})
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(found))
+    # The null label stands for no vector: it is not written into one, nor into the members of a condition.
+    for other in ({"label": labels, "vector": np.ones((4000, 2), np.float32)}, np.ones((4000, 2), np.float32), {"label": labels}):
+        with pytest.raises(
+            ValueError, match=r'batch\["cond"\] is (dict|float32): expected one array of integer .*condition_dropout'
+        ):
+            loss.draw(jax.random.key(0), {"x": batch["x"], "cond": other})
 
 
 def test_condition_dropout_drops_each_member_by_itself_and_all_together():

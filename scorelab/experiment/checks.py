@@ -55,6 +55,11 @@ def _check_classes(experiment: Experiment) -> None:
             f"{owner}.condition_dropout is of {learner.condition_dropout.condition!r}: expected the condition of the network, "
             f"{next(iter(conditions.values()))!r}"
         )
+    if dropout and (other := next((found for found in conditions.values() if not isinstance(found, Label)), None)):
+        raise ValueError(
+            f"{owner}.label_dropout = {dropout} for a network with the condition {other!r}: expected 0, and "
+            "condition_dropout = losses.ConditionDropout(...), since the null label would be written into every member"
+        )
     networks = {name: found.num_classes for name, found in conditions.items() if isinstance(found, Label)}
     if dropout and networks and null not in networks.values():
         raise ValueError(

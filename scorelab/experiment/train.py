@@ -25,6 +25,7 @@ from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
 from scorelab.processes import StochasticInterpolant
 from scorelab.training import Learner, Window, fit
+from scorelab.training.loop import SKIPPED
 from scorelab.validation import require_choice, require_int, require_spec
 
 
@@ -208,9 +209,7 @@ class _Log:
             append_line(self._workdir.skipped_log, {"step": step, "batch": step - 1})
         began, cut = window.first, self._cut
         if cut is not None:
-            before = {name: np.asarray(values, np.float32) for name, values in cut["values"].items()}
-            joined = {name: np.concatenate([before[name], values]) for name, values in window.by_step.items()}
-            window, self._cut = Window(cut["first"], window.last, joined), None
+            window, self._cut = joined(cut["first"], cut["values"], window), None
         # JSON has no NaN; the loss itself is finite, or the loop has raised.
         numbers = {name: window[name] if math.isfinite(window[name]) else None for name in sorted(window)}
         if self._rate is not None and math.isfinite(rate := self._rate(window.last)):
@@ -232,6 +231,24 @@ class _Log:
         loss = math.nan if numbers["loss"] is None else numbers["loss"]
         self._last, self.note = now, f", loss {loss:.4g}"
         self.tick(window.last, f"loss {loss:.4f}" + (f", {len(window.skipped)} skipped" if window.skipped else ""))
+
+
+def joined(first: int, before: Mapping[str, Any], window: Window) -> Window:
+    """``window`` with the values of the steps from ``first`` up to it put in front, by name.
+
+    ``skipped`` is missing of one part where ``skip_nonfinite`` was changed between the two: none was skipped there.
+    """
+    steps = (window.first - first, window.last - window.first + 1)
+
+    def whole(name):
+        none = 0.0 if name == SKIPPED else math.nan
+        parts = (
+            np.asarray(part[name], np.float32) if name in part else np.full(n, none, np.float32)
+            for part, n in zip((before, window.by_step), steps, strict=True)
+        )
+        return np.concatenate([*parts])
+
+    return Window(first, window.last, {name: whole(name) for name in sorted({*before, *window.by_step})})
 
 
 @dataclass(frozen=True)

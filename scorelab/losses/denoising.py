@@ -32,11 +32,10 @@ class DenoisingScoreMatching(PredictionLoss):
         process: the forward process; errors are measured in its chart.
         weighting: ``w``, a function of ``(process, t)``.
         times: the law of ``t``.
-        label_dropout: probability with which an example's condition is replaced by the null one, which trains
+        label_dropout: probability with which an example's label is replaced by the null one, which trains
             the unconditional model of classifier-free guidance alongside (Ho & Salimans 2022).
         null_label: the null label; needed when ``label_dropout`` is above zero. Networks of this library
-            take ``num_classes`` for it, and no condition at all means the same. Every leaf of ``cond`` gets
-            this value.
+            take ``num_classes`` for it, and no condition at all means the same.
         condition_dropout: the same for conditions of any kind, each member by itself and all together; the two above are its short
             form for labels.
 
@@ -45,7 +44,7 @@ class DenoisingScoreMatching(PredictionLoss):
     Raises:
         TypeError: ``batch["x"]`` is not floating point (raw pixels: scale them in the ``prepare`` of the
             data).
-        ValueError: conditions are dropped and the batch has no ``cond``.
+        ValueError: conditions are dropped and the batch has no ``cond``, or labels are and it is none.
     """
 
     process: LinearGaussian
@@ -105,12 +104,14 @@ class DenoisingScoreMatching(PredictionLoss):
             return cond
         if cond is None:
             raise ValueError(f'batch["cond"] = None: expected one, label_dropout = {self.label_dropout}')
+        dtype = getattr(cond, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(
+                f'batch["cond"] is {type(cond).__name__ if dtype is None else dtype}: expected one array of integer labels, '
+                f"label_dropout = {self.label_dropout}; for other conditions expected condition_dropout, a ConditionDropout"
+            )
         dropped = jax.random.bernoulli(key, self.label_dropout, (n,))
-
-        def replace(c):
-            return jnp.where(per_example(dropped, c), jnp.asarray(self.null_label, c.dtype), c)
-
-        return jax.tree.map(replace, cond)
+        return jnp.where(per_example(dropped, cond), jnp.asarray(self.null_label, dtype), cond)
 
 
 def denoised_error(prediction: GaussianPrediction, y0: Array, eps: Array) -> Array:

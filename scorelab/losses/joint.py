@@ -22,7 +22,7 @@ class Joint(PredictionLoss):
     Every part is noised to a time of its own, which its loss draws: the network learns all conditional laws beside the joint one.
 
     Args:
-        **parts: losses that ask the model once (:class:`PredictionLoss`).
+        **parts: losses that ask the model once (:class:`PredictionLoss`), and drop no conditions: a part has none.
 
     Metrics: ``<part>_loss``, the mean of each.
     """
@@ -33,6 +33,11 @@ class Joint(PredictionLoss):
     def __init__(self, **parts: PredictionLoss):
         for name, part in parts.items():
             require_spec("losses.Joint", PredictionLoss, **{name: part})
+            if part.label_dropout or part.condition_dropout is not None:
+                raise ValueError(
+                    f"losses.Joint.{name} has label_dropout = {part.label_dropout} and condition_dropout = "
+                    f"{part.condition_dropout!r}: expected 0 and None, since a part draws without the condition"
+                )
         object.__setattr__(self, "process", joint.Joint(**{name: part.process for name, part in parts.items()}))
         object.__setattr__(self, "parts", tuple(sorted(parts.items())))
 

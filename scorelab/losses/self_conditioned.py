@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from scorelab.arrays import per_example
 from scorelab.losses.base import Loss
+from scorelab.losses.conditions import ConditionDropout
 from scorelab.models.estimates import informed, require_waits
 from scorelab.processes.base import Noised, Process
 from scorelab.processes.predictions import HasDenoised, require_capabilities
@@ -55,6 +56,11 @@ class SelfConditioned(Loss):
     def null_label(self) -> int | None:
         """That of the loss."""
         return self.loss.null_label
+
+    @computed
+    def condition_dropout(self) -> ConditionDropout | None:
+        """That of the loss."""
+        return self.loss.condition_dropout
 
     def draw(self, key, batch):
         """What the loss draws, and who sees an estimate: ``extra`` is what the loss has there, and a mask ``(batch,)``."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from typing import Any, Protocol
 
 import jax
 
 from scorelab.arrays import Array, Key, Pytree
+from scorelab.models.parts import parts_of
 from scorelab.processes.base import Process, require_same_process
 from scorelab.pytrees import computed
 
@@ -113,12 +113,8 @@ def check_condition(model: Any, cond: Pytree) -> None:
     if isinstance(model, ChecksCondition):
         model.check_condition(cond)
         return
-    # By field, since a pytree with static fields may hand out the numbers of the models inside and not these.
-    whole = lambda m: dataclasses.is_dataclass(m) and not isinstance(m, type)
-    parts = [getattr(model, f.name, None) for f in dataclasses.fields(model)] if whole(model) else model
-    for part in jax.tree.leaves(parts, is_leaf=whole):
-        if whole(part):
-            check_condition(part, cond)
+    for part in parts_of(model, kind=ChecksCondition):
+        check_condition(part, cond)
 
 
 def require_model(where: str, model: Any, name: str = "model") -> None:

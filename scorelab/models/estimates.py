@@ -5,10 +5,9 @@ from __future__ import annotations
 import abc
 from typing import Any
 
-import jax
-
 from scorelab.arrays import Array
 from scorelab.models.base import Model
+from scorelab.models.parts import map_parts, parts_of
 
 
 class SeesEstimate(abc.ABC):
@@ -26,15 +25,18 @@ class SeesEstimate(abc.ABC):
 
 def waits(model: Any) -> bool:
     """Whether there is a model inside ``model`` that has to be told its former estimate."""
-    return any(map(_waits, jax.tree.leaves(model, is_leaf=_waits)))
+    # A static field has no parameters, and can be told nothing inside a compiled function.
+    return _waits(model) or any(map(waits, parts_of(model, kind=SeesEstimate, static=False)))
 
 
-def informed(model: Model, estimate: Array | float) -> Model:
+def informed(model: Any, estimate: Array | float) -> Any:
     """``model``, in which every model that waits for it sees ``estimate``, in the space of the process; 0 for none.
 
     Those that are combined (guidance, products) see the same one, the estimate of the combination.
     """
-    return jax.tree.map(lambda part: part.informed(estimate) if _waits(part) else part, model, is_leaf=_waits)
+    if _waits(model):
+        return model.informed(estimate)
+    return map_parts(lambda part: informed(part, estimate), model, kind=SeesEstimate, static=False)
 
 
 def require_waits(where: str, model: Model) -> None:

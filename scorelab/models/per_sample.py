@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array, Pytree, is_traced
+from scorelab.models.parts import map_parts
 from scorelab.validation import owner
 
 # Metadata of a dataclass field whose value may have a leading axis of samples: field(metadata=PER_SAMPLE). Where one value is an
@@ -48,23 +49,15 @@ def map_per_sample(fn: Callable[[str, Array], Any], model: Pytree) -> Pytree:
     """
     if not dataclasses.is_dataclass(model) or isinstance(model, type):
         return model
+    model = map_parts(lambda part: map_per_sample(fn, part), model, static=False)
     changed = {}
     for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if field.metadata.get("static"):
+        value, like = getattr(model, field.name), field.metadata.get("per_sample")
+        if not like or dataclasses.is_dataclass(value):
             continue
-        if field.metadata.get("per_sample") and not dataclasses.is_dataclass(value):
-            name, like = f"{type(model).__name__}.{field.name}", field.metadata["per_sample"]
-            alone = 0 if like is True else jnp.ndim(getattr(model, like))
-            new = jax.tree.map(lambda leaf, name=name, alone=alone: fn(name, leaf) if jnp.ndim(leaf) > alone else leaf, value)
-            if all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(value), strict=True)):
-                new = value
-        elif isinstance(value, tuple) and any(dataclasses.is_dataclass(v) for v in value):
-            parts = [map_per_sample(fn, v) for v in value]
-            new = value if all(a is b for a, b in zip(parts, value, strict=True)) else tuple(parts)
-        else:
-            new = map_per_sample(fn, value)
-        if new is not value:
+        name, alone = f"{type(model).__name__}.{field.name}", 0 if like is True else jnp.ndim(getattr(model, like))
+        new = jax.tree.map(lambda leaf, name=name, alone=alone: fn(name, leaf) if jnp.ndim(leaf) > alone else leaf, value)
+        if not all(a is b for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(value), strict=True)):
             changed[field.name] = new
     return dataclasses.replace(model, **changed) if changed else model
 

@@ -191,6 +191,11 @@ class Around(Solver):
         return self.solver.noise_level
 
     @computed
+    def along_path(self) -> bool:
+        """As the other."""
+        return self.solver.along_path
+
+    @computed
     def self_conditioned(self) -> bool:
         """As the other."""
         return self.solver.self_conditioned
@@ -221,6 +226,10 @@ class Around(Solver):
     def query(self, keys, y, carry, row):
         """As the other."""
         return self.solver.query(keys, y, carry, row.inner)
+
+    def ask(self, model, keys, y, row, cond):
+        """As the other."""
+        return self.solver.ask(model, keys, y, row.inner, cond)
 
     def decode(self, process, y, carry):
         """As the other."""

@@ -12,7 +12,6 @@ from scorelab.arrays import Array, Pytree
 from scorelab.models.estimates import informed
 from scorelab.processes.base import Process
 from scorelab.processes.predictions import HasDenoised
-from scorelab.pytrees import computed
 from scorelab.solvers.base import Around, Integrator, Population, Solver
 from scorelab.solvers.joint import Joint
 from scorelab.validation import require_spec
@@ -58,11 +57,6 @@ class SelfConditioned(Around):
                 "take it as their own base, FeynmanKac(base=SelfConditioned(...))"
             )
 
-    @computed
-    def along_path(self) -> bool:
-        """As the other."""
-        return self.solver.along_path
-
     def table(self, process, times):
         """That of the other."""
         return self.inner_table(process, times)
@@ -91,6 +85,9 @@ class SelfConditioned(Around):
 
     def noise(self, row):
         return self.solver.noise(row)
+
+    def drawn(self, keys, like, row):
+        return self.solver.drawn(keys, like, row)
 
     def outputs(self, carry: Remembered, records):
         return self.solver.outputs(carry.base, records)

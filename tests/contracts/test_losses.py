@@ -1,6 +1,6 @@
 """What every loss promises: at the truth its gradient is zero, and elsewhere it is not; a new one adds a row."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +145,39 @@ def test_terms_are_added_with_their_weights_and_reported():
     np.testing.assert_allclose(errors, plain.error(exact, noised) + 0.5 * square(exact, noised) + 2.0, rtol=1e-5)
     assert float(metrics["square"]) == pytest.approx(float(jnp.mean(square(exact, noised))), rel=1e-5)
     assert loss.process == EDM
+
+
+LABELS = losses.DenoisingScoreMatching(EDM, label_dropout=0.25, null_label=3)
+MEMBERS = losses.DenoisingScoreMatching(
+    EDM, condition_dropout=losses.ConditionDropout(condition=models.nets.Label(3), rate=0.5, together=0.2)
+)
+# Losses around another one.
+AROUND = {
+    losses.Regularised: lambda loss: losses.Regularised(loss, ((lambda model, noised: noised.t, 1.0),)),
+    losses.SelfConditioned: losses.SelfConditioned,
+}
+
+
+@pytest.mark.parametrize("kind", AROUND)
+@pytest.mark.parametrize(("loss", "share"), [(LABELS, 0.25), (MEMBERS, 0.2 + 0.8 * 0.5)])
+def test_a_loss_around_another_says_what_that_one_drops(kind, loss, share):
+    around = AROUND[kind](loss)
+    for name in ("process", "label_dropout", "null_label", "condition_dropout"):
+        assert getattr(around, name) == getattr(loss, name)
+    assert around.unconditional == pytest.approx(share)
+    data = {"x": np.zeros((4000, 2), np.float32), "cond": np.zeros(4000, np.int32)}
+    # Four standard errors of 4000 coins.
+    assert abs(np.mean(around.draw(KEY, data).cond == 3) - share) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_every_loss_around_another_is_in_the_table_or_refuses_dropped_conditions():
+    public = [getattr(losses, name) for name in losses.__all__]
+    names = lambda kind: {field.name for field in fields(kind)} if is_dataclass(kind) else set()
+    kinds = {kind for kind in public if isinstance(kind, type) and issubclass(kind, losses.Loss)}
+    assert {kind for kind in kinds if "loss" in names(kind)} == set(AROUND)
+    for loss in (LABELS, MEMBERS):
+        with pytest.raises(ValueError, match=r"losses\.Joint\.a has label_dropout = .*expected 0 and None"):
+            losses.Joint(a=loss)
 
 
 @pytest.mark.parametrize(

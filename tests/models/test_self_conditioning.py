@@ -126,6 +126,42 @@ def test_under_guidance_both_calls_see_the_guided_estimate():
         np.testing.assert_allclose(out.x, 5 * (1 + scale), rtol=1e-5)
 
 
+def total(x):
+    return jnp.sum(x, axis=-1)
+
+
+SEEN = models.LinearMeasurement(matrix=np.eye(2)[:1], values=np.ones(1), std=0.5)
+INSIDE = {
+    "RewardGradient": lambda m: models.RewardGradient(model=m, reward=total, scale=0.3),
+    "Clipped": lambda m: models.Clipped(model=models.RewardGradient(model=m, reward=total, scale=0.3)),
+    "DPS": lambda m: models.DPS(model=m, measurement=SEEN, grid=GRID),
+    "SDA": lambda m: models.SDA(model=m, measurement=SEEN),
+    "PiGDM": lambda m: models.PiGDM(model=m, measurement=SEEN),
+    "TweedieCovariance": lambda m: models.TweedieCovariance(model=m, measurement=SEEN),
+    "Composition": lambda m: fk.composition.Composition(models=(m, m), exponents=(1.0, -0.5)),
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_network_is_told_inside_every_model_made_of_it(name):
+    inside = INSIDE[name]
+    told = draw(inside(model(ignoring)), solver=solvers.SelfConditioned(solvers.DDIM()))
+    np.testing.assert_array_equal(told.x, draw(inside(PLAIN), solver=solvers.DDIM()).x)
+    with pytest.raises(ValueError, match=r"sample\.model sees its former estimate"):
+        draw(inside(model(ignoring)), solver=solvers.DDIM())
+    # What it is told there is the estimate itself: a model that is told 2 says 3, before anything is added to it.
+    y = jnp.ones((2, 2))
+    three = FunctionModel(lambda y, t, cond: jnp.full_like(y, 3.0), PROCESS)
+    said = informed(inside(model(counting)), jnp.full_like(y, 2.0))(y, 1.0)
+    np.testing.assert_allclose(said.denoised, inside(three)(y, 1.0).denoised, rtol=1e-6)
+
+
+def test_a_reward_leaves_a_network_that_ignores_its_point_alone():
+    """What a network says that does not look at its input has no gradient: each call adds 1, and the reward nothing."""
+    guided = models.RewardGradient(model=model(counting), reward=total)
+    np.testing.assert_allclose(draw(guided, solver=solvers.SelfConditioned(solvers.DDIM())).x, 5.0, rtol=1e-6)
+
+
 def test_samples_do_not_depend_on_the_chunk():
     run = dict(solver=solvers.SelfConditioned(solvers.DPMSolverPP(order=2, eta=1.0)))
     fn = lambda x, cond, estimate: jnp.tanh(x + estimate)
@@ -287,3 +323,15 @@ def test_noise_along_a_path_and_a_former_estimate_go_together(around):
     told = draw(model(ignoring), solver=around(solvers.DDIM(eta=1.0)))
     plain = draw(model(ignoring, self_condition=False), solver=solvers.Brownian(solver=solvers.DDIM(eta=1.0)))
     np.testing.assert_array_equal(told.x, plain.x)
+
+
+def test_a_step_along_a_path_is_weighed_by_the_noise_that_it_draws():
+    """Guided particles read the noise of their step: through a solver that tells the estimate it is the same."""
+    guided = lambda network: models.RewardGradient(model=network, reward=total, scale=0.5)
+    particles = partial(fk.FeynmanKac, policy=fk.Never())
+    path = solvers.Brownian(solver=solvers.DDIM(eta=1.0))
+    told = draw(guided(model(ignoring)), solver=particles(base=solvers.SelfConditioned(path)))
+    plain = draw(guided(PLAIN), solver=particles(base=path))
+    np.testing.assert_array_equal(told.x, plain.x)
+    np.testing.assert_array_equal(told.log_weights, plain.log_weights)
+    assert np.std(told.log_weights) > 0.1

@@ -38,6 +38,16 @@ def made(of=DATA, condition=CONDITION, dropout=None, **sampling):
     return experiment.Experiment(data=of, learner=learner, stages=stages)
 
 
+def labelled(of, **dropout):
+    """With labels dropped as if they were the whole condition."""
+    return replace(of, learner=replace(of.learner, loss=losses.DenoisingScoreMatching(of.process, **dropout)))
+
+
+def told(of):
+    """With a loss that tells the network its former estimate."""
+    return replace(of, learner=replace(of.learner, loss=losses.SelfConditioned(of.learner.loss)))
+
+
 DROPOUT = losses.ConditionDropout(condition=CONDITION, rates={"label": 0.1, "coarse": 0.1}, together=0.1)
 
 
@@ -120,6 +130,14 @@ def test_what_is_shown_is_coarse_sample_true(monkeypatch):
         (
             lambda: made(condition=nets.Composite(label=nets.Label(5), coarse=nets.Image(1))),
             "label of the condition of DiT, num_classes = 5",
+        ),
+        (
+            lambda: labelled(made(guidance=2.0), label_dropout=0.1, null_label=10),
+            r"label_dropout = 0\.1 for a network with the condition Composite.*expected 0, and condition_dropout",
+        ),
+        (
+            lambda: told(made(dropout=losses.ConditionDropout(condition=nets.Label(12), rate=0.1))),
+            r"condition_dropout is of Label\(num_classes=12\): expected the condition of the network",
         ),
         (
             lambda: made(dropout=losses.ConditionDropout(condition=nets.Label(10), rate=0.1)),

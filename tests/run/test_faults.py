@@ -720,6 +720,24 @@ def test_a_kept_model_holds_no_more_than_its_network(tmp_path, tiny_run):
         read(file)
 
 
+@pytest.mark.parametrize(("before", "after", "skipped"), [(None, [0, 1, 0], 1), ([1, 0], None, 1), ([1, 0], [0, 1, 0], 2)])
+def test_the_log_joins_a_window_in_which_skipping_was_switched(tmp_path, before, after, skipped):
+    stage = train.Train(log_every=5, checkpoint_every=10, steps=20)
+    values = np.random.default_rng(0).normal(size=5).astype(np.float32)
+    parts = [{"loss": values[:2]}, {"loss": values[2:]}]
+    skips = np.zeros(5, np.float32)
+    for part, place, flags in zip(parts, (slice(0, 2), slice(2, 5)), (before, after), strict=True):
+        if flags is not None:
+            skips[place] = part["skipped"] = np.float32(flags)
+            part["loss"] = np.where(skips[place] > 0, np.float32(np.nan), part["loss"])
+    train._Log(stage, Workdir(tmp_path), 0)(train.Window(1, 2, parts[0]))
+    train._Log(stage, Workdir(tmp_path), 2)(train.Window(3, 5, parts[1]))
+    (record,) = [record for _, record in read_lines(tmp_path / "metrics.jsonl")]
+    # A step in which nothing may be skipped is one that was not skipped.
+    expected = float(np.mean(values[skips == 0], dtype=np.float64))
+    assert record == {"step": 5, "first": 1, "loss": expected, "skipped": skipped}
+
+
 def test_the_log_joins_a_window_that_was_cut(tmp_path):
     """Numbers of a window that a stop cut in two are those of the whole; a kill between the two keeps the piece."""
     path = tmp_path / "metrics.jsonl"

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 import scorelab as sl
+from scorelab.models import FunctionModel
 from scorelab.randomness import PathKeys, per_example_keys
 from scorelab.solvers.brownian import increments
 from scorelab.walk import working_precision
@@ -159,6 +160,20 @@ def test_a_path_depends_on_key_and_id_alone():
 
 def all_from_the_first(key, log_weights):
     return jnp.zeros(len(log_weights), jnp.int32)
+
+
+class Silent(sl.solvers.DDIM):
+    """A solver that asks in its own way: of the origin alone."""
+
+    def ask(self, model, keys, y, row, cond):
+        return super().ask(FunctionModel(lambda y, t, cond: jnp.zeros_like(y), model.process), keys, y, row, cond)
+
+
+def test_a_solver_inside_asks_as_it_does_alone():
+    run = dict(grid=sl.grids.Karras(4), key=KEY, shape=(3, 2))
+    origin = FunctionModel(lambda y, t, cond: jnp.zeros_like(y), EDM)
+    silent = sl.sample(sl.models.ExactModel(GAUSSIAN, EDM), solver=sl.solvers.Brownian(solver=Silent(eta=1.0)), **run)
+    np.testing.assert_array_equal(silent.x, sl.sample(origin, solver=PATH, **run).x)
 
 
 def test_copies_of_a_particle_get_noise_of_their_own():
