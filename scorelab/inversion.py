@@ -56,6 +56,7 @@ def invert(
     process = model.process
     require_spec("invert.model's process", LinearGaussian | StochasticInterpolant, process=process)
     require_spec("invert", Solver, solver=solver)
+    walk.check_known("invert", model, None)
     require_spec("invert", Grid, grid=grid)
     if solver.stochastic or isinstance(solver, Population):
         raise ValueError(f"invert.solver = {solver!r}: expected a deterministic solver, such as Heun(), since noise has no inverse")

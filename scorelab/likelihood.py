@@ -32,6 +32,7 @@ from scorelab.processes.predictions import HasVelocity, require_capabilities
 from scorelab.randomness import per_example_keys
 from scorelab.starts import Prior
 from scorelab.validation import require_int, require_positive, require_spec
+from scorelab.walk import check_known
 
 
 @jax.tree_util.register_dataclass
@@ -115,6 +116,7 @@ def log_likelihood(
     model = as_pytree("log_likelihood", model)
     process = model.process
     require_spec(log_likelihood, LinearGaussian | StochasticInterpolant, process=process)
+    check_known("log_likelihood", model, None)
     refuse_waiting("log_likelihood", model, "samples that were drawn with it follow no flow")
     require_int(log_likelihood, 0, probes=probes)
     require_int(log_likelihood, 1, max_steps=max_steps)

@@ -22,6 +22,8 @@ from scorelab.grids import Grid
 from scorelab.models.base import Model, ask
 from scorelab.models.estimates import refuse_waiting, require_waits
 from scorelab.models.function import as_pytree
+from scorelab.models.known import Known
+from scorelab.models.parts import contains
 from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
 from scorelab.pytrees import partly_static
@@ -132,6 +134,7 @@ def plan(
         require_waits(f"{where}.solver = {type(solver).__name__}", model)
     else:
         refuse_waiting(where, model, f"{type(solver).__name__} tells it nothing; solvers.SelfConditioned(solver) does")
+    check_known(where, model, solver)
     n, event = check_shape(shape)
     start = Prior() if start is None else start
     require_spec(where, Start, start=start)
@@ -145,6 +148,21 @@ def plan(
     if not is_traced(start, ids):
         start.suit(where, model, float(times[0]), cond)
     return Plan(model, n, event, population, start, times, rows, ids)
+
+
+def check_known(where: str, model: Model, solver: Solver | None) -> None:
+    """Raise ``ValueError`` where what is known of the clean point would not be read, or where there is nothing to read."""
+    reads = solver is not None and solver.paints
+    if not reads and contains(model, Known):
+        raise ValueError(
+            f"{where}.model has what is known of the clean point (models.Known), which {'it' if solver is None else type(solver).__name__}"
+            " does not read: expected solvers.RePaint(...), or the model without it"
+        )
+    if reads and not isinstance(model, Known):
+        raise ValueError(
+            f"{where}.solver = {solver!r} with a {type(model).__name__}: expected models.Known(model=..., values=..., mask=...) "
+            "around all other models"
+        )
 
 
 def _check_rows(solver: Solver, rows: Any, steps: int) -> None:

@@ -118,6 +118,11 @@ class FeynmanKac(Population):
         return self.base.along_path
 
     @computed
+    def paints(self) -> bool:
+        """As the base."""
+        return self.base.paints
+
+    @computed
     def self_conditioned(self) -> bool:
         """As the base."""
         return self.base.self_conditioned

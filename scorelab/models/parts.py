@@ -45,5 +45,10 @@ def parts_of(model: Any, *, kind: type | tuple[type, ...] = (), static: bool = T
     return found
 
 
+def contains(model: Any, kind: type) -> bool:
+    """Whether ``model`` is of a kind, or a model inside of it."""
+    return isinstance(model, kind) or any(contains(part, kind) for part in parts_of(model, kind=kind))
+
+
 def _is_whole(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)

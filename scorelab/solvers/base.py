@@ -57,6 +57,7 @@ class Solver(abc.ABC):
             process.
         along_path: whether its noise is that of a path, so that its ``keys`` are :class:`scorelab.randomness.PathKeys`.
         self_conditioned: whether it tells the model its former estimate (:class:`scorelab.solvers.SelfConditioned`).
+        paints: whether it reads what is known of the clean point (:class:`scorelab.models.Known`).
     """
 
     process_type: ClassVar[type[Process]] = LinearGaussian
@@ -67,6 +68,7 @@ class Solver(abc.ABC):
     noise_level: float | None = None
     along_path: bool = False
     self_conditioned: bool = False
+    paints: bool = False
 
     @abc.abstractmethod
     def table(self, process: Any, times: np.ndarray) -> Any:
@@ -199,6 +201,11 @@ class Around(Solver):
     def self_conditioned(self) -> bool:
         """As the other."""
         return self.solver.self_conditioned
+
+    @computed
+    def paints(self) -> bool:
+        """As the other."""
+        return self.solver.paints
 
     def informed(self, model, carry):
         """As the other."""

@@ -79,6 +79,7 @@ class RePaint(Around):
     length: int = 1
 
     needs = (HasKnown,)
+    paints = True
     order = 0
     stochastic = True
     noise_level = None

@@ -136,7 +136,29 @@ def test_a_memory_a_model_without_known_values_and_a_wrong_number_of_rows_are_re
     arguments = dict(grid=sl.grids.Karras(5), key=KEY)
     with pytest.raises(ValueError, match="without memory"):
         sl.sample(model, solver=sl.solvers.RePaint(solver=sl.solvers.DPMSolverPP()), shape=(4, 3), **arguments)
-    with pytest.raises(TypeError, match="HasKnown"):
+    with pytest.raises(ValueError, match=r"expected models\.Known"):
         sl.sample(model.model, solver=sl.solvers.RePaint(), shape=(4, 3), **arguments)
     with pytest.raises(ValueError, match=r"Known.values has a leaf of shape \(4, 3\)"):
         sl.sample(model, solver=sl.solvers.RePaint(), shape=(5, 3), **arguments)
+
+
+def test_what_is_known_is_read_or_refused():
+    """A solver that does not look at it would sample without it, in silence."""
+    law = sl.densities.Gaussian(np.zeros(2), 1.0)
+    process = sl.processes.Gaussian(schedule=sl.schedules.EDM())
+    plain = sl.models.ExactModel(law, process)
+    known = sl.models.Known(model=plain, values=np.array([1.5, 0.0]), mask=np.array([1, 0]))
+    walk = dict(grid=sl.grids.Karras(4), key=jax.random.key(0), shape=(4, 2))
+    deep = sl.models.ClassifierFreeGuidance(model=known, scale=2.0)
+    for model in (known, deep):
+        for solver in (sl.solvers.Heun(), sl.fk.FeynmanKac(base=sl.solvers.DDIM(eta=1.0))):
+            with pytest.raises(ValueError, match=r"models\.Known\), which \w+ does not read"):
+                sl.sample(model, solver=solver, **walk)
+        with pytest.raises(ValueError, match=r"log_likelihood\.model has what is known"):
+            sl.log_likelihood(model, np.zeros((2, 2), np.float32))
+        with pytest.raises(ValueError, match=r"invert\.model has what is known"):
+            sl.invert(model, np.zeros((2, 2), np.float32), solver=sl.solvers.Heun(), grid=sl.grids.Karras(4))
+    for model in (plain, deep):
+        with pytest.raises(ValueError, match=r"expected models\.Known\(model="):
+            sl.sample(model, solver=sl.solvers.RePaint(repeats=2), **walk)
+    assert np.all(np.isfinite(sl.sample(known, solver=sl.solvers.RePaint(repeats=2), **walk).x))
