@@ -140,3 +140,22 @@ def test_a_memory_a_model_without_known_values_and_a_wrong_number_of_rows_are_re
         sl.sample(model.model, solver=sl.solvers.RePaint(), shape=(4, 3), **arguments)
     with pytest.raises(ValueError, match=r"Known.values has a leaf of shape \(4, 3\)"):
         sl.sample(model, solver=sl.solvers.RePaint(), shape=(5, 3), **arguments)
+
+
+def test_weighted_particles_see_the_guidance_of_a_model_beside_what_is_known():
+    # What is known is no part of a step of DDIM: the weights are those without it, and they are none but for guidance.
+    guided = sl.models.RewardGradient(model=sl.models.ExactModel(LAW, EDM), reward=lambda x: x[:, 2])
+    solver = sl.fk.FeynmanKac(base=sl.solvers.DDIM(eta=1.0), policy=sl.fk.Never())
+    arguments = dict(solver=solver, grid=sl.grids.Karras(6), key=jax.random.key(0), shape=(32, 3))
+    found, plain = (
+        sl.sample(model, **arguments) for model in (Known(model=guided, values=VALUES, mask=MASK), guided)
+    )  # fmt: skip
+    np.testing.assert_allclose(found.log_weights, plain.log_weights, rtol=1e-4, atol=1e-4)
+    assert np.std(found.log_weights) > 0.1
+    # RePaint itself has no density to weigh by, and takes a guided model as it is.
+    repaint = sl.solvers.RePaint(repeats=2)
+    model = Known(model=guided, values=VALUES, mask=MASK)
+    x = sl.sample(model, **(arguments | dict(solver=repaint))).x
+    np.testing.assert_allclose(x[:, MASK == 1], np.broadcast_to(VALUES[MASK == 1], x[:, MASK == 1].shape), atol=1e-6)
+    with pytest.raises(ValueError, match=r"FeynmanKac\.base = RePaint.* with a guided model: expected a solver whose step"):
+        sl.sample(model, **(arguments | dict(solver=sl.fk.FeynmanKac(base=repaint))))
