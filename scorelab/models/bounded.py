@@ -12,8 +12,8 @@ are of another law: under an exact model of a normal law in one dimension, clipp
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,13 +45,13 @@ class Bounded(Wraps, KnowsScale, abc.ABC):
     def bound(self, denoised: Array) -> Array:
         """``D'`` of ``D``, ``(batch, *event)``; bitwise ``D`` where that is in bounds."""
 
-    def scale(self) -> tuple[float, float] | None:
-        """That of ``model``."""
-        return self.model.scale() if isinstance(self.model, KnowsScale) else None
+    def active(self) -> tuple[float, float] | None:
+        """At every noise, since nobody knows where a denoised mean is out of bounds."""
+        return 0.0, math.inf
 
-    def matched(self) -> Any:
-        """That of ``model``."""
-        return self.model.matched() if isinstance(self.model, KnowsScale) else None
+    def scale(self) -> tuple[float, float] | None:
+        """That of ``model``: what is noised are its data, in bounds or not."""
+        return self.model.scale() if isinstance(self.model, KnowsScale) else None
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
