@@ -125,12 +125,21 @@ class ClassifierFreeGuidance(Guidance, ChecksCondition):
         """``cond`` as the model, the negative one as the model that is asked under it."""
         check_condition(self.model, cond)
         check_condition(self._free, self.negative)
+        # A row by itself is a condition as well, unless what was given is one row for all: chunks would take its numbers for rows.
+        rows = jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) and len(leaf) else leaf, self.negative)
+        try:
+            check_condition(self._free, rows)
+        except ValueError as error:
+            shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.negative))
+            raise ValueError(
+                f"{type(self).__name__}.negative has the shape {shapes}: expected a leading axis of samples; without it, {error}"
+            ) from error
 
     @property
     def _free(self) -> Model:
         return self.model if self.unconditional is None else self.unconditional
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         conditional = ask(self.model, y, t, cond)
         free = ask(self._free, y, t, self.negative)
