@@ -23,9 +23,10 @@ from scorelab.arrays import Array, Pytree, per_example
 from scorelab.models.base import Model, Wraps, ask
 from scorelab.models.guided import GuidedPrediction, with_denoised
 from scorelab.models.per_sample import PER_SAMPLE, known_numbers, require_numbers
-from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasProposal
 from scorelab.processes.scale import KnowsScale
+from scorelab.validation import require_spec
 
 
 class Bounded(Wraps, KnowsScale, abc.ABC):
@@ -55,6 +56,7 @@ class Bounded(Wraps, KnowsScale, abc.ABC):
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
+        require_spec(self, LinearGaussian, process=self.process)
         prediction = ask(self.model, y, t, cond)
         found = with_denoised(prediction, self.bound(prediction.denoised))
         if not isinstance(prediction, HasProposal):

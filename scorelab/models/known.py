@@ -10,9 +10,9 @@ import numpy as np
 
 from scorelab.arrays import Array, Pytree, is_traced
 from scorelab.models.base import Model, Wraps, ask
-from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasKnown, HasProposal, unguided
-from scorelab.validation import require_real
+from scorelab.validation import require_real, require_spec
 
 
 @jax.tree_util.register_dataclass
@@ -84,6 +84,7 @@ class Known(Wraps):
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> KnownPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
+        require_spec(self, LinearGaussian, process=self.process)
         if jnp.shape(self.mask) != y.shape[1:]:
             raise ValueError(f"Known.mask has shape {jnp.shape(self.mask)} for points of shape {y.shape}: expected {y.shape[1:]}")
         said = ask(self.model, y, t, cond)

@@ -98,6 +98,7 @@ class Teleport(Start):
         """The jump with its beginning fixed, and the times after it; see :class:`Start`."""
         require_spec(self, Gaussian | GaussianMixture, law=self.law)
         require_spec(self, Start, start=self.start)
+        require_spec(self, LinearGaussian, process=process)
         if is_traced(self.t_from):
             raise ValueError("Teleport.t_from is traced: expected a number, since the grid is cut on the host")
         begin = float(times[0] if self.t_from is None else self.t_from)
