@@ -3,6 +3,7 @@ r"""A clean point of which a part is known: what an inpainting solver needs besi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,9 @@ class Known(Wraps):
         # One row for each sample: what belongs to a particle moves with it.
         mask = jnp.broadcast_to(jnp.asarray(self.mask, y.dtype), y.shape)
         known = jnp.broadcast_to(jnp.where(jnp.asarray(self.mask, bool), self.values, 0.0).astype(y.dtype), y.shape)
-        beside = lambda said: dict(denoised=said.denoised, eps=said.eps, t=said.t, process=said.process, known=known, mask=mask)
+        beside: Any = lambda said: dict(
+            denoised=said.denoised, eps=said.eps, t=said.t, process=said.process, known=known, mask=mask
+        )
         if not isinstance(said, HasProposal):
             return KnownPrediction(**beside(said))
         return GuidedKnownPrediction(**beside(said), base=KnownPrediction(**beside(unguided(said))), gradient=said.gradient)
