@@ -131,8 +131,11 @@ class Quadratic(Spaced):
 
 
 @dataclass(frozen=True)
-class SineSquared(Spaced):
-    r"""Equal steps in :math:`\arcsin\sqrt t` on the unit interval: dense at both ends, for interpolants between two narrow laws."""
+class Arcsine(Spaced):
+    r"""Equal steps in :math:`\arcsin\sqrt t` on the unit interval: dense at both ends, for interpolants between two narrow laws.
+
+    The times are quantiles of :class:`scorelab.losses.ArcsineTimes`.
+    """
 
     def coordinate(self, process, t):
         r""":math:`\arcsin\sqrt t`; infinite outside the unit interval, where it is none."""

@@ -69,6 +69,8 @@ def invert(
     check_conditions("invert", model, cond, len(x))
     times = check_times(grid, process, grid.times(process))
     bridge = isinstance(process, StochasticInterpolant)
+    if bridge and times[-1] != 0:
+        raise ValueError(f"invert.grid = {grid!r} ends at t = {times[-1]:.6g}: expected 0 under {process!r}, where the data are")
     noisy = times[::-1] if bridge else times[np.asarray(process.sigma(times)) > 0][::-1]
     if len(noisy) < 2:
         raise ValueError(f"invert.grid = {grid!r} has {len(noisy)} times with noise: expected two or more")

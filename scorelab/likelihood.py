@@ -225,5 +225,9 @@ def _check_times(process: LinearGaussian | StochasticInterpolant, t0: float, t1:
     process.check_times("log_likelihood.t_max", float(t1))
     if not float(t0) < float(t1):
         raise ValueError(f"log_likelihood.t_min = {t0}: expected less than t_max = {t1}")
+    if isinstance(process, StochasticInterpolant) and (float(t0), float(t1)) != (0.0, 1.0):
+        raise ValueError(
+            f"log_likelihood.t_min = {t0} and t_max = {t1} under {process!r}: expected 0 and 1, from the data to the base"
+        )
     if isinstance(process, LinearGaussian) and not float(process.sigma(float(t0))) > 0:
         raise ValueError(f"log_likelihood.t_min = {t0}: expected a time with noise, such as {process.t_min}")

@@ -30,7 +30,7 @@ FIGURE = Figure(
     "score that they do not have. Noise in proportion to gamma^2 forgives a wide range.",
     minutes=dict(small=3, full=10, gpu=None),
     options=dict(seeds=3, steps=4000, n=30_000, grid=200),
-    small=dict(seeds=2, steps=1500, n=15_000, grid=150),
+    small=dict(seeds=2, steps=1500, n=10_000, grid=100),
 )
 
 RADIUS, STD, SMOOTHED = 3.0, 0.3, 0.1
@@ -100,7 +100,7 @@ def errors(model, seed) -> dict:
 def measure(name, seed, options) -> dict:
     """KL for every epsilon, the errors of the fields, and a few samples."""
     model, key, shape = learned(HEADS[name], options, seed), jax.random.key(10 + seed), (options.n, 2)
-    grid = sl.grids.SineSquared(options.grid)
+    grid = sl.grids.Arcsine(options.grid)
 
     def drawn(epsilon):
         solver = sl.solvers.InterpolantSDE(epsilon=epsilon, rule="euler")

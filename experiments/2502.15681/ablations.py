@@ -22,7 +22,7 @@ FIGURE = Figure(
     "discriminator reads (of the teacher, of the fake score) change the course of FID.",
     look_for="The loss is smoothest with the ratio normalised, after which the second stage has nothing left to do for forward "
     "KL; the students hardly differ.",
-    minutes=dict(small=3, full=34, gpu=None),
+    minutes=dict(small=4, full=34, gpu=None),
     options=dict(seeds=3, steps=0, window=10),
     small=dict(seeds=2, steps=50, window=5),
 )

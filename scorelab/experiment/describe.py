@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -45,6 +46,9 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
         array = np.asarray(value)
         digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
         return {"array": list(array.shape), "dtype": str(array.dtype), "sha256": digest}
+    if not isinstance(value, type) and hasattr(value, "__dict__") and not jax.tree_util.all_leaves([value]):
+        # A law of `densities`, which is a pytree and no dataclass.
+        return {"type": _name(type(value)), **{name: _describe(item, above) for name, item in sorted(vars(value).items())}}
     if inspect.ismethod(value):
         return {"method": _name(value), "self": _describe(value.__self__, above)}
     if inspect.isfunction(inner := inspect.unwrap(value) if callable(value) and not isinstance(value, type) else value):

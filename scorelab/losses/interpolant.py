@@ -30,10 +30,10 @@ class InterpolantMatching(Loss):
 
     The same times, data and base are seen with the noise ``z`` and with ``-z``, at two calls of the model. Without that the target
     of ``u`` has the variance of :math:`\dot\gamma`, which a Brownian gamma makes infinite at the ends: at ``t = 1e-3`` the gradient
-    varies sixty times less with it. It buys nothing for ``v``.
+    varies less than a twentieth of that with it. It buys nothing for ``v``.
 
-    Under the law :math:`t = \sin^2(\pi U/2)` the errors carry the weight :math:`\pi\sqrt{t(1-t)}`, so that the loss is
-    the integral over uniform times whichever law draws them.
+    Under the law :math:`t = \sin^2(\pi U/2)` the errors carry the weight :math:`\pi\sqrt{t(1-t)}`, so that the loss is the
+    integral over uniform times. Any other law weighs a time by its density.
 
     Attributes:
         process: the interpolant.
@@ -91,14 +91,17 @@ class InterpolantMatching(Loss):
         return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=mirrored)
 
     def _base(self, key: Key, batch: Batch) -> Array:
-        x = batch["x"]
+        x, coupling = batch["x"], self.process.coupling
         if self.process.joined:
             if batch.get("base") is None:
-                raise ValueError(
-                    f'batch["base"] is not there, under the coupling {self.process.coupling!r}: expected batches of data.Coupled'
-                )
+                raise ValueError(f'batch["base"] is not there, under the coupling {coupling!r}: expected batches of data.Coupled')
             if jnp.shape(batch["base"]) != jnp.shape(x):
                 raise ValueError(f'batch["base"] has shape {jnp.shape(batch["base"])}: expected {jnp.shape(x)}, that of x')
+            if batch.get("cond") is not None and not coupling.paired and coupling.groups is None:
+                raise ValueError(
+                    f"the coupling {coupling!r} under a condition: expected groups = the array of its labels, since the base of a "
+                    "class would be another law than the one that is sampled from"
+                )
             if not jnp.issubdtype(batch["base"].dtype, jnp.floating):
                 raise TypeError(
                     f'batch["base"] has dtype {batch["base"].dtype}: expected floating point on the scale of x, from data.Coupled'

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy import stats
 
 from scorelab.metrics.value import MetricValue, numbers
 
@@ -125,6 +124,8 @@ def rank_test(key: jax.Array, ensemble: np.ndarray, truth: np.ndarray, *, bins: 
         raise ValueError(f"rank_test: the histograms of {cases} cases do not vary in all of {bins} bins: expected fewer bins")
     square = cases * float(gap @ np.linalg.solve(covariance, gap))
     scaled = square * (cases - bins + 1) / ((cases - 1) * (bins - 1))
+    from scipy import stats  # half a second to import, and only this function needs it
+
     return Uniformity(square, float(stats.f.sf(scaled, bins - 1, cases - bins + 1)), shares.mean(0))
 
 

@@ -81,6 +81,10 @@ class Pieces:
     @classmethod
     def independent(cls, law: GaussianMixture, base: GaussianMixture) -> Pieces:
         """Every component of the one law with every component of the other."""
+        if law.event != base.event:
+            raise ValueError(
+                f"the base of an interpolant has points of shape {base.event}: expected {law.event}, those of the data"
+            )
         (v, m, p), (w, n, q) = _components(law), _components(base)
         i, j = (index.ravel() for index in np.indices((len(v), len(w))))
         return cls(
@@ -109,6 +113,8 @@ class Pieces:
         """
         require_number("Pieces.joined", 0.0, 1e6, std=std)
         data, other = require_mixture("Pieces.joined.law", law), require_mixture("Pieces.joined.base", base)
+        if data.event != other.event:
+            raise ValueError(f"Pieces.joined.base has points of shape {other.event}: expected {data.event}, those of the data")
         (v, m, p), (w, n, q) = (tuple(np.asarray(a, np.float64) for a in _components(each)) for each in (data, other))
         plan = np.ones((1, 1)) if plan is None else np.asarray(plan, np.float64)
         fits = plan.shape == (len(v), len(w)) and np.all(plan >= 0)

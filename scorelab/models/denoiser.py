@@ -8,6 +8,7 @@ Every parameterisation is a linear map from the network's output ``F`` and the c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -88,6 +89,31 @@ def require_signal(what: str, process: LinearGaussian) -> None:
         )
 
 
+def example(where: str, x: Any) -> jax.Array:
+    """One example ``(1, *event)`` of data ``(batch, *event)``, or of one event's shape as a tuple; ValueError for another."""
+    if isinstance(x, tuple) and all(isinstance(size, int | np.integer) for size in x):
+        require_int(where, 1, **{f"x[{i}]": size for i, size in enumerate(x)})
+        x = jnp.zeros((1, *x))
+    x = jnp.asarray(x, jnp.float32)
+    if x.ndim < 2:
+        raise ValueError(f"{where}.x has shape {x.shape}: expected data (batch, *event), or one event's shape as a tuple")
+    return x[:1]
+
+
+def copied(where: str, params: Pytree, fresh: Callable[[], Pytree]) -> Pytree:
+    """A copy of parameters; ValueError where they have other names or shapes than ``fresh`` ones would have."""
+    wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(fresh), params))
+    if wanted != found:
+        raise ValueError(f"{where}.like has parameters of the shapes {found}: expected those of the network, {wanted}")
+    return jax.tree.map(lambda p: jnp.array(p, copy=True), params)
+
+
+def check_network(net: Any, cond: Pytree) -> None:
+    """Raise ``ValueError`` for what is no condition of a network; one that says nothing of conditions is not asked."""
+    if (condition := conditions.of_network(net)) is not None and cond is not None:
+        condition.check(cond)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Denoiser(Trainable):
     r"""A network, the process it denoises, and what its output means.
@@ -140,24 +166,16 @@ class Denoiser(Trainable):
 
         ``ValueError`` where ``like`` has parameters of other names or shapes than this network.
         """
-        if isinstance(x, tuple) and all(isinstance(size, int | np.integer) for size in x):
-            require_int("Denoiser.init", 1, **{f"x[{i}]": size for i, size in enumerate(x)})
-            x = jnp.zeros((1, *x))
-        x = jnp.asarray(x, jnp.float32)
-        if x.ndim < 2:
-            raise ValueError(f"Denoiser.init.x has shape {x.shape}: expected data (batch, *event), or one event's shape as a tuple")
+        one = example("Denoiser.init", x)
 
         def fresh():
-            sees = {"estimate": jnp.zeros_like(x[:1])} if self.self_condition else {}
-            return self.net.init(key, x[:1], jnp.zeros(1, x.dtype), jax.tree.map(lambda c: c[:1], cond), **sees)
+            sees = {"estimate": jnp.zeros_like(one)} if self.self_condition else {}
+            return self.net.init(key, one, jnp.zeros(1, one.dtype), jax.tree.map(lambda c: c[:1], cond), **sees)
 
         if like is None:
             return fresh()
         require_spec("Denoiser.init", BoundDenoiser, like=like)
-        wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(fresh), like.params))
-        if wanted != found:
-            raise ValueError(f"Denoiser.init.like has parameters of the shapes {found}: expected those of the network, {wanted}")
-        return jax.tree.map(lambda p: jnp.array(p, copy=True), like.params)
+        return copied("Denoiser.init", like.params, fresh)
 
     def bind(self, params: Pytree, dropout: Key | None = None) -> BoundDenoiser:
         """The model with these parameters; a pytree whose leaves are the parameters.
@@ -172,8 +190,7 @@ class Denoiser(Trainable):
         Values inside ``jit`` cannot be looked at; there, the networks here become NaN where the condition is none. A network that
         says nothing of conditions is not asked.
         """
-        if (condition := conditions.of_network(self.net)) is not None and cond is not None:
-            condition.check(cond)
+        check_network(self.net, cond)
 
     def coefficients(self, t: Array) -> Coefficients:
         """The linear map of the chosen parameterisation at ``t``."""

@@ -8,13 +8,12 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import ChecksCondition, Trainable
-from scorelab.models.denoiser import Denoiser
+from scorelab.models.denoiser import check_network, copied, example
 from scorelab.processes.interpolant import FlowPrediction, StochasticInterpolant
-from scorelab.validation import require_choice, require_int, require_positive, require_shape, require_spec
+from scorelab.validation import require_choice, require_positive, require_shape, require_spec
 
 # The form of the prediction that a head is.
 _FORMS = {"u": "velocity", "v": "path_velocity", "eta": "eta"}
@@ -54,10 +53,15 @@ class InterpolantField(Trainable):
         for name, net in dict(net=self.net, eta_net=self.eta_net).items():
             if net is None and name == "eta_net":
                 continue
-            if not (callable(getattr(net, "init", None)) and callable(getattr(net, "apply", None))):
+            if isinstance(net, type) or not (callable(getattr(net, "init", None)) and callable(getattr(net, "apply", None))):
                 raise TypeError(f"InterpolantField.{name} = {net!r}: expected an object with init and apply, such as a Flax module")
         if self.eta_net is not None and "eta" not in heads:
             raise ValueError(f"InterpolantField.eta_net with heads = {heads}: expected None, since there is no such head")
+
+    @property
+    def nets(self) -> tuple[Any, ...]:
+        """The networks: one for all heads, or one for each."""
+        return (self.net,) if self.eta_net is None else (self.net, self.eta_net)
 
     @property
     def _twice(self) -> bool:
@@ -65,42 +69,37 @@ class InterpolantField(Trainable):
 
     def init(self, key: Key, x: Array, cond: Pytree = None, like: Any = None) -> Pytree:
         """Fresh parameters for data shaped like ``x``, or a copy of those of ``like``; arguments as of ``Denoiser.init``."""
-        if isinstance(x, tuple) and all(isinstance(size, int | np.integer) for size in x):
-            require_int("InterpolantField.init", 1, **{f"x[{i}]": size for i, size in enumerate(x)})
-            x = jnp.zeros((1, *x))
-        x = jnp.asarray(x, jnp.float32)[:1]
-        if x.ndim < 2:
-            raise ValueError(f"InterpolantField.init.x has shape {x.shape}: expected data (batch, *event)")
+        one = example("InterpolantField.init", x)
 
         def fresh():
-            one = jax.tree.map(lambda c: c[:1], cond)
-            nets = [self.net] if self.eta_net is None else [self.net, self.eta_net]
-            seen = jnp.concatenate([x, x], -1) if self._twice else x
-            keys = jax.random.split(key, len(nets))
-            return tuple(net.init(k, seen, jnp.zeros(1, x.dtype), one) for net, k in zip(nets, keys, strict=True))
+            mine, keys = jax.tree.map(lambda c: c[:1], cond), jax.random.split(key, len(self.nets))
+            seen = jnp.concatenate([one, one], -1) if self._twice else one
+            return tuple(net.init(k, seen, jnp.zeros(1, one.dtype), mine) for net, k in zip(self.nets, keys, strict=True))
 
         if like is None:
             return fresh()
         require_spec("InterpolantField.init", BoundInterpolantField, like=like)
-        wanted, found = (jax.tree.map(jnp.shape, tree) for tree in (jax.eval_shape(fresh), like.params))
-        if wanted != found:
-            raise ValueError(f"InterpolantField.init.like has parameters of the shapes {found}: expected {wanted}")
-        return jax.tree.map(lambda p: jnp.array(p, copy=True), like.params)
+        return copied("InterpolantField.init", like.params, fresh)
 
     def bind(self, params: Pytree, dropout: Key | None = None) -> BoundInterpolantField:
         """The model with these parameters, a pytree; with the key ``dropout``, as it is called in training."""
-        return BoundInterpolantField(params=params, field=self, dropout=dropout if getattr(self.net, "dropout", 0.0) else None)
+        drops = any(getattr(net, "dropout", 0.0) for net in self.nets)
+        return BoundInterpolantField(params=params, field=self, dropout=dropout if drops else None)
 
     def check_condition(self, cond: Pytree) -> None:
-        """As :meth:`scorelab.models.Denoiser.check_condition`."""
-        Denoiser.check_condition(self, cond)  # pyright: ignore[reportArgumentType]: it reads the network alone
+        """Raise ``ValueError`` for what is no condition of the networks."""
+        for net in self.nets:
+            check_network(net, cond)
 
-    def evaluate(self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, **options: Any) -> FlowPrediction:
-        """The prediction for ``y`` ``(batch, *event)``; ``options`` go to the networks."""
+    def evaluate(
+        self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, dropout: Key | None = None
+    ) -> FlowPrediction:
+        """The prediction for ``y`` ``(batch, *event)``; as in training with the key ``dropout``."""
         self.process.check_times("InterpolantField.t", t)
         self.check_condition(cond)
         t = jnp.asarray(t, y.dtype)
-        rows = (1,) if t.ndim == 0 and getattr(self.net, "shares_noise_level", False) else y.shape[:1]
+        shared = t.ndim == 0 and all(getattr(net, "shares_noise_level", False) for net in self.nets)
+        rows = (1,) if shared else y.shape[:1]
         times = jnp.broadcast_to(t, rows)
         c = self.process.coefficients(times)
         scale = 1 / jnp.sqrt((c.alpha * self.data_std) ** 2 + (c.beta * self.base_std) ** 2 + c.gamma**2)
@@ -108,10 +107,12 @@ class InterpolantField(Trainable):
         angle = 2 * jnp.arcsin(jnp.sqrt(jnp.clip(times, 0.0, 1.0))) - math.pi / 2
         if self._twice:
             seen = jnp.concatenate([seen, seen], -1)
-        nets = [self.net] if self.eta_net is None else [self.net, self.eta_net]
-        outputs = [net.apply(p, seen, angle, cond, **options) for net, p in zip(nets, params, strict=True)]
-        for net, output in zip(nets, outputs, strict=True):
+        outputs = []
+        for i, (net, p) in enumerate(zip(self.nets, params, strict=True)):
+            options = {} if dropout is None else dict(train=True, rngs={"dropout": jax.random.fold_in(dropout, i)})
+            output = net.apply(p, seen, angle, cond, **options)
             require_shape(f"the output of {type(net).__name__}", output, seen)
+            outputs.append(output)
         parts = jnp.split(outputs[0], 2, axis=-1) if self._twice else outputs
         return self.process.predict(y, t, **{_FORMS[head]: part for head, part in zip(self.heads or (), parts, strict=True)})
 
@@ -136,5 +137,4 @@ class BoundInterpolantField(ChecksCondition):
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> FlowPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
-        options = {} if self.dropout is None else dict(train=True, rngs={"dropout": self.dropout})
-        return self.field.evaluate(self.params, y, t, cond, **options)
+        return self.field.evaluate(self.params, y, t, cond, self.dropout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import re
@@ -28,6 +27,7 @@ from scorelab.files import read_npz, write_npz
 from scorelab.models import BoundDenoiser
 from scorelab.names import did_you_mean
 from scorelab.processes.scale import ScaleWarning
+from scorelab.pytrees import content
 
 # The models that the package carries.
 MODELS = Path(__file__).resolve().parent / "models"
@@ -116,10 +116,7 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
 
 def parameters_hash(params: Pytree) -> str:
     """SHA-256 of the shapes, the dtypes and the bytes of the parameters, in their order."""
-    digest = hashlib.sha256()
-    for leaf in map(np.asarray, jax.tree.leaves(params)):
-        digest.update(f"{leaf.shape} {leaf.dtype} ".encode() + np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    return content(params, names=False)
 
 
 def require_hash(file: Path, params: Pytree, expected: str | None) -> None:

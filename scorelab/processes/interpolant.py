@@ -81,8 +81,9 @@ class InterpolantPrediction(FlowPrediction, HasLatent, HasScore, HasDenoised):
     @computed
     def denoised(self) -> Float[Array, " batch *event"]:
         """``D``, from ``y``, ``u`` and ``eta``."""
-        c = self.process.coefficients(self.t).like(self.y)
-        return _ends(self, self.y - c.gamma * self.eta, self.velocity - c.slope * self.eta)[0]
+        gamma = per_example(self.process.gamma.gamma(self.t), self.y)
+        slope = self.process._slope(jnp.asarray(self.t, self.y.dtype), self.y)
+        return _ends(self, self.y - gamma * self.eta, self.velocity - slope * self.eta)[0]
 
 
 def _ends(prediction: FlowPrediction, m: Array, v: Array) -> tuple[Array, Array]:
@@ -116,6 +117,9 @@ class StochasticInterpolant(Process):
     def __post_init__(self):
         require_spec(self, Path, path=self.path)
         require_spec(self, Gamma, gamma=self.gamma)
+        for name in ("base", "coupling"):
+            if isinstance(getattr(self, name), type):
+                raise TypeError(f"StochasticInterpolant.{name} = {getattr(self, name)!r}: expected an object, and not its class")
         require_number(self, 0.0, 0.1, margin=self.margin)
         self.path.check(self.gamma)
         if self.path.two_sided == (self.base is None):
@@ -238,8 +242,13 @@ class StochasticInterpolant(Process):
         latent = given.get("eta", -c.gamma * given["score"] if "score" in given else None)
         if latent is None:
             return FlowPrediction(y=y, velocity=given[moving[0]], t=t, process=self)
-        u = given[moving[0]] if moving == ["velocity"] else given["path_velocity"] + c.slope * latent
+        u = given[moving[0]] if moving == ["velocity"] else given["path_velocity"] + self._slope(t, y) * latent
         return InterpolantPrediction(y=y, velocity=u, eta=latent, t=t, process=self)
+
+    def _slope(self, t: Array, y: Array) -> Array:
+        r""":math:`\dot\gamma`, as far from the ends as training goes: with :math:`\eta\to 0` its product has a limit there."""
+        t = jnp.clip(t, self.margin, 1 - self.margin) if self.gamma.steep else t
+        return per_example(self.gamma.slope(t), y)
 
     def checked(self, name: str, prediction: FlowPrediction, y: Float[Array, " batch *event"]) -> FlowPrediction:
         """See :class:`Process`: every part has the shape of ``y`` and becomes of its dtype."""
@@ -309,6 +318,15 @@ class Base(Start):
                 f"the base of {process!r} on a grid that begins at t = {times[0]:.6g}: expected t = 1, or another start"
             )
         return self, times
+
+    def suit(self, where: str, model: Any, t: float, cond: Any = None) -> None:
+        """ValueError under a condition where the base rows belong to those of the data."""
+        coupling = model.process.coupling
+        if cond is not None and coupling is not None and coupling.paired:
+            raise ValueError(
+                f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "
+                "of these conditions"
+            )
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process: Any, t: Array, event: Any) -> Float[Array, " batch *event"]:
         return _drawn(self.law, keys, event, t.dtype)

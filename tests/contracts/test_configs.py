@@ -42,6 +42,7 @@ TRAINED = [
     "digits/super_resolution.gin",
     "mnist/vp.gin",
     "mnist/rectified_flow.gin",
+    "paper/2303.08797/rings.gin",
     "paper/2412.09726/cifar10.gin",
     "paper/2502.15681/digits_dmd.gin",
     "paper/2502.15681/digits_sid.gin",
@@ -55,6 +56,7 @@ UPDATED = [
     "paper/2502.15681/digits_consistency.gin",
     "paper/2502.15681/digits_dmd2.gin",
     "paper/2502.15681/mnist_teacher.gin",
+    "paper/2303.08797/rings.gin",
     "paper/2510.02730/digits.gin",
     "shapes/gaussian_process.gin",
 ]
@@ -140,7 +142,7 @@ def of_training(specs):
         dataset = dataset["source"]
     source = type(registry.SETS[dataset["name"]]).__name__
     others = {("pairs", data["pairs"] is not None), ("cond", data["cond"] is not None)}
-    return of_learning(specs) | {process["type"], process["schedule"]["type"], source} | others
+    return of_learning(specs) | {process["type"], process.get("schedule", process)["type"], source} | others
 
 
 def of_updates(specs):

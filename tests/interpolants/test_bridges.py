@@ -80,7 +80,7 @@ def test_the_bridge_is_a_fixed_point_of_its_sde():
     std, n = 0.5**0.5, 20_000
     model = bridge(std=std, scale=std)
     solver = solvers.InterpolantSDE(epsilon=epsilons.Constant(std**2 / 2))
-    out = sample(model, solver=solver, grid=grids.SineSquared(100), key=KEY, shape=(n, 2), keep="all")
+    out = sample(model, solver=solver, grid=grids.Arcsine(100), key=KEY, shape=(n, 2), keep="all")
     x, w = np.asarray(out.x, np.float64), np.asarray(out.trajectory[0], np.float64)
     found = (x - x.mean(0)).T @ (w - w.mean(0)) / n
     # Four standard errors of a product of two normal numbers, and the bias of two steps of the flow at the ends.

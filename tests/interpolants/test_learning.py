@@ -104,7 +104,7 @@ def test_a_network_learns_the_bridge(path, gamma, heads, two):
         if "eta" in heads:
             assert float(jnp.mean((ours.eta - truth.eta) ** 2)) < 0.1
     solver = solvers.InterpolantSDE() if "eta" in heads else solvers.InterpolantODE()
-    drawn = np.asarray(sample(model, solver=solver, grid=grids.SineSquared(40), key=KEY, shape=(4_000, 2)).x)
+    drawn = np.asarray(sample(model, solver=solver, grid=grids.Arcsine(40), key=KEY, shape=(4_000, 2)).x)
     mean, cov = laws.moments(laws.WEIGHTS, laws.MEANS, laws.COVS)
     # Of deviations 1.8 and 1: a seventh, which an untrained network misses by all of it.
     np.testing.assert_allclose(drawn.mean(0), mean, atol=0.25)
@@ -174,7 +174,7 @@ def test_groups_keep_the_base_of_a_class():
 def test_a_coupling_blind_to_the_condition_is_refused():
     prepared = training.Prepared(batches(), cond="label")
     for coupling in (data.Assignment(), data.Entropic()):
-        with pytest.raises(ValueError, match=r"under the condition 'label': expected groups='label'"):
+        with pytest.raises(ValueError, match=r"under the conditions \('label',\): expected groups = the array"):
             data.Coupled(prepared, coupling, GAUSSIAN)
     data.Coupled(prepared, data.Assignment(groups="label"), GAUSSIAN)
 
@@ -215,6 +215,7 @@ def test_pairs_of_the_data_reach_the_loss():
         (lambda: losses.InterpolantMatching(laws.process("linear, zero")), "without latent noise"),
         (lambda: losses.InterpolantMatching(brownian(), times=1), "expected a Times"),
         (lambda: models.InterpolantField(net=3, process=brownian()), "expected an object with init"),
+        (lambda: models.InterpolantField(net=nets.MLP, process=brownian()), "expected an object with init"),
         (lambda: models.InterpolantField(net=nets.MLP(), process=brownian(), heads=("eta",)), "heads"),
         (lambda: models.InterpolantField(net=nets.MLP(), process=brownian(), heads=("u",), eta_net=nets.MLP()), "no such head"),
         (lambda: models.InterpolantField(net=nets.MLP(), process=brownian(), data_std=0.0), "data_std"),
@@ -246,3 +247,49 @@ def test_a_base_of_pixels_is_brought_to_the_scale_of_the_data():
     process = processes.StochasticInterpolant(gamma=gammas.Quadratic(), base=np.zeros((2, 4, 4, 1)), coupling=data.Paired())
     with pytest.raises(TypeError, match="uint8"):
         losses.InterpolantMatching(process).draw(KEY, {"x": found["x"], "base": batch.at(0)["base"]})
+
+
+def test_conditions_of_several_arrays_are_not_known_to_a_group():
+    arrays = {"x": np.zeros((8, 2), np.float32), "label": np.zeros(8, np.int32), "vec": np.zeros((8, 2), np.float32)}
+    prepared = training.Prepared(data.Batches(arrays, batch_size=4), cond=("label", "vec"))
+    with pytest.raises(ValueError, match="the array of labels"):
+        data.Coupled(prepared, data.Assignment(groups="label"), GAUSSIAN)
+
+
+def test_the_second_network_is_asked_too():
+    """Its dropout, its way of taking noise levels and its condition count as those of the first."""
+    plain, drops = nets.MLP(width=8, depth=1, embed=8), nets.MLP(width=8, depth=1, embed=8, dropout=0.5)
+    field = models.InterpolantField(net=plain, eta_net=drops, process=brownian())
+    params = field.init(KEY, (2,))
+    # A new network says zero; another last layer says more.
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    y = jnp.ones((4, 2))
+    quiet, noisy, again = (field.bind(params, dropout=key)(y, 0.5) for key in (None, KEY, jax.random.key(99)))
+    np.testing.assert_array_equal(quiet.velocity, noisy.velocity)
+    assert not np.allclose(noisy.eta, again.eta)
+    assert not np.allclose(quiet.eta, noisy.eta)
+    labelled = models.InterpolantField(net=plain, eta_net=nets.MLP(num_classes=3, embed=8), process=brownian())
+    with pytest.raises(ValueError, match="label"):
+        labelled.check_condition(np.array([7]))
+
+
+def test_heads_of_the_straight_velocity_are_finite_at_the_ends():
+    process = brownian()
+    y = jnp.ones((2, 2))
+    for t in (0.0, 1.0):
+        found = process.predict(y, t, path_velocity=y, eta=0.01 * y)
+        assert np.all(np.isfinite(found.velocity))
+        assert np.all(np.isfinite(found.denoised))
+        assert np.all(np.isfinite(process.predict(y, t, velocity=y, eta=0.01 * y).denoised))
+
+
+def test_a_condition_meets_the_coupling_in_the_loss_too():
+    """However the batches are wrapped."""
+    coupling = data.Assignment()
+    prepared = training.Prepared(data.Coupled(batches(), coupling, GAUSSIAN), cond="label")
+    batch = prepared.prepare(prepared.at(0))
+    process = processes.StochasticInterpolant(base=GAUSSIAN, coupling=coupling)
+    with pytest.raises(ValueError, match="under a condition: expected groups"):
+        losses.InterpolantMatching(process).draw(KEY, batch)
+    grouped = processes.StochasticInterpolant(base=GAUSSIAN, coupling=data.Assignment(groups="label"))
+    losses.InterpolantMatching(grouped).draw(KEY, batch)

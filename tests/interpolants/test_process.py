@@ -238,6 +238,12 @@ class Open(gammas.Gamma):
         (lambda: processes.StochasticInterpolant(base=np.full((2, 2), np.nan)), "expected finite points"),
         (lambda: processes.StochasticInterpolant(base=laws.base(), margin=-1.0), "margin"),
         (lambda: processes.StochasticInterpolant(path=3, base=laws.base()), "expected a Path"),
+        (lambda: processes.StochasticInterpolant(base=densities.Gaussian), "not its class"),
+        (lambda: processes.StochasticInterpolant(base=laws.base(), coupling=data.Assignment), "not its class"),
+        (
+            lambda: models.ExactModel(densities.Gaussian(np.zeros(3), 1.0), laws.process("linear, Brownian"))(jnp.zeros((1, 3)), 0.5),
+            r"points of shape \(2,\): expected \(3,\)",
+        ),
         (lambda: gammas.Brownian(scale=0.0), "scale"),
         (lambda: laws.process("linear, Brownian").check_times("t", 1.5), "expected times from 0 to 1"),
         (lambda: laws.process("linear, Brownian").predict(Y, 0.5, velocity=Y, path_velocity=Y, eta=Y), "was given"),

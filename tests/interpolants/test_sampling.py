@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab import densities, fk, grids, invert, log_likelihood, models, processes, sample, schedules, solvers, starts
+from scorelab import data, densities, fk, grids, invert, log_likelihood, models, processes, sample, schedules, solvers, starts
 from scorelab.solvers import epsilons
 
 from . import laws
@@ -97,7 +97,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "solver"), CASES, ids=str)
 def test_samples_have_the_law_of_the_data(name, solver):
     model = models.ExactModel(laws.data(), laws.process(name))
-    x = np.asarray(sample(model, solver=solver, grid=grids.SineSquared(120), key=KEY, shape=(N, 2)).x, np.float64)
+    x = np.asarray(sample(model, solver=solver, grid=grids.Arcsine(120), key=KEY, shape=(N, 2)).x, np.float64)
     mean, cov = laws.moments(laws.WEIGHTS, laws.MEANS, laws.COVS)
     # Four standard errors, and the bias of a first-order rule at 120 steps: up to 1 % of the covariance per unit of eps h.
     bias = 0.05 if solver.order == 1 else 0.01
@@ -113,7 +113,7 @@ def test_samples_have_the_law_of_the_data(name, solver):
 def test_the_mirror_returns_every_point_by_the_flow_and_another_one_by_the_sde():
     model = models.ExactModel(laws.data(), laws.process("mirror, Brownian"))
     x = np.asarray(laws.data().sample(KEY, 4_000))
-    walk = functools.partial(sample, model, grid=grids.SineSquared(100), key=KEY, shape=x.shape, start=starts.Fixed(x))
+    walk = functools.partial(sample, model, grid=grids.Arcsine(100), key=KEY, shape=x.shape, start=starts.Fixed(x))
     back = walk(solver=solvers.InterpolantODE(), keep="all")
     # Heun's rule at 100 steps returns them to a thousandth; halfway they have the variance of x plus gamma^2.
     np.testing.assert_allclose(back.x, x, atol=5e-3)
@@ -148,7 +148,7 @@ def test_data_to_data():
         return process.predict(y, t, velocity=found.velocity, eta=found.eta)
 
     model = models.FunctionModel(belief, process, returns="prediction")
-    out = sample(model, solver=solvers.InterpolantSDE(), grid=grids.SineSquared(20), key=KEY, shape=(32, 2), keep="all")
+    out = sample(model, solver=solvers.InterpolantSDE(), grid=grids.Arcsine(20), key=KEY, shape=(32, 2), keep="all")
     start = np.asarray(out.trajectory[0])
     assert np.all(np.any(np.all(np.abs(start[:, None] - points[None]) < 1e-6, axis=2), axis=1))
     with pytest.raises(ValueError, match="points, which have no density"):
@@ -209,7 +209,7 @@ def test_the_likelihood_of_the_flow_is_exact(name):
 def test_inversion_finds_the_base_point_and_comes_back():
     model = models.ExactModel(laws.data(), laws.process("linear, quadratic"))
     x = np.asarray(laws.data().sample(KEY, 16))
-    solver, grid = solvers.InterpolantODE(), grids.SineSquared(80)
+    solver, grid = solvers.InterpolantODE(), grids.Arcsine(80)
     z = invert(model, x, solver=solver, grid=grid)
     back = sample(model, solver=solver, grid=grid, key=KEY, shape=x.shape, start=starts.Fixed(np.asarray(z)))
     # Heun's rule: the square of a step of 1/80, at velocities of up to 5, twice.
@@ -230,7 +230,7 @@ def test_steering_weighs_without_bias():
         resample_final=True,
     )
     model = models.ExactModel(laws.data(), laws.process("linear, Brownian"))
-    out = sample(model, solver=solver, grid=grids.SineSquared(32), key=KEY, shape=(64 * 64, 2))
+    out = sample(model, solver=solver, grid=grids.Arcsine(32), key=KEY, shape=(64 * 64, 2))
     z = np.exp(np.asarray(out.log_z, np.float64))
     # Four standard errors over 64 populations, and the bias of the solver: a hundredth.
     assert abs(z.mean() - np.exp(log_z)) < 4 * z.std(ddof=1) / 8 + 0.01 * np.exp(log_z)
@@ -240,3 +240,25 @@ def test_steering_weighs_without_bias():
 
 def _along(x):
     return x @ jnp.array([0.6, -0.4], x.dtype)
+
+
+def test_what_begins_or_ends_elsewhere_is_refused():
+    """The density of the base is known at 1 alone, and the data are at 0."""
+    model = models.ExactModel(laws.data(), laws.process("linear, Brownian"))
+    x = np.zeros((2, 2), np.float32)
+    for times in (dict(t_max=0.9), dict(t_min=0.1)):
+        with pytest.raises(ValueError, match="expected 0 and 1"):
+            log_likelihood(model, x, **times)
+    with pytest.raises(ValueError, match=r"ends at t = 0\.5"):
+        invert(model, x, solver=solvers.InterpolantODE(), grid=grids.Uniform(4, t_min=0.5, clean=False))
+
+
+def test_base_rows_of_pairs_belong_to_their_conditions():
+    process = processes.StochasticInterpolant(base=np.zeros((3, 2), np.float32), coupling=data.Paired())
+    belief = lambda y, t, cond=None: process.predict(y, t, velocity=y, eta=y)
+    model = models.FunctionModel(belief, process, returns="prediction")
+    walk = functools.partial(sample, model, solver=solvers.InterpolantODE(), grid=grids.Uniform(2), key=KEY, shape=(2, 2))
+    walk()
+    with pytest.raises(ValueError, match=r"expected start=starts\.Fixed"):
+        walk(cond=np.zeros(2, np.int32))
+    walk(cond=np.zeros(2, np.int32), start=starts.Fixed(np.zeros((2, 2), np.float32)))

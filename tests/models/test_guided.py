@@ -344,7 +344,7 @@ def rung(kind, **numbers):
         (lambda: models.LinearMeasurement.stacked([OBSERVED, measured(d=4)]), ValueError, r"widths \[3, 4\]"),
         (lambda: OBSERVED.log_likelihood(np.ones((2, 4))), ValueError, "3 elements in an event"),
         (lambda: models.exact_posterior(densities.Gaussian(np.zeros(4), 1.0), OBSERVED), ValueError, "law of 4 elements"),
-        (lambda: models.exact_posterior(densities.eight_gaussians, OBSERVED), TypeError, "expected a Gaussian or"),
+        (lambda: models.exact_posterior(densities.eight_gaussians, OBSERVED), TypeError, "expected a Gaussian, a GaussianField"),
         (lambda: models.DPS(model=ladder(EDM)[0].model, measurement=OBSERVED, grid=10), TypeError, "DPS.grid = 10"),
         (
             lambda: models.RewardGradient(model=ladder(EDM)[0].model, reward=jnp.sum).pull(jnp.ones((2, 3)), 1.0),

@@ -12,7 +12,7 @@ NAME = "paper/2303.08797/rings"
 TINY = (
     "nets.MLP.width = 16", "nets.MLP.depth = 1", "data.Named.n = 256", "experiment.Train.batch_size = 32", "STEPS = 20",
     "WARMUP = 2",
-    "experiment.Train.previews = 0", "grids.SineSquared.steps = 4", "experiment.Sample.n = 64",
+    "experiment.Train.previews = 0", "grids.Arcsine.steps = 4", "experiment.Sample.n = 64",
     "experiment.PointEvaluation.projections = 16",
 )  # fmt: skip
 
