@@ -200,8 +200,8 @@ class Shifted(Grid):
 
     Attributes:
         grid: the grid that is shifted. Where it begins at a finite noise level, it has to begin lower than the process by the
-            factor ``a``.
-        shift: ``a``, above 0; 1 for none.
+            factor ``a``. With ``a < 1`` its last noise level has to lie above that at ``t_min`` by ``1 / a``.
+        shift: ``a``, above 0; 1 for none. Below 1 the first noise level falls as well, unless it is infinite.
     """
 
     grid: Grid
@@ -224,6 +224,14 @@ class Shifted(Grid):
                 raise ValueError(
                     f"Shifted.shift = {self.shift:g} moves the first time of {self.grid!r} to {moved[0]:.6g}, beyond t_max = "
                     f"{process.t_max:g} of {process!r}: expected a grid that begins at {first:.6g} or below (its t_max)"
+                )
+            most = float(process.log_snr(process.t_min))
+            if self.shift < 1 and np.max(log_snr[np.isfinite(log_snr)], initial=-np.inf) - 2 * math.log(self.shift) > most + 1e-9:
+                lowest = moved[np.isfinite(log_snr)][-1]
+                last = float(process.schedule.time(most + 2 * math.log(self.shift)))
+                raise ValueError(
+                    f"Shifted.shift = {self.shift:g} moves the last noisy time of {self.grid!r} to {lowest:.6g}, below t_min = "
+                    f"{process.t_min:g} of {process!r}: expected a grid whose last noisy time is {last:.6g} or above (its t_min)"
                 )
         return check_times(self, process, moved)
 

@@ -30,10 +30,11 @@ def test_the_shift_of_rectified_flow_is_the_published_one():
     np.testing.assert_allclose(times, [1, 9 / 10, 3 / 4, 1 / 2, 0], rtol=1e-15)
     assert (times[0], times[-1]) == (1.0, 0.0)
     # The noise levels of FlowMatchEulerDiscreteScheduler(shift=a) in n steps: linspace(1, 1 / 1000, n), shifted, then 0.
+    flow = processes.Gaussian(schedule=schedules.RectifiedFlow(t_min=5e-4))
     for a, n in ((3.0, 28), (1.15, 50), (0.5, 10)):
         levels = np.linspace(1, 1e-3, n)
         grid = grids.Shifted(grids.Explicit(tuple(levels), clean=True), shift=a)
-        np.testing.assert_allclose(grid.times(FLOW), np.append(a * levels / (1 + (a - 1) * levels), 0.0), rtol=1e-13)
+        np.testing.assert_allclose(grid.times(flow), np.append(a * levels / (1 + (a - 1) * levels), 0.0), rtol=1e-13)
 
 
 @pytest.mark.parametrize(("process", "grid"), LOWER, ids=lambda part: repr(part)[:40])
@@ -47,6 +48,14 @@ def test_the_log_snr_is_lower_by_twice_the_logarithm(process, grid):
     again = grids.Shifted(grids.Shifted(grid, shift=3.0), shift=1 / 3.0)
     np.testing.assert_allclose(again.times(process), grid.times(process), rtol=1e-9)
     np.testing.assert_array_equal(grids.Shifted(grid, shift=1.0).times(process), grid.times(process))
+
+
+def test_a_shift_below_one_ends_where_the_process_does():
+    # Noise levels of EDM are times: 0.01 and 80 become 0.002, the least, and 16.
+    times = grids.Shifted(grids.Karras(6, t_min=0.01), shift=0.2).times(EDM)
+    np.testing.assert_allclose(times[[0, -2, -1]], [16.0, 0.002, 0.0], rtol=1e-9)
+    # Pure noise and clean data stay.
+    np.testing.assert_array_equal(grids.Shifted(grids.Uniform(4), shift=0.2).times(FLOW)[[0, -1]], [1.0, 0.0])
 
 
 def test_a_walk_on_a_shifted_grid_is_one_under_the_time_change():
@@ -81,6 +90,17 @@ def test_a_config_shifts_a_grid():
             lambda: grids.Shifted(grids.Karras(5), shift=4.0).times(EDM),
             ValueError,
             r"Shifted\.shift = 4 moves the first time of Karras.* to 320, beyond t_max = 80 .*: expected a grid that begins at 20",
+        ),
+        (
+            lambda: grids.Shifted(grids.Karras(6), shift=0.2).times(EDM),
+            ValueError,
+            r"Shifted\.shift = 0\.2 moves the last noisy time of Karras.* to 0\.0004, below t_min = 0\.002 .*: expected a grid "
+            r"whose last noisy time is 0\.01 or above",
+        ),
+        (
+            lambda: grids.Shifted(grids.Uniform(7), shift=0.2).times(LOWER[3][0]),
+            ValueError,
+            r"moves the last noisy time of Uniform.* to -[0-9.]+, below t_min = 0 of",
         ),
         (
             lambda: grids.Shifted(grids.Uniform(3)).times(processes.Joint(image=EDM, label=EDM)),

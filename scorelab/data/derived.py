@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -53,6 +53,20 @@ class Derived(DataSet):
         """Its name and those of the other one, whose points it has."""
         return (self.name, *self.source.known_as)
 
+    @property
+    def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the other one."""
+        return self.source.generated
+
+    @property
+    def statistics(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """Those of the other one, whose points it has."""
+        return self.source.statistics
+
+    def draw(self, n: int, seed: int) -> Arrays:
+        """Points of the other one, with the array."""
+        return self._with_array(self.source.draw(n, seed))
+
     def stamp(self) -> Hashable:
         """That of the other one."""
         return self.source.stamp()
@@ -60,7 +74,9 @@ class Derived(DataSet):
     def load(self, split: str = "train") -> Arrays:
         """The split of the other one, with the array."""
         self.require_split(split)
-        arrays = self.source.load(split)
+        return self._with_array(self.source.load(split))
+
+    def _with_array(self, arrays: Arrays) -> Arrays:
         if self.array in arrays.more:
             raise ValueError(f"{type(self).__name__}.source = {self.source!r} has the array {self.array!r}: expected one without")
         return replace(arrays, name=self.name, more={**arrays.more, self.array: self.of(arrays.x, arrays.levels)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ from jax.scipy.special import ndtri
 from jaxtyping import Float
 
 from scorelab.arrays import Array, Key
+from scorelab.processes.base import Process
 from scorelab.processes.linear_gaussian import LinearGaussian
-from scorelab.validation import require_number, require_positive
+from scorelab.validation import require_number, require_positive, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,10 @@ class Times(abc.ABC):
             ones. Every :math:`u_i` stays uniform, so the expected loss is the same, and the batch covers the
             range evenly (Kingma et al. 2021, "Variational diffusion models", appendix I). Neighbouring rows
             get neighbouring times; rows of a shuffled batch are exchangeable, so no permutation is needed.
+        process_type: the kind of process whose times it draws.
     """
+
+    process_type: ClassVar[type[Process]] = Process
 
     stratified: bool = False
 
@@ -41,6 +45,7 @@ class Times(abc.ABC):
 
     def __call__(self, key: Key, process: Any, n: int) -> Float[jax.Array, " {n}"]:
         """Draw ``n`` times, ``(n,)`` float32, inside ``[process.t_min, process.t_max]``."""
+        require_spec(self, self.process_type, process=process)
         if self.stratified:
             u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
         else:
@@ -74,6 +79,8 @@ class LogNormalTimes(Times):
     Clipping leaves the mass beyond an end of the range at that end (1.5e-5 below and 2e-6 above with the
     defaults on noise ratios 0.002 to 80; more where the range is short, such as 7 % with ``mean = -2`` up to 0.8).
     """
+
+    process_type = LinearGaussian
 
     mean: float = -1.2
     std: float = 1.2
@@ -115,6 +122,8 @@ class UniformLogSNRTimes(Times):
         log_snr_max: upper end; None for that of the process at ``t_min``.
     """
 
+    process_type = LinearGaussian
+
     log_snr_min: float | None = None
     log_snr_max: float | None = None
 
@@ -155,6 +164,8 @@ class KarrasTimes(Times):
     The law under which one-step students are distilled (arXiv 2405.14867), between the shares ``start`` and ``stop`` of the range
     of the process, from its small end.
     """
+
+    process_type = LinearGaussian
 
     rho: float = 7.0
     start: float = 0.02

@@ -12,8 +12,8 @@ are of another law: under an exact model of a normal law in one dimension, clipp
 from __future__ import annotations
 
 import abc
+import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,10 @@ from scorelab.arrays import Array, Pytree, per_example
 from scorelab.models.base import Model, Wraps, ask
 from scorelab.models.guided import GuidedPrediction, with_denoised
 from scorelab.models.per_sample import PER_SAMPLE, known_numbers, require_numbers
-from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasProposal
 from scorelab.processes.scale import KnowsScale
+from scorelab.validation import require_spec
 
 
 class Bounded(Wraps, KnowsScale, abc.ABC):
@@ -45,16 +46,17 @@ class Bounded(Wraps, KnowsScale, abc.ABC):
     def bound(self, denoised: Array) -> Array:
         """``D'`` of ``D``, ``(batch, *event)``; bitwise ``D`` where that is in bounds."""
 
-    def scale(self) -> tuple[float, float] | None:
-        """That of ``model``."""
-        return self.model.scale() if isinstance(self.model, KnowsScale) else None
+    def active(self) -> tuple[float, float] | None:
+        """At every noise, since nobody knows where a denoised mean is out of bounds."""
+        return 0.0, math.inf
 
-    def matched(self) -> Any:
-        """That of ``model``."""
-        return self.model.matched() if isinstance(self.model, KnowsScale) else None
+    def scale(self) -> tuple[float, float] | None:
+        """That of ``model``: what is noised are its data, in bounds or not."""
+        return self.model.scale() if isinstance(self.model, KnowsScale) else None
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
+        require_spec(self, LinearGaussian, process=self.process)
         prediction = ask(self.model, y, t, cond)
         found = with_denoised(prediction, self.bound(prediction.denoised))
         if not isinstance(prediction, HasProposal):

@@ -2,8 +2,9 @@ r"""Guidance: models made of models. Scales and intervals are leaves, so a sweep
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ from scorelab.arrays import Array, Pytree, is_traced, per_example
 from scorelab.models.base import ChecksCondition, KnowsDensity, Model, Wraps, ask, check_condition
 from scorelab.models.guided import GuidedPrediction, with_denoised
 from scorelab.models.per_sample import PER_SAMPLE, known_numbers, require_numbers
-from scorelab.processes.base import require_same_process
-from scorelab.processes.linear_gaussian import GaussianPrediction
-from scorelab.processes.predictions import HasProposal, unguided
+from scorelab.processes.base import Process, require_same_process
+from scorelab.processes.interpolant import FlowPrediction, StochasticInterpolant
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.processes.predictions import HasLatent, HasProposal, unguided
 from scorelab.processes.scale import KnowsScale
+from scorelab.validation import require_spec
 
 
 @jax.tree_util.register_dataclass
@@ -57,6 +60,8 @@ class ScaleAt:
 class Guidance(Wraps):
     """What guidance by two predictions has in common.
 
+    Under an interpolant the velocity and the latent noise are extrapolated with one scale, at all times.
+
     Attributes:
         model: the model that is guided.
         scale: ``w``, a scalar or ``(batch,)``, or a :class:`ScaleAt` of the noise; leaves.
@@ -76,6 +81,20 @@ class Guidance(Wraps):
         if known_numbers(self.rescale) and np.any(np.asarray(self.rescale) > 1):
             raise ValueError(f"{type(self).__name__}.rescale = {self.rescale!r}: expected numbers from 0 to 1, or None")
         object.__setattr__(self, "interval", _interval(self))
+        process = getattr(self.model, "process", None)
+        # Pytree reconstruction passes placeholders, which have no process.
+        if not isinstance(process, Process) or isinstance(process, LinearGaussian):
+            return
+        require_spec(self, LinearGaussian | StochasticInterpolant, process=process)
+        everywhere = not known_numbers(*self.interval) or tuple(map(float, self.interval)) == (0.0, math.inf)
+        for name, fits in dict(
+            scale=not isinstance(self.scale, ScaleAt), rescale=self.rescale is None, interval=everywhere
+        ).items():
+            if not fits:
+                raise ValueError(
+                    f"{type(self).__name__}.{name} = {getattr(self, name)!r} under {process!r}: expected one scale at all "
+                    "times and no rescale, since an interpolant has no noise ratio"
+                )
 
     def active(self) -> tuple[float, float] | None:
         """The interval; None at scale 1."""
@@ -84,8 +103,10 @@ class Guidance(Wraps):
             return None
         return float(self.interval[0]), float(self.interval[1])
 
-    def guided(self, weak: GaussianPrediction, strong: GaussianPrediction) -> GaussianPrediction:
+    def guided(self, weak: Any, strong: Any) -> Any:
         """What guidance makes of the two predictions."""
+        if isinstance(strong, FlowPrediction):
+            return extrapolate_flow(weak, strong, cast(Array, self.scale))
         scale = scale_in_interval(strong, self.scale, self.interval)
         found = extrapolate(weak, strong, scale)
         return found if self.rescale is None else rescaled(found, strong, scale, self.rescale)
@@ -125,12 +146,21 @@ class ClassifierFreeGuidance(Guidance, ChecksCondition):
         """``cond`` as the model, the negative one as the model that is asked under it."""
         check_condition(self.model, cond)
         check_condition(self._free, self.negative)
+        # A row by itself is a condition as well, unless what was given is one row for all: chunks would take its numbers for rows.
+        rows = jax.tree.map(lambda leaf: leaf[0] if jnp.ndim(leaf) and len(leaf) else leaf, self.negative)
+        try:
+            check_condition(self._free, rows)
+        except ValueError as error:
+            shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(self.negative))
+            raise ValueError(
+                f"{type(self).__name__}.negative has the shape {shapes}: expected a leading axis of samples; without it, {error}"
+            ) from error
 
     @property
     def _free(self) -> Model:
         return self.model if self.unconditional is None else self.unconditional
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         conditional = ask(self.model, y, t, cond)
         free = ask(self._free, y, t, self.negative)
@@ -156,7 +186,7 @@ class Autoguidance(Guidance):
     interval: tuple[float, float] = (0.0, float("inf"))
     rescale: Array | float | None = field(default=None, metadata=PER_SAMPLE)
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
         """Predict for ``y`` of shape ``(batch, *event)`` under ``cond``."""
         strong = ask(self.model, y, t, cond)
         return self.guided(ask(self.weak, y, t, cond), strong)
@@ -265,3 +295,16 @@ def extrapolate(weak: GaussianPrediction, strong: GaussianPrediction, scale: Arr
         return base
     pulls = (p.gradient if isinstance(p, HasProposal) else 0.0 for p in (weak, strong))
     return GuidedPrediction.of(base, between(*pulls))
+
+
+def extrapolate_flow(weak: FlowPrediction, strong: FlowPrediction, scale: Array) -> FlowPrediction:
+    """``weak + scale (strong - weak)`` of interpolants: the velocity, and the latent noise where both have it.
+
+    Path velocity, score and denoised mean are affine in these two, so they are extrapolated with the same scale.
+    """
+    require_same_process("guidance", strong=strong.process, weak=weak.process)
+    w = per_example(scale, strong.velocity).astype(strong.velocity.dtype)
+    both = isinstance(weak, HasLatent) and isinstance(strong, HasLatent)
+    forms = ("velocity", "eta") if both else ("velocity",)
+    between = lambda name: getattr(weak, name) + w * (getattr(strong, name) - getattr(weak, name))
+    return strong.process.predict(strong.y, strong.t, **{name: between(name) for name in forms})

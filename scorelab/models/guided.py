@@ -22,10 +22,10 @@ from scorelab.arrays import Array, Pytree, per_example
 from scorelab.models.base import Model, Wraps, ask
 from scorelab.models.per_sample import PER_SAMPLE, require_numbers
 from scorelab.models.rewards import rewards_of
-from scorelab.processes.linear_gaussian import GaussianPrediction
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasProposal
 from scorelab.pytrees import partly_static
-from scorelab.validation import require_choice, require_shape
+from scorelab.validation import require_choice, require_shape, require_spec
 
 
 @jax.tree_util.register_dataclass
@@ -84,6 +84,7 @@ class Guided(Wraps, abc.ABC):
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GuidedPrediction:
         """The guided prediction for ``y`` of shape ``(batch, *event)``; where alpha is 0, its ``denoised`` is the base model's."""
+        require_spec(self, LinearGaussian, process=self.process)
         base, gradient = self.pull(y, t, cond)
         require_shape(f"{type(self).__name__}: the pull", gradient, y)
         return GuidedPrediction.of(base, gradient.astype(y.dtype))

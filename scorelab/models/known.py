@@ -3,6 +3,7 @@ r"""A clean point of which a part is known: what an inpainting solver needs besi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ import numpy as np
 
 from scorelab.arrays import Array, Pytree, is_traced
 from scorelab.models.base import Model, Wraps, ask
-from scorelab.processes.linear_gaussian import GaussianPrediction
-from scorelab.processes.predictions import HasKnown
-from scorelab.validation import require_real
+from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
+from scorelab.processes.predictions import HasKnown, HasProposal, unguided
+from scorelab.validation import require_real, require_spec
 
 
 @jax.tree_util.register_dataclass
@@ -31,10 +32,24 @@ class KnownPrediction(GaussianPrediction, HasKnown):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
+class GuidedKnownPrediction(KnownPrediction, HasProposal):
+    """That of a guided model, which weighted particles weigh as they do without what is known.
+
+    Attributes:
+        base: what the model says without guidance, beside what is known.
+        gradient: what guidance adds to its score.
+    """
+
+    base: KnownPrediction
+    gradient: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
 class Known(Wraps):
     """A model beside a clean point of which a part is known; for :class:`scorelab.solvers.RePaint`. It predicts as ``model`` does.
 
-    Other values and other masks are leaves, and do not recompile. A guided model loses what weighted particles would weigh it by.
+    Other values and other masks are leaves, and do not recompile. Of a guided model weighted particles see the guidance.
 
     Attributes:
         model: the prior.
@@ -70,10 +85,16 @@ class Known(Wraps):
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> KnownPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
+        require_spec(self, LinearGaussian, process=self.process)
         if jnp.shape(self.mask) != y.shape[1:]:
             raise ValueError(f"Known.mask has shape {jnp.shape(self.mask)} for points of shape {y.shape}: expected {y.shape[1:]}")
         said = ask(self.model, y, t, cond)
         # One row for each sample: what belongs to a particle moves with it.
         mask = jnp.broadcast_to(jnp.asarray(self.mask, y.dtype), y.shape)
         known = jnp.broadcast_to(jnp.where(jnp.asarray(self.mask, bool), self.values, 0.0).astype(y.dtype), y.shape)
-        return KnownPrediction(denoised=said.denoised, eps=said.eps, t=said.t, process=said.process, known=known, mask=mask)
+        beside: Any = lambda said: dict(
+            denoised=said.denoised, eps=said.eps, t=said.t, process=said.process, known=known, mask=mask
+        )
+        if not isinstance(said, HasProposal):
+            return KnownPrediction(**beside(said))
+        return GuidedKnownPrediction(**beside(said), base=KnownPrediction(**beside(unguided(said))), gradient=said.gradient)

@@ -76,12 +76,13 @@ class Loaded:
     def sample(self, n: int, *, seed: int = 0, label: Any = None, grid: Grid | None = None) -> Drawn:
         """Samples ``x`` ``(n, *event)`` in stored values, uint8 for images, by the sampler of its config, with their ``label``.
 
-        Where that begins at the data, as under multiplicative noise, the training data is looked at.
+        Where that begins at the data, as under multiplicative noise, the training data is looked at. So it is where conditions are
+        rows of the data (``DataSpec.cond``): then the samples have ``cond`` and ``rows`` in the place of a ``label``.
 
         Args:
             n: number of samples.
             seed: of the samples.
-            label: the class of each, ``(n,)``; None for all classes in turn, or for a model without a condition.
+            label: the class of each, ``(n,)``; None for all classes in turn, or for a model without classes.
             grid: another time grid, such as a shorter one.
 
         Raises:
@@ -97,34 +98,44 @@ class Loaded:
         if self.classes is not None and not spec.classes:
             # As in the data, which need not be there.
             spec = dataclasses.replace(spec, classes=tuple(range(self.classes)))
-        if spec.start is not None or spec.inpainting is not None:
+        given = self._labels(label, n) if label is not None else None
+        if spec.start is not None or spec.inpainting is not None or data.cond is not None:
             self.data()
-        label = spec.conditions(data, n) if label is None else self._labels(label, n)
-        out = spec.sampler(self.model, data, label, jax.random.key(seed))(
-            shape=(n, *self.event_shape), cond=label, chunk=spec.chunk
+        cond = spec.conditions(data, n) if given is None else given
+        out = spec.sampler(self.model, data, cond, jax.random.key(seed))(
+            shape=(n, *self.event_shape), cond=cond, chunk=spec.chunk
         )  # fmt: skip
-        record = dict(n=n, seed=seed, model_calls=int(out.diagnostics["model_calls"]))
-        return Drawn(x=np.asarray(self.transform.decode(out.x)), label=label, record=record)
+        x = np.asarray(self.transform.decode(out.x))
+        record: dict[str, Any] = dict(n=n, seed=seed, model_calls=int(out.diagnostics["model_calls"]))
+        if data.cond is None:
+            return Drawn(x=x, label=cond, record=record)
+        record["split"] = spec.conditions_split(data)
+        return Drawn(x=x, label=None, record=record, cond=cond, rows=spec.rows(data, n))
 
     def _labels(self, label: Any, n: int) -> np.ndarray:
         if self.classes is None:
-            raise ValueError(f"Loaded.sample(label={label!r}): expected None, since the model has no condition")
+            why = "the model has no condition" if self.config.data.cond is None else "its conditions are rows of the data"
+            raise ValueError(f"Loaded.sample(label={label!r}): expected None, since {why}")
         label = np.asarray(label)
         fits = label.shape == (n,) and np.issubdtype(label.dtype, np.integer)
         if not fits or label.min() < 0 or label.max() >= self.classes:
             raise ValueError(f"Loaded.sample(label={label!r}): expected {n} classes, integers from 0 to {self.classes - 1}")
         return label.astype(np.int32)
 
-    def evaluate(self, samples: np.ndarray, *, n: int | None = None) -> list[MetricValue]:
+    def evaluate(self, samples: np.ndarray | Drawn, *, n: int | None = None) -> list[MetricValue]:
         """The metrics of samples in stored values by the evaluation of its config, each with its floor.
 
+        An evaluation that asks for the conditions of samples needs what :meth:`sample` returns; others take ``x`` of it alone.
         ``n`` of them are compared, by default as many as the config says. Errors as :meth:`data`; ValueError where there are fewer.
         """
         self.data()
         spec = self.config.one(Evaluate)
         key = spec.key(self.config.keys()[2])
         how = spec.evaluations if n is None else [dataclasses.replace(each, n=n) for each in spec.evaluations]
-        return [value for each in how for value in each(samples, self.config.data, key)]
+        of = lambda each: (
+            each.of(samples, self.config.data, key) if isinstance(samples, Drawn) else each(samples, self.config.data, key)
+        )
+        return [value for each in how for value in of(each)]
 
 
 def load(name: str) -> Loaded:

@@ -13,8 +13,10 @@ from jaxtyping import Float, Int, Real
 
 from scorelab.arrays import Array, Key, Pytree, is_traced
 from scorelab.processes.base import Start
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.randomness import per_example_normal
 from scorelab.starts.checks import require_finite, require_rows
+from scorelab.validation import require_spec
 
 
 @jax.tree_util.register_dataclass
@@ -115,6 +117,10 @@ class NoisedPoints(Fixed):
     Args:
         points: clean points of the chart, ``(n, *event)``, looked up by the ids of the samples.
     """
+
+    def check(self, count, event, process):
+        require_spec(self, LinearGaussian, process=process)
+        super().check(count, event, process)
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         clean = super().draw(keys, ids, process, t, event)

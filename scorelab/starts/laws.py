@@ -69,6 +69,10 @@ class Noised(Start):
 
     law: Density
 
+    def check(self, count, event, process):
+        require_spec(self, LinearGaussian, process=process)
+        super().check(count, event, process)
+
     def suit(self, where, model, t, cond=None):
         """A warning where a model that knows the scale of its data has others than the start."""
         if not isinstance(model, KnowsScale) or (theirs := model.scale()) is None:
@@ -149,6 +153,10 @@ class ClassAverage(Start):
 
     means: Array
     label: Array | None = None
+
+    def check(self, count, event, process):
+        require_spec(self, LinearGaussian, process=process)
+        super().check(count, event, process)
 
     def check_arrays(self, count, event):
         if np.shape(self.means)[1:] != tuple(event):

@@ -68,8 +68,8 @@ class Teleport(Start):
     Warns:
         TeleportWarning: a jump to less than twice the largest standard deviation, or below the distance of rare points, whose
             modes would lose weight; ``"auto"`` with a law that does not know of such points; a noise ratio that the grid does
-            not reach, so that there is no jump; guidance of any kind that acts during the jump; a model with conditions and a
-            law without.
+            not reach, so that there is no jump; guidance of any kind that acts during the jump, or bounds; a model with
+            conditions and a law without.
     """
 
     law: Gaussian | GaussianMixture
@@ -98,6 +98,7 @@ class Teleport(Start):
         """The jump with its beginning fixed, and the times after it; see :class:`Start`."""
         require_spec(self, Gaussian | GaussianMixture, law=self.law)
         require_spec(self, Start, start=self.start)
+        require_spec(self, LinearGaussian, process=process)
         if is_traced(self.t_from):
             raise ValueError("Teleport.t_from is traced: expected a number, since the grid is cut on the host")
         begin = float(times[0] if self.t_from is None else self.t_from)
@@ -236,7 +237,7 @@ class Teleport(Start):
                 )
 
     def suit(self, where, model, t, cond=None):
-        """As ``start`` where it begins, and a warning about guidance or a condition that the jump to ``t`` does not know of."""
+        """As ``start`` where it begins, and a warning about guidance, bounds or conditions that the jump to ``t`` ignores."""
         self.start.suit(where, model, t if self.t_from is None else float(self.t_from), cond)
         if self.t_from is None:
             return
@@ -245,7 +246,7 @@ class Teleport(Start):
             if (active := model.active()) is not None and active[0] < top and active[1] > ratio:
                 _warn(
                     f"over the noise ratios {top:.3g} to {ratio:.3g}, where {type(model).__name__} is active: the jump follows the "
-                    f"law without guidance; expected guidance with interval=(0, {ratio:.3g}), a jump that ends above it, or none"
+                    f"law without it; expected guidance with interval=(0, {ratio:.3g}), a jump that ends above it, or none"
                 )
             model, cond = model.model, model.asks_under(cond)
         if cond is not None and not isinstance(self.law, GaussianMixture):

@@ -220,3 +220,5 @@ def test_a_coarse_image_that_does_not_divide_is_named():
     net, (x, c) = UNETS.clone(condition=Image(1)), points((8, 4, 2))
     with pytest.raises(ValueError, match=r"cond has shape \(4, 3, 4, 1\) beside x of shape \(4, 8, 4, 2\): expected sides"):
         jax.eval_shape(net.init, jax.random.key(0), x, c, np.zeros((N, 3, 4, 1), np.float32))
+    with pytest.raises(ValueError, match=r"cond has shape \(4, 0, 4, 1\) beside x of shape \(4, 8, 4, 2\): expected sides"):
+        jax.eval_shape(net.init, jax.random.key(0), x, c, np.zeros((N, 0, 4, 1), np.float32))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from scorelab.data import ArrayFile, Arrays, Batches, Indexed, Moments, Named, Pixels, SuperResolution
+from scorelab.experiment import DataSpec, PointEvaluation, StatisticEvaluation
 from scorelab.training import Prepare, Prepared
 
 DIGITS = Named(name="digits")
@@ -122,3 +123,20 @@ def test_a_condition_that_is_partly_nan_is_refused_before_the_training():
     columns = {"x": np.zeros((3, 2), np.float32), "v": np.array([[0, 1], [np.nan] * 2, [np.nan, 1]], np.float32)}
     with pytest.raises(ValueError, match=r"Prepared\.cond = 'v' has values that are NaN or infinite, first in row 2"):
         Prepared(Batches(columns, 2), cond="v")
+
+
+def test_a_derived_set_has_the_statistics_and_the_draws_of_its_source():
+    source = Named(name="spots", n=20)
+    derived = Moments(source=source)
+    assert (derived.generated, derived.statistics) == (True, source.statistics)
+    assert derived.statistics
+    fresh, same = derived.draw(5, seed=3), source.draw(5, seed=3)
+    np.testing.assert_array_equal(fresh.x, same.x)
+    np.testing.assert_allclose(fresh.more["moments"][:, 0], same.x.reshape(5, -1).mean(1), rtol=1e-5, atol=1e-6)
+    for evaluation in (PointEvaluation(), StatisticEvaluation()):
+        evaluation.check(DataSpec(dataset=derived, cond="moments"), 5)
+    of_files = Moments(source=DIGITS)
+    assert not of_files.generated
+    assert not of_files.statistics
+    with pytest.raises(ValueError, match="expected a generated set"):
+        of_files.draw(5, seed=3)

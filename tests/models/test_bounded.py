@@ -202,6 +202,17 @@ def test_the_bounds_are_those_of_the_chart_and_one_for_each_sample():
     assert np.all((together >= low[:, None]) & (together <= high[:, None]))
 
 
+def test_a_law_in_bounds_is_not_the_gaussian_that_it_was_without():
+    model = models.ExactModel(densities.Gaussian(np.array([MEAN]), STD**2), EDM)
+    clipped = models.Clipped(model=model, low=LOW, high=HIGH)
+    assert model.matched() is not None
+    assert clipped.matched() is None
+    assert models.Conditioned(model=clipped).matched() is None
+    assert clipped.active() == (0.0, np.inf)
+    # What is noised has the scale that it had.
+    assert clipped.scale() == model.scale()
+
+
 # Dynamic thresholding --------------------------------------------------------------------------------------------------------
 
 
@@ -290,18 +301,18 @@ def test_numbers_are_leaves():
 
 
 def test_a_config_bounds_and_rescales():
-    sampled = lambda *sets: config.load("toys/rings", (*TINY, *sets)).experiment.one(Sample)
+    def applied(*sets):
+        experiment = config.load("toys/rings", (*TINY, *sets)).experiment
+        return experiment.one(Sample).applied(model, experiment.data)[0]
+
     model = wide(VP)
-    clipped = sampled("experiment.Sample.clip = (-1.5, 2.0)").applied(model, None)[0]
+    clipped = applied("experiment.Sample.clip = (-1.5, 2.0)")
     assert isinstance(clipped, models.Clipped)
     assert (clipped.low, clipped.high) == (-1.5, 2.0)
-    thresholded = sampled(
-        "experiment.Sample.threshold = 0.99", "experiment.Sample.guidance = 3.0", "experiment.Sample.rescale = 0.7"
-    )
-    outer = thresholded.applied(model, None)[0]
+    outer = applied("experiment.Sample.threshold = 0.99", "experiment.Sample.guidance = 3.0", "experiment.Sample.rescale = 0.7")
     assert isinstance(outer, models.DynamicThreshold)
     assert (outer.quantile, outer.model.scale, outer.model.rescale) == (0.99, 3.0, 0.7)
-    assert sampled().applied(model, None)[0] is model
+    assert applied() is model
 
 
 @pytest.mark.parametrize(

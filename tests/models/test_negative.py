@@ -71,3 +71,17 @@ def test_a_negative_condition_that_is_none_is_named_before_anything_is_computed(
     short = models.ClassifierFreeGuidance(model=network(), negative={"label": jnp.zeros(N - 1, jnp.int32)})
     with pytest.raises(ValueError, match=r"sample\.ClassifierFreeGuidance\.negative has a leaf of shape \(5,\)"):
         draw(short)
+
+
+def test_one_row_for_all_is_refused_whatever_the_number_of_samples():
+    # The two numbers of one row are no rows of two samples.
+    wrong = models.ClassifierFreeGuidance(model=network(), scale=2.0, negative={"vector": np.ones(2, np.float32)})
+    arguments = dict(solver=solvers.DDIM(), grid=grids.Karras(3), key=jax.random.key(0), shape=(2, 2))
+    with pytest.raises(ValueError, match=r"ClassifierFreeGuidance\.negative has the shape \(2,\): expected a leading axis"):
+        sample(wrong, **arguments)
+    # A label alone is one for all, and rows are rows.
+    one, rows = (
+        sample(models.ClassifierFreeGuidance(model=network(), scale=2.0, negative={"label": label}), **arguments).x
+        for label in (np.int32(1), np.array([1, 1], np.int32))
+    )
+    np.testing.assert_allclose(one, rows, rtol=1e-5, atol=1e-5)

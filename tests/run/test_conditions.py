@@ -7,11 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab import data, experiment, grids, losses, models, processes, schedules, solvers, training
+from scorelab import data, experiment, grids, losses, models, pretrained, processes, schedules, solvers, training
+from scorelab.errors import ConfigError
 from scorelab.experiment import ConditionError, Drawn, Evaluate, Report, Run, Sample, Train
 from scorelab.experiment.sample import draw, read_samples
+from scorelab.experiment.train import trained_state
 from scorelab.experiment.workdir import Workdir
 from scorelab.models import nets
+from scorelab.pretrained.kept import data_shapes
 
 DATA = experiment.DataSpec(
     dataset=data.SuperResolution(source=data.Named(name="digits"), factor=4),
@@ -158,3 +161,27 @@ def test_labels_are_short_for_their_name():
     assert replace(DATA, cond="label") == replace(DATA, cond=None, labels=True)
     with pytest.raises(ValueError, match=r"DataSpec\.labels = True beside cond"):
         replace(DATA, labels=True)
+
+
+def test_a_kept_model_samples_and_evaluates_under_conditions_of_the_data(ran):
+    record = dict(step=2, data_sha256=DATA.load().sha256, **data_shapes(DATA))
+    model = ran.experiment.learner.model(trained_state(ran.experiment, ran.workdir)[0])
+    who = pretrained.Loaded(model=model, transform=DATA.transform, config=ran.experiment, record=record)
+    drawn, stage = who.sample(N, seed=0), read_samples(ran.workdir)
+    assert drawn.label is None
+    np.testing.assert_array_equal(drawn.rows, stage.rows)
+    for member in ("label", "coarse"):
+        np.testing.assert_array_equal(drawn.cond[member], stage.cond[member])
+    # By hand: the averages of the samples as numbers, and the conditions that they were drawn with.
+    error, _ = who.evaluate(drawn)
+    numbers = DATA.dataset.of(drawn.x, 17).astype(np.float64)
+    assert error.value == pytest.approx(np.sqrt(np.mean((numbers - drawn.cond["coarse"]) ** 2)), rel=1e-6)
+    assert error.n == N
+    with pytest.raises(ConfigError, match="ConditionError asks for the conditions of samples"):
+        who.evaluate(drawn.x)
+    with pytest.raises(ValueError, match="expected None, since its conditions are rows of the data"):
+        who.sample(N, label=[0] * N)
+    # Rows of other data are none.
+    other = replace(who, record=record | dict(data_sha256="of another set"))
+    with pytest.raises(ConfigError, match=r"Loaded\.data = digits-coarse with the hash .*: expected of another set"):
+        other.sample(N)

@@ -162,3 +162,18 @@ def test_what_is_known_is_read_or_refused():
         with pytest.raises(ValueError, match=r"expected models\.Known\(model="):
             sl.sample(model, solver=sl.solvers.RePaint(repeats=2), **walk)
     assert np.all(np.isfinite(sl.sample(known, solver=sl.solvers.RePaint(repeats=2), **walk).x))
+
+
+def test_guidance_stays_apart_beside_what_is_known():
+    guided = sl.models.RewardGradient(model=sl.models.ExactModel(LAW, EDM), reward=lambda x: x[:, 2])
+    model, y = Known(model=guided, values=VALUES, mask=MASK), np.ones((4, 3), np.float32)
+    said, plain = model(y, 1.0), guided(y, 1.0)
+    np.testing.assert_array_equal(said.gradient, plain.gradient)
+    np.testing.assert_array_equal(said.base.denoised, plain.base.denoised)
+    # RePaint itself has no density to weigh by, and takes a guided model as it is.
+    repaint = sl.solvers.RePaint(repeats=2)
+    arguments = dict(grid=sl.grids.Karras(6), key=jax.random.key(0), shape=(32, 3))
+    x = sl.sample(model, solver=repaint, **arguments).x
+    np.testing.assert_allclose(x[:, MASK == 1], np.broadcast_to(VALUES[MASK == 1], x[:, MASK == 1].shape), atol=1e-6)
+    with pytest.raises(ValueError, match=r"FeynmanKac\.base = RePaint.* with a guided model: expected a solver whose step"):
+        sl.sample(model, solver=sl.fk.FeynmanKac(base=repaint), **arguments)

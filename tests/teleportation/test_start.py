@@ -369,16 +369,18 @@ def begin(start, model, cond=None):
         (models.Conditioned(model=GUIDED), True),
         (models.Autoguidance(model=EXACT, weak=EXACT, scale=jnp.full(16, 3.0)), True),
         (models.RewardGradient(model=EXACT, reward=lambda x: 5 * x[:, 0]), True),
+        (models.Clipped(model=EXACT, low=-0.1, high=0.1), True),
+        (models.Clipped(model=dataclasses.replace(GUIDED, scale=1.0)), True),
         (models.Conditioned(model=models.Conditioned(model=GUIDED)), True),
         (models.ClassifierFreeGuidance(model=models.RewardGradient(model=EXACT, reward=lambda x: x[:, 0])), True),
         (models.Conditioned(model=dataclasses.replace(GUIDED, scale=1.0)), False),
     ],
 )
-def test_guidance_that_acts_during_the_jump_is_warned_about(model, warned):
+def test_guidance_or_bounds_that_act_during_the_jump_is_warned_about(model, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         begin(starts.Teleport(LAW, skip_steps=4), model)
-    assert any("is active: the jump follows the law without guidance" in str(w.message) for w in caught) == warned
+    assert any("is active: the jump follows the law without it" in str(w.message) for w in caught) == warned
     assert len(caught) == warned
 
 

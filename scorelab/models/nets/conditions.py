@@ -273,7 +273,7 @@ class Image(Numbers):
         space = x.shape[1:-1]
         if len(space) != self.axes:
             raise ValueError(f"{at} is an Image with axes = {self.axes} beside x of shape {x.shape}: expected axes = {len(space)}")
-        if any(fine % coarse for fine, coarse in zip(space, value.shape[1:-1], strict=True)):
+        if any(not coarse or fine % coarse for fine, coarse in zip(space, value.shape[1:-1], strict=True)):
             raise ValueError(f"{at} has shape {value.shape} beside x of shape {x.shape}: expected sides that divide those of x")
         value = _Image(name=layer)(value)
         for axis, fine in enumerate(space, 1):
