@@ -97,9 +97,12 @@ class Spaced(Grid):
         with np.errstate(divide="ignore"):
             value = float(self.coordinate(process, np.float64(t)))
         if not math.isfinite(value):
+            # Only a time that this grid can begin at: outside the unit interval Arcsine has none.
+            named = name == "t_max" and t > 0 and math.isfinite(self.coordinate(process, np.float64(just_below(t))))
+            inside = f" (such as t_max={just_below(t):g})" if named else ""
             raise ValueError(
                 f"{type(self).__name__}.{name} = {t} has an infinite noise level under {process!r}: "
-                f"pass a {name} inside the open range (such as t_max=0.99), or use a Uniform grid"
+                f"pass a {name} inside the open range{inside}, or use a Uniform grid"
             )
         return value
 
@@ -248,6 +251,11 @@ class Explicit(Grid):
 
     def times(self, process):
         return check_times(self, process, np.array([*self.values, *([process.clean_time] if self.clean else [])], np.float64))
+
+
+def just_below(t: float) -> float:
+    """A round time a hundredth below ``t > 0``, of which messages say that a grid may begin there."""
+    return float(f"{0.99 * t:.3g}")
 
 
 def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:

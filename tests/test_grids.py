@@ -92,3 +92,24 @@ def test_a_config_shifts_a_grid():
 def test_what_is_refused_says_what_is_accepted(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+TABLE = processes.Gaussian(schedule=schedules.Discrete(zero_terminal=True))
+
+
+@pytest.mark.parametrize("grid", [grids.LogSNR, grids.Karras])
+@pytest.mark.parametrize(("process", "t"), [(TABLE, "989"), (FLOW, "0.99")], ids=["table", "flow"])
+def test_a_beginning_in_pure_noise_names_a_time_of_the_process(grid, process, t):
+    with pytest.raises(ValueError, match=rf"t_max = {process.t_max} has an infinite noise level .*\(such as t_max={t}\)"):
+        grid(7).times(process)
+    # What is named can be walked, and is noise: alpha / sigma of a hundredth of the way from the end is small.
+    times = grid(7, t_max=float(t)).times(process)
+    assert len(times) == 8
+    assert process.alpha(times[0]) / process.sigma(times[0]) < 0.02
+
+
+@pytest.mark.parametrize("solver", [solvers.EulerMaruyama(), solvers.Milstein()], ids=lambda s: type(s).__name__)
+def test_a_solver_without_rates_in_pure_noise_names_a_time_of_the_grid(solver):
+    with pytest.raises(ValueError, match=r"alpha is 0 at t = 999: start the grid below it \(such as t_max=989\)"):
+        solver.table(TABLE, grids.Uniform(7).times(TABLE))
+    assert np.isfinite(solver.table(TABLE, grids.Uniform(7, t_max=989.0).times(TABLE)).n).all()
