@@ -19,7 +19,9 @@ import numpy as np
 
 from scorelab.arrays import Array
 from scorelab.processes.base import Process
+from scorelab.processes.joint import Joint
 from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.schedules.base import Schedule
 from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
 
 
@@ -262,13 +264,16 @@ def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:
     """The times of a grid as float64, after a look at whether they can be walked.
 
     Raises:
-        ValueError: fewer than two times, times that do not decrease, that lie outside the domain of the process, or at which it
-            has no noise level that float32 can hold.
+        ValueError: fewer than two times, times that do not decrease, that lie outside the domain of the process or the table of
+            its schedule, or at which it has no noise level that float32 can hold.
     """
     times = np.asarray(times, np.float64)
     name = f"{type(grid).__name__}.times"
     if times.ndim != 1 or len(times) < 2 or not np.all(times[:-1] > times[1:]):
         raise ValueError(f"{name} = {times}: expected two or more strictly decreasing times")
+    for part in [part for _, part in process.parts] if isinstance(process, Joint) else [process]:
+        if isinstance(schedule := getattr(part, "schedule", None), Schedule):
+            schedule.check_grid(name, times)
     process.check_times(name, times)
     process.check_levels(name, times)
     working = times.astype(jax.dtypes.canonicalize_dtype(np.float64))

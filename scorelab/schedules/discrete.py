@@ -24,8 +24,8 @@ class Discrete(GaussianSchedule):
     r"""The levels of a discrete chain: :math:`\alpha_i^2 = \bar\alpha_i`, :math:`\sigma_i^2 = 1-\bar\alpha_i` at :math:`t = i`.
 
     Time is the index, from 0 to N - 1. Between two levels :math:`\lambda = \log(\alpha^2/\sigma^2)` is linear in ``t``, and goes on
-    beyond both ends with the slope there. Clean data are at ``t = -inf``, as under :class:`scorelab.schedules.VE`: every grid ends
-    with a denoising step. The slope of the log-SNR is constant between two levels, so adaptive solvers meet a kink at each.
+    beyond both ends with the slope there; a grid stays inside. Clean data are at ``t = -inf``, as under
+    :class:`scorelab.schedules.VE`: every grid ends with a denoising step. The slope of the log-SNR is constant between two levels, so adaptive solvers meet a kink at each.
 
     A recipe gives the betas of :math:`\bar\alpha_i = \prod_{j\le i}(1-\beta_j)`:
 
@@ -94,6 +94,16 @@ class Discrete(GaussianSchedule):
     def t_end(self):
         """None, since the noise grows on; the last level where that is pure noise."""
         return self.t_max if self.zero_terminal else math.inf
+
+    def check_grid(self, where: str, times: np.ndarray) -> None:
+        """ValueError for times outside the table, up to the rounding of an inverse, that are not the clean one."""
+        slack = 1e-9 * self.t_max
+        wrong = (times > self.t_max + slack) | ((times < -slack) & (times != self.clean_time))
+        if np.any(wrong):
+            raise ValueError(
+                f"{where} has t = {times[wrong][0]:.6g} under {self!r}: expected indices of its {self.steps} levels, which count from "
+                f"0 to {self.t_max:g}, and besides only the time of clean data, {self.clean_time:g}"
+            )
 
     def levels(self) -> np.ndarray:
         r""":math:`\bar\alpha_i`, ``(N,)`` float64."""
