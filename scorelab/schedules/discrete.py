@@ -36,7 +36,7 @@ class Discrete(GaussianSchedule):
 
     Attributes:
         alphas_cumprod: the name of a recipe, ``"linear"``, ``"scaled_linear"`` or ``"squaredcos_cap_v2"``; or the numbers
-            :math:`\bar\alpha_i` themselves, decreasing, in (0, 1).
+            :math:`\bar\alpha_i` themselves, three or more, decreasing, in (0, 1), as any array or sequence.
         beta_start: :math:`b_0` of the linear recipes, 1e-4 unless given.
         beta_end: :math:`b_1` of the linear recipes, 0.02 unless given.
         steps: N of a recipe, 1000 unless given; the number of numbers otherwise.
@@ -220,11 +220,15 @@ _RECIPES = {"linear": _linear, "scaled_linear": _scaled, "squaredcos_cap_v2": _c
 
 def _levels(values: Any) -> tuple[float, ...]:
     """Given numbers as floats; ValueError for what are none, or not decreasing in (0, 1)."""
-    found = np.asarray(values, np.float64) if isinstance(values, tuple | list | np.ndarray) else np.zeros(0)
-    if found.ndim != 1 or not np.all((found > 0) & (found < 1)) or not np.all(np.diff(found) < 0):
+    try:
+        found = np.asarray(values)
+        found = np.zeros(0) if np.iscomplexobj(found) else found.astype(np.float64)
+    except (TypeError, ValueError):  # what is no array of numbers, or has no values inside jit
+        found = np.zeros(0)
+    if found.ndim != 1 or len(found) < 3 or not np.all((found > 0) & (found < 1)) or not np.all(np.diff(found) < 0):
         raise ValueError(
-            f"Discrete.alphas_cumprod = {values!r:.200}: expected one of {', '.join(map(repr, _RECIPES))}, or decreasing numbers "
-            "in (0, 1), such as tuple(scheduler.alphas_cumprod.tolist())"
+            f"Discrete.alphas_cumprod = {values!r:.200}: expected one of {', '.join(map(repr, _RECIPES))}, or three or more "
+            "decreasing numbers in (0, 1), such as tuple(scheduler.alphas_cumprod.tolist())"
         )
     return tuple(found.tolist())
 
