@@ -25,7 +25,8 @@ class Discrete(GaussianSchedule):
 
     Time is the index, from 0 to N - 1. Between two levels :math:`\lambda = \log(\alpha^2/\sigma^2)` is linear in ``t``, and goes on
     beyond both ends with the slope there; a grid stays inside. Clean data are at ``t = -inf``, as under
-    :class:`scorelab.schedules.VE`: every grid ends with a denoising step. The slope of the log-SNR is constant between two levels, so adaptive solvers meet a kink at each.
+    :class:`scorelab.schedules.VE`: every grid ends with a denoising step. The slope of the log-SNR is constant between two levels,
+    so adaptive solvers meet a kink at each.
 
     A recipe gives the betas of :math:`\bar\alpha_i = \prod_{j\le i}(1-\beta_j)`:
 
@@ -101,8 +102,8 @@ class Discrete(GaussianSchedule):
         wrong = (times > self.t_max + slack) | ((times < -slack) & (times != self.clean_time))
         if np.any(wrong):
             raise ValueError(
-                f"{where} has t = {times[wrong][0]:.6g} under {self!r}: expected indices of its {self.steps} levels, which count from "
-                f"0 to {self.t_max:g}, and besides only the time of clean data, {self.clean_time:g}"
+                f"{where} has t = {times[wrong][0]:.6g} under {self!r}: expected indices of its {self.steps} levels, which count "
+                f"from 0 to {self.t_max:g}, and besides only the time of clean data, {self.clean_time:g}"
             )
 
     def levels(self) -> np.ndarray:
