@@ -95,12 +95,16 @@ def check_ids(where: str, ids: Array | None, n: int) -> Array:
 def check_leading(cond: Pytree, n: int, population: int, name: str = "cond", where: str = "sample") -> None:
     """Raise ValueError unless the conditions have one row for each sample, and one value in each population."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
-        at = f"{where}.{name}" + "".join(f'["{key.key}"]' if isinstance(key, jax.tree_util.DictKey) else str(key) for key in path)
+        at = f"{where}.{name}" + "".join(f'["{key.key}"]' for key in path if isinstance(key, jax.tree_util.DictKey))
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if getattr(dtype, "kind", "") in "OSUMm":
             raise ValueError(f"{at} has a leaf of dtype {dtype}: expected arrays of numbers")
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
-            one = "" if np.ndim(leaf) else f", such as np.full({n}, {'value' if is_traced(leaf) else np.asarray(leaf).item()!r})"
+            one = ""
+            if any(isinstance(key, jax.tree_util.SequenceKey) for key in path):
+                one = ", in one array: a list is several leaves"
+            elif np.ndim(leaf) == 0:
+                one = f", such as np.full({n}, {'value' if is_traced(leaf) else np.asarray(leaf).item()})"
             raise ValueError(
                 f"{at} has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}, one row for each sample{one}"
             )

@@ -202,6 +202,7 @@ def test_a_denoiser_refuses_before_it_computes():
     [
         ({"label": 3}, r'sample\.cond\["label"\] has a leaf of shape \(\): expected a leading axis of 4, .*np\.full\(4, 3\)'),
         ({"label": np.full(N, 1), "lable": 1}, r"cond has the name 'lable': expected \['label', 'vector'\]"),
+        ({"label": [1, 1, 1, 1]}, r'sample\.cond\["label"\] has a leaf of shape \(\): .* in one array: a list is several leaves'),
         ({"vector": np.zeros(2)}, r'sample\.cond\["vector"\] has a leaf of shape \(2,\): expected a leading axis of 4, one row'),
         ({"vector": np.zeros((3, 2))}, r'sample\.cond\["vector"\] has a leaf of shape \(3, 2\)'),
     ],
