@@ -35,10 +35,11 @@ def check_walk(
 
 def check_conditions(where: str, model: Model, cond: Pytree, n: int, population: int = 1) -> None:
     """Raise ValueError unless conditions and per-sample numbers have one row for each sample, and the model knows the former."""
+    # First whether it is one, since a member under a wrong name has no number of rows that would be right.
+    check_condition(model, cond)
     check_leading(cond, n, population, where=where)
     for name, value in per_sample_values(model).items():
         check_leading(value, n, population, name, where)
-    check_condition(model, cond)
 
 
 def check_shape(shape: Any) -> tuple[int, Any]:
@@ -93,17 +94,25 @@ def check_ids(where: str, ids: Array | None, n: int) -> Array:
 
 def check_leading(cond: Pytree, n: int, population: int, name: str = "cond", where: str = "sample") -> None:
     """Raise ValueError unless the conditions have one row for each sample, and one value in each population."""
-    for leaf in jax.tree.leaves(cond):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cond):
+        at = f"{where}.{name}" + "".join(f'["{key.key}"]' for key in path if isinstance(key, jax.tree_util.DictKey))
         dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
         if getattr(dtype, "kind", "") in "OSUMm":
-            raise ValueError(f"{where}.{name} has a leaf of dtype {dtype}: expected arrays of numbers")
+            raise ValueError(f"{at} has a leaf of dtype {dtype}: expected arrays of numbers")
         if np.ndim(leaf) == 0 or np.shape(leaf)[0] != n:
-            raise ValueError(f"{where}.{name} has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}")
+            one = ""
+            if any(isinstance(key, jax.tree_util.SequenceKey) for key in path):
+                one = ", in one array: a list is several leaves"
+            elif np.ndim(leaf) == 0:
+                one = f", such as np.full({n}, {'value' if is_traced(leaf) else np.asarray(leaf).item()})"
+            raise ValueError(
+                f"{at} has a leaf of shape {np.shape(leaf)}: expected a leading axis of {n}, one row for each sample{one}"
+            )
         if population > 1 and n % population == 0 and not is_traced(leaf):
             # A particle that is copied takes its past along, and would meet another condition.
             rows = on_host(leaf).reshape(n // population, population, -1)
             if not np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape), equal_nan=rows.dtype.kind == "f"):
-                raise ValueError(f"{where}.{name} differs within populations of {population} samples: expected one value for each")
+                raise ValueError(f"{at} differs within populations of {population} samples: expected one value for each")
 
 
 def check_data(where: str, x: Array) -> Array:

@@ -19,7 +19,9 @@ import numpy as np
 
 from scorelab.arrays import Array
 from scorelab.processes.base import Process
+from scorelab.processes.joint import Joint
 from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.schedules.base import Schedule
 from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
 
 
@@ -97,9 +99,12 @@ class Spaced(Grid):
         with np.errstate(divide="ignore"):
             value = float(self.coordinate(process, np.float64(t)))
         if not math.isfinite(value):
+            # Only a time that this grid can begin at: outside the unit interval Arcsine has none.
+            named = name == "t_max" and t > 0 and math.isfinite(self.coordinate(process, np.float64(just_below(t))))
+            inside = f" (such as t_max={just_below(t):g})" if named else ""
             raise ValueError(
                 f"{type(self).__name__}.{name} = {t} has an infinite noise level under {process!r}: "
-                f"pass a {name} inside the open range (such as t_max=0.99), or use a Uniform grid"
+                f"pass a {name} inside the open range{inside}, or use a Uniform grid"
             )
         return value
 
@@ -258,17 +263,25 @@ class Explicit(Grid):
         return check_times(self, process, np.array([*self.values, *([process.clean_time] if self.clean else [])], np.float64))
 
 
+def just_below(t: float) -> float:
+    """A round time a hundredth below ``t > 0``, of which messages say that a grid may begin there."""
+    return float(f"{0.99 * t:.3g}")
+
+
 def check_times(grid: Grid, process: Process, times: np.ndarray) -> np.ndarray:
     """The times of a grid as float64, after a look at whether they can be walked.
 
     Raises:
-        ValueError: fewer than two times, times that do not decrease, that lie outside the domain of the process, or at which it
-            has no noise level that float32 can hold.
+        ValueError: fewer than two times, times that do not decrease, that lie outside the domain of the process or the table of
+            its schedule, or at which it has no noise level that float32 can hold.
     """
     times = np.asarray(times, np.float64)
     name = f"{type(grid).__name__}.times"
     if times.ndim != 1 or len(times) < 2 or not np.all(times[:-1] > times[1:]):
         raise ValueError(f"{name} = {times}: expected two or more strictly decreasing times")
+    for part in [part for _, part in process.parts] if isinstance(process, Joint) else [process]:
+        if isinstance(schedule := getattr(part, "schedule", None), Schedule):
+            schedule.check_grid(name, times)
     process.check_times(name, times)
     process.check_levels(name, times)
     working = times.astype(jax.dtypes.canonicalize_dtype(np.float64))

@@ -112,3 +112,51 @@ def test_a_config_shifts_a_grid():
 def test_what_is_refused_says_what_is_accepted(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+TABLE = processes.Gaussian(schedule=schedules.Discrete(zero_terminal=True))
+
+
+@pytest.mark.parametrize("grid", [grids.LogSNR, grids.Karras])
+@pytest.mark.parametrize(("process", "t"), [(TABLE, "989"), (FLOW, "0.99")], ids=["table", "flow"])
+def test_a_beginning_in_pure_noise_names_a_time_of_the_process(grid, process, t):
+    with pytest.raises(ValueError, match=rf"t_max = {process.t_max} has an infinite noise level .*\(such as t_max={t}\)"):
+        grid(7).times(process)
+    # What is named can be walked, and is noise: alpha / sigma of a hundredth of the way from the end is small.
+    times = grid(7, t_max=float(t)).times(process)
+    assert len(times) == 8
+    assert process.alpha(times[0]) / process.sigma(times[0]) < 0.02
+
+
+@pytest.mark.parametrize("solver", [solvers.EulerMaruyama(), solvers.Milstein()], ids=lambda s: type(s).__name__)
+def test_a_solver_without_rates_in_pure_noise_names_a_time_of_the_grid(solver):
+    with pytest.raises(ValueError, match=r"alpha is 0 at t = 999: start the grid below it \(such as t_max=989\)"):
+        solver.table(TABLE, grids.Uniform(7).times(TABLE))
+    assert np.isfinite(solver.table(TABLE, grids.Uniform(7, t_max=989.0).times(TABLE)).n).all()
+
+
+@pytest.mark.parametrize(
+    ("grid", "first"),
+    [
+        (grids.Explicit((1000.0, 500.0, 0.0)), "1000"),
+        (grids.Uniform(8, t_max=1200.0), "1200"),
+        (grids.Explicit((999.0, -5.0)), "-5"),
+        (grids.Explicit((999.0, -5.0), clean=True), "-5"),
+        (grids.Uniform(8, t_min=-3.0), "-3"),
+        (grids.Shifted(grids.Uniform(8), shift=0.5), "-"),
+    ],
+    ids=repr,
+)
+def test_a_grid_outside_the_table_is_refused(grid, first):
+    discrete = processes.Gaussian(schedule=schedules.Discrete())
+    # Every part of a joint process has its own table.
+    for process in (discrete, *([] if isinstance(grid, grids.Shifted) else [processes.Joint(a=discrete, b=discrete)])):
+        with pytest.raises(ValueError, match=rf"times has t = {first}.*indices of its 1000 levels, which count from 0 to 999"):
+            grid.times(process)
+
+
+def test_the_whole_table_and_the_clean_time_are_in_it():
+    discrete = processes.Gaussian(schedule=schedules.Discrete())
+    for times in ((999.0, 0.5, 0.0), (999.0, 0.0, -np.inf)):
+        np.testing.assert_array_equal(grids.Explicit(times).times(discrete), times)
+    assert grids.Uniform(1000).times(discrete).tolist() == [*range(999, -1, -1), -np.inf]

@@ -368,6 +368,17 @@ def test_a_condition_dropout_that_does_not_fit_is_named():
     for make, match in [
         (lambda: L.ConditionDropout(condition=Label(10), rates=(("label", 0.1),)), r"ConditionDropout\.rates = .*expected \(\)"),
         (lambda: L.ConditionDropout(condition=both, rate=0.1), r"ConditionDropout\.rate = 0\.1"),
+        *(
+            (
+                lambda bad=bad: L.ConditionDropout(condition=both, rates=bad),
+                r"ConditionDropout\.rates = .*: expected pairs such as \(\('image', 0\.1\),\), .* names \['image', 'label'\]",
+            )
+            for bad in (0.1, (0.1, 0.2), ("label", 0.1), None)
+        ),
+        (
+            lambda: L.ConditionDropout(condition=Label(10), rates=0.1),
+            r"ConditionDropout\.rates = 0\.1 of .*: expected \(\), and a rate",
+        ),
         (lambda: L.ConditionDropout(condition=both, rates={"labels": 0.1}), r"has 'labels': expected each of \['image', 'label'\]"),
         (lambda: L.ConditionDropout(condition=both, rates={"label": 1.5}), r"rates\['label'\]\.rate = 1\.5"),
         (

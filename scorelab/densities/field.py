@@ -54,9 +54,11 @@ class GaussianField(Density):
     """
 
     def __init__(self, shape: tuple[int, ...], spectrum: Spectrum | ArrayLike, *, mean: ArrayLike = 0.0, variance: ArrayLike = 1.0):
-        shape = tuple(shape)
-        if len(shape) < 2:
-            raise ValueError(f"GaussianField.shape = {shape}: expected (*grid, channels) with at least one grid axis")
+        shape = tuple(shape) if np.iterable(shape) else shape
+        if not isinstance(shape, tuple) or len(shape) < 2:
+            raise ValueError(
+                f"GaussianField.shape = {shape!r}: expected (*grid, channels) with at least one grid axis, such as (16, 1)"
+            )
         for side in shape:
             require_int(self, 1, shape=side)
         given = spectrum(shape[:-1])[..., None] if isinstance(spectrum, Spectrum) else spectrum
@@ -100,6 +102,7 @@ class GaussianField(Density):
 
     def sample(self, key: Key, n: int) -> Float[jax.Array, " {n} *event"]:
         """``n`` independent fields."""
+        require_int("GaussianField.sample", 0, n=n)
         return self.mean + filtered(jax.random.normal(key, (n, *self.event), self.mean.dtype), jnp.sqrt(self.spectrum))
 
     def log_prob(self, x: Float[Array, " batch *event"]) -> Float[jax.Array, " batch"]:
@@ -223,6 +226,7 @@ class ConditionedField(Density):
 
         .. math:: x = u + \Sigma H^\top S^{-1}(m + \eta - Hu) .
         """
+        require_int("ConditionedField.sample", 0, n=n)
         key_field, key_noise = jax.random.split(key)
         u = self.law.sample(key_field, n)
         eta = _product(jax.random.normal(key_noise, (n, len(self.values)), u.dtype), jnp.linalg.cholesky(self.noise).T)

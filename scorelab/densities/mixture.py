@@ -110,7 +110,9 @@ class Mixture(Density):
             return None
         w, means = np.exp(np.asarray(self.log_weights, np.float64)), np.asarray(self.components.mean, np.float64)
         mean = np.tensordot(w, means, axes=1)
-        inside = [jax.tree.map(lambda leaf, k=k: leaf[k], self.components).scale()[1] ** 2 for k in range(len(w))]
+        # Slices of known arrays stay known inside an outer jit.
+        with jax.ensure_compile_time_eval():
+            inside = [jax.tree.map(lambda leaf, k=k: leaf[k], self.components).scale()[1] ** 2 for k in range(len(w))]
         variance = w @ (inside + np.mean((means - mean).reshape(len(w), -1) ** 2, axis=1))
         return float(np.sqrt(np.mean(mean**2))), float(np.sqrt(variance))
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.distill.nodes import euler_step, gather
-from scorelab.grids import Grid, Karras
+from scorelab.grids import Grid, Karras, just_below
 from scorelab.losses import Batch, LogNormalTimes, Times
 from scorelab.losses.base import Loss, example_keys, mean_square, require_floating
 from scorelab.models.base import Model, ask, require_model
@@ -80,7 +80,7 @@ class ConsistencyTraining(Loss):
         if nodes.alpha[-1] == 0:
             raise ValueError(
                 f"{type(self).__name__}.grid = {self.grid!r} begins at t = {nodes.t[-1]} where alpha is 0: expected a later "
-                "beginning (such as t_max=0.99)"
+                f"beginning (such as t_max={just_below(nodes.t[-1]):g})"
             )
 
     @property

@@ -20,6 +20,7 @@ from scorelab.densities import Gaussian
 from scorelab.fk.checks import require_scalar, same
 from scorelab.fk.composition import Composition, Tilt, signal_fraction
 from scorelab.fk.potentials import Observation, Potential
+from scorelab.grids import just_below
 from scorelab.models import conditioned
 from scorelab.models.base import Model
 from scorelab.processes.scale import KnowsScale
@@ -66,7 +67,7 @@ class Corrector(Potential):
         if not float(process.alpha(np.float64(times[0]))) > 0:
             raise ValueError(
                 f"Corrector needs finite SDE rates, but alpha is 0 at t = {times[0]} under {process!r}: start the grid "
-                "below it (such as t_max=0.99)"
+                f"below it (such as t_max={just_below(float(times[0])):g})"
             )
         dt = -np.diff(times)
         sigma = np.asarray(process.sigma(np.asarray(times, np.float64)))

@@ -35,9 +35,14 @@ class ConditionDropout:
     def __post_init__(self):
         require_spec(self, Condition, condition=self.condition)
         require_number(self, 0.0, 1.0, rate=self.rate, together=self.together)
-        rates = self.rates.items() if isinstance(self.rates, Mapping) else self.rates
-        object.__setattr__(self, "rates", tuple(tuple(pair) for pair in rates))
         names = [name for name, _ in self.condition.members]
+        rates = tuple(self.rates.items()) if isinstance(self.rates, Mapping) else self.rates
+        if not isinstance(rates, tuple | list) or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in rates):
+            accepted = (
+                "(), and a rate" if names == [None] else f"pairs such as (({names[0]!r}, 0.1),), or a dict, of the names {names}"
+            )
+            raise ValueError(f"ConditionDropout.rates = {self.rates!r} of {self.condition!r}: expected {accepted}")
+        object.__setattr__(self, "rates", tuple(tuple(pair) for pair in rates))
         if names == [None] and self.rates:
             raise ValueError(f"ConditionDropout.rates = {self.rates!r} of {self.condition!r}: expected (), and a rate")
         if names != [None] and self.rate:

@@ -86,6 +86,10 @@ class Schedule(_TimeRange, abc.ABC):
         """The largest time at which the formulas hold; ``t_max`` unless a schedule says that they go on."""
         return self.t_max
 
+    def check_grid(self, where: str, times: np.ndarray) -> None:
+        """Raise ``ValueError`` for host times of a grid at which the formulas hold and no model was trained."""
+        return None
+
 
 class GaussianSchedule(Schedule):
     r"""A schedule with Gaussian noise; a new one needs ``log_snr`` and ``time`` beside ``log_alpha``."""

@@ -24,8 +24,9 @@ class Discrete(GaussianSchedule):
     r"""The levels of a discrete chain: :math:`\alpha_i^2 = \bar\alpha_i`, :math:`\sigma_i^2 = 1-\bar\alpha_i` at :math:`t = i`.
 
     Time is the index, from 0 to N - 1. Between two levels :math:`\lambda = \log(\alpha^2/\sigma^2)` is linear in ``t``, and goes on
-    beyond both ends with the slope there. Clean data are at ``t = -inf``, as under :class:`scorelab.schedules.VE`: every grid ends
-    with a denoising step. The slope of the log-SNR is constant between two levels, so adaptive solvers meet a kink at each.
+    beyond both ends with the slope there; a grid stays inside. Clean data are at ``t = -inf``, as under
+    :class:`scorelab.schedules.VE`: every grid ends with a denoising step. The slope of the log-SNR is constant between two levels,
+    so adaptive solvers meet a kink at each.
 
     A recipe gives the betas of :math:`\bar\alpha_i = \prod_{j\le i}(1-\beta_j)`:
 
@@ -36,7 +37,7 @@ class Discrete(GaussianSchedule):
 
     Attributes:
         alphas_cumprod: the name of a recipe, ``"linear"``, ``"scaled_linear"`` or ``"squaredcos_cap_v2"``; or the numbers
-            :math:`\bar\alpha_i` themselves, decreasing, in (0, 1).
+            :math:`\bar\alpha_i` themselves, three or more, decreasing, in (0, 1), as any array or sequence.
         beta_start: :math:`b_0` of the linear recipes, 1e-4 unless given.
         beta_end: :math:`b_1` of the linear recipes, 0.02 unless given.
         steps: N of a recipe, 1000 unless given; the number of numbers otherwise.
@@ -94,6 +95,16 @@ class Discrete(GaussianSchedule):
     def t_end(self):
         """None, since the noise grows on; the last level where that is pure noise."""
         return self.t_max if self.zero_terminal else math.inf
+
+    def check_grid(self, where: str, times: np.ndarray) -> None:
+        """ValueError for times outside the table, up to the rounding of an inverse, that are not the clean one."""
+        slack = 1e-9 * self.t_max
+        wrong = (times > self.t_max + slack) | ((times < -slack) & (times != self.clean_time))
+        if np.any(wrong):
+            raise ValueError(
+                f"{where} has t = {times[wrong][0]:.6g} under {self!r}: expected indices of its {self.steps} levels, which count "
+                f"from 0 to {self.t_max:g}, and besides only the time of clean data, {self.clean_time:g}"
+            )
 
     def levels(self) -> np.ndarray:
         r""":math:`\bar\alpha_i`, ``(N,)`` float64."""
@@ -210,11 +221,15 @@ _RECIPES = {"linear": _linear, "scaled_linear": _scaled, "squaredcos_cap_v2": _c
 
 def _levels(values: Any) -> tuple[float, ...]:
     """Given numbers as floats; ValueError for what are none, or not decreasing in (0, 1)."""
-    found = np.asarray(values, np.float64) if isinstance(values, tuple | list | np.ndarray) else np.zeros(0)
-    if found.ndim != 1 or not np.all((found > 0) & (found < 1)) or not np.all(np.diff(found) < 0):
+    try:
+        found = np.asarray(values)
+        found = np.zeros(0) if np.iscomplexobj(found) else found.astype(np.float64)
+    except (TypeError, ValueError):  # what is no array of numbers, or has no values inside jit
+        found = np.zeros(0)
+    if found.ndim != 1 or len(found) < 3 or not np.all((found > 0) & (found < 1)) or not np.all(np.diff(found) < 0):
         raise ValueError(
-            f"Discrete.alphas_cumprod = {values!r:.200}: expected one of {', '.join(map(repr, _RECIPES))}, or decreasing numbers "
-            "in (0, 1), such as tuple(scheduler.alphas_cumprod.tolist())"
+            f"Discrete.alphas_cumprod = {values!r:.200}: expected one of {', '.join(map(repr, _RECIPES))}, or three or more "
+            "decreasing numbers in (0, 1), such as tuple(scheduler.alphas_cumprod.tolist())"
         )
     return tuple(found.tolist())
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array
+from scorelab.grids import just_below
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Nodes, Solver
@@ -84,7 +85,7 @@ class Landing(NamedTuple):
         if nodes.alpha[0] == 0 and solver.stochastic:
             raise ValueError(
                 f"{type(solver).__name__} needs finite SDE rates, but alpha is 0 at t = {nodes.t[0]:g}: start the grid below it "
-                "(such as t_max=0.99)"
+                f"(such as t_max={just_below(nodes.t[0]):g})"
             )
         return cls(last, np.full(len(last), nodes.alpha[-1]), np.full(len(last), nodes.offset[-1])), increments
 

@@ -7,10 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scorelab import sample
+from scorelab.grids import Karras
 from scorelab.models import Denoiser
 from scorelab.models.nets import MLP, Composite, DiT, Image, Label, Sequence, Transformer, UNet, Vector
 from scorelab.processes import Gaussian
 from scorelab.schedules import EDM
+from scorelab.solvers import DDIM
 
 ALL = Composite(label=Label(3), vector=Vector(2), image=Image(1), tokens=Sequence(3, length=2))
 # The same beside sequences and volumes.
@@ -192,6 +195,23 @@ def test_a_denoiser_refuses_before_it_computes():
     params = parameters(denoiser.net, (8, 4, 2))
     with pytest.raises(ValueError, match=r'cond\["vector"\] has 1 rows of 4 that are not finite'):
         denoiser.bind(params)(points((8, 4, 2))[0], 1.0, {"vector": np.array([[0, 0], [0, np.nan], [1, 1], [np.nan] * 2])})
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        ({"label": 3}, r'sample\.cond\["label"\] has a leaf of shape \(\): expected a leading axis of 4, .*np\.full\(4, 3\)'),
+        ({"label": np.full(N, 1), "lable": 1}, r"cond has the name 'lable': expected \['label', 'vector'\]"),
+        ({"label": [1, 1, 1, 1]}, r'sample\.cond\["label"\] has a leaf of shape \(\): .* in one array: a list is several leaves'),
+        ({"vector": np.zeros(2)}, r'sample\.cond\["vector"\] has a leaf of shape \(2,\): expected a leading axis of 4, one row'),
+        ({"vector": np.zeros((3, 2))}, r'sample\.cond\["vector"\] has a leaf of shape \(3, 2\)'),
+    ],
+)
+def test_a_walk_names_the_member_after_the_names_are_checked(cond, message):
+    net = MLPS.clone(condition=Composite(label=Label(3), vector=Vector(2)))
+    model = Denoiser(net=net, process=Gaussian(schedule=EDM())).bind(parameters(net, (4, 3)))
+    with pytest.raises(ValueError, match=message):
+        sample(model, solver=DDIM(), grid=Karras(2), key=jax.random.key(0), shape=(N, 4, 3), cond=cond)
 
 
 @pytest.mark.parametrize(

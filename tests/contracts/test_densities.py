@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab import densities, processes, schedules
+from scorelab import densities, grids, models, processes, sample, schedules, solvers
 
 from .members import DENSITIES
 
@@ -88,6 +88,21 @@ def test_noise_levels_share_a_program(law):
     assert jax.tree.structure(now) == jax.tree.structure(later)
     assert hash(jax.tree.structure(now)) == hash(jax.tree.structure(later))
     assert jax.tree.leaves(now) == jax.tree.leaves(later)
+
+
+@pytest.mark.parametrize("law", DENSITIES.values(), ids=DENSITIES)
+def test_the_scale_of_a_known_law_is_known_inside_a_program(law):
+    inside = []
+    jax.eval_shape(lambda key: (inside.append(law.scale()), key)[1], KEY)
+    assert inside == [law.scale()]
+
+
+def test_a_mixture_is_sampled_inside_a_program():
+    # A walk asks for the scale of the law, which is closed over here.
+    model = models.ExactModel(densities.eight_gaussians(), PROCESS)
+    draw = functools.partial(sample, model, solver=solvers.DDIM(), grid=grids.Uniform(3), shape=(FEW, 2))
+    # Sums may be fused otherwise: a few of float32's 6e-8 on numbers of order 1.
+    np.testing.assert_allclose(jax.jit(lambda key: draw(key=key).x)(KEY), draw(key=KEY).x, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -209,6 +210,14 @@ def test_noise_cannot_be_predicted_from_pure_noise(schedule):
         (lambda: schedules.Discrete(alphas_cumprod="sigmoid"), "alphas_cumprod = 'sigmoid': expected one of 'linear', 'scaled"),
         (lambda: schedules.Discrete(alphas_cumprod=(0.9, 0.95, 0.5)), "expected one of .*decreasing numbers in"),
         (lambda: schedules.Discrete(alphas_cumprod=(0.9, 0.5, 0.0)), "decreasing numbers in"),
+        *(
+            (
+                lambda bad=bad: schedules.Discrete(alphas_cumprod=bad),
+                r"Discrete\.alphas_cumprod = .*three or more decreasing numbers",
+            )
+            for bad in (5, None, (), (0.9, 0.5), [0.9, "a", 0.1], ((0.9, 0.5), 0.1, 0.05), np.array([0.9, 0.5, 0.1], complex))
+        ),
+        (lambda: jax.jit(lambda bar: schedules.Discrete(alphas_cumprod=bar).levels())(np.array([0.9, 0.5, 0.1])), "alphas_cumprod"),
         (lambda: schedules.Discrete(alphas_cumprod=(0.9, 0.5, 0.1), steps=4), "Discrete.steps = 4 with 3 numbers"),
         (lambda: schedules.Discrete(steps=2), r"Discrete\.steps = 2"),
         (lambda: schedules.Discrete(alphas_cumprod="squaredcos_cap_v2", beta_end=0.1), "Discrete.beta_end = 0.1: expected None"),
@@ -222,6 +231,19 @@ def test_noise_cannot_be_predicted_from_pure_noise(schedule):
 def test_what_is_refused_says_what_is_accepted(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+class Elsewhere:
+    """An array of another library, which NumPy reads by its protocol."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray([0.75, 0.5, 0.125], dtype)
+
+
+@pytest.mark.parametrize("given", [jnp.array([0.75, 0.5, 0.125]), np.array([0.75, 0.5, 0.125]), [0.75, 0.5, 0.125], Elsewhere()])
+def test_any_array_of_numbers_is_a_table(given):
+    # The numbers are exact in float32.
+    assert schedules.Discrete(alphas_cumprod=given) == schedules.Discrete(alphas_cumprod=(0.75, 0.5, 0.125))
 
 
 @pytest.mark.parametrize(

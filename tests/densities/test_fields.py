@@ -323,6 +323,15 @@ def test_averages_and_points_are_those_of_the_array():
     ("make", "match"),
     [
         (lambda: GaussianField((8,), PowerLaw(exponent=2.0, knee=1.0)), r"shape = \(8,\): expected \(\*grid, channels\)"),
+        (lambda: GaussianField(16, 1.0), r"GaussianField\.shape = 16: expected \(\*grid, channels\).*such as \(16, 1\)"),
+        (
+            lambda: GaussianField((4, 1), 1.0).sample(jax.random.key(0), -1),
+            r"GaussianField\.sample\.n = -1: expected an integer >= 0",
+        ),
+        (
+            lambda: GaussianField((4, 1), 1.0).given(np.ones((1, 4)), [1.0], [1.0]).sample(jax.random.key(0), 1.5),
+            r"sample\.n = 1\.5",
+        ),
         (lambda: GaussianField((8, 0), PowerLaw(exponent=2.0, knee=1.0)), "shape = 0"),
         (lambda: GaussianField((4, 1), np.array([1.0, 2.0, 3.0, 4.0])[:, None]), "differs between the modes k and -k"),
         (lambda: GaussianField((4, 1), -1.0), "below 0"),
