@@ -78,9 +78,10 @@ def invert(
     with np.errstate(all="ignore"):  # seen below
         rows = walk.working_precision(solver.table(process, noisy))
     if not all(np.all(np.isfinite(column)) for column in jax.tree.leaves(rows)):
+        alpha = "" if isinstance(process, StochasticInterpolant) else f", where alpha is {float(process.alpha(noisy[-1])):.3g}"
         raise ValueError(
-            f"invert.solver = {solver!r} has no finite steps on {grid!r} upwards, where alpha is "
-            f"{float(process.alpha(noisy[-1])):.3g} at t = {noisy[-1]:.4g}: expected a grid that begins below it, or DDIM or Heun"
+            f"invert.solver = {solver!r} has no finite steps on {grid!r} upwards to t = {noisy[-1]:.4g}{alpha}: expected a grid that "
+            "begins below it, or DDIM or Heun"
         )
     if chunk is not None:
         require_int("invert", 1, chunk=chunk)

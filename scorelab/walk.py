@@ -155,8 +155,8 @@ def check_known(where: str, model: Model, solver: Solver | None) -> None:
     reads = solver is not None and solver.paints
     if not reads and contains(model, Known):
         raise ValueError(
-            f"{where}.model has what is known of the clean point (models.Known), which "
-            f"{'it' if solver is None else type(solver).__name__} does not read: expected solvers.RePaint(...), or the model without it"
+            f"{where}.model has what is known of the clean point (models.Known), "
+            f"which {'it' if solver is None else type(solver).__name__} does not read: expected solvers.RePaint(...), or no Known"
         )
     if reads and not isinstance(model, Known):
         raise ValueError(

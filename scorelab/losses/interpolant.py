@@ -69,6 +69,7 @@ class InterpolantMatching(Loss):
         if self.times is None:
             object.__setattr__(self, "times", ArcsineTimes() if self.process.gamma.steep else UniformTimes())
         require_spec(self, Times, times=self.times)
+        require_spec(f"{type(self).__name__}.times = {self.times!r}", self._times.process_type, process=self.process)
         if self.antithetic is None:
             object.__setattr__(self, "antithetic", not self.process.gamma.silent and heads != ("v",))
         require_choice(self, (True, False), antithetic=self.antithetic)

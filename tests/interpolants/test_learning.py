@@ -214,6 +214,7 @@ def test_pairs_of_the_data_reach_the_loss():
         (lambda: losses.InterpolantMatching(brownian(), heads=("s",)), "heads"),
         (lambda: losses.InterpolantMatching(laws.process("linear, zero")), "without latent noise"),
         (lambda: losses.InterpolantMatching(brownian(), times=1), "expected a Times"),
+        (lambda: losses.InterpolantMatching(brownian(), times=losses.LogNormalTimes()), "expected a LinearGaussian"),
         (lambda: models.InterpolantField(net=3, process=brownian()), "expected an object with init"),
         (lambda: models.InterpolantField(net=nets.MLP, process=brownian()), "expected an object with init"),
         (lambda: models.InterpolantField(net=nets.MLP(), process=brownian(), heads=("eta",)), "heads"),
