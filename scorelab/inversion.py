@@ -80,7 +80,7 @@ def invert(
     if not all(np.all(np.isfinite(column)) for column in jax.tree.leaves(rows)):
         alpha = "" if isinstance(process, StochasticInterpolant) else f", where alpha is {float(process.alpha(noisy[-1])):.3g}"
         raise ValueError(
-            f"invert.solver = {solver!r} has no finite steps on {grid!r} upwards to t = {noisy[-1]:.4g}{alpha}: expected a grid that "
+            f"invert.solver = {solver!r} has no finite steps on {grid!r} up to t = {noisy[-1]:.4g}{alpha}: expected a grid that "
             "begins below it, or DDIM or Heun"
         )
     if chunk is not None:

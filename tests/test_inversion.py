@@ -131,7 +131,7 @@ def test_a_number_for_every_sample_goes_with_its_chunk():
         (dict(model=Shrunk(np.ones(3))), r"invert.Shrunk.factor has a leaf of shape \(3,\)"),
         (
             dict(model=models.ExactModel(LAW, FLOW), solver=solvers.DPMSolverPP(order=2), grid=grids.Uniform(6)),
-            r"has no finite steps .* upwards to t = 1, where alpha is 0",
+            r"has no finite steps .* up to t = 1, where alpha is 0",
         ),
     ],
 )
