@@ -30,6 +30,7 @@ from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, ScaleAt
 from scorelab.models.base import Model
+from scorelab.processes.charts import Identity
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import TOLERATED, prior_error
 from scorelab.sampling import Samples, sample
@@ -151,6 +152,11 @@ class Sample(Stage):
         event = data.load().event_shape
         require_memory(f"Sample.n = {self.n}", 4.0 * self.n * math.prod(event))
         self._check_classes(data, learner)
+        if self.threshold is not None and not isinstance(process.chart, Identity):
+            raise ValueError(
+                f"Sample.threshold = {self.threshold} under {process!r}: expected None, since thresholding is for data within -1 and "
+                "1; Sample.clip has bounds in the chart"
+            )
         times = self.grid.times(process)
         if isinstance(self.start, FromData):
             self.start.check(data, process, times)

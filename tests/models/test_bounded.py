@@ -9,6 +9,7 @@ from scipy import stats
 import scorelab as sl
 from scorelab import config, densities, diagnostics, fk, grids, models, processes, sample, schedules, solvers
 from scorelab.experiment import Sample
+from scorelab.experiment.checks import check
 from tests.precision import double
 from tests.run.conftest import TINY
 
@@ -313,6 +314,12 @@ def test_a_config_bounds_and_rescales():
     assert isinstance(outer, models.DynamicThreshold)
     assert (outer.quantile, outer.model.scale, outer.model.rescale) == (0.99, 3.0, 0.7)
     assert applied() is model
+
+
+def test_thresholds_of_data_are_none_of_a_logarithm():
+    whole = config.load("toys/concentrations", (*TINY, "experiment.Sample.threshold = 0.9")).experiment
+    with pytest.raises(ValueError, match=r"Sample\.threshold = 0\.9 under GeometricBrownianMotion"):
+        check(whole)
 
 
 @pytest.mark.parametrize(
