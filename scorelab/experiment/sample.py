@@ -154,7 +154,7 @@ class Sample(Stage):
         self._check_classes(data, learner)
         if self.threshold is not None and not isinstance(process.chart, Identity):
             raise ValueError(
-                f"Sample.threshold = {self.threshold} under {process!r}: expected None, since thresholding is for data within -1 and "
+                f"Sample.threshold = {self.threshold} under {process!r}: expected None, since it is for data within -1 and "
                 "1; Sample.clip has bounds in the chart"
             )
         times = self.grid.times(process)
