@@ -143,16 +143,21 @@ def test_a_solver_without_rates_in_pure_noise_names_a_time_of_the_grid(solver):
         (grids.Explicit((999.0, -5.0)), "-5"),
         (grids.Explicit((999.0, -5.0), clean=True), "-5"),
         (grids.Uniform(8, t_min=-3.0), "-3"),
-        (grids.Shifted(grids.Uniform(8), shift=0.5), "-"),
     ],
     ids=repr,
 )
 def test_a_grid_outside_the_table_is_refused(grid, first):
     discrete = processes.Gaussian(schedule=schedules.Discrete())
     # Every part of a joint process has its own table.
-    for process in (discrete, *([] if isinstance(grid, grids.Shifted) else [processes.Joint(a=discrete, b=discrete)])):
+    for process in (discrete, processes.Joint(a=discrete, b=discrete)):
         with pytest.raises(ValueError, match=rf"times has t = {first}.*indices of its 1000 levels, which count from 0 to 999"):
             grid.times(process)
+
+
+def test_a_shift_below_the_table_is_refused():
+    discrete = processes.Gaussian(schedule=schedules.Discrete())
+    with pytest.raises(ValueError, match=r"Shifted\.shift = 0\.5 moves the last noisy time .* below t_min = 0"):
+        grids.Shifted(grids.Uniform(8), shift=0.5).times(discrete)
 
 
 def test_the_whole_table_and_the_clean_time_are_in_it():

@@ -77,7 +77,7 @@ ARGUMENTS = dict(solver=solvers.InterpolantODE(), grid=grids.Uniform(4), key=jax
 @pytest.mark.parametrize("name", MODELS)
 def test_models_of_denoised_means_name_the_process_that_they_expect(name):
     with pytest.raises(TypeError, match=rf"{name}\.process = StochasticInterpolant.*: expected a LinearGaussian"):
-        sample(MODELS[name](exact(STRONG, process())), **ARGUMENTS)
+        MODELS[name](exact(STRONG, process()))(jnp.zeros((4, 2)), 0.5)
 
 
 @pytest.mark.parametrize("name", STARTS)
