@@ -139,7 +139,7 @@ class DataSpec:
 
     @property
     def condition(self) -> Any:
-        """The names of the arrays that are the condition: None, one name, or pairs of a member and an array."""
+        """The names of the arrays of the condition, as None, one name, or pairs of a member and an array."""
         return "label" if self.labels else self.cond
 
     def condition_of(self, rows: np.ndarray, split: str = "train") -> Pytree:

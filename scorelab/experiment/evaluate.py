@@ -126,7 +126,7 @@ class PointEvaluation(Evaluation):
             raise ValueError(f"PointEvaluation.n = {self.n}: expected at most the number of samples, Sample.n = {samples}")
 
     def __call__(self, samples, data, key):
-        """The metrics of ``samples`` (n, *event) against the law ``data`` is drawn from."""
+        """The metrics of ``samples`` ``(n, *event)`` against the law ``data`` is drawn from."""
         n = len(samples) if self.n is None else self.n
         if n > len(samples):
             raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")

@@ -114,7 +114,7 @@ class FeynmanKac(Population):
 
     @computed
     def along_path(self) -> bool:
-        """As the base. A path belongs to a place in the population, not to a particle: copies meet different noise."""
+        """As the base. A path belongs to a place in the population and not to a particle, so that copies meet different noise."""
         return self.base.along_path
 
     @computed

@@ -20,9 +20,9 @@ class PowerSpectrum(NamedTuple):
         stderr: standard error of ``power`` over the fields, ``(s,)``; NaN for one field.
     """
 
-    wave_number: Float[np.ndarray, " s"]
-    power: Float[np.ndarray, " s"]
-    stderr: Float[np.ndarray, " s"]
+    wave_number: np.ndarray
+    power: np.ndarray
+    stderr: np.ndarray
 
 
 def power_spectrum(fields: np.ndarray) -> PowerSpectrum:

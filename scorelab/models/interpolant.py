@@ -60,7 +60,7 @@ class InterpolantField(Trainable):
 
     @property
     def nets(self) -> tuple[Any, ...]:
-        """The networks: one for all heads, or one for each."""
+        """One for all heads, or one for each."""
         return (self.net,) if self.eta_net is None else (self.net, self.eta_net)
 
     @property

@@ -39,13 +39,13 @@ class Coefficients(NamedTuple):
         slope: :math:`\dot\gamma`, infinite at the ends of a steep gamma.
     """
 
-    alpha: Coefficient
-    beta: Coefficient
-    d_alpha: Coefficient
-    d_beta: Coefficient
-    gamma: Coefficient
-    rate: Coefficient
-    slope: Coefficient
+    alpha: Array
+    beta: Array
+    d_alpha: Array
+    d_beta: Array
+    gamma: Array
+    rate: Array
+    slope: Array
 
     def like(self, y: Array) -> Coefficients:
         """With trailing axes, so that they broadcast against points ``(batch, *event)``."""

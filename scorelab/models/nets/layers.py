@@ -50,7 +50,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Convolve (batch, *sides, channels) in the compute dtype."""
+        """Convolve ``(batch, *sides, channels)`` in the compute dtype."""
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         w = self.param("kernel", init, (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.features), jnp.float32)
         y = convolve(x.astype(self.dtype), w.astype(self.dtype), stride=self.stride, loop_safe=self.loop_safe)
@@ -74,7 +74,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, scale: jax.Array | None = None, shift: jax.Array | None = None) -> jax.Array:
-        """Normalise x (batch, *sides, channels), then modulate it."""
+        """Normalise ``x`` ``(batch, *sides, channels)``, then modulate it."""
         channels = x.shape[-1]
         if self.groups < 1 or channels % self.groups:
             raise ValueError(f"GroupNorm.groups = {self.groups!r}: expected a divisor of {channels} channels")
