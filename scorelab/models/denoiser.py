@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -273,6 +273,8 @@ class BoundDenoiser(ChecksCondition, SeesEstimate):
 
     Under ``Denoiser.self_condition`` it waits for the ``estimate`` of its former call, which whoever asks it has to tell.
     """
+
+    has_parts: ClassVar[bool] = False
 
     params: Pytree
     denoiser: Denoiser = field(metadata={"static": True})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -121,6 +121,8 @@ class InterpolantField(Trainable):
 @dataclass(frozen=True, kw_only=True)
 class BoundInterpolantField(ChecksCondition):
     """An interpolant's network with parameters: a model. Its leaves are the parameters (and a key in training)."""
+
+    has_parts: ClassVar[bool] = False
 
     params: Pytree
     field: InterpolantField = field(metadata={"static": True})
