@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.losses.conditions import ConditionDropout
 from scorelab.models.base import Model, ask, require_model
-from scorelab.processes.base import Noised, require_same_process
+from scorelab.processes.base import Noised, Process, require_same_process
+from scorelab.pytrees import computed
 
 Batch = dict[str, Pytree]
 
@@ -61,6 +62,44 @@ class Loss(abc.ABC):
     def __call__(self, key: Key, model: Model, batch: Batch) -> Array:
         """The errors ``(batch,)`` of a fresh draw."""
         return self.error(model, self.draw(key, batch))
+
+
+class LossAround(Loss):
+    """A loss around another one, of whose process and conditions it is; a new one states ``evaluate``.
+
+    Attributes:
+        loss: the other one.
+    """
+
+    loss: Loss
+
+    @computed
+    def process(self) -> Process:
+        """That of the other."""
+        return self.loss.process
+
+    @computed
+    def label_dropout(self) -> float:
+        """That of the other."""
+        return self.loss.label_dropout
+
+    @computed
+    def null_label(self) -> int | None:
+        """That of the other."""
+        return self.loss.null_label
+
+    @computed
+    def condition_dropout(self) -> ConditionDropout | None:
+        """That of the other."""
+        return self.loss.condition_dropout
+
+    def draw(self, key: Key, batch: Batch) -> Noised:
+        """As the other."""
+        return self.loss.draw(key, batch)
+
+    def error(self, model: Model, noised: Noised) -> Array:
+        """The errors of :meth:`evaluate`."""
+        return self.evaluate(model, noised)[0]
 
 
 class PredictionLoss(Loss):

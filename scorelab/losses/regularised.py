@@ -9,11 +9,9 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 
 from scorelab.arrays import Array
-from scorelab.losses.base import Loss
-from scorelab.losses.conditions import ConditionDropout
+from scorelab.losses.base import Loss, LossAround
 from scorelab.models.base import Model
-from scorelab.processes.base import Noised, Process
-from scorelab.pytrees import computed
+from scorelab.processes.base import Noised
 from scorelab.validation import require_number, require_spec
 
 
@@ -26,7 +24,7 @@ class Regulariser(Protocol):
 
 
 @dataclass(frozen=True)
-class Regularised(Loss):
+class Regularised(LossAround):
     r"""A loss and weighted terms, :math:`L + \sum_i w_i R_i`.
 
     Attributes:
@@ -46,33 +44,6 @@ class Regularised(Loss):
             raise TypeError(f"Regularised.terms = {self.terms!r}: expected pairs of a function (model, noised) and a weight")
         for _, weight in self.terms:
             require_number(self, -1e30, 1e30, terms=weight)
-
-    @computed
-    def process(self) -> Process:
-        """That of the loss."""
-        return self.loss.process
-
-    @computed
-    def label_dropout(self) -> float:
-        """That of the loss."""
-        return self.loss.label_dropout
-
-    @computed
-    def null_label(self) -> int | None:
-        """That of the loss."""
-        return self.loss.null_label
-
-    @computed
-    def condition_dropout(self) -> ConditionDropout | None:
-        """That of the loss."""
-        return self.loss.condition_dropout
-
-    def draw(self, key, batch):
-        """That of the loss."""
-        return self.loss.draw(key, batch)
-
-    def error(self, model, noised):
-        return self.evaluate(model, noised)[0]
 
     def evaluate(self, model, noised):
         total, metrics = self.loss.evaluate(model, noised)

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.arrays import per_example
-from scorelab.losses.base import Loss
-from scorelab.losses.conditions import ConditionDropout
+from scorelab.losses.base import Loss, LossAround
 from scorelab.models.estimates import informed, require_waits
-from scorelab.processes.base import Noised, Process
+from scorelab.processes.base import Noised
 from scorelab.processes.predictions import HasDenoised, require_capabilities
-from scorelab.pytrees import computed
 from scorelab.validation import require_number, require_spec
 
 # The stream of a batch's key from which it is drawn who sees an estimate.
@@ -21,7 +19,7 @@ _SEES = 1_000_121
 
 
 @dataclass(frozen=True)
-class SelfConditioned(Loss):
+class SelfConditioned(LossAround):
     r"""A loss of a network that sees its former estimate (Chen et al. 2022, arXiv 2208.04202, Algorithm 1).
 
     .. math:: L\big(D(y_t, t, b\,\mathrm{sg}[D(y_t, t, 0)])\big),\qquad b\sim\mathrm{Bernoulli}(\mathrm{share})
@@ -42,34 +40,11 @@ class SelfConditioned(Loss):
         require_spec(self, Loss, loss=self.loss)
         require_number(self, 0.0, 1.0, share=self.share)
 
-    @computed
-    def process(self) -> Process:
-        """That of the loss."""
-        return self.loss.process
-
-    @computed
-    def label_dropout(self) -> float:
-        """That of the loss."""
-        return self.loss.label_dropout
-
-    @computed
-    def null_label(self) -> int | None:
-        """That of the loss."""
-        return self.loss.null_label
-
-    @computed
-    def condition_dropout(self) -> ConditionDropout | None:
-        """That of the loss."""
-        return self.loss.condition_dropout
-
     def draw(self, key, batch):
         """What the loss draws, and who sees an estimate: ``extra`` is what the loss has there, and a mask ``(batch,)``."""
         noised = self.loss.draw(key, batch)
         n = len(jax.tree.leaves(noised.y)[0])
         return noised._replace(extra=(noised.extra, jax.random.bernoulli(jax.random.fold_in(key, _SEES), self.share, (n,))))
-
-    def error(self, model, noised):
-        return self.evaluate(model, noised)[0]
 
     def evaluate(self, model, noised: Noised):
         """The loss of a model that sees its own first estimate in the chosen examples, and zeros in the others."""

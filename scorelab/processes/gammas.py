@@ -19,7 +19,7 @@ from scorelab.schedules import namespace
 from scorelab.schedules.base import derivative, floating
 from scorelab.validation import require_positive
 
-__all__ = ["Brownian", "Gamma", "Quadratic", "SineSquared", "Zero"]
+__all__ = ["Brownian", "Gamma", "Quadratic", "SineSquared", "Smooth", "Zero"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +73,29 @@ class Brownian(Gamma):
         return self.scale**2 * (0.5 - floating(t))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quadratic(Gamma):
-    r""":math:`\gamma_t = t(1-t)`."""
+class Smooth(Gamma):
+    """A gamma that is stated itself, with a derivative that is finite everywhere; a new one needs both."""
 
     steep = False
+
+    @abc.abstractmethod
+    def gamma(self, t: Time) -> Coefficient:
+        r""":math:`\gamma_t`."""
+
+    @abc.abstractmethod
+    def slope(self, t: Time) -> Coefficient:
+        r""":math:`\dot\gamma_t`."""
 
     def squared(self, t: Time) -> Coefficient:
         return self.gamma(t) ** 2
 
     def rate(self, t: Time) -> Coefficient:
         return self.gamma(t) * self.slope(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(Smooth):
+    r""":math:`\gamma_t = t(1-t)`."""
 
     def gamma(self, t: Time) -> Coefficient:
         t = floating(t)
@@ -94,16 +106,8 @@ class Quadratic(Gamma):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SineSquared(Gamma):
+class SineSquared(Smooth):
     r""":math:`\gamma_t = \sin^2(\pi t)`."""
-
-    steep = False
-
-    def squared(self, t: Time) -> Coefficient:
-        return self.gamma(t) ** 2
-
-    def rate(self, t: Time) -> Coefficient:
-        return self.gamma(t) * self.slope(t)
 
     def gamma(self, t: Time) -> Coefficient:
         # From the nearer end: the sine of nearly pi has no digits of its own.
