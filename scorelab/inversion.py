@@ -70,6 +70,9 @@ def invert(
     check_conditions("invert", model, cond, len(x))
     times = check_times(grid, process, grid.times(process))
     bridge = isinstance(process, Bridge)
+    if bridge:
+        # Compiled, the walk sees no values: rows off a manifold are refused here.
+        process.encode(x)
     if bridge and times[-1] != 0:
         raise ValueError(f"invert.grid = {grid!r} ends at t = {times[-1]:.6g}: expected 0 under {process!r}, where the data are")
     noisy = times[::-1] if bridge else times[np.asarray(process.sigma(times)) > 0][::-1]

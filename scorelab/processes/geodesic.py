@@ -20,7 +20,7 @@ from scorelab.arrays import Array, BatchTime, is_traced, on_host
 from scorelab.processes.base import Noised
 from scorelab.processes.bridge import Bridge, FlowPrediction, checked_ends
 from scorelab.processes.charts import Chart, Identity
-from scorelab.processes.spaces import CUT, Space, geodesic
+from scorelab.processes.spaces import CUT, Euclidean, Space, geodesic
 from scorelab.pytrees import content
 from scorelab.validation import require_shape, require_spec
 
@@ -80,7 +80,7 @@ class Geodesic(Bridge):
             self.space.check("Geodesic.base", self.base)
         else:
             self.space.check_event("Geodesic.base", tuple(self.base.event))
-            if (theirs := getattr(self.base, "space", None)) != self.space:
+            if (theirs := getattr(self.base, "space", Euclidean())) != self.space:
                 raise ValueError(f"Geodesic.base = {self.base!r} is a law on {theirs}: expected one on {self.space!r}")
         object.__setattr__(self, "_content", (type(self), self.space, content(self.base), self.coupling))
 
