@@ -13,7 +13,7 @@ from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model
 from scorelab.models.estimates import refuse_waiting
 from scorelab.models.function import as_pytree
-from scorelab.processes.interpolant import StochasticInterpolant
+from scorelab.processes.bridge import Bridge
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.solvers.base import Population, Solver
 from scorelab.validation import require_int, require_spec
@@ -37,7 +37,7 @@ def invert(
     arXiv 2010.02502, section 4.3, for DDIM.
 
     Args:
-        model: a model of a linear-Gaussian process or of a stochastic interpolant.
+        model: a model of a linear-Gaussian process, of a stochastic interpolant or of a geodesic process.
         x: data, ``(n, *event)``.
         solver: a deterministic solver.
         grid: the time grid, as it is sampled on.
@@ -54,7 +54,7 @@ def invert(
     """
     model = as_pytree("invert", model)
     process = model.process
-    require_spec("invert.model's process", LinearGaussian | StochasticInterpolant, process=process)
+    require_spec("invert.model's process", LinearGaussian | Bridge, process=process)
     require_spec("invert", Solver, solver=solver)
     walk.check_known("invert", model, None)
     require_spec("invert", Grid, grid=grid)
@@ -69,7 +69,10 @@ def invert(
     x = check_data("invert", x)
     check_conditions("invert", model, cond, len(x))
     times = check_times(grid, process, grid.times(process))
-    bridge = isinstance(process, StochasticInterpolant)
+    bridge = isinstance(process, Bridge)
+    if bridge:
+        # Compiled, the walk sees no values: rows off a manifold are refused here.
+        process.encode(x)
     if bridge and times[-1] != 0:
         raise ValueError(f"invert.grid = {grid!r} ends at t = {times[-1]:.6g}: expected 0 under {process!r}, where the data are")
     noisy = times[::-1] if bridge else times[np.asarray(process.sigma(times)) > 0][::-1]
@@ -78,7 +81,7 @@ def invert(
     with np.errstate(all="ignore"):  # seen below
         rows = walk.working_precision(solver.table(process, noisy))
     if not all(np.all(np.isfinite(column)) for column in jax.tree.leaves(rows)):
-        alpha = "" if isinstance(process, StochasticInterpolant) else f", where alpha is {float(process.alpha(noisy[-1])):.3g}"
+        alpha = "" if isinstance(process, Bridge) else f", where alpha is {float(process.alpha(noisy[-1])):.3g}"
         raise ValueError(
             f"invert.solver = {solver!r} has no finite steps on {grid!r} up to t = {noisy[-1]:.4g}{alpha}: expected a grid that "
             "begins below it, or DDIM or Heun"
@@ -102,7 +105,7 @@ def _up(held, model, x, cond, rows):
     solver = held.solver
     y0 = model.process.encode(x)
     process = model.process
-    y = y0 if isinstance(process, StochasticInterpolant) else process.noised(jnp.zeros_like(y0), y0, rows.t[0]).y
+    y = y0 if isinstance(process, Bridge) else process.noised(jnp.zeros_like(y0), y0, rows.t[0]).y
     visit = walk.Visit(model, jax.random.key(0), jnp.arange(len(x)), cond)
     carry = solver.init(model.process, y, jnp.zeros(len(x), y.dtype))
     state = walk.State(y, carry, jnp.full(len(x), -1, jnp.int32))

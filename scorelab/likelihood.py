@@ -26,7 +26,7 @@ from scorelab.models.base import Model, ask
 from scorelab.models.estimates import refuse_waiting
 from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
-from scorelab.processes.interpolant import StochasticInterpolant
+from scorelab.processes.bridge import Bridge
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasVelocity, require_capabilities
 from scorelab.randomness import per_example_keys
@@ -92,7 +92,8 @@ def log_likelihood(
     under an MLP of 4 x 256 with the exact divergence, and ten times the time of the value.
 
     Args:
-        model: a model of a linear-Gaussian process or of a stochastic interpolant, whose base must be a law.
+        model: a model of a linear-Gaussian process, or of a stochastic interpolant or a geodesic process, whose base must be a
+            law. On a manifold the density is that against its volume.
         x: data, ``(n, *event)``.
         probes: 0 for the exact divergence (one forward-mode product per dimension), else the number of Rademacher
             probes of Hutchinson's unbiased estimate, held fixed along the flow (Grathwohl et al. 2019).
@@ -115,7 +116,7 @@ def log_likelihood(
     """
     model = as_pytree("log_likelihood", model)
     process = model.process
-    require_spec(log_likelihood, LinearGaussian | StochasticInterpolant, process=process)
+    require_spec(log_likelihood, LinearGaussian | Bridge, process=process)
     check_known("log_likelihood", model, None)
     refuse_waiting("log_likelihood", model, "samples that were drawn with it follow no flow")
     require_int(log_likelihood, 0, probes=probes)
@@ -182,12 +183,14 @@ def _flow(
     *, probes, solver, max_steps,
 ) -> tuple[Float[jax.Array, " n"], Float[jax.Array, " n *event"], Int[jax.Array, ""], Bool[jax.Array, ""]]:  # fmt: skip
     process = model.process
+    # Off a manifold, where an adaptive step may go, the field is that of the nearest point: the trace is then that of the manifold.
+    place = process.retract if isinstance(process, Bridge) else jnp.asarray
     # Held fixed along the flow, so that the integral is one of a smooth function.
     directions = signs(per_example_keys(key, jnp.arange(len(y0))), probes, y0) if probes else None
 
     def field(t, state, args):
         def velocity(y):
-            prediction = ask(model, y, t, cond)
+            prediction = ask(model, place(y), t, cond)
             require_capabilities("log_likelihood", prediction, (HasVelocity,))
             return prediction.velocity
 
@@ -206,6 +209,7 @@ def _flow(
         throw=False,
     )
     latent, volume = jax.tree.map(lambda leaf: leaf[0], solution.ys)
+    latent = place(latent)
     log_prob = start.log_prob(latent, process, t1) + volume + process.chart.log_det(x)
     done = solution.result == diffrax.RESULTS.successful
     return log_prob, latent, solution.stats["num_steps"], done
@@ -219,7 +223,7 @@ def _finite_rms(error: tuple[Array, Array]) -> Array:
     return jnp.sqrt(jnp.sum(jnp.where(finite, flat, 0.0) ** 2) / count)
 
 
-def _check_times(process: LinearGaussian | StochasticInterpolant, t0: float, t1: float) -> None:
+def _check_times(process: LinearGaussian | Bridge, t0: float, t1: float) -> None:
     """Raise ``ValueError`` unless the first is the smaller, and has noise where it is needed; traced times are not looked at."""
     if is_traced(t0, t1):
         return
@@ -227,7 +231,7 @@ def _check_times(process: LinearGaussian | StochasticInterpolant, t0: float, t1:
     process.check_times("log_likelihood.t_max", float(t1))
     if not float(t0) < float(t1):
         raise ValueError(f"log_likelihood.t_min = {t0}: expected less than t_max = {t1}")
-    if isinstance(process, StochasticInterpolant) and (float(t0), float(t1)) != (0.0, 1.0):
+    if isinstance(process, Bridge) and (float(t0), float(t1)) != (0.0, 1.0):
         raise ValueError(
             f"log_likelihood.t_min = {t0} and t_max = {t1} under {process!r}: expected 0 and 1, from the data to the base"
         )

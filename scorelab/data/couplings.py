@@ -84,14 +84,32 @@ class Assignment(Coupling):
     A permutation leaves both marginals as they were, so the end law of the flow has no bias; the joint law comes nearer to that of
     optimal transport with more rows, and slowly so in high dimension. One assignment takes about 5 ms of 256 rows, 300 ms of 1024.
 
+    Attributes:
+        cost: another cost than the square: a function from ``x`` ``(n, d)`` and ``w`` ``(m, d)`` to ``(n, m)`` that can be hashed,
+            such as :class:`scorelab.processes.spaces.SquaredDistance`.
+
     Source: Tong et al., "Improving and generalizing flow-based generative models with minibatch optimal transport",
     arXiv 2302.00482, where pairs are drawn from the plan with replacement.
     """
 
+    cost: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.cost is not None and (isinstance(self.cost, type) or not callable(self.cost)):
+            raise TypeError(f"Assignment.cost = {self.cost!r}: expected a function of (x, w), or None")
+
     def partners(self, rng, x, w):
         from scipy.optimize import linear_sum_assignment
 
-        cost = np.sum(x**2, 1)[:, None] + np.sum(w**2, 1) - 2 * x @ w.T
+        if self.cost is None:
+            cost = np.sum(x**2, 1)[:, None] + np.sum(w**2, 1) - 2 * x @ w.T
+        else:
+            cost = np.asarray(self.cost(x, w))
+            if cost.shape != (len(x), len(w)) or not np.all(np.isfinite(cost)):
+                raise ValueError(
+                    f"Assignment.cost returned shape {cost.shape}: expected finite numbers of shape {(len(x), len(w))}"
+                )
         rows, columns = linear_sum_assignment(cost)
         return columns[np.argsort(rows)]
 

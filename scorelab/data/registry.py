@@ -153,11 +153,13 @@ KMNIST_HALVES = Halves(name="kmnist_halves", source=KMNIST)
 _TOYS = (
     toy.eight_gaussians, toy.rings, toy.swiss_roll, toy.checkerboard, toy.pinwheel, toy.two_moons,
     toy.concentrations, toy.synaptic_weights, toy.regimes, shapes.gaussian_process, shapes.switching, shapes.blobs, shapes.spots,
+    toy.on_torus, toy.on_sphere, toy.on_rotations, toy.on_product,
 )  # fmt: skip
 
 _EVENTS = {
     "synaptic_weights": (16,), "regimes": (16, 16, 1), "gaussian_process": (32, 1), "switching": (32, 1),
     "blobs": (12, 12, 12, 1), "spots": (30, 21, 3),
+    "on_sphere": (3,), "on_rotations": (4,), "on_product": (5,),
 }  # fmt: skip
 
 SETS: Mapping[str, DataSet] = MappingProxyType(

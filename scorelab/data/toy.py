@@ -16,7 +16,7 @@ from scorelab import densities
 Seed = int | tuple[int, int]
 
 
-def draw(law: densities.Density, seed: Seed, n: int) -> np.ndarray:
+def draw(law: densities.Density | densities.SpaceLaw, seed: Seed, n: int) -> np.ndarray:
     """``n`` samples of a law, float32; ValueError for none."""
     if n < 1:
         raise ValueError(f"toy.n = {n}: expected an integer >= 1")
@@ -64,6 +64,26 @@ def synaptic_weights(seed: Seed, n: int) -> np.ndarray:
 def regimes(seed: Seed, n: int) -> np.ndarray:
     """Samples of ``densities.regimes()``, (n, 16, 16, 1)."""
     return draw(densities.regimes(), seed, n)
+
+
+def on_torus(seed: Seed, n: int) -> np.ndarray:
+    """Samples of ``densities.on_torus()``, angles (n, 2)."""
+    return draw(densities.on_torus(), seed, n)
+
+
+def on_sphere(seed: Seed, n: int) -> np.ndarray:
+    """Samples of ``densities.on_sphere()``, unit vectors (n, 3)."""
+    return draw(densities.on_sphere(), seed, n)
+
+
+def on_rotations(seed: Seed, n: int) -> np.ndarray:
+    """Samples of ``densities.on_rotations()``, unit quaternions (n, 4)."""
+    return draw(densities.on_rotations(), seed, n)
+
+
+def on_product(seed: Seed, n: int) -> np.ndarray:
+    """Samples of ``densities.on_product()``, two angles and a unit vector (n, 5)."""
+    return draw(densities.on_product(), seed, n)
 
 
 def two_moons(seed: Seed, n: int) -> np.ndarray:

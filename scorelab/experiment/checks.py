@@ -14,6 +14,7 @@ from scorelab.experiment.train import state_like
 from scorelab.fk.rewards import ClassLogProb
 from scorelab.models.nets import Condition, Label
 from scorelab.models.nets.conditions import of_network
+from scorelab.processes import Geodesic
 from scorelab.warn import warn
 
 # Preconditioning scales what the network sees to a mean square of (rms^2 + sigma^2) / (data_std^2 + sigma^2), one where the root
@@ -29,12 +30,20 @@ def check(experiment: Experiment) -> None:
     every stage refuses. Encodes the data once and traces a sampling run; nothing else is computed.
     """
     experiment.data.check()
+    _check_space(experiment)
     _check_classes(experiment)
     _check_rewards(experiment)
     like = state_like(experiment)
     for stage in experiment.stages:
         stage.check(experiment, like)
     _check_scale(experiment)
+
+
+def _check_space(experiment: Experiment) -> None:
+    """All points of a process on a manifold; compiled, a loss sees no values."""
+    if isinstance(experiment.process, Geodesic):
+        for _ in experiment.data.encoded(experiment.process.chart):
+            pass
 
 
 def _check_classes(experiment: Experiment) -> None:

@@ -23,7 +23,7 @@ from scorelab.experiment.faults import Signals, Stopped
 from scorelab.experiment.sinks import Row, Sink, opened, trained
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
-from scorelab.processes import StochasticInterpolant
+from scorelab.processes import Bridge
 from scorelab.training import Learner, Window, fit
 from scorelab.training.loop import SKIPPED
 from scorelab.validation import require_choice, require_int, require_spec
@@ -160,7 +160,7 @@ def train(run: Run) -> Any:
 def coupled(experiment: Experiment, batches: Any) -> Any:
     """The training batches, with the base of each row where the process of the learner joins data and base by a coupling."""
     process = experiment.process
-    if not isinstance(process, StochasticInterpolant) or not process.joined:
+    if not isinstance(process, Bridge) or not process.joined:
         return batches
     base = None if isinstance(process.coupling, Paired) else process.base
     return Coupled(batches, process.coupling, base, seed=experiment.seed)

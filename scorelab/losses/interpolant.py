@@ -12,12 +12,12 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 
-from scorelab.arrays import Array, Key, per_example
+from scorelab.arrays import Array, Key
 from scorelab.losses.base import Batch, Loss, example_keys, mean_square, require_floating
 from scorelab.losses.times import ArcsineTimes, Times, UniformTimes
 from scorelab.models.base import Model
 from scorelab.processes.base import Noised
-from scorelab.processes.interpolant import StochasticInterpolant
+from scorelab.processes.bridge import Bridge
 from scorelab.processes.predictions import HasLatent, HasVelocity, require_capabilities
 from scorelab.validation import require_choice, require_spec
 
@@ -36,7 +36,7 @@ class InterpolantMatching(Loss):
     integral over uniform times. Any other law weighs a time by its density.
 
     Attributes:
-        process: the interpolant.
+        process: the interpolant, or :class:`scorelab.processes.Geodesic`, whose velocity is compared in its tangent space.
         heads: ``("u", "eta")``, ``("v", "eta")``, ``("u",)``, ``("v",)`` or ``("eta",)``. Without latent noise ``u`` is ``v``, and
             there is no ``eta``.
         times: the law of the times; None for :class:`ArcsineTimes` where gamma is steep at the ends, and for
@@ -50,28 +50,28 @@ class InterpolantMatching(Loss):
     Source: Albergo, Boffi and Vanden-Eijnden, arXiv 2303.08797; antithetic pairs as there.
     """
 
-    process: StochasticInterpolant
+    process: Bridge
     _: KW_ONLY
     heads: tuple[Head, ...] = ("u", "eta")
     times: Times | None = None
     antithetic: bool | None = None
 
     def __post_init__(self):
-        require_spec(self, StochasticInterpolant, process=self.process)
+        require_spec(self, Bridge, process=self.process)
         heads = (self.heads,) if isinstance(self.heads, str) else tuple(self.heads)
         known = (("u", "eta"), ("v", "eta"), ("u",), ("v",), ("eta",))
         require_choice(self, known, heads=heads)
         object.__setattr__(self, "heads", heads)
-        if self.process.gamma.silent and "eta" in heads:
+        if self.process.silent and "eta" in heads:
             raise ValueError(
                 f"{type(self).__name__}.heads = {heads!r} under {self.process!r}: expected ('u',), without latent noise"
             )
         if self.times is None:
-            object.__setattr__(self, "times", ArcsineTimes() if self.process.gamma.steep else UniformTimes())
+            object.__setattr__(self, "times", ArcsineTimes() if self.process.steep else UniformTimes())
         require_spec(self, Times, times=self.times)
         require_spec(f"{type(self).__name__}.times = {self.times!r}", self._times.process_type, process=self.process)
         if self.antithetic is None:
-            object.__setattr__(self, "antithetic", not self.process.gamma.silent and heads != ("v",))
+            object.__setattr__(self, "antithetic", not self.process.silent and heads != ("v",))
         require_choice(self, (True, False), antithetic=self.antithetic)
 
     @property
@@ -86,9 +86,8 @@ class InterpolantMatching(Loss):
         margin = self.process.margin
         t = jnp.clip(self._times(key_times, self.process, len(x)), margin, 1 - margin)
         w = self._base(key_base, batch)
-        z = jax.random.normal(key_noise, x.shape, x.dtype)
-        noised = self.process.noised(z, x, w, t)
-        mirrored = self.process.noised(-z, x, w, t).y if self.antithetic else None
+        noised = self.process.between(key_noise, x, w, t)
+        mirrored = self.process.mirrored(noised) if self.antithetic else None
         return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=mirrored)
 
     def _base(self, key: Key, batch: Batch) -> Array:
@@ -119,25 +118,24 @@ class InterpolantMatching(Loss):
         """The errors ``(batch,)``, and the mean of every head's."""
         sides = [(noised.y, 1.0)] if noised.extra is None else [(noised.y, 1.0), (noised.extra, -1.0)]
         parts = [self._errors(self.ask(model, y, noised.t, noised.cond), noised, sign) for y, sign in sides]
-        weight = self._times.importance(noised.t)
+        weight = self._times.importance(noised.t) * self.process.weights(noised)
         heads = {head: weight * sum(part[head] for part in parts) / len(parts) for head in self.heads}
         total = jnp.sum(jnp.stack(list(heads.values())), axis=0)
         return total, {head: jnp.mean(error) for head, error in heads.items()}
 
     def _errors(self, prediction: Any, noised: Noised, sign: float) -> dict[str, Array]:
-        needs = (HasVelocity, HasLatent) if not self.process.gamma.silent and self.heads != ("u",) else (HasVelocity,)
+        needs = (HasVelocity, HasLatent) if not self.process.silent and self.heads != ("u",) else (HasVelocity,)
         require_capabilities(type(self).__name__, prediction, needs)
-        (w, z), x = noised.noise, noised.y0
-        c = self.process.coefficients(per_example(noised.t, x)).like(x)
-        straight, z = c.d_alpha * x + c.d_beta * w, sign * z
+        straight, slope = self.process.rates(noised)
+        drift = 0.0 if self.process.silent else sign * slope * noised.noise[1]
         errors = {}
         for head in self.heads:
             if head == "eta":
-                errors[head] = mean_square(prediction.eta - z)
+                errors[head] = mean_square(prediction.eta - sign * noised.noise[1])
             elif head == "u":
-                errors[head] = mean_square(prediction.velocity - straight - c.slope * z)
-            elif self.process.gamma.silent:
+                errors[head] = mean_square(prediction.velocity - straight - drift)
+            elif self.process.silent:
                 errors[head] = mean_square(prediction.velocity - straight)
             else:
-                errors[head] = mean_square(prediction.velocity - c.slope * prediction.eta - straight)
+                errors[head] = mean_square(prediction.velocity - slope * prediction.eta - straight)
         return errors

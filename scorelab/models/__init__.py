@@ -8,6 +8,7 @@ from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.estimates import SeesEstimate, informed
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
+from scorelab.models.geodesic import ExactGeodesic, ExactGeodesicPrediction
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, ScaleAt, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
 from scorelab.models.interpolant import BoundInterpolantField, InterpolantField
@@ -28,6 +29,8 @@ __all__ = [
     "Denoiser",
     "DynamicThreshold",
     "ExactBridge",
+    "ExactGeodesic",
+    "ExactGeodesicPrediction",
     "ExactInterpolantPrediction",
     "ExactModel",
     "ExactPrediction",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import ChecksCondition, Trainable
 from scorelab.models.denoiser import check_network, copied, example
-from scorelab.processes.interpolant import FlowPrediction, StochasticInterpolant
+from scorelab.processes.bridge import Bridge, FlowPrediction
 from scorelab.validation import require_choice, require_positive, require_shape, require_spec
 
 # The form of the prediction that a head is.
@@ -21,15 +21,15 @@ _FORMS = {"u": "velocity", "v": "path_velocity", "eta": "eta"}
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolantField(Trainable):
-    r"""A network that states the velocity and the latent noise of an interpolant.
+    r"""A network that states the velocity and the latent noise of an interpolant, or the velocity of a geodesic process.
 
-    It sees :math:`y/\sqrt{\alpha^2 s^2+\beta^2 s_w^2+\gamma^2}` and the angle :math:`2\arcsin\sqrt t - \pi/2`, which tells
-    times near both ends apart. One network with two heads gets the point twice, side by side in its last axis, and returns
-    both heads so.
+    It sees :math:`y/\sqrt{\alpha^2 s^2+\beta^2 s_w^2+\gamma^2}`, or the embedding of a point of a manifold, and the angle
+    :math:`2\arcsin\sqrt t - \pi/2`, which tells times near both ends apart. One network with two heads gets the point twice,
+    side by side in its last axis, and returns both heads so.
 
     Attributes:
         net: as that of :class:`scorelab.models.Denoiser`.
-        process: the interpolant.
+        process: the interpolant, or :class:`scorelab.processes.Geodesic`.
         heads: ``("u", "eta")``, the default with latent noise, ``("v", "eta")``, or ``("u",)``, the default without it.
         eta_net: a network of its own for ``eta``; None for the second head of ``net``.
         data_std: standard deviation of the data, per element.
@@ -37,16 +37,16 @@ class InterpolantField(Trainable):
     """
 
     net: Any
-    process: StochasticInterpolant
+    process: Bridge
     heads: tuple[Literal["u", "v", "eta"], ...] | None = None
     eta_net: Any = None
     data_std: float = 1.0
     base_std: float = 1.0
 
     def __post_init__(self):
-        require_spec(self, StochasticInterpolant, process=self.process)
+        require_spec(self, Bridge, process=self.process)
         require_positive(self, data_std=self.data_std, base_std=self.base_std)
-        silent = self.process.gamma.silent
+        silent = self.process.silent
         heads = ("u",) if self.heads is None and silent else ("u", "eta") if self.heads is None else tuple(self.heads)
         require_choice(self, (("u",),) if silent else (("u", "eta"), ("v", "eta"), ("u",)), heads=heads)
         object.__setattr__(self, "heads", heads)
@@ -73,7 +73,8 @@ class InterpolantField(Trainable):
 
         def fresh():
             mine, keys = jax.tree.map(lambda c: c[:1], cond), jax.random.split(key, len(self.nets))
-            seen = jnp.concatenate([one, one], -1) if self._twice else one
+            seen = self.process.seen(one, jnp.zeros(1, one.dtype), self.data_std, self.base_std)
+            seen = jnp.concatenate([seen, seen], -1) if self._twice else seen
             return tuple(net.init(k, seen, jnp.zeros(1, one.dtype), mine) for net, k in zip(self.nets, keys, strict=True))
 
         if like is None:
@@ -101,9 +102,7 @@ class InterpolantField(Trainable):
         shared = t.ndim == 0 and all(getattr(net, "shares_noise_level", False) for net in self.nets)
         rows = (1,) if shared else y.shape[:1]
         times = jnp.broadcast_to(t, rows)
-        c = self.process.coefficients(times)
-        scale = 1 / jnp.sqrt((c.alpha * self.data_std) ** 2 + (c.beta * self.base_std) ** 2 + c.gamma**2)
-        seen = scale.reshape(rows + (1,) * (y.ndim - 1)) * y
+        seen = self.process.seen(y, times, self.data_std, self.base_std)
         angle = 2 * jnp.arcsin(jnp.sqrt(jnp.clip(times, 0.0, 1.0))) - math.pi / 2
         if self._twice:
             seen = jnp.concatenate([seen, seen], -1)
@@ -114,7 +113,8 @@ class InterpolantField(Trainable):
             require_shape(f"the output of {type(net).__name__}", output, seen)
             outputs.append(output)
         parts = jnp.split(outputs[0], 2, axis=-1) if self._twice else outputs
-        return self.process.predict(y, t, **{_FORMS[head]: part for head, part in zip(self.heads or (), parts, strict=True)})
+        forms = {_FORMS[head]: self.process.answer(y, part) for head, part in zip(self.heads or (), parts, strict=True)}
+        return self.process.predict(y, t, **forms)
 
 
 @jax.tree_util.register_dataclass
@@ -129,7 +129,7 @@ class BoundInterpolantField(ChecksCondition):
     dropout: Key | None = None
 
     @property
-    def process(self) -> StochasticInterpolant:
+    def process(self) -> Bridge:
         """That of the network."""
         return self.field.process
 

@@ -139,6 +139,11 @@ class Start(abc.ABC):
         """Warn where the start is known not to be the law of what ``model`` under ``cond`` noises to the host time ``t``."""
         return None
 
+    @property
+    def given(self) -> Array | None:
+        """The points that are given, None where they are drawn."""
+        return None
+
     def part(self, name: str) -> Start:
         """Where the part ``name`` of a joint point begins."""
         return self

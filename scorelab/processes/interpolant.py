@@ -14,47 +14,29 @@ The paper's time is :math:`1-t`, and its drift ``b`` is :math:`-u`.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
-from scorelab.arrays import Array, BatchTime, Key, Time, per_example
-from scorelab.processes.base import Noised, Process, Start
-from scorelab.processes.charts import Chart, Identity
+from scorelab.arrays import Array, BatchTime, Time, per_example
+from scorelab.processes.base import Noised
+from scorelab.processes.bridge import Bridge, FlowPrediction, checked_ends
 from scorelab.processes.gammas import Brownian, Gamma
 from scorelab.processes.paths import Coefficients, Linear, Path
-from scorelab.processes.predictions import HasDenoised, HasLatent, HasScore, HasVelocity
+from scorelab.processes.predictions import HasDenoised, HasLatent, HasScore
 from scorelab.pytrees import computed, content
-from scorelab.validation import require_number, require_real, require_shape, require_spec
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, kw_only=True)
-class FlowPrediction(HasVelocity):
-    """What is known of an interpolant from its velocity alone.
-
-    Attributes:
-        y: the point, ``(batch, *event)``.
-        velocity: ``u``, shaped like ``y``.
-        t: scalar or ``(batch,)``.
-        process: the process it belongs to (static).
-    """
-
-    y: Array
-    velocity: Array
-    t: Array
-    process: StochasticInterpolant = field(metadata={"static": True})
+from scorelab.validation import require_number, require_shape, require_spec
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class PathPrediction(FlowPrediction, HasDenoised):
     """That of an interpolant without latent noise, whose velocity says where the point came from."""
+
+    process: StochasticInterpolant = field(metadata={"static": True})
 
     @computed
     def denoised(self) -> Float[Array, " batch *event"]:
@@ -72,6 +54,7 @@ class InterpolantPrediction(FlowPrediction, HasLatent, HasScore, HasDenoised):
     """
 
     eta: Array
+    process: StochasticInterpolant = field(metadata={"static": True})
 
     @computed
     def score(self) -> Float[Array, " batch *event"]:
@@ -86,13 +69,13 @@ class InterpolantPrediction(FlowPrediction, HasLatent, HasScore, HasDenoised):
         return _ends(self, self.y - gamma * self.eta, self.velocity - slope * self.eta)[0]
 
 
-def _ends(prediction: FlowPrediction, m: Array, v: Array) -> tuple[Array, Array]:
+def _ends(prediction: PathPrediction | InterpolantPrediction, m: Array, v: Array) -> tuple[Array, Array]:
     process, t = prediction.process, prediction.t
     return process.path.ends(process.coefficients(t).like(prediction.y), m, v, t)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StochasticInterpolant(Process):
+class StochasticInterpolant(Bridge):
     r"""A bridge from any data to any base, through noise of a chosen size.
 
     Attributes:
@@ -117,22 +100,12 @@ class StochasticInterpolant(Process):
     def __post_init__(self):
         require_spec(self, Path, path=self.path)
         require_spec(self, Gamma, gamma=self.gamma)
-        for name in ("base", "coupling"):
-            if isinstance(getattr(self, name), type):
-                raise TypeError(f"StochasticInterpolant.{name} = {getattr(self, name)!r}: expected an object, and not its class")
         require_number(self, 0.0, 0.1, margin=self.margin)
         self.path.check(self.gamma)
         if self.path.two_sided == (self.base is None):
             wanted = "a law, or points (n, *event)" if self.path.two_sided else "None, since the data are at both ends"
             raise ValueError(f"StochasticInterpolant.base = {self.base!r} with {self.path!r}: expected {wanted}")
-        if self.coupling is not None and not callable(getattr(self.coupling, "partners", None)):
-            raise TypeError(f"StochasticInterpolant.coupling = {self.coupling!r}: expected a coupling of scorelab.data, or None")
-        if self.base is not None and not self.has_law:
-            object.__setattr__(self, "base", _points(self.base))
-            require_real("StochasticInterpolant.base", self.base)
-            points = np.asarray(self.base)
-            if points.ndim < 2 or not len(points) or not np.all(np.isfinite(points)):
-                raise ValueError(f"StochasticInterpolant.base has shape {points.shape}: expected finite points (n, *event), n >= 1")
+        checked_ends(self)
         # A law holds arrays; specs are compared by what is in them.
         object.__setattr__(self, "_content", (type(self), self.path, self.gamma, content(self.base), self.coupling, self.margin))
 
@@ -143,55 +116,22 @@ class StochasticInterpolant(Process):
         return hash(self._content)  # pyright: ignore
 
     @property
-    def joined(self) -> bool:
-        """Whether data and base depend on one another, so that a batch has to bring both."""
-        return self.coupling is not None and not self.coupling.independent
+    def silent(self) -> bool:
+        """Whether gamma is zero at all times."""
+        return self.gamma.silent
 
     @property
-    def has_law(self) -> bool:
-        """Whether the base is a law with a density; points have none."""
-        return callable(getattr(self.base, "sample", None)) and callable(getattr(self.base, "log_prob", None))
-
-    @computed
-    def t_min(self) -> float:
-        """The data, where sampling ends."""
-        return 0.0
-
-    @computed
-    def t_max(self) -> float:
-        """The base, where sampling begins."""
-        return 1.0
-
-    @property
-    def chart(self) -> Chart:
-        """Points move in data space."""
-        return Identity()
-
-    @property
-    def domain(self) -> tuple[float, float]:
-        """From the data to the base."""
-        return 0.0, 1.0
+    def steep(self) -> bool:
+        """As gamma."""
+        return self.gamma.steep
 
     def coefficients(self, t: Time) -> Coefficients:
         """Of path and gamma at ``t``."""
         return self.path.coefficients(t, self.gamma)
 
-    def encode(self, x: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """``x`` itself; ValueError for what is not real numbers."""
-        require_real("encode.x", x)
-        return x
-
-    def perturb(self, key: Key, batch: Float[Array, " batch *event"], t: BatchTime) -> Noised:
-        """Noise data with a base of its own for each; ValueError under a coupling, whose pairs a batch has to bring."""
-        if self.joined:
-            raise ValueError(
-                f"perturb under {self!r}: expected pairs of data and base from its coupling, as batches of scorelab.data.Coupled "
-                "have them; noised(z, x, w, t) takes them"
-            )
-        x = jnp.asarray(batch)
-        key_base, key_noise = jax.random.split(key)
-        w = x if self.base is None else self.draw_base(jax.random.split(key_base, len(x)), x.shape[1:], x.dtype)
-        return self.noised(jax.random.normal(key_noise, x.shape, x.dtype), x, w, t)
+    def between(self, key, x, w, t):
+        """:meth:`noised` with fresh latent noise."""
+        return self.noised(jax.random.normal(key, x.shape, x.dtype), x, w, t)
 
     def noised(
         self, z: Float[Array, " batch *event"], x: Float[Array, " batch *event"], w: Float[Array, " batch *event"], t: BatchTime
@@ -204,15 +144,21 @@ class StochasticInterpolant(Process):
         c = self.coefficients(t).like(x)
         return Noised(y=c.alpha * x + c.beta * w + c.gamma * z, y0=x, noise=(w, z), t=t)
 
-    def draw_base(self, keys: Key, event: tuple[int, ...], dtype: Any) -> Float[Array, " batch *event"]:
-        """One point of the base for each key, ``(batch, *event)``."""
-        return _drawn(self.base, keys, event, dtype)
+    def mirrored(self, noised):
+        w, z = noised.noise
+        return self.noised(-z, noised.y0, w, noised.t).y
 
-    def prior(self) -> Start:
-        """The base; ValueError under a path that has the data there."""
-        if self.base is None:
-            raise ValueError(f"{self!r} has the data at both ends: expected start=, such as starts.Fixed(points)")
-        return Base(jax.tree.map(jnp.asarray, self.base))
+    def rates(self, noised):
+        r""":math:`v = \dot\alpha x + \dot\beta w` and :math:`\dot\gamma`."""
+        (w, _), x = noised.noise, noised.y0
+        c = self.coefficients(per_example(noised.t, x)).like(x)
+        return c.d_alpha * x + c.d_beta * w, c.slope
+
+    def seen(self, y, t, data_std, base_std):
+        r""":math:`y/\sqrt{\alpha^2 s^2+\beta^2 s_w^2+\gamma^2}`."""
+        c = self.coefficients(t)
+        scale = 1 / jnp.sqrt((c.alpha * data_std) ** 2 + (c.beta * base_std) ** 2 + c.gamma**2)
+        return per_example(scale, y) * y
 
     def predict(
         self, y: Float[Array, " batch *event"], t: BatchTime, *, velocity: Array | None = None, eta: Array | None = None,
@@ -249,90 +195,3 @@ class StochasticInterpolant(Process):
         r""":math:`\dot\gamma`, as far from the ends as training goes: with :math:`\eta\to 0` its product has a limit there."""
         t = jnp.clip(t, self.margin, 1 - self.margin) if self.gamma.steep else t
         return per_example(self.gamma.slope(t), y)
-
-    def checked(self, name: str, prediction: FlowPrediction, y: Float[Array, " batch *event"]) -> FlowPrediction:
-        """See :class:`Process`: every part has the shape of ``y`` and becomes of its dtype."""
-        if not isinstance(prediction, FlowPrediction):
-            raise TypeError(f"{name} returned a {type(prediction).__name__}: expected a FlowPrediction, as its process has them")
-        parts = ("y", "velocity", *(("eta",) if isinstance(prediction, InterpolantPrediction) else ()))
-        for part in parts:
-            require_shape(f"{name}: {part}", getattr(prediction, part), y)
-        if jnp.shape(prediction.t) not in ((), y.shape[:1]):
-            raise ValueError(
-                f"{name}: t has shape {jnp.shape(prediction.t)} for y of shape {y.shape}: expected () or {y.shape[:1]}"
-            )
-        cast = {part: jnp.asarray(getattr(prediction, part)).astype(y.dtype) for part in parts}
-        return dataclasses.replace(prediction, **cast, t=jnp.asarray(prediction.t, y.dtype))
-
-
-def _points(base: Any) -> Any:
-    """The points of a data set or of one of its splits; other bases as they are. ValueError for stored values, such as pixels."""
-    found = base.load("train") if callable(getattr(base, "load", None)) else base
-    if found is base and not hasattr(found, "x"):
-        return base
-    if not np.issubdtype((points := np.asarray(found.x)).dtype, np.floating):
-        raise ValueError(
-            f"StochasticInterpolant.base is a data set of {points.dtype}: expected floating point points on the scale of the data, "
-            "such as transform.encode(arrays.x)"
-        )
-    return points
-
-
-def _drawn(base: Any, keys: Key, event: tuple[int, ...], dtype: Any) -> Array:
-    if callable(getattr(base, "sample", None)):
-        points = jax.vmap(lambda key: base.sample(key, 1)[0])(keys)
-    else:
-        rows = jnp.asarray(base)
-        points = rows[jax.vmap(lambda key: jax.random.randint(key, (), 0, len(rows)))(keys)]
-    if points.shape[1:] != tuple(event):
-        raise ValueError(f"the base of a StochasticInterpolant has points of shape {points.shape[1:]}: expected {tuple(event)}")
-    return points.astype(dtype)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Base(Start):
-    """The base of an interpolant, at its time 1.
-
-    Args:
-        law: as :attr:`StochasticInterpolant.base`; its numbers are leaves.
-    """
-
-    law: Any
-
-    def check(self, count: int, event: Any, process: Any) -> None:
-        require_spec("starts.Base", StochasticInterpolant, process=process)
-        super().check(count, event, process)
-
-    def check_arrays(self, count: int, event: Any) -> None:
-        found = tuple(getattr(self.law, "event", None) or jnp.shape(self.law)[1:])
-        if found != tuple(event):
-            raise ValueError(
-                f"the base of a StochasticInterpolant has points of shape {found}: expected {tuple(event)}, as sampled"
-            )
-
-    def on_grid(self, process: Any, times: np.ndarray) -> tuple[Start, np.ndarray]:
-        """Itself on a grid that begins at 1; ValueError for another, where the law is not the base."""
-        if times[0] != 1:
-            raise ValueError(
-                f"the base of {process!r} on a grid that begins at t = {times[0]:.6g}: expected t = 1, or another start"
-            )
-        return self, times
-
-    def suit(self, where: str, model: Any, t: float, cond: Any = None) -> None:
-        """ValueError under a condition where the base rows belong to those of the data."""
-        coupling = model.process.coupling
-        if cond is not None and coupling is not None and coupling.paired:
-            raise ValueError(
-                f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "
-                "of these conditions"
-            )
-
-    def draw(self, keys: Key, ids: Int[Array, " batch"], process: Any, t: Array, event: Any) -> Float[Array, " batch *event"]:
-        return _drawn(self.law, keys, event, t.dtype)
-
-    def log_prob(self, y: Float[Array, " batch *event"], process: Any, t: Array | float) -> Float[Array, " batch"]:
-        """The log-density of the base, ``(batch,)``; ValueError where it is points."""
-        if not callable(getattr(self.law, "log_prob", None)):
-            raise ValueError("the base of this StochasticInterpolant is points, which have no density: expected a law of densities")
-        return self.law.log_prob(y)

@@ -7,6 +7,7 @@ from scorelab.solvers.corrector import PredictorCorrector
 from scorelab.solvers.euler import EulerMaruyama, Milstein, ProbabilityFlowEuler
 from scorelab.solvers.exponential import DDIM, DPMSolverPP, Multistep
 from scorelab.solvers.external import Diffrax
+from scorelab.solvers.geodesic import GeodesicODE
 from scorelab.solvers.interpolant import InterpolantODE, InterpolantSDE
 from scorelab.solvers.joint import Hold, Joint
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
@@ -23,6 +24,7 @@ __all__ = [
     "DPMSolverPP",
     "Diffrax",
     "EulerMaruyama",
+    "GeodesicODE",
     "Heun",
     "Hold",
     "Integrator",

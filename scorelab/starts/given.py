@@ -90,6 +90,11 @@ class Fixed(Start):
 
     points: Array
 
+    @property
+    def given(self) -> Array | None:
+        """``points``."""
+        return self.points
+
     def check_arrays(self, count, event):
         name = type(self).__name__
         require_rows(f"{name}.points", self.points, count)
@@ -121,6 +126,11 @@ class NoisedPoints(Fixed):
     def check(self, count, event, process):
         require_spec(self, LinearGaussian, process=process)
         super().check(count, event, process)
+
+    @property
+    def given(self) -> Array | None:
+        """None: they are noised."""
+        return None
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         clean = super().draw(keys, ids, process, t, event)

@@ -43,6 +43,7 @@ TRAINED = [
     "mnist/vp.gin",
     "mnist/rectified_flow.gin",
     "paper/2303.08797/rings.gin",
+    "paper/2302.03660/sphere.gin",
     "paper/2412.09726/cifar10.gin",
     "paper/2502.15681/digits_dmd.gin",
     "paper/2502.15681/digits_sid.gin",

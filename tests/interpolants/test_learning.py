@@ -210,7 +210,7 @@ def test_pairs_of_the_data_reach_the_loss():
     ("act", "message"),
     [
         (lambda: losses.InterpolantMatching(processes.Gaussian(schedule=None)), "schedule"),
-        (lambda: losses.InterpolantMatching(3), "expected a StochasticInterpolant"),
+        (lambda: losses.InterpolantMatching(3), "expected a Bridge"),
         (lambda: losses.InterpolantMatching(brownian(), heads=("s",)), "heads"),
         (lambda: losses.InterpolantMatching(laws.process("linear, zero")), "without latent noise"),
         (lambda: losses.InterpolantMatching(brownian(), times=1), "expected a Times"),

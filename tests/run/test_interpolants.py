@@ -54,3 +54,23 @@ def test_a_coupling_that_does_not_fit_is_refused_before_the_training():
     paired = experiment("processes.StochasticInterpolant.coupling = @data.Paired()")
     with pytest.raises(ValueError, match="named 'base'"):
         check(paired)
+
+
+SPHERE = "paper/2302.03660/sphere"
+SMALL = tuple(each.replace("Arcsine", "Uniform") for each in TINY)
+
+
+def test_unit_vectors_are_trained_sampled_and_reported(scorelab, tmp_path):
+    cost = ("processes.Geodesic.coupling = @data.Assignment()", "data.Assignment.cost = @spaces.SquaredDistance()",
+            "spaces.SquaredDistance.space = %SPACE")  # fmt: skip
+    status, _, error = scorelab("run", SPHERE, *with_sets(*SMALL, *cost), "--workdir", tmp_path / "sphere")
+    assert status == 0, error
+    assert "Geodesic" in (tmp_path / "sphere" / "report.html").read_text()
+    with np.load(tmp_path / "sphere" / "samples.npz") as samples:
+        np.testing.assert_allclose(np.linalg.norm(samples["x"], axis=1), 1, atol=1e-6)
+
+
+def test_points_off_the_space_are_refused_before_the_training():
+    wrong = config.load(SPHERE, (*SMALL, "data.Named.name = 'rings'")).experiment
+    with pytest.raises(ValueError, match=r"DataSpec.dataset = .* of 256 rows off Sphere\(\)"):
+        check(wrong)
