@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from scorelab.arrays import Array, Pytree
-from scorelab.validation import require_int, require_positive, require_seed, require_spec
+from scorelab.validation import require_choice, require_int, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
 
@@ -29,14 +29,18 @@ class Coupling(abc.ABC):
     """The base of all couplings; a new one needs :meth:`partners`.
 
     Attributes:
-        batch: rows that are joined at once, a multiple of those of a training batch; None for those of one batch.
+        batch: rows that are joined at once, a multiple or a divisor of those of a training batch; None for those of one batch.
         groups: the name of an array of integers, such as ``"label"``: rows are joined with base rows of their own group only.
         independent: whether it joins nothing, so that a base drawn anywhere will do.
+        given: whether batches bring the pairs.
         paired: whether the data have their base, which belongs to their conditions too.
+        deterministic: whether the base is a function of the condition, without noise of its own.
     """
 
     independent: ClassVar[bool] = False
+    given: ClassVar[bool] = False
     paired: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
 
     batch: int | None = None
     groups: str | None = None
@@ -64,17 +68,54 @@ class Independent(Coupling):
 
 @dataclass(frozen=True, kw_only=True)
 class Paired(Coupling):
-    """The base is in the data: every batch has it by the name ``base``, as coarse images, masked ones or former states."""
+    r"""The base is in the data: every batch has it by the name ``base``, as coarse images, masked ones or former states.
 
+    Attributes:
+        deterministic: whether the base is a function ``w(c)`` of the condition, without noise of its own. All noise is then that of
+            gamma, so sampling takes an ``InterpolantSDE``: its first step draws
+            :math:`\alpha E[x\mid c] + \beta w + \gamma\xi`. The flow would return one point for each condition, and is refused.
+    """
+
+    deterministic: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    given = True
     paired = True
 
     def __post_init__(self):
         super().__post_init__()
+        require_choice(self, (True, False), deterministic=self.deterministic)
         if self.batch is not None or self.groups is not None:
             raise ValueError("Paired.batch and Paired.groups: expected None, since the pairs are given")
 
     def partners(self, rng, x, w):
         return np.arange(len(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rectified(Coupling):
+    """Pairs that a model has made: the two ends of its own paths (:func:`scorelab.distill.rectified_pairs`), by the name ``base``.
+
+    Pairs of a flow make the next flow straighter (reflow). Pairs of the SDE of a Brownian gamma lead to the Schroedinger bridge
+    (iterated Markovian fitting). Base rows of a condition are those of the whole base, so sampling begins there.
+
+    Attributes:
+        first: how rows are joined before there are pairs.
+
+    Source: Liu et al., arXiv 2209.03003; Shi et al., "Diffusion Schroedinger bridge matching", arXiv 2303.16852.
+    """
+
+    first: Coupling = field(default_factory=Independent)
+
+    given = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_spec(self, Coupling, first=self.first)
+        if self.batch is not None or self.groups is not None or self.first.given:
+            raise ValueError(f"{self!r}: expected batch and groups of the coupling first, and one that does not need pairs")
+
+    def partners(self, rng, x, w):
+        return self.first.partners(rng, x, w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +186,7 @@ class Coupled:
 
     Attributes:
         batches: anything ``fit`` takes, with its ``prepare`` if it has one.
-        coupling: that of the process.
+        coupling: that of the process; of a :class:`Rectified` with a base the one before there are pairs.
         base: that of the process: a law with ``sample(key, n)``, or points ``(n, *event)``; None where pairs are given.
         seed: of the base and of the draws of the coupling.
 
@@ -165,12 +206,14 @@ class Coupled:
         require_seed(self, seed=self.seed)
         if not callable(getattr(self.batches, "at", None)):
             raise TypeError(f"Coupled.batches = {self.batches!r}: expected an object with at(step)")
-        if isinstance(self.coupling, Paired) != (self.base is None):
-            wanted = "None, since the pairs are given" if isinstance(self.coupling, Paired) else "the base of the process"
+        if isinstance(self.coupling, Rectified) and self.base is not None:
+            object.__setattr__(self, "coupling", self.coupling.first)
+        if self.coupling.given != (self.base is None):
+            wanted = "None, since the pairs are given" if self.coupling.given else "the base of the process"
             raise ValueError(f"Coupled.base with {self.coupling!r}: expected {wanted}")
         # The names of the arrays that are the condition.
         conditions = tuple(getattr(self.prepare.inner, "taken", ()))
-        known = isinstance(self.coupling, Independent | Paired) or set(conditions) <= {self.coupling.groups}
+        known = self.coupling.independent or self.coupling.given or set(conditions) <= {self.coupling.groups}
         if not known:
             raise ValueError(
                 f"Coupled.coupling = {self.coupling!r} under the conditions {conditions!r}: expected groups = the array of labels "
@@ -185,14 +228,17 @@ class Coupled:
     def at(self, step: int, *shard: int) -> dict[str, Array]:
         """The batch of ``step`` with its ``base``, ``(batch, *event)`` float32."""
         batch = self.batches.at(step, *shard)
-        if isinstance(self.coupling, Paired):
+        if self.coupling.given:
             if "base" not in batch:
                 raise ValueError(f"Coupled.batches has the arrays {sorted(batch)}: expected one that is named 'base'")
             return batch
         n = len(batch["x"])
-        several = 1 if self.coupling.batch is None else self.coupling.batch // n
-        if self.coupling.batch is not None and self.coupling.batch != several * n:
-            raise ValueError(f"{self.coupling!r} with training batches of {n} rows: expected batch to be a multiple of them")
+        size = n if self.coupling.batch is None else self.coupling.batch
+        if max(size, n) % min(size, n):
+            raise ValueError(
+                f"{self.coupling!r} with training batches of {n} rows: expected batch to be a multiple or a divisor of them"
+            )
+        several = max(1, size // n)
         block, place = divmod(step, several)
         if (block, *shard) not in self._last:
             steps = range(block * several, (block + 1) * several)
@@ -217,11 +263,12 @@ class Coupled:
             groups = np.concatenate([np.asarray(batch[self.coupling.groups]) for batch in batches])
             if groups.ndim != 1 or not np.issubdtype(groups.dtype, np.integer):
                 raise ValueError(f"{self.coupling!r}: groups is {groups.dtype} of shape {groups.shape}: expected integers (n,)")
-        order = np.arange(len(x))
-        for group in np.unique(groups):
-            # Base rows are drawn independently, so those at the places of a group are as good as any.
-            rows = np.flatnonzero(groups == group)
-            order[rows] = rows[self.coupling.partners(rng, flat_x[rows], flat_w[rows])]
+        order, size = np.arange(len(x)), self.coupling.batch or len(x)
+        for low in range(0, len(x), size):
+            for group in np.unique(groups[low : low + size]):
+                # Base rows are drawn independently, so those at the places of a group are as good as any.
+                rows = low + np.flatnonzero(groups[low : low + size] == group)
+                order[rows] = rows[self.coupling.partners(rng, flat_x[rows], flat_w[rows])]
         return w[order]
 
     def _drawn(self, rng: np.random.Generator, n: int) -> np.ndarray:

@@ -98,7 +98,7 @@ class InterpolantMatching(Loss):
                 raise ValueError(f'batch["base"] is not there, under the coupling {coupling!r}: expected batches of data.Coupled')
             if jnp.shape(batch["base"]) != jnp.shape(x):
                 raise ValueError(f'batch["base"] has shape {jnp.shape(batch["base"])}: expected {jnp.shape(x)}, that of x')
-            if batch.get("cond") is not None and not coupling.paired and coupling.groups is None:
+            if batch.get("cond") is not None and not coupling.given and coupling.groups is None:
                 raise ValueError(
                     f"the coupling {coupling!r} under a condition: expected groups = the array of its labels, since the base of a "
                     "class would be another law than the one that is sampled from"

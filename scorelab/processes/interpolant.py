@@ -148,6 +148,11 @@ class StochasticInterpolant(Process):
         return self.coupling is not None and not self.coupling.independent
 
     @property
+    def deterministic_base(self) -> bool:
+        """Whether the base is a point once the condition is known, where velocity and score are infinite."""
+        return self.coupling is not None and self.coupling.deterministic
+
+    @property
     def has_law(self) -> bool:
         """Whether the base is a law with a density; points have none."""
         return callable(getattr(self.base, "sample", None)) and callable(getattr(self.base, "log_prob", None))
