@@ -35,12 +35,14 @@ class Coupling(abc.ABC):
         given: whether batches bring the pairs.
         paired: whether the data have their base, which belongs to their conditions too.
         deterministic: whether the base is a function of the condition, without noise of its own.
+        hole: the name of the array that says where the base is another point than the data, None for everywhere.
     """
 
     independent: ClassVar[bool] = False
     given: ClassVar[bool] = False
     paired: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
+    hole: ClassVar[str | None] = None
 
     batch: int | None = None
     groups: str | None = None
@@ -89,6 +91,52 @@ class Paired(Coupling):
 
     def partners(self, rng, x, w):
         return np.arange(len(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpainting(Coupling):
+    r"""The base is the data with a hole in it: :math:`w = x` outside of it, and a draw of the base of the process inside.
+
+    On straight paths the outside stays what it is. Latent noise acts in the hole alone, and the loss is the mean over it. The
+    network sees the outside in ``y``; where the hole is, it sees as a condition of the name ``hole``. A model is sampled as
+    :class:`scorelab.models.Inpainted`.
+
+    Attributes:
+        sides: of a box, as many as a point has axes or fewer, which lies anywhere in each point; None where the data have the hole,
+            as the array of this name, 1 or True inside of it, ``(n, *event)``.
+        hole: that name.
+    """
+
+    sides: tuple[int, ...] | None = None
+    hole: str = "hole"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    paired = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch is not None or self.groups is not None:
+            raise ValueError("Inpainting.batch and Inpainting.groups: expected None, since every row has its own base")
+        require_spec(self, str, hole=self.hole)
+        if self.sides is not None:
+            object.__setattr__(self, "sides", tuple(self.sides) if isinstance(self.sides, tuple | list) else (self.sides,))
+            for side in self.sides or (0,):
+                require_int(self, 1, sides=side)
+
+    def partners(self, rng, x, w):
+        return np.arange(len(x))
+
+    def holes(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Boxes in points of the shape ``(n, *event)``, True inside of them; ValueError where they do not fit."""
+        n, *event = shape
+        sides = self.sides or ()
+        if len(sides) > len(event) or any(side > axis for side, axis in zip(sides, event, strict=False)):
+            raise ValueError(f"Inpainting.sides = {sides} for points of shape {tuple(event)}: expected a box inside of them")
+        found = np.ones(shape, bool)
+        for axis, (side, size) in enumerate(zip(sides, event, strict=False)):
+            low = rng.integers(size - side + 1, size=n)
+            inside = (np.arange(size) >= low[:, None]) & (np.arange(size) < low[:, None] + side)
+            found &= inside.reshape(n, *(size if other == axis else 1 for other in range(len(event))))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +202,19 @@ class Entropic(Coupling):
         super().__post_init__()
         require_positive(self, std=self.std)
 
-    def partners(self, rng, x, w):
+    def log_plan(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """The logarithm of the plan between ``x`` ``(n, d)`` and ``w`` ``(m, d)``, ``(n, m)`` float64; a warning if it is rough."""
         log_plan, converged = _plan()(np.asarray(x, np.float32), np.asarray(w, np.float32), np.float32(2 * self.std**2))
         if not converged:
             warn(
                 f"Entropic(std={self.std}): the plan of {len(x)} rows did not converge in 2000 iterations: expected a larger std",
                 CouplingWarning,
             )
-        gumbel = rng.gumbel(size=log_plan.shape)
-        return np.argmax(np.asarray(log_plan, np.float64) + gumbel, axis=1)
+        return np.asarray(log_plan, np.float64)
+
+    def partners(self, rng, x, w):
+        log_plan = self.log_plan(x, w)
+        return np.argmax(log_plan + rng.gumbel(size=log_plan.shape), axis=1)
 
 
 @functools.cache
@@ -213,7 +265,9 @@ class Coupled:
             raise ValueError(f"Coupled.base with {self.coupling!r}: expected {wanted}")
         # The names of the arrays that are the condition.
         conditions = tuple(getattr(self.prepare.inner, "taken", ()))
-        known = self.coupling.independent or self.coupling.given or set(conditions) <= {self.coupling.groups}
+        known = (
+            self.coupling.independent or self.coupling.given or self.coupling.paired or set(conditions) <= {self.coupling.groups}
+        )
         if not known:
             raise ValueError(
                 f"Coupled.coupling = {self.coupling!r} under the conditions {conditions!r}: expected groups = the array of labels "
@@ -223,11 +277,13 @@ class Coupled:
     @property
     def prepare(self) -> _PrepareCoupled:
         """That of the batches; a base of integers, as pixels are, goes through the transform of the data."""
-        return _PrepareCoupled(getattr(self.batches, "prepare", None))
+        return _PrepareCoupled(getattr(self.batches, "prepare", None), self.coupling.hole)
 
     def at(self, step: int, *shard: int) -> dict[str, Array]:
-        """The batch of ``step`` with its ``base``, ``(batch, *event)`` float32."""
+        """The batch of ``step`` with its ``base``, ``(batch, *event)`` float32, and the hole of an :class:`Inpainting`."""
         batch = self.batches.at(step, *shard)
+        if isinstance(self.coupling, Inpainting):
+            return self._holed(self.coupling, batch, np.random.default_rng((self.seed, step, *shard[:1])))
         if self.coupling.given:
             if "base" not in batch:
                 raise ValueError(f"Coupled.batches has the arrays {sorted(batch)}: expected one that is named 'base'")
@@ -246,6 +302,21 @@ class Coupled:
             self._last.clear()
             self._last[block, *shard] = self._joined(block, others, shard[:1])
         return {**batch, "base": self._last[block, *shard][place * n : (place + 1) * n]}
+
+    def _holed(self, coupling: Inpainting, batch: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        stored, name = np.asarray(batch["x"]), coupling.hole
+        if (coupling.sides is None) != (name in batch):
+            found = "there" if name in batch else "not there"
+            raise ValueError(f"{coupling!r}: the array {name!r} of the data is {found}: expected either this array or sides")
+        hole = np.asarray(batch[name]) if coupling.sides is None else coupling.holes(rng, stored.shape)
+        if hole.shape != stored.shape or not np.all((hole == 0) | (hole == 1)):
+            raise ValueError(f"{coupling!r}: {name!r} is {hole.dtype} of shape {hole.shape}: expected 0 and 1 of {stored.shape}")
+        hole = hole.astype(bool)
+        x = np.asarray(self.prepare({**batch, name: hole, "base": None})["x"])
+        w = self._drawn(rng, len(x))
+        if w.shape != x.shape:
+            raise ValueError(f"Coupled.base has points of shape {w.shape[1:]}: expected {x.shape[1:]}, those of the data")
+        return {**batch, name: hole.astype(np.float32), "base": np.where(hole, w, x).astype(np.float32)}
 
     def _joined(self, block: int, batches: list[dict[str, np.ndarray]], host: tuple[int, ...]) -> np.ndarray:
         """The base rows of several batches, in the order of their data."""
@@ -281,6 +352,7 @@ class Coupled:
 @dataclass(frozen=True)
 class _PrepareCoupled:
     inner: Callable[[dict], dict] | None
+    hole: str | None = None
 
     def __call__(self, batch: dict[str, Pytree]) -> dict[str, Pytree]:
         rest, base = {name: value for name, value in batch.items() if name != "base"}, batch["base"]
@@ -288,4 +360,6 @@ class _PrepareCoupled:
         # Pixels, as those of the data, are brought to their scale.
         if base is not None and transform is not None and np.issubdtype(base.dtype, np.integer):
             base = transform.encode(base)
-        return {**(rest if self.inner is None else self.inner(rest)), "base": base}
+        # As the condition it is no array of its own any more, and the loss needs it.
+        kept = {} if self.hole is None else {self.hole: batch[self.hole]}
+        return {**(rest if self.inner is None else self.inner(rest)), **kept, "base": base}

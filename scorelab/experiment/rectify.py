@@ -32,8 +32,8 @@ _BYTES = 1 << 36
 class Rectify:
     """Rounds of reflow or of iterated Markovian fitting: every so many steps the model makes the pairs that it learns from next.
 
-    Until the first round the batches are those of ``data.Rectified.first``. Pairs lie in ``pairs/<step>.npz`` of the work directory,
-    so a run that is stopped goes on with the same ones. Conditions are those of random rows of the data.
+    Until the first round the batches are those of ``data.Rectified.first``. Pairs lie in ``pairs/<step>.npz`` of the work
+    directory, so a run that is stopped goes on with the same ones. Conditions are those of random rows of the data.
 
     Attributes:
         every: the steps of a round, a multiple of ``Train.checkpoint_every``; ``Train.steps`` says how many rounds there are.

@@ -16,7 +16,7 @@ from scorelab.validation import require_int, require_spec
 
 @dataclass(frozen=True, kw_only=True)
 class Straightness(Diagnostic):
-    """How far the flow of the model is from straight lines (:func:`scorelab.distill.straightness`); 0 where one Euler step is exact.
+    """How far the flow of the model is from straight lines (:func:`scorelab.distill.straightness`).
 
     Attributes:
         n: points of the start.

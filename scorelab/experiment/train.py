@@ -87,7 +87,9 @@ class Train(Stage):
         if self.rectify is not None:
             self.rectify.check(experiment, self.steps, self.batch_size, self.checkpoint_every)
         elif isinstance(getattr(experiment.process, "coupling", None), Rectified):
-            raise ValueError(f"Train.rectify = None under {experiment.process.coupling!r}: expected a Rectify, which makes the pairs")
+            raise ValueError(
+                f"Train.rectify = None under {experiment.process.coupling!r}: expected a Rectify, which makes the pairs"
+            )
         if isinstance(joined := coupled(experiment, experiment.data.examples(self.batch_size, experiment.seed)), Coupled):
             joined.at(0)
 

@@ -43,7 +43,8 @@ class InterpolantMatching(Loss):
             :class:`UniformTimes` where it is not.
         antithetic: whether ``-z`` is seen as well; None for: where there is latent noise and a head that depends on it.
 
-    A batch has data ``x`` and, where the process has a coupling, the ``base`` that belongs to each.
+    A batch has data ``x`` and, where the process has a coupling, the ``base`` that belongs to each. Under
+    :class:`scorelab.data.Inpainting` it has the hole too: noise is inside of it, and the error is the mean over it.
 
     Metrics: the error of every head under its name.
 
@@ -87,9 +88,27 @@ class InterpolantMatching(Loss):
         t = jnp.clip(self._times(key_times, self.process, len(x)), margin, 1 - margin)
         w = self._base(key_base, batch)
         z = jax.random.normal(key_noise, x.shape, x.dtype)
-        noised = self.process.noised(z, x, w, t)
-        mirrored = self.process.noised(-z, x, w, t).y if self.antithetic else None
+        hole = self._hole(batch)
+        # Outside of a hole base and data are the same numbers, and so is every point between them.
+        w, z = (w, z) if hole is None else (jnp.where(hole, w, x), jnp.where(hole, z, 0.0))
+        at = lambda z: self.process.noised(z, x, w, t)
+        still = lambda y: y if hole is None else jnp.where(hole, y, x)
+        noised = at(z)
+        noised = noised._replace(y=still(noised.y))
+        mirrored = still(at(-z).y) if self.antithetic else None
         return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=mirrored)
+
+    def _hole(self, batch: Batch) -> Array | None:
+        name = None if self.process.coupling is None else self.process.coupling.hole
+        if name is None:
+            return None
+        if batch.get(name) is None or jnp.shape(batch[name]) != jnp.shape(batch["x"]):
+            found = "is not there" if batch.get(name) is None else f"has shape {jnp.shape(batch[name])}"
+            raise ValueError(
+                f"batch[{name!r}] {found}, under {self.process.coupling!r}: expected {jnp.shape(batch['x'])}, that of x, as "
+                "batches of data.Coupled have it"
+            )
+        return jnp.asarray(batch[name], bool)
 
     def _base(self, key: Key, batch: Batch) -> Array:
         x, coupling = batch["x"], self.process.coupling
@@ -98,7 +117,7 @@ class InterpolantMatching(Loss):
                 raise ValueError(f'batch["base"] is not there, under the coupling {coupling!r}: expected batches of data.Coupled')
             if jnp.shape(batch["base"]) != jnp.shape(x):
                 raise ValueError(f'batch["base"] has shape {jnp.shape(batch["base"])}: expected {jnp.shape(x)}, that of x')
-            if batch.get("cond") is not None and not coupling.given and coupling.groups is None:
+            if batch.get("cond") is not None and not (coupling.given or coupling.paired) and coupling.groups is None:
                 raise ValueError(
                     f"the coupling {coupling!r} under a condition: expected groups = the array of its labels, since the base of a "
                     "class would be another law than the one that is sampled from"
@@ -130,14 +149,22 @@ class InterpolantMatching(Loss):
         (w, z), x = noised.noise, noised.y0
         c = self.process.coefficients(per_example(noised.t, x)).like(x)
         straight, z = c.d_alpha * x + c.d_beta * w, sign * z
+        holed = self.process.coupling is not None and self.process.coupling.hole is not None
+        mean = (lambda error: _mean_inside(error, w != x)) if holed else mean_square
         errors = {}
         for head in self.heads:
             if head == "eta":
-                errors[head] = mean_square(prediction.eta - z)
+                errors[head] = mean(prediction.eta - z)
             elif head == "u":
-                errors[head] = mean_square(prediction.velocity - straight - c.slope * z)
+                errors[head] = mean(prediction.velocity - straight - c.slope * z)
             elif self.process.gamma.silent:
-                errors[head] = mean_square(prediction.velocity - straight)
+                errors[head] = mean(prediction.velocity - straight)
             else:
-                errors[head] = mean_square(prediction.velocity - c.slope * prediction.eta - straight)
+                errors[head] = mean(prediction.velocity - c.slope * prediction.eta - straight)
         return errors
+
+
+def _mean_inside(error: Array, inside: Array) -> Array:
+    """Mean over a part of the event of the square, ``(batch,)``; 0 where there is none."""
+    count = jnp.sum(inside.reshape(len(inside), -1), axis=1)
+    return mean_square(jnp.where(inside, error, 0.0)) * error[0].size / jnp.maximum(count, 1)

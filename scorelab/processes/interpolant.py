@@ -127,6 +127,10 @@ class StochasticInterpolant(Process):
             raise ValueError(f"StochasticInterpolant.base = {self.base!r} with {self.path!r}: expected {wanted}")
         if self.coupling is not None and not callable(getattr(self.coupling, "partners", None)):
             raise TypeError(f"StochasticInterpolant.coupling = {self.coupling!r}: expected a coupling of scorelab.data, or None")
+        if self.coupling is not None and self.coupling.hole is not None and not isinstance(self.path, Linear):
+            raise ValueError(
+                f"{self.coupling!r} with {self.path!r}: expected paths.Linear(), on which what is known stays as it is"
+            )
         if self.base is not None and not self.has_law:
             object.__setattr__(self, "base", _points(self.base))
             require_real("StochasticInterpolant.base", self.base)
@@ -327,6 +331,10 @@ class Base(Start):
     def suit(self, where: str, model: Any, t: float, cond: Any = None) -> None:
         """ValueError under a condition where the base rows belong to those of the data."""
         coupling = model.process.coupling
+        if coupling is not None and coupling.hole is not None:
+            raise ValueError(
+                f"{where}.start = None under {coupling!r}: expected start=starts.Fixed(w), what is known with noise in the hole"
+            )
         if cond is not None and coupling is not None and coupling.paired:
             raise ValueError(
                 f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "

@@ -74,7 +74,7 @@ class Constant(Epsilon):
 
 @dataclass(frozen=True)
 class Bridge(Epsilon):
-    r""":math:`\epsilon = k^2/2` of a Brownian gamma of the scale ``k``: the SDE then has the noise :math:`k\,dw` of a Brownian motion.
+    r""":math:`\epsilon = k^2/2` of a Brownian gamma of the scale ``k``: the noise of the SDE is :math:`k\,dw`.
 
     Of a Schroedinger bridge that is the bridge itself. A step that touches an end is one of the flow, as of :class:`Constant`.
     """

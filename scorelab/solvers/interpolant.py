@@ -113,8 +113,8 @@ class InterpolantODE(Solver):
         """ValueError where the base is a point, from which the flow leads to one point for each condition."""
         if process.deterministic_base:
             raise ValueError(
-                f"InterpolantODE under {process.coupling!r}: expected solvers.InterpolantSDE() with a gamma that is not zero, since "
-                "the flow from a base without noise of its own returns one point for each condition"
+                f"InterpolantODE under {process.coupling!r}: expected solvers.InterpolantSDE() and a gamma that is not zero, "
+                "since the flow from a base without noise of its own returns one point for each condition"
             )
         rows = []
         for i, (t, s) in enumerate(itertools.pairwise(times)):
