@@ -93,7 +93,7 @@ def classes(groups, seed, options) -> dict:
 def curves(numbers):
     """Cost against the batch, and partners against the regularisation."""
     x = lambda rows: np.array([float(size) for size in rows[0]])
-    y = lambda rows, d: np.array([[(value - laws(d)[1]) / (laws(d)[1]) for value in row.values()] for row in rows]).T
+    y = lambda rows, d: np.array([[value / laws(d)[1] for value in row.values()] for row in rows]).T
     transport = {f"{d} dimensions": (x(numbers["costs"][d]), y(numbers["costs"][d], d)) for d in DIMENSIONS}
     partners = {
         f"{d} dimensions": (np.array(RELATIVE), np.array([[p["partners"] for p in row.values()] for row in numbers["plans"][d]]).T)
@@ -101,7 +101,7 @@ def curves(numbers):
     }
     content = [
         viz.Panel(
-            series=transport, title="assignments", xlabel="rows (1: independent)", ylabel="cost over W2^2, minus one", logx=True,
+            series=transport, title="assignments", xlabel="rows (1: independent)", ylabel="cost over W2^2", logx=True,
             logy=True, mean=True,
         ),
         viz.Panel(

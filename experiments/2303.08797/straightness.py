@@ -116,7 +116,8 @@ def claims(numbers) -> list[Claim]:
             says="Minibatch optimal transport makes flows straight.", value=straighter.mean(), spread=spread(straighter),
             unit="times the S of an assignment of 256 have independent pairs",
             verdict="reproduced" if straighter.mean() > 50 else "in shape" if straighter.mean() > 10 else "not reproduced",
-            why=f"Fifty is asked for. S is {plus_minus(of('independent', 'straightness'))} and {of(best, 'straightness').mean():.4f}.",
+            why="Fifty is asked for. "
+            f"S is {plus_minus(of('independent', 'straightness'))} and {of(best, 'straightness').mean():.4f}.",
         ),
         Claim(
             says="One Euler step is then nearly enough.", value=gain.mean(), spread=spread(gain),

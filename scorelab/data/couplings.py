@@ -303,7 +303,7 @@ class Coupled:
             self._last[block, *shard] = self._joined(block, others, shard[:1])
         return {**batch, "base": self._last[block, *shard][place * n : (place + 1) * n]}
 
-    def _holed(self, coupling: Inpainting, batch: dict[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _holed(self, coupling: Inpainting, batch: dict[str, Array], rng: np.random.Generator) -> dict[str, Array]:
         stored, name = np.asarray(batch["x"]), coupling.hole
         if (coupling.sides is None) != (name in batch):
             found = "there" if name in batch else "not there"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -129,7 +129,7 @@ def rectified_pairs(
         w = plan.draw(begins)
         shape = (plan.n, *plan.event)
         x = sample(model, solver=solver, grid=grid, key=walks, shape=shape, start=Fixed(w), cond=cond, chunk=chunk).x
-    pairs: dict[str, Any] = {"x": on_host(x), "base": on_host(w)}
+    pairs: dict[str, Any] = {"x": on_host(cast(Array, x)), "base": on_host(w)}
     return pairs if cond is None else pairs | {"cond": jax.tree.map(on_host, cond)}
 
 

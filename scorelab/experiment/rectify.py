@@ -116,12 +116,13 @@ class Rectify:
         arrays, rng = data.load(), np.random.default_rng((run.experiment.seed, number))
         rows = np.resize(rng.permutation(len(arrays)), self.n)
         exact = self.exact[(number - 1) % len(self.exact)]
-        ends = dict(x=np.asarray(data.transform.encode(arrays.x[rows]))) if exact == "data" else {}
+        ends: dict[str, Any] = dict(shape=(self.n, *arrays.event_shape))
+        if exact == "data":
+            ends = dict(x=np.asarray(data.transform.encode(arrays.x[rows])))
         cond = None if data.condition is None else data.condition_of(rows)
         key = jax.random.fold_in(jax.random.fold_in(run.experiment.keys()[0], _PAIRS), number)
         pairs = rectified_pairs(
-            learner.model(state), solver=self.solver, grid=self.grid, key=key, cond=cond, chunk=self.chunk,
-            **(ends or dict(shape=(self.n, *arrays.event_shape))),
+            learner.model(state), solver=self.solver, grid=self.grid, key=key, cond=cond, chunk=self.chunk, **ends
         )  # fmt: skip
         columns = {name: value for name, value in arrays.columns().items() if name in data.prepare.taken}
         return {"x": pairs["x"], "base": pairs["base"]} | {name: value[rows] for name, value in columns.items()}

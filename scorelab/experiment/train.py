@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -148,7 +148,7 @@ def train(run: Run) -> Any:
         console.progress("train", stage.steps, done) as log.tick,
         signals.waiting() as stop,
     ):
-        at = done
+        at, state = done, cast(Any, state)
         while at < stage.steps:
             until, pairs = stage.steps, None
             if (rounds := stage.rectify) is not None:

@@ -3,6 +3,7 @@ r"""An interpolant that fills a hole: what is outside of it stays as it is, what
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,10 +51,10 @@ class Inpainted(Wraps):
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> FlowPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
         self._check(y)
-        said = ask(self.model, y, t, cond)
+        said: Any = ask(self.model, y, t, cond)
         inside = jnp.asarray(self.hole, bool)
         heads = dict(velocity=said.velocity) | (dict(eta=said.eta) if isinstance(said, HasLatent) else {})
-        return self.process.predict(y, said.t, **{name: jnp.where(inside, head, 0.0) for name, head in heads.items()})
+        return self.process.predict(y, t, **{name: jnp.where(inside, head, 0.0) for name, head in heads.items()})
 
     def kept(self, before: Array, after: Array) -> Array:
         """``after`` inside the hole, and ``before`` outside of it."""
