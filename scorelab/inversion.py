@@ -1,14 +1,16 @@
-"""Inversion: the latent that the probability flow takes to a given sample."""
+"""Inversion: the latent that the probability flow takes to a given sample, or a draw of the base that an SDE joins with it."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from scorelab import walk
-from scorelab.arguments import check_conditions, check_data
-from scorelab.arrays import Array, Pytree, is_traced, on_host
+from scorelab.arguments import check_conditions, check_data, check_key
+from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.grids import Grid, check_times
 from scorelab.models.base import Model
 from scorelab.models.estimates import refuse_waiting
@@ -25,6 +27,7 @@ def invert(
     *,
     solver: Solver,
     grid: Grid,
+    key: Key | None = None,
     cond: Pytree = None,
     chunk: int | None = None,
     check_finite: bool = True,
@@ -36,11 +39,16 @@ def invert(
     of the noise there. An interpolant is walked from the data themselves to the base. Source: Song et al. (2021),
     arXiv 2010.02502, section 4.3, for DDIM.
 
+    Under :class:`scorelab.solvers.InterpolantSDE` an interpolant is walked by its SDE forwards in time,
+    :math:`dy = (u + \epsilon\,\nabla\log p)\,dt + \sqrt{2\epsilon}\,dw`. The result is then a draw of the base for each row of
+    ``x``, and no latent: of exact fields and data of their law, the end has the law of the base.
+
     Args:
         model: a model of a linear-Gaussian process, of a stochastic interpolant or of a geodesic process.
         x: data, ``(n, *event)``.
-        solver: a deterministic solver.
+        solver: a deterministic solver, or ``InterpolantSDE`` under an interpolant.
         grid: the time grid, as it is sampled on.
+        key: PRNG key of a solver that draws noise; None for the others.
         cond: conditions with leading axis ``n``.
         chunk: samples computed at once; all by default.
         check_finite: raise where the flow became NaN or infinite (not possible under an outer ``jit``).
@@ -49,7 +57,8 @@ def invert(
         Points of the chart at the first grid time, ``(n, *event)``.
 
     Raises:
-        ValueError: a stochastic solver; no data, or data that are not real numbers; what does not fit the model.
+        TypeError: no key for a solver that draws noise.
+        ValueError: a stochastic solver of another process; no data, or data that are not real numbers; what does not fit the model.
         NonFiniteSample: as in :func:`scorelab.sample`.
     """
     model = as_pytree("invert", model)
@@ -58,7 +67,8 @@ def invert(
     require_spec("invert", Solver, solver=solver)
     walk.check_known("invert", model, None)
     require_spec("invert", Grid, grid=grid)
-    if solver.stochastic or isinstance(solver, Population):
+    bridge = isinstance(process, Bridge)
+    if (solver.stochastic and not bridge) or isinstance(solver, Population):
         raise ValueError(f"invert.solver = {solver!r}: expected a deterministic solver, such as Heun(), since noise has no inverse")
     if solver.self_conditioned:
         raise ValueError(
@@ -66,11 +76,12 @@ def invert(
         )
     refuse_waiting("invert", model, "upwards there is no former estimate")
     require_spec(f"invert.solver = {type(solver).__name__}", solver.process_type, process=process)
+    if solver.stochastic or key is not None:
+        check_key("invert", cast(Key, key))
     x = check_data("invert", x)
     check_conditions("invert", model, cond, len(x))
     times = check_times(grid, process, grid.times(process))
-    bridge = isinstance(process, Bridge)
-    if bridge:
+    if isinstance(process, Bridge):
         # Compiled, the walk sees no values: rows off a manifold are refused here.
         process.encode(x)
     if bridge and times[-1] != 0:
@@ -90,9 +101,9 @@ def invert(
         require_int("invert", 1, chunk=chunk)
     n = len(x)
     size = n if chunk is None else min(chunk, n)
-    parts = []
-    for low, part_model, (part_x, part_cond) in walk.chunks(n, size, model, x, cond):
-        part = _up(walk.Held(solver), part_model, part_x, part_cond, rows)
+    parts, key = [], jax.random.key(0) if key is None else key
+    for low, part_model, (part_x, part_ids, part_cond) in walk.chunks(n, size, model, x, np.arange(n, dtype=np.int32), cond):
+        part = _up(walk.Held(solver), walk.Visit(part_model, key, part_ids, part_cond), part_x, rows)
         parts.append(jax.tree.map(lambda leaf: leaf[: n - low], part))
     z, bad = (jnp.concatenate(column) for column in zip(*parts, strict=True))
     if check_finite and not is_traced(bad):
@@ -101,13 +112,11 @@ def invert(
 
 
 @jax.jit
-def _up(held, model, x, cond, rows):
-    solver = held.solver
-    y0 = model.process.encode(x)
-    process = model.process
+def _up(held, visit, x, rows):
+    solver, process = held.solver, visit.model.process
+    y0 = process.encode(x)
     y = y0 if isinstance(process, Bridge) else process.noised(jnp.zeros_like(y0), y0, rows.t[0]).y
-    visit = walk.Visit(model, jax.random.key(0), jnp.arange(len(x)), cond)
-    carry = solver.init(model.process, y, jnp.zeros(len(x), y.dtype))
+    carry = solver.init(process, y, jnp.zeros(len(x), y.dtype))
     state = walk.State(y, carry, jnp.full(len(x), -1, jnp.int32))
     state, _ = walk.scan(solver, visit, state, rows, jnp.arange(len(rows.step)))
     return state.y, state.bad

@@ -22,10 +22,12 @@ from scorelab.grids import Grid
 from scorelab.models.base import Model, ask
 from scorelab.models.estimates import refuse_waiting, require_waits
 from scorelab.models.function import as_pytree
+from scorelab.models.inpainted import Inpainted
 from scorelab.models.known import Known
 from scorelab.models.parts import contains
 from scorelab.models.per_sample import map_per_sample
 from scorelab.processes.base import Start
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.pytrees import partly_static
 from scorelab.randomness import PathKeys, folded, per_example_keys
 from scorelab.solvers.base import Integrator, Population, Solver, population_size, require_moved
@@ -152,6 +154,13 @@ def plan(
 
 def check_known(where: str, model: Model, solver: Solver | None) -> None:
     """Raise ``ValueError`` where what is known of the clean point would not be read, or where there is nothing to read."""
+    process, holed, inside = model.process, isinstance(model, Inpainted), contains(model, Inpainted)
+    asks = isinstance(process, StochasticInterpolant) and process.coupling is not None and process.coupling.hole is not None
+    if asks != inside or holed != inside or (holed and solver is None):
+        raise ValueError(
+            f"{where}.model is a {type(model).__name__} under {process!r}: expected models.Inpainted(model=..., hole=...) around "
+            "all other models under data.Inpainting, to be sampled, and nowhere else"
+        )
     reads = solver is not None and solver.paints
     if not reads and contains(model, Known):
         raise ValueError(
@@ -220,7 +229,7 @@ def _check_drawn(start: Start, y: Pytree, log_weights: Array, n: int, event: Any
 def predict(solver: Solver, visit: Visit, state: State, row: Any, index: Array) -> tuple[Pytree, Any]:
     """The point at which the model is asked in a row, and what it says."""
     keys = row_keys(solver, visit, index)
-    y = solver.query(folded(keys, _QUERY), state.y, state.carry, row)
+    y = _kept(visit.model, state.y, solver.query(folded(keys, _QUERY), state.y, state.carry, row))
     prediction = solver.ask(solver.informed(visit.model, state.carry), keys, y, row, visit.cond)
     solver.require(prediction)
     return y, prediction
@@ -230,7 +239,12 @@ def update(solver: Solver, visit: Visit, state: State, y: Pytree, prediction: An
     """The state after a row, from what the model said at ``y``."""
     y, carry = solver.update(row_keys(solver, visit, index), y, prediction, state.carry, row)
     require_moved(solver, "update", state.y, y)
+    y = _kept(visit.model, state.y, y)
     return State(y, carry, first_bad(state.bad, y, row.step))
+
+
+def _kept(model: Model, before: Pytree, after: Pytree) -> Pytree:
+    return model.kept(before, after) if isinstance(model, Inpainted) else after
 
 
 def scan(

@@ -3,7 +3,17 @@
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
-from scorelab.data.couplings import Assignment, Coupled, Coupling, CouplingWarning, Entropic, Independent, Paired
+from scorelab.data.couplings import (
+    Assignment,
+    Coupled,
+    Coupling,
+    CouplingWarning,
+    Entropic,
+    Independent,
+    Inpainting,
+    Paired,
+    Rectified,
+)
 from scorelab.data.derived import Derived, Moments, SuperResolution
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
@@ -27,6 +37,7 @@ __all__ = [
     "ImageFolder",
     "Independent",
     "Indexed",
+    "Inpainting",
     "IteratorAdapter",
     "Moments",
     "Named",
@@ -34,6 +45,7 @@ __all__ = [
     "Pixels",
     "Positive",
     "PublishedFile",
+    "Rectified",
     "RowSource",
     "Rows",
     "StatefulIterator",

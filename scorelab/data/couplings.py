@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from scorelab.arrays import Array, Pytree
-from scorelab.validation import require_int, require_positive, require_seed, require_spec
+from scorelab.validation import require_choice, require_int, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
 
@@ -29,14 +29,20 @@ class Coupling(abc.ABC):
     """The base of all couplings; a new one needs :meth:`partners`.
 
     Attributes:
-        batch: rows that are joined at once, a multiple of those of a training batch; None for those of one batch.
+        batch: rows that are joined at once, a multiple or a divisor of those of a training batch; None for those of one batch.
         groups: the name of an array of integers, such as ``"label"``: rows are joined with base rows of their own group only.
         independent: whether it joins nothing, so that a base drawn anywhere will do.
+        given: whether batches bring the pairs.
         paired: whether the data have their base, which belongs to their conditions too.
+        deterministic: whether the base is a function of the condition, without noise of its own.
+        hole: the name of the array that says where the base is another point than the data, None for everywhere.
     """
 
     independent: ClassVar[bool] = False
+    given: ClassVar[bool] = False
     paired: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = False
+    hole: ClassVar[str | None] = None
 
     batch: int | None = None
     groups: str | None = None
@@ -64,17 +70,100 @@ class Independent(Coupling):
 
 @dataclass(frozen=True, kw_only=True)
 class Paired(Coupling):
-    """The base is in the data: every batch has it by the name ``base``, as coarse images, masked ones or former states."""
+    r"""The base is in the data: every batch has it by the name ``base``, as coarse images, masked ones or former states.
+
+    Attributes:
+        deterministic: whether the base is a function ``w(c)`` of the condition, without noise of its own. All noise is then that of
+            gamma, so sampling takes an ``InterpolantSDE``: its first step draws
+            :math:`\alpha E[x\mid c] + \beta w + \gamma\xi`. The flow would return one point for each condition, and is refused.
+    """
+
+    deterministic: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    given = True
+    paired = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_choice(self, (True, False), deterministic=self.deterministic)
+        if self.batch is not None or self.groups is not None:
+            raise ValueError("Paired.batch and Paired.groups: expected None, since the pairs are given")
+
+    def partners(self, rng, x, w):
+        return np.arange(len(x))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inpainting(Coupling):
+    r"""The base is the data with a hole in it: :math:`w = x` outside of it, and a draw of the base of the process inside.
+
+    On straight paths the outside stays what it is. Latent noise acts in the hole alone, and the loss is the mean over it. The
+    network sees the outside in ``y``; where the hole is, it sees as a condition of the name ``hole``. A model is sampled as
+    :class:`scorelab.models.Inpainted`.
+
+    Attributes:
+        sides: of a box, as many as a point has axes or fewer, which lies anywhere in each point; None where the data have the hole,
+            as the array of this name, 1 or True inside of it, ``(n, *event)``.
+        hole: that name.
+    """
+
+    sides: tuple[int, ...] | None = None
+    hole: str = "hole"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     paired = True
 
     def __post_init__(self):
         super().__post_init__()
         if self.batch is not None or self.groups is not None:
-            raise ValueError("Paired.batch and Paired.groups: expected None, since the pairs are given")
+            raise ValueError("Inpainting.batch and Inpainting.groups: expected None, since every row has its own base")
+        require_spec(self, str, hole=self.hole)
+        if self.sides is not None:
+            object.__setattr__(self, "sides", tuple(self.sides) if isinstance(self.sides, tuple | list) else (self.sides,))
+            for side in self.sides or (0,):
+                require_int(self, 1, sides=side)
 
     def partners(self, rng, x, w):
         return np.arange(len(x))
+
+    def holes(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Boxes in points of the shape ``(n, *event)``, True inside of them; ValueError where they do not fit."""
+        n, *event = shape
+        sides = self.sides or ()
+        if len(sides) > len(event) or any(side > axis for side, axis in zip(sides, event, strict=False)):
+            raise ValueError(f"Inpainting.sides = {sides} for points of shape {tuple(event)}: expected a box inside of them")
+        found = np.ones(shape, bool)
+        for axis, (side, size) in enumerate(zip(sides, event, strict=False)):
+            low = rng.integers(size - side + 1, size=n)
+            inside = (np.arange(size) >= low[:, None]) & (np.arange(size) < low[:, None] + side)
+            found &= inside.reshape(n, *(size if other == axis else 1 for other in range(len(event))))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rectified(Coupling):
+    """Pairs that a model has made: the two ends of its own paths (:func:`scorelab.distill.rectified_pairs`), by the name ``base``.
+
+    Pairs of a flow make the next flow straighter (reflow). Pairs of the SDE of a Brownian gamma lead to the Schroedinger bridge
+    (iterated Markovian fitting). Base rows of a condition are those of the whole base, so sampling begins there.
+
+    Attributes:
+        first: how rows are joined before there are pairs.
+
+    Source: Liu et al., arXiv 2209.03003; Shi et al., "Diffusion Schroedinger bridge matching", arXiv 2303.16852.
+    """
+
+    first: Coupling = field(default_factory=Independent)
+
+    given = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_spec(self, Coupling, first=self.first)
+        if self.batch is not None or self.groups is not None or self.first.given:
+            raise ValueError(f"{self!r}: expected batch and groups of the coupling first, and one that does not need pairs")
+
+    def partners(self, rng, x, w):
+        return self.first.partners(rng, x, w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,15 +220,19 @@ class Entropic(Coupling):
         super().__post_init__()
         require_positive(self, std=self.std)
 
-    def partners(self, rng, x, w):
+    def log_plan(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
+        """The logarithm of the plan between ``x`` ``(n, d)`` and ``w`` ``(m, d)``, ``(n, m)`` float64; a warning if it is rough."""
         log_plan, converged = _plan()(np.asarray(x, np.float32), np.asarray(w, np.float32), np.float32(2 * self.std**2))
         if not converged:
             warn(
                 f"Entropic(std={self.std}): the plan of {len(x)} rows did not converge in 2000 iterations: expected a larger std",
                 CouplingWarning,
             )
-        gumbel = rng.gumbel(size=log_plan.shape)
-        return np.argmax(np.asarray(log_plan, np.float64) + gumbel, axis=1)
+        return np.asarray(log_plan, np.float64)
+
+    def partners(self, rng, x, w):
+        log_plan = self.log_plan(x, w)
+        return np.argmax(log_plan + rng.gumbel(size=log_plan.shape), axis=1)
 
 
 @functools.cache
@@ -163,7 +256,7 @@ class Coupled:
 
     Attributes:
         batches: anything ``fit`` takes, with its ``prepare`` if it has one.
-        coupling: that of the process.
+        coupling: that of the process; of a :class:`Rectified` with a base the one before there are pairs.
         base: that of the process: a law with ``sample(key, n)``, or points ``(n, *event)``; None where pairs are given.
         seed: of the base and of the draws of the coupling.
 
@@ -183,12 +276,16 @@ class Coupled:
         require_seed(self, seed=self.seed)
         if not callable(getattr(self.batches, "at", None)):
             raise TypeError(f"Coupled.batches = {self.batches!r}: expected an object with at(step)")
-        if isinstance(self.coupling, Paired) != (self.base is None):
-            wanted = "None, since the pairs are given" if isinstance(self.coupling, Paired) else "the base of the process"
+        if isinstance(self.coupling, Rectified) and self.base is not None:
+            object.__setattr__(self, "coupling", self.coupling.first)
+        if self.coupling.given != (self.base is None):
+            wanted = "None, since the pairs are given" if self.coupling.given else "the base of the process"
             raise ValueError(f"Coupled.base with {self.coupling!r}: expected {wanted}")
         # The names of the arrays that are the condition.
         conditions = tuple(getattr(self.prepare.inner, "taken", ()))
-        known = isinstance(self.coupling, Independent | Paired) or set(conditions) <= {self.coupling.groups}
+        known = (
+            self.coupling.independent or self.coupling.given or self.coupling.paired or set(conditions) <= {self.coupling.groups}
+        )
         if not known:
             raise ValueError(
                 f"Coupled.coupling = {self.coupling!r} under the conditions {conditions!r}: expected groups = the array of labels "
@@ -198,19 +295,24 @@ class Coupled:
     @property
     def prepare(self) -> _PrepareCoupled:
         """That of the batches; a base of integers, as pixels are, goes through the transform of the data."""
-        return _PrepareCoupled(getattr(self.batches, "prepare", None))
+        return _PrepareCoupled(getattr(self.batches, "prepare", None), self.coupling.hole)
 
     def at(self, step: int, *shard: int) -> dict[str, Array]:
-        """The batch of ``step`` with its ``base``, ``(batch, *event)`` float32."""
+        """The batch of ``step`` with its ``base``, ``(batch, *event)`` float32, and the hole of an :class:`Inpainting`."""
         batch = self.batches.at(step, *shard)
-        if isinstance(self.coupling, Paired):
+        if isinstance(self.coupling, Inpainting):
+            return self._holed(self.coupling, batch, np.random.default_rng((self.seed, step, *shard[:1])))
+        if self.coupling.given:
             if "base" not in batch:
                 raise ValueError(f"Coupled.batches has the arrays {sorted(batch)}: expected one that is named 'base'")
             return batch
         n = len(batch["x"])
-        several = 1 if self.coupling.batch is None else self.coupling.batch // n
-        if self.coupling.batch is not None and self.coupling.batch != several * n:
-            raise ValueError(f"{self.coupling!r} with training batches of {n} rows: expected batch to be a multiple of them")
+        size = n if self.coupling.batch is None else self.coupling.batch
+        if max(size, n) % min(size, n):
+            raise ValueError(
+                f"{self.coupling!r} with training batches of {n} rows: expected batch to be a multiple or a divisor of them"
+            )
+        several = max(1, size // n)
         block, place = divmod(step, several)
         if (block, *shard) not in self._last:
             steps = range(block * several, (block + 1) * several)
@@ -218,6 +320,21 @@ class Coupled:
             self._last.clear()
             self._last[block, *shard] = self._joined(block, others, shard[:1])
         return {**batch, "base": self._last[block, *shard][place * n : (place + 1) * n]}
+
+    def _holed(self, coupling: Inpainting, batch: dict[str, Array], rng: np.random.Generator) -> dict[str, Array]:
+        stored, name = np.asarray(batch["x"]), coupling.hole
+        if (coupling.sides is None) != (name in batch):
+            found = "there" if name in batch else "not there"
+            raise ValueError(f"{coupling!r}: the array {name!r} of the data is {found}: expected either this array or sides")
+        hole = np.asarray(batch[name]) if coupling.sides is None else coupling.holes(rng, stored.shape)
+        if hole.shape != stored.shape or not np.all((hole == 0) | (hole == 1)):
+            raise ValueError(f"{coupling!r}: {name!r} is {hole.dtype} of shape {hole.shape}: expected 0 and 1 of {stored.shape}")
+        hole = hole.astype(bool)
+        x = np.asarray(self.prepare({**batch, name: hole, "base": None})["x"])
+        w = self._drawn(rng, len(x))
+        if w.shape != x.shape:
+            raise ValueError(f"Coupled.base has points of shape {w.shape[1:]}: expected {x.shape[1:]}, those of the data")
+        return {**batch, name: hole.astype(np.float32), "base": np.where(hole, w, x).astype(np.float32)}
 
     def _joined(self, block: int, batches: list[dict[str, np.ndarray]], host: tuple[int, ...]) -> np.ndarray:
         """The base rows of several batches, in the order of their data."""
@@ -235,11 +352,12 @@ class Coupled:
             groups = np.concatenate([np.asarray(batch[self.coupling.groups]) for batch in batches])
             if groups.ndim != 1 or not np.issubdtype(groups.dtype, np.integer):
                 raise ValueError(f"{self.coupling!r}: groups is {groups.dtype} of shape {groups.shape}: expected integers (n,)")
-        order = np.arange(len(x))
-        for group in np.unique(groups):
-            # Base rows are drawn independently, so those at the places of a group are as good as any.
-            rows = np.flatnonzero(groups == group)
-            order[rows] = rows[self.coupling.partners(rng, flat_x[rows], flat_w[rows])]
+        order, size = np.arange(len(x)), self.coupling.batch or len(x)
+        for low in range(0, len(x), size):
+            for group in np.unique(groups[low : low + size]):
+                # Base rows are drawn independently, so those at the places of a group are as good as any.
+                rows = low + np.flatnonzero(groups[low : low + size] == group)
+                order[rows] = rows[self.coupling.partners(rng, flat_x[rows], flat_w[rows])]
         return w[order]
 
     def _drawn(self, rng: np.random.Generator, n: int) -> np.ndarray:
@@ -252,6 +370,7 @@ class Coupled:
 @dataclass(frozen=True)
 class _PrepareCoupled:
     inner: Callable[[dict], dict] | None
+    hole: str | None = None
 
     def __call__(self, batch: dict[str, Pytree]) -> dict[str, Pytree]:
         rest, base = {name: value for name, value in batch.items() if name != "base"}, batch["base"]
@@ -259,4 +378,6 @@ class _PrepareCoupled:
         # Pixels, as those of the data, are brought to their scale.
         if base is not None and transform is not None and np.issubdtype(base.dtype, np.integer):
             base = transform.encode(base)
-        return {**(rest if self.inner is None else self.inner(rest)), "base": base}
+        # As the condition it is no array of its own any more, and the loss needs it.
+        kept = {} if self.hole is None else {self.hole: batch[self.hole]}
+        return {**(rest if self.inner is None else self.inner(rest)), **kept, "base": base}

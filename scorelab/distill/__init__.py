@@ -20,7 +20,7 @@ from scorelab.distill.fake import FakeScore, KnownScore, LearnedScore, NoScore
 from scorelab.distill.fdistill import FDistill
 from scorelab.distill.generator import BoundFewStep, FewStep, Student
 from scorelab.distill.normalisation import Bins, Normalisation
-from scorelab.distill.pairs import WithPairs, teacher_pairs
+from scorelab.distill.pairs import WithPairs, rectified_pairs, teacher_pairs
 from scorelab.distill.progressive import ProgressiveDistillation
 from scorelab.distill.ratio import Discriminator, ExactRatio, Ratio, TeacherFeatures, UnitRatio
 from scorelab.distill.reflow import Reflow, straightness
@@ -71,6 +71,7 @@ __all__ = [
     "WithPairs",
     "denoiser_of",
     "noise_weight",
+    "rectified_pairs",
     "score_weight",
     "straightness",
     "teacher_pairs",

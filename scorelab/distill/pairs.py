@@ -1,21 +1,26 @@
-"""Pairs of noise and data that a teacher's probability flow joins."""
+"""Pairs of noise and data that a teacher's probability flow joins, and pairs of base and data that an interpolant joins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+import jax
 import numpy as np
 
 from scorelab import walk
 from scorelab.arrays import Array, Key, Pytree, on_host
 from scorelab.data import Batches
 from scorelab.grids import Explicit, Grid
+from scorelab.inversion import invert
 from scorelab.models.base import Model
+from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.sampling import sample
 from scorelab.solvers.base import Solver
+from scorelab.solvers.interpolant import InterpolantODE, InterpolantSDE
 from scorelab.starts import Fixed
 from scorelab.validation import require_spec
 
@@ -67,6 +72,65 @@ def teacher_pairs(
     noise = (y - offset - alpha * process.encode(out.x)) / sigma
     pairs = {"noise": on_host(noise), "start": on_host((y - offset) / sigma), "x": on_host(out.x)}
     return pairs if cond is None else pairs | {"cond": on_host(cond)}
+
+
+def rectified_pairs(
+    model: Model,
+    *,
+    solver: InterpolantODE | InterpolantSDE,
+    grid: Grid,
+    key: Key,
+    shape: tuple[int, ...] | None = None,
+    x: Array | None = None,
+    start: Start | None = None,
+    cond: Pytree = None,
+    chunk: int | None = None,
+) -> dict[str, Any]:
+    r"""The two ends of the paths of an interpolant: what the next one is trained on under the coupling ``data.Rectified``.
+
+    Given ``shape``, paths run from draws of the base to the data; given data ``x``, from these to the base. The law of the end that
+    a path begins with is exact, so directions in turn keep both ends of iterated fitting from drifting away.
+
+    Under ``InterpolantODE`` training on the pairs is reflow, which makes the flow straighter (Liu et al., arXiv 2209.03003). Under
+    ``InterpolantSDE(epsilon=epsilons.Bridge())``, a linear path and a Brownian gamma it is one round of iterated Markovian fitting,
+    whose limit is the Schroedinger bridge (Shi et al., arXiv 2303.16852).
+
+    Args:
+        model: a model of a stochastic interpolant.
+        solver: ``InterpolantODE`` or ``InterpolantSDE``.
+        grid: the time grid, from 1 to 0.
+        key: PRNG key of the start and of the noise.
+        shape: ``(n, *event)``; None with ``x``.
+        x: data ``(n, *event)``; None with ``shape``.
+        start: the law at ``t = 1``, with ``shape`` alone; the base by default.
+        cond: conditions with leading axis ``n``, or None.
+        chunk: samples computed at once; see :func:`scorelab.sample`.
+
+    Returns:
+        Host arrays: ``"x"`` and ``"base"``, ``(n, *event)``, and ``"cond"`` where it is given; ``Batches(pairs, batch_size, seed)``
+        goes into ``fit``.
+
+    Raises:
+        TypeError: another process or another solver.
+        ValueError: both ``shape`` and ``x``, or none of them; a start beside ``x``, or one with weights.
+    """
+    require_spec("rectified_pairs", InterpolantODE | InterpolantSDE, solver=solver)
+    model = as_pytree("rectified_pairs", model)
+    require_spec("rectified_pairs.model's process", StochasticInterpolant, process=model.process)
+    if (shape is None) == (x is None) or (x is not None and start is not None):
+        raise ValueError("rectified_pairs: expected one of shape and x, and a start with shape only")
+    if x is not None:
+        w = invert(model, x, solver=solver, grid=grid, key=key, cond=cond, chunk=chunk)
+    else:
+        plan = walk.plan("rectified_pairs", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
+        if plan.start.weighs(model.process):
+            raise ValueError(f"rectified_pairs.start = {plan.start!r} has weights: expected a start that is the law itself")
+        begins, walks = jax.random.split(key)
+        w = plan.draw(begins)
+        shape = (plan.n, *plan.event)
+        x = sample(model, solver=solver, grid=grid, key=walks, shape=shape, start=Fixed(w), cond=cond, chunk=chunk).x
+    pairs: dict[str, Any] = {"x": on_host(cast(Array, x)), "base": on_host(w)}
+    return pairs if cond is None else pairs | {"cond": jax.tree.map(on_host, cond)}
 
 
 @dataclass(frozen=True, eq=False)

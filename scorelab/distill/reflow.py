@@ -15,9 +15,12 @@ from scorelab.distill.nodes import euler_step
 from scorelab.grids import Grid
 from scorelab.losses import DenoisingScoreMatching, FlowWeighting, Times, UniformTimes, Weighting
 from scorelab.models.base import Model, ask
+from scorelab.models.function import as_pytree
 from scorelab.processes.base import Start
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.solvers import DDIM
 from scorelab.solvers.base import Nodes
+from scorelab.solvers.interpolant import InterpolantODE
 from scorelab.solvers.straight import straight_velocity
 
 
@@ -62,8 +65,8 @@ def straightness(
               \qquad \frac{dz}{dr} = V ,
 
     in the coordinate :math:`z` over :math:`r` in which the path of a fixed pair is straight (:mod:`scorelab.solvers.straight`). On
-    rectified flow that is ``y`` over ``t``, and ``d S`` the measure of Liu et al. (2022, arXiv 2209.03003). The flow is walked by
-    Euler steps on ``grid``, and the integral is their sum.
+    rectified flow and on a stochastic interpolant that is ``y`` over ``t``, and ``d S`` the measure of Liu et al. (2022,
+    arXiv 2209.03003). The flow is walked by Euler steps on ``grid``, and the integral is their sum.
 
     Args:
         model: the model.
@@ -76,16 +79,22 @@ def straightness(
     Returns:
         A scalar.
     """
-    plan = walk.plan("straightness", model, solver=DDIM(), grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
+    model = as_pytree("straightness", model)
+    bridge = isinstance(model.process, StochasticInterpolant)
+    solver = InterpolantODE(rule="euler") if bridge else DDIM()
+    plan = walk.plan("straightness", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=None)
     process, times = plan.model.process, plan.times
     if plan.start.weighs(process):
         raise ValueError(f"straightness.start = {plan.start!r} has weights: expected a start that is the law itself")
     y = plan.draw(key)
-    nodes = Nodes.at(process, times)
-    weights = np.diff(nodes.ratio) / (nodes.ratio[-1] - nodes.ratio[0])
-    ends = jax.tree.map(lambda column: jnp.asarray(column[1:], y.dtype), nodes)
-    rows = (jnp.asarray(times[:-1], y.dtype), ends, jnp.asarray(weights, y.dtype), jnp.asarray(np.cumsum(weights), y.dtype))
-    return _velocity_variance(plan.model, y, cond, rows, nodes.slope)
+    if bridge:
+        over, ends, slope = times, np.diff(times), None
+    else:
+        nodes = Nodes.at(process, times)
+        over, ends, slope = nodes.ratio, jax.tree.map(lambda column: column[1:], nodes), nodes.slope
+    weights = np.diff(over) / (over[-1] - over[0])
+    rows = jax.tree.map(lambda column: jnp.asarray(column, y.dtype), (times[:-1], ends, weights, np.cumsum(weights)))
+    return _velocity_variance(plan.model, y, cond, rows, slope)
 
 
 @functools.partial(jax.jit, static_argnames="slope")
@@ -94,11 +103,15 @@ def _velocity_variance(model, y, cond, rows, slope):
         y, mean, spread = state
         t, to, weight, total = row
         prediction = ask(model, y, t, cond)
-        velocity = straight_velocity(prediction, slope)
+        if slope is None:
+            velocity = prediction.velocity
+            after = y + to * velocity
+        else:
+            velocity, after = straight_velocity(prediction, slope), euler_step(prediction, to)
         # The weighted variance as the walk goes: the difference of two sums would lose a small one.
         change = velocity - mean
         mean = mean + weight / total * change
-        return (euler_step(prediction, to), mean, spread + weight * jnp.mean(change * (velocity - mean))), None
+        return (after, mean, spread + weight * jnp.mean(change * (velocity - mean))), None
 
     state = (y, jnp.zeros_like(y), jnp.zeros((), y.dtype))
     return jax.lax.scan(body, state, rows)[0][2]

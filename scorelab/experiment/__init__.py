@@ -18,9 +18,11 @@ from scorelab.experiment.evaluate import (
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pairs import Pairs
+from scorelab.experiment.rectify import Rectify
 from scorelab.experiment.report import Report
 from scorelab.experiment.sample import Drawn, Sample
 from scorelab.experiment.starts import DataStart, DataTeleport, FromData
+from scorelab.experiment.straightness import Straightness
 from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import Workdir
 
@@ -44,12 +46,14 @@ __all__ = [
     "Inpainting",
     "Pairs",
     "PointEvaluation",
+    "Rectify",
     "Report",
     "Run",
     "Sample",
     "Signals",
     "Stage",
     "StatisticEvaluation",
+    "Straightness",
     "Train",
     "Workdir",
     "check",

@@ -7,19 +7,20 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from scorelab.arrays import Pytree
-from scorelab.data import Coupled, Paired
+from scorelab.data import Coupled, Rectified
 from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.checkpoints import Checkpoints, SaveEvery, size_of
 from scorelab.experiment.console import Console, Tick
 from scorelab.experiment.faults import Signals, Stopped
+from scorelab.experiment.rectify import Rectify
 from scorelab.experiment.sinks import Row, Sink, opened, trained
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
@@ -43,6 +44,7 @@ class Train(Stage):
             samples: closer together in the beginning, and the last one; 0 for none.
         skip_nonfinite: how many batches in a row may be skipped, since their loss or gradient is not finite
             (:func:`scorelab.training.fit`); 0 for none. ``skipped.jsonl`` has their steps.
+        rectify: rounds in which an interpolant learns from pairs that it has made (:class:`Rectify`); None for none.
         sinks: where the metrics go beside ``metrics.jsonl`` (:mod:`scorelab.experiment.sinks`).
     """
 
@@ -54,6 +56,7 @@ class Train(Stage):
     previews: int = 6
     sinks: tuple[Sink, ...] = ()
     skip_nonfinite: int = 0
+    rectify: Rectify | None = None
 
     may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite")
 
@@ -65,6 +68,8 @@ class Train(Stage):
         object.__setattr__(self, "sinks", tuple(self.sinks) if isinstance(self.sinks, tuple | list) else (self.sinks,))
         for sink in self.sinks:
             require_spec(self, Sink, sinks=sink)
+        if self.rectify is not None:
+            require_spec(self, Rectify, rectify=self.rectify)
         kinds = [type(sink) for sink in self.sinks]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             raise ValueError(f"Train.sinks has {twice.__name__} twice: expected each once, since a kind has one place to write to")
@@ -79,6 +84,12 @@ class Train(Stage):
         if (weight := experiment.learner.pair_weight) and experiment.data.pairs is None:
             owner = type(experiment.learner).__name__
             raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
+        if self.rectify is not None:
+            self.rectify.check(experiment, self.steps, self.batch_size, self.checkpoint_every)
+        elif isinstance(getattr(experiment.process, "coupling", None), Rectified):
+            raise ValueError(
+                f"Train.rectify = None under {experiment.process.coupling!r}: expected a Rectify, which makes the pairs"
+            )
         if isinstance(joined := coupled(experiment, experiment.data.examples(self.batch_size, experiment.seed)), Coupled):
             joined.at(0)
 
@@ -137,18 +148,26 @@ def train(run: Run) -> Any:
         console.progress("train", stage.steps, done) as log.tick,
         signals.waiting() as stop,
     ):
-        state = fit(
-            experiment.learner,
-            data,
-            steps=stage.steps,
-            key=key,
-            state=state,
-            hooks=hooks,
-            log=log,
-            log_every=stage.log_every,
-            stop=stop,
-            skip_nonfinite=stage.skip_nonfinite,
-        )
+        at, state = done, cast(Any, state)
+        while at < stage.steps:
+            until, pairs = stage.steps, None
+            if (rounds := stage.rectify) is not None:
+                until, pairs = rounds.until(at, stage.steps), rounds.batches(run, at, state, stage.batch_size)
+            state = fit(
+                experiment.learner,
+                data if pairs is None else pairs,
+                steps=until,
+                key=key,
+                state=state,
+                hooks=hooks,
+                log=log,
+                log_every=stage.log_every,
+                stop=stop,
+                skip_nonfinite=stage.skip_nonfinite,
+            )
+            at = until
+            if signals.received is not None:
+                break
     if signals.received is not None:
         where = f"checkpoint of step {int(state.step)} of {stage.steps} in {shown(workdir.checkpoints)}"
         raise Stopped(signals.received, where)
@@ -162,7 +181,7 @@ def coupled(experiment: Experiment, batches: Any) -> Any:
     process = experiment.process
     if not isinstance(process, Bridge) or not process.joined:
         return batches
-    base = None if isinstance(process.coupling, Paired) else process.base
+    base = None if process.coupling.paired else process.base
     return Coupled(batches, process.coupling, base, seed=experiment.seed)
 
 

@@ -43,7 +43,8 @@ class InterpolantMatching(Loss):
             :class:`UniformTimes` where it is not.
         antithetic: whether ``-z`` is seen as well; None for: where there is latent noise and a head that depends on it.
 
-    A batch has data ``x`` and, where the process has a coupling, the ``base`` that belongs to each.
+    A batch has data ``x`` and, where the process has a coupling, the ``base`` that belongs to each. Under
+    :class:`scorelab.data.Inpainting` it has the hole too: noise is inside of it, and the error is the mean over it.
 
     Metrics: the error of every head under its name.
 
@@ -86,9 +87,27 @@ class InterpolantMatching(Loss):
         margin = self.process.margin
         t = jnp.clip(self._times(key_times, self.process, len(x)), margin, 1 - margin)
         w = self._base(key_base, batch)
-        noised = self.process.between(key_noise, x, w, t)
+        hole = self._hole(batch)
+        # Outside of a hole base and data are the same numbers, and so is every point between them.
+        noised = self.process.between(key_noise, x, w if hole is None else jnp.where(hole, w, x), t)
         mirrored = self.process.mirrored(noised) if self.antithetic else None
+        if hole is not None:
+            (w, z), still = noised.noise, lambda y: jnp.where(hole, y, x)
+            noised = noised._replace(y=still(noised.y), noise=(w, None if z is None else jnp.where(hole, z, 0.0)))
+            mirrored = None if mirrored is None else still(mirrored)
         return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=mirrored)
+
+    def _hole(self, batch: Batch) -> Array | None:
+        name = None if self.process.coupling is None else self.process.coupling.hole
+        if name is None:
+            return None
+        if batch.get(name) is None or jnp.shape(batch[name]) != jnp.shape(batch["x"]):
+            found = "is not there" if batch.get(name) is None else f"has shape {jnp.shape(batch[name])}"
+            raise ValueError(
+                f"batch[{name!r}] {found}, under {self.process.coupling!r}: expected {jnp.shape(batch['x'])}, that of x, as "
+                "batches of data.Coupled have it"
+            )
+        return jnp.asarray(batch[name], bool)
 
     def _base(self, key: Key, batch: Batch) -> Array:
         x, coupling = batch["x"], self.process.coupling
@@ -97,7 +116,7 @@ class InterpolantMatching(Loss):
                 raise ValueError(f'batch["base"] is not there, under the coupling {coupling!r}: expected batches of data.Coupled')
             if jnp.shape(batch["base"]) != jnp.shape(x):
                 raise ValueError(f'batch["base"] has shape {jnp.shape(batch["base"])}: expected {jnp.shape(x)}, that of x')
-            if batch.get("cond") is not None and not coupling.paired and coupling.groups is None:
+            if batch.get("cond") is not None and not (coupling.given or coupling.paired) and coupling.groups is None:
                 raise ValueError(
                     f"the coupling {coupling!r} under a condition: expected groups = the array of its labels, since the base of a "
                     "class would be another law than the one that is sampled from"
@@ -128,14 +147,22 @@ class InterpolantMatching(Loss):
         require_capabilities(type(self).__name__, prediction, needs)
         straight, slope = self.process.rates(noised)
         drift = 0.0 if self.process.silent else sign * slope * noised.noise[1]
+        holed = self.process.coupling is not None and self.process.coupling.hole is not None
+        mean = (lambda error: _mean_inside(error, noised.noise[0] != noised.y0)) if holed else mean_square
         errors = {}
         for head in self.heads:
             if head == "eta":
-                errors[head] = mean_square(prediction.eta - sign * noised.noise[1])
+                errors[head] = mean(prediction.eta - sign * noised.noise[1])
             elif head == "u":
-                errors[head] = mean_square(prediction.velocity - straight - drift)
+                errors[head] = mean(prediction.velocity - straight - drift)
             elif self.process.silent:
-                errors[head] = mean_square(prediction.velocity - straight)
+                errors[head] = mean(prediction.velocity - straight)
             else:
-                errors[head] = mean_square(prediction.velocity - slope * prediction.eta - straight)
+                errors[head] = mean(prediction.velocity - slope * prediction.eta - straight)
         return errors
+
+
+def _mean_inside(error: Array, inside: Array) -> Array:
+    """Mean over a part of the event of the square, ``(batch,)``; 0 where there is none."""
+    count = jnp.sum(inside.reshape(len(inside), -1), axis=1)
+    return mean_square(jnp.where(inside, error, 0.0)) * error[0].size / jnp.maximum(count, 1)

@@ -11,6 +11,7 @@ from scorelab.models.function import FunctionModel
 from scorelab.models.geodesic import ExactGeodesic, ExactGeodesicPrediction
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, ScaleAt, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
+from scorelab.models.inpainted import Inpainted
 from scorelab.models.interpolant import BoundInterpolantField, InterpolantField
 from scorelab.models.known import Known, KnownPrediction
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
@@ -37,6 +38,7 @@ __all__ = [
     "FunctionModel",
     "Guided",
     "GuidedPrediction",
+    "Inpainted",
     "InterpolantField",
     "Known",
     "KnownPrediction",

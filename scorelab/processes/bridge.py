@@ -100,6 +100,11 @@ class Bridge(Process):
         return self.coupling is not None and not self.coupling.independent
 
     @property
+    def deterministic_base(self) -> bool:
+        """Whether the base is a point once the condition is known, where velocity and score are infinite."""
+        return self.coupling is not None and self.coupling.deterministic
+
+    @property
     def has_law(self) -> bool:
         """Whether the base is a law with a density; points have none."""
         return callable(getattr(self.base, "sample", None)) and callable(getattr(self.base, "log_prob", None))
@@ -243,6 +248,10 @@ class Base(Start):
     def suit(self, where: str, model: Any, t: float, cond: Any = None) -> None:
         """ValueError under a condition where the base rows belong to those of the data."""
         coupling = model.process.coupling
+        if coupling is not None and coupling.hole is not None:
+            raise ValueError(
+                f"{where}.start = None under {coupling!r}: expected start=starts.Fixed(w), what is known with noise in the hole"
+            )
         if cond is not None and coupling is not None and coupling.paired:
             raise ValueError(
                 f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "

@@ -106,6 +106,10 @@ class StochasticInterpolant(Bridge):
             wanted = "a law, or points (n, *event)" if self.path.two_sided else "None, since the data are at both ends"
             raise ValueError(f"StochasticInterpolant.base = {self.base!r} with {self.path!r}: expected {wanted}")
         checked_ends(self)
+        if self.coupling is not None and self.coupling.hole is not None and not isinstance(self.path, Linear):
+            raise ValueError(
+                f"{self.coupling!r} with {self.path!r}: expected paths.Linear(), on which what is known stays as it is"
+            )
         # A law holds arrays; specs are compared by what is in them.
         object.__setattr__(self, "_content", (type(self), self.path, self.gamma, content(self.base), self.coupling, self.margin))
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scorelab.processes.gammas import Brownian
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.validation import require_number, require_positive
 
-__all__ = ["Capped", "Constant", "Epsilon", "Proportional"]
+__all__ = ["Bridge", "Capped", "Constant", "Epsilon", "Proportional"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,20 @@ class Constant(Epsilon):
 
     def values(self, process, t):
         return np.full(np.shape(t), float(self.value))
+
+
+@dataclass(frozen=True)
+class Bridge(Epsilon):
+    r""":math:`\epsilon = k^2/2` of a Brownian gamma of the scale ``k``: the noise of the SDE is :math:`k\,dw`.
+
+    Of a Schroedinger bridge that is the bridge itself. A step that touches an end is one of the flow, as of :class:`Constant`.
+    """
+
+    def values(self, process, t):
+        """ValueError under another gamma."""
+        if not isinstance(process.gamma, Brownian):
+            raise ValueError(f"epsilons.Bridge() under {process!r}: expected a Brownian gamma, which has the noise of a bridge")
+        return np.full(np.shape(t), process.gamma.scale**2 / 2)
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,16 @@ r"""Solvers of stochastic interpolants: the flow, and the SDE with any amount of
           = \Big(u + \frac{\epsilon}{\gamma}\,\eta\Big)dt + \sqrt{2\epsilon}\,d\bar w ,
 
 both backwards from the base at ``t = 1`` to the data at ``t = 0``. They have the same marginals for every :math:`\epsilon_t \ge 0`.
+On times that increase the same rows walk from the data to the base, by the SDE whose noise is added forwards,
+
+.. math:: dy = \Big(u - \frac{\epsilon}{\gamma}\,\eta\Big)dt + \sqrt{2\epsilon}\,dw .
 
 A step that touches a time without latent noise is a step of the flow where :math:`\epsilon/\gamma` is infinite there. The last
 step is an Euler step of the flow: a drift without its noise would shrink the data, and a denoised mean more so.
+
+Where the base is a point ``w`` once the condition is known, velocity and score are infinite at ``t = 1``, and
+:math:`u(w) = \dot\alpha E[x] + \dot\beta w`. So the flow is refused, and the first step of the SDE is
+:math:`y_s = w + (s-1)u + \gamma_s\xi`, whose law is that at ``s`` but for the spread of :math:`\alpha_s x`.
 """
 
 from __future__ import annotations
@@ -44,7 +51,7 @@ class InterpolantRow(NamedTuple):
         t: where the model is asked.
         step: the grid step.
         before: :math:`n_{in}`.
-        e: :math:`\epsilon/\gamma`.
+        e: :math:`\epsilon/\gamma`, with a minus sign on times that increase.
         y: :math:`c_y`.
         base: :math:`c_b`.
         now: :math:`c_f`.
@@ -119,7 +126,15 @@ class InterpolantODE(Solver):
         return self.order
 
     def table(self, process, times):
-        """ValueError for coefficients of a path that does not tell both ends from a point and its velocity."""
+        """ValueError for coefficients of a path that does not tell both ends from a point and its velocity, and where the base is a
+
+        point, from which the flow leads to one point for each condition.
+        """
+        if process.deterministic_base:
+            raise ValueError(
+                f"InterpolantODE under {process.coupling!r}: expected solvers.InterpolantSDE() and a gamma that is not zero, "
+                "since the flow from a base without noise of its own returns one point for each condition"
+            )
         increments = self._velocity if self.form == "velocity" else self._coefficients(process)
         rows = []
         for i, (t, s) in enumerate(itertools.pairwise(times)):
@@ -220,13 +235,18 @@ class InterpolantSDE(Solver):
         eps = np.asarray(self.epsilon.values(process, times), np.float64)
         if eps.shape != times.shape or not np.all(np.isfinite(eps)) or np.any(eps < 0):
             raise ValueError(f"{self.epsilon!r} has the values {eps} at the times {times}: expected finite numbers, none below 0")
-        e = np.asarray(self.epsilon.over_gamma(process, times), np.float64)
+        e, end = np.asarray(self.epsilon.over_gamma(process, times), np.float64), 0.0
+        if times[-1] > times[0]:
+            e, end = -e, 1.0
         rows = []
         for i, (t, s) in enumerate(itertools.pairwise(times)):
             dt = s - t
-            if s == 0 or not (np.isfinite(e[i]) and np.isfinite(e[i + 1])):
+            if 1 == t > s > 0 and process.deterministic_base:
+                rows.append(_row(t, i, now=dt, n=float(process.gamma.gamma(s))))
+                continue
+            if s == end or not (np.isfinite(e[i]) and np.isfinite(e[i + 1])):
                 rows.append(_row(t, i, now=dt))
-                if s > 0 and self.order == 2:
+                if s != end and self.order == 2:
                     rows.append(_corrected(s, i, dt))
                 continue
             middle = (t + s) / 2
@@ -244,7 +264,7 @@ class InterpolantSDE(Solver):
 
     def _deviation(self, process: StochasticInterpolant, t: float, s: float) -> float:
         weights, points = np.array([1.0, 4.0, 1.0]) / 6, np.array([t, (t + s) / 2, s])
-        return float(np.sqrt(2 * (t - s) * weights @ self.epsilon.values(process, points)))
+        return float(np.sqrt(2 * abs(t - s) * weights @ self.epsilon.values(process, points)))
 
     def init(self, process, y, log_weights):
         """The point, the drift and the noise of the stage before."""

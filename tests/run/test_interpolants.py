@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from scorelab import config, data
+from scorelab.errors import ConfigError
 from scorelab.experiment.checks import check
 from scorelab.experiment.train import coupled
 from tests.run.conftest import with_sets
@@ -74,3 +75,55 @@ def test_points_off_the_space_are_refused_before_the_training():
     wrong = config.load(SPHERE, (*SMALL, "data.Named.name = 'rings'")).experiment
     with pytest.raises(ValueError, match=r"DataSpec.dataset = .* of 256 rows off Sphere\(\)"):
         check(wrong)
+REFLOW = (
+    "nets.MLP.width = 16", "nets.MLP.depth = 1", "data.Named.n = 256", "experiment.Train.batch_size = 32", "WARMUP = 2",
+    "optax.warmup_cosine_decay_schedule.decay_steps = 30", "experiment.Train.previews = 0", "grids.Uniform.steps = 3",
+    "experiment.Sample.n = 32", "experiment.PointEvaluation.projections = 16", "experiment.Rectify.every = 10",
+    "experiment.Rectify.n = 64", "experiment.Train.checkpoint_every = 10", "experiment.Straightness.n = 16",
+)  # fmt: skip
+
+
+def test_rounds_of_reflow_go_on_where_they_were_stopped(scorelab, tmp_path):
+    """Pairs of two rounds, the first from the base and the second from the data; stopped between, the samples are the same."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for steps, place, more in ((30, whole, ()), (20, parts, ()), (30, parts, ("--resume",))):
+        status, _, error = scorelab(
+            "run", "paper/2303.08797/reflow", *with_sets(*REFLOW, f"STEPS = {steps}"), "--workdir", place, *more
+        )
+        assert status == 0, error
+    with np.load(whole / "samples.npz") as one, np.load(parts / "samples.npz") as other:
+        np.testing.assert_array_equal(one["x"], other["x"])
+    experiment = config.load("paper/2303.08797/reflow", (*REFLOW, "STEPS = 30")).experiment
+    x = experiment.data.load().x
+    known = lambda found: np.array([np.any(np.all(row == x, axis=1)) for row in found])
+    with np.load(whole / "pairs" / "10.npz") as first, np.load(whole / "pairs" / "20.npz") as second:
+        assert not np.any(known(first["x"]))
+        assert np.all(known(second["x"]))
+        # Ends of one path are joined: nearer than any other two.
+        for pairs in (first, second):
+            distance = lambda w, pairs=pairs: np.mean(np.sum((pairs["x"] - w) ** 2, 1))
+            assert distance(pairs["base"]) < 0.7 * distance(np.roll(pairs["base"], 1, axis=0))
+    assert "straightness" in (whole / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("processes.StochasticInterpolant.coupling = None", r"expected data\.Rectified"),
+        ("experiment.Rectify.every = 15", "a multiple of Train.checkpoint_every"),
+        ("experiment.Rectify.every = 30", "less than Train.steps"),
+        ("experiment.Rectify.n = 16", "at least Train.batch_size"),
+        ("experiment.Rectify.solver = @solvers.InterpolantSDE()", "gamma that is not zero"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused_before_the_training(binding, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        check(config.load("paper/2303.08797/reflow", (*REFLOW, "STEPS = 30", binding)).experiment)
+
+
+def test_a_coupling_of_pairs_that_nobody_makes_is_refused():
+    bindings = [each for each in REFLOW if "Rectify" not in each and not each.startswith("grids")]
+    with pytest.raises(ValueError, match="rectify = None under Rectified"):
+        check(config.load("paper/2303.08797/reflow", (*bindings, "STEPS = 30", "experiment.Train.rectify = None")).experiment)
+    with pytest.raises(ConfigError, match="expected one of 'base', 'data'"):
+        config.load("paper/2303.08797/reflow", (*REFLOW, "STEPS = 30", "experiment.Rectify.exact = ('noise',)"))
