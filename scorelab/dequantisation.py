@@ -38,8 +38,6 @@ from scorelab.randomness import folded, per_example_keys
 from scorelab.solvers.epsilons import Epsilon
 from scorelab.validation import require_int, require_spec
 
-# The deviation of the logit normal law that is nearest to the uniform one.
-_FLAT = 1.6
 # Steps of the paths that a law of an interpolant is learned with.
 _STEPS = 10
 
@@ -89,11 +87,12 @@ class Uniform(Places):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitNormal:
-    r"""A learned law: :math:`\mathrm{logit}\,v \sim N(m(x), s(x)^2)` element by element, with a network of the whole ``x``.
+class LogitLogistic:
+    r"""A learned law: :math:`\mathrm{logit}\,v = m(x) + s(x)\,z` element by element, with ``z`` logistic.
 
-    Before it has learned anything, :math:`m = 0` and :math:`s = 1.6`, which is nearly uniform. The network gets the levels twice, side by
-    side in the last axis, and returns ``m`` and :math:`\log s` so. :func:`fit` makes the law.
+    At :math:`m = 0` and :math:`s = 1` it is uniform, where a network whose output begins at zero begins. The network sees the whole
+    ``x``. It gets the levels twice, side by side in the last axis, and returns ``m`` and :math:`\log s` so. :func:`fit` makes the
+    law.
 
     Attributes:
         net: as that of :class:`scorelab.models.Denoiser`.
@@ -104,22 +103,24 @@ class LogitNormal:
     def __post_init__(self):
         net = self.net
         if isinstance(net, type) or not (callable(getattr(net, "init", None)) and callable(getattr(net, "apply", None))):
-            raise TypeError(f"LogitNormal.net = {net!r}: expected a network with init(key, x, c_noise) and apply(params, x, c_noise)")
+            raise TypeError(
+                f"LogitLogistic.net = {net!r}: expected a network with init(key, x, c_noise) and apply(params, x, c_noise)"
+            )
 
     def init(self, key: Key, x: Integer[Array, " n *event"], levels: int) -> Pytree:
         """Fresh parameters."""
         return self.net.init(key, self._seen(x, levels)[:1], jnp.zeros(1), None)
 
-    def bind(self, params: Pytree) -> BoundLogitNormal:
+    def bind(self, params: Pytree) -> BoundLogitLogistic:
         """The law with these parameters."""
-        return BoundLogitNormal(params=params, law=self)
+        return BoundLogitLogistic(params=params, law=self)
 
     def moments(self, params: Pytree, x: Integer[Array, " n *event"], levels: int) -> tuple[Array, Array]:
         """``m`` and :math:`\\log s`, shaped like ``x``."""
         out = self.net.apply(params, self._seen(x, levels), jnp.zeros(len(x)), None)
         m, log_s = jnp.split(out, 2, axis=-1)
         # Bounded, so that a law that is learned cannot fall into a point.
-        return 8 * jnp.tanh(m / 8), math.log(_FLAT) + 2 * jnp.tanh(log_s / 2)
+        return 8 * jnp.tanh(m / 8), 3 * jnp.tanh(log_s / 3)
 
     @staticmethod
     def _seen(x: Array, levels: int) -> Array:
@@ -129,18 +130,19 @@ class LogitNormal:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
-class BoundLogitNormal(Places):
-    """That of :class:`LogitNormal` with parameters, which are its leaves."""
+class BoundLogitLogistic(Places):
+    """That of :class:`LogitLogistic` with parameters, which are its leaves."""
 
     params: Pytree
-    law: LogitNormal = field(metadata={"static": True})
+    law: LogitLogistic = field(metadata={"static": True})
 
     def draw(self, keys, x, transform):
         m, log_s = self.law.moments(self.params, x, _levels("draw", transform))
-        z = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
+        z = jax.vmap(lambda key: jax.random.logistic(key, x.shape[1:]))(keys)
         logit = m + jnp.exp(log_s) * z
-        # log q = log N(z) - log s - log v - log(1 - v)
-        log_q = -0.5 * (z**2 + math.log(2 * math.pi)) - log_s + jax.nn.softplus(logit) + jax.nn.softplus(-logit)
+        # The logarithm of sigmoid(a) sigmoid(-a), the density of a logistic number and the slope of the sigmoid.
+        slope = lambda a: -jax.nn.softplus(a) - jax.nn.softplus(-a)
+        log_q = slope(z) - log_s - slope(logit)
         return transform.at(x, jax.nn.sigmoid(logit)), jnp.sum(log_q, axis=tuple(range(1, x.ndim)))
 
 
@@ -154,12 +156,14 @@ class BitsPerDim:
         log_prob: the bound of :math:`\log P(x)`, nats, ``(n,)``.
         log_weights: :math:`w` of every draw, nats, ``(n, draws)``.
         law: which law of the model it belongs to, in words.
+        event: the shape of one row.
     """
 
     bits: Array
     log_prob: Array
     log_weights: Array
     law: str = field(metadata={"static": True})
+    event: tuple[int, ...] = field(metadata={"static": True})
 
     @property
     def mean(self) -> Float[Array, ""]:
@@ -171,17 +175,17 @@ class BitsPerDim:
         """Of the mean, from the spread over the rows; NaN for one."""
         return jnp.std(self.bits, ddof=1) / math.sqrt(len(self.bits)) if len(self.bits) > 1 else jnp.asarray(jnp.nan)
 
-    def of(self, draws: int) -> Float[Array, " n"]:
-        r"""The bound of :math:`\log P(x)` with fewer draws, nats, ``(n,)``: the mean over disjoint groups of so many.
+    def bits_of(self, draws: int) -> Float[Array, " n"]:
+        r"""The bits with fewer draws, ``(n,)``: the mean over disjoint groups of so many.
 
         Raises:
             ValueError: a number that does not divide that of the draws.
         """
-        require_int("BitsPerDim.of", 1, draws=draws)
+        require_int("BitsPerDim.bits_of", 1, draws=draws)
         n, most = self.log_weights.shape
         if most % draws:
-            raise ValueError(f"BitsPerDim.of.draws = {draws}: expected a divisor of the {most} draws")
-        return jnp.mean(_importance(self.log_weights.reshape(n, most // draws, draws)), axis=1)
+            raise ValueError(f"BitsPerDim.bits_of.draws = {draws}: expected a divisor of the {most} draws")
+        return _bits(jnp.mean(_importance(self.log_weights.reshape(n, most // draws, draws)), axis=1), self.event)
 
 
 def bits_per_dim(
@@ -204,8 +208,8 @@ def bits_per_dim(
     r"""Bits per dimension of integer data, an upper bound: places in the cells are drawn, and their weights counted.
 
     The density is that of the model's flow (:func:`scorelab.log_likelihood`), or with a ``grid`` the lower bound of that of its SDE
-    (:func:`scorelab.likelihood_bound`). It is that of data noised to the first time of the process, or the last one of the grid. What a row
-    draws depends on the key and its id.
+    (:func:`scorelab.likelihood_bound`). It is that of data noised to the first time of the process, or to the last one of the grid.
+    What a row draws depends on the key and its id.
 
     Args:
         model: a model of data on the scale ``transform``, trained on dequantised data.
@@ -225,8 +229,8 @@ def bits_per_dim(
 
     Raises:
         TypeError: a transform without levels; data that are not uint8; what is no law of places.
-        ValueError: values that are no levels of the transform; several draws with probes or a grid, whose noise in the exponent would be
-            a bias towards too few bits; epsilon without a grid.
+        ValueError: values that are no levels of the transform; several draws with probes or a grid, whose noise in the exponent
+            would be a bias towards too few bits; epsilon without a grid.
         FloatingPointError: see the two functions.
     """
     where = "bits_per_dim"
@@ -237,11 +241,13 @@ def bits_per_dim(
     require_int(where, 0, probes=probes)
     check_key(where, key)
     if grid is None and (epsilon is not None or paths != 1):
-        raise ValueError(f"{where}.epsilon = {epsilon!r} and paths = {paths} without a grid: expected grid=, or neither, for the flow")
+        raise ValueError(
+            f"{where}.epsilon = {epsilon!r} and paths = {paths} without a grid: expected grid=, or neither, for the flow"
+        )
     if draws > 1 and (probes or grid is not None):
         raise ValueError(
-            f"{where}.draws = {draws} with probes = {probes} and grid = {grid!r}: expected probes = 0 and no grid, since importance "
-            "weights need the likelihood itself, and an estimate of it in the exponent gives too few bits"
+            f"{where}.draws = {draws} with probes = {probes} and grid = {grid!r}: expected probes = 0 and no grid, since "
+            "the weights need the likelihood itself, and an estimate of it in the exponent gives too few bits"
         )
     x = _checked(where, x, transform)
     n = len(x)
@@ -269,14 +275,18 @@ def bits_per_dim(
     log_det = -transform.bits_per_dim(jnp.zeros(()), event) * math.prod(event) * math.log(2)
     log_weights = jnp.concatenate(parts) + log_det
     log_prob = _importance(log_weights)
-    bits = -log_prob / (math.prod(event) * math.log(2))
+    bits = _bits(log_prob, event)
     if not is_traced(bits):
         require_rows(np.isfinite(on_host(bits)), f"{where}: the rows {{rows}} of {{n}} have no finite bits", FloatingPointError)
-    return BitsPerDim(bits=bits, log_prob=log_prob, log_weights=log_weights, law=law)
+    return BitsPerDim(bits=bits, log_prob=log_prob, log_weights=log_weights, law=law, event=event)
 
 
 def _importance(log_weights: Array) -> Array:
     return jax.nn.logsumexp(log_weights, axis=-1) - math.log(log_weights.shape[-1])
+
+
+def _bits(log_prob: Array, event: tuple[int, ...]) -> Array:
+    return -log_prob / (math.prod(event) * math.log(2))
 
 
 def _levels(where: str, transform: Levels) -> int:
@@ -301,7 +311,7 @@ Objective = Callable[[Any, Array, Key, Pytree], Array]
 
 
 def fit(
-    law: LogitNormal,
+    law: LogitLogistic,
     model: Model,
     x: Integer[Array, " n *event"],
     transform: Levels,
@@ -312,11 +322,11 @@ def fit(
     optimiser: Any = None,
     objective: Objective | None = None,
     cond: Pytree = None,
-) -> tuple[BoundLogitNormal, np.ndarray]:
+) -> tuple[BoundLogitLogistic, np.ndarray]:
     r"""Learn the law of places under a fixed model, by gradients of the bound :math:`E[\log p(y) - \log q(v\mid x)]`.
 
-    The model is not changed. Any law gives a bound; only how tight it is depends on what was learned, so ``x`` are training data and the bits
-    are counted on others.
+    The model is not changed. Any law gives a bound, and what was learned only makes it tighter. So ``x`` are training data, and the
+    bits are counted on others.
 
     Args:
         law: what is learned.
@@ -340,7 +350,7 @@ def fit(
         FloatingPointError: the bound was not finite, with the step.
     """
     where = "dequantisation.fit"
-    require_spec(where, LogitNormal, law=law)
+    require_spec(where, LogitLogistic, law=law)
     levels = _levels(where, transform)
     require_int(where, 1, steps=steps, batch_size=batch_size)
     check_key(where, key)

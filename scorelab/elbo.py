@@ -10,9 +10,9 @@ the density of its samples is, by Girsanov's theorem,
 .. math:: \log p(x) \ge E[A],\qquad \log p(x) = \log E[e^A],\qquad
           A = \log p_T(Y_T) + \int\big(\nabla\!\cdot(u-\epsilon s) - \epsilon|s|^2\big)\,dt - \int\sqrt{2\epsilon}\,s\cdot dW .
 
-The last integral has the mean 0. With it ``A`` is the same number on every path where ``s`` is the score of the model's own law: then
-the bound is an equality. Sources: Albergo, Boffi, Vanden-Eijnden, arXiv 2303.08797; for :math:`\epsilon = g^2/2`, the reverse SDE of a
-linear-Gaussian process, Song et al. (2021), arXiv 2101.09258, and Huang et al. (2021), arXiv 2106.02808.
+The last integral has the mean 0. With it ``A`` is the same number on every path where ``s`` is the score of the model's own law.
+Then the bound is an equality. Sources: Albergo, Boffi, Vanden-Eijnden, arXiv 2303.08797; for :math:`\epsilon = g^2/2`, the reverse SDE
+of a linear-Gaussian process, Song et al. (2021), arXiv 2101.09258, and Huang et al. (2021), arXiv 2106.02808.
 
 The law of the SDE depends on :math:`\epsilon`, and is another one than that of the flow
 (:func:`scorelab.likelihood.log_likelihood`) unless ``s`` is exact.
@@ -83,8 +83,8 @@ class BoundRow(NamedTuple):
     .. math:: f = w u - a n,\qquad A \leftarrow A + \nabla\!\cdot(w u + b n) - c|n|^2 + m\,n\cdot\xi .
 
     The first stage leads to :math:`y' = y + 2f + r\xi`, the second from there to :math:`y + f_1 + f + r\xi`. In the first
-    :math:`b = a`. In the second :math:`b = a - m r`: by Stein's lemma :math:`E[n\cdot\xi] = r\,E[\nabla\!\cdot n]` at :math:`y'`, so
-    that the two terms with ``m`` have together the mean 0. They are the integral over ``dW`` to second order.
+    :math:`b = a`. In the second :math:`b = a - m r`: by Stein's lemma :math:`E[n\cdot\xi] = r\,E[\nabla\!\cdot n]` at :math:`y'`,
+    so that the two terms with ``m`` have together the mean 0. They are the integral over ``dW`` to second order.
 
     Attributes:
         t: where the model is asked.
@@ -126,19 +126,19 @@ def likelihood_bound(
     r"""A lower bound of the log-likelihood of data points under a model's SDE, from simulated paths.
 
     Paths by the stochastic Heun rule, integrals by the trapezoidal rule, both in :math:`l = \log(\sigma/\alpha)`, or in
-    :math:`l = \arcsin\sqrt t` of an interpolant. The mean of ``A`` has the order 2 in the steps, for two calls of the model in each. Its
-    spread over paths under the exact score has the order 1. A row's paths depend on the key and on its id, and not on the batch.
+    :math:`l = \arcsin\sqrt t` of an interpolant. The mean of ``A`` has the order 2 in the steps, for two calls of the model in
+    each. Its spread over paths under the exact score has the order 1. A row's paths depend on the key and its id alone.
 
-    Where :math:`\epsilon` is not 0 and there is no latent noise, at the ends of an interpolant, the step beside it is one of the flow, as
-    in :class:`scorelab.solvers.InterpolantSDE`.
+    Where :math:`\epsilon` is not 0 and there is no latent noise, at the ends of an interpolant, the step beside it is one of the
+    flow, as in :class:`scorelab.solvers.InterpolantSDE`.
 
     Args:
         model: a model of a linear-Gaussian process, or of an interpolant with latent noise whose base is a law.
         x: data, ``(n, *event)``.
         grid: the times, as they are sampled on. Of a linear-Gaussian process those without noise are left out.
         key: PRNG key of paths and probes.
-        epsilon: how much noise (:mod:`scorelab.solvers.epsilons`); None for ``Reverse()``, the reverse SDE of a linear-Gaussian process,
-            and for ``Proportional()`` under an interpolant.
+        epsilon: how much noise (:mod:`scorelab.solvers.epsilons`); None for ``Reverse()``, the reverse SDE of a linear-Gaussian
+            process, and for ``Proportional()`` under an interpolant.
         paths: paths for each row.
         probes: as in :func:`scorelab.likelihood.log_likelihood`, but drawn anew in every stage.
         start: the law at the first time of the grid; the prior of the process by default.
@@ -147,8 +147,8 @@ def likelihood_bound(
         chunk: paths computed at once, over all rows.
 
     Raises:
-        ValueError: no data, rows that are not finite or outside the domain of the chart (named); an interpolant without latent noise,
-            or whose base is points; a grid whose noise ratio is infinite, or that does not reach from the data to the base of an
+        ValueError: no data, rows that are not finite or outside the domain of the chart (named); an interpolant without latent
+            noise, or whose base is points; a grid whose noise ratio is infinite, or that does not reach from the data to the base of an
             interpolant; an epsilon that is negative, not finite, or zero everywhere.
         TypeError: a prediction without a velocity, or without the noise that the score is told from.
         FloatingPointError: the numbers of some rows became NaN or infinite; the message names them.
@@ -197,7 +197,9 @@ def likelihood_bound(
         parts.append(found[: n * paths - low])
     log_weights = jnp.concatenate(parts).reshape(n, paths)
     if not is_traced(log_weights):
-        message = f"{where}: the paths of the rows {{rows}} of {{n}} have numbers that are not finite, under {epsilon!r} on {grid!r}"
+        message = (
+            f"{where}: the paths of the rows {{rows}} of {{n}} have numbers that are not finite, under {epsilon!r} on {grid!r}"
+        )
         require_rows(np.isfinite(on_host(log_weights)), message, FloatingPointError)
     error = jnp.std(log_weights, axis=1, ddof=1) / math.sqrt(paths) if paths > 1 else jnp.full(n, jnp.nan, x.dtype)
     return LikelihoodBound(
@@ -230,8 +232,8 @@ def _table(process: Any, epsilon: Epsilon, grid: Grid) -> tuple[BoundRow, np.nda
             raise ValueError(f"{where}.grid = {grid!r} has {len(times)} times with noise: expected two or more")
         if not process.log_snr(times[-1]) > -np.inf:
             raise ValueError(
-                f"{where}.grid = {grid!r} begins at t = {times[-1]:.6g}, where the noise ratio of {process!r} is infinite: expected "
-                "a grid that begins below it (its t_max)"
+                f"{where}.grid = {grid!r} begins at t = {times[-1]:.6g}, where the noise ratio of {process!r} is infinite: "
+                "expected a grid that begins below it (its t_max)"
             )
         coordinate, inverse = (lambda t: -process.log_snr(t) / 2), (lambda l: np.asarray(process.schedule.time(-2 * l)))
         pace, level = (lambda t: 2 * process.sigma(t) ** 2 / process.latent_diffusion(t) ** 2), process.sigma
@@ -239,7 +241,7 @@ def _table(process: Any, epsilon: Epsilon, grid: Grid) -> tuple[BoundRow, np.nda
         l = np.asarray(coordinate(times), np.float64)
         middle = inverse((l[1:] + l[:-1]) / 2)
         at, between = (epsilon.checked(process, each) for each in (times, middle))
-        pace_at, pace_between, levels = (np.asarray(f(each), np.float64) for f, each in ((pace, times), (pace, middle), (level, times)))
+        pace_at, pace_between, levels = (np.asarray(each, np.float64) for each in (pace(times), pace(middle), level(times)))
         # Not a number at an end of an interpolant where epsilon is not 0.
         over, twice = (pace_at * np.where(at == 0, 0.0, at / each) for each in (levels, levels**2))
     rows = []
@@ -301,8 +303,8 @@ def denoising_bound(model: Model, y: Float[Array, " n *event"], key: Key, cond: 
     .. math:: \log p(y_0) \ge -\int E\lVert\hat\epsilon(y_t) - \epsilon\rVert^2\,dl
               - \tfrac12\lVert\alpha_Ty_0\rVert^2/\sigma_T^2 + \text{const},\qquad l = \log(\sigma_t/\alpha_t),
 
-    of the law of the model with the noise of ``t_min`` added. The integral is estimated at one ``l`` for each row, spread evenly over
-    the rows of the batch. It is for learning by gradients in ``y``, and too noisy for a number.
+    of the law of the model with the noise of ``t_min`` added. The integral is estimated at one ``l`` for each row, spread evenly
+    over the rows of the batch. It is for learning by gradients in ``y``, and too noisy for a number.
     Source: Kingma et al. (2021), arXiv 2107.00630, eqs. 11 to 17.
 
     Args:

@@ -4,6 +4,7 @@ from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
 from scorelab.data.couplings import Assignment, Coupled, Coupling, CouplingWarning, Entropic, Independent, Paired
+from scorelab.data.dequantised import Dequantised
 from scorelab.data.derived import Derived, Moments, SuperResolution
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
@@ -21,6 +22,7 @@ __all__ = [
     "DataCorrupt",
     "DataNotFound",
     "DataSet",
+    "Dequantised",
     "Derived",
     "Entropic",
     "Identity",
