@@ -17,7 +17,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jaxtyping import Float, Integer
 from scorelab import walk
 from scorelab.arguments import check_conditions, check_ids, check_key, require_rows
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
+from scorelab.data.transforms import Cells
 from scorelab.elbo import denoising_bound, likelihood_bound
 from scorelab.grids import Arcsine, Grid
 from scorelab.likelihood import log_likelihood
@@ -42,37 +43,12 @@ from scorelab.validation import require_int, require_spec
 _STEPS = 10
 
 
-class Levels(Protocol):
-    """A scale of integer data, as :class:`scorelab.data.Pixels` is one."""
-
-    @property
-    def levels(self) -> int | None:
-        """Number of levels of the stored values, None for continuous ones."""
-        ...
-
-    def check(self, x: np.ndarray, levels: int | None = None) -> None:
-        """Raise TypeError or ValueError for data that are not on the levels."""
-        ...
-
-    def at(self, x: Integer[Array, " n *event"], v: Float[Array, " n *event"]) -> Float[Array, " n *event"]:
-        """The points at the places ``v`` in the cells, ``0 < v < 1``."""
-        ...
-
-    def dequantise(self, key: Key, x: Integer[Array, " n *event"]) -> Float[Array, " n *event"]:
-        """Points at uniform places."""
-        ...
-
-    def bits_per_dim(self, log_prob: Float[Array, " n"], event_shape: tuple[int, ...]) -> Float[Array, " n"]:
-        """Nats of the continuous density to bits per dimension of the levels."""
-        ...
-
-
 class Places(abc.ABC):
     """The law ``q`` of the place in a cell, given the levels; a pytree. A new one needs ``draw``."""
 
     @abc.abstractmethod
     def draw(
-        self, keys: Key, x: Integer[Array, " n *event"], transform: Levels
+        self, keys: Key, x: Integer[Array, " n *event"], transform: Cells
     ) -> tuple[Float[Array, " n *event"], Float[Array, " n"]]:
         """One point of data space in each cell, from one key for each row, and :math:`\\log q` of its place."""
 
@@ -137,7 +113,7 @@ class BoundLogitLogistic(Places):
     law: LogitLogistic = field(metadata={"static": True})
 
     def draw(self, keys, x, transform):
-        m, log_s = self.law.moments(self.params, x, _levels("draw", transform))
+        m, log_s = self.law.moments(self.params, x, transform.levels)
         z = jax.vmap(lambda key: jax.random.logistic(key, x.shape[1:]))(keys)
         logit = m + jnp.exp(log_s) * z
         # The logarithm of sigmoid(a) sigmoid(-a), the density of a logistic number and the slope of the sigmoid.
@@ -191,7 +167,7 @@ class BitsPerDim:
 def bits_per_dim(
     model: Model,
     x: Integer[Array, " n *event"],
-    transform: Levels,
+    transform: Cells,
     *,
     key: Key,
     places: Places | None = None,
@@ -234,7 +210,7 @@ def bits_per_dim(
         FloatingPointError: see the two functions.
     """
     where = "bits_per_dim"
-    _levels(where, transform)
+    _require_cells(where, transform)
     places = Uniform() if places is None else places
     require_spec(where, Places, places=places)
     require_int(where, 1, draws=draws)
@@ -262,7 +238,9 @@ def bits_per_dim(
         keys, column = per_example_keys(key_places, jnp.asarray(part_ids)), []
         for k in range(draws):
             y, log_q = places.draw(folded(keys, k), part_x, transform)
-            common = dict(key=jax.random.fold_in(key_model, k), probes=probes, cond=part_cond, ids=part_ids, **options)
+            common: dict[str, Any] = dict(
+                key=jax.random.fold_in(key_model, k), probes=probes, cond=part_cond, ids=part_ids, **options
+            )
             if grid is None:
                 found = log_likelihood(part_model, y, **common)
             else:
@@ -289,13 +267,12 @@ def _bits(log_prob: Array, event: tuple[int, ...]) -> Array:
     return -log_prob / (math.prod(event) * math.log(2))
 
 
-def _levels(where: str, transform: Levels) -> int:
-    if getattr(transform, "levels", None) is None:
+def _require_cells(where: str, transform: Cells) -> None:
+    if not isinstance(transform, Cells):
         raise TypeError(f"{where}.transform = {transform!r}: expected a transform with levels, such as Pixels(levels=256)")
-    return int(transform.levels)  # pyright: ignore[reportArgumentType]: seen above
 
 
-def _checked(where: str, x: Array, transform: Levels) -> Array:
+def _checked(where: str, x: Array, transform: Cells) -> Array:
     """Integer data ``(n, *event)`` that are on the levels of the transform."""
     if np.ndim(x) < 2 or not np.size(x):
         raise ValueError(f"{where}.x has shape {np.shape(x)}: expected (n, *event) with at least one row")
@@ -314,7 +291,7 @@ def fit(
     law: LogitLogistic,
     model: Model,
     x: Integer[Array, " n *event"],
-    transform: Levels,
+    transform: Cells,
     *,
     key: Key,
     steps: int = 500,
@@ -351,7 +328,7 @@ def fit(
     """
     where = "dequantisation.fit"
     require_spec(where, LogitLogistic, law=law)
-    levels = _levels(where, transform)
+    _require_cells(where, transform)
     require_int(where, 1, steps=steps, batch_size=batch_size)
     check_key(where, key)
     x, model = _checked(where, x, transform), as_pytree(where, model)
@@ -365,7 +342,7 @@ def fit(
         raise TypeError(f"{where}.objective = {objective!r}: expected a function (model, y, key, cond) of log-densities, or None")
     optimiser = optax.adam(1e-3) if optimiser is None else optimiser
     key_init, key_steps = jax.random.split(key)
-    params = law.init(key_init, x, levels)
+    params = law.init(key_init, x, transform.levels)
 
     @jax.jit
     def step(model, x, cond, params, state, key):

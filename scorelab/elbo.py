@@ -11,8 +11,8 @@ the density of its samples is, by Girsanov's theorem,
           A = \log p_T(Y_T) + \int\big(\nabla\!\cdot(u-\epsilon s) - \epsilon|s|^2\big)\,dt - \int\sqrt{2\epsilon}\,s\cdot dW .
 
 The last integral has the mean 0. With it ``A`` is the same number on every path where ``s`` is the score of the model's own law.
-Then the bound is an equality. Sources: Albergo, Boffi, Vanden-Eijnden, arXiv 2303.08797; for :math:`\epsilon = g^2/2`, the reverse SDE
-of a linear-Gaussian process, Song et al. (2021), arXiv 2101.09258, and Huang et al. (2021), arXiv 2106.02808.
+Then the bound is an equality. Sources: Albergo, Boffi, Vanden-Eijnden, arXiv 2303.08797; for :math:`\epsilon = g^2/2`, the reverse
+SDE of a linear-Gaussian process, Song et al. (2021), arXiv 2101.09258, and Huang et al. (2021), arXiv 2106.02808.
 
 The law of the SDE depends on :math:`\epsilon`, and is another one than that of the flow
 (:func:`scorelab.likelihood.log_likelihood`) unless ``s`` is exact.
@@ -148,8 +148,8 @@ def likelihood_bound(
 
     Raises:
         ValueError: no data, rows that are not finite or outside the domain of the chart (named); an interpolant without latent
-            noise, or whose base is points; a grid whose noise ratio is infinite, or that does not reach from the data to the base of an
-            interpolant; an epsilon that is negative, not finite, or zero everywhere.
+            noise, or whose base is points; a grid whose noise ratio is infinite, or that does not reach from the data to the base
+            of an interpolant; an epsilon that is negative, not finite, or zero everywhere.
         TypeError: a prediction without a velocity, or without the noise that the score is told from.
         FloatingPointError: the numbers of some rows became NaN or infinite; the message names them.
     """

@@ -6,7 +6,7 @@ places, with places whose law was learned under each model, and with importance 
 with uniform places, of epsilon = g^2/2, and of gamma^2 for the interpolant.
 
 Beside them are laws without a network, fitted to the same images: the histogram of every pixel, a Gaussian, and a mixture of
-Gaussians. The known law is a mixture in the plane with 8 levels, the mass of whose cells is known by the error function. Its model is
+Gaussians. The known law is a mixture in the plane with 8 levels, whose cells have a mass known by the error function. Its model is
 exact, so that only the places are in question. MNIST is counted by Hutchinson's estimate, so with one place for each image.
 """
 

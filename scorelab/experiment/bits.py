@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from scorelab import dequantisation
+from scorelab.data import Cells
 from scorelab.experiment.diagnose import Diagnostic, Finding
 from scorelab.grids import Grid
 from scorelab.processes import LinearGaussian, StochasticInterpolant
@@ -70,7 +71,7 @@ class BitsPerDim(Diagnostic):
         data, process = experiment.data, experiment.process
         if self.split not in data.dataset.splits:
             raise ValueError(f"BitsPerDim.split = {self.split!r} of {data.name}: expected one of {list(data.dataset.splits)}")
-        if getattr(data.transform, "levels", None) is None:
+        if not isinstance(data.transform, Cells):
             raise ValueError(f"BitsPerDim for {data.name} under {data.transform!r}: expected data with levels, as Pixels has them")
         if not data.dequantise:
             raise ValueError(
@@ -84,7 +85,7 @@ class BitsPerDim(Diagnostic):
             raise ValueError(f"BitsPerDim.n = {self.n}: expected at most {len(data.load(self.split))}, the rows of {self.split}")
 
     def __call__(self, model, data, key):
-        arrays, train = data.load(self.split), data.load()
+        arrays, train, transform = data.load(self.split), data.load(), cast(Cells, data.transform)
         size = len(arrays) if self.n is None else self.n
         rows = np.unique(np.linspace(0, len(arrays) - 1, size).round().astype(int))
         key_places, key_bits = jax.random.split(key)
@@ -93,14 +94,14 @@ class BitsPerDim(Diagnostic):
             law, cond = dequantisation.LogitLogistic(net=self.places), data.condition_of(np.arange(len(train)))
             batch = min(64, len(train))
             places, _ = dequantisation.fit(
-                law, model, train.x, data.transform, key=key_places, steps=self.steps, batch_size=batch, cond=cond
+                law, model, train.x, transform, key=key_places, steps=self.steps, batch_size=batch, cond=cond
             )
         found = dequantisation.bits_per_dim(
-            model, arrays.x[rows], data.transform, key=key_bits, places=places, draws=self.draws, grid=self.grid,
+            model, arrays.x[rows], transform, key=key_bits, places=places, draws=self.draws, grid=self.grid,
             epsilon=self.epsilon, paths=self.paths, probes=self.probes, cond=data.condition_of(rows, self.split), chunk=self.chunk,
         )  # fmt: skip
         # What a code without a model takes.
-        plain = float(np.log2(data.transform.levels))
+        plain = np.log2(transform.levels)
         values = dict(
             bits_per_dim=found.mean, standard_error=found.standard_error, n=len(rows), draws=self.draws, uniform_code=plain
         )

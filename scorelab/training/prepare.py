@@ -12,7 +12,7 @@ import numpy as np
 from scorelab.arrays import Array, Pytree
 from scorelab.data.arrays import not_known_or_finite
 from scorelab.data.batches import Batches
-from scorelab.data.transforms import Transform
+from scorelab.data.transforms import Cells, Transform
 from scorelab.validation import require_spec
 
 # The name of the array that is the condition, several of them, or by member.
@@ -24,9 +24,9 @@ class Prepare:
     """``{"x": stored values, ...}`` to ``{"x": floating point, "cond": condition or None, ...}``, traceable.
 
     A condition is taken as it is stored: integers ``(batch,)`` are the numbers of classes, and become int32; floating point numbers
-    stay. Images that are stored as pixels, uint8 ``(batch, height, width, channels)``, are scaled by the transform as ``x`` is. Where
-    a batch has ``places`` (:class:`scorelab.data.Dequantised`), the levels of ``x`` go there in their cells. All other arrays of
-    the batch stay beside, as they are.
+    stay. Images that are stored as pixels, uint8 ``(batch, height, width, channels)``, are scaled by the transform as ``x`` is.
+    Where a batch has ``places`` (:class:`scorelab.data.Dequantised`), the levels of ``x`` go there in their cells. All other arrays
+    of the batch stay beside, as they are.
 
     Attributes:
         transform: such as ``scorelab.data.Pixels()``; None casts ``x``, and pixels, to float32.
@@ -54,11 +54,11 @@ class Prepare:
         return {**others, "x": x, "cond": self.condition(batch)}
 
     def _placed(self, x: Array, places: Array) -> Array:
-        if not callable(at := getattr(self.transform, "at", None)):
+        if not isinstance(self.transform, Cells):
             raise TypeError(
-                f"Prepare.transform = {self.transform!r} for dequantised batches: expected one with cells, such as Pixels()"
+                f"Prepare.transform = {self.transform!r} for batches with places: expected one with cells, such as Pixels()"
             )
-        return at(x, places)
+        return self.transform.at(x, places)
 
     def condition(self, batch: Mapping[str, Array]) -> Pytree:
         """The condition of a stored batch, as the network is given it; None where there is none."""
