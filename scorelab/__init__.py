@@ -15,9 +15,11 @@ if TYPE_CHECKING:
         config,
         data,
         densities,
+        dequantisation,
         diagnostics,
         distill,
         divergence,
+        elbo,
         experiment,
         fk,
         grids,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
         viz,
         walk,
     )
+    from scorelab.dequantisation import bits_per_dim
+    from scorelab.elbo import likelihood_bound
     from scorelab.inversion import invert
     from scorelab.likelihood import log_likelihood
     from scorelab.sampling import Samples, sample
@@ -46,17 +50,21 @@ __version__ = "0.2.0"
 __all__ = [
     "NonFiniteSample",
     "Samples",
+    "bits_per_dim",
     "config",
     "data",
     "densities",
+    "dequantisation",
     "diagnostics",
     "distill",
     "divergence",
+    "elbo",
     "experiment",
     "fk",
     "grids",
     "invert",
     "likelihood",
+    "likelihood_bound",
     "log_likelihood",
     "losses",
     "metrics",
@@ -78,7 +86,9 @@ __all__ = [
 _FROM = {
     "NonFiniteSample": "walk",
     "Samples": "sampling",
+    "bits_per_dim": "dequantisation",
     "invert": "inversion",
+    "likelihood_bound": "elbo",
     "log_likelihood": "likelihood",
     "sample": "sampling",
 }

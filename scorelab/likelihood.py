@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float, Int
 
-from scorelab.arguments import check_conditions, check_data, check_key, require_rows
+from scorelab.arguments import check_conditions, check_data, check_ids, check_key, require_rows
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.divergence import divergence, signs
 from scorelab.models.base import Model, ask
@@ -53,23 +53,6 @@ class Likelihood:
     probes: int
 
 
-class Dequantiser(Protocol):
-    """The named transform that bits/dim is computed through (see :class:`scorelab.data.Pixels`)."""
-
-    @property
-    def levels(self) -> int | None:
-        """Number of levels of the stored values, None for continuous ones."""
-        ...
-
-    def dequantise(self, key: Key, x: Integer[Array, " n *event"]) -> Float[Array, " n *event"]:
-        """Integer levels to continuous values of the data space."""
-        ...
-
-    def bits_per_dim(self, log_prob: Float[Array, " n"], event_shape: tuple[int, ...]) -> Float[Array, " n"]:
-        """Nats of the continuous density to bits per dimension of the levels."""
-        ...
-
-
 def log_likelihood(
     model: Model,
     x: Float[Array, " n *event"],
@@ -78,6 +61,7 @@ def log_likelihood(
     key: Key | None = None,
     start: Start | None = None,
     cond: Pytree = None,
+    ids: Array | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     rtol: float = 1e-5,
@@ -100,6 +84,7 @@ def log_likelihood(
         key: PRNG key for the probes.
         start: the law at ``t_max``; the prior of the process by default.
         cond: conditions with leading axis ``n``.
+        ids: of the rows, which their probes depend on; ``arange(n)`` by default.
         t_min: where the flow starts; the process's own by default.
         t_max: where it ends; the process's own by default.
         rtol: relative tolerance of the adaptive solver.
@@ -131,6 +116,7 @@ def log_likelihood(
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
     _check_times(process, t0, t1)
     x = check_data("log_likelihood", x)
+    ids = check_ids("log_likelihood", ids, len(x))
     check_conditions("log_likelihood", model, cond, len(x))
     y = process.encode(x)
     if not is_traced(y):
@@ -141,7 +127,7 @@ def log_likelihood(
         if not is_traced(t1):
             start.suit("log_likelihood", model, float(t1), cond)
     log_prob, latent, steps, done = _flow(
-        model, start, x, y, key, cond,
+        model, start, x, y, key, jnp.asarray(ids), cond,
         jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
         probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
     )  # fmt: skip
@@ -155,38 +141,16 @@ def log_likelihood(
     return Likelihood(log_prob=log_prob, latent=latent, steps=steps, probes=probes)
 
 
-def bits_per_dim(
-    model: Model, levels: Integer[Array, " n *event"], transform: Dequantiser, *, key: Key, **options: Any
-) -> tuple[Float[Array, " n"], Likelihood]:
-    """Bits per dimension of integer data: dequantise, take the log-likelihood, convert by the transform's Jacobian.
-
-    Args:
-        model: a model trained on the transform's scale.
-        levels: integer data, ``(n, *event)`` uint8.
-        transform: for instance ``scorelab.data.Pixels(levels=256)``.
-        key: PRNG key of the dequantisation noise and of Hutchinson probes.
-        options: the other arguments of :func:`log_likelihood`.
-
-    Returns:
-        bits per dimension ``(n,)``, an upper bound in expectation over the dequantisation noise, and the likelihood.
-    """
-    key_noise, key_probes = jax.random.split(key)
-    if transform.levels is None:
-        raise TypeError(f"bits_per_dim.transform = {transform!r}: expected a transform with levels, such as Pixels(levels=256)")
-    result = log_likelihood(model, transform.dequantise(key_noise, levels), key=key_probes, **options)
-    return transform.bits_per_dim(result.log_prob, tuple(jnp.shape(levels)[1:])), result
-
-
 @functools.partial(jax.jit, static_argnames=("probes", "solver", "max_steps"))
 def _flow(
-    model, start, x: Float[Array, " n *event"], y0: Float[Array, " n *event"], key, cond, t0, t1, rtol, atol,
+    model, start, x: Float[Array, " n *event"], y0: Float[Array, " n *event"], key, ids, cond, t0, t1, rtol, atol,
     *, probes, solver, max_steps,
 ) -> tuple[Float[jax.Array, " n"], Float[jax.Array, " n *event"], Int[jax.Array, ""], Bool[jax.Array, ""]]:  # fmt: skip
     process = model.process
     # Off a manifold, where an adaptive step may go, the field is that of the nearest point: the trace is then that of the manifold.
     place = process.retract if isinstance(process, Bridge) else jnp.asarray
     # Held fixed along the flow, so that the integral is one of a smooth function.
-    directions = signs(per_example_keys(key, jnp.arange(len(y0))), probes, y0) if probes else None
+    directions = signs(per_example_keys(key, ids), probes, y0) if probes else None
 
     def field(t, state, args):
         def velocity(y):

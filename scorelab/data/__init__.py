@@ -14,23 +14,26 @@ from scorelab.data.couplings import (
     Paired,
     Rectified,
 )
+from scorelab.data.dequantised import Dequantised
 from scorelab.data.derived import Derived, Moments, SuperResolution
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
-from scorelab.data.transforms import Identity, Pixels, Positive, Transform
+from scorelab.data.transforms import Cells, Identity, Pixels, Positive, Transform
 
 __all__ = [
     "ArrayFile",
     "Arrays",
     "Assignment",
     "Batches",
+    "Cells",
     "Coupled",
     "Coupling",
     "CouplingWarning",
     "DataCorrupt",
     "DataNotFound",
     "DataSet",
+    "Dequantised",
     "Derived",
     "Entropic",
     "Identity",

@@ -122,6 +122,14 @@ class Cells(Transform):
         bits = jax.random.bits(key, x.shape, jnp.uint16) >> (16 - self.noise_bits)
         return self._affine(x + (bits.astype(jnp.float32) + 0.5) * 2.0**-self.noise_bits)
 
+    def at(self, x, v) -> jax.Array:
+        """The point at the place v in the level's cell: uint8 (...) and float (...) in [0, 1] -> float32 (...).
+
+        A place within 2^-(b+1) of an end of the cell, b = ``noise_bits``, is moved there, so that ``decode`` undoes it exactly.
+        """
+        part = 2.0 ** -(self.noise_bits + 1)
+        return self._affine(self._as_float(x) + jnp.clip(jnp.asarray(v, jnp.float32), part, 1 - part))
+
     @property
     def noise_bits(self) -> int:
         """Bits of the dequantisation noise: half a part of a cell is at least four float32 steps of y, at most 14."""

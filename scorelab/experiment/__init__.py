@@ -2,6 +2,7 @@
 
 # Config files name what an experiment is made of through this module.
 from scorelab.experiment.base import Experiment, Run, Stage
+from scorelab.experiment.bits import BitsPerDim
 from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
@@ -27,6 +28,7 @@ from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import Workdir
 
 __all__ = [
+    "BitsPerDim",
     "ConditionError",
     "Console",
     "DataSpec",

@@ -42,6 +42,8 @@ class DataSpec:
         labels: train with the labels as the condition of the network; short for ``cond="label"``.
         cond: the names of the arrays that are the condition, as :class:`scorelab.training.Prepare` takes them: one name, or several
             for a condition with members, ``("label", "coarse")``.
+        dequantise: train on uniform places in the cells of the levels, drawn anew at every step, in the place of their centres; a
+            likelihood of the levels needs that (:class:`scorelab.experiment.BitsPerDim`).
         pairs: a teacher's :class:`Pairs` beside the data, for a distillation with a ``pair_weight``.
     """
 
@@ -49,6 +51,7 @@ class DataSpec:
     transform: Transform = field(default_factory=datasets.Identity)
     labels: bool = False
     cond: Names = None
+    dequantise: bool = False
     pairs: Pairs | None = None
 
     def __post_init__(self):
@@ -58,6 +61,7 @@ class DataSpec:
         except TypeError as error:
             raise TypeError(f"DataSpec.dataset = {self.dataset!r}: expected one that can be hashed, a frozen dataclass") from error
         require_choice(self, (True, False), labels=self.labels)
+        require_choice(self, (True, False), dequantise=self.dequantise)
         object.__setattr__(self, "cond", condition_names("DataSpec.cond", self.cond))
         if self.labels and self.cond is not None:
             raise ValueError(f"DataSpec.labels = True beside cond = {self.cond!r}: expected one of the two")
@@ -69,6 +73,10 @@ class DataSpec:
         if self.pairs is not None:
             require_spec(self, Pairs, pairs=self.pairs)
         require_spec(self, Transform, transform=self.transform)
+        if self.dequantise and self.transform.levels is None:
+            raise ValueError(f"DataSpec.dequantise = True with {self.transform!r}: expected a scale with levels, such as Pixels")
+        if self.dequantise and self.pairs is not None:
+            raise ValueError("DataSpec.dequantise = True with pairs: expected False, since pairs are samples of a teacher")
 
     @property
     def name(self) -> str:
@@ -150,6 +158,8 @@ class DataSpec:
     def examples(self, batch_size: int, seed: int) -> Prepared:
         """Batches of the data set itself."""
         batches = self.dataset.batches(batch_size, seed, self.load())
+        if self.dequantise:
+            batches = datasets.Dequantised(batches, seed)
         return Prepared(batches, transform=self.transform, cond=self.condition)
 
     def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:

@@ -1,4 +1,6 @@
-r"""How much noise an interpolant is sampled with, :math:`\epsilon_t \ge 0`. It is chosen at sampling; no marginal depends on it.
+r"""How much noise a model is sampled with, :math:`\epsilon_t \ge 0`. It is chosen at sampling; no marginal depends on it.
+
+An interpolant is sampled with them, and :func:`scorelab.likelihood_bound` takes them for linear-Gaussian processes too.
 
 A solver needs :math:`\epsilon` and :math:`\epsilon/\gamma`, since :math:`\epsilon\,\nabla\log p = -(\epsilon/\gamma)\,\eta`.
 Both are host numbers.
@@ -8,14 +10,16 @@ from __future__ import annotations
 
 import abc
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from scorelab.processes.gammas import Brownian
 from scorelab.processes.interpolant import StochasticInterpolant
-from scorelab.validation import require_number, require_positive
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.validation import require_number, require_positive, require_spec
 
-__all__ = ["Bridge", "Capped", "Constant", "Epsilon", "Proportional"]
+__all__ = ["Bridge", "Capped", "Constant", "Epsilon", "Proportional", "Reverse"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +27,15 @@ class Epsilon(abc.ABC):
     """The base of all choices; a new one needs :meth:`values`."""
 
     @abc.abstractmethod
-    def values(self, process: StochasticInterpolant, t: np.ndarray) -> np.ndarray:
+    def values(self, process: Any, t: np.ndarray) -> np.ndarray:
         r""":math:`\epsilon_t` at host times, not negative."""
+
+    def checked(self, process: Any, t: np.ndarray) -> np.ndarray:
+        """:meth:`values`, float64; ValueError for numbers that are negative, not finite, or not one for each time."""
+        eps = np.asarray(self.values(process, t), np.float64)
+        if eps.shape != np.shape(t) or not np.all(np.isfinite(eps)) or np.any(eps < 0):
+            raise ValueError(f"{self!r} has the values {eps} at the times {t}: expected finite numbers, none below 0")
+        return eps
 
     def over_gamma(self, process: StochasticInterpolant, t: np.ndarray) -> np.ndarray:
         r""":math:`\epsilon_t/\gamma_t`; infinite where only :math:`\gamma_t` is 0."""
@@ -49,6 +60,7 @@ class Proportional(Epsilon):
         require_number(self, 0.0, np.finfo(np.float32).max, kappa=self.kappa)
 
     def values(self, process, t):
+        require_spec(self, StochasticInterpolant, process=process)
         return np.asarray(self.kappa * process.gamma.squared(t))
 
     def over_gamma(self, process, t):
@@ -106,3 +118,21 @@ class Capped(Proportional):
 
     def over_gamma(self, process, t):
         return np.minimum(super().over_gamma(process, t), Epsilon.over_gamma(self, process, t))
+
+
+@dataclass(frozen=True)
+class Reverse(Epsilon):
+    r""":math:`\epsilon_t = c\,g_t^2/2` of a linear-Gaussian process: with :math:`c = 1` its reverse SDE.
+
+    Args:
+        scale: ``c``, at least 0; 0 is the flow.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self):
+        require_number(self, 0.0, np.finfo(np.float32).max, scale=self.scale)
+
+    def values(self, process, t):
+        require_spec(self, LinearGaussian, process=process)
+        return np.asarray(self.scale * process.latent_diffusion(t) ** 2 / 2)

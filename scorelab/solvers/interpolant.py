@@ -232,9 +232,7 @@ class InterpolantSDE(Solver):
         """ValueError without latent noise, from which the score is told, and for an epsilon that is negative or not finite."""
         if process.gamma.silent:
             raise ValueError(f"InterpolantSDE under {process!r}: expected a gamma that is not zero, or solvers.InterpolantODE()")
-        eps = np.asarray(self.epsilon.values(process, times), np.float64)
-        if eps.shape != times.shape or not np.all(np.isfinite(eps)) or np.any(eps < 0):
-            raise ValueError(f"{self.epsilon!r} has the values {eps} at the times {times}: expected finite numbers, none below 0")
+        self.epsilon.checked(process, times)
         e, end = np.asarray(self.epsilon.over_gamma(process, times), np.float64), 0.0
         if times[-1] > times[0]:
             e, end = -e, 1.0

@@ -12,7 +12,7 @@ import numpy as np
 from scorelab.arrays import Array, Pytree
 from scorelab.data.arrays import not_known_or_finite
 from scorelab.data.batches import Batches
-from scorelab.data.transforms import Transform
+from scorelab.data.transforms import Cells, Transform
 from scorelab.validation import require_spec
 
 # The name of the array that is the condition, several of them, or by member.
@@ -24,8 +24,9 @@ class Prepare:
     """``{"x": stored values, ...}`` to ``{"x": floating point, "cond": condition or None, ...}``, traceable.
 
     A condition is taken as it is stored: integers ``(batch,)`` are the numbers of classes, and become int32; floating point numbers
-    stay. Images that are stored as pixels, uint8 ``(batch, height, width, channels)``, are scaled by the transform as ``x`` is. All
-    other arrays of the batch stay beside, as they are.
+    stay. Images that are stored as pixels, uint8 ``(batch, height, width, channels)``, are scaled by the transform as ``x`` is.
+    Where a batch has ``places`` (:class:`scorelab.data.Dequantised`), the levels of ``x`` go there in their cells. All other arrays
+    of the batch stay beside, as they are.
 
     Attributes:
         transform: such as ``scorelab.data.Pixels()``; None casts ``x``, and pixels, to float32.
@@ -45,9 +46,19 @@ class Prepare:
         x = batch["x"]
         if missing := [name for name in self.taken if name not in batch]:
             raise ValueError(f"Prepare.cond = {missing[0]!r}: expected one of {sorted(batch)}")
-        x = jnp.asarray(x, jnp.float32) if self.transform is None else self.transform.encode(x)
-        others = {name: value for name, value in batch.items() if name not in ("x", *self.taken)}
+        if "places" in batch:
+            x = self._placed(x, batch["places"])
+        else:
+            x = jnp.asarray(x, jnp.float32) if self.transform is None else self.transform.encode(x)
+        others = {name: value for name, value in batch.items() if name not in ("x", "places", *self.taken)}
         return {**others, "x": x, "cond": self.condition(batch)}
+
+    def _placed(self, x: Array, places: Array) -> Array:
+        if not isinstance(self.transform, Cells):
+            raise TypeError(
+                f"Prepare.transform = {self.transform!r} for batches with places: expected one with cells, such as Pixels()"
+            )
+        return self.transform.at(x, places)
 
     def condition(self, batch: Mapping[str, Array]) -> Pytree:
         """The condition of a stored batch, as the network is given it; None where there is none."""

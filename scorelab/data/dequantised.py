@@ -1,0 +1,43 @@
+"""Batches of integer data with a place in its cell for every value, drawn anew at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scorelab.arrays import Array
+from scorelab.validation import require_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Dequantised:
+    """Batches with ``places``, uniform on [0, 1) and shaped like ``x``: what a density on whole cells is learned from.
+
+    :class:`scorelab.training.Prepare` puts the values there, by the ``at`` of its transform. The places of a batch are a function
+    of (seed, step, host).
+
+    Attributes:
+        batches: anything with ``at(step)`` whose ``x`` are levels.
+        seed: of the places.
+
+    Raises:
+        TypeError: (``at``) batches whose ``x`` are not uint8.
+    """
+
+    batches: Any
+    seed: int = 0
+
+    def __post_init__(self):
+        if not callable(getattr(self.batches, "at", None)):
+            raise TypeError(f"Dequantised.batches = {self.batches!r}: expected an object with at(step)")
+        require_seed(self, seed=self.seed)
+
+    def at(self, step: int, *shard: int) -> dict[str, Array]:
+        """The batch of ``step``, with ``places``."""
+        batch = self.batches.at(step, *shard)
+        if batch["x"].dtype != np.uint8:
+            raise TypeError(f"Dequantised.batches has x of {batch['x'].dtype}: expected uint8 levels")
+        rng = np.random.default_rng((self.seed, int(step), *map(int, shard)))
+        return {**batch, "places": rng.random(np.shape(batch["x"]), np.float32)}
