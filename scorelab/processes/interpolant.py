@@ -152,6 +152,10 @@ class StochasticInterpolant(Process):
         """Whether the base is a law with a density; points have none."""
         return callable(getattr(self.base, "sample", None)) and callable(getattr(self.base, "log_prob", None))
 
+    def shares_base(self, other: StochasticInterpolant) -> bool:
+        """Whether the other begins at an equal base."""
+        return self.base is other.base or self._content[3] == other._content[3]  # pyright: ignore
+
     @computed
     def t_min(self) -> float:
         """The data, where sampling ends."""
