@@ -260,7 +260,7 @@ class Composition:
         _, d_tilt = jax.jvp(lambda t: self._tilt(y, t, cond), (t,), (jnp.ones_like(t),))
         return value, back(jnp.ones_like(value))[0], d_tilt
 
-    def _combined(self, predictions: list[GaussianPrediction], y: Array, t: Array, slope: Array) -> GaussianPrediction:
+    def _combined(self, predictions: list[Any], y: Array, t: Array, slope: Array) -> Any:
         r"""The pair with the score :math:`(A + \kappa S)/(1+\kappa)`, :math:`\kappa=c^2/g^2`, formed without cancellation."""
         b, _ = self._exponents(t)
         total = sum(b)

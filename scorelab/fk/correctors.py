@@ -75,9 +75,12 @@ class Corrector(Potential):
             asked = (times > 0) & (times < 1)
             if not np.all(asked[1:] | asked[:-1]):
                 raise ValueError(f"Corrector on a grid with the times {times}: expected one inside (0, 1), where there is a rate")
-            share = np.where(asked[1:] & asked[:-1], 0.5 if self.rule == "trapezoid" else 0.0, np.where(asked[1:], 1.0, 0.0))
+            # A step that ends where no rate is asked is weighed at its beginning, at once: there is no later node to do it.
+            ends = np.where(asked[1:], np.where(asked[:-1] & (self.rule == "trapezoid"), 0.5, ~asked[:-1]), 0.0)
+            now = np.where(asked[1:], 0.0, dt)
+            before = np.append(0.0, ends * dt) + np.append(now, 0.0)
             last = np.append(np.where(times[1:] == 0, dt, 0.0), 0.0)
-            return Weight(before=np.append(0.0, share * dt), after=np.append((1 - share) * dt, 0.0), last=last)
+            return Weight(before=before, after=np.append((1 - ends) * dt - now, 0.0), last=last)
         if not float(process.alpha(np.float64(times[0]))) > 0:
             raise ValueError(
                 f"Corrector needs finite SDE rates, but alpha is 0 at t = {times[0]} under {process!r}: start the grid "
@@ -210,8 +213,8 @@ def weighted(
     if anchor == "flow" and len(numbers) == len(exponents) and abs(sum(numbers) - 1) < 1e-12:
         anchor = "score"  # the same, without a divergence to multiply by zero
     flows = bool(models) and isinstance(getattr(models[0], "process", None), StochasticInterpolant)
-    options = dict(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
-    composition = (FlowComposition if flows else Composition)(**options)
+    kind = FlowComposition if flows else Composition
+    composition = kind(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
     if laws is not None and len(laws) not in (1, len(models)):
         raise ValueError(f"weighted.laws has {len(laws)} laws: expected one for all {len(models)} models, or one for each")
     if flows:

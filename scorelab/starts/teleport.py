@@ -131,15 +131,16 @@ class Teleport(Start):
         jumps = count > 0 or begin > times[0] + slack
         self._warn(noise, float(times[count]), begin, jumps)
         # Where there is no jump, None says so: the start itself is drawn.
-        begun = dict(sigma_skip=None, skip_steps=0, start=start, t_from=begin if jumps else None)
-        if not jumps or not isinstance(noise, _FromGaussian) or noise.isotropic:
+        begun: dict[str, Any] = dict(sigma_skip=None, skip_steps=0, start=start, t_from=begin if jumps else None)
+        if not jumps or not isinstance(noise, _FromGaussian) or noise.isotropic or not isinstance(self.law, Gaussian):
             return dataclasses.replace(self, **begun), times[count:]
         if is_traced(self.law):
             raise ValueError("Teleport.law is traced, from a base that is not isotropic: expected numbers, as the jump is a matrix")
-        ends = begin, float(times[count])
-        (before, after), matrix = (noise.mean(self.law, t) for t in ends), noise.flow_map(self.law, *ends)
-        moved = dict(before=before, after=after, matrix=matrix)
-        return _Carried(self.law, **begun, **{name: as_parameter(value) for name, value in moved.items()}), times[count:]
+        end = float(times[count])
+        means = dict(before=noise.mean(self.law, begin), after=noise.mean(self.law, end))
+        moved = means | dict(matrix=noise.flow_map(self.law, begin, end))
+        begun |= {name: as_parameter(value) for name, value in moved.items()}
+        return _Carried(self.law, **begun), times[count:]
 
     def steps_over(self, process: LinearGaussian | StochasticInterpolant, times: np.ndarray) -> int:
         """The number of steps of the host grid ``times`` that the jump replaces."""
@@ -292,9 +293,9 @@ class _Carried(Teleport):
         matrix: the flow map between, ``(d, d)``.
     """
 
-    before: Array = field(default=0.0, kw_only=True)
-    after: Array = field(default=0.0, kw_only=True)
-    matrix: Array = field(default=0.0, kw_only=True)
+    before: Array = field(kw_only=True)
+    after: Array = field(kw_only=True)
+    matrix: Array = field(kw_only=True)
 
     def draw(self, keys, ids, process, t, event):
         y = self.start.draw(keys, ids, process, t, event)
@@ -348,7 +349,7 @@ class _FromGaussian:
     def mean(self, law: Gaussian, t: float) -> np.ndarray:
         r""":math:`\alpha\mu + \beta n`."""
         c = self.process.coefficients(np.float64(t))
-        return c.alpha * on_host(law.mean).astype(np.float64) + c.beta * on_host(self.base.mean).astype(np.float64)
+        return np.asarray(c.alpha * on_host(law.mean).astype(np.float64) + c.beta * on_host(self.base.mean).astype(np.float64))
 
     def flow_map(self, law: Gaussian, s: float, t: float) -> np.ndarray:
         """What the flow makes of a deviation from the mean, from ``s`` to ``t``, ``(d, d)``."""
