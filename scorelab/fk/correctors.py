@@ -213,8 +213,9 @@ def weighted(
     if anchor == "flow" and len(numbers) == len(exponents) and abs(sum(numbers) - 1) < 1e-12:
         anchor = "score"  # the same, without a divergence to multiply by zero
     flows = bool(models) and isinstance(getattr(models[0], "process", None), StochasticInterpolant)
-    kind = FlowComposition if flows else Composition
-    composition = kind(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
+    options: dict[str, Any] = dict(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
+    alone = len(models) == 1 and numbers == [1]
+    composition = FlowComposition(**options, alone=alone) if flows else Composition(**options)
     if laws is not None and len(laws) not in (1, len(models)):
         raise ValueError(f"weighted.laws has {len(laws)} laws: expected one for all {len(models)} models, or one for each")
     if flows:

@@ -58,7 +58,10 @@ class FlowComposition(Composition):
     Attributes:
         anchor: ``"score"`` for :math:`a_i=b_i`, ``"flow"`` for :math:`a_i=b_i/B`.
         noise: 1; how much noise there is says the ``epsilon`` of the solver.
+        alone: one expert with the exponent one, whose weights are those of the tilt: without noise it needs no score.
     """
+
+    alone: bool = False
 
     def check_base(self, base):
         """Raise ``TypeError`` for a solver that asks the model elsewhere than at the particles of a grid time."""
@@ -76,7 +79,8 @@ class FlowComposition(Composition):
     def _ask(self, y, t, cond):
         predictions = super()._ask(y, t, cond)
         for model, prediction in zip(self.models, predictions, strict=True):
-            require_capabilities(f"Composition.models: {model_name(model)}", prediction, (HasVelocity, HasScore))
+            needs = (HasVelocity,) if self.alone else (HasVelocity, HasScore)
+            require_capabilities(f"Composition.models: {model_name(model)}", prediction, needs)
         return predictions
 
     def _spread(self, factors, tangents, t):
@@ -84,11 +88,15 @@ class FlowComposition(Composition):
 
     def _rate(self, y, t, a, b, predictions, extra):
         anchor = -weighted_sum(a, [p.velocity for p in predictions])
+        if self.alone:
+            return extra, anchor
         return extra + weighted_sum(b, [dot(anchor + p.velocity, p.score) for p in predictions]), anchor
 
-    def _combined(self, predictions, y, t, slope) -> ComposedFlow:
+    def _combined(self, predictions, y, t, slope) -> FlowPrediction:
         b, _ = self._exponents(t)
         velocity = weighted_sum(self._anchors(b), [p.velocity for p in predictions])
+        if not isinstance(predictions[0], HasScore):
+            return FlowPrediction(y=y, velocity=velocity, t=t, process=self.process)
         score = weighted_sum(b, [p.score for p in predictions]) + slope
         gamma = per_example(self.process.gamma.gamma(t), y)
         eta = jnp.where(gamma > 0, -gamma * score, 0.0)

@@ -19,7 +19,7 @@ from scorelab.models.guidance import Conditioned
 from scorelab.processes.base import require_same_process
 from scorelab.processes.interpolant import Base
 from scorelab.pytrees import partly_static
-from scorelab.starts.tempered import Tempered, TemperedWarning, _product, _tempered
+from scorelab.starts.tempered import Tempered, TemperedWarning, power_of, product_of
 from scorelab.warn import warn
 
 # Directions of so many combinations of components are tried, at so many times.
@@ -112,7 +112,7 @@ class TemperedBase(Tempered):
         bases, exponents = self._bases(), self._at(t)
         if not all(isinstance(base, Gaussian) for base in bases):
             return bases
-        return [_tempered(bases[0], sum(exponents)) if len(bases) == 1 else _product(bases, exponents)]
+        return [power_of(bases[0], sum(exponents)) if len(bases) == 1 else product_of(bases, exponents)]
 
     def _require_densities(self) -> None:
         bases = self._bases()

@@ -157,6 +157,22 @@ def test_weighted_particles_have_the_law_and_its_constant(name):
     assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / np.sqrt(POPULATIONS) + 0.01
 
 
+def test_a_tilt_of_a_flow_without_latent_noise_needs_its_velocity_alone():
+    process = processes.StochasticInterpolant(gamma=gammas.Zero(), base=BASE)
+    exact = models.ExactModel(FREE.law, process)
+    heads = models.FunctionModel(lambda y, t, cond: process.predict(y, t, velocity=exact(y, t).velocity), process, "prediction")
+    out = run(fk.tilted(heads, parabola), base=FLOW, populations=4)
+    found, z = against(fk.tilted(exact, parabola), out)
+    assert found.mean() < 0.028
+    assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / 2 + 0.01
+    for build, match in (
+        (lambda: walk(fk.tilted(heads, parabola)), "expected a gamma that is not zero"),
+        (lambda: walk(fk.annealed(heads, 2.0), FLOW), "FunctionModel needs HasScore"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=match):
+            build()
+
+
 def test_the_drift_alone_has_another_law():
     corrected = fk.tilted(FREE, parabola)
     out = sample(corrected.model, solver=FLOW, grid=grids.Arcsine(STEPS), key=KEY, shape=(PARTICLES, 1))
@@ -305,7 +321,8 @@ ENDLESS = dataclasses.replace(BRIDGE, path=paths.Mirror(), base=None)
 
 
 def walk(corrected, base=NOISY, **options):
-    solver = fk.FeynmanKac(base=base, potential=corrected.potential)
+    policy = fk.EssBelow(0.5) if base.stochastic else fk.Never()
+    solver = fk.FeynmanKac(base=base, potential=corrected.potential, policy=policy)
     return sample(corrected.model, solver=solver, **(ON_THE_LINE | dict(start=corrected.start) | options))
 
 
@@ -316,7 +333,8 @@ def walk(corrected, base=NOISY, **options):
         (lambda: fk.product([FREE, models.ExactModel(FREE.law, VP)]), r"Composition.models\[1\].process = .*: expected a Stoch"),
         (lambda: fk.product([models.ExactModel(FREE.law, VP), FREE]), "expected the same process"),
         (lambda: walk(fk.annealed(network(POINTS), 2.0), shape=(8, 2)), "the base of expert 0 of a composition is points"),
-        (lambda: walk(fk.tilted(network(POINTS, ("u",)), plane), shape=(8, 2)), "BoundInterpolantField needs HasScore"),
+        (lambda: walk(fk.tilted(network(POINTS, ("u",)), plane), shape=(8, 2)), "InterpolantSDE needs HasLatent"),
+        (lambda: walk(fk.geometric(*[network(POINTS, ("u",))] * 2, 2.0), shape=(8, 2)), "BoundInterpolantField needs HasScore"),
         (lambda: walk(fk.tilted(models.ExactModel(FREE.law, ENDLESS), parabola)), "has the data at both ends"),
         (lambda: walk(fk.annealed(FREE, 2.0), start=starts.Prior()), "sample.start = Base has no weights for"),
         (lambda: walk(fk.annealed(FREE, 2.0), grid=grids.Explicit((0.9, 0.0))), "begins at t = 0.9: expected t = 1"),
