@@ -4,6 +4,7 @@ from scorelab.fk import rewards
 from scorelab.fk.composition import Composition, Evaluation, Tilt, signal_fraction
 from scorelab.fk.correction import Correction
 from scorelab.fk.correctors import Corrected, Corrector, TiltCorrector, annealed, geometric, product, tilted, weighted
+from scorelab.fk.flows import ComposedFlow, FlowComposition
 from scorelab.fk.host import Callback, sample_between
 from scorelab.fk.intermediate import Blurred, Denoised, Intermediate, Learned, Posterior
 from scorelab.fk.learned import LearnedReward, RewardLearner
@@ -30,6 +31,7 @@ __all__ = [
     "BirthDeath",
     "Blurred",
     "Callback",
+    "ComposedFlow",
     "Composition",
     "Corrected",
     "Correction",
@@ -42,6 +44,7 @@ __all__ = [
     "Every",
     "FeynmanKac",
     "FinalOnly",
+    "FlowComposition",
     "Intermediate",
     "Islands",
     "Learned",

@@ -16,7 +16,8 @@ for any noise :math:`c` and any *anchor* :math:`a_i`, and follow :math:`e^\Phi` 
 which does not contain :math:`c`. Derivation: demand that :math:`e^\Phi` solves the Fokker-Planck equation of the ensemble with the
 source :math:`h\rho`, and put in that of every expert; the Laplacians of :math:`R` cancel. The anchor :math:`a_i=b_i` needs no
 divergence and is the weighting of arXiv 2503.02819; :math:`a_i=b_i/B` is the flow of the experts themselves, which moves nothing
-where they are all noise. Hence its weights are quiet at high noise.
+where they are all noise. Hence its weights are quiet at high noise. Stochastic interpolants have another rate
+(:mod:`scorelab.fk.flows`).
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ from scorelab.fk.checks import require_scalar
 from scorelab.models.base import KnowsDensity, Model, ask, model_name, require_model
 from scorelab.models.rewards import one_each, rewards_of
 from scorelab.processes.base import require_same_process
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.predictions import HasLogProb, HasProposal, require_capabilities
 from scorelab.pytrees import partly_static
+from scorelab.solvers.base import Solver
 from scorelab.validation import require_choice, require_number
 
 
-def signal_fraction(process: LinearGaussian, t: Array) -> Array:
-    r""":math:`\alpha_t^2/(\alpha_t^2+\sigma_t^2)`: from nearly 0 at high noise to 1 at clean data, on every schedule."""
-    return jax.nn.sigmoid(process.log_snr(t))
+def signal_fraction(process: LinearGaussian | StochasticInterpolant, t: Array) -> Array:
+    r""":math:`\alpha_t^2/(\alpha_t^2+\sigma_t^2)`: from nearly 0 at high noise to 1 at clean data; ``1 - t`` of an interpolant."""
+    return 1 - t if isinstance(process, StochasticInterpolant) else jax.nn.sigmoid(process.log_snr(t))
 
 
 @partly_static("reward", "scale")
@@ -61,7 +64,7 @@ class Tilt:
 
     reward: Callable[..., Array]
     scale: Array | float = 1.0
-    ramp: Callable[[LinearGaussian, Array], Array] = signal_fraction
+    ramp: Callable[[Any, Array], Array] = signal_fraction
     with_cond: bool = False
 
     def __post_init__(self):
@@ -75,17 +78,25 @@ class Tilt:
         r""":math:`\lambda\,r(x)`, ``(batch,)``."""
         return self.scale * rewards_of("Tilt", self.reward, x, cond, self.with_cond)
 
-    def __call__(self, y: Array, t: Array, process: LinearGaussian, cond: Pytree = None) -> Array:
+    def __call__(self, y: Array, t: Array, process: Any, cond: Pytree = None) -> Array:
         """``R``, ``(batch,)``."""
         return self.ramp(process, t) * self.final(process.decode(y), cond)
 
 
 class Evaluation(NamedTuple):
-    r"""What a composition knows of one point: the prediction that moves it, :math:`h`, and :math:`R`."""
+    r"""What a composition knows of one point.
 
-    prediction: GaussianPrediction
+    Attributes:
+        prediction: what moves it.
+        rate: :math:`h`.
+        tilt: :math:`R`.
+        change: the part of :math:`h` that is :math:`dR/d\tau` along the anchor.
+    """
+
+    prediction: Any
     rate: Array
     tilt: Array
+    change: Array
 
 
 @partly_static("models", "exponents", "tilt")
@@ -121,7 +132,7 @@ class Composition:
             raise ValueError(
                 f"Composition has {len(self.models)} models and {len(self.exponents)} exponents: expected as many, and at least one"
             )
-        require_same_process("Composition", **{f"model {i}": model.process for i, model in enumerate(self.models)})
+        self._check_processes()
         for model, exponent in zip(self.models, self.exponents, strict=True):
             if callable(exponent) and not isinstance(model, KnowsDensity):
                 raise ValueError(
@@ -129,7 +140,7 @@ class Composition:
                     "knows its density (log_prob) such as an ExactModel, since a changing power weighs by the log-density"
                 )
 
-    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> GaussianPrediction:
+    def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> Any:
         """The prediction whose score moves the particles under a solver with the noise ``noise``."""
         t = jnp.asarray(t, y.dtype)
         return self._combined(self._ask(y, t, cond), y, t, self._tilt_gradient(y, t, cond)[1])
@@ -148,34 +159,24 @@ class Composition:
         t = jnp.asarray(t, y.dtype)
         probes = (0 if math.prod(y.shape[1:]) <= 16 else 8) if probes is None else probes
         b, d_b = self._exponents(t)
-        total = sum(b)
-        a = b if self.anchor == "score" else [bi / total for bi in b]
-
-        extra = 0.0
+        a = self._anchors(b)
         if self.anchor == "score":
-            predictions = self._ask(y, t, cond)
+            predictions, extra = self._ask(y, t, cond), jnp.zeros(len(y), y.dtype)
         else:
             predictions, push = pushed(lambda y: self._ask(y, t, cond), y)
-            minus_sigma = -self.process.sigma(t)
-            difference = lambda v: sum((ai - bi) * p.eps for ai, bi, p in zip(a, b, push(v), strict=True)) / minus_sigma
+            difference = lambda v: self._spread([ai - bi for ai, bi in zip(a, b, strict=True)], push(v), t)
             # Probes are held fixed in a step and drawn anew in the next: the estimate of h is unbiased.
             extra = trace(difference, y, signs(keys, probes, y) if probes else None)
-        scores = [p.score for p in predictions]
-        process = self.process
         tilt, slope, d_tilt = self._tilt_gradient(y, t, cond)
-        mean, moved = _weighted_sum(b, scores), _weighted_sum(a, scores)
-        size = math.prod(y.shape[1:])
-        square = _weighted_sum(b, [dot(s, s) for s in scores])
-        rate = (total - 1) * size * process.schedule.drift_rate(t)
-        rate = rate + 0.5 * process.schedule.diffusion_rate(t) * (dot(moved, mean) - square + extra)
+        rate, drift = self._rate(y, t, a, b, predictions, extra)
+        change = dot(drift, slope) - d_tilt
         if self.tilt is not None:
-            rate = rate + 0.5 * process.schedule.diffusion_rate(t) * dot(moved, slope)
-            rate = rate - dot(process.latent_drift(y, t), slope) - d_tilt
+            rate = rate + change
         for prediction, exponent, slope_b in zip(predictions, self.exponents, d_b, strict=True):
             if callable(exponent):
                 require_capabilities("Composition.exponents with a function of time", prediction, (HasLogProb,))
                 rate = rate - slope_b * cast(HasLogProb, prediction).log_prob
-        return Evaluation(self._combined(predictions, y, t, slope), rate, tilt)
+        return Evaluation(self._combined(predictions, y, t, slope), rate, tilt, change)
 
     def log_density(self, y: Array, t: Array, cond: Pytree = None) -> Array | None:
         r""":math:`\Phi(y, t)` ``(batch,)``; None where an expert has no ``log_prob``."""
@@ -184,23 +185,35 @@ class Composition:
         t = jnp.asarray(t, y.dtype)
         b, _ = self._exponents(t)
         known = [cast(KnowsDensity, model).log_prob(y, t, cond) for model in self.models]
-        return _weighted_sum(b, known) + self.log_tilt(y, t, cond)
+        return weighted_sum(b, known) + self.log_tilt(y, t, cond)
 
     def log_tilt(self, y: Array, t: Array, cond: Pytree = None) -> Array:
         """``R``, zero without a tilt."""
         return jnp.zeros(len(y), y.dtype) if self.tilt is None else self._tilt(y, t, cond)
 
     @property
-    def process(self) -> LinearGaussian:
+    def process(self) -> Any:
         """That of the experts."""
         return self.models[0].process
+
+    def check_base(self, base: Solver) -> None:
+        """Raise ``ValueError`` unless the steps of a solver make the noise that the drift is for."""
+        if base.noise_level is None or abs(base.noise_level - self.noise) > 1e-9:
+            raise ValueError(
+                f"FeynmanKac.base = {base!r} makes the noise {base.noise_level} (c^2/g^2) and Composition.noise = {self.noise}: "
+                "expected the same of both, since the drift depends on it: another noise=..., or a base such as DDIM(eta=1.0), "
+                "DPMSolverPP(eta=1.0) or EulerMaruyama()"
+            )
 
     @property
     def knows_density(self) -> bool:
         """Whether all experts do."""
         return all(isinstance(model, KnowsDensity) for model in self.models)
 
-    def _ask(self, y, t, cond) -> list[GaussianPrediction]:
+    def _check_processes(self) -> None:
+        require_same_process("Composition", **{f"model {i}": model.process for i, model in enumerate(self.models)})
+
+    def _ask(self, y, t, cond) -> list[Any]:
         predictions = [ask(model, y, t, cond) for model in self.models]
         for model, prediction in zip(self.models, predictions, strict=True):
             if isinstance(prediction, HasProposal):
@@ -217,6 +230,25 @@ class Composition:
         pairs = [jax.jvp(e, (t,), (jnp.ones_like(t),)) if callable(e) else constant(e) for e in self.exponents]
         return [value for value, _ in pairs], [slope for _, slope in pairs]
 
+    def _anchors(self, b: list[Array]) -> list[Array]:
+        """:math:`a_i`."""
+        total = sum(b)
+        return b if self.anchor == "score" else [bi / total for bi in b]
+
+    def _spread(self, factors: list[Array], tangents: list[Any], t: Array) -> Array:
+        r""":math:`J v` of :math:`\sum_i(a_i-b_i)s_i`, from that of every prediction."""
+        return sum(factor * p.eps for factor, p in zip(factors, tangents, strict=True)) / -self.process.sigma(t)
+
+    def _rate(self, y, t, a: list[Array], b: list[Array], predictions: list[Any], extra: Array) -> tuple[Array, Array]:
+        """The rate without a tilt, and the anchor's drift in generation time."""
+        process, scores = self.process, [p.score for p in predictions]
+        half = 0.5 * process.schedule.diffusion_rate(t)
+        mean, moved = weighted_sum(b, scores), weighted_sum(a, scores)
+        square = weighted_sum(b, [dot(s, s) for s in scores])
+        rate = (sum(b) - 1) * math.prod(y.shape[1:]) * process.schedule.drift_rate(t)
+        rate = rate + half * (dot(moved, mean) - square + extra)
+        return rate, half * moved - process.latent_drift(y, t)
+
     def _tilt(self, y, t, cond) -> Array:
         return one_each("Composition.tilt", self.tilt(y, t, self.process, cond), y)
 
@@ -228,7 +260,7 @@ class Composition:
         _, d_tilt = jax.jvp(lambda t: self._tilt(y, t, cond), (t,), (jnp.ones_like(t),))
         return value, back(jnp.ones_like(value))[0], d_tilt
 
-    def _combined(self, predictions: list[GaussianPrediction], y: Array, t: Array, slope: Array) -> GaussianPrediction:
+    def _combined(self, predictions: list[Any], y: Array, t: Array, slope: Array) -> Any:
         r"""The pair with the score :math:`(A + \kappa S)/(1+\kappa)`, :math:`\kappa=c^2/g^2`, formed without cancellation."""
         b, _ = self._exponents(t)
         total = sum(b)
@@ -239,11 +271,12 @@ class Composition:
         alpha, sigma, offset = (per_example(f(t), y) for f in (process.alpha, process.sigma, process.offset))
         pull = kappa / (1 + kappa) * slope
         centred = (y - offset) / alpha
-        denoised = centred + _weighted_sum(c, [p.denoised - centred for p in predictions])
+        denoised = centred + weighted_sum(c, [p.denoised - centred for p in predictions])
         denoised = denoised + sigma**2 / alpha * pull
-        eps = _weighted_sum(c, [p.eps for p in predictions]) - sigma * pull
+        eps = weighted_sum(c, [p.eps for p in predictions]) - sigma * pull
         return GaussianPrediction(denoised=denoised, eps=eps, t=t, process=process)
 
 
-def _weighted_sum(factors: Iterable[Array], terms: Iterable[Array]) -> Array:
+def weighted_sum(factors: Iterable[Array], terms: Iterable[Array]) -> Array:
+    """The sum of the products."""
     return cast(Array, sum(factor * term for factor, term in zip(factors, terms, strict=True)))

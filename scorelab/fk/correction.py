@@ -10,6 +10,7 @@ from scorelab.fk.correctors import annealed, geometric
 from scorelab.fk.potentials import Zero
 from scorelab.fk.smc import FeynmanKac
 from scorelab.models.base import Model
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.starts import Start
 from scorelab.validation import require_choice, require_int, require_number, require_positive
 
@@ -43,12 +44,13 @@ class Correction:
 
     def __call__(self, model: Model, solver: FeynmanKac) -> tuple[Model, FeynmanKac, Start | None]:
         """The model, the solver with the corrector's potential, and the start."""
-        if solver.base.noise_level is None:
+        flows = isinstance(model.process, StochasticInterpolant)
+        if not flows and solver.base.noise_level is None:
             raise ValueError(f"FeynmanKac.base = {solver.base!r} with a Correction: expected DDIM, DPMSolverPP or EulerMaruyama")
         if not isinstance(solver.potential, Zero):
             raise ValueError(f"FeynmanKac.potential = {solver.potential!r} with a Correction, which brings its own: expected none")
         options = {} if self.anchor is None else dict(anchor=self.anchor)
-        options |= dict(probes=self.probes, noise=solver.base.noise_level)
+        options |= dict(probes=self.probes) | ({} if flows else dict(noise=solver.base.noise_level))
         if self.kind == "annealed":
             corrected = annealed(model, self.beta, **options)
         else:

@@ -19,13 +19,15 @@ from scorelab.arrays import Array, is_traced
 from scorelab.densities import Gaussian
 from scorelab.fk.checks import require_scalar, same
 from scorelab.fk.composition import Composition, Tilt, signal_fraction
+from scorelab.fk.flows import FlowComposition
 from scorelab.fk.potentials import Observation, Potential
 from scorelab.grids import just_below
 from scorelab.models import conditioned
 from scorelab.models.base import Model
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.scale import KnowsScale
 from scorelab.pytrees import partly_static
-from scorelab.starts import Tempered
+from scorelab.starts import Tempered, TemperedBase
 from scorelab.validation import require_choice, require_int
 
 
@@ -35,17 +37,20 @@ class Weight(NamedTuple):
     Attributes:
         before: the part of the step that ends here.
         after: the part of the step that begins here.
+        last: the length of the step that begins here, where it ends at the data of an interpolant; else 0.
     """
 
     before: Array
     after: Array
+    last: Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corrector(Potential):
     r"""The weights :math:`\int h\,d\tau` of a :class:`Composition`, between the grid times at which there is noise.
 
-    On a grid that ends at clean data the target is that of the last time with noise, and the last step only removes it.
+    On a grid that ends at clean data the target is that of the last time with noise, and the last step only removes it. Under an
+    interpolant it is that of the data themselves; no rate is asked at its ends (:mod:`scorelab.fk.flows`).
 
     Attributes:
         rule: ``"trapezoid"`` (both ends of a step; each call serves two steps) or ``"left"``.
@@ -64,21 +69,32 @@ class Corrector(Potential):
 
     def table(self, process, times):
         """The parts of the steps before and after every node."""
+        dt = -np.diff(times)
+        nothing = np.zeros(len(times))
+        if isinstance(process, StochasticInterpolant):
+            asked = (times > 0) & (times < 1)
+            if not np.all(asked[1:] | asked[:-1]):
+                raise ValueError(f"Corrector on a grid with the times {times}: expected one inside (0, 1), where there is a rate")
+            # A step that ends where no rate is asked is weighed at its beginning, at once: there is no later node to do it.
+            ends = np.where(asked[1:], np.where(asked[:-1] & (self.rule == "trapezoid"), 0.5, ~asked[:-1]), 0.0)
+            now = np.where(asked[1:], 0.0, dt)
+            before = np.append(0.0, ends * dt) + np.append(now, 0.0)
+            last = np.append(np.where(times[1:] == 0, dt, 0.0), 0.0)
+            return Weight(before=before, after=np.append((1 - ends) * dt - now, 0.0), last=last)
         if not float(process.alpha(np.float64(times[0]))) > 0:
             raise ValueError(
                 f"Corrector needs finite SDE rates, but alpha is 0 at t = {times[0]} under {process!r}: start the grid "
                 f"below it (such as t_max={just_below(float(times[0])):g})"
             )
-        dt = -np.diff(times)
         sigma = np.asarray(process.sigma(np.asarray(times, np.float64)))
         dt = np.where((sigma[1:] > 0) & np.isfinite(dt), dt, 0.0)
         before, after = np.append(0.0, dt), np.append(dt, 0.0)
         if self.rule == "trapezoid":
-            return Weight(before=before / 2, after=after / 2)
-        return Weight(before=0 * before, after=after)
+            return Weight(before=before / 2, after=after / 2, last=nothing)
+        return Weight(before=0 * before, after=after, last=nothing)
 
     def init(self, zeros):
-        """What the beginning of the step has put in, and the tilt at the last node."""
+        """What the beginning of the step has put in, and the tilt at the end of what has been weighed."""
         return zeros, zeros
 
     def check(self, model, base):
@@ -88,12 +104,7 @@ class Corrector(Potential):
                 f"Corrector got the model {type(model).__name__}: expected the one that annealed, product, geometric, tilted "
                 "or weighted returned"
             )
-        if base.noise_level is None or abs(base.noise_level - model.noise) > 1e-9:
-            raise ValueError(
-                f"FeynmanKac.base = {base!r} makes the noise {base.noise_level} (c^2/g^2) and Composition.noise = {model.noise}: "
-                "expected the same of both, since the drift depends on it: another noise=..., or a base such as DDIM(eta=1.0), "
-                "DPMSolverPP(eta=1.0) or EulerMaruyama()"
-            )
+        model.check_base(base)
 
     def check_start(self, start, model, t):
         r"""The start has to weigh its points by :math:`\Phi` at ``t``: the corrector's, or another one that weighs.
@@ -129,13 +140,16 @@ class Corrector(Potential):
 
     def see(self, model, keys, y, row, cond):
         """The composition's prediction, rate and tilt."""
-        prediction, rate, tilt = cast(Composition, model).evaluate(y, row.t, cond, keys, self.probes)
-        return Observation(model.process.checked("Composition", prediction, y), (rate, tilt))
+        prediction, rate, tilt, change = cast(Composition, model).evaluate(y, row.t, cond, keys, self.probes)
+        return Observation(model.process.checked("Composition", prediction, y), (rate, tilt, change))
 
     def weigh(self, memory, notes, row, populations):
         """The step that ends here."""
-        rate, tilt = notes
-        return memory[0] + row.potential.before * rate, (row.potential.after * rate, tilt)
+        rate, tilt, change = notes
+        # Where no weight is asked, the rate may not be a number.
+        part = lambda share, value: jnp.where(share > 0, share * value, 0.0)
+        before, after, last = row.potential
+        return memory[0] + part(before, rate), (part(after, rate), tilt + part(last, change))
 
 
 @partly_static("tilt")
@@ -150,7 +164,7 @@ class TiltCorrector(Corrector):
     tilt: Tilt
 
     def finish(self, memory, x, cond):
-        r""":math:`\lambda r(x) - R` at the last node."""
+        r""":math:`\lambda r(x) - R` at the end of what has been weighed."""
         return self.tilt.final(x, cond) - memory[1]
 
 
@@ -176,17 +190,18 @@ def weighted(
     r""":math:`\prod_i q_i^{b_i}\,e^R`: what the functions below are cases of.
 
     Args:
-        models: the experts, under one process.
+        models: the experts, under one process; interpolants may have one each.
         exponents: :math:`b_i`, numbers or functions of the process's time; negative ones are allowed as long as the product is
             normalisable at every time.
         tilt: a :class:`Tilt`, or a function ``(y, t, process, cond) -> (batch,)`` of the chart's points.
         anchor: ``"flow"`` needs the divergence of the scores, and its weights are quiet at high noise; ``"score"`` does not,
             and its weights are noise there. The two are one where the exponents sum to one.
-        noise: :math:`c^2/g^2` of the base solver; the weights do not depend on it, the drift does.
+        noise: :math:`c^2/g^2` of the base solver; the weights do not depend on it, the drift does. Not of interpolants.
         rule: of the integral of the weights.
         probes: Hutchinson probes, 0 for the exact divergence, None for exact in up to 16 dimensions and 8 above.
         laws: Gaussians with the moments of the experts, one for all or one for each, for a start at moderate noise. None takes
-            those of models that know them (:class:`scorelab.models.ExactModel`).
+            those of models that know them (:class:`scorelab.models.ExactModel`). Interpolants begin at their bases, and moments
+            only say whether the product has a law on the way.
 
     Raises:
         TypeError: models that are not a list, exponents that are not numbers.
@@ -197,13 +212,19 @@ def weighted(
     numbers = [b for b in exponents if isinstance(b, int | float)]
     if anchor == "flow" and len(numbers) == len(exponents) and abs(sum(numbers) - 1) < 1e-12:
         anchor = "score"  # the same, without a divergence to multiply by zero
-    composition = Composition(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
-    if laws is None:
-        found = [law for model in models if isinstance(model, KnowsScale) and (law := model.matched()) is not None]
-        laws = found if len(found) == len(models) else ()
-    elif len(laws) not in (1, len(models)):
+    flows = bool(models) and isinstance(getattr(models[0], "process", None), StochasticInterpolant)
+    options: dict[str, Any] = dict(models=models, exponents=exponents, tilt=tilt, anchor=anchor, noise=noise)
+    alone = len(models) == 1 and numbers == [1]
+    composition = FlowComposition(**options, alone=alone) if flows else Composition(**options)
+    if laws is not None and len(laws) not in (1, len(models)):
         raise ValueError(f"weighted.laws has {len(laws)} laws: expected one for all {len(models)} models, or one for each")
-    start = Tempered(exponents=exponents, laws=tuple(laws), target=composition)
+    if flows:
+        start = TemperedBase(exponents=exponents, laws=tuple(laws or ()), target=composition)
+    else:
+        if laws is None:
+            found = [law for model in models if isinstance(model, KnowsScale) and (law := model.matched()) is not None]
+            laws = found if len(found) == len(models) else ()
+        start = Tempered(exponents=exponents, laws=tuple(laws), target=composition)
     if isinstance(tilt, Tilt):
         return Corrected(composition, TiltCorrector(rule=rule, probes=probes, tilt=tilt), start)
     return Corrected(composition, Corrector(rule=rule, probes=probes), start)

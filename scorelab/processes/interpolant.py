@@ -129,6 +129,10 @@ class StochasticInterpolant(Bridge):
         """As gamma."""
         return self.gamma.steep
 
+    def shares_base(self, other: StochasticInterpolant) -> bool:
+        """Whether the other begins at an equal base."""
+        return self.base is other.base or self._content[3] == other._content[3]  # pyright: ignore
+
     def coefficients(self, t: Time) -> Coefficients:
         """Of path and gamma at ``t``."""
         return self.path.coefficients(t, self.gamma)

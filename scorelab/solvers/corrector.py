@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array
-from scorelab.processes.predictions import HasNoise
+from scorelab.processes.base import Process
+from scorelab.processes.interpolant import StochasticInterpolant
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.processes.predictions import HasLatent, HasNoise, require_capabilities
 from scorelab.pytrees import computed
 from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Population, Solver
@@ -19,14 +22,14 @@ from scorelab.validation import require_int, require_positive, require_spec
 
 
 class CorrectedRow(NamedTuple):
-    r"""A row of the predictor, or a correction :math:`y \leftarrow y + e\,\hat\epsilon + n z`.
+    r"""A row of the predictor, or a correction :math:`y \leftarrow y + e\,\hat\epsilon + n z`; of an interpolant with ``eta``.
 
     Attributes:
         t: where the model is asked.
         step: the grid step.
         predictor: the row of the predictor.
         correct: 1 for a correction, 0 for a step of the predictor.
-        e: :math:`-\delta/\sigma_s`.
+        e: :math:`-\delta/\sigma_s`; of an interpolant :math:`-\delta/\gamma_s`.
         n: :math:`\sqrt{2\delta}`.
     """
 
@@ -45,12 +48,14 @@ class PredictorCorrector(Solver):
     .. math:: y \leftarrow y + \delta\,\nabla\log p_s(y) + \sqrt{2\delta}\,z,\qquad \delta = 2\,(\mathrm{snr}\,\sigma_s)^2 .
 
     Song et al. (2021, Algorithm 2) scale the step by the ratio of the batch's mean noise norm to its mean score norm;
-    here that ratio is replaced by what it estimates, sigma, so that a sample does not depend on its batch. The order
+    here that ratio is replaced by what it estimates, sigma, so that a sample does not depend on its batch. Under an interpolant
+    gamma, the size of its latent noise, has the place of sigma, and no correction follows a step to where it is 0. The order
     is predictor first, corrector second, as in the paper's text. The Langevin steps leave a relative variance bias of
     at most ``snr**2``, which does not vanish with more steps: the declared order is 0.
 
     Attributes:
-        predictor: a solver with one model call per step.
+        predictor: a solver with one model call per step; of interpolants ``InterpolantODE(rule="euler")`` or
+            ``InterpolantSDE(rule="euler")``.
         corrections: Langevin steps per noise level.
         snr: the signal-to-noise ratio that sets the step.
     """
@@ -59,7 +64,8 @@ class PredictorCorrector(Solver):
     corrections: int = 1
     snr: float = 0.16
 
-    needs = (HasNoise,)
+    process_type = Process
+    needs = ()
     order = 0
     stochastic = True
 
@@ -87,14 +93,17 @@ class PredictorCorrector(Solver):
         """The predictor's rows, each followed by its corrections."""
         where = f"PredictorCorrector.predictor = {type(self.predictor).__name__}"
         require_spec(where, self.predictor.process_type, process=process)
+        require_spec("PredictorCorrector", LinearGaussian | StochasticInterpolant, process=process)
         rows = self.predictor.table(process, times)
         steps = len(times) - 1
+        if (bridges := isinstance(process, StochasticInterpolant)) and process.gamma.silent:
+            raise ValueError(f"PredictorCorrector under {process!r}: expected a gamma that is not zero, or the predictor alone")
         if len(rows.step) != steps:
             raise ValueError(
                 f"PredictorCorrector.predictor = {self.predictor}: expected one model call per step, not {len(rows.step)} in "
                 f"{steps} steps"
             )
-        sigma = np.asarray(process.sigma(times))
+        sigma = np.asarray(process.gamma.gamma(times) if bridges else process.sigma(times))
         # Row i of the predictor, then (except at sigma = 0) corrections that reuse its numbers but not its effect.
         source = np.concatenate([np.full(1 + self.corrections * (sigma[i + 1] > 0), i) for i in range(steps)])
         correct = np.concatenate([[False], source[1:] == source[:-1]])
@@ -107,9 +116,10 @@ class PredictorCorrector(Solver):
         )  # fmt: skip
 
     def require(self, prediction):
-        """What the predictor needs, and the noise."""
+        """What the predictor needs, and the noise of the point."""
         self.predictor.require(prediction)
-        super().require(prediction)
+        need = HasLatent if isinstance(prediction.process, StochasticInterpolant) else HasNoise
+        require_capabilities(type(self).__name__, prediction, (need,))
 
     def init(self, process, y, log_weights):
         """The predictor's memory."""
@@ -130,6 +140,7 @@ class PredictorCorrector(Solver):
     def update(self, keys, y, prediction, carry, row: CorrectedRow):
         """Both results are formed from one prediction; the row says which one counts."""
         predicted, moved = self.predictor.update(keys, y, prediction, carry, row.predictor)
-        corrected = y + row.e * prediction.eps + row.n * per_example_normal(keys, y)
+        noise = prediction.eta if isinstance(prediction.process, StochasticInterpolant) else prediction.eps
+        corrected = y + row.e * noise + row.n * per_example_normal(keys, y)
         choose = lambda new, old: jnp.where(row.correct > 0, old, new)
         return choose(predicted, corrected), jax.tree.map(choose, moved, carry)

@@ -2,6 +2,7 @@
 
 from scorelab.processes.base import Start
 from scorelab.processes.joint import JointStart as Joint
+from scorelab.starts.bases import TemperedBase
 from scorelab.starts.given import Fixed, NoisedPoints, Signed
 from scorelab.starts.laws import ClassAverage, GaussianMoments, LogNormal, Noised, Prior
 from scorelab.starts.teleport import Teleport, TeleportWarning
@@ -21,5 +22,6 @@ __all__ = [
     "Teleport",
     "TeleportWarning",
     "Tempered",
+    "TemperedBase",
     "TemperedWarning",
 ]

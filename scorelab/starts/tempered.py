@@ -118,9 +118,9 @@ class Tempered(Start):
         total = sum(exponents)
         if not self.laws:
             prior = Gaussian._make(jnp.zeros(event, jnp.result_type(t)), jnp.zeros((math.prod(event), 0)), jnp.zeros(0), 0.0, event)
-            return _tempered(prior.noised(process, t), total)
+            return power_of(prior.noised(process, t), total)
         noised = [law.noised(process, t) for law in self.laws]
-        return _tempered(noised[0], total) if len(noised) == 1 else _product(noised, exponents)
+        return power_of(noised[0], total) if len(noised) == 1 else product_of(noised, exponents)
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:
         law = self.at(process, t, event)
@@ -184,11 +184,12 @@ def _has_law(exponents: tuple[float, ...], laws: list[_Spectral], alpha: float, 
     return bool(values[0] > 1e-12 * max(np.abs(part).max() for part in parts))
 
 
-def _tempered(law: Gaussian, power: Array | float) -> Gaussian:
+def power_of(law: Gaussian, power: Array | float) -> Gaussian:
+    """The normalised power of a Gaussian."""
     return Gaussian._make(law.mean, law.basis, law.eigenvalues / power, law.tail / power, law.event)
 
 
-def _product(laws: list[Gaussian], exponents: tuple[Array | float, ...]) -> Gaussian:
+def product_of(laws: list[Gaussian], exponents: tuple[Array | float, ...]) -> Gaussian:
     """The normalised product of powers of Gaussians; variances of any sign where there is none."""
     event, size = laws[0].event, laws[0].size
     precision, pull = jnp.zeros((size, size)), jnp.zeros(size)

@@ -17,6 +17,7 @@ LOG = processes.GeometricBrownianMotion(sigma=1.5, mu=0.5)
 LAW = densities.Gaussian(np.array([0.7]), 0.3)
 MIXTURE = densities.GaussianMixture([0.6, 0.4], np.array([[-1.0], [2.0]]), 0.1)
 T = 0.6
+FROM_MODES, FROM_NORMAL = (processes.StochasticInterpolant(base=law) for law in (MIXTURE, densities.Gaussian(np.array([0.4]), 0.8)))
 STARTS = {
     "prior": (starts.Prior(), VP),
     "prior, log chart": (starts.Prior(), LOG),
@@ -26,6 +27,8 @@ STARTS = {
     "class average": (starts.ClassAverage(np.array([[-1.0], [1.5]], np.float32)), VP),
     "teleport": (starts.Teleport(LAW, skip_steps=0, t_from=1.0), VP),
     "tempered": (starts.Tempered(exponents=(2.0,), laws=(LAW,)), VP),
+    "tempered base": (sl.fk.annealed(sl.models.ExactModel(LAW, FROM_MODES), 2.0).start, FROM_MODES),
+    "teleport of an interpolant": (starts.Teleport(LAW, skip_steps=0, t_from=1.0), FROM_NORMAL),
 }
 
 

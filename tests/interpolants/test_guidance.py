@@ -69,7 +69,6 @@ STARTS = {
     "Noised": starts.Noised(GAUSSIAN),
     "GaussianMoments": starts.GaussianMoments(GAUSSIAN),
     "ClassAverage": starts.ClassAverage(POINTS),
-    "Teleport": starts.Teleport(GAUSSIAN, skip_steps=1),
 }
 ARGUMENTS = dict(solver=solvers.InterpolantODE(), grid=grids.Uniform(4), key=jax.random.key(1), shape=(4, 2))
 
