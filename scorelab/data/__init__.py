@@ -5,6 +5,7 @@ from scorelab.data.base import DataSet
 from scorelab.data.batches import Batches, IteratorAdapter, RowSource, StatefulIterator
 from scorelab.data.couplings import Assignment, Coupled, Coupling, CouplingWarning, Entropic, Independent, Paired
 from scorelab.data.derived import Derived, Moments, SuperResolution
+from scorelab.data.ends import Classes, Encoded, Upsampled, WithBase
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
@@ -15,6 +16,7 @@ __all__ = [
     "Arrays",
     "Assignment",
     "Batches",
+    "Classes",
     "Coupled",
     "Coupling",
     "CouplingWarning",
@@ -22,6 +24,7 @@ __all__ = [
     "DataNotFound",
     "DataSet",
     "Derived",
+    "Encoded",
     "Entropic",
     "Identity",
     "ImageFolder",
@@ -39,6 +42,8 @@ __all__ = [
     "StatefulIterator",
     "SuperResolution",
     "Transform",
+    "Upsampled",
+    "WithBase",
     "load",
     "names",
 ]

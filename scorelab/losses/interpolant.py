@@ -82,8 +82,8 @@ class InterpolantMatching(Loss):
         require_choice(self, (True, False), antithetic=self.antithetic)
         if "s" in heads and not self.antithetic:
             raise ValueError(
-                f"{type(self).__name__}.antithetic = False with heads = {heads!r}: expected True or None, since the target of 's' has "
-                "no finite variance without"
+                f"{type(self).__name__}.antithetic = False with heads = {heads!r}: expected True or None, since the target of "
+                "'s' has no finite variance without"
             )
 
     @property

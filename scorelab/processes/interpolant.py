@@ -148,6 +148,11 @@ class StochasticInterpolant(Process):
         return self.coupling is not None and not self.coupling.independent
 
     @property
+    def paired(self) -> bool:
+        """Whether the data have a base of their own, which belongs to their conditions too."""
+        return self.coupling is not None and self.coupling.paired
+
+    @property
     def has_law(self) -> bool:
         """Whether the base is a law with a density; points have none."""
         return callable(getattr(self.base, "sample", None)) and callable(getattr(self.base, "log_prob", None))
@@ -222,7 +227,8 @@ class StochasticInterpolant(Process):
 
         .. math:: u = v + \dot\gamma\,\eta = v - \gamma\dot\gamma\,\nabla\log p_t,\qquad \eta = -\gamma\,\nabla\log p_t .
 
-        From a score the velocity is finite at the ends too. Without latent noise there is no ``eta``. Every form is cast to the dtype of ``y``; ValueError for another shape.
+        From a score the velocity is finite at the ends too. Without latent noise there is no ``eta``. Every form is cast to the
+        dtype of ``y``; ValueError for another shape.
         """
         forms = dict(velocity=velocity, path_velocity=path_velocity, eta=eta, score=score)
         given = {name: value for name, value in forms.items() if value is not None}
@@ -324,11 +330,10 @@ class Base(Start):
 
     def suit(self, where: str, model: Any, t: float, cond: Any = None) -> None:
         """ValueError under a condition where the base rows belong to those of the data."""
-        coupling = model.process.coupling
-        if cond is not None and coupling is not None and coupling.paired:
+        if cond is not None and model.process.paired:
             raise ValueError(
-                f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "
-                "of these conditions"
+                f"{where}.start = None under {model.process.coupling!r} and a condition: expected start=starts.Fixed(rows), the "
+                "base rows of these conditions"
             )
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process: Any, t: Array, event: Any) -> Float[Array, " batch *event"]:

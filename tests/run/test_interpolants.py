@@ -1,9 +1,12 @@
 """Interpolants from a config: trained, sampled and reported, with and without a coupling of data and base."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from scorelab import config, data
+from scorelab import config, data, starts
+from scorelab.experiment import Sample
 from scorelab.experiment.checks import check
 from scorelab.experiment.train import coupled
 from tests.run.conftest import with_sets
@@ -54,3 +57,35 @@ def test_a_coupling_that_does_not_fit_is_refused_before_the_training():
     paired = experiment("processes.StochasticInterpolant.coupling = @data.Paired()")
     with pytest.raises(ValueError, match="named 'base'"):
         check(paired)
+
+
+PAIRED = (
+    "STEPS = 4", "WARMUP = 2", "nets.DiT.width = 8", "nets.DiT.depth = 1", "experiment.Train.batch_size = 16",
+    "experiment.Train.previews = 0", "experiment.Train.log_every = 2", "grids.Arcsine.steps = 3", "experiment.Sample.n = 12",
+)  # fmt: skip
+
+
+def test_a_paired_bridge_begins_at_the_base_of_its_conditions(scorelab, tmp_path):
+    """Of the same rows of the test split: their averages are the conditions, and samples are where the base is at first."""
+    name = "paper/2303.08797/super_resolution"
+    status, _, error = scorelab("run", name, *with_sets(*PAIRED), "--workdir", tmp_path / "fine")
+    assert status == 0, error
+    with np.load(tmp_path / "fine" / "samples.npz") as samples:
+        rows, cond, x = samples["rows"], samples["cond_"], samples["x"]
+    assert x.shape == (12, 8, 8, 1)
+    paired = config.load(name, PAIRED).experiment
+    stage = paired.one(Sample)
+    start = stage.begin(paired.data, paired.process, cond)
+    np.testing.assert_array_equal(start.points, paired.data.load("test").more["base"][rows])
+    # The averages of the base are the condition itself.
+    np.testing.assert_array_equal(np.asarray(start.points)[:, ::4, ::4], cond)
+
+
+def test_a_start_of_its_own_is_kept():
+    plain = config.load("paper/2303.08797/super_resolution", PAIRED).experiment
+    own = starts.Fixed(np.zeros((12, 8, 8, 1), np.float32))
+    stage = replace(plain.one(Sample), start=own)
+    assert stage.begin(plain.data, plain.process, stage.conditions(plain.data, 12)) is own
+    # Without a coupling samples begin at the base, wherever that is.
+    free = experiment()
+    assert free.one(Sample).begin(free.data, free.process, None) is None
