@@ -27,12 +27,13 @@ def trained(process, x, heads, *, steps, seed, data_std, base_std, batch=512, ra
     return learner.model(sl.training.fit(learner, batches, steps=steps, key=jax.random.key(seed)))
 
 
-def errors(model, data, seed, n=2000) -> dict:
+def errors(model, data, seed, n=2000, exact=None) -> dict:
     r"""Mean squares of the errors of velocity and score at ``TIMES``, and the mean of their product, over the exact bridge.
 
     ``velocity``, ``score`` and ``both`` are the integrals over uniform times; ``at`` has the three at every time, ``(times, 3)``.
     """
-    process, exact = model.process, sl.models.ExactModel(data, model.process)
+    process = model.process
+    exact = sl.models.ExactModel(data, process) if exact is None else exact
 
     @jax.jit
     def at(t, key):
