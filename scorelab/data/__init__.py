@@ -16,6 +16,7 @@ from scorelab.data.couplings import (
 )
 from scorelab.data.dequantised import Dequantised
 from scorelab.data.derived import Derived, Moments, SuperResolution
+from scorelab.data.ends import Classes, Encoded, Upsampled, WithBase
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
@@ -27,6 +28,7 @@ __all__ = [
     "Assignment",
     "Batches",
     "Cells",
+    "Classes",
     "Coupled",
     "Coupling",
     "CouplingWarning",
@@ -35,6 +37,7 @@ __all__ = [
     "DataSet",
     "Dequantised",
     "Derived",
+    "Encoded",
     "Entropic",
     "Identity",
     "ImageFolder",
@@ -54,6 +57,8 @@ __all__ = [
     "StatefulIterator",
     "SuperResolution",
     "Transform",
+    "Upsampled",
+    "WithBase",
     "load",
     "names",
 ]

@@ -31,11 +31,12 @@ from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, ScaleAt
 from scorelab.models.base import Model
 from scorelab.processes.charts import Identity
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import TOLERATED, prior_error
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import population_size
-from scorelab.starts import Start
+from scorelab.starts import Fixed, Start
 from scorelab.training import Learner, data_mesh
 from scorelab.validation import require_int, require_number, require_positive, require_seed, require_spec
 from scorelab.warn import warn
@@ -53,7 +54,8 @@ class Sample(Stage):
         solver: the solver.
         grid: the time grid.
         start: the law at the first grid time, a ``DataStart`` or ``DataTeleport`` to take it from the training
-            data, None for the prior.
+            data, None for the prior: of an interpolant whose data are paired with their base, under a condition, the base rows that
+            belong to the conditions.
         n: number of samples.
         guidance: scale of classifier-free guidance, a number or a :class:`scorelab.models.ScaleAt` of the noise, None for the plain
             model; needs a condition.
@@ -223,8 +225,9 @@ class Sample(Stage):
         def run(state, key):
             model, solver, start = self.applied(experiment.learner.model(state), data)
             # Where a start from data begins is of no matter to shapes.
-            start = start if isinstance(self.start, FromData) or self.start is None else self.start
             shape, cond = (self.n, *data.load().event_shape), self.conditions(data, self.n)
+            if start is None and not isinstance(self.start, FromData):
+                start = self.begin(data, process, cond)
             return sample(
                 model, solver=solver, grid=self.grid, start=start, key=key, shape=shape, cond=cond, chunk=self.chunk
             ).x  # fmt: skip
@@ -286,6 +289,9 @@ class Sample(Stage):
 
     def begin(self, data: DataSpec, process: Any, cond: Pytree) -> Start | None:
         """The start of samples with the conditions ``cond``; the training data is read where it is needed."""
+        if self.start is None and data.cond is not None and isinstance(process, StochasticInterpolant) and process.paired:
+            base = data.load(self.conditions_split(data)).columns()["base"][self.rows(data, len(jax.tree.leaves(cond)[0]))]
+            return Fixed(data.transform.encode(base) if np.issubdtype(base.dtype, np.integer) else base)
         # Starts from data know classes, where these are the whole condition.
         return self.start(data, process, cond if data.labels else None) if isinstance(self.start, FromData) else self.start
 

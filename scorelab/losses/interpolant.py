@@ -1,7 +1,7 @@
 r"""Losses of stochastic interpolants: regressions whose minimisers are the velocity and the latent noise.
 
 .. math:: u = E[\dot\alpha x + \dot\beta w + \dot\gamma z\mid y_t],\qquad v = E[\dot\alpha x + \dot\beta w\mid y_t],\qquad
-          \eta = E[z\mid y_t] .
+          \eta = E[z\mid y_t],\qquad s = E[-z/\gamma\mid y_t] = \nabla\log p_t .
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from scorelab.losses.times import ArcsineTimes, Times, UniformTimes
 from scorelab.models.base import Model
 from scorelab.processes.base import Noised
 from scorelab.processes.bridge import Bridge
-from scorelab.processes.predictions import HasLatent, HasVelocity, require_capabilities
+from scorelab.processes.predictions import HasLatent, HasScore, HasVelocity, require_capabilities
 from scorelab.validation import require_choice, require_spec
 
-Head = Literal["u", "v", "eta"]
+Head = Literal["u", "v", "eta", "s"]
+_HEADS = (("u", "eta"), ("v", "eta"), ("u", "s"), ("v", "s"), ("u",), ("v",), ("eta",), ("s",))
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,17 @@ class InterpolantMatching(Loss):
 
     The same times, data and base are seen with the noise ``z`` and with ``-z``, at two calls of the model. Without that the target
     of ``u`` has the variance of :math:`\dot\gamma`, which a Brownian gamma makes infinite at the ends: at ``t = 1e-3`` the gradient
-    varies less than a twentieth of that with it. It buys nothing for ``v``.
+    varies less than a twentieth of that with it. The target of ``s`` has the same fault. It buys nothing for ``v``.
 
     Under the law :math:`t = \sin^2(\pi U/2)` the errors carry the weight :math:`\pi\sqrt{t(1-t)}`, so that the loss is the
     integral over uniform times. Any other law weighs a time by its density.
 
     Attributes:
         process: the interpolant, or :class:`scorelab.processes.Geodesic`, whose velocity is compared in its tangent space.
-        heads: ``("u", "eta")``, ``("v", "eta")``, ``("u",)``, ``("v",)`` or ``("eta",)``. Without latent noise ``u`` is ``v``, and
-            there is no ``eta``.
+        heads: one of ``u`` and ``v``, one of ``eta`` and ``s``, or one of each, as ``("u", "eta")``. Without latent noise ``u`` is
+            ``v``, and there is neither ``eta`` nor ``s``. The error of ``s``, the score, is that of ``eta`` over
+            :math:`\gamma^2`: it weighs the ends more. That weight has no finite integral under a gamma that is smooth at its ends,
+            where the loss of ``eta`` trains a network of the score as well (:class:`scorelab.models.InterpolantField`).
         times: the law of the times; None for :class:`ArcsineTimes` where gamma is steep at the ends, and for
             :class:`UniformTimes` where it is not.
         antithetic: whether ``-z`` is seen as well; None for: where there is latent noise and a head that depends on it.
@@ -60,12 +63,16 @@ class InterpolantMatching(Loss):
     def __post_init__(self):
         require_spec(self, Bridge, process=self.process)
         heads = (self.heads,) if isinstance(self.heads, str) else tuple(self.heads)
-        known = (("u", "eta"), ("v", "eta"), ("u",), ("v",), ("eta",))
-        require_choice(self, known, heads=heads)
+        require_choice(self, _HEADS, heads=heads)
         object.__setattr__(self, "heads", heads)
-        if self.process.silent and "eta" in heads:
+        if self.process.silent and {"eta", "s"} & {*heads}:
             raise ValueError(
                 f"{type(self).__name__}.heads = {heads!r} under {self.process!r}: expected ('u',), without latent noise"
+            )
+        if "s" in heads and not self.process.steep:
+            raise ValueError(
+                f"{type(self).__name__}.heads = {heads!r} under {self.process.gamma!r}: expected 'eta' in the place of 's', whose "
+                "error has no finite mean there; a network of the score is trained by it too"
             )
         if self.times is None:
             object.__setattr__(self, "times", ArcsineTimes() if self.process.steep else UniformTimes())
@@ -74,6 +81,11 @@ class InterpolantMatching(Loss):
         if self.antithetic is None:
             object.__setattr__(self, "antithetic", not self.process.silent and heads != ("v",))
         require_choice(self, (True, False), antithetic=self.antithetic)
+        if "s" in heads and not self.antithetic:
+            raise ValueError(
+                f"{type(self).__name__}.antithetic = False with heads = {heads!r}: expected True or None, since the target of "
+                "'s' has no finite variance without"
+            )
 
     @property
     def _times(self) -> Times:
@@ -144,17 +156,20 @@ class InterpolantMatching(Loss):
 
     def _errors(self, prediction: Any, noised: Noised, sign: float) -> dict[str, Array]:
         needs = (HasVelocity, HasLatent) if not self.process.silent and self.heads != ("u",) else (HasVelocity,)
-        require_capabilities(type(self).__name__, prediction, needs)
+        require_capabilities(type(self).__name__, prediction, (*needs, HasScore) if "s" in self.heads else needs)
         straight, slope = self.process.rates(noised)
-        drift = 0.0 if self.process.silent else sign * slope * noised.noise[1]
+        z = None if self.process.silent else sign * noised.noise[1]
         holed = self.process.coupling is not None and self.process.coupling.hole is not None
         mean = (lambda error: _mean_inside(error, noised.noise[0] != noised.y0)) if holed else mean_square
         errors = {}
         for head in self.heads:
             if head == "eta":
-                errors[head] = mean(prediction.eta - sign * noised.noise[1])
+                errors[head] = mean(prediction.eta - z)
+            elif head == "s":
+                gamma = self.process.coefficients(per_example(noised.t, noised.y)).like(noised.y).gamma
+                errors[head] = mean(prediction.score + z / gamma)
             elif head == "u":
-                errors[head] = mean(prediction.velocity - straight - drift)
+                errors[head] = mean(prediction.velocity - straight - (0.0 if z is None else slope * z))
             elif self.process.silent:
                 errors[head] = mean(prediction.velocity - straight)
             else:

@@ -16,7 +16,7 @@ from scorelab.processes.bridge import Bridge, FlowPrediction
 from scorelab.validation import require_choice, require_positive, require_shape, require_spec
 
 # The form of the prediction that a head is.
-_FORMS = {"u": "velocity", "v": "path_velocity", "eta": "eta"}
+_FORMS = {"u": "velocity", "v": "path_velocity", "eta": "eta", "s": "score"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +30,16 @@ class InterpolantField(Trainable):
     Attributes:
         net: as that of :class:`scorelab.models.Denoiser`.
         process: the interpolant, or :class:`scorelab.processes.Geodesic`.
-        heads: ``("u", "eta")``, the default with latent noise, ``("v", "eta")``, or ``("u",)``, the default without it.
-        eta_net: a network of its own for ``eta``; None for the second head of ``net``.
+        heads: ``("u", "eta")``, the default with latent noise, ``("v", "eta")``, ``("u", "s")`` or ``("v", "s")``, with the score
+            itself in the place of the latent noise, or ``("u",)``, the default without it.
+        eta_net: a network of its own for ``eta`` or ``s``; None for the second head of ``net``.
         data_std: standard deviation of the data, per element.
         base_std: that of the base.
     """
 
     net: Any
     process: Bridge
-    heads: tuple[Literal["u", "v", "eta"], ...] | None = None
+    heads: tuple[Literal["u", "v", "eta", "s"], ...] | None = None
     eta_net: Any = None
     data_std: float = 1.0
     base_std: float = 1.0
@@ -48,14 +49,15 @@ class InterpolantField(Trainable):
         require_positive(self, data_std=self.data_std, base_std=self.base_std)
         silent = self.process.silent
         heads = ("u",) if self.heads is None and silent else ("u", "eta") if self.heads is None else tuple(self.heads)
-        require_choice(self, (("u",),) if silent else (("u", "eta"), ("v", "eta"), ("u",)), heads=heads)
+        known = (("u",),) if silent else (("u", "eta"), ("v", "eta"), ("u", "s"), ("v", "s"), ("u",))
+        require_choice(self, known, heads=heads)
         object.__setattr__(self, "heads", heads)
         for name, net in dict(net=self.net, eta_net=self.eta_net).items():
             if net is None and name == "eta_net":
                 continue
             if isinstance(net, type) or not (callable(getattr(net, "init", None)) and callable(getattr(net, "apply", None))):
                 raise TypeError(f"InterpolantField.{name} = {net!r}: expected an object with init and apply, such as a Flax module")
-        if self.eta_net is not None and "eta" not in heads:
+        if self.eta_net is not None and len(heads) == 1:
             raise ValueError(f"InterpolantField.eta_net with heads = {heads}: expected None, since there is no such head")
 
     @property

@@ -100,6 +100,11 @@ class Bridge(Process):
         return self.coupling is not None and not self.coupling.independent
 
     @property
+    def paired(self) -> bool:
+        """Whether the data have a base of their own, which belongs to their conditions too."""
+        return self.coupling is not None and self.coupling.paired
+
+    @property
     def deterministic_base(self) -> bool:
         """Whether the base is a point once the condition is known, where velocity and score are infinite."""
         return self.coupling is not None and self.coupling.deterministic
@@ -252,7 +257,7 @@ class Base(Start):
             raise ValueError(
                 f"{where}.start = None under {coupling!r}: expected start=starts.Fixed(w), what is known with noise in the hole"
             )
-        if cond is not None and coupling is not None and coupling.paired:
+        if cond is not None and model.process.paired:
             raise ValueError(
                 f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "
                 "of these conditions"

@@ -174,9 +174,10 @@ class StochasticInterpolant(Bridge):
     ) -> FlowPrediction:  # fmt: skip
         r"""The prediction from its forms: one of ``velocity`` and ``path_velocity``, and one of ``eta`` and ``score``.
 
-        .. math:: u = v + \dot\gamma\,\eta,\qquad \eta = -\gamma\,\nabla\log p_t .
+        .. math:: u = v + \dot\gamma\,\eta = v - \gamma\dot\gamma\,\nabla\log p_t,\qquad \eta = -\gamma\,\nabla\log p_t .
 
-        Without latent noise there is no ``eta``. Every form is cast to the dtype of ``y``; ValueError for another shape.
+        From a score the velocity is finite at the ends too. Without latent noise there is no ``eta``. Every form is cast to the
+        dtype of ``y``; ValueError for another shape.
         """
         forms = dict(velocity=velocity, path_velocity=path_velocity, eta=eta, score=score)
         given = {name: value for name, value in forms.items() if value is not None}
@@ -196,7 +197,10 @@ class StochasticInterpolant(Bridge):
         latent = given.get("eta", -c.gamma * given["score"] if "score" in given else None)
         if latent is None:
             return FlowPrediction(y=y, velocity=given[moving[0]], t=t, process=self)
-        u = given[moving[0]] if moving == ["velocity"] else given["path_velocity"] + self._slope(t, y) * latent
+        if moving == ["velocity"]:
+            u = given["velocity"]
+        else:
+            u = given["path_velocity"] + (-c.rate * given["score"] if "score" in given else self._slope(t, y) * latent)
         return InterpolantPrediction(y=y, velocity=u, eta=latent, t=t, process=self)
 
     def _slope(self, t: Array, y: Array) -> Array:

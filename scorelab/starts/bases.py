@@ -17,7 +17,7 @@ from scorelab.models.bridge import ExactBridge, Pieces, require_mixture
 from scorelab.models.exact import ExactModel
 from scorelab.models.guidance import Conditioned
 from scorelab.processes.base import require_same_process
-from scorelab.processes.interpolant import Base
+from scorelab.processes.bridge import Base
 from scorelab.pytrees import partly_static
 from scorelab.starts.tempered import Tempered, TemperedWarning, power_of, product_of
 from scorelab.warn import warn

@@ -48,6 +48,8 @@ LOSSES = {
     "non-negative": losses.NonNegativeScoreMatching(GBM, times=losses.UniformTimes()),
     "interpolant": losses.InterpolantMatching(BRIDGE),
     "interpolant, v": losses.InterpolantMatching(BRIDGE, heads=("v", "eta"), times=losses.UniformTimes()),
+    "interpolant, s": losses.InterpolantMatching(BRIDGE, heads=("u", "s")),
+    "interpolant, v and s": losses.InterpolantMatching(BRIDGE, heads=("v", "s"), times=losses.UniformTimes()),
     "interpolant, no noise": losses.InterpolantMatching(STRAIGHT, heads=("u",)),
     "non-negative, probes": losses.NonNegativeScoreMatching(GBM, probes=2, times=losses.UniformTimes()),
 }

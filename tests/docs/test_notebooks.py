@@ -105,10 +105,12 @@ def test_a_notebook_prints_the_same_again(name):
 CHOSEN = {
     "samplers": (dict(solver="DPM-Solver++ 2M", steps=5), dict(solver="DDIM", steps=5)),
     "steering": (dict(particles=256), {}),
+    "interpolants": ({}, {}),
 }
 NUMBERS = {
     "samplers": {"noise": (0.35, 1.0), "guidance": (0.0, 2.5)},
     "steering": {"guidance": (1.0, 2.3), "temperature": (0.5, 1.7)},
+    "interpolants": {"noise": (0.0, 4.5, 16.0)},
 }
 
 

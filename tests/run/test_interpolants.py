@@ -1,10 +1,13 @@
 """Interpolants from a config: trained, sampled and reported, with and without a coupling of data and base."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from scorelab import config, data
+from scorelab import config, data, starts
 from scorelab.errors import ConfigError
+from scorelab.experiment import Sample
 from scorelab.experiment.checks import check
 from scorelab.experiment.train import coupled
 from tests.run.conftest import with_sets
@@ -75,6 +78,8 @@ def test_points_off_the_space_are_refused_before_the_training():
     wrong = config.load(SPHERE, (*SMALL, "data.Named.name = 'rings'")).experiment
     with pytest.raises(ValueError, match=r"DataSpec.dataset = .* of 256 rows off Sphere\(\)"):
         check(wrong)
+
+
 REFLOW = (
     "nets.MLP.width = 16", "nets.MLP.depth = 1", "data.Named.n = 256", "experiment.Train.batch_size = 32", "WARMUP = 2",
     "optax.warmup_cosine_decay_schedule.decay_steps = 30", "experiment.Train.previews = 0", "grids.Uniform.steps = 3",
@@ -127,3 +132,35 @@ def test_a_coupling_of_pairs_that_nobody_makes_is_refused():
         check(config.load("paper/2303.08797/reflow", (*bindings, "STEPS = 30", "experiment.Train.rectify = None")).experiment)
     with pytest.raises(ConfigError, match="expected one of 'base', 'data'"):
         config.load("paper/2303.08797/reflow", (*REFLOW, "STEPS = 30", "experiment.Rectify.exact = ('noise',)"))
+
+
+PAIRED = (
+    "STEPS = 4", "WARMUP = 2", "nets.DiT.width = 8", "nets.DiT.depth = 1", "experiment.Train.batch_size = 16",
+    "experiment.Train.previews = 0", "experiment.Train.log_every = 2", "grids.Arcsine.steps = 3", "experiment.Sample.n = 12",
+)  # fmt: skip
+
+
+def test_a_paired_bridge_begins_at_the_base_of_its_conditions(scorelab, tmp_path):
+    """Of the same rows of the test split: their averages are the conditions, and samples are where the base is at first."""
+    name = "paper/2303.08797/super_resolution"
+    status, _, error = scorelab("run", name, *with_sets(*PAIRED), "--workdir", tmp_path / "fine")
+    assert status == 0, error
+    with np.load(tmp_path / "fine" / "samples.npz") as samples:
+        rows, cond, x = samples["rows"], samples["cond_"], samples["x"]
+    assert x.shape == (12, 8, 8, 1)
+    paired = config.load(name, PAIRED).experiment
+    stage = paired.one(Sample)
+    start = stage.begin(paired.data, paired.process, cond)
+    np.testing.assert_array_equal(start.points, paired.data.load("test").more["base"][rows])
+    # The averages of the base are the condition itself.
+    np.testing.assert_array_equal(np.asarray(start.points)[:, ::4, ::4], cond)
+
+
+def test_a_start_of_its_own_is_kept():
+    plain = config.load("paper/2303.08797/super_resolution", PAIRED).experiment
+    own = starts.Fixed(np.zeros((12, 8, 8, 1), np.float32))
+    stage = replace(plain.one(Sample), start=own)
+    assert stage.begin(plain.data, plain.process, stage.conditions(plain.data, 12)) is own
+    # Without a coupling samples begin at the base, wherever that is.
+    free = experiment()
+    assert free.one(Sample).begin(free.data, free.process, None) is None
