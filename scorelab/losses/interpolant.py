@@ -12,12 +12,13 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 
-from scorelab.arrays import Array, Key
+from scorelab.arrays import Array, Key, per_example
 from scorelab.losses.base import Batch, Loss, example_keys, mean_square, require_floating
 from scorelab.losses.times import ArcsineTimes, Times, UniformTimes
 from scorelab.models.base import Model
 from scorelab.processes.base import Noised
 from scorelab.processes.bridge import Bridge
+from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.predictions import HasLatent, HasScore, HasVelocity, require_capabilities
 from scorelab.validation import require_choice, require_spec
 
@@ -71,7 +72,7 @@ class InterpolantMatching(Loss):
             )
         if "s" in heads and not self.process.steep:
             raise ValueError(
-                f"{type(self).__name__}.heads = {heads!r} under {self.process.gamma!r}: expected 'eta' in the place of 's', whose "
+                f"{type(self).__name__}.heads = {heads!r} under {self.process!r}: expected 'eta' in the place of 's', whose "
                 "error has no finite mean there; a network of the score is trained by it too"
             )
         if self.times is None:
@@ -166,7 +167,7 @@ class InterpolantMatching(Loss):
             if head == "eta":
                 errors[head] = mean(prediction.eta - z)
             elif head == "s":
-                gamma = self.process.coefficients(per_example(noised.t, noised.y)).like(noised.y).gamma
+                gamma = per_example(cast(StochasticInterpolant, self.process).gamma.gamma(noised.t), z)
                 errors[head] = mean(prediction.score + z / gamma)
             elif head == "u":
                 errors[head] = mean(prediction.velocity - straight - (0.0 if z is None else slope * z))
