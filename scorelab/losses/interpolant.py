@@ -159,7 +159,7 @@ class InterpolantMatching(Loss):
         needs = (HasVelocity, HasLatent) if not self.process.silent and self.heads != ("u",) else (HasVelocity,)
         require_capabilities(type(self).__name__, prediction, (*needs, HasScore) if "s" in self.heads else needs)
         straight, slope = self.process.rates(noised)
-        z = None if self.process.silent else sign * noised.noise[1]
+        z: Any = 0.0 if self.process.silent else sign * noised.noise[1]
         holed = self.process.coupling is not None and self.process.coupling.hole is not None
         mean = (lambda error: _mean_inside(error, noised.noise[0] != noised.y0)) if holed else mean_square
         errors = {}
@@ -170,7 +170,7 @@ class InterpolantMatching(Loss):
                 gamma = per_example(cast(StochasticInterpolant, self.process).gamma.gamma(noised.t), z)
                 errors[head] = mean(prediction.score + z / gamma)
             elif head == "u":
-                errors[head] = mean(prediction.velocity - straight - (0.0 if z is None else slope * z))
+                errors[head] = mean(prediction.velocity - straight - slope * z)
             elif self.process.silent:
                 errors[head] = mean(prediction.velocity - straight)
             else:
