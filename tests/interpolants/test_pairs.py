@@ -349,7 +349,7 @@ def conditional():
 
 
 def filling(gamma, junk=7.0, only=None):
-    """The exact fields of the first element given the others, and junk for these, which nobody trains; NaN unless they are ``only``."""
+    """The exact fields of the first element given the others, junk for these, which nobody trains; NaN unless they are ``only``."""
     made = processes.StochasticInterpolant(gamma=gamma, base=NOISE, coupling=data.Inpainting(sides=(1,)))
     gain = COV[0, 1:] @ np.linalg.inv(COV[1:, 1:])
     variance = COV[0, 0] - gain @ COV[1:, 0]
