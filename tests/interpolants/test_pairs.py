@@ -502,7 +502,12 @@ X = np.zeros((2, 2), np.float32)
             "expected a InterpolantODE",
         ),
         (lambda: straight(pointed()), "InterpolantODE under"),
+        (
+            lambda: distill.rectified_pairs(exact(0.0), solver=FLOW, grid=grids.Uniform(2, t_max=0.5), key=KEY, x=X),
+            "expected 1 to 0",
+        ),
         (lambda: data.Inpainting(sides=(0,)), "sides"),
+        (lambda: data.Inpainting(sides=()), "a side or more"),
         (lambda: data.Inpainting(sides=(2,), groups="label"), "expected None"),
         (lambda: data.Coupled(classes(64), data.Inpainting(sides=(3,)), STANDARD).at(0), "expected a box inside"),
         (lambda: data.Coupled(classes(64), data.Inpainting(), STANDARD).at(0), "not there"),
