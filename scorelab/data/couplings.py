@@ -119,7 +119,9 @@ class Inpainting(Coupling):
         require_spec(self, str, hole=self.hole)
         if self.sides is not None:
             object.__setattr__(self, "sides", tuple(self.sides) if isinstance(self.sides, tuple | list) else (self.sides,))
-            for side in self.sides or (0,):
+            if not self.sides:
+                raise ValueError("Inpainting.sides = (): expected a side or more, or None for holes that the data have")
+            for side in self.sides:
                 require_int(self, 1, sides=side)
 
     def partners(self, rng, x, w):

@@ -112,13 +112,17 @@ def rectified_pairs(
 
     Raises:
         TypeError: another process or another solver.
-        ValueError: both ``shape`` and ``x``, or none of them; a start beside ``x``, or one with weights.
+        ValueError: both ``shape`` and ``x``, or none of them; a grid between other times; a start beside ``x``, or one with weights.
     """
     require_spec("rectified_pairs", InterpolantODE | InterpolantSDE, solver=solver)
     model = as_pytree("rectified_pairs", model)
     require_spec("rectified_pairs.model's process", StochasticInterpolant, process=model.process)
     if (shape is None) == (x is None) or (x is not None and start is not None):
         raise ValueError("rectified_pairs: expected one of shape and x, and a start with shape only")
+    require_spec("rectified_pairs", Grid, grid=grid)
+    times = grid.times(model.process)
+    if (times[0], times[-1]) != (1, 0):
+        raise ValueError(f"rectified_pairs.grid = {grid!r} has times from {times[0]:.4g} to {times[-1]:.4g}: expected 1 to 0")
     if x is not None:
         w = invert(model, x, solver=solver, grid=grid, key=key, cond=cond, chunk=chunk)
     else:

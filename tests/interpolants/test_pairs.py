@@ -348,8 +348,8 @@ def conditional():
     return MEAN[0] + gain @ (OUTSIDE - MEAN[1:]), COV[0, 0] - gain @ COV[1:, 0]
 
 
-def filling(gamma, junk=7.0):
-    """The exact fields of the first element given the others, and junk for these, which nobody trains."""
+def filling(gamma, junk=7.0, only=None):
+    """The exact fields of the first element given the others, junk for these, which nobody trains; NaN unless they are ``only``."""
     made = processes.StochasticInterpolant(gamma=gamma, base=NOISE, coupling=data.Inpainting(sides=(1,)))
     gain = COV[0, 1:] @ np.linalg.inv(COV[1:, 1:])
     variance = COV[0, 0] - gain @ COV[1:, 0]
@@ -357,6 +357,8 @@ def filling(gamma, junk=7.0):
     def belief(y, t, cond=None):
         c = made.coefficients(t)
         centre = MEAN[0] + (y[:, 1:] - MEAN[1:]) @ jnp.asarray(gain, y.dtype)
+        if only is not None:
+            centre = jnp.where(jnp.all(y[:, 1:] == jnp.asarray(only, y.dtype), axis=1), centre, jnp.nan)
         total = c.alpha**2 * variance + c.beta**2 + c.gamma**2
         q = (y[:, 0] - c.alpha * centre) / total
         u = c.d_alpha * (centre + c.alpha * variance * q) + c.d_beta * c.beta * q + c.rate * q
@@ -380,7 +382,7 @@ def test_a_hole_is_filled_by_the_conditional_law_and_nothing_else_moves(gamma, s
     hole = np.broadcast_to(np.array([1, 0, 0]), (n, 3))
     noise = np.asarray(NOISE.sample(KEY, n))
     start = np.where(hole, noise, np.array([0.0, *OUTSIDE], np.float32)).astype(np.float32)
-    model = models.Inpainted(model=filling(gamma), hole=hole)
+    model = models.Inpainted(model=filling(gamma, only=OUTSIDE), hole=hole)
     arguments = dict(solver=solver, grid=grids.Arcsine(60), key=KEY, shape=(n, 3), start=starts.Fixed(start))
     out = sample(model, **arguments, keep="all", chunk=4_000)
     np.testing.assert_array_equal(np.asarray(out.trajectory)[:, :, 1:], np.broadcast_to(start[:, 1:], (61, n, 2)))
@@ -500,7 +502,12 @@ X = np.zeros((2, 2), np.float32)
             "expected a InterpolantODE",
         ),
         (lambda: straight(pointed()), "InterpolantODE under"),
+        (
+            lambda: distill.rectified_pairs(exact(0.0), solver=FLOW, grid=grids.Uniform(2, t_max=0.5), key=KEY, x=X),
+            "expected 1 to 0",
+        ),
         (lambda: data.Inpainting(sides=(0,)), "sides"),
+        (lambda: data.Inpainting(sides=()), "a side or more"),
         (lambda: data.Inpainting(sides=(2,), groups="label"), "expected None"),
         (lambda: data.Coupled(classes(64), data.Inpainting(sides=(3,)), STANDARD).at(0), "expected a box inside"),
         (lambda: data.Coupled(classes(64), data.Inpainting(), STANDARD).at(0), "not there"),
