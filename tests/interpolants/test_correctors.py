@@ -330,6 +330,10 @@ def walk(corrected, base=NOISY, **options):
 @pytest.mark.parametrize(
     ("build", "match"),
     [
+        (lambda: fk.annealed(FREE, 2.0, laws=[3.0]), "TemperedBase.laws = 3.0: expected a Gaussian"),
+        (lambda: fk.annealed(FREE, 2.0, laws=[FREE.law.matched()] * 2), "weighted.laws has 2 laws"),
+        (lambda: dataclasses.replace(fk.tilted(FREE, parabola).model, exponents=(2.0,)), "Composition.alone with the exponents"),
+        (lambda: fk.annealed(FREE, -2.0), "annealed.beta = -2.0: expected a finite number above 0"),
         (lambda: fk.annealed(FREE, 2.0, noise=0.5), "Composition.noise = 0.5 under .*: expected none"),
         (lambda: fk.product([FREE, models.ExactModel(FREE.law, VP)]), r"Composition.models\[1\].process = .*: expected a Stoch"),
         (lambda: fk.product([models.ExactModel(FREE.law, VP), FREE]), "expected the same process"),
