@@ -75,6 +75,8 @@ class FlowComposition(Composition):
                 f"Composition.noise = {self.noise} under {self.process!r}: expected none, since the epsilon of "
                 "solvers.InterpolantSDE says how much there is"
             )
+        if self.alone and (len(self.models) != 1 or callable(self.exponents[0]) or self.exponents[0] != 1):
+            raise ValueError(f"Composition.alone with the exponents {self.exponents!r}: expected one expert with the exponent 1")
 
     def _ask(self, y, t, cond):
         predictions = super()._ask(y, t, cond)

@@ -20,6 +20,7 @@ from scorelab.processes.base import require_same_process
 from scorelab.processes.bridge import Base
 from scorelab.pytrees import partly_static
 from scorelab.starts.tempered import Tempered, TemperedWarning, power_of, product_of
+from scorelab.validation import require_spec
 from scorelab.warn import warn
 
 # Directions of so many combinations of components are tried, at so many times.
@@ -48,6 +49,11 @@ class TemperedBase(Tempered):
         TemperedWarning: a product without a law at a later time, by the given moments; negative exponents of experts of whose
             data nothing is known.
     """
+
+    def __post_init__(self):
+        super().__post_init__()
+        for law in self.laws:
+            require_spec(self, Gaussian, laws=law)
 
     def on_grid(self, process, times):
         """Itself on a grid that begins at 1, after a look at the bases, and at whether the product has a law at every time."""
@@ -136,7 +142,8 @@ class TemperedBase(Tempered):
             with jax.ensure_compile_time_eval():
                 found = [self._of_base(i) for i in range(len(found))]
         for i in _few(len(times), found):
-            if sum(exponents[i]) > 0 and (None in found or _falls_off(exponents[i], self._precisions(found, float(times[i])))):
+            b, known = exponents[i], all(pieces is not None for pieces in found)
+            if sum(b) > 0 and (np.all(b >= 0) or not known or _falls_off(b, self._precisions(found, float(times[i])))):
                 continue
             message = (
                 f"a composition of interpolants with the exponents {exponents[i].tolist()} at t = {times[i]:.4g}: expected a "
@@ -203,8 +210,6 @@ def _falls_off(exponents: np.ndarray, precisions: list[np.ndarray]) -> bool:
 
     Exact on the line and for Gaussians. In more dimensions, of mixtures, a direction that is not tried may be missed.
     """
-    if np.all(exponents >= 0):
-        return bool(np.sum(exponents) > 0)
     chosen = itertools.islice(itertools.product(*precisions), _COMBINATIONS)
     directions = np.concatenate([np.linalg.eigh(np.einsum("i,ijk->jk", exponents, np.stack(one)))[1].T for one in chosen])
     forms = np.stack([np.einsum("vi,kij,vj->kv", directions, a, directions).min(0) for a in precisions])

@@ -19,6 +19,7 @@ from scorelab.models.guidance import Conditioned
 from scorelab.processes.base import Start, require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.pytrees import partly_static
+from scorelab.validation import require_spec
 from scorelab.warn import warn
 
 # A check of the whole grid takes a decomposition at each time: in more dimensions than these, a few times are looked at.
@@ -68,6 +69,7 @@ class Tempered(Start):
 
     def on_grid(self, process, times):
         """Itself, after a look at the process of the target, and at whether the product at the noisy times has a variance."""
+        require_spec(self, LinearGaussian, process=process)
         if self.target is not None:
             require_same_process("Tempered", sampled=process, target=self.target.process)
         if not is_traced(self.exponents, self.laws):

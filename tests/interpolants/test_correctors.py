@@ -167,7 +167,7 @@ def test_a_tilt_of_a_flow_without_latent_noise_needs_its_velocity_alone():
     assert abs(z.mean() - 1) < 4 * z.std(ddof=1) / 2 + 0.01
     for build, match in (
         (lambda: walk(fk.tilted(heads, parabola)), "expected a gamma that is not zero"),
-        (lambda: walk(fk.annealed(heads, 2.0), FLOW), "FunctionModel needs HasScore"),
+        (lambda: walk(fk.annealed(heads, 2.0), FLOW), "Composition.models: <lambda> needs HasScore"),
     ):
         with pytest.raises((TypeError, ValueError), match=match):
             build()
@@ -326,15 +326,23 @@ def walk(corrected, base=NOISY, **options):
     return sample(corrected.model, solver=solver, **(ON_THE_LINE | dict(start=corrected.start) | options))
 
 
+@pytest.mark.filterwarnings("ignore:a composition of interpolants")
 @pytest.mark.parametrize(
     ("build", "match"),
     [
+        (lambda: fk.annealed(FREE, 2.0, laws=[3.0]), "TemperedBase.laws = 3.0: expected a Gaussian"),
+        (lambda: fk.annealed(FREE, 2.0, laws=[FREE.law.matched()] * 2), "weighted.laws has 2 laws"),
+        (lambda: dataclasses.replace(fk.tilted(FREE, parabola).model, exponents=(2.0,)), "Composition.alone with the exponents"),
+        (lambda: fk.annealed(FREE, -2.0), "annealed.beta = -2.0: expected a finite number above 0"),
         (lambda: fk.annealed(FREE, 2.0, noise=0.5), "Composition.noise = 0.5 under .*: expected none"),
         (lambda: fk.product([FREE, models.ExactModel(FREE.law, VP)]), r"Composition.models\[1\].process = .*: expected a Stoch"),
         (lambda: fk.product([models.ExactModel(FREE.law, VP), FREE]), "expected the same process"),
         (lambda: walk(fk.annealed(network(POINTS), 2.0), shape=(8, 2)), "the base of expert 0 of a composition is points"),
         (lambda: walk(fk.tilted(network(POINTS, ("u",)), plane), shape=(8, 2)), "InterpolantSDE needs HasLatent"),
-        (lambda: walk(fk.geometric(*[network(POINTS, ("u",))] * 2, 2.0), shape=(8, 2)), "BoundInterpolantField needs HasScore"),
+        (
+            lambda: walk(fk.geometric(*[network(POINTS, ("u",))] * 2, 2.0), shape=(8, 2)),
+            "Composition.models: Conditioned needs HasScore",
+        ),
         (lambda: walk(fk.tilted(models.ExactModel(FREE.law, ENDLESS), parabola)), "has the data at both ends"),
         (lambda: walk(fk.annealed(FREE, 2.0), start=starts.Prior()), "sample.start = Base has no weights for"),
         (lambda: walk(fk.annealed(FREE, 2.0), grid=grids.Explicit((0.9, 0.0))), "begins at t = 0.9: expected t = 1"),

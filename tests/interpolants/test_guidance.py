@@ -69,6 +69,7 @@ STARTS = {
     "Noised": starts.Noised(GAUSSIAN),
     "GaussianMoments": starts.GaussianMoments(GAUSSIAN),
     "ClassAverage": starts.ClassAverage(POINTS),
+    "Tempered": starts.Tempered(),
 }
 ARGUMENTS = dict(solver=solvers.InterpolantODE(), grid=grids.Uniform(4), key=jax.random.key(1), shape=(4, 2))
 
