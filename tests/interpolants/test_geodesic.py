@@ -453,7 +453,7 @@ def test_a_network_learns_to_carry_the_base_to_the_data(law):
     drawn = sample(model, solver=solvers.GeodesicODE(), grid=grids.Uniform(24), key=KEY, shape=(n, *law.event)).x
     embedded = lambda points: np.asarray(law.space.embed(jnp.asarray(points)))
     one, two, base = (embedded(points) for points in (x[:n], x[-n:], process.base.sample(KEY, n)))
-    width = metrics.median_bandwidth(one, two)
+    width = metrics.median_bandwidth(one, two) / 4
     distance = lambda points: metrics.mmd(points, one, width).value
     # A tenth of what the base is away, with the floor of as many exact draws.
     assert distance(embedded(drawn)) < 0.1 * distance(base) + 3 * abs(distance(two))
