@@ -26,7 +26,7 @@ FIGURE = Figure(
     "closed form.",
     look_for="Samples lie where the data do, on all four spaces, and on the space to rounding. KL is small against the entropy "
     "that the flow has to take out of the uniform law.",
-    minutes=dict(small=3, full=12, gpu=None),
+    minutes=dict(small=4, full=None, gpu=None),
     options=dict(seeds=3, steps=4000, n=5000, held=1000),
     small=dict(seeds=2, steps=800, n=1500, held=200),
 )

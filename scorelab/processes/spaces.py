@@ -434,6 +434,10 @@ class SquaredDistance:
     def __call__(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Of all rows of ``x`` ``(n, d)`` and ``w`` ``(m, d)``: ``(n, m)``."""
         event = x.shape[1:] if self.event is None else self.event
+        for name, rows in dict(x=x, w=w).items():
+            if rows.ndim != 2 or rows.shape[1] != math.prod(event):
+                raise ValueError(f"SquaredDistance.{name} has shape {rows.shape}: expected (n, {math.prod(event)})")
+            self.space.check(f"SquaredDistance.{name}", np.asarray(rows).reshape(len(rows), *event))
         one, other = (jnp.asarray(a).reshape(len(a), *event) for a in (x, w))
         return np.asarray(_all_pairs(self.space)(one, other), np.float64) ** 2
 

@@ -38,7 +38,8 @@ class Prior(Start):
     def on_grid(self, process, times) -> tuple[Start, np.ndarray]:
         """The prior of the process itself where it has numbers, which are then arguments of programs and not part of them."""
         prior = process.prior()
-        return prior.on_grid(process, times) if jax.tree.leaves(prior) else (self, times)
+        start, times = prior.on_grid(process, times)
+        return start if jax.tree.leaves(prior) else self, times
 
     def check(self, count, event, process):
         super().check(count, event, process)

@@ -45,6 +45,10 @@ def test_toys_are_functions_of_their_seed_and_split(name):
         ("swiss_roll", densities.swiss_roll),
         ("checkerboard", densities.checkerboard),
         ("pinwheel", densities.pinwheel),
+        ("on_torus", densities.on_torus),
+        ("on_sphere", densities.on_sphere),
+        ("on_rotations", densities.on_rotations),
+        ("on_product", densities.on_product),
     ],
 )
 def test_toys_come_from_the_law_of_their_name(name, law):

@@ -480,7 +480,8 @@ def test_pairs_at_the_cut_locus_are_refused_or_have_no_weight():
     paired = processes.Geodesic(space=SPHERE, base=process.base, coupling=data.Paired())
     loss = losses.InterpolantMatching(paired, heads=("u",))
     net = field(paired)
-    params = net.init(KEY, (3,))
+    # A new network says zero, which is what the logarithm says there.
+    params = jax.tree.map(lambda p: p + 0.1, net.init(KEY, (3,)))
     noised = loss.draw(KEY, {"x": x, "base": w})
     errors, gradient = jax.jit(jax.value_and_grad(lambda p: jnp.sum(loss.error(net.bind(p), noised))))(params)
     assert np.all(np.isfinite(jax.tree.leaves(gradient)[0]))
@@ -569,6 +570,9 @@ OFF = np.array([[0.0, 0.0, 1.0], [0.0, 0.5, 0.0]], np.float32)
         (lambda: walk(turning(), start=starts.Fixed(OFF)), "sample.start has 1 of 2 rows off"),
         (lambda: walk(turning(), start=starts.LogNormal(0.0, 1.0)), "expected None for its base"),
         (lambda: walk(turning(), shape=(2, 4)), "expected"),
+        (lambda: walk(turning(), grid=grids.Uniform(4, t_max=0.5)), "begins at t = 0.5: expected t = 1"),
+        (lambda: models.ClassifierFreeGuidance(model=turning(), scale=2.0), "expected a LinearGaussian or Stoch"),
+        (lambda: spaces.SquaredDistance(SPHERE)(OFF[:1], np.zeros((2, 4))), r"w has shape \(2, 4\)"),
         (lambda: models.ExactModel(densities.Gaussian(np.zeros(3), 1.0), on(SPHERE, (3,))), "expected a LinearGaussian or Stoch"),
         (lambda: models.ExactGeodesic(OFF, on(SPHERE, (3,))), "points has 1 of 2 rows off"),
         (lambda: models.ExactGeodesic(OFF[:1], processes.Geodesic(space=SPHERE, base=OFF[:1])), "expected a law"),
