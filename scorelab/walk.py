@@ -154,13 +154,14 @@ def plan(
 
 def check_known(where: str, model: Model, solver: Solver | None) -> None:
     """Raise ``ValueError`` where what is known of the clean point would not be read, or where there is nothing to read."""
-    process, holed, inside = model.process, isinstance(model, Inpainted), contains(model, Inpainted)
-    asks = isinstance(process, StochasticInterpolant) and process.coupling is not None and process.coupling.hole is not None
-    if asks != inside or holed != inside or (holed and solver is None):
-        raise ValueError(
-            f"{where}.model is a {type(model).__name__} under {process!r}: expected models.Inpainted(model=..., hole=...) around "
-            "all other models under data.Inpainting, to be sampled, and nowhere else"
-        )
+    if isinstance(process := model.process, StochasticInterpolant):
+        holed, inside = isinstance(model, Inpainted), contains(model, Inpainted)
+        asks = process.coupling is not None and process.coupling.hole is not None
+        if asks != inside or holed != inside or (holed and solver is None):
+            raise ValueError(
+                f"{where}.model is a {type(model).__name__} under {process!r}: expected models.Inpainted(model=..., hole=...) "
+                "around all other models under data.Inpainting, to be sampled, and nowhere else"
+            )
     reads = solver is not None and solver.paints
     if not reads and contains(model, Known):
         raise ValueError(

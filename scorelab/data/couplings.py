@@ -74,8 +74,9 @@ class Paired(Coupling):
 
     Attributes:
         deterministic: whether the base is a function ``w(c)`` of the condition, without noise of its own. All noise is then that of
-            gamma, so sampling takes an ``InterpolantSDE``: its first step draws
-            :math:`\alpha E[x\mid c] + \beta w + \gamma\xi`. The flow would return one point for each condition, and is refused.
+            gamma, which has to be steep, and sampling takes an ``InterpolantSDE``. Its first step draws
+            :math:`\alpha E[x\mid c] + \beta w + \gamma\xi` at its end. The flow would return one point for each condition, and is
+            refused.
     """
 
     deterministic: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]

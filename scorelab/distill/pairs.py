@@ -112,7 +112,7 @@ def rectified_pairs(
 
     Raises:
         TypeError: another process or another solver.
-        ValueError: both ``shape`` and ``x``, or none of them; a grid between other times; a start beside ``x``, or one with weights.
+        ValueError: both ``shape`` and ``x``, or none of them; a grid between other times; a start with weights or beside ``x``.
     """
     require_spec("rectified_pairs", InterpolantODE | InterpolantSDE, solver=solver)
     model = as_pytree("rectified_pairs", model)

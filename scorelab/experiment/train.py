@@ -44,7 +44,8 @@ class Train(Stage):
             samples: closer together in the beginning, and the last one; 0 for none.
         skip_nonfinite: how many batches in a row may be skipped, since their loss or gradient is not finite
             (:func:`scorelab.training.fit`); 0 for none. ``skipped.jsonl`` has their steps.
-        rectify: rounds in which an interpolant learns from pairs that it has made (:class:`Rectify`); None for none.
+        rectify: rounds in which an interpolant learns from pairs that it has made (:class:`scorelab.experiment.Rectify`); None for
+            none.
         sinks: where the metrics go beside ``metrics.jsonl`` (:mod:`scorelab.experiment.sinks`).
     """
 

@@ -106,6 +106,11 @@ class StochasticInterpolant(Bridge):
             wanted = "a law, or points (n, *event)" if self.path.two_sided else "None, since the data are at both ends"
             raise ValueError(f"StochasticInterpolant.base = {self.base!r} with {self.path!r}: expected {wanted}")
         checked_ends(self)
+        if self.deterministic_base and not self.gamma.steep:
+            raise ValueError(
+                f"{self.coupling!r} with {self.gamma!r}: expected a gamma that is steep at the ends, such as gammas.Brownian(), "
+                "whose noise leaves the point before the data are seen"
+            )
         if self.coupling is not None and self.coupling.hole is not None and not isinstance(self.path, Linear):
             raise ValueError(
                 f"{self.coupling!r} with {self.path!r}: expected paths.Linear(), on which what is known stays as it is"

@@ -11,9 +11,12 @@ On times that increase the same rows walk from the data to the base, by the SDE 
 A step that touches a time without latent noise is a step of the flow where :math:`\epsilon/\gamma` is infinite there. The last
 step is an Euler step of the flow: a drift without its noise would shrink the data, and a denoised mean more so.
 
-Where the base is a point ``w`` once the condition is known, velocity and score are infinite at ``t = 1``, and
-:math:`u(w) = \dot\alpha E[x] + \dot\beta w`. So the flow is refused, and the first step of the SDE is
-:math:`y_s = w + (s-1)u + \gamma_s\xi`, whose law is that at ``s`` but for the spread of :math:`\alpha_s x`.
+Where the base is a point ``w`` once the condition is known, velocity and score are infinite at ``t = 1``. So the flow is refused,
+and the first step of the SDE asks for the velocity of the path at its end,
+
+.. math:: y_s = w + (s-1)\,v(w, s) + \gamma_s\xi,\qquad v = u - \dot\gamma\,\eta ,
+
+which is the law at ``s`` but for the spread of :math:`\alpha_s x`, up to :math:`(1-s)^2`.
 """
 
 from __future__ import annotations
@@ -239,8 +242,12 @@ class InterpolantSDE(Solver):
         rows = []
         for i, (t, s) in enumerate(itertools.pairwise(times)):
             dt = s - t
-            if 1 == t > s > 0 and process.deterministic_base:
-                rows.append(_row(t, i, now=dt, n=float(process.gamma.gamma(s))))
+            if 1 == t > s and process.deterministic_base:
+                if s == 0:
+                    raise ValueError(f"InterpolantSDE under {process.coupling!r} in one step: expected a grid of two steps or more")
+                # What a network has learned at t = 1, where its target is infinite, is not to be trusted.
+                slope, gamma = (float(f(s)) for f in (process.gamma.slope, process.gamma.gamma))
+                rows.append(_row(s, i, now=dt, e=-slope, n=gamma))
                 continue
             if s == end or not (np.isfinite(e[i]) and np.isfinite(e[i + 1])):
                 rows.append(_row(t, i, now=dt))
