@@ -245,7 +245,7 @@ def claims(numbers: dict) -> list[Claim]:
             spread=gain.std(ddof=1),
             unit="bits per dimension fewer than with uniform places",
             verdict="reproduced" if falls.all() else "in shape" if np.all(gain > 0) else "not reproduced",
-            why=f"In this order under {falls.sum()} of {len(falls)} models, which are kept as they were trained, on uniform places.",
+            why=f"In this order under {falls.sum()} of {len(falls)} models, which stay as they were trained, on uniform places.",
         ),
         Claim(
             says="The SDE of learned fields has a lower bound of its likelihood.",
@@ -261,8 +261,8 @@ def claims(numbers: dict) -> list[Claim]:
             spread=0.0,
             unit="bits per dimension, the best network below the best law without one",
             verdict="reproduced" if both.min() < best else "in shape" if both.min() < density else "not reproduced",
-            why=f"{listed(dict(zip(MODELS, both, strict=True)))}; the best density without a network {density:.3f}, and the histogram "
-            f"{table:.3f}. Many pixels are never other than 0: a table of levels gets them for nothing, "
+            why=f"{listed(dict(zip(MODELS, both, strict=True)))}; the best density without a network {density:.3f}, the histogram "
+            f"{table:.3f}. Many pixels are never other than 0: a table of levels has them for nothing, "
             "and a density on whole cells pays for their edges.",
         ),
     ]
