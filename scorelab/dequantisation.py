@@ -36,11 +36,11 @@ from scorelab.models.base import Model
 from scorelab.models.function import as_pytree
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.randomness import folded, per_example_keys
-from scorelab.solvers.epsilons import Epsilon
+from scorelab.solvers.epsilons import Epsilon, Proportional
 from scorelab.validation import require_int, require_spec
 
-# Steps of the paths that a law of an interpolant is learned with.
-_STEPS = 10
+# Of the paths that a law of an interpolant is learned with: the steps, and a little noise, under which the bound is tight.
+_STEPS, _NOISE = 20, Proportional(1.0)
 
 
 class Places(abc.ABC):
@@ -369,4 +369,4 @@ def fit(
 
 
 def _path(model: Model, y: Array, key: Key, cond: Pytree) -> Array:
-    return likelihood_bound(model, y, grid=Arcsine(_STEPS), key=key, paths=1, probes=1, cond=cond).log_prob
+    return likelihood_bound(model, y, grid=Arcsine(_STEPS), epsilon=_NOISE, key=key, paths=1, probes=1, cond=cond).log_prob

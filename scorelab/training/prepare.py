@@ -12,6 +12,7 @@ import numpy as np
 from scorelab.arrays import Array, Pytree
 from scorelab.data.arrays import not_known_or_finite
 from scorelab.data.batches import Batches
+from scorelab.data.dequantised import Dequantised
 from scorelab.data.transforms import Cells, Transform
 from scorelab.validation import require_spec
 
@@ -118,8 +119,9 @@ class Prepared:
         if not callable(getattr(self.batches, "at", None)):
             raise TypeError(f"Prepared.batches = {self.batches!r}: expected an object with at(step)")
         _ = self.prepare
-        if isinstance(self.batches, Batches) and self.batches.columns is not None:
-            self._check(self.batches.columns, self.batches.levels)
+        inner = self.batches.batches if isinstance(self.batches, Dequantised) else self.batches
+        if isinstance(inner, Batches) and inner.columns is not None:
+            self._check(inner.columns, inner.levels)
 
     def _check(self, columns: Mapping[str, Any], levels: int | None) -> None:
         if "x" not in columns:

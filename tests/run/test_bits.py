@@ -49,6 +49,8 @@ def test_places_are_a_function_of_the_step():
     np.testing.assert_array_equal(data.Pixels(levels=17).decode(y["x"]), batch["x"])
     v = (np.asarray(y["x"]) + 1) * 17 / 2 - batch["x"]
     np.testing.assert_allclose(v, batch["places"], atol=1e-4)
+    with pytest.raises(ValueError, match="expected 0 to levels - 1 = 9"):
+        training.Prepared(batches, transform=data.Pixels(levels=10))
     with pytest.raises(TypeError, match="expected one with cells"):
         training.Prepare(transform=None)(batch)
     with pytest.raises(TypeError, match=r"Dequantised\.batches has x of float32: expected uint8 levels"):
