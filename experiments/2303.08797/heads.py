@@ -73,7 +73,7 @@ def measure(bridge, name, seed, options) -> dict:
     return dict(found=found, floor=judged(drawn(bridge, options.n, 200 + seed)), shown=shown)
 
 
-def curves(numbers: dict):
+def curves_figure(numbers: dict):
     """KL and sliced W2 against epsilon; every dot is a seed."""
     content = []
     for which, label in (("kl", "KL of data to samples, nats"), ("w2", "sliced W2")):
@@ -93,7 +93,7 @@ def curves(numbers: dict):
     return viz.panels(content, columns=2, reference=("as many points of the data",), width=9.0, height=2.7)
 
 
-def samples(numbers: dict, bridge: str):
+def samples_figure(numbers: dict, bridge: str):
     """Samples of the first seed beside data."""
     heads = {name: rows for name, rows in numbers[bridge].items() if len(HEADS[name]) == 2}
     exact = np.asarray(drawn(bridge, SHOWN, 3))
@@ -161,8 +161,8 @@ def main(record) -> None:
                 print(bridge, name, {k: {w: round(v, 3) for w, v in e.items()} for k, e in row["found"].items()}, row["floor"])
     without = lambda rows: [{k: v for k, v in row.items() if k != "shown"} for row in rows]
     kept = {bridge: {name: without(rows) for name, rows in heads.items()} for bridge, heads in numbers.items()}
-    pictures = {f"samples_{bridge}": samples(numbers, bridge) for bridge in BRIDGES}
-    record.write(kept, claims=claims(numbers), curves=curves(numbers), **pictures)
+    pictures = {f"samples_{bridge}": samples_figure(numbers, bridge) for bridge in BRIDGES}
+    record.write(kept, claims=claims(numbers), curves=curves_figure(numbers), **pictures)
 
 
 if __name__ == "__main__":
