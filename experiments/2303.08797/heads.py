@@ -24,7 +24,7 @@ FIGURE = Figure(
     claims="The drift is learned by a simple quadratic objective, and so is the score; any two of the fields give the third.",
     look_for="On the moons the flow leaves a streak for each of the eight Gaussians, which noise fills. The velocity u is better "
     "learned itself than through v and eta, where the slope of gamma multiplies errors; v and s have no such factor.",
-    minutes=dict(small=3, full=12, gpu=None),
+    minutes=dict(small=3.6, full=12, gpu=None),
     options=dict(seeds=3, steps=4000, batch=512, n=30_000, grid=200),
     small=dict(seeds=2, steps=700, batch=192, n=5000, grid=40),
 )
@@ -145,8 +145,8 @@ def claims(numbers: dict) -> list[Claim]:
             says="The score is learned as well as the latent noise, by a quadratic objective of its own.", value=score.mean(),
             spread=spread(score), unit="times the KL of v and eta has v and s, epsilon = .5",
             verdict="reproduced" if score.mean() < 1.25 else "not reproduced",
-            why="A quarter more would count as worse. The loss of s weighs the ends more, and u = v - gamma gamma' s has no slope of "
-            "gamma in it.",
+            why="A quarter more would count as worse. The loss of s weighs the ends more, and u = v - gamma gamma' s has no slope "
+            "of gamma in it.",
         ),
     ]  # fmt: skip
 
