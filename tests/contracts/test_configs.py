@@ -63,8 +63,9 @@ UPDATED = [
 ]
 # Its state: each network.
 SHAPED = [
-    *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2412.09726/cifar10.gin", "paper/2412.09726/digits.gin",
-    "paper/2412.09726/mnist.gin", "paper/2506.22780/regimes.gin", "shapes/blobs.gin", "shapes/spots.gin", "toys/checkerboard.gin",
+    *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2303.08797/translation.gin", "paper/2412.09726/cifar10.gin",
+    "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin", "paper/2506.22780/regimes.gin", "shapes/blobs.gin",
+    "shapes/spots.gin", "toys/checkerboard.gin",
 ]  # fmt: skip
 
 
