@@ -28,7 +28,7 @@ FIGURE = Figure(
     claims="Interpolants have a likelihood by their flow, and a lower bound of it for every SDE that they are sampled with.",
     look_for="Learned places cost less than uniform ones, weights less again, and no bound of the known law is below its bits. "
     "The bound of an SDE needs more bits than the flow of the same networks. A network is worth its cost below the mixture's bits.",
-    minutes=dict(small=4, full=40, gpu=None),
+    minutes=dict(small=4, full=None, gpu=None),
     options=dict(data=["digits", "mnist"], n=256, draws=16, steps=8000, width=256, places=1000),
     small=dict(data=["digits"], n=96, draws=8, steps=4000, width=128, places=400),
 )
