@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from types import UnionType
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import jax
@@ -60,7 +61,7 @@ class Solver(abc.ABC):
         paints: whether it reads what is known of the clean point (:class:`scorelab.models.Known`).
     """
 
-    process_type: ClassVar[type[Process]] = LinearGaussian
+    process_type: ClassVar[type[Process] | UnionType] = LinearGaussian
     needs: ClassVar[tuple[type, ...]] = (HasDenoised, HasNoise)
     order: int
     stochastic: bool

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array
-from scorelab.processes.predictions import HasDenoised, HasVelocity
+from scorelab.processes.interpolant import FlowPrediction, StochasticInterpolant
+from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.processes.predictions import HasDenoised, HasVelocity, require_capabilities
 from scorelab.pytrees import computed
 from scorelab.solvers.base import Integrator
 from scorelab.solvers.euler import Landing
@@ -32,23 +34,26 @@ class IntervalRow(NamedTuple):
         t: its first time.
         step: its number.
         s: its last time.
-        end: how it lands.
+        end: how it lands; None where the flow itself reaches the data.
     """
 
     t: Array
     step: Array
     s: Array
-    end: Landing
+    end: Landing | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Diffrax(Integrator):
-    r"""Solve :math:`dy/dt = \dot\alpha D + \dot b + \dot\sigma\hat\epsilon` between grid times with a diffrax ODE solver.
+    r"""Solve the flow between grid times with a diffrax ODE solver.
+
+    It is :math:`dy/dt = \dot\alpha D + \dot b + \dot\sigma\hat\epsilon` of a linear-Gaussian process, and :math:`dy/dt = u` of a
+    stochastic interpolant, whose velocity is finite down to the data.
 
     The step size is adapted within each grid interval to ``rtol`` and ``atol`` (one size for the whole batch, so a
-    sample may differ between batches by the tolerance); ``fixed`` substeps turn adaptivity off. A step to sigma = 0 is
-    integrated down to the noise ratio ``floor`` and ends with the denoised mean there, whose error is of order
-    ``floor**2``.
+    sample may differ between batches by the tolerance); ``fixed`` substeps turn adaptivity off. A step of a
+    linear-Gaussian process to sigma = 0 is integrated down to the noise ratio ``floor`` and ends with the denoised mean
+    there, whose error is of order ``floor**2``.
 
     Attributes:
         solver: a diffrax ODE solver, by default ``diffrax.Tsit5()``.
@@ -66,7 +71,8 @@ class Diffrax(Integrator):
     floor: float = 1e-3
     max_steps: int = 4096
 
-    needs = (HasVelocity, HasDenoised)
+    process_type = LinearGaussian | StochasticInterpolant
+    needs = (HasVelocity,)
     stochastic = False
     calls_per_step = None
 
@@ -89,12 +95,20 @@ class Diffrax(Integrator):
     def table(self, process, times):
         """Start and end of each interval; the last one of a grid to sigma = 0 ends at the floor."""
         t, ends = np.array(times[:-1], np.float64), np.array(times[1:], np.float64)
+        if isinstance(process, StochasticInterpolant):
+            return IntervalRow(t=t, step=np.arange(len(ends)), s=ends, end=None)
         last = np.zeros(len(ends))
         if process.sigma(ends[-1]) == 0:
             floor = min(self.floor, 0.5 * float(process.noise_ratio(times[-2])))
             ends[-1], last[-1] = process.schedule.time(np.float64(-2 * math.log(floor))), 1.0
         alpha, offset = (np.full(len(ends), float(f(times[-1]))) for f in (process.alpha, process.offset))
         return IntervalRow(t=t, step=np.arange(len(ends)), s=ends, end=Landing(last, alpha, offset))
+
+    def require(self, prediction):
+        """The denoised mean too, where a step ends in it."""
+        super().require(prediction)
+        if not isinstance(prediction, FlowPrediction):
+            require_capabilities(type(self).__name__, prediction, (HasDenoised,))
 
     def integrate(self, model, y, row: IntervalRow):
         """One interval."""
@@ -121,4 +135,4 @@ class Diffrax(Integrator):
         # A solve that ran out of steps returns what it has, which is not the answer: make it visible as NaN.
         done = solution.result == diffrax.RESULTS.successful
         out = jnp.where(done, cast(Array, solution.ys)[0], jnp.nan)
-        return row.end(model(out, row.s), out)
+        return out if row.end is None else row.end(model(out, row.s), out)

@@ -22,6 +22,7 @@ which is the law at ``s`` but for the spread of :math:`\alpha_s x`, up to :math:
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -31,12 +32,15 @@ import numpy as np
 
 from scorelab.arrays import Array, Scalar
 from scorelab.processes.interpolant import StochasticInterpolant
-from scorelab.processes.predictions import HasLatent, HasVelocity
+from scorelab.processes.predictions import HasLatent, HasVelocity, require_capabilities
 from scorelab.pytrees import computed
 from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Solver
 from scorelab.solvers.epsilons import Epsilon, Proportional
 from scorelab.validation import require_choice, require_spec
+
+# A determinant of the path below this tells nothing of the ends.
+_SINGULAR = 1e-9
 
 
 class InterpolantRow(NamedTuple):
@@ -87,13 +91,24 @@ def _stacked(rows: list[InterpolantRow]) -> InterpolantRow:
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolantODE(Solver):
-    r"""The flow :math:`dy/dt = u` of an interpolant, by Heun's or Euler's rule in its own time.
+    r"""The flow :math:`dy/dt = u` of an interpolant, by Heun's or Euler's rule in its own time or in its coefficients.
+
+    The second holds the ends and the latent noise of a point constant in a step, as DDIM does, and not the velocity:
+
+    .. math:: y_s = y_t + (\alpha_s-\alpha_t)\,D + (\beta_s-\beta_t)\,W + (\gamma_s-\gamma_t)\,\eta .
+
+    It is the better form for data on a thin set under a steep gamma, in few steps. For data with a density the velocity is the
+    smooth one: after 16 Euler steps to data of deviation .55 that is wrong by .7 % in its form, and by 17 % in this one. The
+    order is that of the rule where :math:`\dot\gamma` is finite at the ends, and 1 where it is not.
 
     Attributes:
         rule: ``"heun"`` (two calls a step, order 2) or ``"euler"`` (one, order 1).
+        form: ``"velocity"`` or ``"coefficients"``. The second needs ``eta`` where there is latent noise, and a path that tells both
+            ends from a point and its velocity.
     """
 
     rule: Literal["heun", "euler"] = "heun"
+    form: Literal["velocity", "coefficients"] = "velocity"
 
     process_type = StochasticInterpolant
     needs = (HasVelocity,)
@@ -101,6 +116,7 @@ class InterpolantODE(Solver):
 
     def __post_init__(self):
         require_choice(self, ("heun", "euler"), rule=self.rule)
+        require_choice(self, ("velocity", "coefficients"), form=self.form)
 
     @computed
     def order(self) -> int:
@@ -113,18 +129,54 @@ class InterpolantODE(Solver):
         return self.order
 
     def table(self, process, times):
-        """ValueError where the base is a point, from which the flow leads to one point for each condition."""
+        """ValueError where the base is a point, and for coefficients of a path that does not tell both ends from a velocity."""
         if process.deterministic_base:
             raise ValueError(
                 f"InterpolantODE under {process.coupling!r}: expected solvers.InterpolantSDE() and a gamma that is not zero, "
                 "since the flow from a base without noise of its own returns one point for each condition"
             )
+        increments = self._velocity if self.form == "velocity" else self._coefficients(process)
         rows = []
         for i, (t, s) in enumerate(itertools.pairwise(times)):
-            rows.append(_row(t, i, now=s - t))
+            gain, now, e = increments(t, t, s)
+            rows.append(_row(t, i, y=1 + gain, now=now, e=e))
             if self.rule == "heun" and s > 0:
-                rows.append(_corrected(s, i, s - t))
+                again, then, e = increments(s, t, s)
+                rows.append(_row(s, i, y=again / 2, base=1 + gain / 2, now=then / 2, last=now / 2, e=e))
         return _stacked(rows)
+
+    @staticmethod
+    def _velocity(at: float, t: float, s: float) -> tuple[float, float, float]:
+        """The increment from ``t`` to ``s`` with the fields at ``at`` is ``gain * y + now * (u + e * eta)``."""
+        return 0.0, s - t, 0.0
+
+    @staticmethod
+    def _coefficients(process: StochasticInterpolant) -> Callable[[float, float, float], tuple[float, float, float]]:
+        def increments(at: float, t: float, s: float) -> tuple[float, float, float]:
+            c, before, after = (process.coefficients(np.float64(time)) for time in (at, t, s))
+            d_alpha, d_beta, d_gamma = (float(getattr(after, of) - getattr(before, of)) for of in ("alpha", "beta", "gamma"))
+            det = float(c.alpha * c.d_beta - c.beta * c.d_alpha)
+            if abs(det) < _SINGULAR:
+                raise ValueError(
+                    f'InterpolantODE(form="coefficients") under {process.path!r}: expected a path that tells both ends from a '
+                    'point and its velocity, such as paths.Linear(), or form="velocity"'
+                )
+            # D and W from y - gamma eta and v = u - gamma' eta; gamma' where training goes at most, since eta is 0 at the ends.
+            gain = float(d_alpha * c.d_beta - d_beta * c.d_alpha) / det
+            now = float(c.alpha * d_beta - c.beta * d_alpha) / det
+            if process.gamma.silent:
+                return gain, now, 0.0
+            margin = process.margin if process.gamma.steep else 0.0
+            slope = float(process.gamma.slope(np.clip(np.float64(at), margin, 1 - margin)))
+            return gain, now, (d_gamma - gain * float(c.gamma)) / now - slope
+
+        return increments
+
+    def require(self, prediction):
+        """``eta`` too, for the coefficients of an interpolant with latent noise."""
+        super().require(prediction)
+        if self.form == "coefficients" and not prediction.process.gamma.silent:
+            require_capabilities(type(self).__name__, prediction, (HasLatent,))
 
     def init(self, process, y, log_weights):
         """The point and the drift of the stage before."""
@@ -133,6 +185,8 @@ class InterpolantODE(Solver):
     def update(self, keys, y, prediction, carry, row: InterpolantRow):
         base, before = carry
         drift = prediction.velocity
+        if self.form == "coefficients" and isinstance(prediction, HasLatent):
+            drift = drift + row.e * prediction.eta
         return row.y * y + row.base * base + row.now * drift + row.last * before, (y, drift)
 
 
