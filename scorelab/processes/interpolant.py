@@ -161,6 +161,14 @@ class StochasticInterpolant(Process):
         """Whether the base is a point once the condition is known, where velocity and score are infinite."""
         return self.coupling is not None and self.coupling.deterministic
 
+    def require_flow(self, where: str) -> None:
+        """Raise ``ValueError`` where the base is a point, from which the flow leads to one point for each condition."""
+        if self.deterministic_base:
+            raise ValueError(
+                f"{where} under {self.coupling!r}: expected solvers.InterpolantSDE(), since the flow from a base without noise of its "
+                "own returns one point for each condition"
+            )
+
     @property
     def has_law(self) -> bool:
         """Whether the base is a law with a density; points have none."""

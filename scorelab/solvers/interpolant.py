@@ -130,11 +130,7 @@ class InterpolantODE(Solver):
 
     def table(self, process, times):
         """ValueError where the base is a point, and for coefficients of a path that does not tell both ends from a velocity."""
-        if process.deterministic_base:
-            raise ValueError(
-                f"InterpolantODE under {process.coupling!r}: expected solvers.InterpolantSDE() and a gamma that is not zero, "
-                "since the flow from a base without noise of its own returns one point for each condition"
-            )
+        process.require_flow("InterpolantODE")
         increments = self._velocity if self.form == "velocity" else self._coefficients(process)
         rows = []
         for i, (t, s) in enumerate(itertools.pairwise(times)):
