@@ -165,8 +165,8 @@ class StochasticInterpolant(Process):
         """Raise ``ValueError`` where the base is a point, from which the flow leads to one point for each condition."""
         if self.deterministic_base:
             raise ValueError(
-                f"{where} under {self.coupling!r}: expected solvers.InterpolantSDE(), since the flow from a base without noise of its "
-                "own returns one point for each condition"
+                f"{where} under {self.coupling!r}: expected solvers.InterpolantSDE(), since the flow from a base without noise of "
+                "its own returns one point for each condition"
             )
 
     @property
