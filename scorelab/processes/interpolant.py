@@ -138,6 +138,14 @@ class StochasticInterpolant(Bridge):
         """Whether the other begins at an equal base."""
         return self.base is other.base or self._content[3] == other._content[3]  # pyright: ignore
 
+    def require_flow(self, where: str) -> None:
+        """Raise ``ValueError`` where the base is a point, from which the flow leads to one point for each condition."""
+        if self.deterministic_base:
+            raise ValueError(
+                f"{where} under {self.coupling!r}: expected solvers.InterpolantSDE(), since the flow from a base without noise of "
+                "its own returns one point for each condition"
+            )
+
     def coefficients(self, t: Time) -> Coefficients:
         """Of path and gamma at ``t``."""
         return self.path.coefficients(t, self.gamma)

@@ -96,6 +96,7 @@ class Diffrax(Integrator):
         """Start and end of each interval; the last one of a grid to sigma = 0 ends at the floor."""
         t, ends = np.array(times[:-1], np.float64), np.array(times[1:], np.float64)
         if isinstance(process, StochasticInterpolant):
+            process.require_flow("Diffrax")
             return IntervalRow(t=t, step=np.arange(len(ends)), s=ends, end=None)
         last = np.zeros(len(ends))
         if process.sigma(ends[-1]) == 0:

@@ -129,15 +129,8 @@ class InterpolantODE(Solver):
         return self.order
 
     def table(self, process, times):
-        """ValueError for coefficients of a path that does not tell both ends from a point and its velocity, and where the base is a
-
-        point, from which the flow leads to one point for each condition.
-        """
-        if process.deterministic_base:
-            raise ValueError(
-                f"InterpolantODE under {process.coupling!r}: expected solvers.InterpolantSDE() and a gamma that is not zero, "
-                "since the flow from a base without noise of its own returns one point for each condition"
-            )
+        """ValueError where the base is a point, and for coefficients of a path that does not tell both ends from a velocity."""
+        process.require_flow("InterpolantODE")
         increments = self._velocity if self.form == "velocity" else self._coefficients(process)
         rows = []
         for i, (t, s) in enumerate(itertools.pairwise(times)):

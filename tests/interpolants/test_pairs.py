@@ -477,6 +477,7 @@ X = np.zeros((2, 2), np.float32)
     ("act", "message"),
     [
         (lambda: drawn(pointed(), FLOW, (2, 1)), r"Paired\(deterministic=True.*\): expected solvers.InterpolantSDE"),
+        (lambda: drawn(pointed(), solvers.Diffrax(), (2, 1)), "Diffrax under"),
         (lambda: pointed(gamma=gammas.Zero()), "expected a gamma that is steep"),
         (lambda: pointed(gamma=gammas.Quadratic()), "expected a gamma that is steep"),
         (lambda: sample(pointed(), solver=SDE, grid=grids.Uniform(1), key=KEY, shape=(2, 1)), "two steps or more"),
