@@ -154,7 +154,7 @@ def main(record) -> None:
     for name, rows in numbers.items():
         for row in rows:
             print(name, {k: round(v, 3) for k, v in row["constant"].items()}, {k: round(v, 3) for k, v in row["kappa"].items()})
-            print("   errors", row["errors"], "floor", round(row["floor"], 4))
+            print("   errors", {k: v for k, v in row["errors"].items() if k != "at"}, "floor", round(row["floor"], 4))
     kept = {name: [{k: v for k, v in row.items() if k != "shown"} for row in rows] for name, rows in numbers.items()}
     for row in itertools.chain(*kept.values()):
         row["errors"] = {k: v for k, v in row["errors"].items() if k != "at"}

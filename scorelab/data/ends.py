@@ -15,8 +15,6 @@ from scorelab.data.derived import SuperResolution
 from scorelab.data.transforms import Identity, Transform
 from scorelab.validation import require_int, require_spec
 
-__all__ = ["Classes", "Encoded", "Upsampled", "WithBase"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class _OfAnother(DataSet):
