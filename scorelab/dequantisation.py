@@ -352,7 +352,10 @@ def fit(
 
         def loss(params):
             y, log_q = law.bind(params).draw(jax.random.split(key_places, batch_size), batch_x, transform)
-            return -jnp.mean(objective(model, y, key_model, batch_cond) - log_q)
+            found = objective(model, y, key_model, batch_cond)
+            if jnp.shape(found) != (batch_size,):
+                raise ValueError(f"{where}.objective returned shape {jnp.shape(found)}: expected ({batch_size},), one for each row")
+            return -jnp.mean(found - log_q)
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimiser.update(gradient, state, params)

@@ -67,6 +67,8 @@ class Uniform(SpaceLaw):
 
     def __init__(self, space: Space, event: Sequence[int]):
         require_spec(self, Space, space=space)
+        if not isinstance(event, Sequence) or isinstance(event, str):
+            raise TypeError(f"Uniform.event = {event!r}: expected the shape of a point, such as (3,)")
         self.space, self.shape = space, tuple(event)
         if not all(type(size) is int and size > 0 for size in self.shape):
             raise ValueError(f"Uniform.event = {event!r}: expected a tuple of integers above 0")

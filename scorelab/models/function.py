@@ -41,8 +41,11 @@ class FunctionModel:
         if not callable(self.fn):
             raise TypeError(f"FunctionModel.fn = {self.fn!r}: expected a function of (y, t, cond)")
         require_choice(self, ("denoised", "eps", "score", "velocity", "stein", "prediction"), returns=self.returns)
-        if self.returns != "prediction":
-            require_spec(self, LinearGaussian, process=self.process)
+        if self.returns != "prediction" and not isinstance(self.process, LinearGaussian):
+            raise TypeError(
+                f"FunctionModel.returns = {self.returns!r} under {self.process!r}: expected 'prediction' there, of a function that "
+                "returns process.predict(y, t, ...), since other forms are of a LinearGaussian"
+            )
         if self.returns in ("eps", "score", "stein"):
             require_signal(f"FunctionModel.returns = {self.returns!r}", self.process)
 

@@ -46,10 +46,10 @@ class ExactGeodesic(KnowsDensity):
     Args:
         points: on the space, ``(n, *event)``; leaves, as the weights.
         process: the process (static), whose base is a law and independent of the data.
-        log_weights: ``(n,)``, normalised; None for equal ones. :meth:`weighted` takes weights.
+        log_weights: ``(n,)``, of weights whose sum is 1; None for equal ones. :meth:`weighted` takes weights of any sum.
 
     Raises:
-        ValueError: points off the space; a base that is points, or joined with the data.
+        ValueError: points off the space; weights whose sum is not 1; a base that is points, or joined with the data.
     """
 
     points: Array
@@ -70,6 +70,14 @@ class ExactGeodesic(KnowsDensity):
             raise ValueError(
                 f"ExactGeodesic.log_weights has shape {jnp.shape(self.log_weights)}: expected ({len(self.points)},), as the points"
             )
+        if self.log_weights is not None and not is_traced(self.log_weights):
+            total = float(np.sum(np.exp(np.asarray(on_host(self.log_weights), np.float64))))
+            # A sum of float32 weights is off by their rounding.
+            if not abs(total - 1) < 1e-4:
+                raise ValueError(
+                    f"ExactGeodesic.log_weights has weights of the sum {total:.6g}: expected 1, or ExactGeodesic.weighted(points, "
+                    "weights, process), which normalises them"
+                )
 
     @classmethod
     def weighted(cls, points: ArrayLike, weights: ArrayLike, process: Geodesic) -> ExactGeodesic:
