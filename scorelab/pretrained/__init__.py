@@ -18,10 +18,11 @@ from scorelab.grids import Grid
 from scorelab.metrics import MetricValue
 from scorelab.models import BoundDenoiser
 from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
+from scorelab.pretrained.conversion import convert
 from scorelab.pretrained.kept import find, keep, require_hash, stored
 from scorelab.validation import require_int, require_seed, require_spec
 
-__all__ = ["Card", "Loaded", "Measured", "card", "keep", "load", "model", "names"]
+__all__ = ["Card", "Loaded", "Measured", "card", "convert", "keep", "load", "model", "names"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,8 +23,8 @@ _NUMBERS = {
     "BINPUT": "<B", "LONG_BINPUT": "<I", "BINGET": "<B", "LONG_BINGET": "<I",
 }  # fmt: skip
 _SIZED = {
-    "SHORT_BINUNICODE": "<B", "BINUNICODE": "<I", "BINUNICODE8": "<Q", "SHORT_BINBYTES": "<B", "BINBYTES": "<I", "BINBYTES8": "<Q", "BYTEARRAY8": "<Q",
-    "SHORT_BINSTRING": "<B", "BINSTRING": "<i", "LONG1": "<B",
+    "SHORT_BINUNICODE": "<B", "BINUNICODE": "<I", "BINUNICODE8": "<Q", "SHORT_BINBYTES": "<B", "BINBYTES": "<I",
+    "BINBYTES8": "<Q", "BYTEARRAY8": "<Q", "SHORT_BINSTRING": "<B", "BINSTRING": "<i", "LONG1": "<B",
 }  # fmt: skip
 _PLAIN = (
     "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND",

@@ -46,7 +46,11 @@ def arrays(found):
 
 def stand_ins():
     """Modules with the names that such pickles use, and a base class that is pickled as theirs are."""
-    persistence, dnnlib, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib"), types.ModuleType("dnnlib.util")
+    persistence, dnnlib, util = (
+        types.ModuleType("torch_utils.persistence"),
+        types.ModuleType("dnnlib"),
+        types.ModuleType("dnnlib.util"),
+    )
 
     def _reconstruct_persistent_obj(meta):
         raise NotImplementedError
@@ -112,7 +116,9 @@ def main():
     edm = network(kept)
     augment = torch.nn.Sequential()
     augment.register_buffer("wavelet", torch.randn(3))
-    content = dict(ema=edm, loss_fn=None, augment_pipe=augment, dataset_kwargs=easy(path="data.zip", resolution=8, mean=np.ones(2, np.float32)))
+    content = dict(
+        ema=edm, loss_fn=None, augment_pipe=augment, dataset_kwargs=easy(path="data.zip", resolution=8, mean=np.ones(2, np.float32))
+    )
     for protocol in (2, 4, 5):
         (FOLDER / f"persistence{protocol}.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
     expected = {f"tensors/{name}": value for name, value in arrays(found).items()}
