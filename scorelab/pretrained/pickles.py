@@ -338,7 +338,7 @@ class _Machine:
     def on_newobj(self) -> None:
         arguments, made = self.pop(), self.pop()
         if not isinstance(made, Symbol) or made.new is None or arguments != ():
-            raise WeightsError(f"an object of {shown(made)} from {shown(arguments)}: expected a container of this table and ()")
+            raise WeightsError(f"an object of {shown(made)} from {shown(arguments)}: expected a container of its table and ()")
         self.stack.append(made.new())
 
     def on_build(self) -> None:

@@ -220,14 +220,16 @@ class TorchFile:
             WeightsError: no such entry, several to choose from, two tensors of one name, or more than the file can mean to hold.
         """
         with about(self.name):
-            found: dict[str, np.ndarray] = {}
-            most, total = max(_SMALL, _SHARED * self.size), 0
+            tensors: dict[str, Tensor] = {}
             for name, tensor in _walk(self._entry(entry), "", Budget(MOST_STEPS)):
-                if name in found:
+                if name in tensors:
                     raise WeightsError(f"two tensors {shown(name)}")
-                total += tensor.nbytes
-                if total > most:
-                    raise WeightsError(f"more than {most:,} bytes of tensors in a file of {self.size:,}")
+                tensors[name] = tensor
+            most = max(_SMALL, _SHARED * self.size)
+            if sum(tensor.nbytes for tensor in tensors.values()) > most:
+                raise WeightsError(f"more than {most:,} bytes of tensors in a file of {self.size:,}")
+            found: dict[str, np.ndarray] = {}
+            for name, tensor in tensors.items():
                 with about(f"tensor {shown(name)}"):
                     found[name] = tensor.array()
             return found
@@ -250,9 +252,7 @@ class TorchFile:
         if entry is None:
             usual = [name for name in ("", "ema" if self.form == "persistence" else "") if name in self.entries]
             if not usual and len(self.entries) != 1:
-                raise WeightsError(
-                    f"{len(self.entries)} entries with tensors{f', {known}' if known else ''}: expected a choice of one"
-                )
+                raise WeightsError(f"{len(self.entries)} entries with tensors ({known or 'none'}): expected a choice of one")
             entry = usual[0] if usual else next(iter(self.entries))
         if entry not in self.entries:
             raise WeightsError(f"no entry {shown(entry)} with tensors: expected {known}")

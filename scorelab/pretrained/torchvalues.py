@@ -72,22 +72,25 @@ class Tensor:
     def array(self) -> np.ndarray:
         """Its elements, read only: of the file where they lie in order, else a copy."""
         dtype = self.storage.dtype
-        if not self.size:
-            return np.empty(self.shape, dtype)
-        assert self.storage.data is not None
-        flat = np.frombuffer(self.storage.data, dtype)
         # The stride of an axis of length 1 is not used, and may be any number.
         stride = [step if length > 1 else 0 for length, step in zip(self.shape, self.stride, strict=True)]
         inner = [math.prod(self.shape[axis + 1 :]) if length > 1 else 0 for axis, length in enumerate(self.shape)]
-        if stride == inner:
-            found = flat[self.offset : self.offset + self.size].reshape(self.shape)
+        if not self.size:
+            found = np.empty(self.shape, dtype)
+        elif stride == inner:
+            found = self._flat()[: self.size].reshape(self.shape)
         else:
             steps = [step * dtype.itemsize for step in stride]
-            found = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, steps, writeable=False).copy()
-        if dtype == np.bool_ and found.view(np.uint8).max() > 1:
+            found = np.lib.stride_tricks.as_strided(self._flat(), self.shape, steps, writeable=False).copy()
+        if dtype == np.bool_ and found.view(np.uint8).max(initial=0) > 1:
             raise WeightsError("bytes of a bool other than 0 and 1")
         found.flags.writeable = False
         return found
+
+    def _flat(self) -> np.ndarray:
+        """The storage from its first element on; of a stream it has its bytes by now."""
+        assert self.storage.data is not None
+        return np.frombuffer(self.storage.data, self.storage.dtype)[self.offset :]
 
 
 class Module(Built):
