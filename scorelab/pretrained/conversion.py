@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scorelab import __version__
 from scorelab.errors import WeightsError, shown
 from scorelab.pretrained import torchfile
 from scorelab.pretrained.keys import listed
@@ -75,9 +75,16 @@ def convert(
         **facts,
         licence=dict(id=licence or (known.licence if known else None), url=known.licence_url if known and not licence else None),
         source=dict(files=hashes, url=url or (known.url if known else None), entry=entry),
-        written_by=f"scorelab {__version__}",
+        written_by=_writer(),
     )
     return write_folder(out, tensors, config)
+
+
+def _writer() -> str:
+    try:
+        return f"scorelab {importlib.metadata.version('scorelab')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "scorelab, not installed as a package"
 
 
 def read(source: Path, *, entry: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -251,15 +251,18 @@ class Symbols:
             self.modules[full] = Symbol(".".join(full), new=lambda name=name: Module(name))
 
     def take(self, arguments: tuple, low: int, high: int | None = None) -> tuple:
+        """Arguments, as many as there may be."""
         if not low <= len(arguments) <= (high or low):
             raise WeightsError(f"{len(arguments)} arguments: expected {low}{f' to {high}' if high else ''}")
         return arguments
 
     def ordered(self, arguments: tuple) -> Ordered:
+        """``collections.OrderedDict()``."""
         self.take(arguments, 0)
         return Ordered()
 
     def set(self, arguments: tuple) -> set:
+        """``set([...])``."""
         (items,) = self.take(arguments, 1)
         if type(items) is not list:
             raise WeightsError(f"{shown(items)}: expected a list")
@@ -267,10 +270,12 @@ class Symbols:
         return set(map(require_key, items))
 
     def size(self, arguments: tuple) -> tuple:
+        """``torch.Size((...))``, a tuple."""
         (lengths,) = self.take(arguments, 1)
         return _lengths("lengths", lengths)
 
     def encode(self, arguments: tuple) -> bytes:
+        """``_codecs.encode(text, "latin1")``, bytes in protocol 2."""
         text, encoding = self.take(arguments, 2)
         if type(text) is not str or encoding != "latin1":
             raise WeightsError(f"{shown(text)} in {shown(encoding)}: expected text in latin1")
@@ -291,6 +296,7 @@ class Symbols:
         return kind.value, numel
 
     def tensor(self, arguments: tuple) -> Tensor:
+        """``_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])``."""
         storage, offset, shape, stride, _, hooks, *metadata = self.take(arguments, 6, 7)
         if not isinstance(storage, Storage) or not _is_integer(offset):
             raise WeightsError(f"the storage {shown(storage)} at {shown(offset)}: expected a storage and an integer >= 0")
@@ -307,12 +313,14 @@ class Symbols:
         return Tensor(storage, offset, shape, stride)
 
     def parameter(self, arguments: tuple) -> Tensor:
+        """``_rebuild_parameter(tensor, requires_grad, hooks)``, its tensor."""
         data, _, hooks = self.take(arguments, 3)
         if not isinstance(data, Tensor) or hooks:
             raise WeightsError(f"{shown(data)}: expected a tensor without hooks")
         return data
 
     def nested(self, arguments: tuple) -> Storage:
+        """``_load_from_bytes(bytes)``, a storage in a stream of its own."""
         (content,) = self.take(arguments, 1)
         if not isinstance(content, memoryview | bytes):
             raise WeightsError(f"{shown(content)}: expected bytes")
@@ -322,6 +330,7 @@ class Symbols:
         return found
 
     def persistent(self, arguments: tuple) -> Module:
+        """``_reconstruct_persistent_obj(dict)``, of which the source is left alone."""
         (meta,) = self.take(arguments, 1)
         if not isinstance(meta, dict) or meta.get("type") != "class" or meta.get("version") != _VERSION:
             raise WeightsError(f"expected a dict of type 'class' and version {_VERSION}")
@@ -335,18 +344,21 @@ class Symbols:
         return made
 
     def dtype(self, arguments: tuple) -> _Dtype:
+        """``numpy.dtype(code, align, copy)``."""
         code = self.take(arguments, 1, 3)[0]
         if type(code) is not str or code not in _NUMPY:
             raise WeightsError(f"{shown(code)}: expected one of {', '.join(_NUMPY)}")
         return _Dtype(_NUMPY[code])
 
     def scalar(self, arguments: tuple) -> float | int | bool:
+        """``scalar(dtype, bytes)``, a number."""
         dtype, content = self.take(arguments, 2)
         if not isinstance(dtype, _Dtype) or not isinstance(content, memoryview | bytes) or len(content) != dtype.dtype.itemsize:
             raise WeightsError("expected a dtype of numbers, and the bytes of one")
         return np.frombuffer(content, dtype.dtype)[0].item()
 
     def ndarray(self, arguments: tuple) -> _Array:
+        """``_reconstruct(ndarray, (0,), code)``, filled later."""
         kind, shape, code = self.take(arguments, 3)
         if (
             not isinstance(kind, Symbol)

@@ -135,6 +135,20 @@ def test_a_crafted_file_is_refused_and_runs_nothing(name, file, reason, tmp_path
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize("wrap", [b"\x85", b"", b"}N"], ids=["tuples", "lists", "dicts"])
+def test_nesting_as_deep_as_may_be_is_no_overflow(wrap):
+    # What is forgotten at the end is freed step by step as well.
+    deep = dict(
+        [
+            (b"\x85", b")" + b"\x85" * 450_000),
+            (b"", b"](" * 200_000 + b"e" * 200_000),
+            (b"}N", b"}N" * 240_000 + b"}" + b"s" * 240_000),
+        ]
+    )
+    with pytest.raises(WeightsError, match="100 deep"):
+        torchfile.read(crafted.program(crafted.dictionary(a=deep[wrap]), 4))
+
+
 def test_what_watches_sees_what_runs(tmp_path):
     with pytest.raises(AssertionError, match="open"), watched(1 << 30):
         open(tmp_path / "x", "w").close()

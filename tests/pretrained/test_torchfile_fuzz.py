@@ -18,9 +18,9 @@ NAMES = ("zip.pth", "legacy.pth", "checkpoint.pth", "persistence2.pkl", "persist
 GOOD = [(FILES / name).read_bytes() for name in NAMES]
 # What a pickle can be made to say: names, opcodes that build and call, and lengths that are wrong.
 WORDS = [
-    b"cos\nsystem\n", b"cbuiltins\neval\n", crafted.text("os") + crafted.text("system") + b"\x93", b"R", b"b", b"\x81", b"Q", b"(", b"t",
-    b"\x85", b"s", b"u", b"e", b"a", b"h\x00", b"0", b"2", b"\x82\x01", b"i", b"o", b"\x94", b".", b"\x80\x04", b"N", b"}", b"]", b")",
-    b"\xff\xff\xff\x7f", b"\xff" * 8, b"\x00" * 4, b"\x8b\xff\xff\xff\x7f", crafted.ORDERED, b"PK\3\4", b"PK\1\2",
+    b"cos\nsystem\n", b"cbuiltins\neval\n", crafted.text("os") + crafted.text("system") + b"\x93", b"R", b"b", b"\x81", b"Q", b"(",
+    b"t", b"\x85", b"s", b"u", b"e", b"a", b"h\x00", b"0", b"2", b"\x82\x01", b"i", b"o", b"\x94", b".", b"\x80\x04", b"N", b"}",
+    b"]", b")", b"\xff\xff\xff\x7f", b"\xff" * 8, b"\x00" * 4, b"\x8b\xff\xff\xff\x7f", crafted.ORDERED, b"PK\3\4", b"PK\1\2",
 ]  # fmt: skip
 
 
@@ -65,15 +65,16 @@ def archive_of(raw, rng):
 
 def outcome(file):
     """Whether a file was read; anything but a WeightsError is a failure."""
+    message = ""
     try:
         found = torchfile.read(file, name="file", steps=STEPS)
         for entry in found.entries:
             found.modules(entry)
             found.tensors(entry)
-        return True
     except WeightsError as error:
-        assert str(error).startswith("file: "), error
-        return False
+        message = str(error)
+    assert not message or message.startswith("file: ")
+    return not message
 
 
 def several(seed, count):
