@@ -70,6 +70,18 @@ def test_a_pickle_of_modules_is_its_state_dict_and_its_arguments(protocol):
     assert modules["model"]["kwargs"] == dict(img_resolution=8, channel_mult=[1, 2], dropout=0.125)
 
 
+@pytest.mark.parametrize(("order", "wanted"), [("C", [[0, 1, 2], [3, 4, 5]]), ("F", [[0, 2, 4], [1, 3, 5]])])
+def test_arrays_among_arguments_are_lists(order, wanted):
+    dtype = crafted.call(crafted.named("numpy", "dtype"), crafted.text("i8"), b"\x89", b"\x88")
+    shape = crafted.tupled(crafted.number(2), crafted.number(3))
+    parts = crafted.blob(np.arange(6, dtype="<i8").tobytes()), dtype, shape, crafted.text(order)
+    array = crafted.call(crafted.named("numpy._core.numeric", "_frombuffer"), *parts)
+    weight = crafted.tensor(of=crafted.nested())
+    state = crafted.dictionary(_parameters=crafted.dictionary(weight=weight), _init_kwargs=crafted.dictionary(a=array))
+    file = torchfile.read(crafted.program(crafted.dictionary(ema=crafted.persistent(state=state)), 4))
+    assert file.modules()[""]["kwargs"] == dict(a=wanted)
+
+
 def test_the_archive_is_read_with_any_folder_and_without_its_byte_order():
     # As torch before 2.1 wrote it.
     file = crafted.archive(
