@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.pretrained.keys import differences, listed
@@ -279,6 +280,8 @@ class DhariwalUNet(_UNet):
         return -x if self.preconditioner == "ve" else x
 
 
+# The scale of their images, k / 127.5 - 1: cells of `Pixels` whose outermost centres are -1 and 1.
+LEVELS = Pixels(low=-256 / 255, high=256 / 255)
 # What the last part of a published name is in a tree, by the layer it belongs to.
 _NORMS, _LINEAR = re.compile(r"norm\d|.*_(aux|out)_norm|out_norm"), re.compile(r"affine|map_\w+")
 _CLASSES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -387,8 +390,9 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
 def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoiser:
     r"""The denoised mean that a converted file of EDM states, as a model of ``process``; parameters stay on the host until used.
 
-    Its data are :math:`x = k / 127.5 - 1` for levels k from 0 to 255. ``process`` is by default :class:`~scorelab.schedules.EDM`
-    noise between the levels of the sampler of the paper: 0.002 and 80, or those of the file where these are narrower.
+    Its data are :math:`x = k / 127.5 - 1` for levels k from 0 to 255, which is the transform ``edm.LEVELS``. ``process`` is by
+    default :class:`~scorelab.schedules.EDM` noise between the levels of the sampler of the paper: 0.002 and 80, or those of the
+    file where these are narrower.
 
     Raises:
         WeightsError: the folder has weights of another kind, or of another network than it says.

@@ -171,6 +171,23 @@ def place(name: str) -> Path:
     return root / "pretrained" / name
 
 
+def find(name: str | os.PathLike[str]) -> Path | None:
+    """The folder of a converted model by its path or its name, None where there is none."""
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name).strip():
+        return None
+    root = cache_dir()
+    places = [Path(name)] if root is None else [Path(name), root / "pretrained" / name]
+    return next((path for path in places if _is_folder(path)), None)
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is a converted model; a name that no file can have is none."""
+    try:
+        return (path / TENSORS).is_file() and (path / CONFIG).is_file()
+    except OSError:
+        return False
+
+
 def converted() -> list[str]:
     """The names of the converted models on this machine."""
     root = cache_dir()

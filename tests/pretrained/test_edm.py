@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab.errors import WeightsError
+from scorelab import pretrained
+from scorelab.errors import ConfigError, WeightsError
 from scorelab.pretrained import edm, store
 from scorelab.pretrained.layers import fir, resample
 from scorelab.pretrained.registry import PUBLISHED
@@ -207,6 +208,32 @@ def test_a_converted_file_is_a_model_with_its_preconditioner(outer, attributes, 
         wanted = denoised(raw, sigma * x, sigma)
         # Float32, as above; the difference of two numbers of the size of sigma.
         assert np.abs(found - wanted).max() < 1e-5 * max(1, sigma) * np.abs(x).max()
+
+
+def test_a_converted_file_is_a_model_by_name_and_by_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCORELAB_CACHE_DIR", str(tmp_path))
+    converted, _, tree = folder(tmp_path / "pretrained" / "mine", "EDMPrecond", sigma_data=0.6)
+    for name in ("mine", str(converted.path)):
+        found = pretrained.model(name)
+        assert found.denoiser.data_std == 0.6
+        assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (found.params, tree)), strict=True))
+    # A folder of that name hides no model of the package.
+    folder(tmp_path / "pretrained" / "digits-edm", "EDMPrecond")
+    assert not isinstance(pretrained.model("digits-edm").denoiser.net, edm.SongUNet)
+    for name in ("yours", "", "x" * 5000):
+        with pytest.raises(ConfigError, match="no such model, file or folder"):
+            pretrained.model(name)
+    with pytest.raises(TypeError, match=r"pretrained\.load\.name = 3"):
+        pretrained.model(3)
+
+
+def test_the_scale_of_images_is_that_of_the_paper():
+    levels = np.arange(256, dtype=np.uint8)
+    x = np.asarray(edm.LEVELS.encode(levels))
+    # Float32: half a unit in the last place of 1.
+    assert np.abs(x - (levels / 127.5 - 1)).max() < 1.2e-7
+    y = np.linspace(-1.1, 1.1, 2001) + 1e-5
+    assert np.array_equal(edm.LEVELS.decode(y), np.clip(np.floor(127.5 * y + 128), 0, 255).astype(np.uint8))
 
 
 def test_a_folder_of_another_kind_is_no_model(tmp_path):
