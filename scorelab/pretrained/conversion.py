@@ -49,7 +49,10 @@ def convert(
     Raises:
         WeightsError: the source cannot be read, is not the published file of this name, or there is something at ``out``.
         ConfigError: neither ``out`` nor a folder for downloads.
+        TypeError: ``source`` is no path.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"pretrained.convert.source = {source!r}: expected a path")
     source = Path(source)
     name = source.stem if name is None and source.is_file() else source.name if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):

@@ -69,21 +69,29 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
-    """Write tensors complete or not at all, so that any program with safetensors reads them.
-
-    Raises:
-        WeightsError: a type that the format has not, or no text as a name.
-    """
+def _require_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
     for name, array in tensors.items():
         if not isinstance(name, str) or name == "__metadata__":
             raise WeightsError(f"{shown(path)}: tensor {name!r}: expected a name other than __metadata__")
         if array.dtype.name not in _DTYPES:
             raise WeightsError(f"{shown(path)}: tensor {name!r} is {array.dtype}: expected one of {', '.join(_DTYPES)}")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray]) -> Path:
+    """Write tensors complete or not at all, so that any program with safetensors reads them.
+
+    Raises:
+        WeightsError: a type that the format has not, or no text as a name.
+        OSError: the file cannot be written.
+    """
+    _require_tensors(path, tensors)
     # It writes memory as it lies, so a transposed view would come back as other numbers.
     ordered = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with replacing(path) as partial:
-        safetensors.numpy.save_file(ordered, partial, metadata={"format": "pt"})
+        try:
+            safetensors.numpy.save_file(ordered, partial, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{shown(path)}: {error}") from error
     return path
 
 
@@ -140,6 +148,8 @@ def write_folder(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[
     """
     if os.path.lexists(path):
         raise WeightsError(f"{shown(path)} is there already: expected a new folder; remove it, or choose another")
+    # Before there is anything to take away, and by the name that was asked for.
+    _require_tensors(path, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary(path)
     shutil.rmtree(partial, ignore_errors=True)

@@ -22,6 +22,7 @@ from scorelab.errors import WeightsError
 from scorelab.errors import shown as shown_path
 from scorelab.pretrained.pickles import Budget, about, load, shown
 from scorelab.pretrained.torchvalues import DEPTH, PERSISTENT, Module, Storage, Symbols, Tensor
+from scorelab.validation import require_int
 
 # The most that is read by default: bytes of a file, opcodes and elements of its pickles.
 MOST_BYTES, MOST_STEPS = 1 << 33, 1_000_000
@@ -306,8 +307,13 @@ def read(source: Path | str | bytes, *, name: str = "", limit: int = MOST_BYTES,
     Raises:
         WeightsError: it is no such file, is damaged, or uses anything but tensors, plain modules, containers and numbers. The
             message names the file, the opcode with its place, and what is accepted.
+        TypeError: ``source`` is no path and no bytes.
+        ValueError: a bound that is no positive integer.
         OSError: the file cannot be read.
     """
+    if not isinstance(source, str | Path | bytes):
+        raise TypeError(f"torchfile.read.source = {source!r}: expected a path or bytes")
+    require_int("torchfile.read", 1, limit=limit, steps=steps)
     name = name or ("the bytes" if isinstance(source, bytes) else shown_path(Path(source)))
     with about(name):
         data = _mapped(source, limit)

@@ -92,6 +92,8 @@ def test_damaged_safetensors_are_refused_by_name(raw, tmp_path):
 def test_what_the_format_has_not_is_refused(tensors, reason, tmp_path):
     with pytest.raises(WeightsError, match=reason):
         store.write_safetensors(tmp_path / "x.safetensors", tensors)
+    with pytest.raises(WeightsError, match=f"out: .*{reason}"):
+        store.write_folder(tmp_path / "out", tensors, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -278,6 +280,13 @@ def test_the_commands(capsys, tmp_path, downloads):
         assert status == 2
         assert text.startswith("scorelab: error: ")
         assert text.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    with pytest.raises(OSError, match=r"none.x\.safetensors"):
+        store.write_safetensors(tmp_path / "none" / "x.safetensors", dict(a=np.zeros(1)))
+    with pytest.raises(TypeError, match=r"pretrained\.convert\.source = 3"):
+        pretrained.convert(3)
 
 
 def test_without_a_folder_for_downloads_one_has_to_be_given(monkeypatch, tmp_path):

@@ -120,6 +120,10 @@ def test_an_empty_file_and_none(tmp_path):
         torchfile.read(tmp_path / "x.pth")
     with pytest.raises(FileNotFoundError):
         torchfile.read(tmp_path / "y.pth")
+    with pytest.raises(TypeError, match=r"torchfile\.read\.source = None: expected a path or bytes"):
+        torchfile.read(None)
+    with pytest.raises(ValueError, match=r"torchfile\.read\.limit = -1"):
+        torchfile.read(tmp_path / "x.pth", limit=-1)
 
 
 CASES = list(crafted.malicious("CANARY"))
