@@ -9,6 +9,10 @@ class ConfigError(Exception):
     """A mistake in a config file, an override, a command or the data."""
 
 
+class WeightsError(ConfigError):
+    """A file of weights is damaged, is of another kind, or asks for what is not allowed; the message names the file."""
+
+
 class ConfigWarning(UserWarning):
     """Something in a config file that has no effect, or that does not suit the data."""
 

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,19 +57,28 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes) -> Path:
-    """Write a file so that a reader, or a run killed at any moment, sees the old content or the new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write a file under inside the block, which becomes ``path`` at its end: a reader, or a run killed at any moment,
+
+    sees the old content or the new one.
+    """
     partial = temporary(path)
     with naming(path):
         try:
-            with open(partial, "wb") as file:
-                file.write(data)
-                file.flush()
+            yield partial
+            with open(partial, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """Write a file so that a reader, or a run killed at any moment, sees the old content or the new one."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(data)
     return path
 
 

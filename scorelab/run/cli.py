@@ -25,9 +25,13 @@ interrupted.
 """
 
 
+# What `scorelab pretrained` does, by the word after it.
+_PRETRAINED = ("list", "show", "convert", "check")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_words(sys.argv[1:] if argv is None else argv))
     try:
         return _run_command(arguments)
     except KeyboardInterrupt as error:
@@ -40,6 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _words(argv: Sequence[str]) -> list[str]:
+    """The command in full: ``pretrained NAME`` is ``pretrained show NAME``."""
+    words = list(argv)
+    if words[:1] == ["pretrained"] and len(words) > 1 and words[1] not in _PRETRAINED and not words[1].startswith("-"):
+        words.insert(1, "show")
+    return words
 
 
 def _run_command(arguments: argparse.Namespace) -> int:
@@ -160,17 +172,35 @@ def _parser() -> argparse.ArgumentParser:
     sub = _command(commands, "configs", _configs, "list the experiments that can be run by name")
     sub.add_argument("pattern", nargs="?", default="", metavar="PART", help="part of a name, such as mnist (default: all)")
 
-    sub = _command(commands, "pretrained", _pretrained, "list the trained models of the package, or print the card of one")
-    sub.add_argument("name", nargs="?", metavar="NAME", help="a model, such as digits-edm (default: all are listed)")
+    _add_pretrained(commands)
 
     _command(commands, "doctor", _doctor, "print versions, devices and data, and test this machine against exact laws")
     return parser
 
 
+def _add_pretrained(commands) -> None:
+    text = "trained models of the package, and published checkpoints: list, show, convert, check"
+    actions = _command(commands, "pretrained", _pretrained, text).add_subparsers(metavar="ACTION")
+    _command(actions, "list", _pretrained, "list the models of the package and the published checkpoints (the default)")
+    sub = _command(actions, "show", _pretrained, "print the card of a model, or what is known of a published checkpoint")
+    sub.add_argument("name", metavar="NAME", help="such as digits-edm; `pretrained NAME` is the same")
+    sub = _command(actions, "convert", _convert, "write a checkpoint as safetensors, without torch and without running it")
+    sub.add_argument(
+        "source", type=Path, metavar="SOURCE", help="a .pkl, .pth, .bin or .safetensors file, or a folder of diffusers"
+    )
+    sub.add_argument("--out", type=_folder, metavar="DIR", help="a new folder (default: one below the folder for downloads)")
+    sub.add_argument("--name", type=_name, help="of the model (default: that of the source)")
+    sub.add_argument("--entry", help="of the outermost dict, such as state_dict, where several have tensors")
+    sub.add_argument("--licence", help="of the weights (default: that of a published checkpoint of this name)")
+    sub.add_argument("--url", help="where the source comes from")
+    sub = _command(actions, "check", _check, "compare hashes of a converted folder, or print what a checkpoint holds")
+    sub.add_argument("source", type=Path, metavar="SOURCE", help="a converted folder, a checkpoint, or a folder of diffusers")
+
+
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if command not in (_data, _configs, _pretrained, _doctor, _figure, _sweep):
+    if command not in (_data, _configs, _pretrained, _convert, _check, _doctor, _figure, _sweep):
         help = "let a config that comes with data (a work directory, a kept model) import any code"
         sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
@@ -329,9 +359,27 @@ def _configs(arguments: argparse.Namespace) -> None:
 
 def _pretrained(arguments: argparse.Namespace) -> None:
     with _importing():
-        from scorelab.run.carried import print_pretrained
+        from scorelab.run import carried
 
-    print_pretrained(arguments.name)
+    if (name := getattr(arguments, "name", None)) is None:
+        carried.print_list()
+    else:
+        carried.print_model(name)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run import carried
+
+    how = {name: getattr(arguments, name) for name in ("name", "entry", "licence", "url")}
+    carried.convert(arguments.source, arguments.out, **how)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run import carried
+
+    carried.check(arguments.source)
 
 
 def _figure(arguments: argparse.Namespace) -> None:

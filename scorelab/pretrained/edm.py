@@ -1,0 +1,414 @@
+r"""The networks of Karras et al. (2022), arXiv:2206.00364, as their published weights need them: DDPM++, NCSN++ and ADM.
+
+Song et al. (2021), arXiv:2011.13456, for the first two, and Dhariwal & Nichol (2021), arXiv:2105.05233, for the last. A network
+is asked as every one here, with the scaled input and :math:`c = \log(\sigma / \alpha) / 4`. It turns both into what it was trained
+with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from scorelab.data import Pixels
+from scorelab.errors import WeightsError, shown
+from scorelab.models import BoundDenoiser, Denoiser
+from scorelab.pretrained.keys import differences, listed
+from scorelab.pretrained.layers import Conv, GroupNorm, Linear, attention, fir, resample, waves, wide
+from scorelab.pretrained.store import Folder
+from scorelab.processes import Gaussian, LinearGaussian
+from scorelab.schedules import EDM
+
+# Of `VPPrecond`: beta_d, beta_min, and the number of steps.
+_BETA_D, _BETA_MIN, _STEPS = 19.9, 0.1, 1000
+
+
+class Block(nn.Module):
+    """A residual block, then attention: ``UNetBlock`` of both families.
+
+    Attributes:
+        features: channels of the result.
+        how: ``""``, ``"down"`` or ``"up"``.
+        heads: of the attention, 0 for none.
+        adaptive: scale and shift by the embedding, as in ADM; else shift.
+        taps: of the filter of ``how``.
+        epsilon: of the norms.
+        scale: of the sums.
+        dropout: in training.
+    """
+
+    features: int
+    how: str = ""
+    heads: int = 0
+    adaptive: bool = False
+    taps: tuple[int, ...] = (1, 1)
+    epsilon: float = 1e-6
+    scale: float = math.sqrt(0.5)
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, embedding: jax.Array, train: bool) -> jax.Array:
+        """The block at images ``x`` under ``embedding (b or 1, e)``."""
+        norm = lambda i: GroupNorm(self.epsilon, name=f"norm{i}")
+        h = nn.silu(norm(0)(x))
+        h = Conv(self.features, how=self.how, taps=self.taps, name="conv0")(h)
+        affine = Linear(self.features * (1 + self.adaptive), name="affine")(embedding)[:, None, None]
+        if self.adaptive:
+            scale, shift = jnp.split(affine, 2, -1)
+            h = nn.silu(norm(1)(h) * (1 + scale) + shift)
+        else:
+            h = nn.silu(norm(1)(h + affine))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Conv(self.features, name="conv1")(h)
+        if x.shape[-1] != self.features or (self.how and not self.adaptive):
+            x = Conv(self.features, 1, self.how, self.taps, name="skip")(x)
+        elif self.how:
+            x = resample(x, self.taps, self.how)
+        x = (x + h) * self.scale
+        if self.heads:
+            found = attention(Conv(3 * self.features, 1, name="qkv")(norm(2)(x)), self.heads)
+            x = (Conv(self.features, 1, name="proj")(found) + x) * self.scale
+        return x
+
+
+class _Frequencies(nn.Module):
+    """Fixed frequencies, of the file."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, c: jax.Array) -> jax.Array:
+        freqs = jax.lax.stop_gradient(self.param("freqs", nn.initializers.normal(16.0), (self.features // 2,)))
+        angles = 2 * math.pi * c[:, None] * freqs
+        return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class _UNet(nn.Module):
+    """What both families have; fields are the arguments of the published networks.
+
+    Attributes:
+        img_resolution: side of the images.
+        in_channels: of the images.
+        out_channels: of the result.
+        label_dim: number of classes, 0 for none.
+        augment_dim: number of augmentation labels, which are zero in sampling.
+        model_channels: channels of the first level.
+        channel_mult: of every level.
+        channel_mult_emb: width of the embedding, in ``model_channels``.
+        num_blocks: residual blocks of a level.
+        attn_resolutions: sides at which there is attention.
+        dropout: in training.
+        preconditioner: ``edm``, ``vp`` or ``ve``: what the network was trained with, of the arguments of a file.
+    """
+
+    img_resolution: int
+    in_channels: int = 3
+    out_channels: int = 3
+    label_dim: int = 0
+    augment_dim: int = 0
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 2, 2)
+    channel_mult_emb: int = 4
+    num_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.10
+    preconditioner: str = "edm"
+
+    # It embeds the noise level of a batch once.
+    shares_noise_level = True
+
+    def __post_init__(self):
+        if self.preconditioner not in ("edm", "vp", "ve"):
+            raise ValueError(f"{type(self).__name__}.preconditioner = {self.preconditioner!r}: expected edm, vp or ve")
+        for name in ("channel_mult", "attn_resolutions"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        super().__post_init__()
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, 0 for a network without."""
+        return self.label_dim
+
+    def asked(self, x: jax.Array, c_noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The input and the noise label that the network was trained with."""
+        c = c_noise.astype(wide(c_noise))
+        if self.preconditioner == "edm":
+            return x, c
+        ratio = jnp.exp(4 * c)
+        if self.preconditioner == "vp":
+            t = (jnp.sqrt(_BETA_MIN**2 + 2 * _BETA_D * jnp.log1p(ratio**2)) - _BETA_MIN) / _BETA_D
+            return x, (_STEPS - 1) * t
+        return x * jnp.sqrt(1 + ratio**2)[:, None, None, None].astype(x.dtype), jnp.log(ratio / 2)
+
+    def labels(self, cond: jax.Array | None, batch: int, dtype: Any) -> jax.Array:
+        """One row of ``label_dim`` numbers for each class, zero for none (``label_dim`` or no condition at all)."""
+        if cond is None:
+            return jnp.zeros((batch, self.label_dim), dtype)
+        return jax.nn.one_hot(cond, self.label_dim, dtype=dtype)
+
+
+class SongUNet(_UNet):
+    """DDPM++ (``embedding_type`` positional, ``encoder_type`` standard) and NCSN++ (fourier, residual)."""
+
+    embedding_type: str = "positional"
+    channel_mult_noise: int = 1
+    encoder_type: str = "standard"
+    decoder_type: str = "standard"
+    resample_filter: tuple[int, ...] = (1, 1)
+
+    def __post_init__(self):
+        object.__setattr__(self, "resample_filter", tuple(self.resample_filter))
+        for name, known in dict(
+            embedding_type=("positional", "fourier"), encoder_type=("standard", "residual"), decoder_type=("standard",)
+        ).items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"SongUNet.{name} = {value!r}: expected {' or '.join(known)}, as in published files")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """The output at ``x (b, h, w, c)`` and ``c_noise (b,)`` or ``(1,)``, with classes ``cond (b,)``."""
+        x, c = self.asked(x, c_noise)
+        features = self.model_channels * self.channel_mult_noise
+        if self.embedding_type == "positional":
+            embedding = waves(c, features, endpoint=True)
+        else:
+            embedding = _Frequencies(features, name="map_noise")(c)
+        # Sines first.
+        embedding = jnp.roll(embedding, features // 2, -1)
+        if self.label_dim:
+            labels = self.labels(cond, x.shape[0], embedding.dtype) * math.sqrt(self.label_dim)
+            embedding = embedding + Linear(features, name="map_label")(labels)
+        if self.augment_dim:
+            # Of which there is none in sampling; the weights are kept.
+            embedding = embedding + Linear(features, bias=False, name="map_augment")(
+                jnp.zeros((1, self.augment_dim), embedding.dtype)
+            )
+        width = self.model_channels * self.channel_mult_emb
+        embedding = nn.silu(Linear(width, name="map_layer0")(embedding))
+        embedding = nn.silu(Linear(width, name="map_layer1")(embedding)).astype(x.dtype)
+
+        block = lambda name, features, how="", attends=False: Block(
+            features, how, int(attends), taps=self.resample_filter, dropout=self.dropout, name=name
+        )
+        aux, skips = x, []
+        for level, multiple in enumerate(self.channel_mult):
+            side, width = self.img_resolution >> level, self.model_channels * multiple
+            if level == 0:
+                x = Conv(self.model_channels, name=f"enc_{side}x{side}_conv")(x)
+            else:
+                x = block(f"enc_{side}x{side}_down", x.shape[-1], "down")(x, embedding, train)
+            skips.append(x)
+            if level and self.encoder_type == "residual":
+                fused = Conv(x.shape[-1], how="down", taps=self.resample_filter, fused=True, name=f"enc_{side}x{side}_aux_residual")
+                x = skips[-1] = aux = (x + fused(aux)) * math.sqrt(0.5)
+            for i in range(self.num_blocks):
+                x = block(f"enc_{side}x{side}_block{i}", width, attends=side in self.attn_resolutions)(x, embedding, train)
+                skips.append(x)
+        for level, multiple in reversed(list(enumerate(self.channel_mult))):
+            side, width = self.img_resolution >> level, self.model_channels * multiple
+            if level == len(self.channel_mult) - 1:
+                x = block(f"dec_{side}x{side}_in0", x.shape[-1], attends=True)(x, embedding, train)
+                x = block(f"dec_{side}x{side}_in1", x.shape[-1])(x, embedding, train)
+            else:
+                x = block(f"dec_{side}x{side}_up", x.shape[-1], "up")(x, embedding, train)
+            for i in range(self.num_blocks + 1):
+                attends = i == self.num_blocks and side in self.attn_resolutions
+                x = jnp.concatenate([x, skips.pop()], -1)
+                x = block(f"dec_{side}x{side}_block{i}", width, attends=attends)(x, embedding, train)
+        side = self.img_resolution
+        x = nn.silu(GroupNorm(1e-6, name=f"dec_{side}x{side}_aux_norm")(x))
+        x = Conv(self.out_channels, name=f"dec_{side}x{side}_aux_conv")(x)
+        # It predicts the noise with the other sign.
+        return -x if self.preconditioner == "ve" else x
+
+
+class DhariwalUNet(_UNet):
+    """ADM."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
+        """The output at ``x (b, h, w, c)`` and ``c_noise (b,)`` or ``(1,)``, with classes ``cond (b,)``."""
+        x, c = self.asked(x, c_noise)
+        embedding = waves(c, self.model_channels, endpoint=False)
+        if self.augment_dim:
+            none = jnp.zeros((1, self.augment_dim), embedding.dtype)
+            embedding = embedding + Linear(self.model_channels, bias=False, name="map_augment")(none)
+        width = self.model_channels * self.channel_mult_emb
+        embedding = nn.silu(Linear(width, name="map_layer0")(embedding))
+        embedding = Linear(width, name="map_layer1")(embedding)
+        if self.label_dim:
+            labels = self.labels(cond, x.shape[0], embedding.dtype)
+            embedding = embedding + Linear(width, bias=False, name="map_label")(labels)
+        embedding = nn.silu(embedding).astype(x.dtype)
+
+        def block(name, features, how="", attends=False):
+            heads = features // 64 if attends else 0
+            return Block(features, how, heads, True, epsilon=1e-5, scale=1.0, dropout=self.dropout, name=name)
+
+        skips = []
+        for level, multiple in enumerate(self.channel_mult):
+            side, width = self.img_resolution >> level, self.model_channels * multiple
+            if level == 0:
+                x = Conv(width, name=f"enc_{side}x{side}_conv")(x)
+            else:
+                x = block(f"enc_{side}x{side}_down", x.shape[-1], "down")(x, embedding, train)
+            skips.append(x)
+            for i in range(self.num_blocks):
+                x = block(f"enc_{side}x{side}_block{i}", width, attends=side in self.attn_resolutions)(x, embedding, train)
+                skips.append(x)
+        for level, multiple in reversed(list(enumerate(self.channel_mult))):
+            side, width = self.img_resolution >> level, self.model_channels * multiple
+            if level == len(self.channel_mult) - 1:
+                x = block(f"dec_{side}x{side}_in0", x.shape[-1], attends=True)(x, embedding, train)
+                x = block(f"dec_{side}x{side}_in1", x.shape[-1])(x, embedding, train)
+            else:
+                x = block(f"dec_{side}x{side}_up", x.shape[-1], "up")(x, embedding, train)
+            for i in range(self.num_blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], -1)
+                x = block(f"dec_{side}x{side}_block{i}", width, attends=side in self.attn_resolutions)(x, embedding, train)
+        x = Conv(self.out_channels, name="out_conv")(nn.silu(GroupNorm(1e-5, name="out_norm")(x)))
+        return -x if self.preconditioner == "ve" else x
+
+
+# The scale of their images, k / 127.5 - 1: cells of `Pixels` whose outermost centres are -1 and 1.
+LEVELS = Pixels(low=-256 / 255, high=256 / 255)
+# What the last part of a published name is in a tree, by the layer it belongs to.
+_NORMS, _LINEAR = re.compile(r"norm\d|.*_(aux|out)_norm|out_norm"), re.compile(r"affine|map_\w+")
+_CLASSES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+_PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
+
+
+def _path(key: str) -> tuple[tuple[str, ...], str]:
+    """The place in a tree of a published name without ``model.``, and the layout: ``conv``, ``linear`` or ``same``."""
+    parts = key.split(".")
+    # Flat names: `features` of a denoiser looks for them at the top.
+    *layers, leaf = [f"{parts[0]}_{parts[1]}", *parts[2:]] if parts[0] in ("enc", "dec") and len(parts) > 2 else parts
+    if not layers or leaf != "weight":
+        return (*layers, leaf), "same"
+    if _NORMS.fullmatch(layers[-1]):
+        return (*layers, "scale"), "same"
+    return (*layers, "kernel"), "linear" if _LINEAR.fullmatch(layers[-1]) else "conv"
+
+
+_AXES = {"conv": (2, 3, 1, 0), "linear": (1, 0), "same": None}
+
+
+def params(net: SongUNet | DhariwalUNet, tensors: Mapping[str, np.ndarray], *, name: str = "params") -> dict[str, Any]:
+    """The parameters of a network, from published names ``model.enc.32x32_conv.weight`` to the tree of ``net.apply``.
+
+    Kernels of convolutions go from ``(out, in, k, k)`` to ``(k, k, in, out)``, those of linear maps from ``(out, in)`` to
+    ``(in, out)``. Filters of resampling are compared with those of the arguments and left out.
+
+    Args:
+        net: the network that the weights are of.
+        tensors: by their published names.
+        name: what messages call them.
+
+    Raises:
+        WeightsError: a tensor that the network has not, or the other way round, or of another shape; each is named.
+    """
+    taps = getattr(net, "resample_filter", (1, 1))
+    flat: dict[str, np.ndarray] = {}
+    for key, array in tensors.items():
+        if not key.startswith("model."):
+            raise WeightsError(
+                f"{name}: tensor {key!r}: expected names that begin with 'model.', of a network in its preconditioner"
+            )
+        if key.endswith(".resample_filter"):
+            if array.shape[2:] != (len(taps),) * 2 or not np.allclose(array, fir(taps), rtol=1e-6, atol=0):
+                raise WeightsError(f"{name}: {key} is not the filter of {taps}, which its arguments say")
+            continue
+        path, layout = _path(key.removeprefix("model."))
+        axes = _AXES[layout]
+        if axes is not None and array.ndim != len(axes):
+            raise WeightsError(f"{name}: tensor {key!r} of shape {array.shape}: expected {len(axes)} axes")
+        flat["/".join(path)] = array if axes is None else array.transpose(axes)
+    expected = shapes(net)
+    if different := differences({key: array.shape for key, array in flat.items()}, expected):
+        raise WeightsError(f"{name}: {'; '.join(different)}: expected the {len(expected):,} tensors of {type(net).__name__}")
+    return {"params": unflatten_dict({tuple(key.split("/")): flat[key] for key in expected})}
+
+
+def published(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The other direction of :func:`params`: the tensors by their published names, without filters."""
+    flat: dict[Any, Any] = flatten_dict(tree["params"])
+    found = {}
+    for (*layers, leaf), value in flat.items():
+        name = ".".join(("model", re.sub(r"^(enc|dec)_", r"\1.", layers[0]), *layers[1:]))
+        array = np.asarray(value)
+        if leaf == "kernel":
+            array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
+        found[f"{name}.{'weight' if leaf in ('kernel', 'scale') else leaf}"] = array
+    return found
+
+
+def shapes(net: SongUNet | DhariwalUNet) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters by their places in the tree, found without computing anything."""
+    image = jax.ShapeDtypeStruct((1, net.img_resolution, net.img_resolution, net.in_channels), jnp.float32)
+    one = jax.ShapeDtypeStruct((1,), jnp.float32)
+    tree = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)), image, one)
+    flat: dict[Any, Any] = flatten_dict(tree["params"])
+    return {"/".join(path): leaf.shape for path, leaf in flat.items()}
+
+
+def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.json") -> SongUNet | DhariwalUNet:
+    """The network that the arguments of a published file say: ``network`` of a converted folder, of the kind ``edm``.
+
+    Raises:
+        WeightsError: another preconditioner or network, or arguments that none of them has.
+    """
+    outer, inner = modules.get("", {}), modules.get("model", {})
+    if outer.get("type") not in _PRECONDITIONERS or inner.get("type") not in _CLASSES:
+        found = f"{outer.get('type')} around {inner.get('type')}"
+        raise WeightsError(f"{name}: {found}: expected {', '.join(_PRECONDITIONERS)} around {' or '.join(_CLASSES)}")
+    given = dict(inner.get("kwargs", {}))
+    if inner.get("args"):
+        raise WeightsError(f"{name}: arguments without names, {inner['args']}: expected names only")
+    # What changes neither the function nor its weights: chance in training, and the type of the computation.
+    for unused in ("label_dropout", "use_fp16"):
+        given.pop(unused, None)
+    kind = _CLASSES[inner["type"]]
+    known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name", "preconditioner"}
+    if unknown := sorted(given.keys() - known):
+        raise WeightsError(f"{name}: arguments {listed(unknown)} of {inner['type']}: expected {', '.join(sorted(known))}")
+    try:
+        return kind(**given, preconditioner=_PRECONDITIONERS[outer["type"]])
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{name}: {error}") from error
+
+
+def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoiser:
+    r"""The denoised mean that a converted file of EDM states, as a model of ``process``; parameters stay on the host until used.
+
+    Its data are :math:`x = k / 127.5 - 1` for levels k from 0 to 255, which is the transform ``edm.LEVELS``. ``process`` is by
+    default :class:`~scorelab.schedules.EDM` noise between the levels of the sampler of the paper: 0.002 and 80, or those of the
+    file where these are narrower.
+
+    Raises:
+        WeightsError: the folder has weights of another kind, or of another network than it says.
+    """
+    name = shown(folder.path)
+    if folder.config.get("kind") != "edm":
+        raise WeightsError(f"{name}: kind {folder.config.get('kind')!r}: expected edm")
+    modules = folder.config["network"]
+    net = network(modules, name=name)
+    tree = params(net, folder.tensors(), name=name)
+    outer = modules[""]
+    said = lambda key, default: float({**outer["kwargs"], **outer["attributes"]}.get(key, default))
+    if process is None:
+        low, high = max(0.002, said("sigma_min", 0.0)), min(80.0, said("sigma_max", math.inf))
+        process = Gaussian(schedule=EDM(sigma_min=low, sigma_max=high))
+    own = net.preconditioner == "edm"
+    std = said("sigma_data", 0.5) if own else 1.0
+    denoiser = Denoiser(net=net, process=process, predict="edm" if own else "eps", data_std=std)
+    return denoiser.bind(tree)
