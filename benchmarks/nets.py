@@ -1,24 +1,22 @@
-"""Ratios of the networks' parts: loop-safe convolution in and out of a scan, GroupNorm, forward times.
+"""Parts of the networks: convolutions with a backward pass for loops, GroupNorm, and forward times."""
 
-Run ``python benchmarks/nets.py``. Every comparison is interleaved round by round in one process; a figure
-is the median of the rounds, in wall milliseconds.
-"""
+from __future__ import annotations
 
-import argparse
 import time
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from common import milliseconds, perturbed
 
+from benchmarks.common import Row, in_turns, interleaved, perturbed
 from scorelab.models.nets import MLP, DiT, GroupNorm, UNet
 
 
-def loop_trap(rounds, batch=64, steps=2):
-    """Input gradient and training step per evaluation: plain and loop-safe, called directly and in a scan."""
-    x = jax.random.normal(jax.random.key(0), (batch, 8, 8, 1))
-    c = jnp.zeros(batch)
+def loops(rounds: int, quick: bool) -> Iterator[Row]:
+    """Input gradient and training step of plain and loop-safe convolutions, in a scan and not, over plain ones called directly."""
+    batch, steps = 64, 2
+    x, c = jax.random.normal(jax.random.key(0), (batch, 8, 8, 1)), jnp.zeros(batch)
     plain = UNet(channels=(16, 32), attention=())
     params = perturbed(plain.init(jax.random.key(1), x, c))
 
@@ -35,44 +33,35 @@ def loop_trap(rounds, batch=64, steps=2):
         return jax.jit(lambda init: jax.lax.scan(lambda s, _: (step(s), None), init, None, length=steps)[0])
 
     for label, step, init in (("input gradient", input_step, x), ("training step", train_step, params)):
-        functions = {}
-        for name, net in (("plain", plain), ("safe", plain.clone(loop_safe=True))):
+        functions, calls = {}, {}
+        for name, net in (("plain", plain), ("loop-safe", plain.clone(loop_safe=True))):
             single, loop = jax.jit(step(net)), scanned(step(net))
-            functions[f"{name}, direct"] = lambda f=single: f(init)
-            functions[f"{name}, scan"] = lambda f=loop: f(init)
-        ms = milliseconds(rounds, **functions)
-        ms = {name: t / steps if "scan" in name else t for name, t in ms.items()}
-        print(f"{label}, UNet(16, 32) 8x8 batch {batch}: " + "; ".join(f"{n} {t:.1f} ms" for n, t in ms.items()))
-        print(
-            f"  scan / direct: plain {ms['plain, scan'] / ms['plain, direct']:.2f}, "
-            f"safe {ms['safe, scan'] / ms['safe, direct']:.2f}; "
-            f"safe in scan / plain direct {ms['safe, scan'] / ms['plain, direct']:.2f}; "
-            f"safe / plain direct {ms['safe, direct'] / ms['plain, direct']:.2f}"
+            functions[f"{name}, direct"] = lambda f=single, init=init: f(init)
+            functions[f"{name}, in a scan"] = lambda f=loop, init=init: f(init)
+            calls |= {f"{name}, direct": 1, f"{name}, in a scan": steps}
+        yield from in_turns(
+            functions,
+            max(rounds // 3, 3),
+            base="plain, direct",
+            calls=calls,
+            case=f"{label}, {{}}: UNet(16, 32), 8x8, batch {batch}",
         )
 
 
-def group_norm(rounds):
-    """Two-stage GroupNorm against flax's, each followed by silu."""
+def norms(rounds: int, quick: bool) -> Iterator[Row]:
+    """The two-stage GroupNorm over that of Flax, each with silu behind it."""
     for side, channels in ((28, 32), (28, 64), (14, 64), (7, 64)):
         x = jax.random.normal(jax.random.key(0), (16, side, side, channels))
         functions = {}
-        for name, norm in (
-            ("ours", GroupNorm(channels // 4)),
-            ("flax", nn.GroupNorm(channels // 4, epsilon=1e-5)),
-        ):
+        for name, norm in (("Flax", nn.GroupNorm(channels // 4, epsilon=1e-5)), ("GroupNorm", GroupNorm(channels // 4))):
             params = norm.init(jax.random.key(0), x)
             f = jax.jit(lambda p, x, norm=norm: nn.silu(norm.apply(p, x)))
-            functions[name] = lambda f=f, params=params: f(params, x)
-        ms = milliseconds(5 * rounds, **functions)
-        print(
-            f"GroupNorm + silu {side}x{side}x{channels} batch 16: ours {ms['ours']:.2f} ms, "
-            f"flax {ms['flax']:.2f} ms, "
-            f"ratio {ms['ours'] / ms['flax']:.2f}"
-        )
+            functions[name] = lambda f=f, params=params, x=x: f(params, x)
+        yield from in_turns(functions, 3 * rounds, base="Flax", goal=1.0, case=f"{{}} and silu: {side}x{side}x{channels}, batch 16")
 
 
-def forward(rounds):
-    """Forward time, arithmetic and compile time of the networks of the examples."""
+def forward(rounds: int, quick: bool) -> Iterator[Row]:
+    """Milliseconds of a call, with the arithmetic that it does."""
     cases = (
         ("UNet(32, 64, 64), no attention, 28x28", UNet(attention=()), 16, (28, 28, 1)),
         ("UNet(16, 32, 32), 28x28", UNet(channels=(16, 32, 32)), 16, (28, 28, 1)),
@@ -86,19 +75,11 @@ def forward(rounds):
         start = time.perf_counter()
         compiled = jax.jit(net.apply).lower(params, x, c).compile()
         seconds = time.perf_counter() - start
-        ms = milliseconds(2 * rounds, forward=lambda f=compiled, p=params, x=x, c=c: f(p, x, c))["forward"]
+        wall, _ = interleaved({"forward": lambda f=compiled, p=params, x=x, c=c: f(p, x, c)}, rounds)
+        low, value, high = jnp.quantile(jnp.array(wall["forward"]), jnp.array([0.25, 0.5, 0.75])) * 1e3
         gflop = compiled.cost_analysis()["flops"] / 1e9
-        count = sum(leaf.size for leaf in jax.tree.leaves(params))
-        print(
-            f"{name}: batch {batch}, {count} parameters, {ms:.1f} ms, {gflop / batch:.4f} GFLOP per example, "
-            f"{1e3 * gflop / ms:.0f} GFLOP/s, compile {seconds:.2f} s"
-        )
+        said = f"{gflop / batch:.4f} GFLOP a sample, {1e3 * gflop / float(value):.0f} GFLOP/s, {seconds:.2f} s to compile"
+        yield Row(f"{name}, batch {batch}", float(value), float(low), float(high), "ms", base=said)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
-    forward(rounds)
-    group_norm(rounds)
-    loop_trap(rounds)
+PARTS = {"forward": forward, "norms": norms, "loops": loops}

@@ -1,27 +1,20 @@
-"""What weighted particles cost, and the same filter in two other libraries.
+"""Weighted particles over plain samples, reward gradients over guided calls, and the same filter in other libraries.
 
-    python benchmarks/smc.py                    # K particles with resampling at every step over K plain samples
-    python benchmarks/smc.py --part gradient    # reward gradients inside the scan over the same calls from Python
-    python benchmarks/smc.py --part peers       # a linear-Gaussian filter, beside particles and blackjax (not dependencies)
-
-What is compared runs interleaved in one process, round by round; a ratio is the median over rounds, in wall and in CPU time. In
-the last part every library estimates the same constant, whose exact value a Kalman filter gives, from its own random numbers.
+In the peers every library estimates the same constant, whose exact value a Kalman filter gives, from its own random numbers.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import statistics
-import time
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import EDM, NETS, interleaved, model_of, ratios
 
 import scorelab as sl
+from benchmarks.common import EDM, NETS, Row, drawn, in_turns, model_of
 
 PARTICLES, STEPS, SPREAD = 10_000, 100, 1.0
 
@@ -31,58 +24,60 @@ def brightness(x):
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
 
 
-def overhead(rounds):
-    """Resampling at every step, rewards at every step."""
+def overhead(rounds: int, quick: bool) -> Iterator[Row]:
+    """Resampling and rewards at every step, over plain sampling of as many."""
     base = sl.solvers.DDIM(eta=1.0)
     potential = sl.fk.Difference(brightness, 5.0)
-    for net in NETS:
-        model, event, batch, steps = model_of(net)
-        batch = max(batch, 16)
+    for name in ("DiT",) if quick else NETS:
+        model, event, batch, steps = model_of(name)
+        limit = f"plain, {name}, {batch} samples"
         solvers = {
-            "plain": base,
+            limit: base,
             "one population": sl.fk.FeynmanKac(base=base, potential=potential, policy=sl.fk.Always()),
             "populations of 4": sl.fk.FeynmanKac(base=base, potential=potential, policy=sl.fk.Always(), particles=4),
         }
-        arguments = dict(grid=sl.grids.Karras(steps), key=jax.random.key(0), shape=(batch, *event), chunk=batch)
-        runs = {
-            name: lambda solver=solver, model=model, arguments=arguments: jax.block_until_ready(
-                sl.sample(model, solver=solver, **arguments).x
-            )
-            for name, solver in solvers.items()
-        }
-        wall, cpu = interleaved(runs, rounds)
-        print(f"{net}, {batch} samples of {event}, {steps} steps: plain {1e3 * statistics.median(wall['plain']):.1f} ms")
-        for name in list(solvers)[1:]:
-            w, c = ratios(wall, cpu, name, "plain", 1, 1)
-            print(f"  {name}: {w:.3f} of plain (wall), {c:.3f} (CPU)")
+        grid = sl.grids.Karras(steps)
+        functions = {title: drawn(model, (batch, *event), solver, grid, chunk=batch) for title, solver in solvers.items()}
+        yield from in_turns(functions, rounds, base=limit, goal=1.02, case=f"{{}}: {name}, batch {batch}")
 
 
-def gradient(rounds):
-    """Guidance through the U-Net in the scan, and the same number of the same calls from Python with plain convolutions."""
+def gradient(rounds: int, quick: bool) -> Iterator[Row]:
+    """Steering along reward gradients, over sampling that is guided by the same gradients; and both over calls from Python."""
     model, event, batch, steps = model_of("UNet")
+    batch, grid = 8, sl.grids.Karras(steps)
     safe = dataclasses.replace(model.denoiser, net=model.denoiser.net.clone(loop_safe=True)).bind(model.params)
     guided = sl.models.RewardGradient(model=safe, reward=brightness, scale=5.0)
-    arguments = dict(solver=sl.solvers.DDIM(eta=1.0), grid=sl.grids.Karras(steps), key=jax.random.key(0), shape=(batch, *event))
+    base = sl.solvers.DDIM(eta=1.0)
+    weighed = sl.fk.FeynmanKac(base=base, potential=sl.fk.Difference(brightness, 5.0), policy=sl.fk.Always())
 
     @jax.jit
     def pull(model, y, t):
         return sl.models.RewardGradient(model=model, reward=brightness, scale=5.0).pull(y, t)
 
-    times = jnp.asarray(sl.grids.Karras(steps).times(EDM)[:-1], jnp.float32)
+    times = jnp.asarray(grid.times(EDM)[:-1], jnp.float32)
     y = jax.random.normal(jax.random.key(1), (batch, *event))
 
     def from_python():
         for t in times:
-            jax.block_until_ready(pull(model, t * y, t))
+            last = pull(model, t * y, t)
+        return last
 
-    runs = {"Python": from_python, "scan": lambda: jax.block_until_ready(sl.sample(guided, **arguments).x)}
-    wall, cpu = interleaved(runs, rounds)
-    w, c = ratios(wall, cpu, "scan", "Python", 1, 1)
-    print(f"U-Net, {batch} images, {steps} steps: {1e3 * statistics.median(wall['Python']):.0f} ms of gradients from Python")
-    print(f"  in the scan, sampler and all: {w:.3f} of it (wall), {c:.3f} (CPU)")
+    functions = {
+        "guided": drawn(guided, (batch, *event), base, grid),
+        "steered along the gradient": drawn(guided, (batch, *event), weighed, grid),
+        "calls from Python, plain convolutions": from_python,
+    }
+    goals = {"steered along the gradient": 1.05}
+    for row in in_turns(functions, rounds, base="guided", case="{}: UNet, batch 8"):
+        yield dataclasses.replace(row, goal=goals.get(row.case.split(":")[0]))
+
+
+PARTS: dict[str, Callable] = {"overhead": overhead, "gradient": gradient}
 
 
 class Observation(NamedTuple):
+    """What is seen at a row."""
+
     value: np.ndarray
 
 
@@ -130,11 +125,13 @@ def filtering():
 
 
 def ours(process, grid, base, model, seen):
+    """The filter here: seed -> estimate."""
     solver = sl.fk.FeynmanKac(base=base, potential=Observed(tuple(seen)), policy=sl.fk.Always())
     return lambda i: float(sl.sample(model, solver=solver, grid=grid, key=jax.random.key(i), shape=(PARTICLES, 1)).log_z)
 
 
 def of_particles(rows, first, seen):
+    """The filter of particles."""
     import particles
 
     class Chain(particles.FeynmanKac):
@@ -158,6 +155,7 @@ def of_particles(rows, first, seen):
 
 
 def of_blackjax(rows, first, seen):
+    """The filter of blackjax."""
     from blackjax.smc import base, resampling
 
     table = jnp.asarray(np.column_stack([rows, np.append(seen[1:], 0.0)]), jnp.float32)
@@ -186,39 +184,31 @@ def of_blackjax(rows, first, seen):
     return lambda i: float(filter_(jax.random.key(i)))
 
 
-def peers(rounds):
+def filters(rounds: int, quick: bool) -> Iterator[Row]:
+    """scorelab over others on a linear-Gaussian filter, each with a seed of its own in every round.
+
+    Raises:
+        RuntimeError: an estimate that is not the constant.
+    """
     process, grid, base, model, rows, first, seen, exact = filtering()
-    runs = {"scorelab": ours(process, grid, base, model, seen)}
+    runs, seeds = {"scorelab": ours(process, grid, base, model, seen)}, {}
     for name, build in dict(particles=of_particles, blackjax=of_blackjax).items():
         try:
             runs[name] = build(rows, first, seen)
         except ImportError as error:
             print(f"{name} is left out: {error}")
-    for run in runs.values():
-        run(0)
-    found, seconds = {name: [] for name in runs}, {name: [] for name in runs}
-    for i in range(1, rounds + 1):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            found[name].append(run(i))
-            seconds[name].append(time.perf_counter() - begin)
-    print(f"{PARTICLES} particles, {STEPS} steps, resampling at every one; exact log-likelihood {exact:.4f}")
-    for name in runs:
-        values = np.array(found[name])
-        ratio = statistics.median(a / b for a, b in zip(seconds[name], seconds["scorelab"], strict=True))
-        print(
-            f"  {name}: {values.mean():.4f} +- {values.std(ddof=1):.4f} (one run), {1e3 * statistics.median(seconds[name]):.1f} "
-            f"ms, {ratio:.2f} times scorelab"
-        )
+    found = {name: [] for name in runs}
 
+    def next_seed(name):
+        seeds[name] = seeds.get(name, 0) + 1
+        found[name].append(runs[name](seeds[name]))
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("overhead", "gradient", "peers"), default="overhead")
-    parser.add_argument("--rounds", type=int, default=15)
-    arguments = parser.parse_args()
-    dict(overhead=overhead, gradient=gradient, peers=peers)[arguments.part](arguments.rounds)
-
-
-if __name__ == "__main__":
-    main()
+    calls = {name: lambda name=name: next_seed(name) for name in runs}
+    for other in [name for name in runs if name != "scorelab"]:
+        for row in in_turns({other: calls[other], "scorelab": calls["scorelab"]}, rounds, base=other):
+            yield dataclasses.replace(row, case=f"filter of {PARTICLES} particles over {other}", goal=1.0)
+    for name, values in found.items():
+        values = np.array(values)
+        error, spread = values.mean() - exact, values.std(ddof=1)
+        if abs(error) > 5 * spread / np.sqrt(len(values)) + spread**2:
+            raise RuntimeError(f"{name} estimates {values.mean():.4f} +- {spread:.4f} a run: expected {exact:.4f}")

@@ -1,38 +1,31 @@
-"""What the training loop costs: a step of ``fit`` against the bare jitted step, interleaved in one process.
+"""A step of ``fit`` over the bare jitted step.
 
-The bare step is gradient, clipping and Adam in one donated jitted function, driven by a Python loop over
-batches that lie on the device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50
-steps, the non-finite check, and host batches. The goal is a ratio of at most 1.02.
-
-Rounds of both take turns, and the order alternates; wall time and the CPU time of the process are kept. The
-table has the medians over rounds of the ratio within a round, with the quartiles.
-
-    python benchmarks/training.py [--rounds 10] [--only mlp] [--no-ema]
+The bare step is gradient, clipping and Adam in one donated jitted function, driven by a Python loop over batches that lie on the
+device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50 steps, the non-finite check, and host batches.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.common import EDM, Row, in_turns
 from scorelab.losses import DenoisingScoreMatching
 from scorelab.models import nets
 from scorelab.models.denoiser import Denoiser
-from scorelab.processes import Gaussian
-from scorelab.schedules import EDM
 from scorelab.training import EMA, ScoreLearner, fit
 
 # name: (network, event, batch size, steps in a round)
 CASES = {
-    "mlp 2-D": (nets.MLP(width=256, depth=4), (2,), 128, 200),
-    "mlp 8x8": (nets.MLP(width=512, depth=4), (64,), 128, 100),
-    "unet 8x8": (nets.UNet(channels=(16, 32)), (8, 8, 1), 64, 50),
+    "MLP, 2-D": (nets.MLP(width=256, depth=4), (2,), 128, 200),
+    "MLP, 8x8": (nets.MLP(width=512, depth=4), (64,), 128, 100),
+    "DiT, 8x8": (nets.DiT(patch=2, width=64, depth=2), (8, 8, 1), 64, 50),
+    "UNet, 8x8": (nets.UNet(channels=(16, 32)), (8, 8, 1), 64, 50),
 }
 
 
@@ -44,6 +37,7 @@ class Repeated:
         self.batches = [{"x": rng.normal(0, 0.5, (batch_size, *event)).astype(np.float32)} for _ in range(4)]
 
     def at(self, step):
+        """The batch of a step."""
         return self.batches[step % 4]
 
 
@@ -65,60 +59,44 @@ def bare_step(learner):
     return step
 
 
-def timed(function):
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = function()
-    return (time.perf_counter() - wall, time.process_time() - cpu), result
-
-
-def measure(name, rounds, ema):
+def learner_of(name, ema):
+    """The learner of a case and its batches."""
     net, event, batch_size, steps = CASES[name]
-    process, key = Gaussian(schedule=EDM()), jax.random.key(0)
-    learner = ScoreLearner(Denoiser(net=net, process=process), DenoisingScoreMatching(process), optax.adam(1e-4), ema=ema)
-    data = Repeated(event, batch_size)
-    resident = jax.device_put(data.batches)
-    step = bare_step(learner)
-    params = learner.denoiser.init(key, data.at(0)["x"])
-    bare = (params, learner.optimizer.init(params), jnp.int32(0))
-    state = fit(learner, data, steps=5, key=key)
-    bare = jax.block_until_ready(step(bare, resident[0], key))
-
-    def run_bare():
-        now = bare
-        for i in range(steps):
-            now = step(now, resident[i % 4], key)
-        return jax.block_until_ready(now)
-
-    def run_fit():
-        return jax.block_until_ready(fit(learner, data, steps=int(state.step) + steps, key=key, state=state, log_every=50))
-
-    times = {"bare": [], "fit": []}
-    for number in range(rounds):
-        order = ["bare", "fit"] if number % 2 == 0 else ["fit", "bare"]
-        for kind in order:
-            if kind == "bare":
-                clock, bare = timed(run_bare)
-            else:
-                clock, state = timed(run_fit)
-            times[kind].append(clock)
-    fit_times, bare_times = np.array(times["fit"]), np.array(times["bare"])
-    ratios = np.quantile(fit_times / bare_times, [0.25, 0.5, 0.75], axis=0)
-    each = 1e3 * np.min(bare_times[:, 0]) / steps
-    wall, cpu = (f"{r[1]:.3f} ({r[0]:.3f}-{r[2]:.3f})" for r in ratios.T)
-    print(f"| {name} | {each:.2f} | {wall} | {cpu} |", flush=True)
+    learner = ScoreLearner(Denoiser(net=net, process=EDM), DenoisingScoreMatching(EDM), optax.adam(1e-4), ema=ema)
+    return learner, Repeated(event, batch_size), steps
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--no-ema", action="store_true")
-    arguments = parser.parse_args()
-    print("| network | bare step, ms | fit / bare, wall | fit / bare, CPU time |\n|---|---|---|---|")
-    for name in CASES:
-        if arguments.only in name:
-            measure(name, arguments.rounds, None if arguments.no_ema else EMA())
+def step(rounds: int, quick: bool) -> Iterator[Row]:
+    """With an average of the parameters, and without."""
+    key = jax.random.key(0)
+    for name in ("MLP, 2-D",) if quick else CASES:
+        plain, data, steps = learner_of(name, None)
+        averaged, _, _ = learner_of(name, EMA())
+        resident, one = jax.device_put(data.batches), bare_step(plain)
+        params = plain.denoiser.init(key, data.at(0)["x"])
+        states = {"bare": one((params, plain.optimizer.init(params), jnp.int32(0)), resident[0], key)}
+        for title, learner in (("fit", averaged), ("fit, no average", plain)):
+            states[title] = fit(learner, data, steps=5, key=key)
+
+        def run_bare(states=states, one=one, resident=resident, steps=steps):
+            now = states["bare"]
+            for i in range(steps):
+                now = one(now, resident[i % 4], key)
+            states["bare"] = jax.block_until_ready(now)
+
+        def run_fit(title, learner, states=states, data=data, steps=steps):
+            state = states[title]
+            states[title] = jax.block_until_ready(
+                fit(learner, data, steps=int(state.step) + steps, key=key, state=state, log_every=50)
+            )
+
+        functions = {
+            "bare": run_bare,
+            "fit": lambda run=run_fit, learner=averaged: run("fit", learner),
+            "fit, no average": lambda run=run_fit, learner=plain: run("fit, no average", learner),
+        }
+        calls = dict.fromkeys(functions, steps)
+        yield from in_turns(functions, rounds, base="bare", calls=calls, goal=1.02, case=f"{{}}: {name}")
 
 
-if __name__ == "__main__":
-    main()
+PARTS = {"step": step}
