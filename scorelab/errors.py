@@ -9,8 +9,8 @@ class ConfigError(Exception):
     """A mistake in a config file, an override, a command or the data."""
 
 
-class WeightsError(ConfigError):
-    """A file of weights is damaged, is of another kind, or asks for what is not allowed; the message names the file."""
+class WeightsError(ConfigError, ValueError):
+    """A file of weights is missing, damaged, of another kind, or asks for what is not allowed; the message names the file."""
 
 
 class ConfigWarning(UserWarning):

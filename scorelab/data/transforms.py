@@ -132,13 +132,13 @@ class Cells(Transform):
 
     @property
     def noise_bits(self) -> int:
-        """Bits of the dequantisation noise: half a part of a cell is at least four float32 steps of y, at most 14."""
+        """How many bits the dequantisation noise has, at most 14, so that half a part of a cell is four float32 steps or more."""
         largest = max(abs(self.low), abs(self.high))
         step = 2.0 ** (math.ceil(math.log2(largest)) - 24)
         return min(_NOISE_BITS, math.floor(math.log2((self.high - self.low) / (self.levels * step))) - 3)
 
     def log_det(self, event_shape: tuple[int, ...]) -> float:
-        """log |dy / d(x + u)| = d log((high - low) / levels) in nats, d the number of values in an event."""
+        r"""The logarithm of :math:`|dy/d(x+u)|`, ``d log((high - low) / levels)`` in nats, for ``d`` values in an event."""
         return math.prod(event_shape) * math.log((self.high - self.low) / self.levels)
 
     def bits_per_dim(self, log_prob, event_shape: tuple[int, ...]):

@@ -107,7 +107,7 @@ def rectified_pairs(
         chunk: samples computed at once; see :func:`scorelab.sample`.
 
     Returns:
-        Host arrays: ``"x"`` and ``"base"``, ``(n, *event)``, and ``"cond"`` where it is given; ``Batches(pairs, batch_size, seed)``
+        Host arrays ``"x"`` and ``"base"``, ``(n, *event)``, and ``"cond"`` where it is given; ``Batches(pairs, batch_size, seed)``
         goes into ``fit``.
 
     Raises:

@@ -6,7 +6,6 @@ from scorelab.metrics.features import Coordinates, Features, RawPixels, SmallCNN
 from scorelab.metrics.frechet import frechet, frechet_distance
 from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
 from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
-from scorelab.metrics.smallcnn import WeightsError
 from scorelab.metrics.spectrum import PowerSpectrum, power_spectrum, shell_average, spectral_error
 from scorelab.metrics.transport import sinkhorn, sliced_wasserstein, wasserstein_1d
 from scorelab.metrics.value import MetricValue
@@ -21,7 +20,6 @@ __all__ = [
     "RawPixels",
     "SmallCNN",
     "Uniformity",
-    "WeightsError",
     "crps",
     "frechet",
     "frechet_distance",

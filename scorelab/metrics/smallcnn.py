@@ -19,15 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.errors import WeightsError
 from scorelab.models.nets.conv import convolve
 
 WEIGHTS = Path(__file__).parent / "weights"
 
 Params = dict[str, jax.Array]
-
-
-class WeightsError(ValueError):
-    """Stored weights are missing, or are not the ones whose hash was recorded; the message names the file."""
 
 
 @dataclass(frozen=True, kw_only=True)

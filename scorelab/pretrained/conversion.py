@@ -41,7 +41,7 @@ def convert(
     Args:
         source: a file of torch (``.pkl``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a safetensors file, or a folder of diffusers.
         out: the new folder; None for one of its name below the folder for downloads.
-        entry: of the outermost dict of a file of torch; see :meth:`scorelab.pretrained.torchfile.TorchFile.tensors`.
+        entry: of the outermost dict of a file of torch; see ``TorchFile.tensors``.
         name: of the model; None for that of the source without its ending.
         licence: of the weights; None for that of a published checkpoint of this name.
         url: where the source was published; None as for the licence.

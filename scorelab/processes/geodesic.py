@@ -134,7 +134,7 @@ class Geodesic(Bridge):
         return self._on(x, w, t)
 
     def between(self, key, x, w, t):
-        """:meth:`noised`; pairs at the cut locus are not refused, and have no weight (:meth:`weights`)."""
+        """:meth:`noised`; pairs at the cut locus are not refused, and have no weight in a loss."""
         return self._on(x, w, t)
 
     def _on(self, x: Array, w: Array, t: BatchTime) -> Noised:

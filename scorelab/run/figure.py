@@ -38,11 +38,10 @@ from scorelab import config as configs
 from scorelab.arrays import Pytree
 from scorelab.config.explain import one_line
 from scorelab.data import DataCorrupt
-from scorelab.errors import ConfigError, shown
+from scorelab.errors import ConfigError, WeightsError, shown
 from scorelab.experiment import Experiment, trained_state
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile, read_npz, write_npz, write_text
-from scorelab.metrics import WeightsError
 from scorelab.run.lock import Lock
 from scorelab.run.pipeline import from_config
 

@@ -13,7 +13,7 @@ from scorelab.config.build import Config
 from scorelab.config.explain import one_line
 from scorelab.config.trust import allowing
 from scorelab.data import DataCorrupt, DataNotFound
-from scorelab.errors import ConfigError, shown
+from scorelab.errors import ConfigError, WeightsError, shown
 from scorelab.experiment.base import Experiment, Run
 from scorelab.experiment.console import Console
 from scorelab.experiment.evaluate import Evaluate, evaluate
@@ -23,7 +23,6 @@ from scorelab.experiment.sample import Sample, draw
 from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile
-from scorelab.metrics import WeightsError
 from scorelab.run.lock import Lock
 from scorelab.run.prepare import prepare
 

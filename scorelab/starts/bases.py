@@ -3,6 +3,7 @@ r"""The start of a composition of interpolants: the product of powers of their b
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable  # noqa: F401 (the reference reads the signature of the fields that are inherited)
 from dataclasses import dataclass
 from typing import Any
 

@@ -129,7 +129,7 @@ class NoisedPoints(Fixed):
 
     @property
     def given(self) -> Array | None:
-        """None: they are noised."""
+        """None, since they are noised."""
         return None
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process, t: Float[Array, ""], event) -> Float[Array, " batch *event"]:

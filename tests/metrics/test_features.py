@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from scorelab.data import Pixels, load
-from scorelab.metrics import MetricValue, WeightsError, pixels, report, small_cnn, smallcnn
+from scorelab.errors import WeightsError
+from scorelab.metrics import MetricValue, pixels, report, small_cnn, smallcnn
 
 
 @pytest.fixture(scope="module")
