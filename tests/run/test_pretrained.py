@@ -159,7 +159,10 @@ def test_the_command_lists_the_models_and_prints_cards(scorelab):
     status, out, _ = scorelab("pretrained")
     assert status == 0
     listed = [line.split()[0] for line in out.splitlines() if line]
-    assert listed == [*NAMES, "classifiers,", "digits", "fashion_mnist", "kmnist", "mnist"]
+    here = [*NAMES, "classifiers,", "digits", "fashion_mnist", "kmnist", "mnist"]
+    assert listed[: len(here)] == here
+    assert listed[len(here)] == "published"
+    assert "edm-cifar10-32x32-uncond-vp" in listed
     status, out, _ = scorelab("pretrained", "digits-edm")
     card = pretrained.card("digits-edm")
     assert status == 0
