@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy import special
 
 from scorelab.arrays import Array, Key
 from scorelab.densities.base import (
@@ -186,7 +185,7 @@ class VonMisesFisherMixture(SpaceMixture):
         d = means.shape[1]
         order = d / 2 - 1
         with np.errstate(divide="ignore", invalid="ignore"):
-            log_constants = order * np.log(kappa) - d / 2 * math.log(2 * math.pi) - np.log(special.ive(order, kappa))
+            log_constants = order * np.log(kappa) - d / 2 * math.log(2 * math.pi) - np.log(_scaled_bessel(order, kappa))
         # Where the series of the Bessel function has one term left, the law is uniform.
         log_constants = np.where(kappa < 1e-8, -self.space.log_volume((d,)), log_constants)
         self.log_weights, self.means = as_parameter(log_weights), as_parameter(means)
@@ -247,7 +246,7 @@ class RotationMixture(SpaceMixture):
         modes, log_weights = _mixture(self, weights, modes=modes)
         self.space.check("RotationMixture.modes", modes)
         kappa = _concentrations(self, concentrations, modes)
-        log_constants = -math.log(8 * math.pi**2) - np.log(special.ive(0, kappa) - special.ive(1, kappa))
+        log_constants = -math.log(8 * math.pi**2) - np.log(_scaled_bessel(0, kappa) - _scaled_bessel(1, kappa))
         # The root b of 1/b + 3/(b + 4 kappa) = 1, from the one of the two forms that does not cancel.
         half, root = 4 * kappa - 4, np.sqrt((4 * kappa - 4) ** 2 + 16 * kappa)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -399,3 +398,11 @@ def _turned(p: jax.Array, q: jax.Array) -> jax.Array:
     """The quaternion product ``p q``, ``(4,)``."""
     real = p[0] * q[0] - jnp.dot(p[1:], q[1:])
     return jnp.concatenate([real[None], p[0] * q[1:] + q[0] * p[1:] + jnp.cross(p[1:], q[1:])])
+
+
+def _scaled_bessel(order: float, kappa: np.ndarray) -> np.ndarray:
+    r""":math:`e^{-\kappa}I_\nu(\kappa)`."""
+    # Imported where it is used: it takes as long as the rest of the laws.
+    from scipy import special
+
+    return special.ive(order, kappa)
