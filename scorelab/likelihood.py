@@ -13,7 +13,6 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +29,7 @@ from scorelab.processes.bridge import Bridge
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasVelocity, require_capabilities
 from scorelab.randomness import per_example_keys
+from scorelab.solvers.external import default_solver
 from scorelab.starts import Prior
 from scorelab.validation import require_int, require_positive, require_spec
 from scorelab.walk import check_known
@@ -129,7 +129,7 @@ def log_likelihood(
     log_prob, latent, steps, done = _flow(
         model, start, x, y, key, jnp.asarray(ids), cond,
         jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
-        probes=probes, solver=solver or diffrax.Tsit5(), max_steps=max_steps,
+        probes=probes, solver=default_solver() if solver is None else solver, max_steps=max_steps,
     )  # fmt: skip
     if not is_traced(done, log_prob):
         if not bool(done):
@@ -159,6 +159,8 @@ def _flow(
             return prediction.velocity
 
         return divergence(velocity, state[0], directions)
+
+    import diffrax
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(jax.checkpoint(field)),

@@ -21,7 +21,8 @@ from scorelab.validation import require_int, require_positive
 # diffrax is imported where it is used: it takes as long to import as jax does.
 
 
-def _tsit5() -> Any:
+def default_solver() -> Any:
+    """``diffrax.Tsit5()``."""
     import diffrax
 
     return diffrax.Tsit5()
@@ -64,7 +65,7 @@ class Diffrax(Integrator):
         max_steps: substeps allowed in one interval.
     """
 
-    solver: Any = field(default_factory=_tsit5)
+    solver: Any = field(default_factory=default_solver)
     rtol: float = 1e-5
     atol: float = 1e-5
     fixed: int = 0
