@@ -25,7 +25,7 @@ FIGURE = Figure(
     answers="",
     claims="A bridge connects any two laws, where diffusion has to begin in noise: it may begin near the data.",
     look_for="At the fewest calls the bridge keeps to its averages where diffusion does not. From nine calls on diffusion is the "
-    "better one. The bridge hardly changes with the number of calls, so what is left is the error of its network.",
+    "better one. The bridge hardly changes with the number of calls: what is left is the error of its network.",
     minutes=dict(small=2.5, full=60, gpu=None),
     options=dict(data=("digits", "mnist"), seeds=3, steps=6000, n=1000, repeats=4),
     small=dict(seeds=2, steps=1200, n=297, repeats=4),

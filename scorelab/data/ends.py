@@ -31,8 +31,6 @@ class Classes(OfAnother):
     classes: tuple[int, ...]
 
     keeps = True
-    # Of so many fresh points another number would be left.
-    generated = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,6 +46,15 @@ class Classes(OfAnother):
     def what(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The classes."""
         return "".join(map(str, self.classes)) if max(self.classes) < 10 else "-".join(map(str, self.classes))
+
+    @property
+    def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """False: of so many fresh points another number would be left."""
+        return False
+
+    def draw(self, n, seed):
+        """Refused."""
+        return DataSet.draw(self, n, seed)
 
     def batches(self, batch_size, seed, arrays=None):
         """Batches of the points."""
@@ -170,16 +177,15 @@ class WithBase(OfAnother):
 
     def batches(self, batch_size, seed, arrays=None):
         """Batches of both; where both read rows when they are asked for, they are joined then."""
-        both = [each.batches(batch_size, seed).arrays for each in (self.source, self.base)]
-        lazy = [isinstance(each, RowSource) for each in both]
-        if not any(lazy):
-            return super().batches(batch_size, seed, arrays)
-        if not all(lazy) or len(both[0]) != len(both[1]):
-            rows = ", ".join(
-                f"{len(each)} rows {'when asked for' if late else 'in memory'}" for each, late in zip(both, lazy, strict=True)
+        x, base = (each.batches(batch_size, seed).arrays for each in (self.source, self.base))
+        if isinstance(x, RowSource) and isinstance(base, RowSource) and len(x) == len(base):
+            return Batches(_Pairs(x, base, self), batch_size=batch_size, seed=seed)
+        if isinstance(x, RowSource) or isinstance(base, RowSource):
+            found = " and ".join(
+                f"{len(each)} {'when asked for' if isinstance(each, RowSource) else 'in memory'}" for each in (x, base)
             )
-            raise ValueError(f"WithBase.source and WithBase.base have {rows}: expected as many, read in the same way")
-        return Batches(_Pairs(*both, self), batch_size=batch_size, seed=seed)  # pyright: ignore[reportArgumentType]
+            raise ValueError(f"WithBase.source and WithBase.base have rows, {found}: expected as many, read in the same way")
+        return super().batches(batch_size, seed, arrays)
 
 
 @dataclass(frozen=True, eq=False)
