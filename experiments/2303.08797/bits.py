@@ -217,7 +217,7 @@ def claims(numbers: dict) -> list[Claim]:
             spread=0.0,
             unit="bits per dimension above the exact ones",
             verdict="reproduced" if closed else "not reproduced",
-            why=f"Exact {law['exact']['mean']:.3f}; above it {listed(above)}. A quarter of the uniform gap is asked for.",
+            why=f"Exact {law['exact']['mean']:.3f}; above it {listed(above)}. The limit is a quarter of the gap of uniform places.",
         ),
         Claim(
             says="With the exact score the bound of the SDE is the likelihood of the flow.",

@@ -148,7 +148,7 @@ def claims(numbers: dict) -> list[Claim]:
             says="Weighted particles have the law of a tilt, a square, guidance and a product.", value=float(weighted.max()),
             spread=float(max(pair[0].std(ddof=1) for pair in ks.values())), unit="the largest mean KS of the cases",
             verdict="reproduced" if weighted.max() < NEAR else "in shape" if np.all(weighted < plain) else "not reproduced",
-            why=f"KS {listed(weighted)}; {NEAR} is asked for. Independent points would have .014.",
+            why=f"KS {listed(weighted)}; the limit is {NEAR}, two and a half times the .014 of independent points.",
         ),
         Claim(
             says="The drift alone does not.", value=float((plain / weighted).min()), spread=0.0,

@@ -130,13 +130,13 @@ def claims(numbers: dict) -> list[Claim]:
             says="Too much noise needs a better score.", value=worse.mean(), spread=spread(worse),
             unit="times the KL of epsilon = .5 has epsilon = 8",
             verdict="reproduced" if worse.mean() > 10 else "in shape" if worse.mean() > 1 else "not reproduced",
-            why="Ten is asked for: Euler-Maruyama on this grid is part of it.",
+            why="Below ten it is in shape. Euler-Maruyama on this grid is part of it.",
         ),
         Claim(
             says="Noise in proportion to gamma^2 needs no tuning.", value=widest.mean(), spread=spread(widest),
             unit="times the KL of the best constant has the worst of kappa = 16, 64, 256",
             verdict="reproduced" if widest.mean() < 1.3 else "in shape" if widest.mean() < 2 else "not reproduced",
-            why="1.3 is asked for.",
+            why="The limit of 1.3 is about as far as two seeds are apart.",
         ),
         Claim(
             says="The errors of the fields bound the likelihood of the SDE.", value=bounds.mean(), spread=spread(bounds),

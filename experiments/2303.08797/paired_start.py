@@ -121,8 +121,8 @@ def claims(numbers) -> list[Claim]:
         Claim(
             says="The point with a latent noise as large as the law needs fewer calls than noise.", value=gain.mean(),
             spread=spread(gain), unit="times the distance of N(0, 1) at 16 calls",
-            verdict="reproduced" if gain.mean() > 2.7 else "in shape" if gain.mean() > 1 else "not reproduced",
-            why="About three is expected.",
+            verdict="reproduced" if gain.mean() > 2 else "in shape" if gain.mean() > 1 else "not reproduced",
+            why="The error of these rules falls about as one over the calls: a factor of two is half of the calls.",
         ),
         Claim(
             says="It is the best of all bases here.", value=best.mean(), spread=spread(best), unit="deviations at 16 calls",
@@ -138,7 +138,8 @@ def claims(numbers) -> list[Claim]:
         Claim(
             says="A base that is too narrow is as bad as noise.", value=narrow.mean(), spread=spread(narrow),
             unit="times the distance of a base as wide as the law at 16 calls",
-            verdict="reproduced" if narrow.mean() > 1.5 else "not reproduced", why="Twice is expected.",
+            verdict="reproduced" if narrow.mean() > 1.5 else "not reproduced",
+            why=f"The limit is 1.5; N(0, 1) has {(at('N(0, 1)', 16) / at(matched, 16)).mean():.2f}.",
         ),
     ]  # fmt: skip
 

@@ -1,8 +1,9 @@
-"""Data sets with a condition that is computed from the points of another one."""
+"""Data sets that are made of another one, such as those with a condition that is computed from its points."""
 
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -16,7 +17,78 @@ from scorelab.validation import require_int, require_number, require_positive, r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Derived(DataSet):
+class OfAnother(DataSet):
+    """A set that is made of another one, row by row; a new one states ``what`` and ``made``.
+
+    Attributes:
+        source: the other data set.
+        what: what was made of it, the end of the name.
+        keeps: whether the points are those of the other one.
+    """
+
+    source: DataSet
+
+    what: ClassVar[str]
+    keeps: ClassVar[bool] = False
+
+    def __post_init__(self):
+        require_spec(self, DataSet, source=self.source)
+
+    @abc.abstractmethod
+    def made(self, arrays: Arrays) -> Arrays:
+        """The rows that are made of rows of the other one."""
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the other one, and what was made of it."""
+        return f"{self.source.name}-{self.what}"
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the other one."""
+        return self.source.splits
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """Its name, and those of the other one where it has the points of that."""
+        return (self.name, *self.source.known_as) if self.keeps else (self.name,)
+
+    @property
+    def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the other one."""
+        return self.source.generated
+
+    @property
+    def statistics(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+        """Those of the other one, where it has the points of that."""
+        return self.source.statistics if self.keeps else super().statistics
+
+    def draw(self, n: int, seed: int) -> Arrays:
+        """Made of fresh points of the other one."""
+        return self._named(self.made(self.source.draw(n, seed)))
+
+    def stamp(self) -> Hashable:
+        """That of the other one."""
+        return self.source.stamp()
+
+    def load(self, split: str = "train") -> Arrays:
+        """Made of the split of the other one."""
+        self.require_split(split)
+        return self._named(self.made(self.source.load(split)))
+
+    def _named(self, arrays: Arrays) -> Arrays:
+        return replace(arrays, name=self.name)
+
+    def batches(self, batch_size: int, seed: int, arrays: Arrays | None = None) -> Batches:
+        """Batches of the set; where the other one reads rows when they are asked for, they are made then."""
+        inner = self.source.batches(batch_size, seed)
+        if isinstance(inner.arrays, RowSource):
+            return Batches(_Rows(inner.arrays, self), batch_size=batch_size, seed=seed)
+        return super().batches(batch_size, seed, arrays)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived(OfAnother):
     """Another data set, with one more array that is a function of each point; a new one states ``array`` and ``of``.
 
     Since the function is known, samples can be asked whether they have the condition that they were drawn with
@@ -27,66 +99,20 @@ class Derived(DataSet):
         array: the name of the array.
     """
 
-    source: DataSet
-
     array: ClassVar[str]
-
-    def __post_init__(self):
-        require_spec(self, DataSet, source=self.source)
+    keeps = True
 
     @abc.abstractmethod
     def of(self, x: np.ndarray, levels: int | None) -> np.ndarray:
         """The array ``(n, *row)``, float32, of stored points ``(n, *event)`` with ``levels`` levels, None for numbers."""
 
     @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the other one, and the name of the array."""
-        return f"{self.source.name}-{self.array}"
+    def what(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The name of the array."""
+        return self.array
 
-    @property
-    def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the other one."""
-        return self.source.splits
-
-    @property
-    def known_as(self) -> tuple[str, ...]:
-        """Its name and those of the other one, whose points it has."""
-        return (self.name, *self.source.known_as)
-
-    @property
-    def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the other one."""
-        return self.source.generated
-
-    @property
-    def statistics(self) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
-        """Those of the other one, whose points it has."""
-        return self.source.statistics
-
-    def draw(self, n: int, seed: int) -> Arrays:
-        """Points of the other one, with the array."""
-        return self._with_array(self.source.draw(n, seed))
-
-    def stamp(self) -> Hashable:
-        """That of the other one."""
-        return self.source.stamp()
-
-    def load(self, split: str = "train") -> Arrays:
-        """The split of the other one, with the array."""
-        self.require_split(split)
-        return self._with_array(self.source.load(split))
-
-    def _with_array(self, arrays: Arrays) -> Arrays:
-        if self.array in arrays.more:
-            raise ValueError(f"{type(self).__name__}.source = {self.source!r} has the array {self.array!r}: expected one without")
-        return replace(arrays, name=self.name, more={**arrays.more, self.array: self.of(arrays.x, arrays.levels)})
-
-    def batches(self, batch_size: int, seed: int, arrays: Arrays | None = None) -> Batches:
-        """Batches of the other one; where it reads rows when they are asked for, their arrays are computed then."""
-        inner = self.source.batches(batch_size, seed)
-        if isinstance(inner.arrays, RowSource):
-            return Batches(_Rows(inner.arrays, self, self.source.load().levels), batch_size=batch_size, seed=seed)
-        return super().batches(batch_size, seed, arrays)
+    def made(self, arrays):
+        return with_array(self, arrays, self.array, self.of(arrays.x, arrays.levels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,19 +186,35 @@ class Moments(Derived):
 
 @dataclass(frozen=True, eq=False)
 class _Rows(RowSource):
-    """Rows of another source with the array of a derived set."""
+    """Rows that are made of those of another source when they are asked for."""
 
     source: RowSource
-    derived: Derived
-    levels: int | None
+    of: OfAnother
 
     def __len__(self) -> int:
         return len(self.source)
 
+    @functools.cached_property
+    def levels(self) -> int | None:
+        """Those of the source, of which rows do not tell."""
+        return self.of.source.load().levels
+
     def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows of these numbers, with their array."""
-        rows = self.source.take(index)
-        return {**rows, self.derived.array: self.derived.of(rows["x"], self.levels)}
+        """The rows of these numbers."""
+        return self.of.made(as_arrays(self.source.take(index), self.of.source.name, self.levels)).columns()
+
+
+def as_arrays(columns: Mapping[str, np.ndarray], name: str, levels: int | None) -> Arrays:
+    """Rows of the training split by the names of their arrays."""
+    more = {key: value for key, value in columns.items() if key not in ("x", "label")}
+    return Arrays(x=columns["x"], label=columns.get("label"), name=name, split="train", levels=levels, more=more)
+
+
+def with_array(owner: OfAnother, arrays: Arrays, name: str, value: np.ndarray) -> Arrays:
+    """The rows with one more array; ``ValueError`` where they have one of this name."""
+    if name in arrays.more:
+        raise ValueError(f"{type(owner).__name__}.source = {owner.source!r} has the array {name!r}: expected one without")
+    return replace(arrays, more={**arrays.more, name: value})
 
 
 def _as_numbers(level: np.ndarray, levels: int | None) -> np.ndarray:

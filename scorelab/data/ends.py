@@ -2,57 +2,22 @@
 
 from __future__ import annotations
 
-import abc
+import functools
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
 
 import numpy as np
 
 from scorelab.data.arrays import Arrays
 from scorelab.data.base import DataSet
-from scorelab.data.derived import SuperResolution
+from scorelab.data.batches import Batches, RowSource
+from scorelab.data.derived import OfAnother, SuperResolution, as_arrays, with_array
 from scorelab.data.transforms import Identity, Transform
 from scorelab.validation import require_int, require_spec
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OfAnother(DataSet):
-    """A set that is made of another one, split by split; a new one states ``what`` and ``of``."""
-
-    source: DataSet
-
-    what: ClassVar[str]
-
-    def __post_init__(self):
-        require_spec(self, DataSet, source=self.source)
-
-    @abc.abstractmethod
-    def of(self, arrays: Arrays) -> Arrays:
-        """The split made of that of the source."""
-
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """That of the source, and what was made of it."""
-        return f"{self.source.name}-{self.what}"
-
-    @property
-    def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the source."""
-        return self.source.splits
-
-    def stamp(self) -> Hashable:
-        """That of the source."""
-        return self.source.stamp()
-
-    def load(self, split: str = "train") -> Arrays:
-        """The split of the source, as this set has it."""
-        self.require_split(split)
-        return replace(self.of(self.source.load(split)), name=self.name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classes(_OfAnother):
+class Classes(OfAnother):
     """The points of some classes of another set, in its order and with its labels.
 
     Attributes:
@@ -60,10 +25,12 @@ class Classes(_OfAnother):
         classes: which, none twice.
 
     Raises:
-        ValueError: a source without labels, or a class without points in a split.
+        ValueError: a source without labels, one whose rows are read when they are asked for, or a class without points in a split.
     """
 
     classes: tuple[int, ...]
+
+    keeps = True
 
     def __post_init__(self):
         super().__post_init__()
@@ -81,11 +48,24 @@ class Classes(_OfAnother):
         return "".join(map(str, self.classes)) if max(self.classes) < 10 else "-".join(map(str, self.classes))
 
     @property
-    def known_as(self) -> tuple[str, ...]:
-        """Its name and those of the source, whose points it has."""
-        return (self.name, *self.source.known_as)
+    def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """False: of so many fresh points another number would be left."""
+        return False
 
-    def of(self, arrays):
+    def draw(self, n, seed):
+        """Refused."""
+        return DataSet.draw(self, n, seed)
+
+    def batches(self, batch_size, seed, arrays=None):
+        """Batches of the points."""
+        if isinstance(self.source.batches(batch_size, seed).arrays, RowSource):
+            raise ValueError(
+                f"Classes.source = {self.source!r} reads rows when they are asked for, so labels are not known: expected a set in "
+                "memory"
+            )
+        return super().batches(batch_size, seed, arrays)
+
+    def made(self, arrays):
         if arrays.label is None:
             raise ValueError(f"Classes.source = {self.source!r} has no labels: expected a set with labels")
         if missing := [label for label in self.classes if not np.any(arrays.label == label)]:
@@ -100,7 +80,7 @@ class Classes(_OfAnother):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded(_OfAnother):
+class Encoded(OfAnother):
     """Another set as a process sees it: floating point points on the scale of a transform, as the base of an interpolant has to be.
 
     Attributes:
@@ -116,13 +96,13 @@ class Encoded(_OfAnother):
         super().__post_init__()
         require_spec(self, Transform, transform=self.transform)
 
-    def of(self, arrays):
+    def made(self, arrays):
         self.transform.check(arrays.x, arrays.levels)
         return replace(arrays, x=np.asarray(self.transform.encode(arrays.x), np.float32), levels=None, more=_numbers(arrays))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Upsampled(_OfAnother):
+class Upsampled(OfAnother):
     """What is left of images at a lower resolution, at their own size: averages over blocks, repeated over each block.
 
     Numbers in (-1, 1), as :class:`SuperResolution` has them.
@@ -134,20 +114,23 @@ class Upsampled(_OfAnother):
 
     factor: int = 2
 
-    what = "upsampled"
-
     def __post_init__(self):
         super().__post_init__()
         require_int(self, 2, factor=self.factor)
 
-    def of(self, arrays):
+    @property
+    def what(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """With the factor."""
+        return f"upsampled{self.factor}"
+
+    def made(self, arrays):
         coarse = SuperResolution(source=self.source, factor=self.factor).of(arrays.x, arrays.levels)
         x = coarse.repeat(self.factor, axis=1).repeat(self.factor, axis=2)
         return replace(arrays, x=x, levels=None, more=_numbers(arrays))
 
 
 @dataclass(frozen=True, kw_only=True)
-class WithBase(_OfAnother):
+class WithBase(OfAnother):
     """Points with the base that belongs to each, in the array ``base``: pairs for the coupling :class:`scorelab.data.Paired`.
 
     Attributes:
@@ -161,28 +144,73 @@ class WithBase(_OfAnother):
     base: DataSet
 
     what = "paired"
+    keeps = True
 
     def __post_init__(self):
         super().__post_init__()
         require_spec(self, DataSet, base=self.base)
 
     @property
-    def known_as(self) -> tuple[str, ...]:
-        """Its name and those of the source, whose points it has."""
-        return (self.name, *self.source.known_as)
+    def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether both are."""
+        return self.source.generated and self.base.generated
+
+    def draw(self, n, seed):
+        """Fresh points of both, by the same seed."""
+        return self._named(self.joined(self.source.draw(n, seed), self.base.draw(n, seed)))
 
     def stamp(self) -> Hashable:
         """Those of both."""
         return self.source.stamp(), self.base.stamp()
 
-    def of(self, arrays):
-        base = self.base.load(arrays.split)
+    def made(self, arrays):
+        return self.joined(arrays, self.base.load(arrays.split))
+
+    def joined(self, arrays: Arrays, base: Arrays) -> Arrays:
+        """The rows with those of the base."""
         if base.levels is not None or base.x.shape != arrays.x.shape:
             raise ValueError(
                 f"WithBase.base = {self.base!r} has {base.x.dtype} {base.x.shape} in {arrays.split!r}: expected float32 "
                 f"{arrays.x.shape}, a row for each of {self.source.name}, such as an Encoded set"
             )
-        return replace(arrays, more={**arrays.more, "base": base.x})
+        return with_array(self, arrays, "base", base.x)
+
+    def batches(self, batch_size, seed, arrays=None):
+        """Batches of both; where both read rows when they are asked for, they are joined then."""
+        x, base = (each.batches(batch_size, seed).arrays for each in (self.source, self.base))
+        if isinstance(x, RowSource) and isinstance(base, RowSource) and len(x) == len(base):
+            return Batches(_Pairs(x, base, self), batch_size=batch_size, seed=seed)
+        if isinstance(x, RowSource) or isinstance(base, RowSource):
+            found = " and ".join(
+                f"{len(each)} {'when asked for' if isinstance(each, RowSource) else 'in memory'}" for each in (x, base)
+            )
+            raise ValueError(f"WithBase.source and WithBase.base have rows, {found}: expected as many, read in the same way")
+        return super().batches(batch_size, seed, arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pairs(RowSource):
+    """Rows of two sources side by side."""
+
+    source: RowSource
+    base: RowSource
+    of: WithBase
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @functools.cached_property
+    def levels(self) -> tuple[int | None, int | None]:
+        """Those of both, of which rows do not tell."""
+        return self.of.source.load().levels, self.of.base.load().levels
+
+    def take(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of these numbers, each with its base."""
+        rows = (
+            as_arrays(each.take(index), self.of.name, levels)
+            for each, levels in zip((self.source, self.base), self.levels, strict=True)
+        )
+        return self.of.joined(*rows).columns()
 
 
 def _numbers(arrays: Arrays) -> dict[str, np.ndarray]:

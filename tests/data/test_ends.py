@@ -48,6 +48,35 @@ def test_a_base_belongs_to_its_row():
     np.testing.assert_allclose(x.reshape(16, 4, 2, 4, 2, 1).mean((2, 4)), batch["base"][:, ::2, ::2], atol=1e-6)
     assert pairs.load().sha256 != DIGITS.load().sha256
     assert pairs.known_as == ("digits-paired", "digits")
+    assert base.name != Upsampled(source=DIGITS, factor=4).name
+    with pytest.raises(ValueError, match=r"has the array 'base': expected one without"):
+        WithBase(source=pairs, base=base).load()
+
+
+def test_fresh_draws_are_made_as_the_stored_points_are():
+    rings = Named(name="rings", n=100)
+    pairs = WithBase(source=rings, base=Encoded(source=rings))
+    assert (pairs.generated, pairs.statistics, Encoded(source=rings).generated) == (True, rings.statistics, True)
+    fresh = pairs.draw(5, seed=3)
+    np.testing.assert_array_equal(fresh.x, rings.draw(5, seed=3).x)
+    np.testing.assert_array_equal(fresh.more["base"], fresh.x)
+    assert not WithBase(source=rings, base=Encoded(source=Indexed(train=[{"x": np.zeros(2, np.float32)}]))).generated
+    assert not Classes(source=rings, classes=(0,)).generated
+
+
+def test_rows_that_are_read_when_asked_for_are_paired_then():
+    rows = [{"x": np.full((4, 4, 1), i, np.uint8), "label": i % 2} for i in range(9)]
+    source = Indexed(train=rows, levels=17, label_key="label", num_classes=2, looked_at=3)
+    base = Upsampled(source=source, factor=2)
+    batches = [WithBase(source=source, base=base).batches(4, seed=0).at(step) for step in range(2)]
+    assert len({int(x[0, 0, 0]) for batch in batches for x in batch["x"]}) == 8  # not the three that are looked at
+    for batch in batches:
+        np.testing.assert_allclose(batch["base"], 2 * (batch["x"] + np.float64(0.5)) / 17 - 1, atol=1e-6)
+        np.testing.assert_array_equal(batch["label"], batch["x"][:, 0, 0, 0] % 2)
+    with pytest.raises(ValueError, match="9 when asked for and 1500 in memory"):
+        WithBase(source=source, base=Upsampled(source=DIGITS)).batches(4, seed=0)
+    with pytest.raises(ValueError, match="expected a set in memory"):
+        Classes(source=source, classes=(1,)).batches(4, seed=0)
 
 
 class Stamped(DataSet):

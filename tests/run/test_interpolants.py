@@ -10,6 +10,7 @@ from scorelab.errors import ConfigError
 from scorelab.experiment import Sample
 from scorelab.experiment.checks import check
 from scorelab.experiment.train import coupled
+from scorelab.solvers.epsilons import Bridge
 from tests.run.conftest import with_sets
 
 NAME = "paper/2303.08797/rings"
@@ -164,3 +165,16 @@ def test_a_start_of_its_own_is_kept():
     # Without a coupling samples begin at the base, wherever that is.
     free = experiment()
     assert free.one(Sample).begin(free.data, free.process, None) is None
+
+
+def test_configs_of_interpolants_say_the_scale_of_their_data_and_what_their_base_is():
+    for name, base_std in ((NAME, 3.0), ("paper/2303.08797/reflow", 1.0)):
+        found = config.load(name, ("data.Named.n = 2000",)).experiment
+        field = found.learner.denoiser
+        assert field.data_std == pytest.approx(np.std(found.data.load().x), rel=1e-3)
+        assert field.base_std == base_std
+    bridge = config.load("paper/2303.08797/super_resolution").experiment
+    process, sampling = bridge.learner.denoiser.process, bridge.one(Sample)
+    # The first step is then no step of the flow, which would give every sample of a condition the same one.
+    assert process.deterministic_base
+    assert sampling.solver.epsilon == Bridge()
