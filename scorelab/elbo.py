@@ -149,7 +149,8 @@ def likelihood_bound(
     Raises:
         ValueError: no data, rows that are not finite or outside the domain of the chart (named); an interpolant without latent
             noise, or whose base is points; a grid whose noise ratio is infinite, or that does not reach from the data to the base
-            of an interpolant; an epsilon that is negative, not finite, or zero everywhere.
+            of an interpolant; an epsilon that is negative, not finite, or zero everywhere; a base that is a point for each
+            condition; paired data under a condition without a ``start``, which has to be the law of their base rows.
         TypeError: a prediction without a velocity, or without the noise that the score is told from.
         FloatingPointError: the numbers of some rows became NaN or infinite; the message names them.
     """
@@ -212,6 +213,7 @@ def _table(process: Any, epsilon: Epsilon, grid: Grid) -> tuple[BoundRow, np.nda
     """The stages, float64, and the times of the grid upwards."""
     where, times = "likelihood_bound", check_times(grid, process, grid.times(process))[::-1]
     if isinstance(process, StochasticInterpolant):
+        process.require_spread(where)
         if process.gamma.silent:
             raise ValueError(
                 f"{where} under {process!r}: expected a gamma that is not zero, which the score is told from; its flow has a "

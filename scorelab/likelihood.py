@@ -94,7 +94,8 @@ def log_likelihood(
 
     Raises:
         ValueError: probes without a key; no data, rows that are not finite or outside the domain of the chart (named); times
-            outside the domain of the schedule, or not in order.
+            outside the domain of the schedule, or not in order; a base that is a point for each condition; paired data under a
+            condition without a ``start``, which has to be the law of their base rows.
         FloatingPointError: the flow of some rows became NaN or infinite; the message names them. Each row has its own flow, so
             the others are finite.
         RuntimeError: the solver did not reach ``t_max``.
@@ -103,6 +104,8 @@ def log_likelihood(
     process = model.process
     require_spec(log_likelihood, LinearGaussian | Bridge, process=process)
     check_known("log_likelihood", model, None)
+    if isinstance(process, Bridge):
+        process.require_spread("log_likelihood")
     refuse_waiting("log_likelihood", model, "samples that were drawn with it follow no flow")
     require_int(log_likelihood, 0, probes=probes)
     require_int(log_likelihood, 1, max_steps=max_steps)

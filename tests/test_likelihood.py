@@ -1,12 +1,15 @@
 """Log-likelihoods against closed forms."""
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
-from scorelab import densities, likelihood, models, processes, schedules, starts
+import scorelab as sl
+from scorelab import data, densities, dequantisation, grids, likelihood, models, processes, schedules, starts
 
 KEY = jax.random.key(0)
 
@@ -80,6 +83,81 @@ def test_errors():
         likelihood.log_likelihood(model, jnp.zeros((1, 2)), probes=1)
     with pytest.raises(RuntimeError, match="max_steps"):
         likelihood.log_likelihood(model, jnp.zeros((1, 2)), max_steps=2)
+
+
+def paired(deterministic=False):
+    """With the fields of the joint law of a base and data of its own, for no condition and for every one."""
+    base = densities.Gaussian(np.zeros(2), 1.0)
+    process = processes.StochasticInterpolant(base=base, coupling=data.Paired(deterministic=deterministic))
+    return models.FunctionModel(lambda y, t, cond=None: process.predict(y, t, velocity=y, eta=y), process, returns="prediction")
+
+
+BOUND = dict(grid=grids.Arcsine(4), key=KEY)
+
+
+@pytest.mark.parametrize(
+    ("ask", "where"),
+    [
+        (lambda model, **options: likelihood.log_likelihood(model, points(3), **options), "log_likelihood"),
+        (lambda model, **options: sl.likelihood_bound(model, points(3), **BOUND, **options), "likelihood_bound"),
+        (
+            lambda model, **options: sl.bits_per_dim(model, np.zeros((3, 2), np.uint8), data.Pixels(levels=4), key=KEY, **options),
+            "log_likelihood",
+        ),
+        (
+            lambda model, **options: sl.bits_per_dim(
+                model, np.zeros((3, 2), np.uint8), data.Pixels(levels=4), **BOUND, **options
+            ),
+            "likelihood_bound",
+        ),
+        (
+            lambda model, **options: dequantisation.fit(
+                dequantisation.LogitLogistic(net=models.nets.MLP(width=4, depth=1)), model, np.zeros((3, 2), np.uint8),
+                data.Pixels(levels=4), key=KEY, batch_size=3, **options
+            ),
+            "likelihood_bound",
+        ),
+    ],
+    ids=["flow", "bound", "bits", "bits of the bound", "noise"],
+)  # fmt: skip
+def test_pairs_have_no_likelihood_by_the_law_of_all_base_rows(ask, where):
+    """The base of a condition is another law than that of all, and of a deterministic one no law with a density."""
+    with pytest.raises(ValueError, match=rf"{where}.start = None under Paired\(.*and a condition: .* a start that is their law"):
+        ask(paired(), cond=np.arange(3))
+    with pytest.raises(ValueError, match=rf"{where} under Paired\(.*deterministic=True.*\): expected a base with noise of its own"):
+        ask(paired(deterministic=True))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows(processes.Start):
+    """The base rows of a condition, whose law is known."""
+
+    law: densities.Gaussian
+
+    def draw(self, keys, ids, process, t, event):
+        return jax.vmap(lambda key: self.law.sample(key, 1)[0])(keys)
+
+    def log_prob(self, y, process, t):
+        return self.law.log_prob(y)
+
+
+def test_pairs_have_one_under_the_law_of_the_rows_of_a_condition():
+    """Of data N(1, .5^2) beside the base N(c, 1): the likelihood of the Gaussian, which a start at all rows would not give."""
+    law, mean = densities.Gaussian(np.array([1.0]), 0.25), 2.0
+    known = models.ExactModel(law, processes.StochasticInterpolant(base=densities.Gaussian(np.array([mean]), 1.0)))
+    wide = processes.StochasticInterpolant(base=densities.Gaussian(np.zeros(1), 5.0), coupling=data.Paired())
+
+    def fn(y, t, cond=None):
+        found = known(y, t)
+        return wide.predict(y, t, velocity=found.velocity, eta=found.eta)
+
+    x = np.array([[0.4], [1.3]])
+    start = Rows(densities.Gaussian(np.array([mean]), 1.0))
+    model = models.FunctionModel(fn, wide, returns="prediction")
+    found = likelihood.log_likelihood(model, x, cond=np.full(2, 2), start=start)
+    # The solver's tolerance is 1e-5 in each step.
+    np.testing.assert_allclose(found.log_prob, law.log_prob(x), atol=1e-3)
 
 
 def test_the_gradient_of_the_likelihood_is_the_score():

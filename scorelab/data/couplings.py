@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from scorelab.arrays import Array, Pytree
+from scorelab.processes.spaces import Euclidean
 from scorelab.validation import require_choice, require_int, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
@@ -52,6 +53,11 @@ class Coupling(abc.ABC):
             require_int(self, 1, batch=self.batch)
         if self.groups is not None and not isinstance(self.groups, str):
             raise TypeError(f"{type(self).__name__}.groups = {self.groups!r}: expected the name of an array, or None")
+
+    @property
+    def measures_in(self) -> Any:
+        """The space of :mod:`scorelab.processes.spaces` whose distances it compares; None where it compares none that are known."""
+        return None
 
     @abc.abstractmethod
     def partners(self, rng: np.random.Generator, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -165,6 +171,11 @@ class Rectified(Coupling):
         if self.batch is not None or self.groups is not None or self.first.given:
             raise ValueError(f"{self!r}: expected batch and groups of the coupling first, and one that does not need pairs")
 
+    @property
+    def measures_in(self):
+        """That of ``first``."""
+        return self.first.measures_in
+
     def partners(self, rng, x, w):
         return self.first.partners(rng, x, w)
 
@@ -190,6 +201,11 @@ class Assignment(Coupling):
         super().__post_init__()
         if self.cost is not None and (isinstance(self.cost, type) or not callable(self.cost)):
             raise TypeError(f"Assignment.cost = {self.cost!r}: expected a function of (x, w), or None")
+
+    @property
+    def measures_in(self):
+        """That of the cost, where it has one."""
+        return Euclidean() if self.cost is None else getattr(self.cost, "space", None)
 
     def partners(self, rng, x, w):
         from scipy.optimize import linear_sum_assignment
@@ -222,6 +238,11 @@ class Entropic(Coupling):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, std=self.std)
+
+    @property
+    def measures_in(self):
+        """Flat space."""
+        return Euclidean()
 
     def log_plan(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """The logarithm of the plan between ``x`` ``(n, d)`` and ``w`` ``(m, d)``, ``(n, m)`` float64; a warning if it is rough."""

@@ -81,6 +81,13 @@ class BitsPerDim(Diagnostic):
         require_spec(self, LinearGaussian | StochasticInterpolant, process=process)
         if isinstance(process, StochasticInterpolant) and not process.has_law:
             raise ValueError(f"BitsPerDim under {process!r}, whose base has no density: expected a law as the base")
+        if isinstance(process, StochasticInterpolant):
+            process.require_spread("BitsPerDim")
+            if process.paired and data.condition is not None:
+                raise ValueError(
+                    f"BitsPerDim under {process.coupling!r} and the condition {data.condition!r}: expected data without a "
+                    "condition, since the base rows that belong to one have a law of their own, which is not known"
+                )
         if self.n is not None and self.n > len(data.load(self.split)):
             raise ValueError(f"BitsPerDim.n = {self.n}: expected at most {len(data.load(self.split))}, the rows of {self.split}")
 

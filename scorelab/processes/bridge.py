@@ -16,6 +16,7 @@ from scorelab.arrays import Array, BatchTime, Key
 from scorelab.processes.base import Noised, Process, Start
 from scorelab.processes.charts import Chart, Identity
 from scorelab.processes.predictions import HasLatent, HasVelocity
+from scorelab.processes.spaces import Euclidean
 from scorelab.pytrees import computed
 from scorelab.validation import require_real, require_shape, require_spec
 
@@ -109,6 +110,14 @@ class Bridge(Process):
         """Whether the base is a point once the condition is known, where velocity and score are infinite."""
         return self.coupling is not None and self.coupling.deterministic
 
+    def require_spread(self, where: str) -> None:
+        """Raise ``ValueError`` where the base is a point for each condition, from which no density leads to the data."""
+        if self.deterministic_base:
+            raise ValueError(
+                f"{where} under {self.coupling!r}: expected a base with noise of its own, since a point for each condition has no "
+                "density that a likelihood could begin with"
+            )
+
     @property
     def has_law(self) -> bool:
         """Whether the base is a law with a density; points have none."""
@@ -181,7 +190,8 @@ def checked_ends(process: Bridge) -> None:
 
     Raises:
         TypeError: a class in the place of an object; a coupling that is none.
-        ValueError: a base that is neither a law nor finite points ``(n, *event)``.
+        ValueError: a base that is neither a law nor finite points ``(n, *event)``; a law on another space than that of the process;
+            a coupling that measures distances as in another space.
     """
     where = type(process).__name__
     for name in ("base", "coupling"):
@@ -189,6 +199,15 @@ def checked_ends(process: Bridge) -> None:
             raise TypeError(f"{where}.{name} = {getattr(process, name)!r}: expected an object, and not its class")
     if process.coupling is not None and not callable(getattr(process.coupling, "partners", None)):
         raise TypeError(f"{where}.coupling = {process.coupling!r}: expected a coupling of scorelab.data, or None")
+    space = getattr(process, "space", Euclidean())
+    if process.coupling is not None and (measured := process.coupling.measures_in) not in (None, space):
+        raise ValueError(
+            f"{where}.coupling = {process.coupling!r} has the distances of {measured!r} under points of {space!r}: expected "
+            + ("the default cost" if space == Euclidean() else "data.Assignment(cost=spaces.SquaredDistance(space)) of this space")
+            + ", or a coupling without distances"
+        )
+    if process.has_law and (theirs := getattr(process.base, "space", Euclidean())) != space:
+        raise ValueError(f"{where}.base = {process.base!r} is a law on {theirs!r}: expected one on {space!r}")
     if process.base is None or process.has_law:
         return
     object.__setattr__(process, "base", _points(where, process.base))
@@ -257,10 +276,10 @@ class Base(Start):
             raise ValueError(
                 f"{where}.start = None under {coupling!r}: expected start=starts.Fixed(w), what is known with noise in the hole"
             )
-        if cond is not None and model.process.paired:
+        if model.process.paired and (cond is not None or getattr(model, "cond", None) is not None):
             raise ValueError(
                 f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "
-                "of these conditions"
+                "of these conditions, or for a likelihood a start that is their law"
             )
 
     def draw(self, keys: Key, ids: Int[Array, " batch"], process: Any, t: Array, event: Any) -> Float[Array, " batch *event"]:

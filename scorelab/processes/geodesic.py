@@ -20,7 +20,7 @@ from scorelab.arrays import Array, BatchTime, is_traced, on_host
 from scorelab.processes.base import Noised
 from scorelab.processes.bridge import Bridge, FlowPrediction, checked_ends
 from scorelab.processes.charts import Chart, Identity
-from scorelab.processes.spaces import CUT, Euclidean, Space, geodesic
+from scorelab.processes.spaces import CUT, Space, geodesic
 from scorelab.pytrees import content
 from scorelab.validation import require_shape, require_spec
 
@@ -62,7 +62,7 @@ class Geodesic(Bridge):
         coupling: how data and base are joined (:mod:`scorelab.data`); None, as ``Independent()``, for independently.
 
     Raises:
-        ValueError: a base that is none, of another space, or with points off it.
+        ValueError: a base that is none, of another space, or with points off it; a coupling with the distances of another space.
 
     Source: Chen and Lipman, "Flow Matching on General Geometries", arXiv 2302.03660, with their times reversed.
     """
@@ -85,8 +85,6 @@ class Geodesic(Bridge):
             self.space.check("Geodesic.base", self.base)
         else:
             self.space.check_event("Geodesic.base", tuple(self.base.event))
-            if (theirs := getattr(self.base, "space", Euclidean())) != self.space:
-                raise ValueError(f"Geodesic.base = {self.base!r} is a law on {theirs}: expected one on {self.space!r}")
         object.__setattr__(self, "_content", (type(self), self.space, content(self.base), self.coupling))
 
     def __eq__(self, other):
@@ -147,8 +145,10 @@ class Geodesic(Bridge):
         return geodesic(self.space, noised.y0, noised.noise[0], noised.t)[1], 0.0
 
     def weights(self, noised):
-        clear = self.space.clearance(noised.y0, noised.noise[0]) > CUT
-        return clear.astype(noised.y0.dtype)
+        """0 for a pair at the cut locus, and not a number for one that is off the space, which training then refuses."""
+        x, w = jnp.asarray(noised.y0), jnp.asarray(noised.noise[0])
+        clear = self.space.clearance(x, w) > CUT
+        return jnp.where(self.space.has(x) & self.space.has(w), clear.astype(x.dtype), jnp.nan)
 
     def seen(self, y, t, data_std, base_std):
         """The embedding of the points."""

@@ -88,7 +88,8 @@ class StochasticInterpolant(Bridge):
         margin: training keeps this far from both ends, where the target of a steep gamma is infinite.
 
     Raises:
-        ValueError: a path that does not lead from one end to the other under this gamma; a base that is none.
+        ValueError: a path that does not lead from one end to the other under this gamma; a base that is none, or a law on a
+            manifold (:class:`scorelab.processes.Geodesic` takes those); a coupling with the distances of a manifold.
     """
 
     path: Path = field(default_factory=Linear)

@@ -93,14 +93,18 @@ class Space(abc.ABC):
         """What a network is shown: a smooth function of the point, equal for equal points, with more channels on the last axis."""
         return jnp.asarray(y)
 
-    def off(self, x: np.ndarray) -> np.ndarray:
-        """How far rows are from the space, ``(n,)``, on the host."""
-        return np.zeros(len(x))
+    def off(self, x: Array) -> Array:
+        """How far rows are from the space, ``(n,)``: on the host for a host array, which keeps its precision."""
+        return _like(x).zeros(len(x))
 
     def check_event(self, where: str, event: tuple[int, ...]) -> None:
         """Raise ValueError for a shape that points of the space cannot have."""
         if not event:
             raise ValueError(f"{where} has events of shape (): expected points of {self!r}, with at least one axis")
+
+    def has(self, x: Array) -> Array:
+        """Whether rows are on the space, as far as they have to be, ``(n,)``; not a number is off it."""
+        return self.off(x) <= _OFF
 
     def check(self, where: str, x: Array) -> None:
         """Raise ValueError unless all rows ``(n, *event)`` are on the space; traced ones are looked at for their shape alone."""
@@ -156,7 +160,8 @@ class Euclidean(Space):
         raise ValueError("Euclidean() has no uniform law: expected another base, such as densities.Gaussian")
 
     def off(self, x):
-        return np.where(np.isfinite(x), 0.0, np.inf).reshape(len(x), -1).max(1)
+        xp = _like(x)
+        return xp.where(xp.isfinite(x), 0.0, xp.inf).reshape(len(x), -1).max(1)
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,8 @@ class Torus(Euclidean):
 
     def off(self, x):
         # Both usual ranges are taken, from -pi to pi and from 0 to 2 pi; degrees are not.
-        return np.maximum(np.abs(np.where(np.isfinite(x), x, np.inf)) - 2 * math.pi, 0.0).reshape(len(x), -1).max(1)
+        xp = _like(x)
+        return xp.maximum(xp.abs(xp.where(xp.isfinite(x), x, xp.inf)) - 2 * math.pi, 0.0).reshape(len(x), -1).max(1)
 
     @property
     def wanted(self) -> str:
@@ -244,7 +250,8 @@ class Sphere(Space):
         return y / jnp.linalg.norm(y, axis=-1, keepdims=True)
 
     def off(self, x):
-        return np.abs(np.linalg.norm(x, axis=-1) - 1).reshape(len(x), -1).max(1)
+        xp = _like(x)
+        return xp.abs(xp.linalg.norm(x, axis=-1) - 1).reshape(len(x), -1).max(1)
 
     def check_event(self, where, event):
         super().check_event(where, event)
@@ -395,7 +402,8 @@ class Product(Space):
         )
 
     def off(self, x):
-        return np.max(np.stack(self._each("off", x)), axis=0)
+        xp = _like(x)
+        return xp.max(xp.stack(self._each("off", x)), axis=0)
 
     def check_event(self, where, event):
         super().check_event(where, event)
@@ -499,6 +507,11 @@ def _sinc(square: Array) -> jax.Array:
 
 def _added(values: list[Array]) -> jax.Array:
     return jnp.sum(jnp.stack(values), axis=0)
+
+
+def _like(x: Array) -> Any:
+    """The module of functions of an array: numpy for a host array."""
+    return np if isinstance(x, np.ndarray) else jnp
 
 
 def _total(value: Array) -> jax.Array:

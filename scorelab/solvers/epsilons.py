@@ -3,7 +3,8 @@ r"""How much noise a model is sampled with, :math:`\epsilon_t \ge 0`. It is chos
 An interpolant is sampled with them, and :func:`scorelab.likelihood_bound` takes them for linear-Gaussian processes too.
 
 A solver needs :math:`\epsilon` and :math:`\epsilon/\gamma`, since :math:`\epsilon\,\nabla\log p = -(\epsilon/\gamma)\,\eta`.
-Both are host numbers.
+Both are host numbers. They reach the steps of a solver in its table alone, so the numbers of a choice are leaves: a sweep over them
+compiles one program.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from scorelab.processes.gammas import Brownian
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.pytrees import partly_static
 from scorelab.validation import require_number, require_positive, require_spec
 
 __all__ = ["Bridge", "Capped", "Constant", "Epsilon", "Proportional", "Reverse"]
@@ -44,6 +46,7 @@ class Epsilon(abc.ABC):
             return np.where(values == 0, 0.0, values / gamma)
 
 
+@partly_static("kappa")
 @dataclass(frozen=True)
 class Proportional(Epsilon):
     r""":math:`\epsilon_t = \kappa\gamma_t^2`: as much noise as the interpolant has, so that the drift is finite at both ends.
@@ -67,6 +70,7 @@ class Proportional(Epsilon):
         return np.asarray(self.kappa * process.gamma.gamma(t))
 
 
+@partly_static("value")
 @dataclass(frozen=True)
 class Constant(Epsilon):
     r"""The same :math:`\epsilon` at all times but in the steps that touch an end, where the drift could not be told from ``eta``.
@@ -92,12 +96,14 @@ class Bridge(Epsilon):
     """
 
     def values(self, process, t):
-        """ValueError under another gamma."""
+        """TypeError under another process, ValueError under another gamma."""
+        require_spec("epsilons.Bridge()", StochasticInterpolant, process=process)
         if not isinstance(process.gamma, Brownian):
             raise ValueError(f"epsilons.Bridge() under {process!r}: expected a Brownian gamma, which has the noise of a bridge")
         return np.full(np.shape(t), process.gamma.scale**2 / 2)
 
 
+@partly_static("kappa", "limit")
 @dataclass(frozen=True)
 class Capped(Proportional):
     r""":math:`\epsilon_t = \min(\epsilon_0, \kappa\gamma_t^2)`.
@@ -120,6 +126,7 @@ class Capped(Proportional):
         return np.minimum(super().over_gamma(process, t), Epsilon.over_gamma(self, process, t))
 
 
+@partly_static("scale")
 @dataclass(frozen=True)
 class Reverse(Epsilon):
     r""":math:`\epsilon_t = c\,g_t^2/2` of a linear-Gaussian process: with :math:`c = 1` its reverse SDE.

@@ -33,7 +33,7 @@ import numpy as np
 from scorelab.arrays import Array, Scalar
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.predictions import HasLatent, HasVelocity, require_capabilities
-from scorelab.pytrees import computed
+from scorelab.pytrees import computed, partly_static
 from scorelab.randomness import per_example_normal
 from scorelab.solvers.base import Solver
 from scorelab.solvers.epsilons import Epsilon, Proportional
@@ -186,6 +186,7 @@ class InterpolantODE(Solver):
         return row.y * y + row.base * base + row.now * drift + row.last * before, (y, drift)
 
 
+@partly_static("epsilon")
 @dataclass(frozen=True, kw_only=True)
 class InterpolantSDE(Solver):
     r"""The SDE of an interpolant with the noise :math:`\epsilon_t` of your choice; the marginals are those of the flow.
@@ -193,7 +194,7 @@ class InterpolantSDE(Solver):
     The noise of a part of a step has the variance :math:`2\int\epsilon\,dt` over it, by Simpson's rule on the host.
 
     Attributes:
-        epsilon: how much noise (:mod:`scorelab.solvers.epsilons`).
+        epsilon: how much noise (:mod:`scorelab.solvers.epsilons`). A leaf: other numbers of one choice reuse the program.
         rule: ``"strang"`` (half of the noise, Heun's rule, the other half; two calls, weak order 2), ``"heun"`` (stochastic Heun:
             the same noise in both stages; two calls, weak order 2, less stable on coarse grids) or ``"euler"``
             (Euler-Maruyama; one call, weak order 1).

@@ -27,7 +27,8 @@ class Prior(Start):
     r"""The process's own: for a linear-Gaussian one :math:`N(b_t, \sigma_t^2 I)` at the first grid time, not a standard normal."""
 
     def suit(self, where, model, t, cond=None):
-        """A warning where the data of a model that knows their scale are not small against the noise."""
+        """As that of the process. A warning where the data of a model that knows their scale are not small against the noise."""
+        model.process.prior().suit(where, model, t, cond)
         if isinstance(model, KnowsScale) and (scale := model.scale()) is not None:
             warn_scale(where, model.process, t, mean=scale[0], std=scale[1])
 

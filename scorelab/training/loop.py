@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import check_condition
+from scorelab.processes.geodesic import Geodesic
 from scorelab.pytrees import is_model_pytree
 from scorelab.training.learner import Learner
 from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
@@ -338,6 +339,13 @@ def _cause(model: Any, data: Any, step: int, shard: tuple[int, ...]) -> str:
         check_condition(model, batch.get("cond"))
     except ValueError as error:
         found.append(str(error))
+    if isinstance(process := getattr(model, "process", None), Geodesic):
+        for name in ("x", "base"):
+            try:
+                if batch.get(name) is not None:
+                    process.space.check(f"batch['{name}']", batch[name])
+            except ValueError as error:
+                found.append(str(error))
     return "".join(f"; {cause}" for cause in found)
 
 

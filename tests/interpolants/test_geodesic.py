@@ -489,6 +489,47 @@ def test_pairs_at_the_cut_locus_are_refused_or_have_no_weight():
     np.testing.assert_array_equal(loss.error(net.bind(params), noised) > 0, [False, True, True])
 
 
+OFFENDERS = {
+    "sphere": (SPHERE, [[0.0, 0.0, 8.7]], r"row \d is off by 7.7.*unit vectors"),
+    "torus": (TORUS, [[180.0, 0.0, 0.0]], r"row \d is off by 174.*radians"),
+}
+
+
+@pytest.mark.parametrize("which", ["x", "base"])
+@pytest.mark.parametrize("name", OFFENDERS)
+def test_training_refuses_rows_off_the_space_and_says_where(name, which):
+    space, wrong, message = OFFENDERS[name]
+    process = processes.Geodesic(space=space, base=densities.Uniform(space, (3,)), coupling=data.Paired())
+    rows = space.uniform(KEY, (7, 3))
+    columns = {each: np.asarray(rows, np.float32) for each in ("x", "base")}
+    batches = data.Batches(columns | {which: np.insert(columns[which], 1, wrong, axis=0)[:7]}, batch_size=7)
+    learner = training.ScoreLearner(field(process), losses.InterpolantMatching(process, heads=("u",)), optax.adam(1e-3), ema=None)
+    with pytest.raises(training.NonFiniteLoss, match=rf"step 1 .*batch\['{which}'\] has 1 of 7 rows off.*{message}"):
+        training.fit(learner, batches, steps=1, key=KEY)
+
+
+@pytest.mark.parametrize("which", [data.Assignment(), data.Entropic(), data.Rectified(first=data.Assignment(batch=8))], ids=repr)
+def test_couplings_with_the_distances_of_another_space_are_refused(which):
+    base = densities.Uniform(TORUS, (2,))
+    with pytest.raises(ValueError, match=r"(?s)distances of Euclidean\(\) under points of Torus.*SquaredDistance\(space\)"):
+        processes.Geodesic(space=TORUS, base=base, coupling=which)
+    with pytest.raises(ValueError, match=r"distances of Sphere\(\) under points of Torus"):
+        processes.Geodesic(space=TORUS, base=base, coupling=data.Assignment(cost=spaces.SquaredDistance(SPHERE)))
+    with pytest.raises(ValueError, match=r"distances of Torus\(\) under points of Euclidean.*expected the default cost"):
+        processes.StochasticInterpolant(
+            base=densities.Gaussian(np.zeros(2), 1.0), coupling=data.Assignment(cost=spaces.SquaredDistance(TORUS))
+        )
+
+
+@pytest.mark.parametrize("law", [lambda: densities.Uniform(SPHERE, (3,)), densities.on_sphere], ids=["without leaves", "mixture"])
+def test_rows_of_pairs_are_asked_for_under_a_condition_whatever_the_base_is(law):
+    model = Stretch(processes.Geodesic(space=SPHERE, base=law(), coupling=data.Paired()))
+    with pytest.raises(ValueError, match=r"sample.start = None under Paired\(.*and a condition: expected start=starts.Fixed\(rows"):
+        walk(model, cond=np.arange(2))
+    with pytest.raises(ValueError, match=r"log_likelihood.start = None under Paired\(.*and a condition"):
+        log_likelihood(model, OFF[:1], cond=np.arange(1))
+
+
 def test_an_assignment_on_the_space():
     rng = np.random.default_rng(2)
     cost = spaces.SquaredDistance(ROTATIONS)

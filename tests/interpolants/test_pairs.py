@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import scorelab as sl
 from scorelab import (
     data,
     densities,
@@ -478,6 +479,13 @@ X = np.zeros((2, 2), np.float32)
     [
         (lambda: drawn(pointed(), FLOW, (2, 1)), r"Paired\(deterministic=True.*\): expected solvers.InterpolantSDE"),
         (lambda: drawn(pointed(), solvers.Diffrax(), (2, 1)), "Diffrax under"),
+        (lambda: invert(pointed(), X[:, :1], solver=FLOW, grid=grids.Uniform(2)), r"InterpolantODE under Paired\("),
+        (lambda: invert(pointed(), X[:, :1], solver=solvers.Diffrax(), grid=grids.Uniform(2)), r"Diffrax under Paired\("),
+        (lambda: likelihood.log_likelihood(pointed(), X[:, :1]), r"log_likelihood under Paired\(.*a point for each condition"),
+        (
+            lambda: sl.likelihood_bound(pointed(), X[:, :1], grid=grids.Uniform(2), key=KEY),
+            r"likelihood_bound under Paired\(.*a point for each condition",
+        ),
         (lambda: pointed(gamma=gammas.Zero()), "expected a gamma that is steep"),
         (lambda: pointed(gamma=gammas.Quadratic()), "expected a gamma that is steep"),
         (lambda: sample(pointed(), solver=SDE, grid=grids.Uniform(1), key=KEY, shape=(2, 1)), "two steps or more"),

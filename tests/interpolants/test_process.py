@@ -241,6 +241,10 @@ class Open(gammas.Gamma):
         (lambda: processes.StochasticInterpolant(base=densities.Gaussian), "not its class"),
         (lambda: processes.StochasticInterpolant(base=laws.base(), coupling=data.Assignment), "not its class"),
         (
+            lambda: processes.StochasticInterpolant(base=densities.Uniform(processes.spaces.Sphere(), (3,))),
+            r"is a law on Sphere\(\): expected one on Euclidean\(\)",
+        ),
+        (
             lambda: models.ExactModel(densities.Gaussian(np.zeros(3), 1.0), laws.process("linear, Brownian"))(jnp.zeros((1, 3)), 0.5),
             r"points of shape \(2,\): expected \(3,\)",
         ),

@@ -10,6 +10,7 @@ import pytest
 
 from scorelab import data, densities, fk, grids, invert, log_likelihood, metrics, models, processes, schedules, solvers, starts
 from scorelab.processes import gammas
+from scorelab.sampling import _walk as compiled
 from scorelab.sampling import sample
 from scorelab.solvers import epsilons
 
@@ -67,6 +68,28 @@ def _moments(values):
     shift, response = values[0], values[1:] - values[0]
     mean = shift + response[0] * BASE[0]
     return mean, response[0] ** 2 * BASE[1] + np.sum(response[1:] ** 2)
+
+
+def test_a_sweep_over_the_noise_compiles_one_program():
+    """And is no sweep over nothing: of the flow and of twice the noise the ends differ."""
+    model = models.ExactModel(
+        densities.Gaussian(np.array([-1.0]), 0.3), processes.StochasticInterpolant(base=densities.Gaussian(np.zeros(1), 1.0))
+    )
+    options = dict(grid=grids.Uniform(4), key=KEY, shape=(8, 1))
+    for choices in (
+        [epsilons.Proportional(k) for k in (0.0, 4.0, 8.0)],
+        [epsilons.Constant(k) for k in (0.0, 0.5, 1.0)],
+        [epsilons.Capped(k, limit) for k, limit in ((0.0, 1.0), (4.0, 0.5), (8.0, 2.0))],
+    ):
+        compiled.clear_cache()
+        found = [sample(model, solver=solvers.InterpolantSDE(epsilon=epsilon), **options).x for epsilon in choices]
+        assert compiled._cache_size() == 1
+        assert np.abs(found[0] - found[1]).min() > 1e-3
+        assert np.abs(found[1] - found[2]).min() > 1e-3
+    walked = [
+        invert(model, found[0], solver=solvers.InterpolantSDE(epsilon=e), grid=grids.Uniform(4), key=KEY) for e in choices[1:]
+    ]
+    assert np.abs(walked[0] - walked[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize(("solver", "order"), SOLVERS.items(), ids=str)
