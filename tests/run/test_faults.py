@@ -671,6 +671,11 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
     ):  # fmt: skip
         with read:
             carried(tmp_path, imports, binding)
+    # All that a config may name, among them every spec of an experiment.
+    specs = sorted(set(experiment.__all__) - {"check", "trained_state", "measured_std"})
+    for name in specs:
+        with read:
+            carried(tmp_path, "", f"@experiment.{name}")
     for packages in (("collections",), ("*",)):
         with trust.allowing(*packages), read:
             carried(tmp_path, "import collections", "@collections.OrderedDict")
