@@ -543,7 +543,7 @@ def test_a_base_with_noise_leads_to_the_law_of_the_data_given_the_condition(gamm
     assert rest.std() == pytest.approx(0.3, abs=4 * 0.3 / np.sqrt(2 * n) + 0.006)
     # A base that is points has none of the noise.
     with pytest.raises(ValueError, match=r"start = None under Paired\(.*noise=0.5,"):
-        sample(model, solver=solver, grid=grids.Arcsine(4), key=KEY, shape=(n, 1), cond=cond)
+        sample(model, solver=solver, grid=grids.Arcsine(4), key=KEY, shape=(n, 1))
 
 
 def _heads(prediction):
