@@ -149,6 +149,7 @@ def plan(
     start.check(1 if is_traced(ids) else int(np.max(on_host(ids))) + 1, event, process)
     if not is_traced(start, ids):
         start.suit(where, model, float(times[0]), cond)
+        _check_outside(where, model, start, ids, population)
     return Plan(model, n, event, population, start, times, rows, ids)
 
 
@@ -172,6 +173,27 @@ def check_known(where: str, model: Model, solver: Solver | None) -> None:
         raise ValueError(
             f"{where}.solver = {solver!r} with a {type(model).__name__}: expected models.Known(model=..., values=..., mask=...) "
             "around all other models"
+        )
+
+
+def _check_outside(where: str, model: Model, start: Start, ids: Array, population: int) -> None:
+    """Raise ``ValueError`` where particles of one population have other points outside of a hole.
+
+    What is in the hole of a particle moves to the place of another, and would be beside what is known there.
+    """
+    if not isinstance(model, Inpainted) or population == 1 or is_traced(model.hole):
+        return
+    if start.given is None:
+        raise ValueError(f"{where}.start = {type(start).__name__} with models.Inpainted in populations: expected starts.Fixed(w)")
+    hole, points = on_host(model.hole).astype(bool), on_host(start.given)[on_host(ids)]
+    if hole.shape != points.shape:
+        return  # said by the model
+    known = np.where(hole, 0, points)
+    rows = known.reshape(-1, population, known[0].size)
+    if not np.array_equal(rows, np.broadcast_to(rows[:, :1], rows.shape)):
+        raise ValueError(
+            f"{where}.start differs outside of Inpainted.hole within populations of {population} samples: expected one value for "
+            "each"
         )
 
 

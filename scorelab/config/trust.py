@@ -30,7 +30,10 @@ _CLOSED = (
     "scorelab.data.files",
     "scorelab.data.registry",
 )
-_SPECS = ("base", "bits", "data", "diagnose", "evaluate", "pairs", "report", "sample", "sinks", "starts", "train")
+_SPECS = (
+    "base", "bits", "data", "diagnose", "evaluate", "inpaint", "pairs", "rectify", "report", "sample", "sinks", "starts",
+    "straightness", "train",
+)  # fmt: skip
 _OPEN_AGAIN = tuple(f"scorelab.experiment.{name}" for name in _SPECS)
 _FUNCTIONS = {
     *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.kept") for name in ("load", "model")),

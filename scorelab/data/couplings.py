@@ -17,7 +17,7 @@ import numpy as np
 
 from scorelab.arrays import Array, Pytree
 from scorelab.processes.spaces import Euclidean
-from scorelab.validation import require_choice, require_int, require_positive, require_seed, require_spec
+from scorelab.validation import require_choice, require_int, require_number, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
 
@@ -37,6 +37,7 @@ class Coupling(abc.ABC):
         paired: whether the data have their base, which belongs to their conditions too.
         deterministic: whether the base is a function of the condition, without noise of its own.
         hole: the name of the array that says where the base is another point than the data, None for everywhere.
+        noise: deviation of the normal noise that every row of a base in the data has beside it.
     """
 
     independent: ClassVar[bool] = False
@@ -44,6 +45,7 @@ class Coupling(abc.ABC):
     paired: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
     hole: ClassVar[str | None] = None
+    noise: ClassVar[float] = 0.0
 
     batch: int | None = None
     groups: str | None = None
@@ -83,9 +85,13 @@ class Paired(Coupling):
             gamma, which has to be steep, and sampling takes an ``InterpolantSDE``. Its first step draws
             :math:`\alpha E[x\mid c] + \beta w + \gamma\xi` at its end. The flow would return one point for each condition, and is
             refused.
+        noise: the base is :math:`w + \tau z` with this :math:`\tau` on the scale of ``x``, fresh in every batch; 0 for the rows
+            as they are. It is no point for a condition then, so flow and SDE both lead to the data. Sampling begins at
+            ``starts.Fixed`` of rows with their noise. A law as the base of the process is that with the noise.
     """
 
     deterministic: bool = False  # pyright: ignore[reportIncompatibleVariableOverride]
+    noise: float = 0.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
     given = True
     paired = True
@@ -93,6 +99,9 @@ class Paired(Coupling):
     def __post_init__(self):
         super().__post_init__()
         require_choice(self, (True, False), deterministic=self.deterministic)
+        require_number(self, 0.0, np.finfo(np.float32).max, noise=self.noise)
+        if self.deterministic and self.noise:
+            raise ValueError(f"Paired.noise = {self.noise} with deterministic = True: expected one of the two")
         if self.batch is not None or self.groups is not None:
             raise ValueError("Paired.batch and Paired.groups: expected None, since the pairs are given")
 
@@ -170,6 +179,8 @@ class Rectified(Coupling):
         require_spec(self, Coupling, first=self.first)
         if self.batch is not None or self.groups is not None or self.first.given:
             raise ValueError(f"{self!r}: expected batch and groups of the coupling first, and one that does not need pairs")
+        if self.first.paired or self.first.hole is not None:
+            raise ValueError(f"{self!r}: expected a coupling first that draws from the whole base, since sampling begins there")
 
     @property
     def measures_in(self):
@@ -329,7 +340,7 @@ class Coupled:
         if self.coupling.given:
             if "base" not in batch:
                 raise ValueError(f"Coupled.batches has the arrays {sorted(batch)}: expected one that is named 'base'")
-            return batch
+            return self._noisy(batch, step, *shard[:1]) if self.coupling.noise else batch
         n = len(batch["x"])
         size = n if self.coupling.batch is None else self.coupling.batch
         if max(size, n) % min(size, n):
@@ -344,6 +355,14 @@ class Coupled:
             self._last.clear()
             self._last[block, *shard] = self._joined(block, others, shard[:1])
         return {**batch, "base": self._last[block, *shard][place * n : (place + 1) * n]}
+
+    def _noisy(self, batch: dict[str, Array], step: int, *host: int) -> dict[str, Array]:
+        base = np.asarray(self.prepare.scaled(batch["base"]))
+        if not np.issubdtype(base.dtype, np.floating):
+            raise TypeError(f'batch["base"] has dtype {base.dtype}: expected floating point on the scale of x')
+        # A stream beside those of other parts of the batch.
+        rng = np.random.default_rng(np.random.SeedSequence((self.seed, step, *host), spawn_key=(1,)))
+        return {**batch, "base": base + np.float32(self.coupling.noise) * rng.standard_normal(base.shape, np.float32)}
 
     def _holed(self, coupling: Inpainting, batch: dict[str, Array], rng: np.random.Generator) -> dict[str, Array]:
         stored, name = np.asarray(batch["x"]), coupling.hole
@@ -398,10 +417,12 @@ class _PrepareCoupled:
 
     def __call__(self, batch: dict[str, Pytree]) -> dict[str, Pytree]:
         rest, base = {name: value for name, value in batch.items() if name != "base"}, batch["base"]
-        transform = getattr(self.inner, "transform", None)
-        # Pixels, as those of the data, are brought to their scale.
-        if base is not None and transform is not None and np.issubdtype(base.dtype, np.integer):
-            base = transform.encode(base)
+        base = None if base is None else self.scaled(base)
         # As the condition it is no array of its own any more, and the loss needs it.
         kept = {} if self.hole is None else {self.hole: batch[self.hole]}
         return {**(rest if self.inner is None else self.inner(rest)), **kept, "base": base}
+
+    def scaled(self, base: Array) -> Array:
+        """Pixels, as those of the data, on their scale; other rows as they are."""
+        transform = getattr(self.inner, "transform", None)
+        return transform.encode(base) if transform is not None and np.issubdtype(base.dtype, np.integer) else base

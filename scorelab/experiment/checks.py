@@ -9,7 +9,10 @@ from typing import Any
 
 from scorelab.errors import ConfigWarning
 from scorelab.experiment.base import Experiment
+from scorelab.experiment.bits import BitsPerDim
 from scorelab.experiment.data import DataSpec
+from scorelab.experiment.holes import check_data, holed
+from scorelab.experiment.straightness import Straightness
 from scorelab.experiment.train import state_like
 from scorelab.fk.rewards import ClassLogProb
 from scorelab.models.nets import Condition, Label
@@ -30,6 +33,7 @@ def check(experiment: Experiment) -> None:
     every stage refuses. Encodes the data once and traces a sampling run; nothing else is computed.
     """
     experiment.data.check()
+    _check_holes(experiment)
     _check_space(experiment)
     _check_classes(experiment)
     _check_rewards(experiment)
@@ -37,6 +41,16 @@ def check(experiment: Experiment) -> None:
     for stage in experiment.stages:
         stage.check(experiment, like)
     _check_scale(experiment)
+
+
+def _check_holes(experiment: Experiment) -> None:
+    """The data of a process that fills holes, and what does not know them."""
+    if not holed(experiment.process):
+        return
+    check_data(experiment.data, experiment.process)
+    for part in _parts(experiment.stages):
+        if isinstance(part, BitsPerDim | Straightness):
+            raise ValueError(f"{type(part).__name__} under {experiment.process!r}: expected a process without holes")
 
 
 def _check_space(experiment: Experiment) -> None:

@@ -155,6 +155,11 @@ class DataSpec:
         columns = self.load(split).columns()
         return jax.tree.map(np.asarray, self.prepare.condition({name: columns[name][rows] for name in self.prepare.taken}))
 
+    def points(self, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Stored points on the scale of the process, float32: in their cells where the training has them there."""
+        places = {"places": rng.random(x.shape, np.float32)} if self.dequantise else {}
+        return np.asarray(Prepare(transform=self.transform)({"x": x, **places})["x"])
+
     def examples(self, batch_size: int, seed: int) -> Prepared:
         """Batches of the data set itself."""
         batches = self.dataset.batches(batch_size, seed, self.load())

@@ -118,7 +118,7 @@ class Rectify:
         exact = self.exact[(number - 1) % len(self.exact)]
         ends: dict[str, Any] = dict(shape=(self.n, *arrays.event_shape))
         if exact == "data":
-            ends = dict(x=np.asarray(data.transform.encode(arrays.x[rows])))
+            ends = dict(x=data.points(arrays.x[rows], rng))
         cond = None if data.condition is None else data.condition_of(rows)
         key = jax.random.fold_in(jax.random.fold_in(run.experiment.keys()[0], _PAIRS), number)
         pairs = rectified_pairs(

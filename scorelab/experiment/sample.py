@@ -22,18 +22,20 @@ from scorelab.experiment import previews
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
+from scorelab.experiment.holes import filling, holed
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pictures import frames, picture, pictured, trajectory
 from scorelab.experiment.starts import FromData
 from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
-from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, ScaleAt
+from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, Inpainted, ScaleAt
 from scorelab.models.base import Model
 from scorelab.processes.charts import Identity
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import TOLERATED, prior_error
+from scorelab.randomness import per_example_keys
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import population_size
 from scorelab.starts import Fixed, Start
@@ -43,6 +45,8 @@ from scorelab.warn import warn
 
 # What the names of the members of a condition begin with in ``samples.npz``.
 _MEMBER = "cond_"
+# The stream of the key from which a base is drawn, beside those of the walk.
+_BASE = 2_000_000_033
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,8 @@ class Sample(Stage):
         grid: the time grid.
         start: the law at the first grid time, a ``DataStart`` or ``DataTeleport`` to take it from the training
             data, None for the prior: of an interpolant whose data are paired with their base, under a condition, the base rows that
-            belong to the conditions.
+            belong to the conditions. Under ``data.Inpainting`` samples begin at rows of ``split`` with noise in their holes, and
+            end as these rows with their holes filled.
         n: number of samples.
         guidance: scale of classifier-free guidance, a number or a :class:`scorelab.models.ScaleAt` of the noise, None for the plain
             model; needs a condition.
@@ -67,8 +72,8 @@ class Sample(Stage):
         correction: a :class:`scorelab.fk.Correction` of the model, None for none; needs a ``solver`` that is a ``fk.FeynmanKac``.
         inpainting: an :class:`Inpainting` of one image of the data by every sample, None for none.
         classes: the conditions where they are labels alone, given to the samples in turn; () for every class of the data.
-        split: the split whose rows have the conditions that ``DataSpec.cond`` names, in a fixed random order; None for ``"test"``
-            where there is one, else ``"train"``.
+        split: the split whose rows have the conditions that ``DataSpec.cond`` names, or the holes, in a fixed random order; None
+            for ``"test"`` where there is one, else ``"train"``.
         chunk: samples computed at once, None for as many as fit.
         shown: samples in the trajectory picture.
     """
@@ -153,7 +158,7 @@ class Sample(Stage):
         data, process, learner = experiment.data, experiment.process, experiment.learner
         event = data.load().event_shape
         require_memory(f"Sample.n = {self.n}", 4.0 * self.n * math.prod(event))
-        self._check_classes(data, learner)
+        self._check_classes(data, learner, holed(process))
         if self.threshold is not None and not isinstance(process.chart, Identity):
             raise ValueError(
                 f"Sample.threshold = {self.threshold} under {process!r}: expected None, since it is for data within -1 and "
@@ -172,11 +177,13 @@ class Sample(Stage):
             raise ValueError(f"Sample.start = None under {process!r}: expected DataStart(kind='signed'), which has the signs")
         if self.inpainting is not None:
             self.inpainting.check(data, self.solver)
+        if holed(process):
+            self._check_holes(process)
         self.solver.table(process, times)
         self._trace(experiment, like)
         self._check_scale(experiment)
 
-    def _check_classes(self, data: DataSpec, learner: Learner) -> None:
+    def _check_classes(self, data: DataSpec, learner: Learner, filled: bool) -> None:
         geometric = self.correction is not None and self.correction.kind == "geometric"
         if data.condition is None:
             for field, value in (("classes", self.classes or None), ("guidance", self.guidance)):
@@ -184,7 +191,7 @@ class Sample(Stage):
                     raise ValueError(f"Sample.{field} = {value} without DataSpec.labels: expected a model with labels")
             if geometric:
                 raise ValueError("Correction.kind = 'geometric' without DataSpec.labels: expected a class-conditional model")
-        if data.cond is None:
+        if data.cond is None and not filled:
             if self.split is not None:
                 raise ValueError(f"Sample.split = {self.split!r} without DataSpec.cond: expected None")
         elif self.classes:
@@ -216,20 +223,29 @@ class Sample(Stage):
             if geometric:
                 raise ValueError(f"Correction.kind = 'geometric': {reason}")
 
+    def _check_holes(self, process: Any) -> None:
+        where = f"under {process.coupling!r}"
+        for name in ("start", "correction", "inpainting"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"Sample.{name} is given {where}: expected None, since samples are rows with their holes filled")
+
     def _trace(self, experiment: Experiment, like: Pytree) -> None:
         """Trace the sampling run without running it: shapes of rewards, conditions and chunks that do not fit raise here."""
         data, process = experiment.data, experiment.process
         if process.has_signs:
             return
 
+        # Where a start from data begins is of no matter to shapes.
+        shape, cond = (self.n, *data.load().event_shape), self.conditions(data, self.n)
+        begins = None if isinstance(self.start, FromData) else self.begin(data, process, cond, jax.random.key(0))
+        hole, begins = self._filling(data, process, self.n, jax.random.key(0)) if holed(process) else (None, begins)
+
         def run(state, key):
             model, solver, start = self.applied(experiment.learner.model(state), data)
-            # Where a start from data begins is of no matter to shapes.
-            shape, cond = (self.n, *data.load().event_shape), self.conditions(data, self.n)
-            if start is None and not isinstance(self.start, FromData):
-                start = self.begin(data, process, cond)
+            model = model if hole is None else Inpainted(model=model, hole=hole)
             return sample(
-                model, solver=solver, grid=self.grid, start=start, key=key, shape=shape, cond=cond, chunk=self.chunk
+                model, solver=solver, grid=self.grid, start=begins if start is None else start, key=key, shape=shape, cond=cond,
+                chunk=self.chunk,
             ).x  # fmt: skip
 
         try:
@@ -284,14 +300,37 @@ class Sample(Stage):
     def sampler(self, model: Model, data: DataSpec, cond: Pytree, key: Key) -> Callable[..., Samples]:
         """:func:`scorelab.sample` as this stage calls it, but for ``shape`` and ``cond``."""
         applied, solver, start = self.applied(model, data)
-        start = self.begin(data, model.process, cond) if start is None else start
+        if holed(process := model.process):
+
+            def filled(*, shape: Any, **options: Any) -> Samples:
+                hole, start = self._filling(data, process, shape[0], key)
+                whole = Inpainted(model=applied, hole=hole)
+                return sample(whole, solver=solver, grid=self.grid, start=start, key=key, shape=shape, **options)
+
+            return filled
+        start = self.begin(data, process, cond, key) if start is None else start
         return functools.partial(sample, applied, solver=solver, grid=self.grid, start=start, key=key)
 
-    def begin(self, data: DataSpec, process: Any, cond: Pytree) -> Start | None:
-        """The start of samples with the conditions ``cond``; the training data is read where it is needed."""
-        if self.start is None and data.cond is not None and isinstance(process, StochasticInterpolant) and process.paired:
-            base = data.load(self.conditions_split(data)).columns()["base"][self.rows(data, len(jax.tree.leaves(cond)[0]))]
-            return Fixed(data.transform.encode(base) if np.issubdtype(base.dtype, np.integer) else base)
+    def _filling(self, data: DataSpec, process: Any, n: int, key: Key) -> tuple[np.ndarray, Fixed]:
+        return filling(data, process, self.conditions_split(data), self.rows(data, n), jax.random.fold_in(key, _BASE))
+
+    def begin(self, data: DataSpec, process: Any, cond: Pytree, key: Key | None = None) -> Start | None:
+        """The start of samples with the conditions ``cond``; the training data is read where it is needed.
+
+        The noise of a base with noise is that of the key and the number of the sample. ValueError for such a base without a key.
+        """
+        paired = isinstance(process, StochasticInterpolant) and process.paired and not holed(process)
+        if self.start is None and data.cond is not None and paired:
+            n, noise = len(jax.tree.leaves(cond)[0]), process.coupling.noise
+            base = data.load(self.conditions_split(data)).columns()["base"][self.rows(data, n)]
+            base = np.asarray(data.transform.encode(base) if np.issubdtype(base.dtype, np.integer) else base)
+            if noise and key is None:
+                raise ValueError(f"Sample.begin.key = None under {process.coupling!r}: expected the key of its noise")
+            if noise:
+                keys = per_example_keys(jax.random.fold_in(cast(Key, key), _BASE), np.arange(n))
+                z = jax.vmap(lambda key: jax.random.normal(key, base.shape[1:], base.dtype))(keys)
+                base = base + np.asarray(noise * z, base.dtype)
+            return Fixed(base)
         # Starts from data know classes, where these are the whole condition.
         return self.start(data, process, cond if data.labels else None) if isinstance(self.start, FromData) else self.start
 
@@ -371,7 +410,8 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         "sampling": describe(spec),
         "train_sha256": data.load().sha256,
     }
-    if data.cond is not None:
+    filled = holed(experiment.process)
+    if data.cond is not None or filled:
         how["conditions_sha256"] = data.load(spec.conditions_split(data)).sha256
     if (before := _already(workdir, how, keep)) is not None:
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
@@ -395,8 +435,8 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     given: dict[str, np.ndarray] = {}
     if data.labels:
         given = {"label": cond}
-    elif cond is not None:
-        members = cond if isinstance(cond, Mapping) else {"": cond}
+    elif cond is not None or filled:
+        members = {} if cond is None else cond if isinstance(cond, Mapping) else {"": cond}
         given = {"rows": spec.rows(data, n)} | {_MEMBER + name: value for name, value in members.items()}
         record["split"] = spec.conditions_split(data)
     write_npz(workdir.samples, {"x": x, **given, "record": np.asarray(json.dumps(record, allow_nan=False))})

@@ -182,7 +182,8 @@ def coupled(experiment: Experiment, batches: Any) -> Any:
     process = experiment.process
     if not isinstance(process, Bridge) or not process.joined:
         return batches
-    base = None if process.coupling.paired else process.base
+    given = process.coupling.given and not isinstance(process.coupling, Rectified)
+    base = None if given else process.base
     return Coupled(batches, process.coupling, base, seed=experiment.seed)
 
 

@@ -93,7 +93,7 @@ class InterpolantMatching(Loss):
         return cast(Times, self.times)
 
     def draw(self, key: Key, batch: Batch) -> Noised:
-        """Times, base and noise; ``extra`` is the mirrored point, None where there is none."""
+        """Times, base and noise; ``extra`` is the mirrored point and the hole, None for each where there is none."""
         x = batch["x"]
         require_floating(x)
         key_times, key_base, key_noise = jax.random.split(key, 3)
@@ -108,7 +108,7 @@ class InterpolantMatching(Loss):
             (w, z), still = noised.noise, lambda y: jnp.where(hole, y, x)
             noised = noised._replace(y=still(noised.y), noise=(w, None if z is None else jnp.where(hole, z, 0.0)))
             mirrored = None if mirrored is None else still(mirrored)
-        return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=mirrored)
+        return noised._replace(cond=batch.get("cond"), keys=example_keys(key, len(x)), extra=(mirrored, hole))
 
     def _hole(self, batch: Batch) -> Array | None:
         name = None if self.process.coupling is None else self.process.coupling.hole
@@ -148,7 +148,8 @@ class InterpolantMatching(Loss):
 
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Any]]:
         """The errors ``(batch,)``, and the mean of every head's."""
-        sides = [(noised.y, 1.0)] if noised.extra is None else [(noised.y, 1.0), (noised.extra, -1.0)]
+        mirrored, _ = noised.extra
+        sides = [(noised.y, 1.0)] if mirrored is None else [(noised.y, 1.0), (mirrored, -1.0)]
         parts = [self._errors(self.ask(model, y, noised.t, noised.cond), noised, sign) for y, sign in sides]
         weight = self._times.importance(noised.t) * self.process.weights(noised)
         heads = {head: weight * sum(part[head] for part in parts) / len(parts) for head in self.heads}
@@ -160,8 +161,9 @@ class InterpolantMatching(Loss):
         require_capabilities(type(self).__name__, prediction, (*needs, HasScore) if "s" in self.heads else needs)
         straight, slope = self.process.rates(noised)
         z: Any = 0.0 if self.process.silent else sign * noised.noise[1]
-        holed = self.process.coupling is not None and self.process.coupling.hole is not None
-        mean = (lambda error: _mean_inside(error, noised.noise[0] != noised.y0)) if holed else mean_square
+        hole = noised.extra[1]
+        # Not where base and data differ: a base of points may have a value of the data, which is learned from all the same.
+        mean = mean_square if hole is None else lambda error: _mean_inside(error, hole)
         errors = {}
         for head in self.heads:
             if head == "eta":

@@ -13,6 +13,7 @@ from scorelab.data import Arrays, Transform
 from scorelab.errors import ConfigError
 from scorelab.experiment.base import Experiment
 from scorelab.experiment.evaluate import Evaluate
+from scorelab.experiment.holes import holed
 from scorelab.experiment.sample import Drawn, Sample
 from scorelab.grids import Grid
 from scorelab.metrics import MetricValue
@@ -101,7 +102,7 @@ class Loaded:
             # As in the data, which need not be there.
             spec = dataclasses.replace(spec, classes=tuple(range(self.classes)))
         given = self._labels(label, n) if label is not None else None
-        if spec.start is not None or spec.inpainting is not None or data.cond is not None:
+        if spec.start is not None or spec.inpainting is not None or data.cond is not None or holed(self.model.process):
             self.data()
         cond = spec.conditions(data, n) if given is None else given
         out = spec.sampler(self.model, data, cond, jax.random.key(seed))(

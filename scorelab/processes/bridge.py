@@ -276,6 +276,10 @@ class Base(Start):
             raise ValueError(
                 f"{where}.start = None under {coupling!r}: expected start=starts.Fixed(w), what is known with noise in the hole"
             )
+        if coupling is not None and coupling.noise and not model.process.has_law:
+            raise ValueError(
+                f"{where}.start = None under {coupling!r}: expected start=starts.Fixed(w), base rows with noise of this deviation"
+            )
         if model.process.paired and (cond is not None or getattr(model, "cond", None) is not None):
             raise ValueError(
                 f"{where}.start = None under {coupling!r} and a condition: expected start=starts.Fixed(rows), the base rows "

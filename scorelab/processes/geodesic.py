@@ -76,10 +76,10 @@ class Geodesic(Bridge):
         if self.base is None:
             raise ValueError("Geodesic.base = None: expected a law on the space, such as densities.Uniform, or points (n, *event)")
         checked_ends(self)
-        if self.coupling is not None and (self.coupling.hole is not None or self.coupling.deterministic):
+        if self.coupling is not None and (self.coupling.hole is not None or self.coupling.deterministic or self.coupling.noise):
             raise ValueError(
-                f"Geodesic.coupling = {self.coupling!r}: expected one without a hole, of a base that is no single point for a "
-                "condition, since a flow returns one point from it"
+                f"Geodesic.coupling = {self.coupling!r}: expected one without a hole and without noise, which leaves the space, of "
+                "a base that is no single point for a condition, since a flow returns one point from it"
             )
         if not self.has_law:
             self.space.check("Geodesic.base", self.base)

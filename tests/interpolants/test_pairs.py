@@ -15,6 +15,7 @@ from scorelab import (
     data,
     densities,
     distill,
+    fk,
     grids,
     invert,
     likelihood,
@@ -435,6 +436,117 @@ def test_batches_with_holes_are_trained_inside_of_them():
     assert change.mean() == pytest.approx(0.25, abs=4 * change.std() / np.sqrt(len(x)))
 
 
+def test_a_base_that_has_a_value_of_the_data_is_learned_from_where_they_are_equal():
+    """Both on {-1, 1}, and equal in half of all rows: the best constant velocity is that over all of them, E[w - x]."""
+    rng, n = np.random.default_rng(8), 4_096
+    points = np.array([[-1.0, 0.0], [1.0, 0.0]], np.float32)
+    x = np.stack([np.where(rng.random(n) < 0.7, 1.0, -1.0), np.zeros(n)], 1).astype(np.float32)
+    made = processes.StochasticInterpolant(gamma=gammas.Zero(), base=points, coupling=data.Inpainting(hole="mask"))
+    hole = np.broadcast_to(np.array([1, 0]), x.shape)
+    batches = data.Coupled(data.Batches({"x": x, "mask": hole}, batch_size=n), made.coupling, points, seed=4)
+    loss = losses.InterpolantMatching(made, heads=("u",))
+    batch = batches.prepare(batches.at(0))
+    equal = np.mean(np.asarray(batch["base"][:, 0]) == np.asarray(batch["x"][:, 0]))
+    assert equal == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(n))
+    noised = loss.draw(KEY, batch)
+
+    def errors(level):
+        zero = lambda y, t, cond=None: made.predict(y, t, velocity=jnp.full_like(y, level))
+        return loss.error(models.FunctionModel(zero, made, returns="prediction"), noised)
+
+    # A constant velocity is best at E[w - x] = -.4, and the loss there is the variance, 1.84; of w alone 1 and of x alone .84.
+    slope = np.asarray(jax.jacfwd(errors)(-0.4), np.float64)
+    assert abs(slope.mean()) < 4.5 * slope.std() / np.sqrt(n)
+    assert slope.std() > 1
+    found = np.asarray(errors(-0.4), np.float64)
+    assert found.mean() == pytest.approx(1.84, abs=4.5 * found.std() / np.sqrt(n))
+
+
+def _weighted(known, particles=2):
+    n = len(known)
+    model = models.Inpainted(model=filling(gammas.Brownian(scale=0.5)), hole=np.broadcast_to(np.array([1, 0, 0]), (n, 3)))
+    start = np.concatenate([np.asarray(NOISE.sample(KEY, n))[:, :1], known], 1).astype(np.float32)
+    reward = fk.Difference(reward=lambda x: 3.0 * x[:, 0], scale=1.0)
+    solver = fk.FeynmanKac(base=solvers.InterpolantSDE(), potential=reward, policy=fk.Always(), particles=particles)
+    return sample(model, solver=solver, grid=grids.Arcsine(8), key=KEY, shape=(n, 3), start=starts.Fixed(start))
+
+
+def test_particles_of_a_population_know_the_same():
+    """A hole is filled beside the outside that it was filled for."""
+    known = np.repeat([[1.2, -0.4], [-2.0, 3.0]], 4, axis=0)
+    out = _weighted(known, particles=4)
+    np.testing.assert_array_equal(out.x[:, 1:], known.astype(np.float32))
+    for particles in (8, None):
+        with pytest.raises(ValueError, match=r"start differs outside of Inpainted.hole within populations of 8"):
+            _weighted(known, particles)
+
+
+# ---- pairs with noise
+
+
+def test_noise_beside_the_base_rows_is_fresh_and_has_its_deviation():
+    rows = np.random.default_rng(9).normal(size=(512, 3)).astype(np.float32)
+    batches = data.Batches({"x": 2 * rows, "base": rows}, batch_size=256, seed=1)
+    coupled = data.Coupled(batches, data.Paired(noise=0.7), seed=2)
+    z = np.stack([(coupled.at(step)["base"] - batches.at(step)["base"]) / 0.7 for step in range(8)])
+    assert stats.kstest(z.ravel(), stats.norm.cdf).pvalue > 1e-3
+    np.testing.assert_array_equal(coupled.at(3)["base"], coupled.at(3)["base"])
+    # Four standard errors of the correlation of 768 independent numbers.
+    assert abs(np.corrcoef(z[0].ravel(), z[1].ravel())[0, 1]) < 4 / np.sqrt(768)
+    assert abs(np.corrcoef(z[0].ravel(), batches.at(0)["base"].ravel())[0, 1]) < 4 / np.sqrt(768)
+    pixels = data.Batches({"x": np.full((64, 2, 2, 1), 3, np.uint8), "base": np.full((64, 2, 2, 1), 16, np.uint8)}, batch_size=64)
+    scaled = data.Coupled(training.Prepared(pixels, transform=data.Pixels(levels=17)), data.Paired(noise=0.1))
+    w = np.asarray(scaled.prepare(scaled.at(0))["base"])
+    assert w.mean() == pytest.approx(np.asarray(data.Pixels(levels=17).encode(np.uint8(16))), abs=4 * 0.1 / 16)
+    assert w.std() == pytest.approx(0.1, rel=4 / np.sqrt(2 * 256))
+    with pytest.raises(TypeError, match="expected floating point on the scale of x"):
+        data.Coupled(pixels, data.Paired(noise=0.1)).at(0)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "solver"),
+    [(gammas.Zero(), solvers.InterpolantODE()), (gammas.Brownian(scale=0.4), solvers.InterpolantSDE())],
+    ids=["flow", "sde"],
+)
+def test_a_base_with_noise_leads_to_the_law_of_the_data_given_the_condition(gamma, solver):
+    """Given c, N(c + .6, .3^2) and N(2 c, tau^2): the loss is stationary at the exact fields, and samples have the law."""
+    tau, n = 0.5, 8_000
+    made = processes.StochasticInterpolant(gamma=gamma, base=np.zeros((1, 1)), coupling=data.Paired(noise=tau))
+
+    def belief(y, t, cond=None, shift=0.0):
+        c = made.coefficients(jnp.reshape(t, (-1, 1)))
+        mean_x, mean_w = cond + 0.6, 2 * cond
+        total = c.alpha**2 * 0.09 + c.beta**2 * tau**2 + c.gamma**2
+        q = (y - c.alpha * mean_x - c.beta * mean_w) / total
+        u = c.d_alpha * (mean_x + c.alpha * 0.09 * q) + c.d_beta * (mean_w + c.beta * tau**2 * q) + c.rate * q
+        heads = {} if gamma.silent else dict(eta=(c.gamma * q).astype(y.dtype))
+        return made.predict(y, t, velocity=u.astype(y.dtype) + shift * q.astype(y.dtype), **heads)
+
+    rng = np.random.default_rng(10)
+    cond = rng.normal(size=(n, 1)).astype(np.float32)
+    x = (cond + 0.6 + 0.3 * rng.normal(size=(n, 1))).astype(np.float32)
+    prepared = training.Prepared(data.Batches({"x": x, "c": cond, "base": 2 * cond}, batch_size=n), cond="c")
+    coupled = data.Coupled(prepared, made.coupling, seed=3)
+    loss = losses.InterpolantMatching(made, heads=("u",) if gamma.silent else ("u", "eta"))
+    noised = loss.draw(KEY, coupled.prepare(coupled.at(0)))
+    errors = lambda shift: loss.error(
+        models.FunctionModel(functools.partial(belief, shift=shift), made, returns="prediction"), noised
+    )
+    slope = np.asarray(jax.jacfwd(errors)(0.0), np.float64)
+    assert abs(slope.mean()) < 4.5 * slope.std() / np.sqrt(n)
+    model = models.FunctionModel(belief, made, returns="prediction")
+    start = 2 * cond + tau * rng.normal(size=(n, 1)).astype(np.float32)
+    out = sample(
+        model, solver=solver, grid=grids.Arcsine(60), key=KEY, shape=(n, 1), start=starts.Fixed(start.astype(np.float32)), cond=cond
+    )
+    rest = np.asarray(out.x, np.float64) - cond
+    assert rest.mean() == pytest.approx(0.6, abs=4 * 0.3 / np.sqrt(n) + 0.005)
+    assert rest.std() == pytest.approx(0.3, abs=4 * 0.3 / np.sqrt(2 * n) + 0.006)
+    # A base that is points has none of the noise.
+    with pytest.raises(ValueError, match=r"start = None under Paired\(.*noise=0.5,"):
+        sample(model, solver=solver, grid=grids.Arcsine(4), key=KEY, shape=(n, 1))
+
+
 def _heads(prediction):
     return prediction.velocity, prediction.eta
 
@@ -490,6 +602,10 @@ X = np.zeros((2, 2), np.float32)
         (lambda: pointed(gamma=gammas.Quadratic()), "expected a gamma that is steep"),
         (lambda: sample(pointed(), solver=SDE, grid=grids.Uniform(1), key=KEY, shape=(2, 1)), "two steps or more"),
         (lambda: data.Paired(deterministic=1.5), "deterministic"),
+        (lambda: data.Paired(noise=-0.1), r"Paired\.noise = -0\.1"),
+        (lambda: data.Paired(noise=np.inf), r"Paired\.noise = inf"),
+        (lambda: data.Paired(noise=0.1, deterministic=True), r"deterministic = True: expected one"),
+        (lambda: data.Rectified(first=data.Inpainting(sides=(1,))), "draws from the whole base"),
         (lambda: data.Rectified(first=data.Paired()), "does not need pairs"),
         (lambda: data.Rectified(first=3), "expected a Coupling"),
         (lambda: data.Rectified(groups="label"), "of the coupling first"),

@@ -22,6 +22,7 @@ import orbax.checkpoint
 import pytest
 
 from scorelab import config, pretrained
+from scorelab import experiment as experiments
 from scorelab.config import trust
 from scorelab.errors import ConfigError
 from scorelab.experiment import Report, Run, train
@@ -671,6 +672,10 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
     ):  # fmt: skip
         with read:
             carried(tmp_path, imports, binding)
+    # Every spec of an experiment, but for what talks to a person, to the system or to files.
+    for name in sorted(set(experiments.__all__) - {"Console", "Experiment", "Signals", "Workdir", "check", "trained_state"}):
+        with read:
+            carried(tmp_path, "", f"@experiment.{name}")
     for packages in (("collections",), ("*",)):
         with trust.allowing(*packages), read:
             carried(tmp_path, "import collections", "@collections.OrderedDict")

@@ -1,13 +1,18 @@
 """Interpolants from a config: trained, sampled and reported, with and without a coupling of data and base."""
 
-from dataclasses import replace
+import types
+from dataclasses import dataclass, replace
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
-from scorelab import config, data, starts
+from scorelab import config, data, fk, models, starts
 from scorelab.errors import ConfigError
-from scorelab.experiment import Sample
+from scorelab.experiment import Diagnose, Sample, Straightness, rectify
 from scorelab.experiment.checks import check
 from scorelab.experiment.train import coupled
 from scorelab.solvers.epsilons import Bridge
@@ -135,6 +140,7 @@ def test_a_coupling_of_pairs_that_nobody_makes_is_refused():
         config.load("paper/2303.08797/reflow", (*REFLOW, "STEPS = 30", "experiment.Rectify.exact = ('noise',)"))
 
 
+FINE = "paper/2303.08797/super_resolution"
 PAIRED = (
     "STEPS = 4", "WARMUP = 2", "nets.DiT.width = 8", "nets.DiT.depth = 1", "experiment.Train.batch_size = 16",
     "experiment.Train.previews = 0", "experiment.Train.log_every = 2", "grids.Arcsine.steps = 3", "experiment.Sample.n = 12",
@@ -178,3 +184,153 @@ def test_configs_of_interpolants_say_the_scale_of_their_data_and_what_their_base
     # The first step is then no step of the flow, which would give every sample of a condition the same one.
     assert process.deterministic_base
     assert sampling.solver.epsilon == Bridge()
+
+
+def test_noise_beside_the_base_rows_depends_on_the_number_of_the_sample():
+    bindings = (*PAIRED, "data.Paired.noise = 0.5")
+    noisy = config.load(FINE, bindings).experiment
+    stage, key = noisy.one(Sample), jax.random.key(3)
+    points = lambda n, key=key: np.asarray(stage.begin(noisy.data, noisy.process, stage.conditions(noisy.data, n), key).points)
+    rows = noisy.data.load("test").more["base"][stage.rows(noisy.data, 128)]
+    z = (points(128) - rows) / 0.5
+    assert stats.kstest(z.ravel(), stats.norm.cdf).pvalue > 1e-3
+    np.testing.assert_array_equal(points(12), points(128)[:12])
+    assert np.abs(points(12) - points(12, jax.random.key(4))).max() > 0.1
+    with pytest.raises(ValueError, match="expected the key"):
+        points(12, None)
+    check(noisy)
+
+
+FILLED = (
+    *(each for each in PAIRED if "previews" not in each), "experiment.Train.checkpoint_every = 4",
+    "processes.StochasticInterpolant.coupling = @data.Inpainting()", "data.Inpainting.sides = (4, 3)",
+    "experiment.DataSpec.dataset = @data.Named()", "experiment.DataSpec.cond = None", "nets.DiT.condition = None",
+    "experiment.Evaluate.evaluations = ()",
+)  # fmt: skip
+
+
+def test_held_out_images_are_sampled_with_their_holes_filled(scorelab, tmp_path):
+    status, _, error = scorelab("run", FINE, *with_sets(*FILLED), "--workdir", tmp_path / "filled")
+    assert status == 0, error
+    with np.load(tmp_path / "filled" / "samples.npz") as samples:
+        rows, x = samples["rows"], samples["x"]
+    assert (tmp_path / "filled" / "previews" / "4.npz").is_file()
+    stored = config.load(FINE, FILLED).experiment.data.load("test").x
+    assert x.shape == (12, 8, 8, 1)
+    # In a box of four by three, and not one pixel beside it.
+    for image, row in zip(x, rows, strict=True):
+        where = np.argwhere(image != stored[row])
+        assert len(where)
+        assert np.all(np.ptp(where, axis=0) <= (3, 2, 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(data.Named):
+    """Digits with their left or their right half in a hole, which is the condition."""
+
+    name: str = "digits"
+    dtype: str = "float32"
+
+    def load(self, split="train"):
+        arrays = super().load(split)
+        hole = np.zeros(arrays.x.shape, self.dtype)
+        hole[::2, :, :4], hole[1::2, :, 4:] = 1, 1
+        return replace(arrays, more={"hole": hole})
+
+
+def halves(cond="hole", **options):
+    bindings = (*FILLED, "data.Inpainting.sides = None")
+    plain = config.load(FINE, bindings).experiment
+    net = replace(plain.learner.denoiser.net, condition=models.nets.Image(channels=1))
+    learner = replace(plain.learner, denoiser=replace(plain.learner.denoiser, net=net))
+    return replace(plain, learner=learner, data=replace(plain.data, dataset=Halves(**options), cond=cond))
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_holes_of_the_data_are_the_condition_of_the_samples(particles):
+    """A model that answers with its condition: every sample is moved where its own hole is, and nowhere else."""
+    experiment = halves()
+    check(experiment)
+    spec, found = experiment.one(Sample), experiment.data
+    if particles > 1:
+        spec = replace(spec, solver=fk.FeynmanKac(base=spec.solver, particles=particles, resample_final=True))
+    cond, process = spec.conditions(found, 12), experiment.process
+    belief = lambda y, t, cond=None: process.predict(y, t, velocity=-5.0 * cond, eta=jnp.zeros_like(y))
+    model = models.FunctionModel(belief, process, returns="prediction")
+    walk = spec.sampler(model, found, cond, jax.random.key(5))
+    out = walk(shape=(12, 8, 8, 1), cond=cond, chunk=8, keep="all")
+    rows, test = spec.rows(found, 12), found.load("test")
+    known, hole = np.asarray(found.transform.encode(test.x[rows])), test.more["hole"][rows]
+    np.testing.assert_array_equal(cond, hole)
+    np.testing.assert_array_equal(np.where(hole == 1, 0, out.x), np.where(hole == 1, 0, known))
+    began = np.asarray(out.trajectory[0])
+    # Where sampling begins is one of the base points, in the hole.
+    base = np.asarray(process.base)
+    inside = lambda points, mask: points[:, mask == 1]
+    for point, mask in zip(began, hole, strict=True):
+        assert np.min(np.abs(inside(base, mask) - point[mask == 1]).max(1)) < 1e-6
+    if particles == 1:
+        assert np.mean((np.asarray(out.x) - began)[hole == 1]) == pytest.approx(5.0, abs=0.5)
+        few = walk(shape=(5, 8, 8, 1), cond=cond[:5], chunk=8)
+        np.testing.assert_allclose(few.x, out.x[:5], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: halves(dtype="uint8"), "'hole' is uint8: expected float32"),
+        (lambda: halves("label"), r"DataSpec.labels = True under Inpainting"),
+        (lambda: staged(start=starts.Prior()), r"Sample\.start is given under Inpainting"),
+        (lambda: staged(split="other"), "expected one of train, test"),
+        (lambda: with_stage(Diagnose(questions=(Straightness(),))), "expected a process without holes"),
+        (lambda: config.load(FINE, (*FILLED, "data.Inpainting.sides = None")).experiment, "not there"),
+    ],
+)  # fmt: skip
+def test_holes_that_cannot_be_filled_are_refused_before_the_training(act, message):
+    with pytest.raises(ValueError, match=message):
+        check(act())
+
+
+def with_stage(stage):
+    experiment = halves()
+    return replace(experiment, stages=(*experiment.stages, stage))
+
+
+def staged(**changes):
+    experiment = halves()
+    change = lambda stage: replace(stage, **changes) if isinstance(stage, Sample) else stage
+    return replace(experiment, stages=tuple(map(change, experiment.stages)))
+
+
+def test_pairs_from_the_data_lie_in_the_cells_that_the_data_are_trained_on():
+    """Centres of cells are another law than places in them: ends of one level would all be one number."""
+    plain = config.load(FINE, FILLED).experiment.data
+    x = plain.load().x
+    rng = np.random.default_rng(1)
+    centres, placed = plain.points(x, rng), replace(plain, dequantise=True).points(x, rng)
+    np.testing.assert_array_equal(centres, plain.transform.encode(x))
+    # In units of a cell, whose width is 2 / 17.
+    place = (placed - centres) * 17 / 2
+    assert np.abs(place).max() <= 0.5
+    # Four standard errors of the deviation of a uniform law, whose fourth moment is 9/5 of the square of the second.
+    assert place.std() == pytest.approx(12**-0.5, rel=4 * np.sqrt(0.2 / place.size))
+    np.testing.assert_array_equal(plain.transform.decode(placed), x)
+
+
+def test_a_round_from_the_data_begins_in_the_cells(tmp_path, monkeypatch):
+    """What a round gives to the walk up to the base is what the data are trained on."""
+    seen = {}
+
+    def pairs(model, *, x, **options):
+        seen["x"] = x
+        return {"x": x, "base": x}
+
+    monkeypatch.setattr(rectify, "rectified_pairs", pairs)
+    whole = config.load(FINE, FILLED).experiment
+    made = replace(whole, data=replace(whole.data, dequantise=True))
+    rounds = rectify.Rectify(every=1, n=200, exact="data")
+    learner = types.SimpleNamespace(model=lambda state: None)
+    run: Any = types.SimpleNamespace(experiment=types.SimpleNamespace(data=made.data, learner=learner, seed=0, keys=made.keys))
+    rounds._made(run, 1, None)
+    again = np.asarray(made.data.transform.decode(seen["x"]))
+    assert np.abs(seen["x"] - np.asarray(made.data.transform.encode(again))).max() > 0.5 / 17
