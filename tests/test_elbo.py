@@ -217,8 +217,8 @@ def test_what_has_no_bound_is_refused_by_name():
     flow = models.ExactModel(densities.Gaussian(np.zeros(1), 1.0), processes.Gaussian(schedule=schedules.RectifiedFlow()))
     with pytest.raises(ValueError, match=r"noise ratio of .* is infinite"):
         sl.likelihood_bound(flow, X, grid=grids.Uniform(10), key=KEY)
-    with pytest.raises(TypeError, match=r"epsilons.Bridge\(\).process = .*: expected a StochasticInterpolant"):
-        sl.likelihood_bound(flow, X, grid=grids.LogSNR(10, t_max=0.9), epsilon=epsilons.Bridge(), key=KEY)
+    with pytest.raises(TypeError, match=r"epsilons.SchroedingerBridge\(\).process = .*: expected a StochasticInterpolant"):
+        sl.likelihood_bound(flow, X, grid=grids.LogSNR(10, t_max=0.9), epsilon=epsilons.SchroedingerBridge(), key=KEY)
     with pytest.raises(TypeError, match=r"Proportional.process = .*: expected a StochasticInterpolant"):
         sl.likelihood_bound(flow, X, grid=grids.LogSNR(10, t_max=0.9), epsilon=epsilons.Proportional(), key=KEY)
     with pytest.raises(ValueError, match=r"likelihood_bound.paths = 0"):

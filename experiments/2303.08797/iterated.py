@@ -21,7 +21,7 @@ import scorelab as sl
 from scorelab import viz
 from scorelab.models.bridge import entropic_cross_covariance
 from scorelab.run.figure import Claim, Figure, plus_minus
-from scorelab.solvers.epsilons import Bridge
+from scorelab.solvers.epsilons import SchroedingerBridge
 
 FIGURE = Figure(
     __doc__,
@@ -108,7 +108,7 @@ def learned(seed, options) -> dict:
     """Rounds of networks, from samples: cross-covariances of the pairs that each of them makes; and one under entropic pairs."""
     std = LEARNED**0.5
     x = np.asarray(sl.densities.Gaussian(np.zeros(2), P).sample(jax.random.key(100 + seed), options.n))
-    solver, grid = sl.solvers.InterpolantSDE(epsilon=Bridge()), sl.grids.Arcsine(40)
+    solver, grid = sl.solvers.InterpolantSDE(epsilon=SchroedingerBridge()), sl.grids.Arcsine(40)
     made = process(std, coupling=sl.data.Rectified())
     pairs = sl.data.Coupled(sl.data.Batches({"x": x}, batch_size=512, seed=seed), sl.data.Rectified(), made.base, seed=seed)
     rounds = []

@@ -15,7 +15,7 @@ from scipy import stats
 import scorelab as sl
 from scorelab import viz
 from scorelab.run.figure import Claim, Figure
-from scorelab.solvers.epsilons import Bridge
+from scorelab.solvers.epsilons import SchroedingerBridge
 
 FIGURE = Figure(
     __doc__,
@@ -86,7 +86,7 @@ def measure(name, seed, options) -> dict:
         model, solver, grid = flow(*GAUSSIANS[name]), sl.solvers.InterpolantODE(rule="euler"), sl.grids.Uniform
     elif name in POINTS:
         k, kind = POINTS[name]
-        model, solver = bridge(k), sl.solvers.InterpolantSDE(epsilon=Bridge(), rule="euler")
+        model, solver = bridge(k), sl.solvers.InterpolantSDE(epsilon=SchroedingerBridge(), rule="euler")
         grid = sl.grids.Uniform if kind == "uniform" else sl.grids.Arcsine
     else:
         return dict(distance=[distance(law().sample(jax.random.key(seed), options.n))])

@@ -21,7 +21,7 @@ from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.pytrees import partly_static
 from scorelab.validation import require_number, require_positive, require_spec
 
-__all__ = ["Bridge", "Capped", "Constant", "Epsilon", "Proportional", "Reverse"]
+__all__ = ["Capped", "Constant", "Epsilon", "Proportional", "Reverse", "SchroedingerBridge"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Constant(Epsilon):
 
 
 @dataclass(frozen=True)
-class Bridge(Epsilon):
+class SchroedingerBridge(Epsilon):
     r""":math:`\epsilon = k^2/2` of a Brownian gamma of the scale ``k``: the noise of the SDE is :math:`k\,dw`.
 
     Of a Schroedinger bridge that is the bridge itself. A step that touches an end is one of the flow, as of :class:`Constant`.
@@ -97,9 +97,11 @@ class Bridge(Epsilon):
 
     def values(self, process, t):
         """TypeError under another process, ValueError under another gamma."""
-        require_spec("epsilons.Bridge()", StochasticInterpolant, process=process)
+        require_spec("epsilons.SchroedingerBridge()", StochasticInterpolant, process=process)
         if not isinstance(process.gamma, Brownian):
-            raise ValueError(f"epsilons.Bridge() under {process!r}: expected a Brownian gamma, which has the noise of a bridge")
+            raise ValueError(
+                f"epsilons.SchroedingerBridge() under {process!r}: expected a Brownian gamma, which has the noise of a bridge"
+            )
         return np.full(np.shape(t), process.gamma.scale**2 / 2)
 
 

@@ -207,7 +207,7 @@ def _mixture(law):
 def test_pairs_are_those_of_the_first_round(std, down):
     """The sampled ends have the cross-covariance of the exact round, and each its own law."""
     n, model = 8_000, exact(std)
-    solver = solvers.InterpolantSDE(epsilon=epsilons.Bridge()) if std else solvers.InterpolantODE()
+    solver = solvers.InterpolantSDE(epsilon=epsilons.SchroedingerBridge()) if std else solvers.InterpolantODE()
     x = np.asarray(densities.Gaussian(np.zeros(2), P).sample(KEY, n))
     ends = dict(shape=(n, 2)) if down else dict(x=x)
     pairs = distill.rectified_pairs(model, solver=solver, grid=grids.Arcsine(60), key=KEY, **ends)
@@ -287,7 +287,7 @@ def _upwards(solver, steps):
         (solvers.InterpolantSDE(epsilon=epsilons.Proportional(4.0)), 2),
         (solvers.InterpolantSDE(epsilon=epsilons.Proportional(4.0), rule="heun"), 2),
         (solvers.InterpolantSDE(epsilon=epsilons.Proportional(4.0), rule="euler"), 1),
-        (solvers.InterpolantSDE(epsilon=epsilons.Bridge()), 2),
+        (solvers.InterpolantSDE(epsilon=epsilons.SchroedingerBridge()), 2),
     ],
     ids=str,
 )
@@ -317,7 +317,7 @@ def pointed(k=0.25, gamma=None, w=(1.0,)):
 
 @pytest.mark.parametrize("k", [0.25, 0.5])
 @pytest.mark.parametrize("rule", ["strang", "euler"])
-@pytest.mark.parametrize("epsilon", [epsilons.Bridge(), epsilons.Proportional(8.0)], ids=["bridge", "proportional"])
+@pytest.mark.parametrize("epsilon", [epsilons.SchroedingerBridge(), epsilons.Proportional(8.0)], ids=["bridge", "proportional"])
 def test_a_base_that_is_a_point_is_left_by_the_noise_of_gamma(k, rule, epsilon):
     model, n = pointed(k), 8_000
     solver, gamma = solvers.InterpolantSDE(epsilon=epsilon, rule=rule), model.process.gamma
@@ -610,7 +610,7 @@ X = np.zeros((2, 2), np.float32)
         (lambda: data.Rectified(first=3), "expected a Coupling"),
         (lambda: data.Rectified(groups="label"), "of the coupling first"),
         (lambda: data.Coupled(classes(64), data.Assignment(batch=24), STANDARD).at(0), "a multiple or a divisor"),
-        (lambda: epsilons.Bridge().values(process(0.0), np.zeros(2)), "expected a Brownian gamma"),
+        (lambda: epsilons.SchroedingerBridge().values(process(0.0), np.zeros(2)), "expected a Brownian gamma"),
         (lambda: invert(exact(1.0), X, solver=SDE, grid=grids.Uniform(2)), "expected one PRNG key"),
         (lambda: distill.rectified_pairs(exact(0.0), solver=FLOW, grid=grids.Uniform(2), key=KEY), "one of shape and x"),
         (

@@ -15,7 +15,7 @@ from scorelab.errors import ConfigError
 from scorelab.experiment import Diagnose, Sample, Straightness, rectify
 from scorelab.experiment.checks import check
 from scorelab.experiment.train import coupled
-from scorelab.solvers.epsilons import Bridge
+from scorelab.solvers.epsilons import SchroedingerBridge
 from tests.run.conftest import with_sets
 
 NAME = "paper/2303.08797/rings"
@@ -183,7 +183,7 @@ def test_configs_of_interpolants_say_the_scale_of_their_data_and_what_their_base
     process, sampling = bridge.learner.denoiser.process, bridge.one(Sample)
     # The first step is then no step of the flow, which would give every sample of a condition the same one.
     assert process.deterministic_base
-    assert sampling.solver.epsilon == Bridge()
+    assert sampling.solver.epsilon == SchroedingerBridge()
 
 
 def test_noise_beside_the_base_rows_depends_on_the_number_of_the_sample():
