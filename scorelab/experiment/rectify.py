@@ -38,7 +38,7 @@ class Rectify:
     Attributes:
         every: the steps of a round, a multiple of ``Train.checkpoint_every``; ``Train.steps`` says how many rounds there are.
         n: pairs of a round.
-        solver: ``InterpolantODE()`` for reflow, ``InterpolantSDE(epsilon=epsilons.SchroedingerBridge())`` for the Schroedinger bridge.
+        solver: ``InterpolantODE()`` for reflow, ``InterpolantSDE(epsilon=epsilons.SchroedingerBridge())`` for the bridge.
         grid: its time grid.
         exact: the ends that paths begin at, a round each, in turns. The law of that end is exact.
         chunk: pairs made at once, None for as many as fit.
