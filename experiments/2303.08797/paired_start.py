@@ -121,8 +121,8 @@ def claims(numbers) -> list[Claim]:
         Claim(
             says="The point with a latent noise as large as the law needs fewer calls than noise.", value=gain.mean(),
             spread=spread(gain), unit="times the distance of N(0, 1) at 16 calls",
-            verdict="reproduced" if gain.mean() > 2 else "in shape" if gain.mean() > 1 else "not reproduced",
-            why="The error of these rules falls about as one over the calls: a factor of two is half of the calls.",
+            verdict="reproduced" if gain.mean() > 2.7 else "in shape" if gain.mean() > 1 else "not reproduced",
+            why="The limit is 2.7; an independent computation had .10 against .034, which is 2.9.",
         ),
         Claim(
             says="It is the best of all bases here.", value=best.mean(), spread=spread(best), unit="deviations at 16 calls",

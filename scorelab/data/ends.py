@@ -49,7 +49,7 @@ class Classes(OfAnother):
 
     @property
     def generated(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """False: of so many fresh points another number would be left."""
+        """No, since of so many fresh points another number would be left."""
         return False
 
     def draw(self, n, seed):
