@@ -1,12 +1,13 @@
 r"""Bits per dimension of integer data under a model of continuous data: dequantisation, uniform, learned and importance-weighted.
 
-A level ``x`` is a cell of the scale. With the place ``v`` in the cell, of unit volume, and :math:`y = y(x + v)` in data space,
+A level ``x`` is a cell of the scale. With dequantisation noise ``v``, the place in the cell, of unit volume, and
+:math:`y = y(x + v)` in data space,
 
 .. math:: P(x) = \int p(y)\Big|\frac{dy}{dv}\Big|\,dv,\qquad
           \log P(x) \ge E\log\frac1K\sum_{k=1}^K e^{w_k},\qquad
           w = \log p(y) + \log\Big|\frac{dy}{dv}\Big| - \log q(v\mid x),\quad v\sim q .
 
-The bound holds for every law ``q`` of the place, rises with ``K`` and tends to :math:`\log P(x)`. ``q`` is uniform
+The bound holds for every law ``q`` of the noise, rises with ``K`` and tends to :math:`\log P(x)`. ``q`` is uniform
 (Theis et al. 2016, arXiv 1511.01844), or learned (Ho et al. 2019, arXiv 1902.00275); ``K`` is that of Burda et al. (2016), arXiv
 1509.00519.
 """
@@ -44,7 +45,7 @@ _STEPS, _NOISE = 20, Proportional(1.0)
 
 
 class Places(abc.ABC):
-    """The law ``q`` of the place in a cell, given the levels; a pytree. A new one needs ``draw``."""
+    """The law ``q`` of the dequantisation noise, the place in a cell, given the levels; a pytree. A new one needs ``draw``."""
 
     @abc.abstractmethod
     def draw(
@@ -56,7 +57,7 @@ class Places(abc.ABC):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Uniform(Places):
-    """Every place alike."""
+    """Uniform dequantisation noise."""
 
     def draw(self, keys, x, transform):
         return jax.vmap(transform.dequantise)(keys, x), jnp.zeros(len(x))
@@ -64,7 +65,7 @@ class Uniform(Places):
 
 @dataclass(frozen=True, kw_only=True)
 class LogitLogistic:
-    r"""A learned law: :math:`\mathrm{logit}\,v = m(x) + s(x)\,z` element by element, with ``z`` logistic.
+    r"""A learned law of dequantisation noise: :math:`\mathrm{logit}\,v = m(x) + s(x)\,z` by element, with ``z`` logistic.
 
     At :math:`m = 0` and :math:`s = 1` it is uniform, where a network whose output begins at zero begins. The network sees the whole
     ``x``. It gets the levels twice, side by side in the last axis, and returns ``m`` and :math:`\log s` so. :func:`fit` makes the
@@ -181,7 +182,7 @@ def bits_per_dim(
     chunk: int | None = None,
     **options: Any,
 ) -> BitsPerDim:
-    r"""Bits per dimension of integer data, an upper bound: places in the cells are drawn, and their weights counted.
+    r"""Bits per dimension of integer data, an upper bound: dequantisation noise is drawn, and its weights counted.
 
     The density is that of the model's flow (:func:`scorelab.log_likelihood`), or with a ``grid`` the lower bound of that of its SDE
     (:func:`scorelab.likelihood_bound`). It is that of data noised to the first time of the process, or to the last one of the grid.
@@ -192,8 +193,8 @@ def bits_per_dim(
         x: integer data, ``(n, *event)`` uint8.
         transform: such as ``scorelab.data.Pixels(levels=256)``.
         key: PRNG key.
-        places: the law of the place in a cell, ``Uniform()`` by default, or what :func:`fit` returns.
-        draws: ``K``, places for each row; more than one with the exact divergence of the flow only.
+        places: the law of the dequantisation noise, ``Uniform()`` by default, or what :func:`fit` returns.
+        draws: ``K``, noises for each row; more than one with the exact divergence of the flow only.
         grid: of the SDE; None for the flow.
         epsilon: see :func:`scorelab.likelihood_bound`.
         paths: see there.
@@ -204,7 +205,7 @@ def bits_per_dim(
         **options: the other arguments of the one function or the other.
 
     Raises:
-        TypeError: a transform without levels; data that are not uint8; what is no law of places.
+        TypeError: a transform without levels; data that are not uint8; what is no law of dequantisation noise.
         ValueError: values that are no levels of the transform; several draws with probes or a grid, whose noise in the exponent
             would be a bias towards too few bits; epsilon without a grid.
         FloatingPointError: see the two functions.
@@ -300,7 +301,7 @@ def fit(
     objective: Objective | None = None,
     cond: Pytree = None,
 ) -> tuple[BoundLogitLogistic, np.ndarray]:
-    r"""Learn the law of places under a fixed model, by gradients of the bound :math:`E[\log p(y) - \log q(v\mid x)]`.
+    r"""Learn the law of dequantisation noise under a fixed model, by gradients of :math:`E[\log p(y) - \log q(v\mid x)]`.
 
     The model is not changed. Any law gives a bound, and what was learned only makes it tighter. So ``x`` are training data, and the
     bits are counted on others.

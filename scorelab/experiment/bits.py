@@ -24,13 +24,13 @@ class BitsPerDim(Diagnostic):
     Attributes:
         n: rows, spread evenly over the split; None for all.
         split: of the data set.
-        draws: places of each row in its cells; more than one with the exact divergence of the flow only.
+        draws: of the dequantisation noise of each row; more than one with the exact divergence of the flow only.
         probes: Hutchinson probes; 0 for the exact divergence.
         grid: of the SDE whose likelihood is bounded; None for the flow.
         epsilon: its noise.
         paths: its paths for each row.
-        places: a network of :class:`scorelab.dequantisation.LogitLogistic`, which learns the law of the places on the training
-            data; None for the uniform one.
+        places: a network of :class:`scorelab.dequantisation.LogitLogistic`, which learns the law of the dequantisation
+            noise on the training data; None for the uniform one.
         steps: of that learning.
         chunk: rows at once.
     """

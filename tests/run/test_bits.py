@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,6 +21,16 @@ TINY = (
 )  # fmt: skip
 
 
+def gaussian_bits(n, variance):
+    """Of rows of the test digits under N(0, variance): the mean of the logarithm of the density over a cell, ``(n,)``."""
+    spec = config.load("recipes/bits_per_dim.gin", TINY).experiment.data
+    arrays, width = spec.load("test"), 2 / spec.transform.levels
+    rows = np.unique(np.linspace(0, len(arrays) - 1, n).round().astype(int))
+    centres = width * (np.asarray(arrays.x[rows], np.float64) + 0.5) - 1
+    nats = -0.5 * ((centres**2 + width**2 / 12) / variance + np.log(2 * np.pi * variance)) + np.log(width)
+    return -nats.reshape(n, -1).mean(1) / np.log(2)
+
+
 def test_the_recipe_counts_bits_of_held_out_images(tmp_path, scorelab):
     status, _, err = scorelab("run", "recipes/bits_per_dim.gin", *with_sets(*TINY), "--workdir", tmp_path / "run")
     assert status == 0, err
@@ -29,8 +40,9 @@ def test_the_recipe_counts_bits_of_held_out_images(tmp_path, scorelab):
         assert found["n"] == len(found["bits"]) == 4
         np.testing.assert_allclose(found["bits_per_dim"], np.mean(found["bits"]), rtol=1e-5)
         np.testing.assert_allclose(found["standard_error"], np.std(found["bits"], ddof=1) / 2, rtol=1e-4)
-        # A network of two steps knows the moments of the data, and needs less than a code of 17 equal levels.
-        assert 1 < found["bits_per_dim"] < found["uniform_code"] + 1
+        # A new network says v = 0, which is the flow of N(0, 1). Two steps, of thousands that gain two bits, gain less than .05.
+        assert abs(found["bits_per_dim"] - gaussian_bits(4, 1.0).mean()) < 0.05
+        assert found["uniform_code"] == pytest.approx(np.log2(17))
         assert f"Diagnostic: {name}, step 2" in page
         assert f"{found['bits_per_dim']:.4g}" in page
         assert f"{found['standard_error']:.4g}" in page
@@ -88,9 +100,27 @@ def test_what_cannot_be_counted_is_refused_before_the_training(wrong, message):
 
 
 def test_the_bound_of_the_sde_in_a_config():
-    question = BitsPerDim(n=4, grid=sl.grids.LogSNR(4), epsilon=sl.solvers.epsilons.Reverse(0.5), probes=1)
+    n, variance = 16, 0.5
+    question = BitsPerDim(n=n, grid=sl.grids.LogSNR(100), epsilon=sl.solvers.epsilons.Reverse(0.5), probes=1)
     found = changed()
     asked(question)
-    law = sl.densities.Gaussian(np.zeros((8, 8, 1)), 0.5)
+    law = sl.densities.Gaussian(np.zeros((8, 8, 1)), variance)
     finding = question(sl.models.ExactModel(law, found.process), found.data, jax.random.key(0))
-    assert np.isfinite(finding.values["bits_per_dim"])
+    # The score is exact here, and the noise of t_min below 2e-4.
+    more = np.asarray(finding.values["bits"]) - gaussian_bits(n, variance)
+    error = more.std() / np.sqrt(n)
+    assert 4 * error < 0.01
+    assert abs(more.mean()) < 4 * error
+
+
+def test_pairs_under_a_condition_have_no_bits():
+    """The base rows of a condition follow another law than all of them, and those of a deterministic base none with a density."""
+    found = changed(labels=True)
+    base = sl.densities.Gaussian(np.zeros((8, 8, 1)), 1.0)
+    for coupling, message in (
+        (data.Paired(), r"BitsPerDim under Paired\(.*and the condition 'label': expected data without a condition"),
+        (data.Paired(deterministic=True), r"BitsPerDim under Paired\(.*a base with noise of its own"),
+    ):
+        process = sl.processes.StochasticInterpolant(base=base, coupling=coupling)
+        with pytest.raises(ValueError, match=message):
+            BitsPerDim().check(SimpleNamespace(data=found.data, process=process))
