@@ -92,8 +92,8 @@ def rectified_pairs(
     a path begins with is exact, so directions in turn keep both ends of iterated fitting from drifting away.
 
     Under ``InterpolantODE`` training on the pairs is reflow, which makes the flow straighter (Liu et al., arXiv 2209.03003). Under
-    ``InterpolantSDE(epsilon=epsilons.SchroedingerBridge())``, a linear path and a Brownian gamma it is one round of iterated fitting,
-    whose limit is the Schroedinger bridge (Shi et al., arXiv 2303.16852).
+    ``InterpolantSDE(epsilon=epsilons.SchroedingerBridge())``, a linear path and a Brownian gamma it is one round of iterated
+    fitting, whose limit is the Schroedinger bridge (Shi et al., arXiv 2303.16852).
 
     Args:
         model: a model of a stochastic interpolant.
