@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class Checkpoints:
                 os.rename(partial, target)
                 sync_folder(self._folder)
             finally:
-                shutil.rmtree(partial, ignore_errors=True)
+                _remove(partial)
             for old in self.steps()[: -self._keep]:
                 shutil.rmtree(self._folder / str(old))
 
@@ -167,6 +168,15 @@ def _orbax() -> Any:
 def _checkpointer() -> Any:
     """One that waits: the next step consumes the arrays, and a run must know that its checkpoint is there."""
     return _orbax().Checkpointer(_orbax().StandardCheckpointHandler())
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which threads of orbax may still end what they had begun: files appear while others are removed."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import pytest
 
 from scorelab import data, densities, fk, grids, models, processes, sample, schedules, solvers
 from scorelab.fk import rewards
-from scorelab.metrics import WeightsError, small_cnn, smallcnn
+from scorelab.errors import WeightsError
+from scorelab.metrics import small_cnn, smallcnn
 
 TEST = data.load("digits", "test")
 SCALE = data.Pixels(levels=17)

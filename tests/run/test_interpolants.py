@@ -187,7 +187,7 @@ def test_configs_of_interpolants_say_the_scale_of_their_data_and_what_their_base
 
 
 def test_noise_beside_the_base_rows_depends_on_the_number_of_the_sample():
-    bindings = (*PAIRED, "data.Paired.noise = 0.5")
+    bindings = (*PAIRED, "data.Paired.noise = 0.5", "data.Paired.deterministic = False")
     noisy = config.load(FINE, bindings).experiment
     stage, key = noisy.one(Sample), jax.random.key(3)
     points = lambda n, key=key: np.asarray(stage.begin(noisy.data, noisy.process, stage.conditions(noisy.data, n), key).points)
