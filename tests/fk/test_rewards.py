@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from scorelab import data, densities, fk, grids, models, processes, sample, schedules, solvers
-from scorelab.fk import rewards
 from scorelab.errors import WeightsError
+from scorelab.fk import rewards
 from scorelab.metrics import small_cnn, smallcnn
 
 TEST = data.load("digits", "test")
