@@ -109,6 +109,10 @@ class Paired(Coupling):
         return np.arange(len(x))
 
 
+# Names that arrays of a batch have anyway.
+_RESERVED = ("x", "base", "cond", "label", "places")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Inpainting(Coupling):
     r"""The base is the data with a hole in it: :math:`w = x` outside of it, and a draw of the base of the process inside.
@@ -133,6 +137,8 @@ class Inpainting(Coupling):
         if self.batch is not None or self.groups is not None:
             raise ValueError("Inpainting.batch and Inpainting.groups: expected None, since every row has its own base")
         require_spec(self, str, hole=self.hole)
+        if self.hole in _RESERVED:
+            raise ValueError(f"Inpainting.hole = {self.hole!r}: expected the name of an array of its own, and none of {_RESERVED}")
         if self.sides is not None:
             object.__setattr__(self, "sides", tuple(self.sides) if isinstance(self.sides, tuple | list) else (self.sides,))
             if not self.sides:
@@ -387,6 +393,9 @@ class Coupled:
         if w.shape != x.shape:
             raise ValueError(f"Coupled.base has points of shape {w.shape[1:]}: expected {x.shape[1:]}, those of the data")
         flat_x, flat_w = x.reshape(len(x), -1), w.reshape(len(w), -1)
+        for name, rows in dict(data=flat_x, base=flat_w).items():
+            if (wrong := np.flatnonzero(~np.isfinite(rows).all(1))).size:
+                raise ValueError(f"{self.coupling!r}: {len(wrong)} of {len(rows)} rows of the {name} are not finite: expected none")
         if self.coupling.groups is None:
             groups = np.zeros(len(x), int)
         elif self.coupling.groups not in batches[0]:

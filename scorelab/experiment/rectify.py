@@ -107,6 +107,14 @@ class Rectify:
             pairs = read_npz(path, limit=_BYTES)
         except (DamagedFile, OSError) as error:
             raise ConfigError(f"{error}; delete {shown(path)} and the checkpoints after step {began}") from error
+        shape = (self.n, *experiment.data.load().event_shape)
+        ends = [pairs.get(name, np.zeros(0)) for name in ("x", "base")]
+        if not all(end.shape == shape and np.all(np.isfinite(end)) for end in ends):
+            found = {name: rows.shape for name, rows in pairs.items()}
+            raise ConfigError(
+                f"{shown(path)} has arrays of the shapes {found}: expected finite x and base, {shape}; delete it and the "
+                f"checkpoints after step {began}"
+            )
         cost = np.mean(np.sum((pairs["x"] - pairs["base"]).reshape(len(pairs["x"]), -1) ** 2, axis=1, dtype=np.float64))
         run.console.stage("pairs", f"round {number}: {len(pairs['x'])} pairs, mean square distance {cost:.4g}")
         return _Pairs(Batches(pairs, batch_size=batch_size, seed=experiment.seed + number), experiment.data.prepare)

@@ -164,6 +164,8 @@ class Sample(Stage):
                 f"Sample.threshold = {self.threshold} under {process!r}: expected None, since it is for data within -1 and "
                 "1; Sample.clip has bounds in the chart"
             )
+        # Before the numbers of a process are asked for that another kind does not have.
+        require_spec(f"Sample.solver = {type(self.solver).__name__}", self.solver.process_type, process=process)
         times = self.grid.times(process)
         if isinstance(self.start, FromData):
             self.start.check(data, process, times)

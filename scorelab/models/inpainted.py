@@ -40,6 +40,10 @@ class Inpainted(Wraps):
     def __post_init__(self):
         if isinstance(self.hole, list | tuple):
             object.__setattr__(self, "hole", np.asarray(self.hole))
+        if isinstance(self.hole, str | bool | float | int):
+            raise TypeError(f"Inpainted.hole = {self.hole!r}: expected an array of 0 and 1, (n, *event)")
+        if isinstance(self.model, type):
+            raise TypeError(f"Inpainted.model = {self.model!r}: expected a model, and not its class")
         if type(self.hole) is object or is_traced(self.hole) or not isinstance(self.hole, np.ndarray | jax.Array):
             return
         require_spec(self, StochasticInterpolant, process=self.process)

@@ -106,6 +106,10 @@ class StochasticInterpolant(Bridge):
         if self.path.two_sided == (self.base is None):
             wanted = "a law, or points (n, *event)" if self.path.two_sided else "None, since the data are at both ends"
             raise ValueError(f"StochasticInterpolant.base = {self.base!r} with {self.path!r}: expected {wanted}")
+        if not self.path.two_sided and self.joined:
+            raise ValueError(
+                f"StochasticInterpolant.coupling = {self.coupling!r} with {self.path!r}: expected None, with the data at both ends"
+            )
         checked_ends(self)
         if self.deterministic_base and not self.gamma.steep:
             raise ValueError(

@@ -611,6 +611,20 @@ X = np.zeros((2, 2), np.float32)
         (lambda: data.Rectified(groups="label"), "of the coupling first"),
         (lambda: data.Coupled(classes(64), data.Assignment(batch=24), STANDARD).at(0), "a multiple or a divisor"),
         (lambda: epsilons.SchroedingerBridge().values(process(0.0), np.zeros(2)), "expected a Brownian gamma"),
+        (lambda: data.Inpainting(hole="base"), "an array of its own"),
+        (lambda: models.Inpainted(model=models.ExactModel, hole=np.ones((1, 2))), "not its class"),
+        (lambda: models.Inpainted(model=None, hole="hole"), "0 and 1"),
+        (
+            lambda: processes.StochasticInterpolant(path=processes.paths.Mirror(), coupling=data.Assignment()),
+            "with the data at both ends",
+        ),
+        (
+            lambda: data.Coupled(
+                data.Batches({"x": np.array([[1.0], [np.nan]], np.float32)}, batch_size=2), data.Entropic(std=1.0),
+                densities.Gaussian(np.zeros(1), 1.0),
+            ).at(0),
+            "1 of 2 rows of the data are not finite",
+        ),
         (lambda: invert(exact(1.0), X, solver=SDE, grid=grids.Uniform(2)), "expected one PRNG key"),
         (lambda: distill.rectified_pairs(exact(0.0), solver=FLOW, grid=grids.Uniform(2), key=KEY), "one of shape and x"),
         (

@@ -12,7 +12,7 @@ from scipy import stats
 
 from scorelab import config, data, fk, models, starts
 from scorelab.errors import ConfigError
-from scorelab.experiment import Diagnose, Sample, Straightness, rectify
+from scorelab.experiment import Diagnose, Sample, Straightness, Train, rectify
 from scorelab.experiment.checks import check
 from scorelab.experiment.train import coupled
 from scorelab.solvers.epsilons import SchroedingerBridge
@@ -130,6 +130,23 @@ def test_rounds_of_reflow_go_on_where_they_were_stopped(scorelab, tmp_path):
 def test_rounds_that_cannot_be_are_refused_before_the_training(binding, message):
     with pytest.raises((TypeError, ValueError), match=message):
         check(config.load("paper/2303.08797/reflow", (*REFLOW, "STEPS = 30", binding)).experiment)
+
+
+@pytest.mark.parametrize("ends", [dict(x=(40, 2), base=(40, 2)), dict(x=(64, 2)), dict(x=(64, 2), base=(64, 3))], ids=str)
+def test_pairs_of_other_shapes_are_refused(tmp_path, ends):
+    reflow = config.load("paper/2303.08797/reflow", (*REFLOW, "STEPS = 30")).experiment
+    (tmp_path / "pairs").mkdir()
+    np.savez(tmp_path / "pairs" / "10.npz", **{name: np.zeros(shape) for name, shape in ends.items()})
+    run = types.SimpleNamespace(experiment=reflow, workdir=types.SimpleNamespace(root=tmp_path))
+    with pytest.raises(ConfigError, match=r"expected finite x and base, \(64, 2\); delete it"):
+        reflow.one(Train).rectify.batches(run, 10, None, 32)
+
+
+@pytest.mark.parametrize(("name", "solver"), [(NAME, "Heun()"), (SPHERE, "InterpolantSDE()"), ("quickstart", "InterpolantODE()")])
+def test_a_solver_of_another_process_is_refused_by_name(name, solver):
+    wrong = config.load(name, ("from scorelab import solvers", f"experiment.Sample.solver = @solvers.{solver}")).experiment
+    with pytest.raises(TypeError, match=rf"Sample.solver = {solver[:-2]}.process = .*: expected a "):
+        check(wrong)
 
 
 def test_a_coupling_of_pairs_that_nobody_makes_is_refused():
