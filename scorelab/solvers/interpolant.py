@@ -282,6 +282,6 @@ class InterpolantSDE(Solver):
 
 
 def _noise(scale: Scalar, keys: Any, like: Array) -> Array:
-    """Fresh noise of this deviation, drawn where it is not 0: every second stage has none, and a draw costs 4 % of a small network."""
+    """Fresh noise of this deviation, drawn where it is not 0, since every second stage has none and a draw takes time."""
     drawn = lambda: (scale * per_example_normal(keys, like)).astype(like.dtype)
     return jax.lax.cond(scale > 0, drawn, lambda: jnp.zeros_like(like))
