@@ -179,26 +179,19 @@ def plain(data, options) -> dict:
     return rows
 
 
-def panel(rows: dict, title: str):
-    """Bits by way, a line for each model; what needs no places is a level."""
-    ways = [way for way in WAYS if any(way in row for row in rows.values())]
-    places = np.arange(len(ways), dtype=float)
-    series = {}
-    for name, row in rows.items():
-        if set(row) == {"exact"}:
-            series[name] = (places, np.full(len(ways), row["exact"]["mean"]))
-        else:
-            series[name] = (places, np.array([row.get(way, {}).get("mean", np.nan) for way in ways]))
-    label = ", ".join(f"{i} {way}" for i, way in enumerate(ways)).replace(", 3", ",\n3")
-    return viz.Panel(series=series, title=title, xlabel=label, ylabel="bits/dim", markers=True)
+def picture(rows: dict):
+    """Bits of every model in every way; what has one number alone is a line."""
+    bits = {f"{name}: {way}": [row[way]["mean"]] for name, row in rows.items() for way in WAYS if way in row}
+    return viz.dots(
+        bits, xlabel="bits per dimension", reference={n: row["exact"]["mean"] for n, row in rows.items() if "exact" in row}
+    )
 
 
-def panels(numbers: dict):
-    """The known law, and one panel for each data set."""
-    law = {name: value for name, value in numbers["known law"].items() if name != "exact"}
-    known_law = panel({"exact model": law, "exact": {"exact": numbers["known law"]["exact"]}}, "known law")
-    content = [known_law, *(panel(rows, name) for name, rows in numbers.items() if name != "known law")]
-    return viz.panels(content, columns=len(content), reference=("exact", "histogram of every pixel"), width=9.0, height=3.2)
+def pictures(numbers: dict) -> dict:
+    """The known law, and one picture for each data set."""
+    law = numbers["known law"]
+    rows = {"exact model": {way: law[way] for way in WAYS}, "the bits of the law": {"exact": law["exact"]}}
+    return {"known_law": picture(rows)} | {name: picture(found) for name, found in numbers.items() if name != "known law"}
 
 
 def claims(numbers: dict) -> list[Claim]:
@@ -284,7 +277,7 @@ def main(record) -> None:
     for name, rows in numbers.items():
         for row, ways in ({name: rows} if name == "known law" else rows).items():
             print(f"{row:>26}", {way: f"{v['mean']:.3f} +- {v['error']:.3f}" for way, v in ways.items()})
-    record.write(numbers, claims=claims(numbers), bits=panels(numbers))
+    record.write(numbers, claims=claims(numbers), **pictures(numbers))
 
 
 if __name__ == "__main__":
