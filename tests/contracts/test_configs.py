@@ -19,7 +19,7 @@ from scorelab.data import PublishedFile, registry
 from scorelab.data.files import sha256
 from scorelab.data.loaders import CifarBinary, IdxImages, IdxSplit
 from scorelab.experiment import Evaluate, ImageEvaluation, Sample, Train, check, checks
-from scorelab.experiment.train import state_like
+from scorelab.experiment.train import coupled, state_like
 from scorelab.run.cli import main
 
 ROOT = next(root for root in reversed(CONFIG_ROOTS) if root.is_dir()).resolve()
@@ -218,7 +218,7 @@ def test_the_network_fits_the_loss_at_full_size(name):
     experiment, same = loaded(name).experiment, trained_part(loaded(name).specs)
     if same in TRACED:
         return
-    data = experiment.data.batches(experiment.one(Train).batch_size, experiment.seed)
+    data = coupled(experiment, experiment.data.batches(experiment.one(Train).batch_size, experiment.seed))
 
     def update(state, batch, key):
         return experiment.learner.update(state, data.prepare(batch), key)
@@ -242,6 +242,8 @@ def test_runs_two_steps(name, tmp_path):
     few = ("experiment.Pairs.n = 8", "experiment.Pairs.batch_size = 8") if experiment.data.pairs is not None else ()
     if any(isinstance(each, ImageEvaluation) for each in experiment.one(Evaluate).evaluations):
         few += ("experiment.ImageEvaluation.n = None",)
+    if experiment.one(Train).rectify is not None:
+        few += ("experiment.Rectify.every = 1", "experiment.Rectify.n = 64", "experiment.Train.checkpoint_every = 1")
     # A binding that changes nothing is refused.
     short = [binding for binding in SHORT if "WARMUP" not in binding or "WARMUP" in text]
     sets = [argument for binding in (*short, *tiny, *few) for argument in ("--set", binding)]
