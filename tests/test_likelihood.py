@@ -76,6 +76,22 @@ def test_the_divergence_is_exact_in_image_shapes(float64):
     np.testing.assert_allclose(result.log_prob, exact, atol=1e-5)
 
 
+def test_bits_of_a_known_density():
+    # Levels drawn uniformly from 16; the model is a broad Gaussian of known density, so bits/dim has a closed form.
+    process = processes.Gaussian(schedule=schedules.VPLinear(t_min=1e-5))
+    law = densities.Gaussian(np.zeros((2, 2, 1)), 0.5)
+    levels = np.random.default_rng(0).integers(0, 16, (64, 2, 2, 1)).astype(np.uint8)
+    transform = data.Pixels(levels=16)
+    y = np.asarray(transform.dequantise(KEY, levels))
+    result = likelihood.log_likelihood(models.ExactModel(law, process), y, start=starts.GaussianMoments(law))
+    bits = transform.bits_per_dim(result.log_prob, (2, 2, 1))
+    nats = np.sum(stats.norm.logpdf(y.astype(np.float64), scale=np.sqrt(0.5)), axis=(1, 2, 3))
+    expected = -(nats + 4 * np.log(2 / 16)) / (4 * np.log(2))
+    # Tolerance of the solver (1e-5) and of sigma(t_min)^2 = 1e-6 relative to the variance.
+    np.testing.assert_allclose(bits, expected, atol=3e-4)
+    np.testing.assert_allclose(result.log_prob, nats, atol=1e-3)
+
+
 def test_errors():
     process = processes.Gaussian(schedule=schedules.VPLinear())
     model = models.ExactModel(densities.Gaussian(np.zeros(2), 0.3), process)

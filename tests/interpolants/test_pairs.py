@@ -235,8 +235,10 @@ def test_pairs_keep_their_conditions_and_go_into_a_training():
     np.testing.assert_allclose(pairs["x"] - pairs["base"], 2.0 * (2 * label[:, None] - 1) * np.ones((64, 2)), atol=1e-5)
     back = walk(x=pairs["x"], cond=label, chunk=24)
     np.testing.assert_allclose(back["base"], pairs["base"], atol=1e-5)
-    noised = losses.InterpolantMatching(made, heads=("u",)).draw(KEY, data.Batches(pairs, batch_size=16).at(0))
-    assert noised.cond is not None
+    batch = data.Batches(pairs, batch_size=16).at(0)
+    noised = losses.InterpolantMatching(made, heads=("u",)).draw(KEY, batch)
+    # The ends of a row say its condition: they are 2 apart in its direction.
+    np.testing.assert_array_equal(noised.cond, np.asarray(batch["x"] > batch["base"])[:, 0])
     # Under a condition too sampling begins at the whole base.
     sample(model, solver=solvers.InterpolantODE(), grid=grids.Uniform(2), key=KEY, shape=(64, 2), cond=label)
 

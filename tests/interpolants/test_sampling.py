@@ -163,7 +163,7 @@ def test_an_adaptive_solver_follows_the_flow_to_its_ends(gamma):
         np.testing.assert_allclose(there, y, rtol=1e-6, atol=1e-8)
 
 
-N = 4_000
+N, SET = 8_000, 4_000
 ODE, SDE = solvers.InterpolantODE(), solvers.InterpolantSDE()
 CASES = [
     *((name, ODE) for name in laws.PAIRS),
@@ -178,12 +178,17 @@ CASES = [
 
 @functools.cache
 def _of_data(seed):
-    return np.asarray(laws.data().sample(jax.random.key(seed), N))
+    return np.asarray(laws.data().sample(jax.random.key(seed), SET))
+
+
+@functools.cache
+def _many():
+    return np.asarray(laws.data().sample(KEY, 200_000))
 
 
 def _noised(process, t, seed):
     """Points of the law at ``t``, drawn from its definition."""
-    rows = process.perturb(jax.random.key(seed), jnp.asarray(_of_data(seed)), jnp.full(N, t, jnp.float32))
+    rows = process.perturb(jax.random.key(seed), jnp.asarray(_of_data(seed)), jnp.full(SET, t, jnp.float32))
     return np.asarray(rows.y)
 
 
@@ -195,15 +200,24 @@ def _apart(x, y):
 def test_points_have_the_law_of_their_time(name, solver):
     process = laws.process(name)
     model, times = models.ExactModel(laws.data(), process), grids.Arcsine(120).times(process)
-    start = None if process.path.two_sided else starts.Fixed(_of_data(1))
+    start = None if process.path.two_sided else starts.Fixed(np.concatenate([_of_data(1), _of_data(8)]))
     out = sample(model, solver=solver, grid=grids.Arcsine(120), key=KEY, shape=(N, 2), start=start, keep="all")
     for step in (60, 100, 120):
-        y = np.asarray(out.trajectory[step])
+        y = np.asarray(out.trajectory[step])[:SET]
         exact = [_noised(process, times[step], seed) for seed in range(2, 7)]
         # Sets of as many exact points are as far apart as this; the error of a rule of order 1 adds 1 % of a deviation.
         floor = np.mean([_apart(a, b) for a, b in itertools.combinations(exact, 2)])
         found = np.mean([_apart(y, other) for other in exact])
         assert found < 1.5 * floor + (0.01 * y.std() if solver.order == 1 else 0.0), (step, found, floor)
+    x = np.asarray(out.x, np.float64)
+    mean, cov = laws.moments(laws.WEIGHTS, laws.MEANS, laws.COVS)
+    # Four standard errors, and the bias of a first-order rule at 120 steps: up to 1 % of the covariance per unit of eps h.
+    bias = 0.05 if solver.order == 1 else 0.01
+    np.testing.assert_allclose(x.mean(0), mean, atol=4 * np.sqrt(cov.max() / N) + bias)
+    np.testing.assert_allclose(np.cov(x.T), cov, atol=4 * np.sqrt(2 / N) * cov.max() + bias * cov.max())
+    # Between the two components: their weights.
+    side = lambda x: np.mean(np.linalg.norm(x - laws.MEANS[0], axis=1) < np.linalg.norm(x - laws.MEANS[1], axis=1))
+    assert abs(side(x) - side(_many())) < 4 * 0.5 / np.sqrt(N) + bias
 
 
 def test_the_mirror_returns_every_point_by_the_flow_and_another_one_by_the_sde():
