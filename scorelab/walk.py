@@ -6,6 +6,7 @@ on the samples beside it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from scorelab.models.inpainted import Inpainted
 from scorelab.models.known import Known
 from scorelab.models.parts import contains
 from scorelab.models.per_sample import map_per_sample
-from scorelab.processes.base import Start
+from scorelab.processes.base import Process, Start
 from scorelab.processes.interpolant import StochasticInterpolant
 from scorelab.pytrees import partly_static
 from scorelab.randomness import PathKeys, folded, per_example_keys
@@ -144,8 +145,7 @@ def plan(
     ids, times = check_walk(where, model, grid, key, n, population, cond, ids)
     start, times = start.on_grid(process, times)
     solver.check_start(start, model, float(times[0]))
-    rows = working_precision(solver.table(process, times))
-    _check_rows(solver, rows, len(times) - 1)
+    rows = _rows(solver, process, times)
     start.check(1 if is_traced(ids) else int(np.max(on_host(ids))) + 1, event, process)
     if not is_traced(start, ids):
         start.suit(where, model, float(times[0]), cond)
@@ -197,12 +197,42 @@ def _check_outside(where: str, model: Model, start: Start, ids: Array, populatio
         )
 
 
-def _check_rows(solver: Solver, rows: Any, steps: int) -> None:
-    """Raise ``ValueError`` unless the table has rows for every step of the grid, one step after the other."""
+def _rows(solver: Solver, process: Process, times: np.ndarray) -> Any:
+    """The table in the working precision, made once for equal specs: a small network is done in the time that making one takes."""
+    if not (_frozen(solver) and _frozen(process)):
+        return _table(solver, process, times)
+    return _tables(solver, process, times.tobytes(), jax.dtypes.canonicalize_dtype(np.float64))
+
+
+def _frozen(spec: object) -> bool:
+    """Whether equal specs stay equal: a frozen dataclass, none of whose numbers is an array."""
+    params = getattr(type(spec), "__dataclass_params__", None)
+    if params is None or not params.frozen:
+        return False
+    try:
+        hash(spec)
+    except TypeError:
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(solver: Solver, process: Process, times: bytes, working: np.dtype) -> Any:
+    return _table(solver, process, np.frombuffer(times))
+
+
+def _table(solver: Solver, process: Process, times: np.ndarray) -> Any:
+    """ValueError unless it has rows for every step of the grid, one step after the other."""
+    rows = working_precision(solver.table(process, times))
     step = np.asarray(rows.step)
-    if not np.array_equal(np.unique(step), np.arange(steps)) or np.any(np.diff(step) < 0):
+    if not np.array_equal(np.unique(step), np.arange(len(times) - 1)) or np.any(np.diff(step) < 0):
         found = ", ".join(map(str, step[:8])) + (", ..." if len(step) > 8 else "")
-        raise ValueError(f"{type(solver).__name__}.table has rows for the steps {found}: expected 0 to {steps - 1}, in this order")
+        raise ValueError(
+            f"{type(solver).__name__}.table has rows for the steps {found}: expected 0 to {len(times) - 2}, in this order"
+        )
+    for column in jax.tree.leaves(rows):
+        column.flags.writeable = False
+    return rows
 
 
 @partly_static("solver")
@@ -230,13 +260,36 @@ def chunks(
         yield low, map_per_sample(lambda _, value, rows=rows: rows(value), model), jax.tree.map(rows, trees)
 
 
-def begin(solver: Solver, start: Start, visit: Visit, t: Array, event: Any) -> tuple[State, Array]:
-    """The state before the first row, and the log-weights of the start."""
-    process = visit.model.process
-    y = start.draw(per_example_keys(jax.random.split(visit.key)[0], visit.ids), visit.ids, process, t, event)
-    log_weights = start.log_weight(y, process, t, visit.cond)
-    _check_drawn(start, y, log_weights, len(visit.ids), event)
-    return State(y, solver.init(process, y, log_weights), jnp.full(len(visit.ids), -1, jnp.int32)), log_weights
+class Drawn(NamedTuple):
+    """Where the samples begin.
+
+    Attributes:
+        y: the points.
+        log_weights: those of the start, ``(batch,)``.
+        signs: of the samples, where the start gives signs.
+    """
+
+    y: Pytree
+    log_weights: Array
+    signs: Pytree = None
+
+
+@functools.partial(jax.jit, static_argnames=("process", "event"))
+def drawn(start: Start, process: Process, key: Key, ids: Array, cond: Pytree, t: Array, *, event: Any) -> Drawn:
+    """Where the samples with these ids begin; ``key`` is that of the walk.
+
+    A program of its own, which other solvers, models and grids use again: drawing takes half as long to compile as a network.
+    """
+    y = start.draw(per_example_keys(jax.random.split(key)[0], ids), ids, process, t, event)
+    log_weights = start.log_weight(y, process, t, cond)
+    _check_drawn(start, y, log_weights, len(ids), event)
+    return Drawn(y, log_weights, start.signs(ids, event))
+
+
+def begin(solver: Solver, visit: Visit, drawn: Drawn) -> State:
+    """The state before the first row."""
+    carry = solver.init(visit.model.process, drawn.y, drawn.log_weights)
+    return State(drawn.y, carry, jnp.full(len(visit.ids), -1, jnp.int32))
 
 
 def _check_drawn(start: Start, y: Pytree, log_weights: Array, n: int, event: Any) -> None:

@@ -1,14 +1,18 @@
 """What ``sample`` promises beyond the solvers: compilation, memory, trajectories, errors."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scorelab import NonFiniteSample, densities, grids, models, processes, sample, schedules, solvers
+from scorelab.randomness import per_example_keys, per_example_normal
 from scorelab.sampling import _walk
 from scorelab.starts import Prior
-from scorelab.walk import Held, Visit, working_precision
+from scorelab.walk import Held, Visit, drawn, plan, working_precision
 
 KEY = jax.random.key(0)
 EDM = processes.Gaussian(schedule=schedules.EDM())
@@ -31,7 +35,8 @@ def test_peak_memory_does_not_grow_with_the_steps():
     for steps in (8, 64):
         rows = working_precision(solvers.DDIM().table(EDM, grids.Karras(steps).times(EDM)))
         visit = Visit(MODEL, KEY, jnp.arange(4096))
-        compiled = _walk.lower(Held(solvers.DDIM()), visit, Prior(), rows.t[0], rows, event=(2,), keep="last").compile()
+        begun = drawn(Prior(), EDM, KEY, visit.ids, None, rows.t[0], event=(2,))
+        compiled = _walk.lower(Held(solvers.DDIM()), visit, begun, rows, keep="last").compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
     assert sizes[1] - sizes[0] < 4096  # the table itself, a few hundred bytes
 
@@ -44,6 +49,44 @@ def test_parameters_scales_grids_and_counts_of_one_chunk_shape_share_one_program
     assert _walk._cache_size() == 1
     sample(guided, solver=solvers.DPMSolverPP(order=2), grid=grids.Uniform(5), key=KEY, shape=(8, 2), chunk=8)
     assert _walk._cache_size() == 1  # an equal spec, another kind of grid
+
+
+def test_other_solvers_grids_and_models_begin_with_the_program_that_draws_the_start():
+    other = models.ExactModel(densities.Gaussian(np.zeros(2), 0.5), EDM)
+    sample(MODEL, solver=solvers.DPMSolverPP(), grid=grids.Karras(5), key=KEY, shape=(8, 2))
+    before = drawn._cache_size()
+    sample(other, solver=solvers.DPMSolverPP(order=2), grid=grids.Karras(7), key=KEY, shape=(8, 2))
+    assert drawn._cache_size() == before
+
+
+def test_the_noise_of_a_sample_is_that_of_its_key_in_the_shape_of_an_event():
+    keys = per_example_keys(KEY, np.arange(3, dtype=np.int32))
+    for event in ((2,), (5, 3, 1), ()):
+        expected = jax.vmap(lambda key, event=event: jax.random.normal(key, event))(keys)
+        np.testing.assert_array_equal(per_example_normal(keys, jnp.zeros((1, *event))), expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(solvers.DPMSolverPP):
+    """A solver that counts its tables."""
+
+    made: ClassVar[list[int]] = []
+
+    def table(self, process, times):
+        self.made.append(len(times))
+        return super().table(process, times)
+
+
+def test_a_table_is_made_once_for_equal_specs_and_times_and_cannot_be_written():
+    arguments = dict(key=KEY, shape=(8, 2))
+    first = sample(MODEL, solver=Counted(), grid=grids.Karras(5), **arguments).x
+    np.testing.assert_array_equal(sample(MODEL, solver=Counted(), grid=grids.Karras(5), **arguments).x, first)
+    sample(MODEL, solver=Counted(), grid=grids.Karras(5, t_max=40.0), **arguments)
+    sample(MODEL, solver=Counted(order=1), grid=grids.Karras(5), **arguments)
+    assert Counted.made == [6, 6, 6]
+    given = dict(solver=Counted(), grid=grids.Karras(5), start=None, cond=None, ids=None)
+    with pytest.raises(ValueError, match="read-only"):
+        plan("sample", MODEL, **given, **arguments).rows.t[0] = 1.0
 
 
 def test_an_exact_mixture_is_sampled_to_the_floor():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -115,7 +114,8 @@ def sample_between(
     events = (rows.potential.event > 0) & (rows.enter > 0)
     visit = walk.Visit(plan.model, key, plan.ids, cond)
 
-    state, log_weights = _begin(silent, plan.start, visit, plan.first, event=plan.event)
+    begun = walk.drawn(plan.start, plan.model.process, key, plan.ids, cond, plan.first, event=plan.event)
+    state = _begin(silent, visit, begun)
     records, at = [], 0
     while at < plan.calls:
         until = at + int(np.argmax(events[at:])) if np.any(events[at:]) else plan.calls
@@ -134,7 +134,7 @@ def sample_between(
     x = silent.decode(model.process, state.y, state.carry)
     known = jnp.asarray(reward.on_host(x))
     joined = jax.tree.map(lambda *parts: jnp.concatenate(parts), *records)
-    part = _finish(silent, visit, state, index[-1], joined, known, log_weights)
+    part = _finish(silent, visit, state, index[-1], joined, known, begun.log_weights)
     walk.raise_if_bad(np.asarray(part["bad"]), plan.times)
     samples = assemble([part], plan, model.process)
     solver.review(samples.diagnostics)
@@ -145,9 +145,9 @@ def _part(rows: Any, which: Any) -> Any:
     return jax.tree.map(lambda column: column[which], rows)
 
 
-@functools.partial(jax.jit, static_argnames="event")
-def _begin(solver, start, visit, t, *, event):
-    return walk.begin(solver, start, visit, t, event)
+@jax.jit
+def _begin(solver, visit, drawn):
+    return walk.begin(solver, visit, drawn)
 
 
 @jax.jit

@@ -7,7 +7,6 @@ noise-aware rewards is that of TTSnap; there the reward of noisy points is learn
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -168,8 +167,9 @@ def prune(
     plan = walk.plan(
         "prune", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids, particles=particles
     )
-    if plan.model.process.has_signs:
-        raise ValueError(f"prune.model is of {plan.model.process!r}: expected signed=False, since a belief has no signs")
+    process = plan.model.process
+    if process.has_signs:
+        raise ValueError(f"prune.model is of {process!r}: expected signed=False, since a belief has no signs")
     if pruning.plan[-1][0] >= len(plan.times) - 1:
         raise ValueError(f"Pruning.keep = {dict(pruning.plan)}: expected steps from 0 to {len(plan.times) - 2}, those of the grid")
 
@@ -183,7 +183,7 @@ def prune(
     search = _Search(solver, dataclasses.replace(pruning, keep={0: 1}, particles=None))
 
     visit = walk.Visit(plan.model, key, plan.ids, cond)
-    state = _begin(search, plan.start, visit, plan.first, event=plan.event)
+    state = _begin(search, visit, walk.drawn(plan.start, process, key, plan.ids, cond, plan.first, event=plan.event))
     alive, at, done, unusable = np.arange(n), 0, 0, 0
     dropped_at, beliefs, value = np.full(n, -1), np.full((len(ends), n), np.nan), jnp.full(n, jnp.nan)
     for i, end in enumerate([*ends, calls]):
@@ -239,9 +239,9 @@ def _best(value: np.ndarray, population: int, count: int) -> np.ndarray:
     return (order + population * np.arange(len(value))[:, None]).ravel()
 
 
-@functools.partial(jax.jit, static_argnames="event")
-def _begin(search, start, visit, t, *, event):
-    return walk.begin(search.solver, start, visit, t, event)[0]
+@jax.jit
+def _begin(search, visit, drawn):
+    return walk.begin(search.solver, visit, drawn)
 
 
 @jax.jit

@@ -175,15 +175,18 @@ class InterpolantODE(Solver):
             require_capabilities(type(self).__name__, prediction, (HasLatent,))
 
     def init(self, process, y, log_weights):
-        """The point and the drift of the stage before."""
-        return jnp.zeros_like(y), jnp.zeros_like(y)
+        """The point and the drift of the stage before, where there are two."""
+        return (jnp.zeros_like(y), jnp.zeros_like(y)) if self.rule == "heun" else ()
 
     def update(self, keys, y, prediction, carry, row: InterpolantRow):
-        base, before = carry
         drift = prediction.velocity
         if self.form == "coefficients" and isinstance(prediction, HasLatent):
             drift = drift + row.e * prediction.eta
-        return row.y * y + row.base * base + row.now * drift + row.last * before, (y, drift)
+        out = row.y * y + row.now * drift
+        if not carry:
+            return out, ()
+        base, before = carry
+        return out + row.base * base + row.last * before, (y, drift)
 
 
 @partly_static("epsilon")
@@ -266,19 +269,23 @@ class InterpolantSDE(Solver):
         return float(np.sqrt(2 * abs(t - s) * weights @ self.epsilon.values(process, points)))
 
     def init(self, process, y, log_weights):
-        """The point, the drift and the noise of the stage before."""
-        return jnp.zeros_like(y), jnp.zeros_like(y), jnp.zeros_like(y)
+        """The point and the drift of the stage before, and its noise where the second stage has the same."""
+        return tuple(jnp.zeros_like(y) for _ in range(dict(euler=0, strang=2, heun=3)[self.rule]))
 
     def query(self, keys, y, carry, row: InterpolantRow):
         """The point with the first half of the noise."""
         return y + _noise(row.before, keys, y) if self.rule == "strang" else y
 
     def update(self, keys, y, prediction, carry, row: InterpolantRow):
-        base, before, noise = carry
         drift = prediction.velocity + row.e * prediction.eta
-        drawn = _noise(row.n, keys, y)
-        out = row.y * y + row.base * base + row.now * drift + row.last * before + drawn + row.again * noise
-        return out, (y, drift, drawn)
+        # Of one stage, only the last step has no noise.
+        drawn = row.n * per_example_normal(keys, y) if self.rule == "euler" else _noise(row.n, keys, y)
+        out = row.y * y + row.now * drift + drawn
+        if carry:
+            base, before, *noise = carry
+            out = out + row.base * base + row.last * before
+            out = out + row.again * noise[0] if noise else out
+        return out, (y, drift, drawn)[: len(carry)]
 
 
 def _noise(scale: Scalar, keys: Any, like: Array) -> Array:
