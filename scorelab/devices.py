@@ -30,6 +30,8 @@ LEAST_WORK = 1e8
 LEAST_WORK_PER_NUMBER = 350.0
 # More devices of one CPU than any machine has cores; JAX needs 0.2 s and 120 MB to start with as many.
 MOST_DEVICES = 1024
+# JAX's name of the number of CPU devices.
+_NUMBER = "jax_num_cpu_devices"
 
 
 def cores() -> int:
@@ -99,7 +101,7 @@ def use_all_cores(count: int | None = None) -> int:
     wanted = int(count) if count is not None else told or cores()
     if not _started():
         if count is not None or not told:
-            jax.config.update("jax_num_cpu_devices", wanted)
+            jax.config.update(_NUMBER, wanted)
         return wanted
     running = len(jax.local_devices(backend="cpu"))
     # What the CPU is beside an accelerator matters to nothing that is computed there.
@@ -120,7 +122,7 @@ def _started() -> bool:
 
 def _told() -> int | None:
     """The number of CPU devices that JAX was told, None where it was not."""
-    if (number := jax.config.jax_num_cpu_devices) > 0:
+    if (number := getattr(jax.config, _NUMBER)) > 0:
         return number
     name = "--xla_force_host_platform_device_count="
     flags = [flag.removeprefix(name) for flag in os.environ.get("XLA_FLAGS", "").split() if flag.startswith(name)]

@@ -104,22 +104,22 @@ def invert(
     devices.require_mesh("invert", mesh)
     n = len(x)
     size = n if chunk is None else min(chunk, n)
-    parts, held = [], walk.Held(solver)
-    key, trees = jax.random.key(0) if key is None else key, (x, np.arange(n, dtype=np.int32), cond)
+    parts, held, trees = [], walk.Held(solver), (x, np.arange(n, dtype=np.int32), cond)
+    noise: Key = jax.random.key(0) if key is None else key
 
     def work() -> float:
         _, model_of, (x_of, ids_of, cond_of) = next(walk.chunks(n, size, model, *trees))
-        return devices.operations(_up, held, walk.Visit(model_of, key, ids_of, cond_of), x_of, rows)
+        return devices.operations(_up, held, walk.Visit(model_of, noise, ids_of, cond_of), x_of, rows)
 
     if isinstance(mesh, str):
-        mesh = None if is_traced(model, key, trees) else devices.sampling_mesh(size, work)
+        mesh = None if is_traced(model, noise, trees) else devices.sampling_mesh(size, work)
     place = None
     if mesh is not None:
         size, place = devices.filled(size, mesh), devices.by_rows(mesh)
-        if not is_traced(model, key):
-            model, key = devices.everywhere((model, key), mesh)
+        if not is_traced(model, noise):
+            model, noise = devices.everywhere((model, noise), mesh)
     for low, part_model, (part_x, part_ids, part_cond) in walk.chunks(n, size, model, *trees, place=place):
-        part = _up(held, walk.Visit(part_model, key, part_ids, part_cond), part_x, rows)
+        part = _up(held, walk.Visit(part_model, noise, part_ids, part_cond), part_x, rows)
         parts.append(jax.tree.map(lambda leaf: leaf[: n - low], part))
     z, bad = (jnp.concatenate(column) for column in zip(*parts, strict=True))
     if check_finite and not is_traced(bad):
