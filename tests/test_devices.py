@@ -75,6 +75,7 @@ def test_beside_an_accelerator_the_cpu_does_not_matter(monkeypatch):
         ("0::/\n", {"cpu.max": "max 100000\n"}, float("inf")),
         # The limit of a group above holds as well.
         ("0::/a/b\n", {"a/b/cpu.max": "400000 100000", "a/cpu.max": "200000 100000", "cpu.max": "max 100000"}, 2.0),
+        ("0::/a/b\n", {"a/b/cpu.max": "200000 100000", "a/cpu.max": "400000 100000"}, 2.0),
         # Seen from inside a container the path is that of the machine.
         ("0::/docker/123\n", {"cpu.max": "300000 100000"}, 3.0),
         (
@@ -85,7 +86,7 @@ def test_beside_an_accelerator_the_cpu_does_not_matter(monkeypatch):
         ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, float("inf")),
         ("2:cpuset:/\n", {"cpuset/cpu.max": "100000 100000"}, float("inf")),
     ],
-    ids=["version 2", "no limit", "nested", "container", "version 1", "version 1, no limit", "another controller"],
+    ids=["version 2", "no limit", "outer", "inner", "container", "version 1", "version 1, no limit", "another controller"],
 )
 def test_the_quota_of_a_control_group(tmp_path, groups, files, quota):
     (tmp_path / "cgroup").write_text(groups)
@@ -187,6 +188,21 @@ def four():
         assert used(fitted[batch]) == {count}, (batch, used(fitted[batch]))
         expected = sl.training.fit(learner, Data(), mesh=alone, **arguments)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fitted[batch].params, expected.params)
+
+    # An update of a product of 5.4e8 operations: every device updates all numbers of the state, which has to be worth it.
+    class Product:
+        def __init__(self, numbers):
+            self.numbers = numbers
+
+        def init(self, key, batch):
+            return jnp.zeros(self.numbers)
+
+        def update(self, state, batch, key):
+            return state, batch["x"] @ batch["x"].T
+
+    points = {"x": np.zeros((1024, 256), np.float32)}
+    for numbers, count in ((1000, 4), (600_000, 2), (1_000_000, 1)):
+        assert sl.devices.training_mesh(Product(numbers), points, jax.random.key(0)).size == count, numbers
 
     heun = dict(solver=sl.solvers.Heun(), grid=sl.grids.Karras(4), key=jax.random.key(2))
     # Weights of a training lie on its devices, which need not be those of the samples.
