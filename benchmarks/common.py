@@ -114,10 +114,10 @@ def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, pause: flo
 
 def in_turns(
     functions: dict[str, Callable[[], Any]], rounds: int, *, base: str, calls: dict[str, float] | None = None,
-    goal: float | None = None, case: str = "{}",
+    goal: float | None = None, case: str = "{}", pause: float = 0.0,
 ) -> Iterator[Row]:  # fmt: skip
     """A row for every function but the base: the ratio of their times within a round, per call where calls are counted."""
-    wall, cpu = interleaved(functions, rounds)
+    wall, cpu = interleaved(functions, rounds, pause)
     calls = calls or {}
     each = {
         table_name: {name: np.array(seconds) / calls.get(name, 1) for name, seconds in table.items()}

@@ -11,7 +11,8 @@ What is timed is one call that draws samples, as a user makes it: the start nois
 torch side is eager, as both libraries are by default. Each pass runs in a process of its own, pinned to as
 many cores as it may have threads before JAX and torch start theirs, since XLA sizes its thread pool by the
 cores it is allowed: first one core, where the ratio of CPU seconds is the figure to read, then two, where it
-is wall seconds. Thread pools spin for a while after they have worked, hence a short pause before every call.
+is wall seconds. scorelab makes a device of each core, as the command line does by default.
+Thread pools spin for a while after they have worked, hence a short pause before every call.
 
 Every line says how many cores other programs kept busy meanwhile. Wall seconds with two threads mean little
 unless that is near zero: where one of torch's two threads loses its core, the other waits for it after every
@@ -227,7 +228,7 @@ def scorelab_sampler(model, process, solver, grid, shape):
 
     def run(noise=None):
         start = sl.starts.Prior() if noise is None else sl.starts.Fixed(first * noise)
-        arguments = dict(solver=solver, grid=grid, key=jax.random.key(3), shape=shape, start=start)
+        arguments = dict(solver=solver, grid=grid, key=jax.random.key(3), shape=shape, start=start, mesh="auto")
         return jax.block_until_ready(sl.sample(model, **arguments).x)
 
     return run
@@ -410,6 +411,7 @@ def main():
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    sl.use_all_cores(options.threads)
     results = [row for name in ("MLP", "UNet") for row in compare(name, options.threads, options.rounds)]
     Path(options.out).write_text(json.dumps(results))
 

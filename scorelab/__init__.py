@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         data,
         densities,
         dequantisation,
+        devices,
         diagnostics,
         distill,
         divergence,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         walk,
     )
     from scorelab.dequantisation import bits_per_dim
+    from scorelab.devices import use_all_cores
     from scorelab.elbo import likelihood_bound
     from scorelab.inversion import invert
     from scorelab.likelihood import log_likelihood
@@ -55,6 +57,7 @@ __all__ = [
     "data",
     "densities",
     "dequantisation",
+    "devices",
     "diagnostics",
     "distill",
     "divergence",
@@ -78,6 +81,7 @@ __all__ = [
     "solvers",
     "starts",
     "training",
+    "use_all_cores",
     "viz",
     "walk",
 ]
@@ -91,6 +95,7 @@ _FROM = {
     "likelihood_bound": "elbo",
     "log_likelihood": "likelihood",
     "sample": "sampling",
+    "use_all_cores": "devices",
 }
 
 

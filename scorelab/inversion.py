@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorelab import walk
+from scorelab import devices, walk
 from scorelab.arguments import check_conditions, check_data, check_key
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.grids import Grid, check_times
@@ -30,6 +30,7 @@ def invert(
     key: Key | None = None,
     cond: Pytree = None,
     chunk: int | None = None,
+    mesh: devices.Spread = None,
     check_finite: bool = True,
 ) -> Array:
     r"""Walk the probability flow from data to noise: the ``z`` for which ``sample(..., start=Fixed(z))`` returns ``x``.
@@ -51,6 +52,7 @@ def invert(
         key: PRNG key of a solver that draws noise; None for the others.
         cond: conditions with leading axis ``n``.
         chunk: samples computed at once; all by default.
+        mesh: devices to spread each chunk over, as in :func:`scorelab.sample`.
         check_finite: raise where the flow became NaN or infinite (not possible under an outer ``jit``).
 
     Returns:
@@ -99,11 +101,25 @@ def invert(
         )
     if chunk is not None:
         require_int("invert", 1, chunk=chunk)
+    devices.require_mesh("invert", mesh)
     n = len(x)
     size = n if chunk is None else min(chunk, n)
-    parts, key = [], jax.random.key(0) if key is None else key
-    for low, part_model, (part_x, part_ids, part_cond) in walk.chunks(n, size, model, x, np.arange(n, dtype=np.int32), cond):
-        part = _up(walk.Held(solver), walk.Visit(part_model, key, part_ids, part_cond), part_x, rows)
+    parts, held, trees = [], walk.Held(solver), (x, np.arange(n, dtype=np.int32), cond)
+    noise: Key = jax.random.key(0) if key is None else key
+
+    def work() -> float:
+        _, model_of, (x_of, ids_of, cond_of) = next(walk.chunks(n, size, model, *trees))
+        return devices.operations(_up, held, walk.Visit(model_of, noise, ids_of, cond_of), x_of, rows)
+
+    if isinstance(mesh, str):
+        mesh = None if is_traced(model, noise, trees) else devices.sampling_mesh(size, work)
+    place = None
+    if mesh is not None:
+        size, place = devices.filled(size, mesh), devices.by_rows(mesh)
+        if not is_traced(model, noise):
+            model, noise = devices.everywhere((model, noise), mesh)
+    for low, part_model, (part_x, part_ids, part_cond) in walk.chunks(n, size, model, *trees, place=place):
+        part = _up(held, walk.Visit(part_model, noise, part_ids, part_cond), part_x, rows)
         parts.append(jax.tree.map(lambda leaf: leaf[: n - low], part))
     z, bad = (jnp.concatenate(column) for column in zip(*parts, strict=True))
     if check_finite and not is_traced(bad):

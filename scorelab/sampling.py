@@ -12,9 +12,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from scorelab import walk
+from scorelab import devices, walk
 from scorelab.arguments import elements
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.callbacks import own_errors
@@ -22,7 +22,7 @@ from scorelab.grids import Grid
 from scorelab.models.base import Model
 from scorelab.processes.base import Process, Start
 from scorelab.solvers.base import Population, Solver
-from scorelab.validation import require_int, require_spec
+from scorelab.validation import require_int
 
 # Elements of data sampled at once by default; a U-Net keeps some hundred times as many activations.
 CHUNK_ELEMENTS = 2**19
@@ -68,7 +68,7 @@ def sample(
     keep: Literal["last", "all"] = "last",
     ids: Array | None = None,
     chunk: int | None = None,
-    mesh: Mesh | None = None,
+    mesh: devices.Spread = None,
     progress: Callable[[int, int], None] | None = None,
     check_finite: bool = True,
 ) -> Samples:
@@ -92,7 +92,12 @@ def sample(
         ids: the samples' ids ``(n,)``, integers in [0, 2**31); ``arange(n)`` by default.
         chunk: samples computed at once, whatever ``n`` is (a smaller ``n`` is filled up); by default ``n`` or as
             many as make half a million elements.
-        mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``.
+        mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``. None
+            computes where the arrays of the model lie, on one device unless they lie on several. ``"auto"`` takes
+            devices of this process: on an accelerator all that get rows, on a CPU (:func:`scorelab.use_all_cores`) as many as
+            get 1e8 floating point operations per model call each. That is two images for a U-Net, ten for a small transformer of
+            28 x 28 images, and 250 points for an MLP. Populations stay whole on a device. Inside a ``jit``
+            of the caller ``"auto"`` is None.
         progress: called with (samples done, samples wanted) after each chunk.
         check_finite: raise :class:`NonFiniteSample` when a state is not finite (not possible under an outer ``jit``).
 
@@ -106,15 +111,20 @@ def sample(
     """
     if keep not in ("last", "all"):
         raise ValueError(f"sample.keep = {keep!r}: expected 'last' or 'all'")
-    if mesh is not None:
-        require_spec(sample, Mesh, mesh=mesh)
+    devices.require_mesh("sample", mesh)
     if progress is not None and not callable(progress):
         raise TypeError(f"sample.progress = {progress!r}: expected a function of (samples done, samples wanted), or None")
     plan = walk.plan("sample", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
     n, rows = plan.n, plan.rows
     step_ends = np.append(np.flatnonzero(np.diff(rows.step)), plan.calls - 1)
+    if isinstance(mesh, str):
+        mesh = _auto(plan, solver, key, cond, chunk, keep)
     size = _chunk_size(n, plan.event, chunk, mesh, plan.population)
-    place = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    place = None if mesh is None else devices.by_rows(mesh)
+    if mesh is not None and not is_traced(plan.model, plan.start):
+        # Weights that lie on other devices, such as those of a training on all of them, could not meet rows that lie here.
+        plan = plan._replace(model=devices.everywhere(plan.model, mesh), start=devices.everywhere(plan.start, mesh))
+        key = devices.everywhere(key, mesh)
     # The mesh is known while tracing: populations that span it agree on their weights by it.
     spanning = mesh is not None and plan.population > 1
 
@@ -185,6 +195,20 @@ def assemble(parts: list[dict[str, Any]], plan: walk.Plan, process: Process) -> 
         times=plan.times,
         process=process,
     )
+
+
+def _auto(plan: walk.Plan, solver: Solver, key: Key, cond: Pytree, chunk: int | None, keep: str) -> Mesh | None:
+    """The mesh of ``"auto"``, None where one device is as fast."""
+    if jax.local_device_count() == 1 or is_traced(plan.model, plan.start, plan.ids, key, cond):
+        return None
+    size = _chunk_size(plan.n, plan.event, chunk, None, plan.population)
+
+    def work() -> float:
+        _, model, (ids, part_cond) = next(walk.chunks(plan.n, size, plan.model, plan.ids, cond))
+        visit = walk.Visit(model, key, ids, part_cond)
+        return devices.operations(_walk, walk.Held(solver), visit, plan.start, plan.first, plan.rows, event=plan.event, keep=keep)
+
+    return devices.sampling_mesh(size, work, unit=plan.population, share=plan.n if plan.population > 1 else None)
 
 
 def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:

@@ -20,6 +20,7 @@ from scorelab.config.gin_state import isolated, operative_text, read_bindings, r
 from scorelab.config.sources import CONFIG_ROOTS, Lines, config_name, files, find_config
 from scorelab.config.trust import restricted
 from scorelab.config.unread import check_read
+from scorelab.devices import MOST_DEVICES, use_all_cores
 from scorelab.errors import ConfigError, ConfigWarning, shown
 from scorelab.experiment import Experiment
 from scorelab.experiment.describe import describe
@@ -83,7 +84,7 @@ def load(name: str, overrides: Sequence[str] = (), *, carried: bool = False, dev
                 gin.parse_config(lines)
             gin.finalize()
             _require_evaluated_references()
-            use_cpu_devices(_bound("cpu_devices") if devices else None)
+            _split_cpu(_bound("cpu_devices") if devices else None)
             experiment = gin.get_configurable(Experiment)() if _is_registered(Experiment) else None
             if experiment is None:
                 raise ConfigError(f"{shown(path)}: binds nothing of experiment.Experiment (this file runs nothing)")
@@ -134,20 +135,15 @@ def _modules(folder: Path) -> set[str]:
     return {file.stem for file in folder.glob("*.py")} | {file.parent.name for file in folder.glob("*/__init__.py")}
 
 
-def use_cpu_devices(count: int | None) -> None:
-    """Split the CPU into ``count`` devices, before JAX is used; later, ConfigError unless it has as many."""
-    if count is None:
-        return
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"Experiment.cpu_devices = {count!r}: expected an integer >= 1")
+def _split_cpu(count: Any) -> None:
+    """Split the CPU into ``Experiment.cpu_devices`` devices, None for as it is; ConfigError naming the field."""
     try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass
-    else:
-        return
-    if (running := len(jax.devices("cpu"))) != count:
-        raise ConfigError(f"Experiment.cpu_devices = {count}: JAX already runs with {running} in this process")
+        if count is not None:
+            use_all_cores(count)
+    except ValueError as error:
+        raise ConfigError(f"Experiment.cpu_devices = {count!r}: expected an integer from 1 to {MOST_DEVICES}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"Experiment.cpu_devices = {count}: {error}") from error
 
 
 def versions() -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any, ClassVar, TypeVar
 import jax
 
 from scorelab.arrays import Key, Pytree
+from scorelab.devices import Spread
 from scorelab.errors import ConfigError
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.workdir import Workdir
-from scorelab.training import Learner
+from scorelab.training import Learner, data_mesh
 from scorelab.validation import require_int, require_seed, require_spec
 
 S = TypeVar("S", bound="Stage")
@@ -30,8 +31,9 @@ class Experiment:
         learner: what is trained.
         stages: ``Train``, and any number of ``Sample``, ``Evaluate``, ``Diagnose`` and ``Report``, or stages of your own.
         seed: seed of batches, parameters, noise and samples.
-        cpu_devices: number of devices the CPU is split into, None for one. More than one trains convolutions
-            faster; results depend on the number in the last digits.
+        cpu_devices: number of devices the CPU is split into, all of which train and sample. None for all cores on the command
+            line, of which a network takes those that make it faster (``mesh="auto"``). Results depend on the number in the last
+            digits, so a run that goes on takes the number that it began with.
     """
 
     data: DataSpec
@@ -59,6 +61,13 @@ class Experiment:
     def process(self) -> Any:
         """That of the learner."""
         return self.learner.process
+
+    @property
+    def mesh(self) -> Spread:
+        """What training and sampling are spread over: devices that gain by it, or all where ``cpu_devices`` is a number."""
+        if self.cpu_devices is None:
+            return "auto"
+        return data_mesh() if jax.device_count() > 1 else None
 
     def all(self, kind: type[S]) -> tuple[S, ...]:
         """The stages of one kind, in their order."""

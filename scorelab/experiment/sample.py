@@ -39,7 +39,7 @@ from scorelab.randomness import per_example_keys
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import population_size
 from scorelab.starts import Fixed, Start
-from scorelab.training import Learner, data_mesh
+from scorelab.training import Learner
 from scorelab.validation import require_int, require_number, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
@@ -423,9 +423,8 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     sampler = _sampler(experiment, spec, state, cond, seed)
     began = time.monotonic()
     with console.progress("sample", n) as tick:
-        mesh = data_mesh() if jax.device_count() > 1 else None
         progress = lambda done, total: tick(done)
-        out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=mesh, progress=progress)
+        out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=experiment.mesh, progress=progress)
         x = np.asarray(data.transform.decode(out.x))
     record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
     note = _entered(out, record)

@@ -11,7 +11,9 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from scorelab import devices
 from scorelab.arrays import Pytree
 from scorelab.data import Coupled, Rectified
 from scorelab.data.memory import require_memory
@@ -80,8 +82,8 @@ class Train(Stage):
         for sink in self.sinks:
             sink.check()
         require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
-        if self.batch_size % (devices := jax.device_count()):
-            raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {devices} devices")
+        if self.batch_size % (count := jax.device_count()) and not _chooses(experiment):
+            raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {count} devices")
         if (weight := experiment.learner.pair_weight) and experiment.data.pairs is None:
             owner = type(experiment.learner).__name__
             raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
@@ -130,14 +132,17 @@ def train(run: Run) -> Any:
         return state
     require_space(stage, workdir, size_of(like))
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(getattr(like, "params", ())))
+    data = coupled(experiment, experiment.data.batches(stage.batch_size, experiment.seed))
+    mesh = experiment.mesh
+    if _chooses(experiment):
+        mesh = devices.training_mesh(experiment.learner, jax.eval_shape(getattr(data, "prepare", dict), data.at(done)), key)
     console.stage(
         "train",
         f"{experiment.data.name}, {len(experiment.data.load())} examples, {size:,} parameters, "
         f"steps {done + 1} to {stage.steps}, batch {stage.batch_size}, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"{mesh.size if isinstance(mesh, Mesh) else jax.device_count()} x {jax.devices()[0].device_kind}",
     )
     began = time.monotonic()
-    data = coupled(experiment, experiment.data.batches(stage.batch_size, experiment.seed))
     signals = Signals() if run.signals is None else run.signals
     hooks = (
         Diagnosed(stage.log_every, experiment.learner, workdir),
@@ -164,6 +169,7 @@ def train(run: Run) -> Any:
                 log=log,
                 log_every=stage.log_every,
                 stop=stop,
+                mesh=mesh,
                 skip_nonfinite=stage.skip_nonfinite,
             )
             at = until
@@ -175,6 +181,11 @@ def train(run: Run) -> Any:
     workdir.window.unlink(missing_ok=True)
     console.stage("train", f"{stage.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
     return state
+
+
+def _chooses(experiment: Experiment) -> bool:
+    """Whether the training takes those devices of the CPU that make it faster, and not all there are."""
+    return isinstance(experiment.mesh, str) and jax.process_count() == 1 and jax.devices()[0].platform == "cpu"
 
 
 def coupled(experiment: Experiment, batches: Any) -> Any:

@@ -16,6 +16,7 @@ from scorelab.config import versions
 from scorelab.data import DataCorrupt, DataNotFound, load
 from scorelab.data.files import CACHE_DIR_VARIABLE, DATA_DIR_VARIABLE, cache_dir
 from scorelab.data.registry import SETS
+from scorelab.devices import cores
 from scorelab.errors import ConfigError
 from scorelab.likelihood import log_likelihood
 from scorelab.sampling import sample
@@ -51,8 +52,7 @@ def _devices() -> Iterator[tuple[str, str]]:
     devices = jax.devices()
     yield "devices", f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
     yield "processes", f"{jax.process_count()}, this is number {jax.process_index()}"
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield "CPU cores", f"{mine} of {os.cpu_count()} may be used"
+    yield "CPU cores", f"{cores()} of {os.cpu_count()} may be used"
     products = getattr(jax.config, "jax_default_matmul_precision", None)
     yield "precision", f"{jnp.result_type(float)}, matrix products {products or 'as the device does'}"
     for name in ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR"):

@@ -11,6 +11,7 @@ from pathlib import Path
 from scorelab import config as configs
 from scorelab.config.build import Config
 from scorelab.config.explain import one_line
+from scorelab.config.sources import config_name, find_config
 from scorelab.config.trust import allowing
 from scorelab.data import DataCorrupt, DataNotFound
 from scorelab.errors import ConfigError, WeightsError, shown
@@ -24,7 +25,7 @@ from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile
 from scorelab.run.lock import Lock
-from scorelab.run.prepare import prepare
+from scorelab.run.prepare import prepare, use_cores
 
 
 def from_config(
@@ -36,9 +37,10 @@ def from_config(
     (:mod:`scorelab.config.trust`); the config itself is the caller's own and always may.
     """
     console = _console()
+    workdir = Workdir(Path("runs", config_name(find_config(name))) if root is None else root)
+    use_cores(workdir, resume=resume)
     with _trusting(trust):
         config = configs.load(name, overrides)
-    workdir = Workdir(Path("runs", config.name) if root is None else root)
     experiment = config.experiment
     with _errors(config.path, workdir), Signals() as signals:
         workdir.require_free(resume)
@@ -141,6 +143,7 @@ def _evaluated_by(experiment: Experiment, name: str | None) -> Evaluate:
 def _open(root: Path, trust: bool) -> tuple[Workdir, Config]:
     workdir = Workdir(root)
     workdir.require_run()
+    use_cores(workdir, resume=True)
     with _trusting(trust):
         return workdir, configs.load(str(workdir.config), carried=True)
 

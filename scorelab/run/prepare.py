@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
+import jax
+
 from scorelab import config as configs
 from scorelab.config.build import Config
+from scorelab.devices import use_all_cores
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
@@ -53,6 +58,22 @@ def _require_devices(old: dict, new: dict, workdir: Workdir) -> None:
     if (old["platform"], old["count"]) != (new["platform"], new["count"]):
         raise ConfigError(
             f"{shown(workdir.root)} was run on {old['count']} {old['platform']} device(s), "
-            f"now there are {new['count']} {new['platform']}: results would differ; "
-            "set Experiment.cpu_devices, or pass another --workdir"
+            f"now there are {new['count']} {new['platform']}: results would differ; go on in a new process on the same kind of "
+            "device, without another number in Experiment.cpu_devices, or pass another --workdir"
         )
+
+
+def use_cores(workdir: Workdir, *, resume: bool) -> None:
+    """All cores of the CPU for what follows; for a run that goes on, as many devices as it began with, whatever cores there are.
+
+    To be called before a config is read, since what it says in ``Experiment.cpu_devices`` comes after. Where JAX has started, and
+    in one of several processes, the devices are left as they are.
+    """
+    count = None
+    if resume and isinstance(before := workdir.read_json(workdir.versions), dict):
+        devices = before.get("devices", {})
+        count = devices.get("count") if devices.get("platform") == "cpu" else None
+    if not jax.distributed.is_initialized():
+        # What is wrong with the number is said when the work directory is opened.
+        with suppress(RuntimeError, ValueError):
+            use_all_cores(count)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from scorelab import devices
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import check_condition
 from scorelab.processes.geodesic import Geodesic
@@ -132,7 +133,7 @@ def fit(
     hooks: Sequence[Hook] = (),
     log: Callable[[Window], None] | None = None,
     log_every: int = 100,
-    mesh: Mesh | None = None,
+    mesh: devices.Spread = None,
     stop: Callable[[], bool] | None = None,
     skip_nonfinite: int = 0,
 ) -> Pytree:
@@ -158,7 +159,10 @@ def fit(
         log: called with each window as it ends, in order.
         log_every: the longest window.
         mesh: devices to train on (:func:`~scorelab.training.data_mesh`); None for all, which must divide the
-            batch.
+            batch. ``"auto"`` is the same on accelerators and for several processes; on a CPU
+            (:func:`scorelab.use_all_cores`) it takes as many as divide the batch and get 1e8 floating point operations of an
+            update each, and 350 for every number of the state, which each of them updates. So it does for convolutional networks
+            and transformers, and for an MLP with large batches. The update is traced once more to count them.
         stop: asked after every update; True makes that step the last one: its window ends, every hook is called, and
             the state is returned. With several processes it must answer the same everywhere.
         skip_nonfinite: how many batches in a row may be skipped, since their loss or gradient norm is not finite. A skipped batch
@@ -174,13 +178,17 @@ def fit(
             ``"loss"``.
     """
     _check(learner, data, steps, log_every, hooks, skip_nonfinite)
+    devices.require_mesh("fit", mesh)
     start = 0 if state is None else int(state.step)
     if start >= steps:
         return state
     shard = () if jax.process_count() == 1 else (jax.process_index(), jax.process_count())
+    prepare, batch = getattr(data, "prepare", _as_is), data.at(start, *shard)
+    if isinstance(mesh, str):
+        mesh = devices.training_mesh(learner, jax.eval_shape(prepare, batch), key)
     mesh = data_mesh() if mesh is None else mesh
-    init, update = compiled(learner, getattr(data, "prepare", _as_is), mesh, skip_nonfinite > 0)
-    batch = shard_batch(data.at(start, *shard), mesh)
+    init, update = compiled(learner, prepare, mesh, skip_nonfinite > 0)
+    batch = shard_batch(batch, mesh)
     key = replicate(key, mesh)
     state = init(batch, key) if state is None else replicate(state, mesh)
 

@@ -13,6 +13,7 @@ from scorelab import config
 from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.experiment.train import trained_state
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines, read_lines
+from scorelab.run import prepare
 from tests.run.conftest import TINY, start, with_sets
 
 # Checkpoints at every tenth of some quick steps: a kill often falls into the writing of one.
@@ -127,6 +128,58 @@ def test_a_run_can_be_made_longer(tmp_path, scorelab):
     assert status == 0
     assert "steps 21 to 30" in out
     assert newest(tmp_path / "run") == 30
+
+
+@pytest.mark.parametrize(
+    ("before", "resume", "count"),
+    [
+        (None, True, None),  # a new run has all cores
+        (dict(platform="cpu", count=7), True, 7),
+        (dict(platform="cpu", count=7), False, None),
+        (dict(platform="gpu", count=7), True, None),
+        (dict(platform="cpu", count="seven"), True, "seven"),  # refused, and said where the work directory is opened
+    ],
+)
+def test_a_run_takes_the_number_of_devices_it_began_with(tmp_path, monkeypatch, before, resume, count):
+    asked = []
+
+    def use_all_cores(count):
+        asked.append(count)
+        if isinstance(count, str):
+            raise ValueError(count)
+
+    monkeypatch.setattr(prepare, "use_all_cores", use_all_cores)
+    workdir = Workdir(tmp_path)
+    if before is not None:
+        workdir.versions.write_text(json.dumps(dict(devices=before)))
+    prepare.use_cores(workdir, resume=resume)
+    assert asked == [count]
+
+
+@pytest.mark.long
+def test_a_resume_on_a_machine_with_other_cores(tmp_path):
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    # A batch of 4096 points is work for all three devices.
+    wide = tuple(b for b in TINY if "width" not in b and "batch_size" not in b and "Named.n" not in b)
+    wide = with_sets(*wide, "nets.MLP.width = 256", "data.Named.n = 8190", "experiment.Train.batch_size = 4095")
+    for root, part in ((whole, ()), (broken, ("--set", "experiment.Train.steps = 10"))):
+        output, _ = start("train", "toys/rings", *wide, *part, "--workdir", root, JAX_NUM_CPU_DEVICES="3").communicate()
+        assert "3 x cpu" in output
+    output, _ = start("train", "toys/rings", *wide, "--workdir", broken, "--resume").communicate()
+    assert "steps 11 to 20" in output
+    assert "3 x cpu" in output
+    (state, step), (expected, expected_step) = state_of(broken), state_of(whole)
+    assert step == expected_step == 20
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+@pytest.mark.long
+def test_a_small_network_trains_on_one_of_the_devices(tmp_path):
+    process = start("train", "toys/rings", *with_sets(*TINY), "--workdir", tmp_path / "run", JAX_NUM_CPU_DEVICES="2")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "1 x cpu" in output
+    assert json.loads((tmp_path / "run" / "versions.json").read_text())["devices"]["count"] == 2
 
 
 @pytest.mark.long
