@@ -197,7 +197,8 @@ def fit(
     state = init(batch, key) if state is None else sharding.place(state, mesh)
     # Their arrays are consumed: what the memory of a step follows from are their shapes.
     shapes = jax.tree.map(_shape, (state, batch, key))
-    too_large = lambda step, error: exhausted(step, size, lambda compiles: measured(update, *shapes, mesh, compiles=compiles), error)
+    of_step = lambda compiles: measured(update, *shapes, mesh, compiles=compiles)
+    too_large = lambda step, error: exhausted(step, size, of_step, error)
     if memory is not None:
         try:
             found = measured(update, state, batch, key, mesh)
@@ -313,7 +314,8 @@ def _compiled(structure: Any, prepare: Callable, mesh: Mesh, skips: bool, shardi
         if sharding.whole:
             return state, metrics
         # Where they are made: how a state is split follows from its leaves, which are known here alone.
-        return jax.lax.with_sharding_constraint((state, metrics), (sharding.of(state, mesh), jax.tree.map(lambda _: whole, metrics)))
+        wanted = sharding.of(state, mesh), jax.tree.map(lambda _: whole, metrics)
+        return jax.lax.with_sharding_constraint((state, metrics), wanted)
 
     def init(batch, key, arrays=()):
         return split(structure.unflatten(arrays).init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch)))[0]
