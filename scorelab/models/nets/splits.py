@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 
@@ -47,7 +48,7 @@ def split_axis(place: str, shape: tuple[int, ...], ways: int) -> int | None:
 
 
 # What is done with the activations between blocks while a training step on several devices is traced.
-constrains: ContextVar[Callable[[jax.Array], jax.Array] | None] = ContextVar("constrains", default=None)
+constrains: ContextVar[Callable[[Any], Any] | None] = ContextVar("constrains", default=None)
 
 
 def between_blocks(h: jax.Array) -> jax.Array:
