@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scorelab.arrays import Array, Pytree
 from scorelab.models.nets.splits import constrains, split_axis
@@ -84,9 +84,9 @@ class Sharding:
             raise ValueError(f"Sharding.model = {self.model}: expected a divisor of the {len(devices)} devices")
         return data_mesh(devices, self.model)
 
-    def check(self, mesh: Mesh) -> None:
+    def check(self, mesh: Mesh | AbstractMesh) -> None:
         """Raise ``TypeError`` or ``ValueError`` for what is no mesh of this layout."""
-        require_spec("Sharding", Mesh, mesh=mesh)
+        require_spec("Sharding", Mesh | AbstractMesh, mesh=mesh)
         if DATA not in mesh.shape or mesh.shape.get(MODEL, 1) != self.model:
             raise ValueError(f"mesh has the axes {dict(mesh.shape)}: expected 'data', and 'model' of Sharding.model = {self.model}")
 
@@ -95,7 +95,7 @@ class Sharding:
         """Whether every device has the whole state."""
         return self.model == 1 and not self.fully_sharded
 
-    def of(self, tree: Pytree, mesh: Mesh) -> Pytree:
+    def of(self, tree: Pytree, mesh: Mesh | AbstractMesh) -> Pytree:
         """The layout of each leaf of a state, or of shapes of one: a tree of ``NamedSharding``."""
         self.check(mesh)
 
@@ -114,7 +114,7 @@ class Sharding:
             return jax.tree.unflatten(structure, placed)
         return _copied(tree, jax.tree.unflatten(structure, layout))
 
-    def _split(self, place: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    def _split(self, place: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
         axes: list[str | None] = [None] * len(shape)
         if math.prod(shape) >= self.smallest:
             if (axis := split_axis(place, shape, self.model)) is not None:
