@@ -190,7 +190,8 @@ def training_mesh(learner: Any, batch: Pytree, key: Key) -> Mesh:
         return work / max(LEAST_WORK, LEAST_WORK_PER_NUMBER * numbers)
 
     if jax.process_count() == 1 and devices[0].platform == "cpu":
-        devices = devices[: _worthwhile(rows, most, share=rows)]
+        # Every part of the batch that is differentiated on its own is spread.
+        devices = devices[: _worthwhile(rows, most, share=rows // getattr(learner, "accumulate", 1))]
     return _mesh(devices)
 
 
@@ -208,7 +209,8 @@ def operations(function: Any, *arguments: Pytree, **static: Any) -> float:
     """
     leaves, structure = jax.tree.flatten(arguments)
     # Shapes and dtypes alone: where the arrays lie does not matter.
-    types = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type) for leaf in map(jax.typeof, leaves))
+    leaves = [leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf) for leaf in leaves]
+    types = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type) for leaf in leaves)
     return _operations(function, structure, types, tuple(sorted(static.items())))
 
 
@@ -225,8 +227,9 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def filled(rows: int, mesh: Mesh) -> int:
-    """The next number of rows that the devices divide."""
-    return -(-rows // mesh.devices.size) * mesh.devices.size
+    """The next number of rows that the first axis divides."""
+    count = mesh.shape[mesh.axis_names[0]]
+    return -(-rows // count) * count
 
 
 def everywhere(tree: Pytree, mesh: Mesh) -> Pytree:

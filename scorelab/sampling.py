@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scorelab import devices, walk
 from scorelab.arguments import elements
@@ -92,7 +92,8 @@ def sample(
         ids: the samples' ids ``(n,)``, integers in [0, 2**31); ``arange(n)`` by default.
         chunk: samples computed at once, whatever ``n`` is (a smaller ``n`` is filled up); by default ``n`` or as
             many as make half a million elements.
-        mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``. None
+        mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``. Parameters that
+            are split over that axis come together on the devices first; those split over another one stay split. None
             computes where the arrays of the model lie, on one device unless they lie on several. ``"auto"`` takes
             devices of this process: on an accelerator all that get rows, on a CPU (:func:`scorelab.use_all_cores`) as many as
             get 1e8 floating point operations per model call each. That is two images for a U-Net, ten for a small transformer of
@@ -123,7 +124,8 @@ def sample(
     place = None if mesh is None else devices.by_rows(mesh)
     if mesh is not None and not is_traced(plan.model, plan.start):
         # Weights that lie on other devices, such as those of a training on all of them, could not meet rows that lie here.
-        plan = plan._replace(model=devices.everywhere(plan.model, mesh), start=devices.everywhere(plan.start, mesh))
+        model_there = jax.tree.map(functools.partial(_together, mesh), plan.model)
+        plan = plan._replace(model=model_there, start=devices.everywhere(plan.start, mesh))
         key = devices.everywhere(key, mesh)
     # The mesh is known while tracing: populations that span it agree on their weights by it.
     spanning = mesh is not None and plan.population > 1
@@ -145,6 +147,16 @@ def sample(
     if isinstance(solver, Population) and not is_traced(samples.x):
         solver.review(samples.diagnostics)
     return samples
+
+
+def _together(mesh: Mesh, leaf: Any) -> Any:
+    """A parameter on the devices, not split over the axis of the samples: one message, and none at every call of the network."""
+    layout, rows = getattr(leaf, "sharding", None), mesh.axis_names[0]
+    if not isinstance(layout, NamedSharding) or layout.mesh != mesh:
+        return devices.everywhere(leaf, mesh)
+    if rows not in layout.spec:
+        return leaf
+    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*(None if name == rows else name for name in layout.spec))))
 
 
 @functools.partial(jax.jit, static_argnames="keep")
@@ -205,8 +217,9 @@ def _auto(plan: walk.Plan, solver: Solver, key: Key, cond: Pytree, chunk: int | 
 
     def work() -> float:
         _, model, (ids, part_cond) = next(walk.chunks(plan.n, size, plan.model, plan.ids, cond))
-        visit = walk.Visit(model, key, ids, part_cond)
-        return devices.operations(_walk, walk.Held(solver), visit, plan.start, plan.first, plan.rows, event=plan.event, keep=keep)
+        start = lambda start, key: walk.drawn(start, model.process, key, ids, part_cond, plan.first, event=plan.event)
+        begun = jax.eval_shape(start, plan.start, key)
+        return devices.operations(_walk, walk.Held(solver), walk.Visit(model, key, ids, part_cond), begun, plan.rows, keep=keep)
 
     return devices.sampling_mesh(size, work, unit=plan.population, share=plan.n if plan.population > 1 else None)
 
@@ -218,7 +231,7 @@ def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, popula
         raise ValueError(f"sample.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
     if chunk is not None and population > 1 and (chunk % population or chunk > n):
         raise ValueError(f"sample.chunk = {chunk}: expected a multiple of {population}, the samples of one population, up to {n}")
-    devices = 1 if mesh is None else mesh.devices.size
+    devices = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
     # Whole populations on each device where there are enough of them, and else one population spread over the devices.
     unit = population * devices if n >= population * devices else math.lcm(population, devices)
     if population > 1 and n % unit:

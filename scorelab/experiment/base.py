@@ -10,13 +10,12 @@ from typing import Any, ClassVar, TypeVar
 import jax
 
 from scorelab.arrays import Key, Pytree
-from scorelab.devices import Spread
 from scorelab.errors import ConfigError
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.workdir import Workdir
-from scorelab.training import Learner, data_mesh
+from scorelab.training import Learner
 from scorelab.validation import require_int, require_seed, require_spec
 
 S = TypeVar("S", bound="Stage")
@@ -61,13 +60,6 @@ class Experiment:
     def process(self) -> Any:
         """That of the learner."""
         return self.learner.process
-
-    @property
-    def mesh(self) -> Spread:
-        """What training and sampling are spread over: devices that gain by it, or all where ``cpu_devices`` is a number."""
-        if self.cpu_devices is None:
-            return "auto"
-        return data_mesh() if jax.device_count() > 1 else None
 
     def all(self, kind: type[S]) -> tuple[S, ...]:
         """The stages of one kind, in their order."""

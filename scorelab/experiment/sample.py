@@ -26,7 +26,7 @@ from scorelab.experiment.holes import filling, holed
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pictures import frames, picture, pictured, trajectory
 from scorelab.experiment.starts import FromData
-from scorelab.experiment.train import Train, trained_state
+from scorelab.experiment.train import Train, layout_of, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, Inpainted, ScaleAt
@@ -423,8 +423,9 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     sampler = _sampler(experiment, spec, state, cond, seed)
     began = time.monotonic()
     with console.progress("sample", n) as tick:
+        _, mesh = layout_of(experiment)
         progress = lambda done, total: tick(done)
-        out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=experiment.mesh, progress=progress)
+        out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=mesh, progress=progress)
         x = np.asarray(data.transform.decode(out.x))
     record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
     note = _entered(out, record)

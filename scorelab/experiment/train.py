@@ -17,6 +17,7 @@ from scorelab import devices
 from scorelab.arrays import Pytree
 from scorelab.data import Coupled, Rectified
 from scorelab.data.memory import require_memory
+from scorelab.devices import Spread
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.checkpoints import Checkpoints, SaveEvery, size_of
@@ -27,8 +28,8 @@ from scorelab.experiment.sinks import Row, Sink, opened, trained
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
 from scorelab.processes import Bridge
-from scorelab.training import Learner, Window, fit
-from scorelab.training.loop import SKIPPED
+from scorelab.training import Learner, Memory, Sharding, Window, fit
+from scorelab.training.loop import SKIPPED, WHOLE
 from scorelab.validation import require_choice, require_int, require_spec
 
 
@@ -48,6 +49,8 @@ class Train(Stage):
             (:func:`scorelab.training.fit`); 0 for none. ``skipped.jsonl`` has their steps.
         rectify: rounds in which an interpolant learns from pairs that it has made (:class:`scorelab.experiment.Rectify`); None for
             none.
+        sharding: how the state lies on the devices (:class:`scorelab.training.Sharding`), whole on each unless it says otherwise.
+            Sampling afterwards has it so as well. A run that goes on may have another one.
         sinks: where the metrics go beside ``metrics.jsonl`` (:mod:`scorelab.experiment.sinks`).
     """
 
@@ -60,8 +63,9 @@ class Train(Stage):
     sinks: tuple[Sink, ...] = ()
     skip_nonfinite: int = 0
     rectify: Rectify | None = None
+    sharding: Sharding = WHOLE
 
-    may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite")
+    may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite", "sharding")
 
     def __post_init__(self):
         require_choice(self, ("",), name=self.name)
@@ -73,6 +77,7 @@ class Train(Stage):
             require_spec(self, Sink, sinks=sink)
         if self.rectify is not None:
             require_spec(self, Rectify, rectify=self.rectify)
+        require_spec(self, Sharding, sharding=self.sharding)
         kinds = [type(sink) for sink in self.sinks]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             raise ValueError(f"Train.sinks has {twice.__name__} twice: expected each once, since a kind has one place to write to")
@@ -82,8 +87,18 @@ class Train(Stage):
         for sink in self.sinks:
             sink.check()
         require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
-        if self.batch_size % (count := jax.device_count()) and not _chooses(experiment):
-            raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {count} devices")
+        if (count := jax.device_count()) % (model := self.sharding.model):
+            raise ValueError(f"Train.sharding has model = {model}: expected a divisor of the {count} devices")
+        # Where devices are chosen, such are taken that divide the batch.
+        rows = 1 if _chooses(layout_of(experiment)[1]) else count // model
+        if self.batch_size % rows:
+            over = f", in {rows} groups of {model}" if model > 1 else ""
+            raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {count} devices{over}")
+        if (self.batch_size // rows) % (parts := getattr(experiment.learner, "accumulate", 1)):
+            raise ValueError(
+                f"Train.batch_size = {self.batch_size} over {rows} devices with accumulate = {parts}: expected a multiple of "
+                f"{parts * rows}"
+            )
         if (weight := experiment.learner.pair_weight) and experiment.data.pairs is None:
             owner = type(experiment.learner).__name__
             raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
@@ -133,8 +148,8 @@ def train(run: Run) -> Any:
     require_space(stage, workdir, size_of(like))
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(getattr(like, "params", ())))
     data = coupled(experiment, experiment.data.batches(stage.batch_size, experiment.seed))
-    mesh = experiment.mesh
-    if _chooses(experiment):
+    _, mesh = layout_of(experiment)
+    if _chooses(mesh):
         mesh = devices.training_mesh(experiment.learner, jax.eval_shape(getattr(data, "prepare", dict), data.at(done)), key)
     console.stage(
         "train",
@@ -155,6 +170,7 @@ def train(run: Run) -> Any:
         signals.waiting() as stop,
     ):
         at, state = done, cast(Any, state)
+        say: Callable[[Memory], None] | None = lambda memory: console.stage("train", str(memory))
         while at < stage.steps:
             until, pairs = stage.steps, None
             if (rounds := stage.rectify) is not None:
@@ -171,8 +187,10 @@ def train(run: Run) -> Any:
                 stop=stop,
                 mesh=mesh,
                 skip_nonfinite=stage.skip_nonfinite,
+                sharding=stage.sharding,
+                memory=say,
             )
-            at = until
+            at, say = until, None
             if signals.received is not None:
                 break
     if signals.received is not None:
@@ -183,9 +201,9 @@ def train(run: Run) -> Any:
     return state
 
 
-def _chooses(experiment: Experiment) -> bool:
+def _chooses(mesh: Spread) -> bool:
     """Whether the training takes those devices of the CPU that make it faster, and not all there are."""
-    return isinstance(experiment.mesh, str) and jax.process_count() == 1 and jax.devices()[0].platform == "cpu"
+    return isinstance(mesh, str) and jax.process_count() == 1 and jax.devices()[0].platform == "cpu"
 
 
 def coupled(experiment: Experiment, batches: Any) -> Any:
@@ -309,10 +327,11 @@ class Previewed:
     run: Run
 
     def __call__(self, step: int, state: Pytree, window: Window) -> None:
-        """With the state as it comes from a checkpoint, on the host, so that programs are shared."""
+        """With the state as :func:`trained_state` gives it, so that programs are shared: on the host, or split as it is."""
         experiment = self.run.experiment
-        if step in experiment.one(Train).preview_steps:
-            state = jax.device_get(state)
+        stage = experiment.one(Train)
+        if step in stage.preview_steps:
+            state = jax.device_get(state) if stage.sharding.whole else state
             for stage in experiment.stages:
                 stage.preview(self.run, step, state)
 
@@ -327,11 +346,28 @@ def state_like(experiment: Experiment, batch: Mapping[str, Any] | None = None) -
 
 
 def trained_state(experiment: Experiment, workdir: Workdir) -> tuple[Any, int]:
-    """The state of the newest whole checkpoint, and its step; ConfigError where there is none."""
+    """The state of the newest whole checkpoint, and its step; ConfigError where there is none.
+
+    It is on the host, or split over the devices where ``Train.sharding`` splits it and their number allows that.
+    """
     checkpoints = Checkpoints(workdir.checkpoints)
     if (found := _newest(checkpoints, state_like(experiment), workdir)) is None:
         raise ConfigError(f"{shown(workdir.root)} holds no checkpoint: run `scorelab train` first")
-    return found[1], found[0]
+    (step, state), (sharding, _) = found, layout_of(experiment)
+    return (state if sharding.whole else sharding.place(state, sharding.mesh())), step
+
+
+def layout_of(experiment: Experiment) -> tuple[Sharding, Spread]:
+    """``Train.sharding``, data parallel where these devices cannot have it, and what training and sampling are spread over.
+
+    That are the devices that gain by it, unless ``Experiment.cpu_devices`` or the layout says how many; then it is all of them.
+    """
+    sharding, count = experiment.one(Train).sharding, jax.device_count()
+    if count == 1 or count % sharding.model:
+        sharding = WHOLE
+    if sharding.whole and experiment.cpu_devices is None:
+        return sharding, "auto"
+    return sharding, None if count == 1 else sharding.mesh()
 
 
 def _newest(checkpoints: Checkpoints, like: Pytree, workdir: Workdir, owned: bool = False) -> tuple[int, Pytree] | None:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from scorelab.models.nets.layers import CrossAttention, attend
+from scorelab.models.nets.layers import CrossAttention, attend, projected
+from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
 
 
@@ -60,8 +61,7 @@ class Block(nn.Module):
         modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation")(emb)
         s1, b1, a1, s2, b2, a2 = rearrange(modulation, "b (six d) -> six b 1 d", six=6)
 
-        qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(modulate(x, s1, b1, self.dtype))
-        q, k, v = rearrange(qkv, "b t (three n d) -> three b t n d", three=3, n=self.heads)
+        q, k, v = projected(modulate(x, s1, b1, self.dtype), 3, self.heads, width, self.dtype, name="qkv")
         h = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v), "b t n d -> b t (n d)"))
         x = x + a1 * drop(h)
         if seen is not None:
@@ -83,6 +83,7 @@ def transformed(net: Any, tokens: jax.Array, emb: jax.Array, seen: jax.Array | N
     block = nn.remat(Block) if net.remat else Block
     for i in range(net.depth):
         tokens = block(net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, name=f"block{i}")(tokens, emb, seen)
+        tokens = between_blocks(tokens)
     zeros = {"dtype": net.dtype, "kernel_init": nn.initializers.zeros}
     scale, shift = rearrange(nn.Dense(2 * net.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
     return nn.Dense(features, name="out", **zeros)(modulate(tokens, scale, shift, net.dtype))

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import repeat
 
 from scorelab.arrays import Pytree
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
@@ -17,7 +17,9 @@ from scorelab.models.nets.layers import (
     check_common,
     check_inputs,
     group_count,
+    projected,
 )
+from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
 
 
@@ -56,8 +58,7 @@ class AttentionBlock(nn.Module):
         """Attend over the pixels of x (batch, *sides, channels)."""
         channels = x.shape[-1]
         h = GroupNorm(group_count(channels), name="norm")(x)
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
-        q, k, v = rearrange(qkv.reshape(len(x), -1, 3 * channels), "b t (three n d) -> three b t n d", three=3, n=self.heads)
+        q, k, v = projected(h.reshape(len(x), -1, channels), 3, self.heads, channels, self.dtype, name="qkv")
         h = attend(q, k, v).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
@@ -169,7 +170,7 @@ class UNet(nn.Module):
         # Names are explicit because remat would change the automatic ones, and with them the parameter tree.
         def block(h, width, attend_, name):
             rate = self.dropout if train else 0.0
-            h = block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb)
+            h = between_blocks(block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb))
             if not attend_:
                 return h
             h = attention_class(self.heads, self.dtype, name=f"{name}_attention")(h)
