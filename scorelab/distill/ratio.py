@@ -151,7 +151,7 @@ class Discriminator(_Trained):
 
     def logit(self, params, y, t, cond, teacher, fake):
         output = self.denoiser.network_output(params, y, t, cond)
-        return jnp.sum(output.astype(jnp.float32).reshape(len(y), -1), axis=1)
+        return jnp.sum(output.astype(jnp.promote_types(output.dtype, jnp.float32)).reshape(len(y), -1), axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,7 @@ class Block(nn.Module):
     ratio: int
     dropout: float
     dtype: str
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, seen: jax.Array | None = None) -> jax.Array:
@@ -62,10 +63,10 @@ class Block(nn.Module):
 
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(modulate(x, s1, b1, self.dtype))
         q, k, v = rearrange(qkv, "b t (three n d) -> three b t n d", three=3, n=self.heads)
-        h = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v), "b t n d -> b t (n d)"))
+        h = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v, fused=self.fused), "b t n d -> b t (n d)"))
         x = x + a1 * drop(h)
         if seen is not None:
-            x = CrossAttention(self.heads, self.dtype, name="condition")(x, seen)
+            x = CrossAttention(self.heads, self.dtype, self.fused, name="condition")(x, seen)
 
         h = nn.Dense(self.ratio * width, dtype=self.dtype, name="mlp_in")(modulate(x, s2, b2, self.dtype))
         h = nn.Dense(width, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
@@ -77,12 +78,13 @@ def transformed(net: Any, tokens: jax.Array, emb: jax.Array, seen: jax.Array | N
 
     ``seen`` are the tokens of a condition ``(batch, m, width)``, None for none.
 
-    Called inside the network ``net``, which has the fields ``width``, ``depth``, ``heads``, ``mlp_ratio``, ``dropout``, ``dtype``
-    and ``remat``.
+    Called inside the network ``net``, which has the fields ``width``, ``depth``, ``heads``, ``mlp_ratio``, ``dropout``, ``dtype``,
+    ``remat`` and ``fused_attention``.
     """
     block = nn.remat(Block) if net.remat else Block
+    options = (net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, net.fused_attention)
     for i in range(net.depth):
-        tokens = block(net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, name=f"block{i}")(tokens, emb, seen)
+        tokens = block(*options, name=f"block{i}")(tokens, emb, seen)
     zeros = {"dtype": net.dtype, "kernel_init": nn.initializers.zeros}
     scale, shift = rearrange(nn.Dense(2 * net.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
     return nn.Dense(features, name="out", **zeros)(modulate(tokens, scale, shift, net.dtype))

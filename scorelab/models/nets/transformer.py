@@ -28,6 +28,8 @@ class Transformer(nn.Module):
         dropout: Rate on each branch, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         remat: Recompute each block in the backward pass instead of storing its activations.
+        fused_attention: Attention by cuDNN's kernel where device, ``dtype`` and head size allow. It has first
+            derivatives in reverse mode only: unset it, with the same parameters, for what differentiates otherwise.
     """
 
     width: int = 64
@@ -40,6 +42,7 @@ class Transformer(nn.Module):
     dtype: str = "float32"
     loop_safe: bool = False
     remat: bool = False
+    fused_attention: bool = False
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True

@@ -50,6 +50,7 @@ class AttentionBlock(nn.Module):
 
     heads: int
     dtype: str
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,7 +59,7 @@ class AttentionBlock(nn.Module):
         h = GroupNorm(group_count(channels), name="norm")(x)
         qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = rearrange(qkv.reshape(len(x), -1, 3 * channels), "b t (three n d) -> three b t n d", three=3, n=self.heads)
-        h = attend(q, k, v).reshape(x.shape)
+        h = attend(q, k, v, fused=self.fused).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
@@ -93,6 +94,8 @@ class UNet(nn.Module):
         loop_safe: set it to differentiate the network inside a loop on the CPU. Same
             parameters.
         remat: Recompute each block in the backward pass instead of storing its activations.
+        fused_attention: Attention by cuDNN's kernel where device, ``dtype`` and head size allow. It has first
+            derivatives in reverse mode only: unset it, with the same parameters, for what differentiates otherwise.
     """
 
     channels: tuple[int, ...] = (32, 64, 64)
@@ -105,6 +108,7 @@ class UNet(nn.Module):
     dtype: str = "float32"
     loop_safe: bool = False
     remat: bool = False
+    fused_attention: bool = False
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True
@@ -172,11 +176,11 @@ class UNet(nn.Module):
             h = block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb)
             if not attend_:
                 return h
-            h = attention_class(self.heads, self.dtype, name=f"{name}_attention")(h)
+            h = attention_class(self.heads, self.dtype, self.fused_attention, name=f"{name}_attention")(h)
             if seen is None:
                 return h
             pixels = h.reshape(len(h), -1, h.shape[-1])
-            pixels = crossing_class(self.heads, self.dtype, name=f"{name}_condition")(pixels, seen)
+            pixels = crossing_class(self.heads, self.dtype, self.fused_attention, name=f"{name}_condition")(pixels, seen)
             return pixels.reshape(h.shape)
 
         levels = list(zip(self.channels, self._attends, strict=True))
