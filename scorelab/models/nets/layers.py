@@ -14,13 +14,15 @@ from scorelab.validation import require_int
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-def check_common(owner: str, *, num_classes: int, dropout: float, dtype: str) -> None:
+def check_common(owner: str, *, num_classes: int, dropout: float, dtype: str, fused_attention: bool = False) -> None:
     """Raise ValueError unless the fields that every network has are in range."""
     require_int(owner, 0, num_classes=num_classes)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"{owner}.dropout = {dropout!r}: expected a number in [0, 1)")
     if dtype not in COMPUTE_DTYPES:
         raise ValueError(f"{owner}.dtype = {dtype!r}: expected one of {COMPUTE_DTYPES}")
+    if not isinstance(fused_attention, bool):
+        raise ValueError(f"{owner}.fused_attention = {fused_attention!r}: expected True or False")
 
 
 def group_count(channels: int) -> int:
