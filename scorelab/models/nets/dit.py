@@ -8,6 +8,7 @@ from einops import rearrange
 from scorelab.arrays import Pytree
 from scorelab.models.nets.blocks import check_width, positions, transformed
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
+from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 from scorelab.validation import require_int
 
@@ -94,7 +95,7 @@ class DiT(nn.Module):
         if any(missing):
             image = jnp.pad(image, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
         sides = image.shape[1] // self.patch, image.shape[2] // self.patch
-        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(patchify(image, self.patch))
+        tokens = Dense(self.width, dtype=self.dtype, name="in")(patchify(image, self.patch))
         tokens = tokens + jnp.asarray(positions(sides, self.width), self.dtype)
         seen = attended(given, len(x), self.width, self.dtype)
         h = unpatchify(transformed(self, tokens, emb, seen, self.patch**2 * channels, train), self.patch, sides[0])

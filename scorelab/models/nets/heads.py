@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from scorelab.models.nets.conditions import Label, entries
+from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.layers import Conv, Embedding, check_common
 from scorelab.validation import require_int
 
@@ -32,7 +33,7 @@ class Heads(nn.Module):
         known = Label(self.num_classes) if self.num_classes else None
         given = entries("Heads", known, cond if known else None, len(c_noise))
         emb = Embedding(self.width, self.dtype, name="embedding")(c_noise, given)
-        dense = lambda width, name, **options: nn.Dense(width, dtype=self.dtype, name=name, **options)
+        dense = lambda width, name, **options: Dense(width, dtype=self.dtype, name=name, **options)
         logits = []
         for i, h in enumerate(features):
             h = h.astype(self.dtype)

@@ -9,6 +9,7 @@ from jax.extend.backend import get_backend
 
 from scorelab.models.nets.conditions import Entry, embedded
 from scorelab.models.nets.conv import convolve
+from scorelab.models.nets.dense import Dense, added
 from scorelab.validation import require_int
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -57,9 +58,7 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         w = self.param("kernel", init, (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.features), jnp.float32)
         y = convolve(x.astype(self.dtype), w.astype(self.dtype), stride=self.stride, loop_safe=self.loop_safe)
-        if not self.bias:
-            return y
-        return y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return added(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)) if self.bias else y
 
 
 class GroupNorm(nn.Module):
@@ -127,8 +126,8 @@ class Embedding(nn.Module):
     def __call__(self, c_noise: jax.Array, given: tuple[Entry, ...] = ()) -> jax.Array:
         """Embed c_noise (batch,) or (1,) and the :func:`~scorelab.models.nets.conditions.entries` of a condition."""
         features = noise_features(c_noise, 2 * max(8, self.width // 4))
-        h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(features))
-        h = nn.Dense(self.width, dtype=self.dtype, name="out")(h)
+        h = nn.silu(Dense(self.width, dtype=self.dtype, name="hidden")(features))
+        h = Dense(self.width, dtype=self.dtype, name="out")(h)
         return nn.silu(embedded(given, h, self.width, self.dtype))
 
 
@@ -195,11 +194,11 @@ class CrossAttention(nn.Module):
         """Attend to the tokens."""
         width = x.shape[-1]
         h = nn.LayerNorm(dtype=jnp.float32, epsilon=1e-6, name="norm")(x).astype(self.dtype)
-        q = rearrange(nn.Dense(width, dtype=self.dtype, name="q")(h), "b t (n d) -> b t n d", n=self.heads)
-        kv = nn.Dense(2 * width, dtype=self.dtype, name="kv")(tokens.astype(self.dtype))
+        q = rearrange(Dense(width, dtype=self.dtype, name="q")(h), "b t (n d) -> b t n d", n=self.heads)
+        kv = Dense(2 * width, dtype=self.dtype, name="kv")(tokens.astype(self.dtype))
         k, v = rearrange(kv, "b m (two n d) -> two b m n d", two=2, n=self.heads)
         h = rearrange(attend(q, k, v, fused=self.fused), "b t n d -> b t (n d)")
-        return x + nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+        return x + Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
 def check_inputs(x: jax.Array, c_noise: jax.Array) -> None:

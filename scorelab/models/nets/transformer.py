@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from scorelab.arrays import Pytree
 from scorelab.models.nets.blocks import check_width, positions, transformed
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
+from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 
 
@@ -73,7 +74,7 @@ class Transformer(nn.Module):
         given = entries("Transformer", of_network(self), cond, len(x))
         emb = Embedding(self.width, self.dtype, name="embedding")(c_noise, given)
         sequence = concatenated(given, beside_estimate(x, estimate).astype(self.dtype))
-        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(sequence)
+        tokens = Dense(self.width, dtype=self.dtype, name="in")(sequence)
         tokens = tokens + jnp.asarray(positions(x.shape[1:2], self.width), self.dtype)
         seen = attended(given, len(x), self.width, self.dtype)
         return transformed(self, tokens, emb, seen, x.shape[-1], train).astype(jnp.float32)

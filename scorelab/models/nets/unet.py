@@ -7,6 +7,7 @@ from einops import rearrange, repeat
 
 from scorelab.arrays import Pytree
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
+from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.layers import (
     Conv,
     CrossAttention,
@@ -33,7 +34,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
         """Map x (batch, *sides, in) and emb (batch, width) to (batch, *sides, features)."""
         conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
-        film = nn.Dense(2 * self.features, dtype=self.dtype, name="film")(emb)
+        film = Dense(2 * self.features, dtype=self.dtype, name="film")(emb)
         scale, shift = jnp.split(film, 2, axis=-1)
         h = nn.silu(GroupNorm(group_count(x.shape[-1]), name="norm1")(x))
         h = Conv(self.features, name="conv1", **conv)(h)
@@ -57,10 +58,10 @@ class AttentionBlock(nn.Module):
         """Attend over the pixels of x (batch, *sides, channels)."""
         channels = x.shape[-1]
         h = GroupNorm(group_count(channels), name="norm")(x)
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         q, k, v = rearrange(qkv.reshape(len(x), -1, 3 * channels), "b t (three n d) -> three b t n d", three=3, n=self.heads)
         h = attend(q, k, v, fused=self.fused).reshape(x.shape)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+        return x + Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
 def upsample(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
