@@ -6,6 +6,7 @@ that leaves its precision to the device would be one of TF32 or bfloat16 on an a
 """
 
 import functools
+import itertools
 import runpy
 
 import jax
@@ -15,8 +16,22 @@ import optax
 import pytest
 from scipy import stats
 
-from scorelab import densities, fk, grids, invert, likelihood_bound, log_likelihood, losses, models, processes, sample, schedules
-from scorelab import solvers, starts, training
+from scorelab import (
+    densities,
+    fk,
+    grids,
+    invert,
+    likelihood_bound,
+    log_likelihood,
+    losses,
+    models,
+    processes,
+    sample,
+    schedules,
+    solvers,
+    starts,
+    training,
+)
 from scorelab.models.base import Trainable
 from scorelab.randomness import per_example_keys
 from scorelab.solvers import epsilons
@@ -246,9 +261,7 @@ def test_interpolants():
     process = processes.StochasticInterpolant(base=densities.Gaussian(np.zeros(2), np.array([[1.0, 0.3], [0.3, 0.8]])))
     for solver in (solvers.InterpolantODE(), solvers.InterpolantSDE(epsilon=epsilons.Constant(0.3))):
         model = models.ExactModel(gaussian(), process)
-        draw = lambda key, solver=solver, model=model: (
-            sample(model, solver=solver, grid=grids.Uniform(4), key=key, shape=(4, 2)).x
-        )
+        draw = lambda key, solver=solver, model=model: sample(model, solver=solver, grid=grids.Uniform(4), key=key, shape=(4, 2)).x
         assert_double(draw, KEY)
 
 
@@ -274,7 +287,7 @@ def test_likelihoods_and_bounds():
 def ddim(process, times, y, law=(0.3, 0.8)):
     """DDIM for data N(m, v), in NumPy: y = alpha D + sigma eps at the new time."""
     mean, variance = law
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in itertools.pairwise(times):
         alpha, sigma = float(process.alpha(t)), float(process.sigma(t))
         eps = sigma * (y - alpha * mean) / (alpha**2 * variance + sigma**2)
         y = float(process.alpha(s)) * (y - sigma * eps) / alpha + float(process.sigma(s)) * eps

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 class Dense(nn.Module):
-    """``x @ kernel + bias`` over the last axis, in the compute dtype, with float32 parameters ``kernel (in, features)`` and ``bias``.
+    """``x @ kernel + bias`` over the last axis, in the compute dtype; ``kernel (in, features)`` and ``bias`` are float32.
 
     The product is one of the compute dtype; the bias is added in float32, and so its gradient is summed in float32.
     """

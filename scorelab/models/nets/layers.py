@@ -146,7 +146,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, fused: bool = False) -> 
 
 
 def _fits_cudnn(q: jax.Array) -> bool:
-    return "cuda" in get_backend().platform_version and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return fits and "cuda" in get_backend().platform_version
 
 
 @jax.custom_jvp
