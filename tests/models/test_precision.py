@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab import distill, fk, grids, losses, models, processes, sample, schedules, solvers, training
+from scorelab import config, densities, distill, fk, grids, losses, models, processes, sample, schedules, solvers, training
 from scorelab.models.nets import MLP, DiT, Transformer, UNet, layers
 from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.heads import Heads
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KEY = jax.random.key(0)
 EDM = processes.Gaussian(schedule=schedules.EDM())
+BRIDGE = processes.StochasticInterpolant(base=densities.Gaussian(np.zeros(3), 1.0))
 # Every network of the contract, and those that attend with every condition; both forms of the convolution.
 NETS = {
     **NETWORKS,
@@ -38,15 +39,23 @@ def problem(name):
     """A network in bfloat16, the shapes of its parameters, and the sum of squares of its output as a function of them and x."""
     net, event = NETS[name]
     net = net.clone(dtype="bfloat16")
-    cond = np.zeros(4, np.int32) if net.num_classes else given(net.condition, event) if net.condition else None
-    x, c = np.zeros((4, *event), np.float32), np.zeros(4, np.float32)
+    n = 4 if net.condition else 16
+    cond = np.zeros(n, np.int32) if net.num_classes else given(net.condition, event) if net.condition else None
+    x, c = np.zeros((n, *event), np.float32), np.zeros(n, np.float32)
     params = jax.eval_shape(lambda: net.init(KEY, x, c, cond, estimate=x))
     return params, jax.ShapeDtypeStruct(x.shape, x.dtype), lambda p, x: jnp.sum(net.apply(p, x, c, cond, estimate=x) ** 2)
 
 
-def factors(fn, *args):
-    """How often factors of which types are multiplied."""
-    return Counter((p.left, p.right) for p in products(fn, *args))
+def factors(fn, *args, known=0):
+    """How often networks multiply factors of which types; they ask for no precision, theirs is jax_default_matmul_precision.
+
+    ``known`` is the number of products of known laws, which have every digit.
+    """
+    found = products(fn, *args)
+    assert sum(p.exact for p in found) == known
+    found = [p for p in found if not p.exact]
+    assert {p.precision for p in found} == {()}
+    return Counter((p.left, p.right) for p in found)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -66,8 +75,6 @@ def test_the_same_networks_in_float32_have_none_in_bfloat16():
     x, c = np.zeros((2, *event), np.float32), np.zeros(2, np.float32)
     params = jax.eval_shape(net.init, KEY, x, c)
     assert set(factors(lambda p: net.apply(p, x, c), params)) == {("float32", "float32")}
-    # Networks ask for no precision of their own: theirs is jax_default_matmul_precision.
-    assert {p.precision for p in products(lambda p: net.apply(p, x, c), params)} == {()}
 
 
 SUMS = ("reduce_sum", "cumsum", "scatter-add", "scatter_add", "reduce_window_sum")
@@ -148,6 +155,9 @@ LEARNERS = {
         teacher(), ratio=distill.TeacherFeatures(names=("layer0",), width=8, dtype="bfloat16"), gan_weight=0.1
     ),
     "sid": lambda: distill.SiD(teacher()),
+    "interpolant": lambda: training.ScoreLearner(
+        models.InterpolantField(net=teacher().denoiser.net, process=BRIDGE), losses.InterpolantMatching(BRIDGE), optax.adam(1e-3)
+    ),
     "consistency": lambda: training.ScoreLearner(
         models.Denoiser(net=teacher().denoiser.net, process=EDM, predict="consistency"),
         distill.ConsistencyDistillation(EDM, grid=grids.Karras(6), teacher=teacher()), optax.adam(1e-3),
@@ -162,7 +172,9 @@ def test_an_update_multiplies_in_bfloat16_and_keeps_its_state_in_float32(name):
     new, metrics = jax.eval_shape(learner.update, state, BATCH, KEY)
     assert result_types(state) == result_types(new) == result_types(metrics) == {"float32"}
     assert jax.tree.map(jnp.result_type, state) == jax.tree.map(jnp.result_type, new)
-    assert set(factors(learner.update, state, BATCH, KEY)) == {("bfloat16", "bfloat16")}
+    # The base of the interpolant is drawn with the matrix of its Gaussian.
+    known = int(name == "interpolant")
+    assert set(factors(learner.update, state, BATCH, KEY, known=known)) == {("bfloat16", "bfloat16")}
 
 
 def reward(x):
@@ -298,6 +310,12 @@ def test_every_network_that_attends_hands_the_choice_on(monkeypatch):
 def test_errors_name_the_field(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_one_line_of_a_config_sets_it():
+    for line, wanted in (("models.nets.MLP.dtype = 'bfloat16'", "bfloat16"), ("models.nets.MLP.depth = 1", "float32")):
+        loaded = config.load("toys/rings", (line,)).experiment
+        assert loaded.learner.denoiser.net.dtype == wanted
 
 
 def test_heads_in_bfloat16_come_close():
