@@ -1,4 +1,4 @@
-"""Parts of the networks: convolutions with a backward pass for loops, GroupNorm, and forward times."""
+"""Parts of the networks: convolutions with a backward pass for loops, GroupNorm, forward times, and times in bfloat16."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common import Row, in_turns, interleaved, perturbed
+from benchmarks.common import NETS, Row, in_turns, interleaved, perturbed
 from scorelab.models.nets import MLP, DiT, GroupNorm, UNet
 
 
@@ -82,4 +82,18 @@ def forward(rounds: int, quick: bool) -> Iterator[Row]:
         yield Row(f"{name}, batch {batch}", float(value), float(low), float(high), "ms", base=said)
 
 
-PARTS = {"forward": forward, "norms": norms, "loops": loops}
+def bfloat16(rounds: int, quick: bool) -> Iterator[Row]:
+    """Networks in bfloat16 over the same in float32, with the same parameters: a call, and the gradient of a training step."""
+    for name, (net, event, batch, _) in NETS.items():
+        x, c = jax.random.normal(jax.random.key(0), (batch, *event)), jnp.zeros(batch)
+        params = perturbed(net.init(jax.random.key(1), x, c))
+        for label, derive in (("forward", lambda loss: loss), ("gradient", jax.grad)):
+            functions = {}
+            for dtype in ("float32", "bfloat16"):
+                one = net.clone(dtype=dtype)
+                f = jax.jit(derive(lambda p, x, c, one=one: jnp.mean((one.apply(p, x, c) - 1.0) ** 2)))
+                functions[dtype] = lambda f=f, params=params, x=x, c=c: f(params, x, c)
+            yield from in_turns(functions, rounds, base="float32", case=f"{label} in {{}}: {name}, batch {batch}")
+
+
+PARTS = {"forward": forward, "norms": norms, "loops": loops, "bfloat16": bfloat16}

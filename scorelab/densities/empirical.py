@@ -76,7 +76,8 @@ class IsotropicMixture(Density):
             new_top = jnp.maximum(top, logits.max(-1))
             weights = jnp.exp(logits - new_top[:, None])
             shrink = jnp.exp(top - new_top)
-            return (new_top, total * shrink + weights.sum(-1), mean * shrink[:, None] + weights @ c), None
+            among = jnp.matmul(weights, c, precision="highest")
+            return (new_top, total * shrink + weights.sum(-1), mean * shrink[:, None] + among), None
 
         start = (jnp.full(len(flat), -jnp.inf, flat.dtype), jnp.zeros(len(flat), flat.dtype), jnp.zeros_like(flat))
         (top, total, mean), _ = jax.lax.scan(fold, start, (centres, valid))

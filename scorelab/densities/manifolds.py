@@ -396,7 +396,7 @@ def _accepted(key: Key, propose: Callable[[Key], tuple[jax.Array, jax.Array]]) -
 
 def _turned(p: jax.Array, q: jax.Array) -> jax.Array:
     """The quaternion product ``p q``, ``(4,)``."""
-    real = p[0] * q[0] - jnp.dot(p[1:], q[1:])
+    real = p[0] * q[0] - jnp.dot(p[1:], q[1:], precision="highest")
     return jnp.concatenate([real[None], p[0] * q[1:] + q[0] * p[1:] + jnp.cross(p[1:], q[1:])])
 
 

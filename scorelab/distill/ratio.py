@@ -19,9 +19,10 @@ from scorelab.losses import Times
 from scorelab.models.base import KnowsDensity, Model
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
 from scorelab.models.nets.heads import Heads
+from scorelab.models.nets.layers import COMPUTE_DTYPES
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.pytrees import computed
-from scorelab.validation import require_int, require_number, require_positive, require_spec
+from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
 
 
 class Logits(NamedTuple):
@@ -151,7 +152,7 @@ class Discriminator(_Trained):
 
     def logit(self, params, y, t, cond, teacher, fake):
         output = self.denoiser.network_output(params, y, t, cond)
-        return jnp.sum(output.astype(jnp.float32).reshape(len(y), -1), axis=1)
+        return jnp.sum(output.astype(jnp.promote_types(output.dtype, jnp.float32)).reshape(len(y), -1), axis=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +166,13 @@ class TeacherFeatures(_Trained):
             ``"layer3"`` of an MLP.
         width: hidden width of a head.
         num_classes: 0, or the number of labels the heads know.
+        dtype: compute dtype of the heads, "float32" or "bfloat16"; their parameters and logits stay float32.
     """
 
     names: tuple[str, ...]
     width: int = 64
     num_classes: int = 0
+    dtype: str = "float32"
 
     def __post_init__(self):
         super().__post_init__()
@@ -178,11 +181,12 @@ class TeacherFeatures(_Trained):
             raise ValueError(f"TeacherFeatures.names = {self.names!r}: expected names of submodules of the teacher's network")
         require_positive(self, width=self.width)
         require_int(self, 0, num_classes=self.num_classes)
+        require_choice(self, COMPUTE_DTYPES, dtype=self.dtype)
 
     @property
     def heads(self) -> Heads:
         """The module."""
-        return Heads(width=self.width, num_classes=self.num_classes)
+        return Heads(width=self.width, num_classes=self.num_classes, dtype=self.dtype)
 
     def init(self, key, x, cond, teacher):
         """Fresh heads."""

@@ -133,7 +133,7 @@ def ssp(key: Key, weights: Float[Array, " particles"], n: int) -> Int[jax.Array,
         return ((jnp.where(full, loser, winner), jnp.where(full, merged - 1, merged)), copies), None
 
     u = jax.random.uniform(key, (len(weights) - 1,), weights.dtype)
-    others = (jnp.arange(1, len(weights)), fractions[1:], u)
+    others = (jnp.arange(1, len(weights), dtype=jnp.int32), fractions[1:], u)
     ((last, _), copies), _ = jax.lax.scan(meet, ((jnp.zeros((), jnp.int32), fractions[0]), copies), others)
     # The fractions have an integer sum up to rounding, which the last one standing makes good.
     copies = copies.at[last].add(n - jnp.sum(copies))

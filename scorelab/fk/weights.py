@@ -49,7 +49,7 @@ def weighted_mean(values: Real[Array, " particles *value"], log_weights: Float[A
         raise ValueError(
             f"weighted_mean.log_weights has shape {log_weights.shape} for values of shape {values.shape}: expected one per value"
         )
-    mean = jnp.tensordot(normalised(log_weights), values, axes=1)
+    mean = jnp.tensordot(normalised(log_weights), values, axes=1, precision="highest")
     return jnp.where(jnp.max(log_weights) > -jnp.inf, mean, jnp.nan)
 
 

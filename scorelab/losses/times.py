@@ -44,7 +44,7 @@ class Times(abc.ABC):
         return 1.0
 
     def __call__(self, key: Key, process: Any, n: int) -> Float[jax.Array, " {n}"]:
-        """Draw ``n`` times, ``(n,)`` float32, inside ``[process.t_min, process.t_max]``."""
+        """Draw ``n`` times, ``(n,)`` in the working precision, inside ``[process.t_min, process.t_max]``."""
         require_spec(self, self.process_type, process=process)
         if self.stratified:
             u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
@@ -55,10 +55,11 @@ class Times(abc.ABC):
         t = self.time(jnp.clip(u, 2.0**-25, 1 - 2.0**-24), process)
         if jnp.shape(t) != (n,):
             raise ValueError(f"{type(self).__name__}.time returned shape {jnp.shape(t)}: expected ({n},), the shape of u")
-        high = np.float32(process.t_max)
+        precision = np.dtype(jnp.result_type(t)).type
+        high = precision(process.t_max)
         if process.open_end:
             # At alpha = 0 (rectified flow at t = 1) the denoised point of an eps network is infinite.
-            high = np.nextafter(high, np.float32(process.t_min))
+            high = np.nextafter(high, precision(process.t_min))
         return jnp.clip(t, process.t_min, high)
 
 

@@ -2,6 +2,7 @@ r"""The start of a composition: noise at the temperature of the product, from wh
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from scorelab.warn import warn
 
 # A check of the whole grid takes a decomposition at each time: in more dimensions than these, a few times are looked at.
 _DIMENSIONS, _TIMES = 128, 8
+_product = functools.partial(jnp.matmul, precision="highest")
 
 
 class TemperedWarning(UserWarning):
@@ -197,10 +199,10 @@ def product_of(laws: list[Gaussian], exponents: tuple[Array | float, ...]) -> Ga
     precision, pull = jnp.zeros((size, size)), jnp.zeros(size)
     for law, b in zip(laws, exponents, strict=True):
         inside = law.basis / law.eigenvalues
-        across = 0.0 if law.basis.shape[1] == size else (jnp.eye(size) - law.basis @ law.basis.T) / law.tail
-        mine = b * (jnp.matmul(inside, law.basis.T, precision="highest") + across)
+        across = 0.0 if law.basis.shape[1] == size else (jnp.eye(size) - _product(law.basis, law.basis.T)) / law.tail
+        mine = b * (_product(inside, law.basis.T) + across)
         precision = precision + mine
-        pull = pull + jnp.matmul(mine, law.mean.reshape(-1), precision="highest")
+        pull = pull + _product(mine, law.mean.reshape(-1))
     values, vectors = jnp.linalg.eigh(precision)
-    mean = jnp.matmul(vectors, (vectors.T @ pull) / values, precision="highest")
+    mean = _product(vectors, _product(vectors.T, pull) / values)
     return Gaussian._make(mean.reshape(event), vectors, 1 / values, jnp.zeros(()), event)

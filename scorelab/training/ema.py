@@ -82,13 +82,13 @@ def _accumulated(opt_state: Pytree) -> list[Int[Array, ""]]:
     return [leaf.gradient_step for leaf in jax.tree.leaves(opt_state, is_leaf=is_one) if is_one(leaf)]
 
 
-def _move(average: Pytree, params: Pytree, rate: Float[Array, ""]) -> Pytree:
+def _move(average: Pytree, params: Pytree, rate: Float[Array, ""] | float) -> Pytree:
     """``average + rate (params - average)`` in at least float32; anything but floating point is copied."""
 
     def leaf(a, p):
         if not jnp.issubdtype(a.dtype, jnp.floating):
             return p
-        return a + (rate * (p.astype(a.dtype) - a)).astype(a.dtype)
+        return a + jnp.asarray(rate, a.dtype) * (p.astype(a.dtype) - a)
 
     return jax.tree.map(leaf, average, params)
 
@@ -132,7 +132,7 @@ class EMA(Average):
         rate = 1.0 - self.decay
         if self.warmup:
             rate = jnp.maximum(rate, 9.0 / (9.0 + step))
-        return _move(average, params, jnp.float32(rate))
+        return _move(average, params, rate)
 
     def params(self, average: Pytree) -> Pytree:
         """The average itself."""
@@ -181,7 +181,7 @@ class PowerEMA(Average):
 
     def update(self, average: tuple[Pytree, ...], params: Pytree, step: Int[Array, ""] | int) -> tuple[Pytree, ...]:
         """See the class; ``step`` counts from 1."""
-        step = jnp.asarray(step, jnp.float32)
+        step = jnp.asarray(step, jnp.result_type(float))
         # 1 - (1 - 1/t)^(g+1) without cancellation; at t = 1 the logarithm is -inf and the rate exactly 1.
         log_beta = jnp.log1p(-1 / step)
         rates = [-jnp.expm1((power_exponent(std) + 1) * log_beta) for std in self.stds]

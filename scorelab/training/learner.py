@@ -253,7 +253,8 @@ def optimised(
 
 def clipped(grads: Pytree, clip_norm: float | None) -> tuple[Pytree, Array]:
     """Gradients scaled down to the global norm ``clip_norm`` where theirs is above it, and their norm before that."""
-    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g), dtype=jnp.float32) for g in jax.tree.leaves(grads)))
+    wide = lambda g: jnp.promote_types(g.dtype, jnp.float32)
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(g), dtype=wide(g)) for g in jax.tree.leaves(grads)))
     if clip_norm is None:
         return grads, norm
     scale = clip_norm / jnp.maximum(norm, clip_norm)

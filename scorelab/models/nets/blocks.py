@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from scorelab.models.nets.dense import Dense, gated, wide
 from scorelab.models.nets.layers import CrossAttention, attend, projected
 from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
@@ -28,7 +29,7 @@ def positions(sides: tuple[int, ...], width: int) -> np.ndarray:
 def modulate(x: jax.Array, scale: jax.Array, shift: jax.Array, dtype: str) -> jax.Array:
     """Layer norm without parameters, then (1 + scale) x + shift; modulation (batch, 1, width)."""
     x = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32, epsilon=1e-6)(x)
-    return (x * (1.0 + scale) + shift).astype(dtype)
+    return (x * (1.0 + wide(scale)) + wide(shift)).astype(dtype)
 
 
 def check_width(owner: str, *, width: int, heads: int, parts: int, **others: int) -> None:
@@ -52,24 +53,25 @@ class Block(nn.Module):
     ratio: int
     dropout: float
     dtype: str
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array, seen: jax.Array | None = None) -> jax.Array:
         """Map tokens (batch, tokens, width) and emb (batch, width) to tokens; ``seen`` are the tokens of a condition."""
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=self.dropout == 0.0)
-        modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation")(emb)
+        modulation = Dense(6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation")(emb)
         s1, b1, a1, s2, b2, a2 = rearrange(modulation, "b (six d) -> six b 1 d", six=6)
 
         q, k, v = projected(modulate(x, s1, b1, self.dtype), 3, self.heads, width, self.dtype, name="qkv")
-        h = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v), "b t n d -> b t (n d)"))
-        x = x + a1 * drop(h)
+        h = Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v, fused=self.fused), "b t n d -> b t (n d)"))
+        x = gated(x, a1, drop(h))
         if seen is not None:
-            x = CrossAttention(self.heads, self.dtype, name="condition")(x, seen)
+            x = CrossAttention(self.heads, self.dtype, self.fused, name="condition")(x, seen)
 
-        h = nn.Dense(self.ratio * width, dtype=self.dtype, name="mlp_in")(modulate(x, s2, b2, self.dtype))
-        h = nn.Dense(width, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
-        return x + a2 * drop(h)
+        h = Dense(self.ratio * width, dtype=self.dtype, name="mlp_in")(modulate(x, s2, b2, self.dtype))
+        h = Dense(width, dtype=self.dtype, name="mlp_out")(nn.gelu(h))
+        return gated(x, a2, drop(h))
 
 
 def transformed(net: Any, tokens: jax.Array, emb: jax.Array, seen: jax.Array | None, features: int, train: bool) -> jax.Array:
@@ -77,13 +79,13 @@ def transformed(net: Any, tokens: jax.Array, emb: jax.Array, seen: jax.Array | N
 
     ``seen`` are the tokens of a condition ``(batch, m, width)``, None for none.
 
-    Called inside the network ``net``, which has the fields ``width``, ``depth``, ``heads``, ``mlp_ratio``, ``dropout``, ``dtype``
-    and ``remat``.
+    Called inside the network ``net``, which has the fields ``width``, ``depth``, ``heads``, ``mlp_ratio``, ``dropout``, ``dtype``,
+    ``remat`` and ``fused_attention``.
     """
     block = nn.remat(Block) if net.remat else Block
+    options = (net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, net.fused_attention)
     for i in range(net.depth):
-        tokens = block(net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, name=f"block{i}")(tokens, emb, seen)
-        tokens = between_blocks(tokens)
+        tokens = between_blocks(block(*options, name=f"block{i}")(tokens, emb, seen))
     zeros = {"dtype": net.dtype, "kernel_init": nn.initializers.zeros}
-    scale, shift = rearrange(nn.Dense(2 * net.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
-    return nn.Dense(features, name="out", **zeros)(modulate(tokens, scale, shift, net.dtype))
+    scale, shift = rearrange(Dense(2 * net.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
+    return Dense(features, name="out", **zeros)(modulate(tokens, scale, shift, net.dtype))

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host, per_example
+from scorelab.models.nets.dense import Dense, added, repeated
 from scorelab.validation import require_choice, require_int
 
 Way = Literal["embedding", "channels", "tokens"]
@@ -174,7 +175,8 @@ class Label(Member):
         value = jnp.asarray(value)
         # A label that is no class reads a row beyond the table, which is NaN: -4 would be the fourth row from its end.
         value = jnp.where((value < 0) | (value > self.num_classes), self.num_classes + 1, value)
-        return nn.Embed(self.num_classes + 1, width, dtype=dtype, name=layer)(value)
+        # Read in float32, as the gradient of a row is then summed over its examples in float32.
+        return nn.Embed(self.num_classes + 1, width, dtype=jnp.float32, name=layer)(value).astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -417,7 +419,7 @@ def embedded(given: tuple[Entry, ...], h: jax.Array, width: int, dtype: str) -> 
     """``h (rows, width)`` plus the embeddings of the members that enter there; called inside a network."""
     for entry in given:
         if entry.member.way == "embedding":
-            h = h + entry.member.embed(entry.layer, entry.value, width, dtype)
+            h = added(h, entry.member.embed(entry.layer, entry.value, width, dtype))
     return h
 
 
@@ -431,7 +433,7 @@ def concatenated(given: tuple[Entry, ...], x: jax.Array) -> jax.Array:
 def attended(given: tuple[Entry, ...], batch: int, width: int, dtype: str) -> jax.Array | None:
     """The tokens ``(batch, m, width)`` of all members that are attended to, None where there are none; called inside a network."""
     tokens = [entry.member.tokens(entry.layer, entry.value, width, dtype) for entry in given if entry.member.way == "tokens"]
-    tokens = [jnp.broadcast_to(each, (batch, *each.shape[1:])) for each in tokens]
+    tokens = [repeated(each, batch) for each in tokens]
     return jnp.concatenate(tokens, axis=1) if tokens else None
 
 
@@ -459,10 +461,10 @@ class _Vector(nn.Module):
     @nn.compact
     def __call__(self, value: Array) -> jax.Array:
         missing, value = _split(value)
-        h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(value.astype(self.dtype)))
-        h = nn.Dense(self.width, dtype=self.dtype, name="out")(h)
+        h = nn.silu(Dense(self.width, dtype=self.dtype, name="hidden")(value.astype(self.dtype)))
+        h = Dense(self.width, dtype=self.dtype, name="out")(h)
         null = self.param("null", nn.initializers.normal(1.0), (self.width,), jnp.float32)
-        return jnp.where(missing, null.astype(h.dtype), h)
+        return jnp.where(missing, null, h.astype(jnp.float32)).astype(h.dtype)
 
 
 class _Image(nn.Module):
@@ -486,7 +488,7 @@ class _Sequence(nn.Module):
     @nn.compact
     def __call__(self, value: Array) -> jax.Array:
         missing, value = _split(value)
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(value.astype(self.dtype))
+        h = Dense(self.width, dtype=self.dtype, name="in")(value.astype(self.dtype))
         place = self.param("positions", nn.initializers.normal(0.02), (value.shape[1], self.width), jnp.float32)
         null = self.param("null", nn.initializers.normal(1.0), (value.shape[1], self.width), jnp.float32)
-        return jnp.where(missing, null.astype(h.dtype), h + place.astype(h.dtype))
+        return jnp.where(missing, null, h.astype(jnp.float32) + place).astype(h.dtype)

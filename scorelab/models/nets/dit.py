@@ -8,6 +8,7 @@ from einops import rearrange
 from scorelab.arrays import Pytree
 from scorelab.models.nets.blocks import check_width, positions, transformed
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
+from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 from scorelab.validation import require_int
 
@@ -41,6 +42,8 @@ class DiT(nn.Module):
         dropout: Rate on each branch, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         remat: Recompute each block in the backward pass instead of storing its activations.
+        fused_attention: Attention by cuDNN's kernel where device, ``dtype`` and head size allow. It has first
+            derivatives in reverse mode only: unset it, with the same parameters, for what differentiates otherwise.
     """
 
     patch: int = 7
@@ -54,6 +57,7 @@ class DiT(nn.Module):
     dtype: str = "float32"
     loop_safe: bool = False
     remat: bool = False
+    fused_attention: bool = False
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True
@@ -63,7 +67,8 @@ class DiT(nn.Module):
         require_int("DiT", 1, patch=self.patch)
         sizes = dict(width=self.width, heads=self.heads, depth=self.depth, mlp_ratio=self.mlp_ratio)
         check_width("DiT", parts=4, **sizes)
-        check_common("DiT", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        common = dict(num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_common("DiT", **common, fused_attention=self.fused_attention)
         check_fields("DiT", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         super().__post_init__()
 
@@ -90,7 +95,7 @@ class DiT(nn.Module):
         if any(missing):
             image = jnp.pad(image, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
         sides = image.shape[1] // self.patch, image.shape[2] // self.patch
-        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(patchify(image, self.patch))
+        tokens = Dense(self.width, dtype=self.dtype, name="in")(patchify(image, self.patch))
         tokens = tokens + jnp.asarray(positions(sides, self.width), self.dtype)
         seen = attended(given, len(x), self.width, self.dtype)
         h = unpatchify(transformed(self, tokens, emb, seen, self.patch**2 * channels, train), self.patch, sides[0])

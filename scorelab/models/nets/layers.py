@@ -5,22 +5,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
+from jax.extend.backend import get_backend
 
 from scorelab.models.nets.conditions import Entry, embedded
 from scorelab.models.nets.conv import convolve
+from scorelab.models.nets.dense import Dense, added
 from scorelab.models.nets.splits import constraints
 from scorelab.validation import require_int
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-def check_common(owner: str, *, num_classes: int, dropout: float, dtype: str) -> None:
+def check_common(owner: str, *, num_classes: int, dropout: float, dtype: str, fused_attention: bool = False) -> None:
     """Raise ValueError unless the fields that every network has are in range."""
     require_int(owner, 0, num_classes=num_classes)
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"{owner}.dropout = {dropout!r}: expected a number in [0, 1)")
     if dtype not in COMPUTE_DTYPES:
         raise ValueError(f"{owner}.dtype = {dtype!r}: expected one of {COMPUTE_DTYPES}")
+    if not isinstance(fused_attention, bool):
+        raise ValueError(f"{owner}.fused_attention = {fused_attention!r}: expected True or False")
 
 
 def group_count(channels: int) -> int:
@@ -55,9 +59,7 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         w = self.param("kernel", init, (*(self.kernel,) * (x.ndim - 2), x.shape[-1], self.features), jnp.float32)
         y = convolve(x.astype(self.dtype), w.astype(self.dtype), stride=self.stride, loop_safe=self.loop_safe)
-        if not self.bias:
-            return y
-        return y + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(self.dtype)
+        return added(y, self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)) if self.bias else y
 
 
 class GroupNorm(nn.Module):
@@ -125,20 +127,48 @@ class Embedding(nn.Module):
     def __call__(self, c_noise: jax.Array, given: tuple[Entry, ...] = ()) -> jax.Array:
         """Embed c_noise (batch,) or (1,) and the :func:`~scorelab.models.nets.conditions.entries` of a condition."""
         features = noise_features(c_noise, 2 * max(8, self.width // 4))
-        h = nn.silu(nn.Dense(self.width, dtype=self.dtype, name="hidden")(features))
-        h = nn.Dense(self.width, dtype=self.dtype, name="out")(h)
+        h = nn.silu(Dense(self.width, dtype=self.dtype, name="hidden")(features))
+        h = Dense(self.width, dtype=self.dtype, name="out")(h)
         return nn.silu(embedded(given, h, self.width, self.dtype))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """Softmax attention softmax(q k^T / sqrt(d)) v over (batch, tokens, heads, d), softmax in float32."""
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32)
-    weights = nn.softmax(logits * q.shape[-1] ** -0.5, axis=-1)
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, fused: bool = False) -> jax.Array:
+    """Softmax attention softmax(q k^T / sqrt(d)) v over (batch, tokens, heads, d), softmax in float32.
+
+    ``fused`` asks for the kernel of cuDNN, which keeps no matrix of weights (Dao et al. 2022, arXiv:2205.14135). It is taken on a
+    CUDA device, for factors of 16 bits and a ``d`` that is a multiple of 8 up to 128; elsewhere ``fused`` changes nothing. It
+    has first derivatives in reverse mode, and no others.
+    """
+    if fused and _fits_cudnn(q):
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    # The same as jax.nn.dot_product_attention(implementation="xla"), whose gradient takes up to six times as long on the CPU.
+    weights = nn.softmax(_logits(q, k) * q.shape[-1] ** -0.5, axis=-1)
     return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
 
 
+def _fits_cudnn(q: jax.Array) -> bool:
+    fits = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+    return fits and "cuda" in get_backend().platform_version
+
+
+@jax.custom_jvp
+def _logits(q, k):
+    """``q k^T`` in at least float32, of factors of any type."""
+    return jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+
+
+@_logits.defjvp
+def _logits_jvp(primals, tangents):
+    # The transpose of the product above multiplies a float32 gradient with bfloat16 factors, which an accelerator does in
+    # float32. The tangent of the type of the factors has a transpose of that type.
+    (q, k), (dq, dk) = primals, tangents
+    out = _logits(q, k)
+    along = jnp.einsum("bqnd,bknd->bnqk", dq, k) + jnp.einsum("bqnd,bknd->bnqk", q, dk)
+    return out, along.astype(out.dtype)
+
+
 class ByHeads(nn.Module):
-    """The parameters and the function of ``nn.Dense(parts * width)``, as a product that devices share by heads."""
+    """The parameters and the function of ``Dense(parts * width)``, as a product that devices share by heads."""
 
     parts: int
     heads: int
@@ -152,8 +182,8 @@ class ByHeads(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.parts * self.width), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.parts * self.width,), jnp.float32)
         kernel = constraints.get().heads(kernel.reshape(-1, *shape)).astype(self.dtype)
-        bias = jnp.expand_dims(bias.reshape(shape), (1, 2)).astype(self.dtype)
-        return jnp.einsum("btc,cpnd->pbtnd", x.astype(self.dtype), kernel) + bias
+        bias = jnp.expand_dims(bias.reshape(shape), (1, 2))
+        return added(jnp.einsum("btc,cpnd->pbtnd", x.astype(self.dtype), kernel), bias)
 
 
 def projected(x: jax.Array, parts: int, heads: int, width: int, dtype: str, name: str) -> jax.Array:
@@ -165,7 +195,7 @@ def projected(x: jax.Array, parts: int, heads: int, width: int, dtype: str, name
     model = constraints.get().model
     if model > 1 and heads % model == 0:
         return ByHeads(parts, heads, width, dtype, name=name)(x)
-    y = nn.Dense(parts * width, dtype=dtype, name=name)(x)
+    y = Dense(parts * width, dtype=dtype, name=name)(x)
     return rearrange(y, "b t (p n d) -> p b t n d", p=parts, n=heads)
 
 
@@ -191,16 +221,17 @@ class CrossAttention(nn.Module):
 
     heads: int
     dtype: str
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
         """Attend to the tokens."""
         width = x.shape[-1]
         h = nn.LayerNorm(dtype=jnp.float32, epsilon=1e-6, name="norm")(x).astype(self.dtype)
-        q = rearrange(nn.Dense(width, dtype=self.dtype, name="q")(h), "b t (n d) -> b t n d", n=self.heads)
+        q = rearrange(Dense(width, dtype=self.dtype, name="q")(h), "b t (n d) -> b t n d", n=self.heads)
         k, v = projected(tokens.astype(self.dtype), 2, self.heads, width, self.dtype, name="kv")
-        h = rearrange(attend(q, k, v), "b t n d -> b t (n d)")
-        return x + nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+        h = rearrange(attend(q, k, v, fused=self.fused), "b t n d -> b t (n d)")
+        return x + Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
 def check_inputs(x: jax.Array, c_noise: jax.Array) -> None:

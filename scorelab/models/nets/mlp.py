@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from scorelab.arrays import Pytree
 from scorelab.models.nets.conditions import Condition, check_fields, entries, of_network
+from scorelab.models.nets.dense import Dense, wide
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
@@ -23,12 +24,12 @@ class Layer(nn.Module):
     def __call__(self, h: jax.Array, emb: jax.Array) -> jax.Array:
         """Map h (batch, width) and emb (batch, embed) to (batch, width)."""
         width = h.shape[-1]
-        film = nn.Dense(2 * width, dtype=self.dtype, name="film")(emb)
+        film = Dense(2 * width, dtype=self.dtype, name="film")(emb)
         scale, shift = jnp.split(film, 2, axis=-1)
         u = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(h)
-        u = nn.silu((u * (1.0 + scale) + shift).astype(self.dtype))
+        u = nn.silu((u * (1.0 + wide(scale)) + wide(shift)).astype(self.dtype))
         u = nn.Dropout(self.dropout, deterministic=self.dropout == 0.0)(u)
-        return h + nn.Dense(width, dtype=self.dtype, name="dense")(u)
+        return h + Dense(width, dtype=self.dtype, name="dense")(u)
 
 
 class MLP(nn.Module):
@@ -89,10 +90,10 @@ class MLP(nn.Module):
         emb = Embedding(self.embed, self.dtype, name="embedding")(c_noise, given)
 
         seen = beside_estimate(x, estimate)
-        h = nn.Dense(self.width, dtype=self.dtype, name="in")(seen.astype(self.dtype).reshape(len(x), -1))
+        h = Dense(self.width, dtype=self.dtype, name="in")(seen.astype(self.dtype).reshape(len(x), -1))
         layer = nn.remat(Layer) if self.remat else Layer
         for i in range(self.depth):
             h = between_blocks(layer(self.dropout if train else 0.0, self.dtype, name=f"layer{i}")(h, emb))
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
-        h = nn.Dense(size, dtype=self.dtype, kernel_init=init, name="out")(nn.silu(h))
+        h = Dense(size, dtype=self.dtype, kernel_init=init, name="out")(nn.silu(h))
         return h.reshape(x.shape).astype(jnp.float32)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from scorelab.arrays import Pytree
 from scorelab.models.nets.blocks import check_width, positions, transformed
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
+from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
 
 
@@ -28,6 +29,8 @@ class Transformer(nn.Module):
         dropout: Rate on each branch, used when ``train=True`` with a ``"dropout"`` rng.
         dtype: Compute dtype, "float32" or "bfloat16"; parameters, statistics and softmax stay float32.
         remat: Recompute each block in the backward pass instead of storing its activations.
+        fused_attention: Attention by cuDNN's kernel where device, ``dtype`` and head size allow. It has first
+            derivatives in reverse mode only: unset it, with the same parameters, for what differentiates otherwise.
     """
 
     width: int = 64
@@ -40,6 +43,7 @@ class Transformer(nn.Module):
     dtype: str = "float32"
     loop_safe: bool = False
     remat: bool = False
+    fused_attention: bool = False
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True
@@ -48,7 +52,8 @@ class Transformer(nn.Module):
     def __post_init__(self):
         sizes = dict(width=self.width, heads=self.heads, depth=self.depth, mlp_ratio=self.mlp_ratio)
         check_width("Transformer", parts=2, **sizes)
-        check_common("Transformer", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        common = dict(num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_common("Transformer", **common, fused_attention=self.fused_attention)
         check_fields("Transformer", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         super().__post_init__()
 
@@ -69,7 +74,7 @@ class Transformer(nn.Module):
         given = entries("Transformer", of_network(self), cond, len(x))
         emb = Embedding(self.width, self.dtype, name="embedding")(c_noise, given)
         sequence = concatenated(given, beside_estimate(x, estimate).astype(self.dtype))
-        tokens = nn.Dense(self.width, dtype=self.dtype, name="in")(sequence)
+        tokens = Dense(self.width, dtype=self.dtype, name="in")(sequence)
         tokens = tokens + jnp.asarray(positions(x.shape[1:2], self.width), self.dtype)
         seen = attended(given, len(x), self.width, self.dtype)
         return transformed(self, tokens, emb, seen, x.shape[-1], train).astype(jnp.float32)

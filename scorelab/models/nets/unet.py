@@ -7,6 +7,7 @@ from einops import repeat
 
 from scorelab.arrays import Pytree
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
+from scorelab.models.nets.dense import Dense
 from scorelab.models.nets.layers import (
     Conv,
     CrossAttention,
@@ -35,7 +36,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, emb: jax.Array) -> jax.Array:
         """Map x (batch, *sides, in) and emb (batch, width) to (batch, *sides, features)."""
         conv = {"dtype": self.dtype, "loop_safe": self.loop_safe}
-        film = nn.Dense(2 * self.features, dtype=self.dtype, name="film")(emb)
+        film = Dense(2 * self.features, dtype=self.dtype, name="film")(emb)
         scale, shift = jnp.split(film, 2, axis=-1)
         h = nn.silu(GroupNorm(group_count(x.shape[-1]), name="norm1")(x))
         h = Conv(self.features, name="conv1", **conv)(h)
@@ -52,6 +53,7 @@ class AttentionBlock(nn.Module):
 
     heads: int
     dtype: str
+    fused: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -59,8 +61,8 @@ class AttentionBlock(nn.Module):
         channels = x.shape[-1]
         h = GroupNorm(group_count(channels), name="norm")(x)
         q, k, v = projected(h.reshape(len(x), -1, channels), 3, self.heads, channels, self.dtype, name="qkv")
-        h = attend(q, k, v).reshape(x.shape)
-        return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
+        h = attend(q, k, v, fused=self.fused).reshape(x.shape)
+        return x + Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
 
 def upsample(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
@@ -94,6 +96,8 @@ class UNet(nn.Module):
         loop_safe: set it to differentiate the network inside a loop on the CPU. Same
             parameters.
         remat: Recompute each block in the backward pass instead of storing its activations.
+        fused_attention: Attention by cuDNN's kernel where device, ``dtype`` and head size allow. It has first
+            derivatives in reverse mode only: unset it, with the same parameters, for what differentiates otherwise.
     """
 
     channels: tuple[int, ...] = (32, 64, 64)
@@ -106,6 +110,7 @@ class UNet(nn.Module):
     dtype: str = "float32"
     loop_safe: bool = False
     remat: bool = False
+    fused_attention: bool = False
 
     # One noise level for the whole batch is embedded once, as (1,), instead of once per example.
     shares_noise_level = True
@@ -117,7 +122,8 @@ class UNet(nn.Module):
         for width in self.channels:
             require_int("UNet", 1, channels=width)
         require_int("UNet", 1, blocks=self.blocks, heads=self.heads)
-        check_common("UNet", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        common = dict(num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
+        check_common("UNet", **common, fused_attention=self.fused_attention)
         check_fields("UNet", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         levels = len(self.channels)
         attention = self.attention
@@ -173,11 +179,11 @@ class UNet(nn.Module):
             h = between_blocks(block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb))
             if not attend_:
                 return h
-            h = attention_class(self.heads, self.dtype, name=f"{name}_attention")(h)
+            h = attention_class(self.heads, self.dtype, self.fused_attention, name=f"{name}_attention")(h)
             if seen is None:
                 return h
             pixels = h.reshape(len(h), -1, h.shape[-1])
-            pixels = crossing_class(self.heads, self.dtype, name=f"{name}_condition")(pixels, seen)
+            pixels = crossing_class(self.heads, self.dtype, self.fused_attention, name=f"{name}_condition")(pixels, seen)
             return pixels.reshape(h.shape)
 
         levels = list(zip(self.channels, self._attends, strict=True))
