@@ -39,5 +39,8 @@ class Dequantised:
         batch = self.batches.at(step, *shard)
         if batch["x"].dtype != np.uint8:
             raise TypeError(f"Dequantised.batches has x of {batch['x'].dtype}: expected uint8 levels")
-        rng = np.random.default_rng((self.seed, int(step), *map(int, shard)))
-        return {**batch, "places": rng.random(np.shape(batch["x"]), np.float32)}
+        rng, shape = np.random.default_rng((self.seed, int(step))), np.shape(batch["x"])
+        host, hosts = shard or (0, 1)
+        # Drawn for all hosts, so that a row has its places whatever their number is.
+        places = rng.random((hosts * shape[0], *shape[1:]), np.float32)
+        return {**batch, "places": places[host * shape[0] : (host + 1) * shape[0]]}

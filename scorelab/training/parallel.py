@@ -33,7 +33,10 @@ def replicate(tree: Pytree, mesh: Mesh) -> Pytree:
 
     Always a copy: the training step consumes its state, which must leave the caller's arrays alive.
     """
-    return jax.device_put(jax.tree.map(_strong, _own(tree)), replicated(mesh), may_alias=False)
+    tree, whole = jax.tree.map(_strong, _own(tree)), replicated(mesh)
+    if jax.process_count() > 1:
+        return jax.tree.map(lambda leaf: _everywhere(leaf, whole), tree)
+    return jax.device_put(tree, whole, may_alias=False)
 
 
 def shard_batch(batch: Pytree, mesh: Mesh) -> Pytree:
@@ -55,6 +58,14 @@ def shard_batch(batch: Pytree, mesh: Mesh) -> Pytree:
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def _everywhere(leaf: Pytree, whole: NamedSharding) -> jax.Array:
+    """An array that every process has, as one global array."""
+    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_everywhere(jax.random.key_data(leaf), whole), impl=jax.random.key_impl(leaf))
+    host = np.array(leaf)
+    return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])
 
 
 def _own(tree: Pytree) -> Pytree:
