@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,9 @@ class Checkpoints:
     def _spread_out(self, step: int, leaves: dict[str, Any]) -> Callable[[], None]:
         """Begin to write arrays that are spread over several hosts; what is left to do of it."""
         # The first host makes the folder that all write into.
-        opened = self._opened(step, temporary(self._folder / str(step))) if hosts.first() else None
-        partial = self._folder / hosts.agreed(opened.__enter__().name if opened is not None else None)
+        opened = ExitStack()
+        made = opened.enter_context(self._opened(step, temporary(self._folder / str(step)))) if hosts.first() else None
+        partial = self._folder / hosts.agreed(None if made is None else made.name)
         # On a CPU the host array is the memory of the device array, which the next step consumes.
         kept = jnp.copy if jax.default_backend() == "cpu" else lambda leaf: leaf
         arrays = {
@@ -125,7 +126,7 @@ class Checkpoints:
         checkpointer.save((partial / _STATE).absolute(), args=_orbax().args.StandardSave(arrays))
 
         def end() -> None:
-            with opened or nullcontext(), closing(checkpointer):
+            with opened, closing(checkpointer):
                 checkpointer.wait_until_finished()
                 arrays.clear()
 
