@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         experiment,
         fk,
         grids,
+        hosts,
         likelihood,
         losses,
         metrics,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
     from scorelab.dequantisation import bits_per_dim
     from scorelab.elbo import likelihood_bound
+    from scorelab.hosts import distributed
     from scorelab.inversion import invert
     from scorelab.likelihood import log_likelihood
     from scorelab.sampling import Samples, sample
@@ -57,11 +59,13 @@ __all__ = [
     "dequantisation",
     "diagnostics",
     "distill",
+    "distributed",
     "divergence",
     "elbo",
     "experiment",
     "fk",
     "grids",
+    "hosts",
     "invert",
     "likelihood",
     "likelihood_bound",
@@ -87,6 +91,7 @@ _FROM = {
     "NonFiniteSample": "walk",
     "Samples": "sampling",
     "bits_per_dim": "dequantisation",
+    "distributed": "hosts",
     "invert": "inversion",
     "likelihood_bound": "elbo",
     "log_likelihood": "likelihood",

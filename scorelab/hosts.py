@@ -109,7 +109,9 @@ def _address(coordinator: Any, hosts: Any, host: Any) -> tuple[str, int] | None:
         return None
     if missing := [name for name, value in given.items() if value is None]:
         there = ", ".join(f"{name} = {value!r}" for name, value in given.items() if value is not None)
-        raise ConfigError(f"distributed.{there} without {' and '.join(missing)}: expected all three, or none where JAX detects them")
+        raise ConfigError(
+            f"distributed.{there} without {' and '.join(missing)}: expected all three, or none where JAX detects them"
+        )
     name, _, port = str(coordinator).rpartition(":")
     if not name or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"distributed.coordinator = {coordinator!r}: expected ADDRESS:PORT with a port from 1 to 65535")
@@ -405,7 +407,9 @@ def _meet(where: tuple[str, int], hosts: int, host: int, timeout: float, silence
             if answer is not None and answer.get("hello") != _HELLO:
                 raise ValueError(f"it said {answer}")
         except ValueError as error:
-            raise ConfigError(f"{where[0]}:{where[1]} answers, and is no host 0 of scorelab ({error}): expected its port") from error
+            raise ConfigError(
+                f"{where[0]}:{where[1]} answers, and is no host 0 of scorelab ({error}): expected its port"
+            ) from error
         except OSError as error:
             why = error
         else:
@@ -483,7 +487,9 @@ def _compare(what: str, facts: list[dict[str, Any]]) -> None:
         if differing:
             name = differing[0]
             more = f" ({len(differing)} differ)" if len(differing) > 1 else ""
-            raise ConfigError(f"host {host} has {what} than host 0: {name} = {found.get(name)!r}, expected {facts[0].get(name)!r}{more}")
+            raise ConfigError(
+                f"host {host} has {what} than host 0: {name} = {found.get(name)!r}, expected {facts[0].get(name)!r}{more}"
+            )
 
 
 @functools.cache

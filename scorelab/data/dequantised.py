@@ -15,8 +15,8 @@ from scorelab.validation import require_seed
 class Dequantised:
     """Batches with ``places``, uniform on [0, 1) and shaped like ``x``: what a density on whole cells is learned from.
 
-    :class:`scorelab.training.Prepare` puts the values there, by the ``at`` of its transform. The places of a batch are a function
-    of (seed, step, host).
+    :class:`scorelab.training.Prepare` puts the values there, by the ``at`` of its transform. The places of a row are a
+    function of (seed, step), whatever the number of hosts is.
 
     Attributes:
         batches: anything with ``at(step)`` whose ``x`` are levels.

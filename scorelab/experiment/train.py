@@ -138,8 +138,7 @@ def train(run: Run) -> Any:
         "train",
         f"{experiment.data.name}, {len(experiment.data.load())} examples, {size:,} parameters, "
         f"steps {done + 1} to {stage.steps}, batch {stage.batch_size}, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-        + (f", {hosts.count()} hosts" if hosts.count() > 1 else ""),
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}" + (f", {hosts.count()} hosts" if hosts.count() > 1 else ""),
     )
     began = time.monotonic()
     data = coupled(experiment, experiment.data.batches(stage.batch_size, experiment.seed))
@@ -350,9 +349,7 @@ def trained_state(experiment: Experiment, workdir: Workdir, *, on_every_host: bo
     return found[1], found[0]
 
 
-def _newest_of_first(
-    checkpoints: Checkpoints, like: Pytree, workdir: Workdir, owned: bool = False
-) -> tuple[int, Pytree] | None:
+def _newest_of_first(checkpoints: Checkpoints, like: Pytree, workdir: Workdir, owned: bool = False) -> tuple[int, Pytree] | None:
     """The newest whole checkpoint that host 0 sees, which moves what is damaged out of the way; None where there is none."""
     found = _newest(checkpoints, like, workdir, owned) if hosts.first() else None
     step = hosts.agreed(None if found is None else found[0])

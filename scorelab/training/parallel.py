@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -62,7 +63,7 @@ def shard_batch(batch: Pytree, mesh: Mesh) -> Pytree:
 
 def _everywhere(leaf: Pytree, whole: NamedSharding) -> jax.Array:
     """An array that every process has, as one global array."""
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_everywhere(jax.random.key_data(leaf), whole), impl=jax.random.key_impl(leaf))
     host = np.array(leaf)
     return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])

@@ -1,4 +1,4 @@
-"""Several hosts: how they meet and stop; that they train, sample, steer and distil as one does; and what happens when one is lost."""
+"""Several hosts: how they meet and stop; that they train, sample, steer and distil as one does; what happens when one is lost."""
 
 import json
 import os
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from scorelab import hosts
+from scorelab import data, densities, hosts
 from scorelab.errors import ConfigError
 from tests.run.conftest import ROOT, TINY, with_sets
 
@@ -209,6 +209,22 @@ def test_runs_that_differ_are_refused_with_the_field():
         hosts._compare("another run", [_flat(one), _flat(other)])
 
 
+@pytest.mark.parametrize("kind", ["places", "noise", "assignment"])
+def test_the_shares_of_hosts_are_the_batch_of_one(kind):
+    levels = np.arange(64, dtype=np.uint8).reshape(16, 2, 2, 1)
+    batches = data.Batches({"x": levels, "base": levels[::-1].astype(np.float32)}, batch_size=8)
+    points = data.Batches({"x": np.random.default_rng(0).normal(size=(16, 2)).astype(np.float32)}, batch_size=8)
+    made = {
+        "places": lambda: data.Dequantised(batches, seed=3),
+        "noise": lambda: data.Coupled(batches, data.Paired(noise=0.5), seed=3),
+        "assignment": lambda: data.Coupled(points, data.Assignment(), densities.Gaussian(np.zeros(2), 1.0), seed=3),
+    }[kind]()
+    for step in (0, 3):
+        whole, parts = made.at(step), [made.at(step, host, 2) for host in (0, 1)]
+        for name, value in whole.items():
+            np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), value)
+
+
 # One run on several hosts ------------------------------------------------------------------------------------------------
 class Shared:
     """Batches of which every host takes its block."""
@@ -260,7 +276,13 @@ def one_of_several(host, count, port, folder):
 
 
 def launched(*commands):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return [subprocess.Popen([sys.executable, "-m", *map(str, c)], cwd=ROOT, env=environment, **pipes) for c in commands]
 
@@ -274,7 +296,8 @@ def test_hosts_together_do_what_one_does(count, tiny_run, tmp_path):
         out, err = process.communicate(timeout=600)
         assert process.returncode == 0, err[-3000:]
         # Host 0 speaks for all.
-        assert (f"{count} hosts" in out and "report" in out) if host == 0 else [line for line in out.split("\n") if "Gloo" not in line] == [""]
+        said = "".join(line for line in out.splitlines() if "Gloo" not in line)
+        assert (f"{count} hosts" in said and "report" in said) if host == 0 else said == ""
     whole = tmp_path / "run"
     assert {path.name for path in whole.iterdir()} == {path.name for path in tiny_run.iterdir()}
     # One device here, several there: float32 sums in another order (1e-7), carried on by 20 steps of Adam and four of Heun.
@@ -308,7 +331,9 @@ def on_hosts(count, root, *more):
     slow = with_sets(*(binding for binding in TINY if not binding.startswith("STEPS")), "STEPS = 300")
     port = free_port()
     run = ("scorelab.run.cli", "train", "toys/eight_gaussians", *slow, "--workdir", root, "--resume")
-    return launched(*((*run, "--hosts", count, "--host", host, "--coordinator", f"localhost:{port}", *more) for host in range(count)))
+    return launched(
+        *((*run, "--hosts", count, "--host", host, "--coordinator", f"localhost:{port}", *more) for host in range(count))
+    )
 
 
 def ends(processes):
