@@ -78,7 +78,7 @@ def distributed(
     if hosts == 1 or where is None or hosts is None or host is None:
         return
     line = _meet(where, hosts, host, timeout, silence)
-    # The handler of JAX would take SIGTERM, which here ends all hosts at one step (Line.stops).
+    # The handler of JAX would take SIGTERM, which here ends all hosts at one step (_Line.stops).
     with suppress(AttributeError):
         jax.config.update("jax_enable_preemption_service", False)
     # JAX looks for lost processes as well, and aborts: it should come later than the line that says which one it is.
@@ -188,11 +188,13 @@ def finish() -> None:
     if _LINE is None:
         return
     _LINE.part()
+    # It waits for all of them too, so that nothing is closed which another one still reads.
     jax.distributed.shutdown()
+    _LINE.close()
     _LINE = None
 
 
-_LINE: Line | None = None
+_LINE: _Line | None = None
 
 
 def _at_exit() -> None:
@@ -204,7 +206,7 @@ def _at_exit() -> None:
     finish()
 
 
-class Line:
+class _Line:
     """The connections of a process: to host 0, or of host 0 to each other one."""
 
     def __init__(self, host: int, hosts: int, peers: dict[int, socket.socket], silence: float):
@@ -214,7 +216,9 @@ class Line:
         self._changed = threading.Condition()
         self._turn, self._given, self._all = 0, {}, {}
         self._asked, self._at, self._until, self._reports = False, 0, None, {}
-        self._parting, self._leaving, self._ending, self.losing = False, False, False, False
+        # The turn with which the hosts part, and the newest one that all have given to.
+        self._last, self._answered = None, -1
+        self._leaving, self._ending, self.losing = False, False, False
 
     def watch(self) -> None:
         """Begin to listen, and to give signs of life."""
@@ -232,6 +236,7 @@ class Line:
                 given[0] = value
                 self._wait(lambda: len(given) == self.hosts)
                 del self._given[turn]
+                self._answered = turn
             values = [given[host] for host in range(self.hosts)]
             self._send_all(dict(kind="all", turn=turn, values=values))
             return values
@@ -257,13 +262,18 @@ class Line:
     def tell_lost(self, reason: str) -> None:
         """Say to the others that this process ends."""
         self._leaving = True
-        with suppress(OSError):
-            self._send_all(dict(kind="lost", host=self.host, reason=f"has ended: {reason}"))
+        self._send_all(dict(kind="lost", host=self.host, reason=f"has ended: {reason}"))
 
     def part(self) -> None:
         """Wait for all others; afterwards their ends are no losses."""
-        self._parting = True
+        self._last = self._turn
         self.exchange(None)
+
+    def close(self) -> None:
+        """Close the connections."""
+        for connection in self._peers.values():
+            with suppress(OSError):
+                connection.close()
 
     def _ask(self) -> None:
         """Begin to stop; with ``_changed`` held."""
@@ -280,18 +290,17 @@ class Line:
             self._changed.wait(0.5)
 
     def _pulse(self) -> None:
-        while not self._parting:
+        while self._last is None or self._answered < self._last:
             time.sleep(min(self._silence / 6, 10.0))
-            with suppress(OSError):
-                self._send_all(dict(kind="alive"))
+            self._send_all(dict(kind="alive"))
 
     def _send_all(self, message: dict[str, Any]) -> None:
         for peer in self._peers:
-            with suppress(OSError):
-                self._send(peer, message)
+            self._send(peer, message)
 
     def _send(self, peer: int, message: dict[str, Any]) -> None:
-        with self._sending[peer]:
+        # Who listens to this connection finds out that it is broken, and ends the process.
+        with self._sending[peer], suppress(OSError):
             _write(self._peers[peer], message)
 
     def _listen(self, peer: int, connection: socket.socket) -> None:
@@ -304,7 +313,10 @@ class Line:
             reason = f"has given no sign of life for {self._silence:g} s"
         except (OSError, ValueError) as error:
             reason = f"cannot be reached ({error})" if not isinstance(error, ConnectionError) else "has ended"
-        if not self._parting:
+        # Host 0 has what the last turn needs when the others may go, before it has answered.
+        with self._changed:
+            parted = self._last is not None and (self._answered >= self._last or len(self._given.get(self._last, ())) == self.hosts)
+        if not parted:
             # When the process of host 0 is gone, JAX aborts this one within a second, with the stack of its threads.
             self._end(peer, reason, GRACE if peer else 0.0, told=False)
 
@@ -316,7 +328,7 @@ class Line:
             if kind == "give":
                 self._given.setdefault(message["turn"], {})[peer] = message["value"]
             elif kind == "all":
-                self._all[message["turn"]] = message["values"]
+                self._all[message["turn"]], self._answered = message["values"], message["turn"]
             elif kind == "stop" and self.host == 0:
                 if not self._asked:
                     self._ask()
@@ -335,10 +347,10 @@ class Line:
     def _end(self, peer: int, reason: str, grace: float, *, told: bool) -> NoReturn:
         """End this process since another one is lost, unless it ends by itself first."""
         with self._changed:
-            if self._ending or self._leaving:
-                # It ends already.
-                threading.Event().wait()
-            self._ending, self.losing = True, not told
+            already, self._ending = self._ending or self._leaving, True
+        if already:
+            threading.Event().wait()
+        self.losing = not told
         if self.host == 0:
             self._send_all(dict(kind="lost", host=peer, reason=reason))
         time.sleep(grace + _later(self.host))
@@ -390,12 +402,12 @@ def _read(lines: Any) -> dict[str, Any] | None:
 
 
 # How hosts meet ----------------------------------------------------------------------------------------------------------
-def _meet(where: tuple[str, int], hosts: int, host: int, timeout: float, silence: float) -> Line:
+def _meet(where: tuple[str, int], hosts: int, host: int, timeout: float, silence: float) -> _Line:
     """The connections, once all hosts are there and are alike."""
     end = time.monotonic() + timeout
     hello = dict(hello=_HELLO, host=host, hosts=hosts, facts=_facts())
     if host == 0:
-        return Line(0, hosts, _gather(where, hosts, hello, end, timeout), silence)
+        return _Line(0, hosts, _gather(where, hosts, hello, end, timeout), silence)
     connection, answer = None, None
     while answer is None:
         try:
@@ -423,7 +435,7 @@ def _meet(where: tuple[str, int], hosts: int, host: int, timeout: float, silence
     if answer["error"]:
         raise ConfigError(f"host {host}: {answer['error']}")
     assert connection is not None
-    return Line(host, hosts, {0: connection}, silence)
+    return _Line(host, hosts, {0: connection}, silence)
 
 
 def _gather(where: tuple[str, int], hosts: int, hello: dict, end: float, timeout: float) -> dict[int, socket.socket]:
@@ -453,7 +465,7 @@ def _gather(where: tuple[str, int], hosts: int, hello: dict, end: float, timeout
                 continue
             except (OSError, ValueError):
                 continue
-            if message.get("hello") != _HELLO or not isinstance(host := message.get("host"), int):
+            if message.get("hello") != _HELLO or not hello.keys() <= message.keys() or not isinstance(host := message["host"], int):
                 # Some other program that knocks at ports.
                 connection.close()
                 continue

@@ -72,11 +72,12 @@ class Checkpoints:
         if int(found := getattr(state, "step", step)) != step:
             raise ValueError(f"a checkpoint of step {step} with the state of step {int(found)}: expected the same")
         leaves = _named(state)
+        work = None
         if any(map(_spread, leaves.values())):
             work = self._spread_out(step, leaves)
-        else:
+        elif hosts.first():
             arrays = {name: np.array(_plain(leaf)) for name, leaf in jax.device_get(leaves).items()}
-            work = functools.partial(self._write, step, arrays) if hosts.first() else None
+            work = functools.partial(self._write, step, arrays)
         self._begun = _Writing(step, work)
 
     def wait(self) -> None:
