@@ -338,8 +338,8 @@ def finished(process: subprocess.Popen) -> int:
 
 def killed(work: Work, whole: Path) -> Callable[[Path, dict[str, bytes]], bool]:
     """SIGKILL of a command and all it has started, at a moment that is uniform over the time it takes."""
-    began = time.monotonic()
-    assert finished(subprocess.Popen(work.command(whole), **quiet())) == 0
+    command, began = work.command(whole), time.monotonic()
+    assert finished(subprocess.Popen(command, **quiet())) == 0
     length, expected = time.monotonic() - began, work.result(whole)
 
     def attempt(root: Path, _: dict[str, bytes]) -> bool:

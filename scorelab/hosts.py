@@ -73,10 +73,10 @@ def distributed(
     if (coordinator, hosts, host) == (None, None, None):
         coordinator, hosts, host, local = _detected(timeout)
     where = _address(coordinator, hosts, host)
+    if where is None or hosts is None or host is None:
+        return
     if _jax_runs():
         raise ConfigError("distributed was called after JAX had started: expected it first, before jax.devices() or any array")
-    if hosts == 1 or where is None or hosts is None or host is None:
-        return
     line = _meet(where, hosts, host, timeout, silence)
     # The handler of JAX would take SIGTERM, which here ends all hosts at one step (_Line.stops).
     with suppress(AttributeError):

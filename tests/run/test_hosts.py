@@ -77,6 +77,7 @@ def test_flags_that_do_not_fit_are_refused(scorelab, flags, message):
 def test_one_host_needs_nothing_and_none_is_detected_here():
     with pytest.raises(ConfigError, match="neither SLURM, Open MPI, Cloud TPU nor Kubernetes"):
         hosts.distributed()
+    hosts.distributed(hosts=1)
     assert hosts.exchange(3) == [3]
     assert hosts.first()
 
