@@ -61,12 +61,14 @@ def shard_batch(batch: Pytree, mesh: Mesh) -> Pytree:
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
 
 
-def _everywhere(leaf: Pytree, whole: NamedSharding) -> jax.Array:
-    """An array that every process has, as one global array."""
+def _everywhere(leaf: Pytree, layout: NamedSharding) -> jax.Array:
+    """A copy of an array that every process has, or that is spread over them, as one global array of this layout."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(_everywhere(jax.random.key_data(leaf), whole), impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(_everywhere(jax.random.key_data(leaf), layout), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(jnp.copy, out_shardings=layout)(leaf)
     host = np.array(leaf)
-    return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])
+    return jax.make_array_from_callback(host.shape, layout, lambda index: host[index])
 
 
 def _own(tree: Pytree) -> Pytree:
