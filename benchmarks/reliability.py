@@ -2,21 +2,30 @@
 
     python benchmarks/reliability.py                     # some minutes on two cores
     python benchmarks/reliability.py --tries 20
+    python benchmarks/reliability.py --only SIGKILL --keep
 
 A small training (800 steps on points in the plane, a checkpoint every 50) is run once without a fault. Then it is run
 again, once for each try: a fault hits it at a random moment, and the same command with `--resume` goes on until the end. A
 try has survived where the parameters, the averages, the optimiser's records and the log of the metrics are then those of the
 first run, bit for bit, and where the fault was told in one line. It is lost where the run cannot go on, ends elsewhere, or says
 nothing. The disk that is full and the one that is read-only are small file systems in memory: mounting one takes the rights to.
+
+SIGKILL at any moment, from the start of the process to its end, hits a training, a distillation, a long sampling and a sweep, five
+times each, and a run of two hosts: in these the samples and the tables have to be equal as well. --keep writes the table to
+experiments/results/reliability.json, where rows that were not measured stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
+import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +34,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import orbax.checkpoint as ocp
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,6 +43,9 @@ BINDINGS = (
     "experiment.Train.log_every = 20", "experiment.Train.checkpoint_every = 50", "STEPS = 800", "WARMUP = 2",
 )  # fmt: skip
 COMMAND = ("train", "toys/eight_gaussians", *(part for binding in BINDINGS for part in ("--set", binding)))
+
+
+KEPT = ROOT / "experiments" / "results" / "reliability.json"
 
 
 def start(root: Path, *more: str, **pipes) -> subprocess.Popen:
@@ -229,11 +242,173 @@ def damaged(whole: Path) -> Callable[[Path, dict[str, bytes]], bool]:
     return attempt
 
 
+# SIGKILL at any moment -------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Something that is killed, started again, and has to end like one that was not.
+
+    Attributes:
+        command: the command that makes a folder, or goes on with it.
+        result: what it has made, by name.
+    """
+
+    command: Callable[[Path], list[str]]
+    result: Callable[[Path], dict[str, bytes]]
+
+
+def sets(*bindings: str) -> list[str]:
+    return [part for binding in bindings for part in ("--set", binding)]
+
+
+SMALL = (
+    "nets.MLP.width = 32", "nets.MLP.depth = 1", "data.Named.n = 256", "experiment.Train.batch_size = 32",
+    "experiment.Train.log_every = 20", "experiment.Train.checkpoint_every = 50", "WARMUP = 2", "grids.Karras.steps = 4",
+    "experiment.Sample.n = 64", "experiment.PointEvaluation.projections = 16",
+)  # fmt: skip
+STUDENT = (
+    "STEPS = 40", "experiment.Train.batch_size = 8", "experiment.Train.checkpoint_every = 5", "experiment.Train.log_every = 2",
+    "distill.FDistill.gan_weight = 1e-3", "distill.TeacherFeatures.width = 8",
+)  # fmt: skip
+# Samples of the long sampling, and how many of them are one piece of work.
+DRAWN, CHUNK = 20_000, 500
+
+
+def trained(root: Path) -> dict[str, bytes]:
+    """The newest checkpoint and the log."""
+    arrays = ocp.Checkpointer(ocp.StandardCheckpointHandler()).restore(
+        root.absolute() / "checkpoints" / str(newest(root)) / "state"
+    )
+    return {"metrics.jsonl": (root / "metrics.jsonl").read_bytes(), **{name: array.tobytes() for name, array in arrays.items()}}
+
+
+def drawn(root: Path) -> dict[str, bytes]:
+    """The samples: in one file, or in shards beside it."""
+    found = {}
+    for path in sorted(path for path in (root / "samples" / "long").rglob("*.npz")):
+        with np.load(path) as file:
+            found |= {f"{path.name} {name}": file[name].tobytes() for name in ("x", "label") if name in file}
+    return found
+
+
+def swept(root: Path) -> dict[str, bytes]:
+    """The table, and what every run of it has made."""
+    found = {"runs.csv": (root / "runs.csv").read_bytes()}
+    for cell in sorted(path.parent for path in root.glob("*/config.gin")):
+        with np.load(cell / "samples.npz") as file:
+            found |= {f"{cell.name} {name}": value for name, value in trained(cell).items()} | {cell.name: file["x"].tobytes()}
+    return found
+
+
+def works(folder: Path) -> dict[str, Work]:
+    """What is killed; the long sampling needs a trained model, which is made in ``folder``."""
+    cli = [sys.executable, "-m", "scorelab.run.cli"]
+    model = folder / "model"
+
+    def sampling(root: Path) -> list[str]:
+        if not model.exists():
+            chunk = sets(f"experiment.Sample.chunk = {CHUNK}")
+            assert finished(subprocess.Popen([*train, *chunk, "--workdir", str(model)], **quiet())) == 0
+        if not root.exists():
+            shutil.copytree(model, root)
+        # A sampling in one file begins again where it was killed, one in shards goes on: only this line knows which it is.
+        return [*cli, "sample", str(root), "--n", str(DRAWN), "--seed", "7", "--name", "long"]
+
+    train = [*cli, "train", "toys/eight_gaussians", *sets(*SMALL, "STEPS = 400")]
+    student = [*cli, "train", "paper/2502.15681/digits", *sets(*STUDENT)]
+    grid = ["--grid", "training.EMA.decay = [0.9, 0.99]"]
+    sweep = [*cli, "sweep", "toys/eight_gaussians", *grid, *sets(*SMALL, "STEPS = 100")]
+    return {
+        "training": Work(lambda root: [*train, "--workdir", str(root), "--resume"], trained),
+        "distillation": Work(lambda root: [*student, "--workdir", str(root), "--resume"], trained),
+        "long sampling": Work(sampling, drawn),
+        "sweep of two runs": Work(lambda root: [*sweep, "--out", str(root)], swept),
+    }
+
+
+def quiet() -> dict:
+    """How a command is started: with its children in a group of its own, since a machine that stops stops all of them."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    return dict(env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, cwd=ROOT)
+
+
+def finished(process: subprocess.Popen) -> int:
+    process.communicate()
+    return process.returncode
+
+
+def killed(work: Work, whole: Path) -> Callable[[Path, dict[str, bytes]], bool]:
+    """SIGKILL of a command and all it has started, at a moment that is uniform over the time it takes."""
+    command, began = work.command(whole), time.monotonic()
+    assert finished(subprocess.Popen(command, **quiet())) == 0
+    length, expected = time.monotonic() - began, work.result(whole)
+
+    def attempt(root: Path, _: dict[str, bytes]) -> bool:
+        # One that has ended before it was killed is no try: the machine was faster this time.
+        while True:
+            process = subprocess.Popen(work.command(root), **quiet())
+            try:
+                process.wait(random.uniform(0.0, length))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                break
+            shutil.rmtree(root)
+        return finished(subprocess.Popen(work.command(root), **quiet())) == 0 and work.result(root) == expected
+
+    return attempt
+
+
+# Two hosts ---------------------------------------------------------------------------------------------------------------
+def two_hosts(root: Path) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = ("--hosts", "2", "--coordinator", f"localhost:{port}")
+    return [start(root, "--resume", *flags, "--host", str(host)) for host in (0, 1)]
+
+
+def ends(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+    said = [process.communicate()[1] for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def whole_on_two(folder: Path) -> dict[str, bytes]:
+    assert ends(two_hosts(folder))[0] == [0, 0]
+    return bits(folder)
+
+
+def of_hosts(number: int, everywhere: bool, expected: dict[str, bytes]) -> Callable[[Path, dict[str, bytes]], bool]:
+    """A signal to one of two hosts, or to both; a kill ends the other one with a line that names the lost host."""
+
+    def attempt(root: Path, _: dict[str, bytes]) -> bool:
+        processes, victim = two_hosts(root), random.randrange(2)
+        reach(processes[0], root, random.randrange(50, 700, 50))
+        for process in processes if everywhere else processes[victim : victim + 1]:
+            process.send_signal(number)
+        status, said = ends(processes)
+        if number == signal.SIGTERM:
+            good = status == [0, 0] and all(one_line(error, "SIGTERM", "--resume") for error in said)
+        else:
+            good = status[1 - victim] == 1 and one_line(said[1 - victim], f"host {victim} has ended", "--resume")
+        return good and ends(two_hosts(root))[0] == [0, 0] and bits(root) == expected
+
+    return attempt
+
+
+def written(rows: list[dict]) -> None:
+    """The table of the repository with the rows of this measurement in their place."""
+    kept = json.loads(KEPT.read_text())["rows"] if KEPT.is_file() else []
+    new = {row["fault"]: row for row in rows}
+    rows = [new.pop(row["fault"], row) for row in kept] + list(new.values())
+    KEPT.write_text(json.dumps(dict(rows=rows), indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=8, help="tries of each fault")
     parser.add_argument("--only", help="faults whose name has this in it")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", action="store_true", help=f"write the rows to {KEPT.relative_to(ROOT)}")
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -245,6 +420,23 @@ def main() -> None:
         _, error = process.communicate()
         assert process.returncode == 0, error
         expected = bits(whole)
+        made: dict[str, Callable[[Path, dict[str, bytes]], bool]] = {}
+
+        def late(name: str, make: Callable[[], Callable[[Path, dict[str, bytes]], bool]]):
+            """A case whose run without a fault is made when it is first tried."""
+
+            def attempt(root: Path, expected: dict[str, bytes]) -> bool:
+                if name not in made:
+                    made[name] = make()
+                return made[name](root, expected)
+
+            return attempt
+
+        @functools.cache
+        def killable() -> dict[str, Work]:
+            return works(Path(folder))
+
+        on_two = functools.cache(lambda: whole_on_two(Path(folder) / "two"))
         cases = {
             "SIGKILL, twice in a run": signalled(signal.SIGKILL, -signal.SIGKILL),
             "SIGTERM, twice in a run": signalled(signal.SIGTERM, 0),
@@ -258,6 +450,16 @@ def main() -> None:
             "newest checkpoint cut, emptied, renamed, incomplete": corrupted(whole),
             "specs.json or versions.json cut short": damaged(whole),
         }
+        for name in ("training", "distillation", "long sampling", "sweep of two runs"):
+            each = Path(folder) / name.replace(" ", "-")
+            cases[f"SIGKILL at any moment: {name}"] = late(name, lambda name=name, each=each: killed(killable()[name], each))
+        for title, number, everywhere in (
+            ("SIGTERM on both of two hosts", signal.SIGTERM, True),
+            ("SIGTERM on one of two hosts", signal.SIGTERM, False),
+            ("SIGKILL of one of two hosts", signal.SIGKILL, False),
+        ):
+            cases[title] = late(title, lambda n=number, e=everywhere: of_hosts(n, e, on_two()))
+        rows: list[dict] = []
         print("| fault | tried | survived | lost | seconds |\n| --- | ---: | ---: | ---: | ---: |")
         for name, attempt in cases.items():
             if arguments.only and arguments.only not in name:
@@ -273,7 +475,13 @@ def main() -> None:
                 finally:
                     for path in Path(folder).glob("try*"):
                         shutil.rmtree(path)
-            print(f"| {name} | {tried} | {survived} | {tried - survived} | {time.monotonic() - began:.0f} |", flush=True)
+            seconds = time.monotonic() - began
+            print(f"| {name} | {tried} | {survived} | {tried - survived} | {seconds:.0f} |", flush=True)
+            rows.append(
+                dict(fault=name, tried=tried, survived=survived, lost=tried - survived, seconds=round(seconds), seed=arguments.seed)
+            )
+            if arguments.keep:
+                written(rows)
 
 
 if __name__ == "__main__":

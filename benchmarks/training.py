@@ -1,4 +1,4 @@
-"""A step of ``fit`` over the bare jitted step.
+"""A step of ``fit`` over the bare jitted step, and what saving costs it.
 
 The bare step is gradient, clipping and Adam in one donated jitted function, driven by a Python loop over batches that lie on the
 device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50 steps, the non-finite check, and host batches.
@@ -7,7 +7,12 @@ device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 5
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +20,7 @@ import numpy as np
 import optax
 
 from benchmarks.common import EDM, Row, in_turns
+from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.losses import DenoisingScoreMatching
 from scorelab.models import nets
 from scorelab.models.denoiser import Denoiser
@@ -99,4 +105,60 @@ def step(rounds: int, quick: bool) -> Iterator[Row]:
         yield from in_turns(functions, rounds, base="bare", calls=calls, goal=1.02, case=f"{{}}: {name}")
 
 
-PARTS = {"step": step}
+# Steps between two checkpoints in the measurement of saving.
+SAVED = 100
+
+
+@dataclass(frozen=True)
+class Between:
+    """A hook that acts in the middle of every hundred steps, so that what it begins has time to end."""
+
+    act: Callable[[int, Any], None]
+    every: int = SAVED // 2
+    held: list[float] = field(default_factory=list)
+
+    def __call__(self, step, state, window):
+        """Act on the state; ``held`` has the seconds for which the training waited for that."""
+        if step % SAVED:
+            began = time.perf_counter()
+            self.act(step, state)
+            self.held.append(time.perf_counter() - began)
+
+
+def saving(rounds: int, quick: bool) -> Iterator[Row]:
+    """A hundred steps with one checkpoint, written while they go on, over a hundred steps without; and one that they wait for.
+
+    On a CPU what is written meanwhile takes the cores that train, and costs as much in all. What an accelerator would wait for is
+    the time for which the loop is held up.
+    """
+    key = jax.random.key(0)
+    for name in ("MLP, 8x8",) if quick else ("MLP, 8x8", "DiT, 8x8", "UNet, 8x8"):
+        learner, data, _ = learner_of(name, EMA())
+        with tempfile.TemporaryDirectory() as folder:
+            meanwhile, waited = (Checkpoints(Path(folder) / each, keep=1) for each in ("meanwhile", "waited"))
+            hooks = {
+                "no checkpoint": Between(lambda step, state: None),
+                "written meanwhile": Between(meanwhile.begin),
+                "waited for": Between(waited.save),
+            }
+            states = {title: fit(learner, data, steps=SAVED, key=key) for title in hooks}
+
+            def run(title, learner=learner, data=data, states=states, hooks=hooks, meanwhile=meanwhile):
+                state = states[title]
+                with meanwhile.writing():
+                    steps = int(state.step) + SAVED
+                    states[title] = jax.block_until_ready(
+                        fit(learner, data, steps=steps, key=key, state=state, hooks=[hooks[title]], log_every=SAVED)
+                    )
+
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(states["no checkpoint"])) / 1e6
+            functions = {title: functools.partial(run, title) for title in hooks}
+            calls = dict.fromkeys(functions, SAVED)
+            case = f"{{}}: {name}, {size:.0f} MB"
+            yield from in_turns(functions, rounds, base="no checkpoint", calls=calls, case=case)
+            for title in ("written meanwhile", "waited for"):
+                low, value, high = 1e3 * np.quantile(hooks[title].held, [0.25, 0.5, 0.75])
+                yield Row(case.format(f"held up, {title}"), value, low, high, unit="ms")
+
+
+PARTS = {"step": step, "saving": saving}

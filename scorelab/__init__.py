@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         experiment,
         fk,
         grids,
+        hosts,
         likelihood,
         losses,
         metrics,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from scorelab.dequantisation import bits_per_dim
     from scorelab.devices import use_all_cores
     from scorelab.elbo import likelihood_bound
+    from scorelab.hosts import distributed
     from scorelab.inversion import invert
     from scorelab.likelihood import log_likelihood
     from scorelab.sampling import Samples, sample
@@ -60,11 +62,13 @@ __all__ = [
     "devices",
     "diagnostics",
     "distill",
+    "distributed",
     "divergence",
     "elbo",
     "experiment",
     "fk",
     "grids",
+    "hosts",
     "invert",
     "likelihood",
     "likelihood_bound",
@@ -91,6 +95,7 @@ _FROM = {
     "NonFiniteSample": "walk",
     "Samples": "sampling",
     "bits_per_dim": "dequantisation",
+    "distributed": "hosts",
     "invert": "inversion",
     "likelihood_bound": "elbo",
     "log_likelihood": "likelihood",

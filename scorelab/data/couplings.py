@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from scorelab.arrays import Array, Pytree
+from scorelab.data.batches import IteratorAdapter
 from scorelab.processes.spaces import Euclidean
 from scorelab.validation import require_choice, require_int, require_number, require_positive, require_seed, require_spec
 from scorelab.warn import warn
@@ -340,6 +341,12 @@ class Coupled:
 
     def at(self, step: int, *shard: int) -> dict[str, Array]:
         """The batch of ``step`` with its ``base``, ``(batch, *event)`` float32, and the hole of an :class:`Inpainting`."""
+        if shard and self._whole:
+            # Joined as on one host, of which this one takes its block: other blocks would be other couplings.
+            host, hosts = shard
+            whole = self.at(step)
+            n = len(whole["x"]) // hosts
+            return {name: value[host * n : (host + 1) * n] for name, value in whole.items()}
         batch = self.batches.at(step, *shard)
         if isinstance(self.coupling, Inpainting):
             return self._holed(self.coupling, batch, np.random.default_rng((self.seed, step, *shard[:1])))
@@ -361,6 +368,11 @@ class Coupled:
             self._last.clear()
             self._last[block, *shard] = self._joined(block, others, shard[:1])
         return {**batch, "base": self._last[block, *shard][place * n : (place + 1) * n]}
+
+    @property
+    def _whole(self) -> bool:
+        """Whether every host can read the whole batch; an iterator has the share of its host alone."""
+        return not isinstance(getattr(self.batches, "batches", self.batches), IteratorAdapter)
 
     def _noisy(self, batch: dict[str, Array], step: int, *host: int) -> dict[str, Array]:
         base = np.asarray(self.prepare.scaled(batch["base"]))

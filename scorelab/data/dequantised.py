@@ -15,8 +15,8 @@ from scorelab.validation import require_seed
 class Dequantised:
     """Batches with ``places``, uniform on [0, 1) and shaped like ``x``: what a density on whole cells is learned from.
 
-    :class:`scorelab.training.Prepare` puts the values there, by the ``at`` of its transform. The places of a batch are a function
-    of (seed, step, host).
+    :class:`scorelab.training.Prepare` puts the values there, by the ``at`` of its transform. The places of a row are a
+    function of (seed, step), whatever the number of hosts is.
 
     Attributes:
         batches: anything with ``at(step)`` whose ``x`` are levels.
@@ -39,5 +39,8 @@ class Dequantised:
         batch = self.batches.at(step, *shard)
         if batch["x"].dtype != np.uint8:
             raise TypeError(f"Dequantised.batches has x of {batch['x'].dtype}: expected uint8 levels")
-        rng = np.random.default_rng((self.seed, int(step), *map(int, shard)))
-        return {**batch, "places": rng.random(np.shape(batch["x"]), np.float32)}
+        rng, shape = np.random.default_rng((self.seed, int(step))), np.shape(batch["x"])
+        host, hosts = shard or (0, 1)
+        # Drawn for all hosts, so that a row has its places whatever their number is.
+        places = rng.random((hosts * shape[0], *shape[1:]), np.float32)
+        return {**batch, "places": places[host * shape[0] : (host + 1) * shape[0]]}

@@ -117,11 +117,14 @@ class Stage(abc.ABC):
     Attributes:
         name: tells stages of one kind apart, and names the files they write.
         may_change: the fields that a run which goes on may have changed; ``("*",)`` for all.
+        on_every_host: whether every host of several takes part, over the devices of all. Otherwise host 0 does it with its own
+            devices, and the others wait.
     """
 
     name: str = ""
 
     may_change: ClassVar[tuple[str, ...]] = ("*",)
+    on_every_host: ClassVar[bool] = False
 
     def check(self, experiment: Experiment, like: Pytree) -> None:
         """Raise ValueError or TypeError for what cannot work, before anything is trained; ``like`` has the state's shapes."""

@@ -1,7 +1,12 @@
-"""Checkpoints by orbax: one folder per step, there complete or not at all, and read only where its checksums agree."""
+"""Checkpoints by orbax: one folder per step, there complete or not at all, and read only where its checksums agree.
+
+Of several hosts the first writes what all of them have, and each writes its part of what is spread over them; the folder is one
+that all of them see.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import hashlib
@@ -10,9 +15,10 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab import hosts
 from scorelab.arrays import Pytree
+from scorelab.experiment.faults import CONTINUE, RunFailed
 from scorelab.files import DamagedFile, naming, sync_folder, temporary, temporary_of, write_bytes
 
 _STATE, _SUMS = "state", "SHA256SUMS"
@@ -39,6 +47,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep: int = 2):
         self._folder, self._keep = folder, keep
+        self._begun: _Writing | None = None
 
     def steps(self) -> list[int]:
         """The steps there are checkpoints of, in order; their content is checked when it is read."""
@@ -51,19 +60,90 @@ class Checkpoints:
 
         Raises ValueError where the state is of another step, OSError where it cannot be written.
         """
+        self.begin(step, state)
+        self.wait()
+
+    def begin(self, step: int, state: Pytree) -> None:
+        """Copy the state of ``step``, and write it while the caller goes on; errors as :meth:`save`, here or in :meth:`wait`.
+
+        With several hosts all of them have to call it, and :meth:`wait`.
+        """
+        self.wait()
         if int(found := getattr(state, "step", step)) != step:
             raise ValueError(f"a checkpoint of step {step} with the state of step {int(found)}: expected the same")
-        arrays = {name: np.array(_plain(leaf)) for name, leaf in _named(jax.device_get(state)).items()}
+        leaves = _named(state)
+        work = None
+        if any(map(_spread, leaves.values())):
+            work = self._spread_out(step, leaves)
+        elif hosts.first():
+            arrays = {name: np.array(_plain(leaf)) for name, leaf in jax.device_get(leaves).items()}
+            work = functools.partial(self._write, step, arrays)
+        self._begun = _Writing(step, work)
+
+    def wait(self) -> None:
+        """Return when the checkpoint that was begun last is there; errors of its writing, on every host."""
+        if (begun := self._begun) is None:
+            return
+        self._begun = None
+        failure = begun.end()
+        said = hosts.exchange(None if failure is None else str(failure) or type(failure).__name__)
+        if failure is not None:
+            raise failure
+        for host, text in enumerate(said):
+            if text is not None:
+                raise RunFailed(f"host {host} cannot write the checkpoint of step {begun.step}: {text}; {CONTINUE}")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """At the end of the block all that was begun is there; where it ends by an error, that one is told and no other."""
+        try:
+            yield
+        except BaseException:
+            if self._begun is not None:
+                self._begun.end()
+                self._begun = None
+            raise
+        self.wait()
+
+    def _write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        """Write host arrays, by one process."""
+        partial = temporary(self._folder / str(step))
+        with self._opened(step, partial), _disk_failures(partial), _checkpointer() as checkpointer:
+            checkpointer.save((partial / _STATE).absolute(), args=_orbax().args.StandardSave(arrays))
+
+    def _spread_out(self, step: int, leaves: dict[str, Any]) -> Callable[[], None]:
+        """Begin to write arrays that are spread over several hosts; what is left to do of it."""
+        # The first host makes the folder that all write into.
+        opened = ExitStack()
+        made = opened.enter_context(self._opened(step, temporary(self._folder / str(step)))) if hosts.first() else None
+        partial = self._folder / hosts.agreed(None if made is None else made.name)
+        # On a CPU the host array is the memory of the device array, which the next step consumes.
+        kept = jnp.copy if jax.default_backend() == "cpu" else lambda leaf: leaf
+        arrays = {
+            name: kept(plain) if _spread(plain) else np.array(jax.device_get(plain))
+            for name, plain in ((name, _plain(leaf)) for name, leaf in leaves.items())
+        }
+        checkpointer = _orbax().AsyncCheckpointer(_orbax().StandardCheckpointHandler())
+        checkpointer.save((partial / _STATE).absolute(), args=_orbax().args.StandardSave(arrays))
+
+        def end() -> None:
+            with opened, closing(checkpointer):
+                checkpointer.wait_until_finished()
+                arrays.clear()
+
+        return end
+
+    @contextmanager
+    def _opened(self, step: int, partial: Path) -> Iterator[Path]:
+        """The folder ``partial``, which becomes the checkpoint of ``step`` at the end of the block."""
         target = self._folder / str(step)
-        partial = temporary(target)
         with naming(target):
             # Not its parents: a work directory that has vanished does not come back as a shell of itself.
             self._folder.mkdir(exist_ok=True)
             self.clean()
             try:
                 partial.mkdir()
-                with _disk_failures(partial), _checkpointer() as checkpointer:
-                    checkpointer.save((partial / _STATE).absolute(), args=_orbax().args.StandardSave(arrays))
+                yield partial
                 write_bytes(partial / _SUMS, _sums(partial, step, flush=True))
                 for folder in (p for p in (partial, *partial.rglob("*")) if p.is_dir()):
                     sync_folder(folder)
@@ -100,7 +180,8 @@ class Checkpoints:
                     f"{place} has another structure: {first} is {found.get(first, 'not there')}, "
                     f"expected {expected.get(first, 'nothing of this name')} ({len(differing)} of {len(expected)} differ)"
                 )
-            target = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in wanted.items()}
+            # Host arrays, whatever devices wrote them; these have the memory of one number.
+            target = {name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape) for name, leaf in wanted.items()}
             stored = checkpointer.restore((place / _STATE).absolute(), args=_orbax().args.StandardRestore(target))
         state = jax.tree_util.tree_map_with_path(lambda path, leaf: _as(leaf, stored.get(jax.tree_util.keystr(path))), like)
         if int(found := getattr(state, "step", step)) != step:
@@ -166,8 +247,34 @@ def _orbax() -> Any:
 
 
 def _checkpointer() -> Any:
-    """One that waits: the next step consumes the arrays, and a run must know that its checkpoint is there."""
-    return _orbax().Checkpointer(_orbax().StandardCheckpointHandler())
+    """One that waits, and of several processes for none of the others."""
+    options = _orbax().options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        options = dataclasses.replace(options, primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}")
+    return _orbax().Checkpointer(_orbax().StandardCheckpointHandler(), multiprocessing_options=options)
+
+
+class _Writing:
+    """The writing of a checkpoint in a thread of its own; of nothing where another host does it."""
+
+    def __init__(self, step: int, work: Callable[[], None] | None):
+        self.step, self._failure = step, None
+        self._thread = None if work is None else threading.Thread(target=self._run, args=(work,), daemon=True)
+        if self._thread is not None:
+            self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._failure = error
+
+    def end(self) -> BaseException | None:
+        """Wait for it; what it raised."""
+        if self._thread is not None:
+            self._thread.join()
+        return self._failure
 
 
 def _remove(folder: Path) -> None:
@@ -210,6 +317,11 @@ def _named(tree: Pytree) -> dict[str, Any]:
     """
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     return {name: leaf for name, leaf in leaves.items() if np.size(leaf)}
+
+
+def _spread(leaf: Any) -> bool:
+    """Whether no host has the whole array."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated
 
 
 def _is_key(leaf: Any) -> bool:
@@ -265,11 +377,14 @@ def _kind(leaf: Any) -> str:
 
 @dataclass(frozen=True)
 class SaveEvery:
-    """A hook of the training loop that saves every so many steps, and after the last."""
+    """A hook of the training loop that saves every so many steps, and after the last, while the training goes on.
+
+    Used inside ``checkpoints.writing()``, which waits at its end.
+    """
 
     every: int
     checkpoints: Checkpoints = field(repr=False)
 
     def __call__(self, step: int, state: Pytree, window: Any) -> None:
-        """Save the state of ``step``."""
-        self.checkpoints.save(step, state)
+        """Begin to save the state of ``step``."""
+        self.checkpoints.begin(step, state)

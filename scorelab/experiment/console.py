@@ -23,14 +23,16 @@ class Tick(Protocol):
 
 
 class Console:
-    """Messages on standard output."""
+    """Messages on standard output; none with ``quiet``, as on all hosts but the first."""
 
-    def __init__(self) -> None:
-        self.terminal = sys.stdout.isatty()
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.terminal = not quiet and sys.stdout.isatty()
 
     def line(self, text: str = "") -> None:
         """One line."""
-        print(text, flush=True)
+        if not self.quiet:
+            print(text, flush=True)
 
     def stage(self, name: str, detail: str) -> None:
         """The headline of a stage."""
@@ -39,8 +41,13 @@ class Console:
     @contextmanager
     def progress(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
         """Progress of one stage from ``done`` to ``total``."""
-        with (_bar if self.terminal else _lines)(name, total, done) as tick:
+        with (_nothing if self.quiet else _bar if self.terminal else _lines)(name, total, done) as tick:
             yield tick
+
+
+@contextmanager
+def _nothing(name: str, total: int, done: int) -> Iterator[Tick]:
+    yield lambda done, note="": None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from scorelab import hosts
 from scorelab.arrays import Pytree
 from scorelab.data import Batches, Rectified
 from scorelab.data.memory import require_memory
@@ -95,14 +96,16 @@ class Rectify:
             return None
         began, experiment = number * self.every, run.experiment
         path = run.workdir.root / "pairs" / f"{began}.npz"
-        if not path.is_file():
+        if hosts.agreed(not path.is_file()):
             if step != began:
                 raise ConfigError(
                     f"{shown(path)}: no such pairs, which the training at step {step} learns from: delete the checkpoints after "
                     f"step {began}"
                 )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_npz(path, self._made(run, number, state))
+            if hosts.first():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_npz(path, self._made(run, number, jax.device_get(state)))
+        hosts.exchange(None)
         try:
             pairs = read_npz(path, limit=_BYTES)
         except (DamagedFile, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -14,8 +15,8 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from scorelab import fk, grids, solvers, viz
-from scorelab.arrays import Key, Pytree
+from scorelab import fk, grids, hosts, solvers, viz
+from scorelab.arrays import Key, Pytree, on_host
 from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, ConfigWarning, shown
 from scorelab.experiment import previews
@@ -92,6 +93,8 @@ class Sample(Stage):
     rescale: float | None = None
     clip: tuple[float, float] | None = None
     threshold: float | None = None
+
+    on_every_host = True
 
     def __post_init__(self):
         require_spec(self, str, name=self.name)
@@ -404,7 +407,7 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     n = spec.n if n is None else n
     event = data.load().event_shape
     require_memory(f"sample.n = {n}", 4.0 * n * math.prod(event))
-    state, step = trained_state(experiment, workdir)
+    state, step = trained_state(experiment, workdir, on_every_host=True)
     how = {
         "step": step,
         "n": n,
@@ -415,7 +418,10 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     filled = holed(experiment.process)
     if data.cond is not None or filled:
         how["conditions_sha256"] = data.load(spec.conditions_split(data)).sha256
-    if (before := _already(workdir, how, keep)) is not None:
+    before = _already(workdir, how, keep) if hosts.first() else None
+    if hosts.agreed(before is not None):
+        if before is None:
+            return cast(Drawn, read_samples(workdir))
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
 
@@ -426,14 +432,11 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         _, mesh = layout_of(experiment)
         progress = lambda done, total: tick(done)
         out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=mesh, progress=progress)
-        x = np.asarray(data.transform.decode(out.x))
+        x = np.asarray(data.transform.decode(out.x if hosts.count() == 1 else jax.tree.map(on_host, out.x)))
     record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
+    if hosts.count() > 1:
+        out = dataclasses.replace(out, log_z=on_host(out.log_z), diagnostics=jax.tree.map(on_host, out.diagnostics))
     note = _entered(out, record)
-    workdir.place.mkdir(parents=True, exist_ok=True)
-    # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
-    # without pictures are drawn again.
-    for path in (workdir.samples_picture, workdir.trajectory_picture):
-        path.unlink(missing_ok=True)
     given: dict[str, np.ndarray] = {}
     if data.labels:
         given = {"label": cond}
@@ -441,12 +444,20 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         members = {} if cond is None else cond if isinstance(cond, Mapping) else {"": cond}
         given = {"rows": spec.rows(data, n)} | {_MEMBER + name: value for name, value in members.items()}
         record["split"] = spec.conditions_split(data)
+    drawn = Drawn(x=x, label=given.get("label"), record=record, cond=None if data.labels else cond, rows=given.get("rows"))
+    if not hosts.first():
+        return drawn
+    workdir.place.mkdir(parents=True, exist_ok=True)
+    # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
+    # without pictures are drawn again.
+    for path in (workdir.samples_picture, workdir.trajectory_picture):
+        path.unlink(missing_ok=True)
     write_npz(workdir.samples, {"x": x, **given, "record": np.asarray(json.dumps(record, allow_nan=False))})
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
     write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, cond, n)))
     where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
     console.stage("sample", f"{n} samples, {record['model_calls']} model calls each, {record['seconds']:.1f} s{note}{where}")
-    return Drawn(x=x, label=given.get("label"), record=record, cond=None if data.labels else cond, rows=given.get("rows"))
+    return drawn
 
 
 def _sampler(experiment: Experiment, spec: Sample, state: Pytree, cond: Pytree, seed: int | None = None):

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from scorelab import devices
-from scorelab.arrays import Pytree
+from scorelab import devices, hosts
+from scorelab.arrays import Pytree, on_host
 from scorelab.data import Coupled, Rectified
 from scorelab.data.memory import require_memory
 from scorelab.devices import Spread
@@ -66,6 +66,7 @@ class Train(Stage):
     sharding: Sharding = WHOLE
 
     may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite", "sharding")
+    on_every_host = True
 
     def __post_init__(self):
         require_choice(self, ("",), name=self.name)
@@ -99,6 +100,8 @@ class Train(Stage):
                 f"Train.batch_size = {self.batch_size} over {rows} devices with accumulate = {parts}: expected a multiple of "
                 f"{parts * rows}"
             )
+        if jax.process_count() != hosts.count():
+            raise ConfigError(f"Train over {jax.process_count()} processes: expected them to be joined by scorelab.distributed")
         if (weight := experiment.learner.pair_weight) and experiment.data.pairs is None:
             owner = type(experiment.learner).__name__
             raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
@@ -135,13 +138,13 @@ def train(run: Run) -> Any:
     key = experiment.keys()[0]
     checkpoints = Checkpoints(workdir.checkpoints, keep=stage.keep_checkpoints)
     like, state, done = state_like(experiment), None, 0
-    if (found := _newest(checkpoints, like, workdir, owned=True)) is not None:
+    if (found := _newest_of_first(checkpoints, like, workdir, owned=True)) is not None:
         done, state = found
     if done > stage.steps:
         raise ConfigError(f"{shown(workdir.checkpoints)} is at step {done}, past Train.steps = {stage.steps}")
     log = _Log(stage, workdir, done, experiment.learner.learning_rate())
     if done == stage.steps:
-        with opened(run, stage.sinks):
+        with opened(run, _sinks(stage)):
             pass
         console.stage("train", f"nothing to do, already at step {done}")
         return state
@@ -155,7 +158,8 @@ def train(run: Run) -> Any:
         "train",
         f"{experiment.data.name}, {len(experiment.data.load())} examples, {size:,} parameters, "
         f"steps {done + 1} to {stage.steps}, batch {stage.batch_size}, "
-        f"{mesh.size if isinstance(mesh, Mesh) else jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"{mesh.size if isinstance(mesh, Mesh) else jax.device_count()} x {jax.devices()[0].device_kind}"
+        + (f", {hosts.count()} hosts" if hosts.count() > 1 else ""),
     )
     began = time.monotonic()
     signals = Signals() if run.signals is None else run.signals
@@ -164,12 +168,14 @@ def train(run: Run) -> Any:
         SaveEvery(stage.checkpoint_every, checkpoints),
         Previewed(stage.checkpoint_every, run),
     )
+    at, state, received = done, cast(Any, state), None
     with (
-        opened(run, stage.sinks) as log.write,
+        checkpoints.writing(),
+        opened(run, _sinks(stage)) as log.write,
         console.progress("train", stage.steps, done) as log.tick,
-        signals.waiting() as stop,
+        signals.waiting() as asked,
     ):
-        at, state = done, cast(Any, state)
+        stop = hosts.stop_at(lambda: at, asked)
         say: Callable[[Memory], None] | None = lambda memory: console.stage("train", str(memory))
         while at < stage.steps:
             until, pairs = stage.steps, None
@@ -191,11 +197,13 @@ def train(run: Run) -> Any:
                 memory=say,
             )
             at, say = until, None
-            if signals.received is not None:
+            if (received := hosts.signal_of(hosts.exchange(signals.received))) is not None:
                 break
-    if signals.received is not None:
+    if received is not None:
         where = f"checkpoint of step {int(state.step)} of {stage.steps} in {shown(workdir.checkpoints)}"
-        raise Stopped(signals.received, where)
+        raise Stopped(received, where)
+    if not hosts.first():
+        return state
     workdir.window.unlink(missing_ok=True)
     console.stage("train", f"{stage.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
     return state
@@ -204,6 +212,11 @@ def train(run: Run) -> Any:
 def _chooses(mesh: Spread) -> bool:
     """Whether the training takes those devices of the CPU that make it faster, and not all there are."""
     return isinstance(mesh, str) and jax.process_count() == 1 and jax.devices()[0].platform == "cpu"
+
+
+def _sinks(stage: Train) -> tuple[Sink, ...]:
+    """Those of this host: the first one writes for all."""
+    return stage.sinks if hosts.first() else ()
 
 
 def coupled(experiment: Experiment, batches: Any) -> Any:
@@ -235,18 +248,20 @@ class _Log:
     """Writes each window of training: numbers to ``metrics.jsonl`` and the sinks, times to ``timings.jsonl``.
 
     A window that a signal cut short is made whole by the run that goes on: ``window.json`` has the values of its steps.
+    Of several hosts the first writes.
     """
 
     def __init__(self, stage: Train, workdir: Workdir, done: int, rate: Callable[[int], float] | None = None):
-        for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log, workdir.skipped_log):
-            cut_lines(log, done)
+        if hosts.first():
+            for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log, workdir.skipped_log):
+                cut_lines(log, done)
         self._every = (stage.log_every, stage.checkpoint_every)
         self._steps, self._workdir, self._rate = stage.steps, workdir, rate
         self._last, self._cut = time.monotonic(), None
         self.tick: Tick = lambda done, note="": None
         self.write: Callable[[Row], None] = lambda row: None
         self.note = ""
-        cut = workdir.read_json(workdir.window)
+        cut = workdir.read_json(workdir.window) if hosts.first() else None
         # It stays until a later one takes its place: the run that goes on may be killed before its first checkpoint.
         if cut is not None and cut["first"] <= done <= cut["step"]:
             size = done - cut["first"] + 1
@@ -254,6 +269,8 @@ class _Log:
             cut_lines(workdir.diagnostics_log, cut["first"] - 1)
 
     def __call__(self, window: Window) -> None:
+        if not hosts.first():
+            return
         now = time.monotonic()
         for step in window.skipped:
             append_line(self._workdir.skipped_log, {"step": step, "batch": step - 1})
@@ -315,7 +332,7 @@ class Diagnosed:
             name: [float(v) if math.isfinite(v) else None for v in np.ravel(values)]
             for name, values in self.learner.diagnostics(state).items()
         }
-        if found:
+        if found and hosts.first():
             append_line(self.workdir.diagnostics_log, {"step": step, **found})
 
 
@@ -329,11 +346,17 @@ class Previewed:
     def __call__(self, step: int, state: Pytree, window: Window) -> None:
         """With the state as :func:`trained_state` gives it, so that programs are shared: on the host, or split as it is."""
         experiment = self.run.experiment
-        stage = experiment.one(Train)
-        if step in stage.preview_steps:
-            state = jax.device_get(state) if stage.sharding.whole else state
-            for stage in experiment.stages:
+        train = experiment.one(Train)
+        if step in train.preview_steps:
+            # Other stages are drawn by the first host alone, which needs the whole state.
+            state = host_state(state) if train.sharding.whole or hosts.count() > 1 else state
+            for stage in experiment.stages if hosts.first() else ():
                 stage.preview(self.run, step, state)
+
+
+def host_state(state: Pytree) -> Pytree:
+    """The state as host arrays; what is spread over several hosts is gathered, for which all of them have to ask."""
+    return jax.device_get(jax.tree.map(lambda leaf: leaf if leaf.is_fully_replicated else on_host(leaf), state))
 
 
 def state_like(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> Pytree:
@@ -345,16 +368,20 @@ def state_like(experiment: Experiment, batch: Mapping[str, Any] | None = None) -
     return jax.eval_shape(init, jax.random.key(0), batch)
 
 
-def trained_state(experiment: Experiment, workdir: Workdir) -> tuple[Any, int]:
+def trained_state(experiment: Experiment, workdir: Workdir, *, on_every_host: bool = False) -> tuple[Any, int]:
     """The state of the newest whole checkpoint, and its step; ConfigError where there is none.
 
-    It is on the host, or split over the devices where ``Train.sharding`` splits it and their number allows that.
+    It is on the host, or split over the devices where ``Train.sharding`` splits it and their number allows that. Where all hosts
+    ask for it, ``on_every_host``, it is the one that host 0 sees.
     """
     checkpoints = Checkpoints(workdir.checkpoints)
-    if (found := _newest(checkpoints, state_like(experiment), workdir)) is None:
+    newest = _newest_of_first if on_every_host else _newest
+    if (found := newest(checkpoints, state_like(experiment), workdir)) is None:
         raise ConfigError(f"{shown(workdir.root)} holds no checkpoint: run `scorelab train` first")
     (step, state), (sharding, _) = found, layout_of(experiment)
-    return (state if sharding.whole else sharding.place(state, sharding.mesh())), step
+    # One host of several has not the devices for it.
+    alone = hosts.count() > 1 and not on_every_host
+    return (state if sharding.whole or alone else sharding.place(state, sharding.mesh())), step
 
 
 def layout_of(experiment: Experiment) -> tuple[Sharding, Spread]:
@@ -365,9 +392,16 @@ def layout_of(experiment: Experiment) -> tuple[Sharding, Spread]:
     sharding, count = experiment.one(Train).sharding, jax.device_count()
     if count == 1 or count % sharding.model:
         sharding = WHOLE
-    if sharding.whole and experiment.cpu_devices is None:
+    if sharding.whole and experiment.cpu_devices is None and hosts.count() == 1:
         return sharding, "auto"
     return sharding, None if count == 1 else sharding.mesh()
+
+
+def _newest_of_first(checkpoints: Checkpoints, like: Pytree, workdir: Workdir, owned: bool = False) -> tuple[int, Pytree] | None:
+    """The newest whole checkpoint that host 0 sees, which moves what is damaged out of the way; None where there is none."""
+    found = _newest(checkpoints, like, workdir, owned) if hosts.first() else None
+    step = hosts.agreed(None if found is None else found[0])
+    return (step, checkpoints.restore(step, like)) if found is None and step is not None else found
 
 
 def _newest(checkpoints: Checkpoints, like: Pytree, workdir: Workdir, owned: bool = False) -> tuple[int, Pytree] | None:

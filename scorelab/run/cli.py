@@ -19,6 +19,7 @@ examples:
   scorelab run quickstart --set 'experiment.Experiment.seed = 1' --workdir runs/seed1
   scorelab run quickstart --resume                 continue where a run was stopped
   scorelab sample runs/quickstart --n 1000 --seed 7 --name more
+  scorelab run mnist/edm --hosts 2 --host 0 --coordinator node0:7000    on two hosts; the other one is --host 1
 
 exit status: 0 done, 2 a mistake in the command, the config or the data, 1 a failure while running, 130
 interrupted.
@@ -33,17 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = _parser().parse_args(_words(sys.argv[1:] if argv is None else argv))
     try:
-        return _run_command(arguments)
+        status, reason = _run_command(arguments)
     except KeyboardInterrupt as error:
         # A run that was stopped says where (faults.Stopped), and SIGTERM is no failure.
         again = "; the same command with --resume continues" if hasattr(arguments, "resume") else ""
-        print(f"scorelab: {str(error) or 'interrupted' + again}", file=sys.stderr)
-        return getattr(error, "status", 130)
+        reason = str(error) or "interrupted" + again
+        _say(reason)
+        status = getattr(error, "status", 130)
     except BrokenPipeError:
         # A pipe that is closed early (scorelab ... | head) is no error of ours.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        status, reason = 1, "standard output was closed"
+    if (hosts := _hosts()) is not None:
+        if reason:
+            hosts.leave(status, reason)
+        hosts.finish()
+    return status
 
 
 def _words(argv: Sequence[str]) -> list[str]:
@@ -54,7 +61,8 @@ def _words(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _run_command(arguments: argparse.Namespace) -> int:
+def _run_command(arguments: argparse.Namespace) -> tuple[int, str]:
+    """The exit status, and what has failed."""
     import warnings
 
     from scorelab.errors import ConfigError
@@ -62,24 +70,60 @@ def _run_command(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
+            _join(arguments)
             arguments.command(arguments)
         except ConfigError as error:
             if arguments.debug:
                 raise
-            print(f"scorelab: error: {error}", file=sys.stderr)
-            return 2
+            _say(f"error: {error}")
+            return 2, str(error)
         except BrokenPipeError:
             raise
         except (FloatingPointError, OSError, MemoryError) as error:
             if arguments.debug:
                 raise
-            print(f"scorelab: failed: {error or type(error).__name__}", file=sys.stderr)
-            return 1
-    return 0
+            _say(f"failed: {error or type(error).__name__}")
+            return 1, str(error) or type(error).__name__
+        except Exception:
+            if (hosts := _hosts()) is not None:
+                hosts.await_loss()
+            raise
+    return 0, ""
+
+
+def _hosts():
+    """The module of the hosts where this is one of several, else None; not imported by a process that is alone."""
+    hosts = sys.modules.get("scorelab.hosts")
+    return hosts if hosts is not None and hosts.count() > 1 else None
+
+
+def _say(text: str) -> None:
+    hosts = _hosts()
+    print(f"scorelab: {'' if hosts is None else hosts.prefix()}{text}", file=sys.stderr)
+
+
+def _join(arguments: argparse.Namespace) -> None:
+    """Meet the other hosts, where the command says that there are some."""
+    given = {name: value for name in ("hosts", "host", "coordinator") if (value := getattr(arguments, name, None)) is not None}
+    detect = getattr(arguments, "distributed", False)
+    if not given and not detect:
+        return
+    from scorelab import hosts
+    from scorelab.errors import ConfigError
+
+    there = " ".join(f"--{name} {value}" for name, value in given.items())
+    if detect and given:
+        raise ConfigError(f"--distributed with {there}: expected one of the two")
+    if not detect and given.get("hosts") != 1 and len(given) < 3:
+        missing = " and ".join(f"--{name}" for name in ("hosts", "host", "coordinator") if name not in given)
+        raise ConfigError(f"{there} without {missing}: expected all three, or --distributed where JAX detects them")
+    hosts.distributed(**given, timeout=arguments.host_timeout)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-    """Our own warnings as a person reads them; others with the place in the code that they are about."""
+    """Our own warnings as a person reads them; others with the place in the code that they are about. Host 0 speaks for all."""
+    if (hosts := _hosts()) is not None and not hosts.first():
+        return
     ours = category.__module__.partition(".")[0] == "scorelab"
     where = "" if ours else f" ({category.__name__}, {filename}:{lineno})"
     print(f"scorelab: warning: {message}{where}", file=sys.stderr)
@@ -112,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         sub.add_argument("--workdir", type=_folder, metavar="DIR", help="where to write (default: runs/<full name of the config>)")
         sub.add_argument("--resume", action="store_true", help="continue the run in the work directory")
+        _add_hosts(sub)
 
     sub = _command(commands, "sample", _sample, "sample the newest checkpoint of a work directory")
     sub.add_argument("workdir", type=_folder, metavar="WORKDIR")
@@ -120,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     where = sub.add_mutually_exclusive_group()
     where.add_argument("--name", type=_name, help="name of the set, beside the samples of the run")
     where.add_argument("--out", type=Path, metavar="FILE", help="write the set to this file (.npz)")
+    _add_hosts(sub)
 
     sub = _command(commands, "evaluate", _evaluate, "evaluate the samples of a work directory and write report.html")
     sub.add_argument("workdir", type=_folder, metavar="WORKDIR")
@@ -176,6 +222,17 @@ def _parser() -> argparse.ArgumentParser:
 
     _command(commands, "doctor", _doctor, "print versions, devices and data, and test this machine against exact laws")
     return parser
+
+
+def _add_hosts(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("several hosts", "the same command on each, with a work directory that all of them see")
+    group.add_argument("--hosts", type=_positive, metavar="N", help="how many there are")
+    group.add_argument("--host", type=_host, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where the others reach host 0")
+    group.add_argument("--distributed", action="store_true", help="all three as JAX detects them: SLURM, Cloud TPU, Kubernetes")
+    group.add_argument(
+        "--host-timeout", type=_positive, default=300, metavar="SECONDS", help="within which all have to come (default: 300)"
+    )
 
 
 def _add_pretrained(commands) -> None:
@@ -244,6 +301,10 @@ def _positive(text: str) -> int:
     return _integer(text, 1, None, "an integer >= 1")
 
 
+def _host(text: str) -> int:
+    return _integer(text, 0, None, "an integer >= 0")
+
+
 def _seed(text: str) -> int:
     # scorelab.validation.SEEDS, whose import takes a second.
     return _integer(text, 0, 2**32 - 1, f"an integer seed in [0, {2**32 - 1}]")
@@ -289,7 +350,8 @@ def _from_config(arguments: argparse.Namespace, *, whole: bool) -> None:
     # At once: the imports, the data and the measured moments take seconds.
     # An output that nobody reads is named where the work directory is known.
     with suppress(BrokenPipeError):
-        print(f"{'config':<9} reading {arguments.config} ...", flush=True)
+        if (hosts := _hosts()) is None or hosts.first():
+            print(f"{'config':<9} reading {arguments.config} ...", flush=True)
     with _importing():
         from scorelab.run import pipeline
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from scorelab import config as configs
+from scorelab import hosts
 from scorelab.config.build import Config
 from scorelab.config.explain import one_line
 from scorelab.config.sources import config_name, find_config
@@ -25,7 +26,7 @@ from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile
 from scorelab.run.lock import Lock
-from scorelab.run.prepare import prepare, use_cores
+from scorelab.run.prepare import prepare, require_same_run, use_cores
 
 
 def from_config(
@@ -43,16 +44,25 @@ def from_config(
         config = configs.load(name, overrides)
     experiment = config.experiment
     with _errors(config.path, workdir), Signals() as signals:
-        workdir.require_free(resume)
-        with Lock(workdir.root, console.line):
+        require_same_run(config, whole=whole, resume=resume)
+        if hosts.first():
+            workdir.require_free(resume)
+        with _owned(workdir, console):
             run = Run(
                 experiment=experiment, workdir=workdir, console=console, signals=signals, name=config.name, text=config.text
             )  # fmt: skip
             _announce(config, workdir, console)
             prepare(config, workdir, resume=resume, console=console)
             for stage in experiment.stages if whole else experiment.all(Train):
-                stage(run)
+                if stage.on_every_host or hosts.first():
+                    stage(run)
+                hosts.exchange(None)
     return workdir
+
+
+def _owned(workdir: Workdir, console: Console) -> AbstractContextManager:
+    """The lock of the work directory, which host 0 holds for all."""
+    return Lock(workdir.root, console.line) if hosts.first() else nullcontext()
 
 
 def sample_workdir(
@@ -78,8 +88,9 @@ def sample_workdir(
     workdir = dataclasses.replace(workdir, name=name, out=out)
     console = _console()
     # To write elsewhere, the work directory is only read.
-    owned = nullcontext() if out is not None else Lock(workdir.root, console.line)
+    owned = nullcontext() if out is not None else _owned(workdir, console)
     with _errors(config.path, workdir, AGAIN), Signals(AGAIN), owned:
+        require_same_run(config, n=n, seed=seed, name=name, out=None if out is None else str(out))
         spec = _drawn_by(config.experiment, name)
         draw(_run(config, workdir, console), spec, workdir, n=n, seed=seed, keep=True)
     return workdir
@@ -155,7 +166,7 @@ def _trusting(trust: bool):
 def _console() -> Console:
     if sys.stdout is None:
         raise RunFailed("standard output is closed: redirect it to a file or to /dev/null")
-    return Console()
+    return Console(quiet=not hosts.first())
 
 
 def _announce(config: Config, workdir: Workdir, console: Console) -> None:
@@ -180,4 +191,5 @@ def _errors(path: Path, workdir: Workdir, then: str = CONTINUE) -> Iterator[None
     except DamagedFile as error:
         raise ConfigError(one_line(str(error))) from error
     except (DataCorrupt, WeightsError, ValueError, TypeError) as error:
+        hosts.await_loss()
         raise ConfigError(f"{shown(path)}: {error}") from error

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
+from typing import Any
 
 import jax
 
 from scorelab import config as configs
+from scorelab import hosts
 from scorelab.config.build import Config
 from scorelab.devices import use_all_cores
 from scorelab.errors import ConfigError, shown
@@ -17,8 +20,52 @@ from scorelab.files import write_json, write_text
 
 
 def prepare(config: Config, workdir: Workdir, *, resume: bool, console: Console) -> None:
-    """Open the work directory and write down what is about to run; nothing where specs do not fit."""
+    """Open the work directory and write down what is about to run; nothing where specs do not fit. Host 0 writes for all."""
     check(config.experiment)
+    if hosts.first():
+        _open(config, workdir, resume, console)
+    _require_seen(workdir)
+
+
+def require_same_run(config: Config, **command: Any) -> None:
+    """ConfigError, on every host, where a host was given another config, other data or another command than host 0."""
+    if hosts.count() > 1:
+        data = {"train_sha256": config.experiment.data.load().sha256}
+        hosts.require_same("another run", {**_flat(config.specs), **data, **command})
+
+
+def _flat(value: Any, name: str = "Experiment") -> dict[str, Any]:
+    """The numbers of specs under dotted names, so that a message can name the one that differs."""
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    else:
+        return {name: value}
+    return {key: leaf for part, inner in parts for key, leaf in _flat(inner, f"{name}.{part}").items()}
+
+
+def _require_seen(workdir: Workdir) -> None:
+    """ConfigError, on every host, unless the work directory is the same folder on all of them."""
+    if hosts.count() == 1:
+        return
+    lock = workdir.root / "lock"
+    wanted = hosts.agreed(lock.read_text() if hosts.first() else None)
+    end, seen = time.monotonic() + 10, False
+    # A file system of a network shows a new file after seconds.
+    while not seen and time.monotonic() < end:
+        try:
+            seen = lock.read_text() == wanted
+        except OSError:
+            seen = False
+        if not seen:
+            time.sleep(0.1)
+    without = [host for host, found in enumerate(hosts.exchange(seen)) if not found]
+    if without:
+        raise ConfigError(f"host {without[0]} does not see {shown(lock)} of host 0: expected a --workdir that all hosts share")
+
+
+def _open(config: Config, workdir: Workdir, resume: bool, console: Console) -> None:
     specs = {**config.specs, "train_sha256": config.experiment.data.load().sha256}
     workdir.open(resume)
     now, before = configs.versions(), workdir.read_json(workdir.versions)

@@ -228,7 +228,20 @@ def _activations(sharding: Sharding, mesh: Mesh, h: Array) -> Array:
 
 
 def _copied(tree: Pytree, layout: Pytree) -> Pytree:
-    return jax.device_put(jax.tree.map(_strong, _own(tree)), layout)
+    tree = jax.tree.map(_strong, _own(tree))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, layout)
+    return jax.tree.map(_global, tree, jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout)
+
+
+def _global(leaf: Pytree, layout: NamedSharding) -> jax.Array:
+    """A copy of an array that every process has, or that is spread over them, as one global array of this layout."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_global(jax.random.key_data(leaf), layout), impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(jnp.copy, out_shardings=layout)(leaf)
+    host = np.array(leaf)
+    return jax.make_array_from_callback(host.shape, layout, lambda index: host[index])
 
 
 def _own(tree: Pytree) -> Pytree:

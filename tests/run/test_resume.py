@@ -1,8 +1,10 @@
 """A run killed at any moment and resumed ends bit-identical to one that was never stopped."""
 
+import errno
 import json
 import random
 import signal
+import threading
 import time
 
 import jax
@@ -83,6 +85,43 @@ def test_a_checkpoint_cut_short_is_not_seen(tmp_path):
     assert not remains.exists()
     restored = checkpoints.restore(5, jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, state)))
     jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_a_checkpoint_is_written_while_the_training_goes_on(tmp_path, monkeypatch):
+    open_gate, write = threading.Event(), Checkpoints._write
+
+    def slowly(self, step, arrays):
+        open_gate.wait(60)
+        write(self, step, arrays)
+
+    monkeypatch.setattr(Checkpoints, "_write", slowly)
+    checkpoints, state = Checkpoints(tmp_path / "c"), {"w": np.arange(3.0, dtype=np.float32), "step": np.int32(5)}
+    like = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, state))
+    with checkpoints.writing():
+        checkpoints.begin(5, state)
+        assert checkpoints.steps() == []
+        # The step that follows uses the memory of the state again.
+        state["w"][:] = 9
+        open_gate.set()
+    np.testing.assert_array_equal(checkpoints.restore(5, like)["w"], [0, 1, 2])
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told_at_the_next_one(tmp_path, monkeypatch):
+    def full(self, step, arrays):
+        raise OSError(errno.ENOSPC, "No space left on device", "c")
+
+    monkeypatch.setattr(Checkpoints, "_write", full)
+    checkpoints = Checkpoints(tmp_path / "c")
+    checkpoints.begin(5, {"w": np.zeros(2)})
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.begin(6, {"w": np.zeros(2)})
+    with pytest.raises(OSError, match="No space left"), checkpoints.writing():
+        checkpoints.begin(7, {"w": np.zeros(2)})
+    # An error of the training is told, and not what it made impossible.
+    checkpoints.begin(8, {"w": np.zeros(2)})
+    with pytest.raises(KeyError), checkpoints.writing():
+        raise KeyError
+    checkpoints.wait()
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
