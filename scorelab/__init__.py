@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         sampling,
         schedules,
         search,
+        shards,
         solvers,
         starts,
         training,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from scorelab.inversion import invert
     from scorelab.likelihood import log_likelihood
     from scorelab.sampling import Samples, sample
+    from scorelab.shards import Shards, sample_to
     from scorelab.walk import NonFiniteSample
 
 __version__ = "0.2.0"
@@ -50,6 +52,7 @@ __version__ = "0.2.0"
 __all__ = [
     "NonFiniteSample",
     "Samples",
+    "Shards",
     "bits_per_dim",
     "config",
     "data",
@@ -72,9 +75,11 @@ __all__ = [
     "pretrained",
     "processes",
     "sample",
+    "sample_to",
     "sampling",
     "schedules",
     "search",
+    "shards",
     "solvers",
     "starts",
     "training",
@@ -86,11 +91,13 @@ __all__ = [
 _FROM = {
     "NonFiniteSample": "walk",
     "Samples": "sampling",
+    "Shards": "shards",
     "bits_per_dim": "dequantisation",
     "invert": "inversion",
     "likelihood_bound": "elbo",
     "log_likelihood": "likelihood",
     "sample": "sampling",
+    "sample_to": "shards",
 }
 
 

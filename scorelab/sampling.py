@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,15 +113,11 @@ def sample(
     plan = walk.plan("sample", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
     n, rows = plan.n, plan.rows
     step_ends = np.append(np.flatnonzero(np.diff(rows.step)), plan.calls - 1)
-    size = _chunk_size(n, plan.event, chunk, mesh, plan.population)
-    place = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-    # The mesh is known while tracing: populations that span it agree on their weights by it.
-    spanning = mesh is not None and plan.population > 1
+    size = chunk_size("sample", n, plan.event, chunk, mesh, plan.population)
 
     parts = []
-    for low, part_model, (part_ids, part_cond) in walk.chunks(n, size, plan.model, plan.ids, cond, place=place):
-        visit = walk.Visit(part_model, key, part_ids, part_cond)
-        with jax.set_mesh(mesh) if spanning else nullcontext():
+    for low, visit in visits(plan, key, cond, size, mesh):
+        with spanning(plan, mesh):
             part = _walk(walk.Held(solver), visit, plan.start, plan.first, rows, event=plan.event, keep=keep)
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
@@ -134,6 +130,18 @@ def sample(
     if isinstance(solver, Population) and not is_traced(samples.x):
         solver.review(samples.diagnostics)
     return samples
+
+
+def visits(plan: walk.Plan, key: Key, cond: Pytree, size: int, mesh: Mesh | None) -> Iterator[tuple[int, walk.Visit]]:
+    """Of each chunk of ``size`` samples the number of its first one, and what is asked of them, on the devices of ``mesh``."""
+    place = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    for low, model, (ids, part) in walk.chunks(plan.n, size, plan.model, plan.ids, cond, place=place):
+        yield low, walk.Visit(model, key, ids, part)
+
+
+def spanning(plan: walk.Plan, mesh: Mesh | None) -> AbstractContextManager:
+    """The mesh is known while tracing: populations that span it agree on their weights by it."""
+    return nullcontext() if mesh is None or plan.population == 1 else jax.set_mesh(mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("event", "keep"))
@@ -187,19 +195,24 @@ def assemble(parts: list[dict[str, Any]], plan: walk.Plan, process: Process) -> 
     )
 
 
-def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:
+def chunk_size(where: str, n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:
+    """How many samples are computed at once: ``chunk`` or the default, rounded up to whole populations on every device.
+
+    Raises:
+        ValueError: populations that do not fit into ``n`` samples, chunks or devices.
+    """
     if chunk is not None:
-        require_int(sample, 1, chunk=chunk)
+        require_int(where, 1, chunk=chunk)
     if n % population:
-        raise ValueError(f"sample.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
+        raise ValueError(f"{where}.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
     if chunk is not None and population > 1 and (chunk % population or chunk > n):
-        raise ValueError(f"sample.chunk = {chunk}: expected a multiple of {population}, the samples of one population, up to {n}")
+        raise ValueError(f"{where}.chunk = {chunk}: expected a multiple of {population}, the samples of one population, up to {n}")
     devices = 1 if mesh is None else mesh.devices.size
     # Whole populations on each device where there are enough of them, and else one population spread over the devices.
     unit = population * devices if n >= population * devices else math.lcm(population, devices)
     if population > 1 and n % unit:
         raise ValueError(
-            f"sample.shape = ({n}, ...) in populations of {population} on {devices} devices: expected a multiple of {unit}, so "
+            f"{where}.shape = ({n}, ...) in populations of {population} on {devices} devices: expected a multiple of {unit}, so "
             "that nothing has to be filled up"
         )
     size = min(n, max(1, CHUNK_ELEMENTS // elements(event))) if chunk is None else chunk

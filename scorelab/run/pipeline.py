@@ -23,7 +23,7 @@ from scorelab.experiment.sample import Sample, draw
 from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile
-from scorelab.run.lock import Lock
+from scorelab.lock import Lock
 from scorelab.run.prepare import prepare
 
 
