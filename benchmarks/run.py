@@ -29,7 +29,7 @@ from benchmarks.common import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "experiments" / "results" / "benchmarks"
-SUBJECTS = ("sampling", "compilation", "smc", "teleport", "training", "distillation", "likelihood", "memory", "nets")
+SUBJECTS = ("sampling", "compilation", "smc", "teleport", "training", "distillation", "likelihood", "memory", "randomness", "nets")
 PEERS = ("peers",)
 # A row has changed where the intervals between its quartiles are apart, by more than this share.
 NOTICED = 0.03
