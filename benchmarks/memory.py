@@ -57,7 +57,7 @@ def long(rounds: int, quick: bool) -> Iterator[Row]:
     event, chunk = (32, 32, 3), 256
     law = sl.densities.Gaussian(np.zeros(event), 0.25)
     arguments = dict(solver=sl.solvers.DDIM(), grid=sl.grids.Karras(2), key=jax.random.key(0), chunk=chunk)
-    pixels, few, many = sl.data.Pixels(), 3, 24 if quick else 120
+    pixels, few, many = sl.data.Pixels(), 5, 24 if quick else 120
     # What a sampler that kept them all would add.
     kept = (many - few) * chunk * math.prod(event) * 4 / 2**20
 

@@ -164,7 +164,7 @@ def dispatch(rounds: int, quick: bool) -> Iterator[Row]:
 def shards(rounds: int, quick: bool) -> Iterator[Row]:
     """``sample_to`` over ``sample`` of as many samples, without what either does once; and what ``sample_to`` does once."""
     model, event, batch, steps = model_of("MLP" if quick else "DiT")
-    few, many = 1, 4 if quick else 16
+    few, many = 1, 2 if quick else 16
     arguments = dict(solver=sl.solvers.Heun(), grid=sl.grids.Karras(steps), key=jax.random.key(3), chunk=batch)
     took: dict[str, list[float]] = {"sample": [], "sample_to": [], "once": []}
 
@@ -181,7 +181,7 @@ def shards(rounds: int, quick: bool) -> Iterator[Row]:
         return seconds(lambda: np.asarray(sl.sample(model, shape=(chunks * batch, *event), **arguments).x))
 
     in_memory(few), to_disk(few)
-    for _ in range(max(rounds // 2, 3)):
+    for _ in range(max(rounds // 2, 1 if quick else 3)):
         each = in_memory(few), in_memory(many), to_disk(few), to_disk(many)
         took["sample"].append((each[1] - each[0]) / (many - few))
         took["sample_to"].append((each[3] - each[2]) / (many - few))
