@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -26,7 +27,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from scorelab import walk
-from scorelab.arrays import Array, Key, Pytree
+from scorelab.arrays import Array, Key, Pytree, is_traced
 from scorelab.callbacks import own_errors
 from scorelab.data.transforms import Transform
 from scorelab.errors import shown
@@ -97,7 +98,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path | str):
-        self.folder = Path(folder)
+        self.folder = _folder("Shards", folder)
         made = _described(self.folder)
         if made is None:
             raise FileNotFoundError(f"{shown(self.folder)}: no samples there: expected a folder that sample_to wrote")
@@ -358,7 +359,9 @@ def sample_to(
         OSError: the folder cannot be written, or the disk is full, as far as that is known before anything is drawn.
     """
     where = "sample_to"
-    folder = Path(folder)
+    folder = _folder(where, folder)
+    if is_traced(model, key, cond, start, ids):
+        raise TypeError(f"{where} inside of a program that is being traced: expected a call from Python, since it writes files")
     host, hosts = _hosts(host, hosts)
     _check(mesh, transform, record, shape, progress)
     plan = walk.plan(where, model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
@@ -425,6 +428,12 @@ class _Ticks:
         if self._progress is not None:
             left = (self._total - self._done) / rate if rate else 0.0 if self._done == self._total else math.inf
             self._progress(Progress(self._done, self._total, rate, left))
+
+
+def _folder(where: str, folder: Any) -> Path:
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise TypeError(f"{where}.folder = {folder!r}: expected the path of a folder")
+    return Path(folder)
 
 
 def _check(mesh: Any, transform: Any, record: Any, shape: Any, progress: Any) -> None:

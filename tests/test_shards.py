@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import types
@@ -74,8 +75,34 @@ def half_written(number):
     np.savez = instead
 
 
+def process_of_two(number, address, draw):
+    """What one process of two does that know of each other."""
+    jax.distributed.initialize(address, num_processes=2, process_id=number)
+    assert (jax.process_count(), jax.process_index()) == (2, number)
+    draw("processes")
+    # Waits for the other, which the first may not leave alone.
+    jax.distributed.shutdown()
+
+
+def child(name, run):
+    """The number of a process of its own that runs a function."""
+    if (pid := os.fork()) == 0:
+        try:
+            run()
+        except BaseException as error:
+            print(name, repr(error))
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+
+def ending(pid):
+    """How a process ended: its status, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def children(folder):
-    """Every part in a process of its own, which ends well or by SIGKILL: {name: seen signal}."""
+    """Every part in a process of its own, which ends well or by SIGKILL: how it ended, and what was in a folder then."""
     from scorelab.training import data_mesh
 
     mesh = lambda: data_mesh(jax.local_devices())
@@ -95,16 +122,13 @@ def children(folder):
     }
     ended, there = {}, {}
     for name, run in part.items():
-        if (pid := os.fork()) == 0:
-            try:
-                run()
-            except BaseException as error:
-                print(name, repr(error))
-                os._exit(1)
-            os._exit(0)
-        status = os.waitpid(pid, 0)[1]
-        ended[name] = os.waitstatus_to_exitcode(status)
+        ended[name] = ending(child(name, run))
         there[name] = sorted(path.name for path in folder.glob("broken/*"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = {f"process {i}": lambda i=i: process_of_two(i, address, draw) for i in range(2)}
+    ended |= {name: ending(pid) for name, pid in {name: child(name, run) for name, run in both.items()}.items()}
     return ended, there
 
 
@@ -138,12 +162,13 @@ def test_killed_at_any_point_and_resumed_ends_in_the_bits_of_the_unbroken_run(ra
     np.testing.assert_array_equal(Shards(broken).to_numpy(), np.load(folder / "memory.npy"))
 
 
-def test_two_hosts_write_the_files_of_one(ran):
-    folder, ended, _ = ran
-    assert ended["host 0"] == ended["host 1"] == 0
+@pytest.mark.parametrize("name", ["hosts", "processes"])
+def test_two_hosts_write_the_files_of_one(ran, name):
+    """By their numbers as arguments one after the other, and as processes of ``jax.distributed`` at once."""
+    folder, _, _ = ran
     for path in sorted((folder / "whole").glob("*.npz")):
-        assert (folder / "hosts" / path.name).read_bytes() == path.read_bytes(), path.name
-    lines = {i: (folder / "hosts" / f"timings-{i}.jsonl").read_text().splitlines() for i in range(2)}
+        assert (folder / name / path.name).read_bytes() == path.read_bytes(), path.name
+    lines = {i: (folder / name / f"timings-{i}.jsonl").read_text().splitlines() for i in range(2)}
     assert {i: [json.loads(line)["chunk"] for line in found] for i, found in lines.items()} == {0: [0, 2, 4], 1: [1, 3, 5]}
 
 
@@ -459,6 +484,16 @@ def test_bad_arguments_are_named_before_a_folder_is_made(tmp_path, more, kind, s
     with pytest.raises(kind, match=said):
         sl.sample_to(tmp_path / "set", **arguments(**more))
     assert not (tmp_path / "set").exists()
+
+
+def test_a_folder_is_a_path_and_files_are_written_from_python():
+    for wrong in (3, "", None):
+        with pytest.raises(TypeError, match=r"sample_to\.folder = .*: expected the path of a folder"):
+            sl.sample_to(wrong, **arguments())
+        with pytest.raises(TypeError, match=r"Shards\.folder = .*: expected the path of a folder"):
+            Shards(wrong)
+    with pytest.raises(TypeError, match="sample_to inside of a program that is being traced"):
+        jax.jit(lambda key: sl.sample_to("never", **arguments(key=key)).to_numpy())(jax.random.key(0))
 
 
 if __name__ == "__main__":
