@@ -71,7 +71,8 @@ class Progress(NamedTuple):
 
     def __str__(self) -> str:
         line = f"{self.done:,} of {self.total:,} samples"
-        return f"{line}, {self.rate:.3g} a second, {duration(self.left)} left" if self.rate else line
+        rate = f"{self.rate:,.0f}" if self.rate >= 100 else f"{self.rate:.3g}"
+        return f"{line}, {rate} a second, {duration(self.left)} left" if self.rate else line
 
 
 def duration(seconds: float) -> str:

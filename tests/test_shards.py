@@ -457,6 +457,7 @@ def test_progress_has_a_rate_and_the_time_that_is_left(tmp_path, monkeypatch):
     assert [each.left for each in seen] == pytest.approx([np.inf, 60, 30, 0])
     assert str(seen[0]) == "0 of 12 samples"
     assert str(Progress(1200, 50_000, 12.3456, 3900.0)) == "1,200 of 50,000 samples, 12.3 a second, 1 h 5 min left"
+    assert str(Progress(5, 9, 12345.6, 3.0)).endswith(", 12,346 a second, 3 s left")
     assert [duration(s) for s in (0.2, 99, 100, 3540, 3601)] == ["1 s", "99 s", "2 min", "59 min", "1 h 1 min"]
     assert Shards(tmp_path).seconds() == pytest.approx(30)
 
