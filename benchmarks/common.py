@@ -88,10 +88,10 @@ def model_of(name: str) -> tuple[Any, tuple[int, ...], int, int]:
 
 
 @functools.cache
-def denoiser(net: Any, event: tuple[int, ...]) -> Any:
-    """A bound denoiser around a network."""
-    spec = sl.models.Denoiser(net=net, process=EDM, data_std=0.5)
-    return spec.bind(perturbed(jax.jit(spec.init)(jax.random.key(0), jnp.zeros((1, *event))), 0.05))
+def denoiser(net: Any, event: tuple[int, ...], labels: bool = False) -> Any:
+    """A bound denoiser around a network, under labels where it has them."""
+    spec, cond = sl.models.Denoiser(net=net, process=EDM, data_std=0.5), jnp.zeros(1, jnp.int32) if labels else None
+    return spec.bind(perturbed(jax.jit(spec.init)(jax.random.key(0), jnp.zeros((1, *event)), cond), 0.05))
 
 
 def interleaved(functions: dict[str, Callable[[], Any]], rounds: int, pause: float = 0.0) -> tuple[dict, dict]:

@@ -1,17 +1,26 @@
-"""Temporary memory of compiled samplers against their steps, particles and chunks, as XLA plans it: no run is needed."""
+"""Memory of samplers against their steps, particles and chunks, as XLA plans it, and of a long sampling, as it is counted."""
 
 from __future__ import annotations
 
+import math
+import sys
+import tempfile
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import scorelab as sl
 from benchmarks.common import EDM, Row, model_of
 from benchmarks.smc import brightness
 from scorelab.sampling import _walk
 from scorelab.walk import Held, Visit, working_precision
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 def planned(model, event, batch, solver, steps, keep="last") -> float:
@@ -40,4 +49,36 @@ def plan(rounds: int, quick: bool) -> Iterator[Row]:
     yield Row.of('keep="all", 100 steps: DiT, Heun', kept, "MiB", base=f"the states of all rows, {states:.1f} MiB")
 
 
-PARTS = {"plan": plan}
+def long(rounds: int, quick: bool) -> Iterator[Row]:
+    """Peak memory of the process in a long sampling and in a Frechet distance of it, over that of a short one before."""
+    if resource is None:
+        raise ModuleNotFoundError("no module resource: the system does not count the peak memory of a process")
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**10 if sys.platform != "darwin" else 2**20)
+    event, chunk = (32, 32, 3), 256
+    law = sl.densities.Gaussian(np.zeros(event), 0.25)
+    arguments = dict(solver=sl.solvers.DDIM(), grid=sl.grids.Karras(2), key=jax.random.key(0), chunk=chunk)
+    pixels, few, many = sl.data.Pixels(), 5, 24 if quick else 120
+    # What a sampler that kept them all would add.
+    kept = (many - few) * chunk * math.prod(event) * 4 / 2**20
+
+    class Means(sl.metrics.Features):
+        id = "means"
+
+        def __call__(self, images):
+            return np.asarray(images, np.float32).mean((1, 2))
+
+    def drawn(chunks, folder):
+        return sl.sample_to(folder, sl.models.ExactModel(law, EDM), shape=(chunks * chunk, *event), transform=pixels, **arguments)
+
+    with tempfile.TemporaryDirectory() as folder:
+        first = sl.metrics.feature_moments(drawn(few, f"{folder}/few"), Means())
+        before = peak()
+        shards = drawn(many, f"{folder}/many")
+        # A tenth of what all samples would take, beyond what the allocator keeps.
+        goal, base = 0.1 * kept + 20, f"float32 samples, {kept:.0f} MiB"
+        yield Row.of(f"{many} chunks over {few}: peak", peak() - before, "MiB", goal=goal, base=base)
+        last = sl.metrics.feature_moments(shards, Means())
+        yield Row.of("and their Frechet moments", peak() - before, "MiB", goal=goal, base=f"{first.n} and {last.n} samples")
+
+
+PARTS = {"plan": plan, "long": long}

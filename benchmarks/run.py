@@ -9,7 +9,7 @@ Whatever is compared runs interleaved in one process, round by round, and a numb
 the ratio in CPU seconds stands beside it, since other programs disturb wall seconds more. Every part has a process of its own.
 
 The table of the repository is experiments/results/benchmarks/table.json. A run is compared with it, and --keep writes it anew, with
-the picture of the ratios. Rows that are missing a package are named and left out.
+the picture of the ratios and the page docs/benchmarks.md. Rows that are missing a package are named and left out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from benchmarks.common import Row
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "experiments" / "results" / "benchmarks"
-SUBJECTS = ("sampling", "compilation", "smc", "teleport", "training", "distillation", "likelihood", "memory", "nets", "cores")
+SUBJECTS = (
+    "sampling", "compilation", "smc", "teleport", "training", "distillation", "likelihood", "memory", "randomness", "nets", "cores",
+)  # fmt: skip
 PEERS = ("peers",)
 # A row has changed where the intervals between its quartiles are apart, by more than this share.
 NOTICED = 0.03
@@ -163,7 +165,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="SUBJECT[.PART]")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int)
-    parser.add_argument("--keep", action="store_true", help="write the table and the picture of the repository")
+    parser.add_argument("--keep", action="store_true", help="write the table and the picture of the repository, and its page")
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -203,6 +205,8 @@ def main() -> None:
         table["rows"] = kept["rows"] | table["rows"]
         (TABLE / "table.json").write_text(json.dumps(table, indent=1) + "\n")
         picture({name: [Row(**row) for row in rows] for name, rows in table["rows"].items()}, TABLE / "ratios.png")
+        # The page reads the table, and this module.
+        importlib.import_module("benchmarks.page").write()
     missed = [f"{name}: {row.case}" for name, rows in found.items() for row in rows if not met(row)]
     print(f"\n{sum(map(len, found.values()))} rows, {len(missed)} goals missed" + "".join(f"\n  {each}" for each in missed))
 

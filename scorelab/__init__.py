@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         sampling,
         schedules,
         search,
+        shards,
         solvers,
         starts,
         training,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from scorelab.inversion import invert
     from scorelab.likelihood import log_likelihood
     from scorelab.sampling import Samples, sample
+    from scorelab.shards import Shards, sample_to
     from scorelab.walk import NonFiniteSample
 
 __version__ = "0.2.0"
@@ -54,6 +56,7 @@ __version__ = "0.2.0"
 __all__ = [
     "NonFiniteSample",
     "Samples",
+    "Shards",
     "bits_per_dim",
     "config",
     "data",
@@ -79,9 +82,11 @@ __all__ = [
     "pretrained",
     "processes",
     "sample",
+    "sample_to",
     "sampling",
     "schedules",
     "search",
+    "shards",
     "solvers",
     "starts",
     "training",
@@ -94,12 +99,14 @@ __all__ = [
 _FROM = {
     "NonFiniteSample": "walk",
     "Samples": "sampling",
+    "Shards": "shards",
     "bits_per_dim": "dequantisation",
     "distributed": "hosts",
     "invert": "inversion",
     "likelihood_bound": "elbo",
     "log_likelihood": "likelihood",
     "sample": "sampling",
+    "sample_to": "shards",
     "use_all_cores": "devices",
 }
 

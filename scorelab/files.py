@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import struct
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-# `.NAME.PID.tmp`, the name of a file or folder while it is written.
+# `.NAME.DIGITS.tmp`, the name of a file or folder while it is written. A number of a process alone is not enough where several
+# hosts write to one folder.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
+_HERE = int.from_bytes(os.urandom(4), "little")
 # Room for the header of an array.
 _HEADER = 1 << 14
 
@@ -27,7 +30,7 @@ class DamagedFile(ValueError):
 
 def temporary(path: Path) -> Path:
     """The name beside ``path`` under which this process writes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}{_HERE:010d}.tmp")
 
 
 def temporary_of(path: Path) -> str | None:
@@ -92,11 +95,11 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
-    """``write_bytes`` of a compressed npz."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]: no array is called allow_pickle
-    return write_bytes(path, buffer.getvalue())
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = True) -> Path:
+    """An npz, written as ``write_bytes`` writes; equal arrays make equal files."""
+    with replacing(path) as partial, open(partial, "wb") as file:
+        (np.savez_compressed if compressed else np.savez)(file, **arrays)  # pyright: ignore[reportArgumentType]: none is allow_pickle
+    return path
 
 
 def read_npz(source: Path | bytes, *, limit: int, name: str = "", only: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -137,6 +140,31 @@ def read_npz(source: Path | bytes, *, limit: int, name: str = "", only: Collecti
             return found
     except Exception as error:
         raise DamagedFile(f"{name}: damaged, or not an npz file of plain arrays: {str(error) or type(error).__name__}") from error
+
+
+def map_npz(path: Path, key: str) -> np.ndarray:
+    """An array of an npz that was not compressed, as read-only memory of the file: no checksum is compared.
+
+    Raises:
+        DamagedFile: no npz with this array, or one that is compressed.
+        OSError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            info = archive.getinfo(f"{key}.npy")
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{key} is compressed")
+            # The two lengths at the end of the member's own header: of its name, and of what the directory does not repeat.
+            file.seek(info.header_offset + 26)
+            lengths = struct.unpack("<HH", file.read(4))
+            file.seek(sum(lengths), os.SEEK_CUR)
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+            return np.memmap(path, dtype, mode="r", offset=file.tell(), shape=shape, order="F" if fortran else "C")
+    except OSError:
+        raise
+    except Exception as error:
+        raise DamagedFile(f"{path}: damaged, or not a plain npz file with {key}: {str(error) or type(error).__name__}") from error
 
 
 def _array(data: bytes) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -119,23 +119,14 @@ def sample(
     n, rows = plan.n, plan.rows
     step_ends = np.append(np.flatnonzero(np.diff(rows.step)), plan.calls - 1)
     if isinstance(mesh, str):
-        mesh = _auto(plan, solver, key, cond, chunk, keep)
-    size = _chunk_size(n, plan.event, chunk, mesh, plan.population)
-    place = None if mesh is None else devices.by_rows(mesh)
-    if mesh is not None and not is_traced(plan.model, plan.start):
-        # Weights that lie on other devices, such as those of a training on all of them, could not meet rows that lie here.
-        model_there = jax.tree.map(functools.partial(_together, mesh), plan.model)
-        plan = plan._replace(model=model_there, start=devices.everywhere(plan.start, mesh))
-        key = devices.everywhere(key, mesh)
-    # The mesh is known while tracing: populations that span it agree on their weights by it.
-    spanning = mesh is not None and plan.population > 1
+        mesh = auto_mesh("sample", plan, solver, key, cond, chunk, keep)
+    size = chunk_size("sample", n, plan.event, chunk, mesh, plan.population)
+    plan, key = placed(plan, key, mesh)
 
     parts = []
-    for low, part_model, (part_ids, part_cond) in walk.chunks(n, size, plan.model, plan.ids, cond, place=place):
-        visit = walk.Visit(part_model, key, part_ids, part_cond)
-        with jax.set_mesh(mesh) if spanning else nullcontext():
-            begun = walk.drawn(plan.start, plan.model.process, key, part_ids, part_cond, plan.first, event=plan.event)
-            part = _walk(walk.Held(solver), visit, begun, rows, keep=keep)
+    for low, visit in visits(plan, key, cond, size, mesh):
+        with spanning(plan, mesh):
+            part = _walk(walk.Held(solver), visit, begun(plan, visit), rows, keep=keep)
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
         done = min(low + size, n)
@@ -149,6 +140,15 @@ def sample(
     return samples
 
 
+def placed(plan: walk.Plan, key: Key, mesh: Mesh | None) -> tuple[walk.Plan, Key]:
+    """The model, the start and the key on the devices of ``mesh``."""
+    if mesh is None or is_traced(plan.model, plan.start):
+        return plan, key
+    # Weights that lie on other devices, such as those of a training on all of them, could not meet rows that lie here.
+    model = jax.tree.map(functools.partial(_together, mesh), plan.model)
+    return plan._replace(model=model, start=devices.everywhere(plan.start, mesh)), devices.everywhere(key, mesh)
+
+
 def _together(mesh: Mesh, leaf: Any) -> Any:
     """A parameter on the devices, not split over the axis of the samples: one message, and none at every call of the network."""
     layout, rows = getattr(leaf, "sharding", None), mesh.axis_names[0]
@@ -157,6 +157,23 @@ def _together(mesh: Mesh, leaf: Any) -> Any:
     if rows not in layout.spec:
         return leaf
     return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*(None if name == rows else name for name in layout.spec))))
+
+
+def visits(plan: walk.Plan, key: Key, cond: Pytree, size: int, mesh: Mesh | None) -> Iterator[tuple[int, walk.Visit]]:
+    """Of each chunk of ``size`` samples the number of its first one, and what is asked of them, on the devices of ``mesh``."""
+    place = None if mesh is None else devices.by_rows(mesh)
+    for low, model, (ids, part) in walk.chunks(plan.n, size, plan.model, plan.ids, cond, place=place):
+        yield low, walk.Visit(model, key, ids, part)
+
+
+def spanning(plan: walk.Plan, mesh: Mesh | None) -> AbstractContextManager:
+    """The mesh is known while tracing: populations that span it agree on their weights by it."""
+    return nullcontext() if mesh is None or plan.population == 1 else jax.set_mesh(mesh)
+
+
+def begun(plan: walk.Plan, visit: walk.Visit) -> walk.Drawn:
+    """Where the samples of a chunk begin."""
+    return walk.drawn(plan.start, plan.model.process, visit.key, visit.ids, visit.cond, plan.first, event=plan.event)
 
 
 @functools.partial(jax.jit, static_argnames="keep")
@@ -209,34 +226,38 @@ def assemble(parts: list[dict[str, Any]], plan: walk.Plan, process: Process) -> 
     )
 
 
-def _auto(plan: walk.Plan, solver: Solver, key: Key, cond: Pytree, chunk: int | None, keep: str) -> Mesh | None:
+def auto_mesh(where: str, plan: walk.Plan, solver: Solver, key: Key, cond: Pytree, chunk: int | None, keep: str) -> Mesh | None:
     """The mesh of ``"auto"``, None where one device is as fast."""
     if jax.local_device_count() == 1 or is_traced(plan.model, plan.start, plan.ids, key, cond):
         return None
-    size = _chunk_size(plan.n, plan.event, chunk, None, plan.population)
+    size = chunk_size(where, plan.n, plan.event, chunk, None, plan.population)
 
     def work() -> float:
-        _, model, (ids, part_cond) = next(walk.chunks(plan.n, size, plan.model, plan.ids, cond))
-        start = lambda start, key: walk.drawn(start, model.process, key, ids, part_cond, plan.first, event=plan.event)
-        begun = jax.eval_shape(start, plan.start, key)
-        return devices.operations(_walk, walk.Held(solver), walk.Visit(model, key, ids, part_cond), begun, plan.rows, keep=keep)
+        _, visit = next(visits(plan, key, cond, size, None))
+        of_start = jax.eval_shape(lambda visit: begun(plan, visit), visit)
+        return devices.operations(_walk, walk.Held(solver), visit, of_start, plan.rows, keep=keep)
 
     return devices.sampling_mesh(size, work, unit=plan.population, share=plan.n if plan.population > 1 else None)
 
 
-def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:
+def chunk_size(where: str, n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:
+    """How many samples are computed at once: ``chunk`` or the default, rounded up to whole populations on every device.
+
+    Raises:
+        ValueError: populations that do not fit into ``n`` samples, chunks or devices.
+    """
     if chunk is not None:
-        require_int(sample, 1, chunk=chunk)
+        require_int(where, 1, chunk=chunk)
     if n % population:
-        raise ValueError(f"sample.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
+        raise ValueError(f"{where}.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
     if chunk is not None and population > 1 and (chunk % population or chunk > n):
-        raise ValueError(f"sample.chunk = {chunk}: expected a multiple of {population}, the samples of one population, up to {n}")
+        raise ValueError(f"{where}.chunk = {chunk}: expected a multiple of {population}, the samples of one population, up to {n}")
     devices = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
     # Whole populations on each device where there are enough of them, and else one population spread over the devices.
     unit = population * devices if n >= population * devices else math.lcm(population, devices)
     if population > 1 and n % unit:
         raise ValueError(
-            f"sample.shape = ({n}, ...) in populations of {population} on {devices} devices: expected a multiple of {unit}, so "
+            f"{where}.shape = ({n}, ...) in populations of {population} on {devices} devices: expected a multiple of {unit}, so "
             "that nothing has to be filled up"
         )
     size = min(n, max(1, CHUNK_ELEMENTS // elements(event))) if chunk is None else chunk

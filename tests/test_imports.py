@@ -69,7 +69,8 @@ def test_imports_go_the_way_of_the_architecture_page():
     # What stands beside, and below.
     assert not {"walk", "sampling", "solvers", "fk", "experiment"} & (packages_of("data") | packages_of("metrics"))
     assert not packages_of("viz") & {*above, "data", "metrics"}
-    for name in ("arrays", "pytrees", "randomness", "validation", "names", "errors", "warn", "files", "callbacks", "hosts"):
+    below = ("arrays", "pytrees", "randomness", "validation", "names", "errors", "warn", "files", "lock", "callbacks", "hosts")
+    for name in below:
         assert not packages_of(name) & set(above), name
 
 

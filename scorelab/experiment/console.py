@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from scorelab.shards import duration
+
 # Seconds between two plain progress lines.
 _QUIET = 10.0
 # What happens before the first step is done.
@@ -77,7 +79,8 @@ def _lines(name: str, total: int, done: int) -> Iterator[Tick]:
             return
         last = now
         rate = (done - first) / max(now - began, 1e-9)
-        parts = [f"{name:<9} {done}/{total}", note, f"{rate:.3g}/s"]
+        left = f"{duration((total - done) / rate)} left" if rate and done < total else ""
+        parts = [f"{name:<9} {done}/{total}", note, f"{rate:.3g}/s", left]
         print("  ".join(part for part in parts if part), flush=True)
 
     yield tick

@@ -1,4 +1,4 @@
-"""The evaluation stage: from ``samples.npz`` to ``metrics.json``."""
+"""The evaluation stage: from samples to ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import write_bytes, write_json
 from scorelab.metrics import Features, MetricValue
+from scorelab.shards import Shards
 from scorelab.validation import SEEDS, require_int, require_seed, require_spec
 
 
@@ -50,8 +51,8 @@ class Evaluation(abc.ABC):
         """Raise ValueError where this number of samples of this data set cannot be evaluated."""
 
     @abc.abstractmethod
-    def __call__(self, samples: np.ndarray, data: DataSpec, key: Key) -> list[MetricValue]:
-        """The metrics of ``samples``, in stored values."""
+    def __call__(self, samples: Any, data: DataSpec, key: Key) -> list[MetricValue]:
+        """The metrics of ``samples`` in stored values, an array or :class:`scorelab.Shards`: rows are read as ``samples[:n]``."""
 
     def of(self, drawn: Drawn, data: DataSpec, key: Key) -> list[MetricValue]:
         """The metrics of samples together with their conditions; one that compares with these states this too."""
@@ -132,7 +133,7 @@ class PointEvaluation(Evaluation):
             raise ValueError(f"PointEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
         exact, other = (data.dataset.draw(n, self.seed + i).x for i in range(2))
         compared = self._compare(key, exact, metrics.median_bandwidth(exact.reshape(n, -1), other.reshape(n, -1)))
-        return [s.with_floor(f) for s, f in zip(compared(np.asarray(samples)[:n]), compared(other), strict=True)]
+        return [s.with_floor(f) for s, f in zip(compared(np.asarray(samples[:n])), compared(other), strict=True)]
 
     def _compare(self, key: Key, exact: np.ndarray, width: float) -> Callable[[np.ndarray], list[MetricValue]]:
         """The function from points to their metrics against exact draws."""
@@ -188,7 +189,7 @@ class StatisticEvaluation(Evaluation):
             value = float(metrics.wasserstein_1d(column(points), column(exact), p=1)[0])
             return MetricValue(name=f"W1 of {name}", value=value, n=n, reference_n=len(exact))
 
-        points = np.asarray(samples)[:n]
+        points = np.asarray(samples[:n])
         return [compared(name, points).with_floor(compared(name, other)) for name in data.dataset.statistics]
 
 
@@ -303,9 +304,12 @@ def read_metrics(workdir: Workdir) -> tuple[list[MetricValue], dict[str, Any]]:
         raise ConfigError(f"{shown(workdir.metrics)} is damaged ({error}): delete it and run `scorelab evaluate`") from error
 
 
-def samples_hash(x: np.ndarray) -> str:
-    """SHA-256 of samples in stored values."""
-    return hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest()
+def samples_hash(x: np.ndarray | Shards) -> str:
+    """SHA-256 of samples in stored values, the same for an array and for shards, of which one is read at a time."""
+    digest = hashlib.sha256()
+    for part in x.batches(x.chunk) if isinstance(x, Shards) else (x,):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
 
 
 def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -> list[MetricValue]:
@@ -313,7 +317,8 @@ def evaluate(run: Run, spec: Evaluate, workdir: Workdir, n: int | None = None) -
     experiment, console = run.experiment, run.console
     drawn = read_samples(workdir)
     if drawn is None:
-        raise ConfigError(f"{shown(workdir.samples)}: no such samples; run `scorelab sample` first")
+        begun = f": those in {shown(workdir.shards)} are not whole" if workdir.shards.is_dir() else ""
+        raise ConfigError(f"{shown(workdir.samples)}: no such samples{begun}; run `scorelab sample` first")
     evaluations = spec.evaluations if n is None else tuple(dataclasses.replace(each, n=n) for each in spec.evaluations)
     if not evaluations:
         console.stage("evaluate", "nothing to do, Evaluate.evaluations is ()")

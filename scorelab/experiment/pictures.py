@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,16 +13,16 @@ from scorelab import viz
 from scorelab.arrays import Pytree
 from scorelab.experiment.base import Experiment
 
-# Frames of a trajectory of images and of points, points in each, and images of the sample picture.
-FRAMES, POINT_FRAMES, POINTS, PICTURED = 10, 5, 2000, 100
+# Frames of a trajectory of images and of points, points in each, and images and at most points of the sample picture.
+FRAMES, POINT_FRAMES, POINTS, PICTURED, DRAWN = 10, 5, 2000, 100, 10_000
 # Images below one another, and the pixels of those beside one another.
 ROWS, ACROSS = 12, 1350
 # Sequences of the sample picture, volumes in it, slices of a volume beside one another, and the sequences below one another.
 SEQUENCES, VOLUMES, SLICES, SEQUENCE_ROWS = 20, 30, 6, 6
 
 
-def picture(x: np.ndarray, experiment: Experiment):
-    """The figure of a set in stored values: the first images, or the points in the chart of the process.
+def picture(x: Any, experiment: Experiment):
+    """The figure of a set in stored values: the first images, or the first points in the chart of the process.
 
     Volumes are shown as slices beside one another, sequences as lines. Points that are not in the plane become a histogram of all
     their coordinates beside that of the training data.
@@ -31,7 +32,7 @@ def picture(x: np.ndarray, experiment: Experiment):
         volumes = len(data.event_shape) == 4
         images, levels = images_of(x[: VOLUMES if volumes else PICTURED], experiment)
         return viz.image_grid(images, levels=levels, columns=3 if volumes else 10)
-    points, reference = in_chart(x, experiment), in_chart(data.x, experiment)
+    points, reference = in_chart(x[:DRAWN], experiment), in_chart(data.x, experiment)
     if data.event_shape == (2,):
         return viz.scatter(points, reference=reference)
     if len(data.event_shape) == 2:
@@ -73,7 +74,7 @@ def images_of(x: np.ndarray, experiment: Experiment) -> tuple[np.ndarray, int]:
     return np.rint(255 * np.clip(scaled, 0, 1)).astype(np.uint8), 256
 
 
-def conditioned(x: np.ndarray, cond: Pytree, real: np.ndarray, experiment: Experiment):
+def conditioned(x: Any, cond: Pytree, real: np.ndarray, experiment: Experiment):
     """The figure of conditions beside samples and the points they are of, one row each; None where there is nothing to show.
 
     Image conditions are columns before the sample, at its size; labels and vectors name the rows. Only images are shown like this.

@@ -7,6 +7,7 @@ import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -92,6 +93,11 @@ class _Set:
         """How headings tell it from others."""
         return "" if self.place.name is None else f" ({self.place.name})"
 
+    @property
+    def where(self) -> Path:
+        """The file or folder of the samples."""
+        return self.place.samples if self.drawn is None or isinstance(self.drawn.x, np.ndarray) else self.place.shards
+
     def times(self) -> Iterable[tuple[str, str]]:
         """Of drawing and of evaluating."""
         if self.drawn is not None:
@@ -172,7 +178,7 @@ def _subject(run: Run, sets: Sequence[_Set]) -> Iterable[tuple[str, str]]:
         record, count = found.drawn.record, len(found.drawn.x)
         yield (
             f"samples{found.of}",
-            f"{shown(found.place.samples)}, {count:,} of step {record['step']}, seed {record['seed']}, sha256 {found.digest}",
+            f"{shown(found.where)}, {count:,} of step {record['step']}, seed {record['seed']}, sha256 {found.digest}",
         )
         if record["sampling"] not in specs:
             yield "note", "drawn with another sampler than the one in the config; this page shows the one they were drawn with"

@@ -1,4 +1,4 @@
-"""The sampling stage: from the newest checkpoint to ``samples.npz`` and its pictures."""
+"""The sampling stage: from the newest checkpoint to ``samples.npz``, shards where there are many, and pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -27,7 +29,7 @@ from scorelab.experiment.holes import filling, holed
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pictures import frames, picture, pictured, trajectory
 from scorelab.experiment.starts import FromData
-from scorelab.experiment.train import Train, layout_of, trained_state
+from scorelab.experiment.train import Train, host_state, layout_of, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, Inpainted, ScaleAt
@@ -38,12 +40,15 @@ from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import TOLERATED, prior_error
 from scorelab.randomness import per_example_keys
 from scorelab.sampling import Samples, sample
+from scorelab.shards import Progress, Shards, difference, sample_to
 from scorelab.solvers.base import population_size
 from scorelab.starts import Fixed, Start
-from scorelab.training import Learner
+from scorelab.training import Learner, data_mesh
 from scorelab.validation import require_int, require_number, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
+# Samples beyond which they are written in shards unless the stage says otherwise: such a sampling takes long enough to be stopped.
+LONG = 10_000
 # What the names of the members of a condition begin with in ``samples.npz``.
 _MEMBER = "cond_"
 # The stream of the key from which a base is drawn, beside those of the walk.
@@ -77,6 +82,8 @@ class Sample(Stage):
             for ``"test"`` where there is one, else ``"train"``.
         chunk: samples computed at once, None for as many as fit.
         shown: samples in the trajectory picture.
+        shards: write a file for each chunk, in ``shards/``, so that a sampling that was stopped goes on and takes the memory of one
+            chunk (:func:`scorelab.sample_to`); ``samples.npz`` then has everything but the samples. None for above 10,000.
     """
 
     solver: solvers.Solver = field(default_factory=solvers.Heun)
@@ -93,6 +100,8 @@ class Sample(Stage):
     rescale: float | None = None
     clip: tuple[float, float] | None = None
     threshold: float | None = None
+    # Not in what is recorded of a sampler: it changes where samples are and not which.
+    shards: bool | None = field(default=None, repr=False)
 
     on_every_host = True
 
@@ -105,6 +114,8 @@ class Sample(Stage):
         if self.start is not None:
             require_spec(self, Start | FromData, start=self.start)
         require_int(self, 1, n=self.n, shown=self.shown)
+        if self.shards is not None:
+            require_spec(self, bool, shards=self.shards)
         if self.guidance is not None and not isinstance(self.guidance, ScaleAt):
             require_number(self, -1000.0, 1000.0, guidance=self.guidance)
         self._check_bounds()
@@ -160,7 +171,8 @@ class Sample(Stage):
         experiment.require_order(self, experiment.one(Train))
         data, process, learner = experiment.data, experiment.process, experiment.learner
         event = data.load().event_shape
-        require_memory(f"Sample.n = {self.n}", 4.0 * self.n * math.prod(event))
+        if not self.sharded(self.n):
+            require_memory(f"Sample.n = {self.n}", 4.0 * self.n * math.prod(event))
         self._check_classes(data, learner, holed(process))
         if self.threshold is not None and not isinstance(process.chart, Identity):
             raise ValueError(
@@ -302,19 +314,24 @@ class Sample(Stage):
             return model, self.solver, None
         return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
 
-    def sampler(self, model: Model, data: DataSpec, cond: Pytree, key: Key) -> Callable[..., Samples]:
-        """:func:`scorelab.sample` as this stage calls it, but for ``shape`` and ``cond``."""
+    def sharded(self, n: int) -> bool:
+        """Whether ``n`` samples are written in shards."""
+        return n > LONG if self.shards is None else self.shards
+
+    def sampler(self, model: Model, data: DataSpec, cond: Pytree, key: Key, into: Path | None = None) -> Callable[..., Any]:
+        """:func:`scorelab.sample` as this stage calls it, but for ``shape`` and ``cond``; :func:`scorelab.sample_to` a folder."""
+        drawn: Callable[..., Any] = sample if into is None else functools.partial(sample_to, into)
         applied, solver, start = self.applied(model, data)
         if holed(process := model.process):
 
-            def filled(*, shape: Any, **options: Any) -> Samples:
+            def filled(*, shape: Any, **options: Any) -> Any:
                 hole, start = self._filling(data, process, shape[0], key)
                 whole = Inpainted(model=applied, hole=hole)
-                return sample(whole, solver=solver, grid=self.grid, start=start, key=key, shape=shape, **options)
+                return drawn(whole, solver=solver, grid=self.grid, start=start, key=key, shape=shape, **options)
 
             return filled
         start = self.begin(data, process, cond, key) if start is None else start
-        return functools.partial(sample, applied, solver=solver, grid=self.grid, start=start, key=key)
+        return functools.partial(drawn, applied, solver=solver, grid=self.grid, start=start, key=key)
 
     def _filling(self, data: DataSpec, process: Any, n: int, key: Key) -> tuple[np.ndarray, Fixed]:
         return filling(data, process, self.conditions_split(data), self.rows(data, n), jax.random.fold_in(key, _BASE))
@@ -364,14 +381,14 @@ class Drawn:
     """Samples, and how they were drawn.
 
     Attributes:
-        x: in stored values.
+        x: in stored values; on disk where they are in shards.
         label: their conditions where these are labels alone, else None.
         record: JSON data.
         cond: their conditions where the data give them, as the network was given them, else None.
         rows: the rows of the split ``record["split"]`` that the conditions are of, else None.
     """
 
-    x: np.ndarray
+    x: np.ndarray | Shards
     label: np.ndarray | None
     record: dict[str, Any]
     cond: Pytree = None
@@ -390,9 +407,21 @@ def read_samples(workdir: Workdir) -> Drawn | None:
             raise ValueError(f"its record has no {', '.join(sorted(missing))}")
         given = {name.removeprefix(_MEMBER): value for name, value in stored.items() if name.startswith(_MEMBER)}
         cond = given.get("") if "" in given else given or None
-        return Drawn(x=stored["x"], label=stored.get("label"), record=record, cond=cond, rows=stored.get("rows"))
+        x = stored["x"] if "x" in stored else _shards_of(workdir, record)
+        return Drawn(x=x, label=stored.get("label"), record=record, cond=cond, rows=stored.get("rows"))
     except (KeyError, ValueError, AttributeError) as error:
         raise DamagedFile(f"{shown(workdir.samples)}: not samples written by `scorelab sample`: {error}") from error
+
+
+def _shards_of(workdir: Workdir, record: Mapping[str, Any]) -> Shards:
+    """The shards that ``samples.npz`` is about."""
+    try:
+        shards = Shards(workdir.shards)
+    except FileNotFoundError as error:
+        raise ValueError(f"it has no samples, and {error}") from error
+    if any(record.get(name) != value for name, value in shards.record.items()):
+        raise ValueError(f"it is about other samples than those in {shown(workdir.shards)}")
+    return shards
 
 
 def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed: int | None = None, keep: bool = False) -> Drawn:
@@ -405,9 +434,13 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     experiment, console = run.experiment, run.console
     data = experiment.data
     n = spec.n if n is None else n
-    event = data.load().event_shape
-    require_memory(f"sample.n = {n}", 4.0 * n * math.prod(event))
+    event, sharded = data.load().event_shape, spec.sharded(n) and workdir.out is None
+    if not sharded:
+        require_memory(f"sample.n = {n}", 4.0 * n * math.prod(event))
     state, step = trained_state(experiment, workdir, on_every_host=True)
+    if sharded and hosts.count() > 1:
+        # Each host draws on its own devices.
+        state = host_state(state)
     how = {
         "step": step,
         "n": n,
@@ -427,22 +460,27 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
 
     cond = spec.conditions(data, n)
     sampler = _sampler(experiment, spec, state, cond, seed)
-    began = time.monotonic()
-    with console.progress("sample", n) as tick:
-        _, mesh = layout_of(experiment)
-        progress = lambda done, total: tick(done)
-        out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=mesh, progress=progress)
-        x = np.asarray(data.transform.decode(out.x if hosts.count() == 1 else jax.tree.map(on_host, out.x)))
-    record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
-    if hosts.count() > 1:
-        out = dataclasses.replace(out, log_z=on_host(out.log_z), diagnostics=jax.tree.map(on_host, out.diagnostics))
-    note = _entered(out, record)
     given: dict[str, np.ndarray] = {}
+    if sharded:
+        out = x = _into_shards(run, spec, workdir, _sampler(experiment, spec, state, cond, seed, workdir.shards), cond, how, keep)
+        record = {**how, "seconds": out.seconds(), "model_calls": int(out.diagnostics["model_calls"])}
+    else:
+        began = time.monotonic()
+        with console.progress("sample", n) as tick:
+            _, mesh = layout_of(experiment)
+            progress = lambda done, total: tick(done)
+            out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=mesh, progress=progress)
+            x = np.asarray(data.transform.decode(out.x if hosts.count() == 1 else jax.tree.map(on_host, out.x)))
+        record = {**how, "seconds": time.monotonic() - began, "model_calls": int(out.diagnostics["model_calls"])}
+        if hosts.count() > 1:
+            out = dataclasses.replace(out, log_z=on_host(out.log_z), diagnostics=jax.tree.map(on_host, out.diagnostics))
+        given["x"] = x
+    note = _entered(out, record)
     if data.labels:
-        given = {"label": cond}
+        given |= {"label": cond}
     elif cond is not None or filled:
         members = {} if cond is None else cond if isinstance(cond, Mapping) else {"": cond}
-        given = {"rows": spec.rows(data, n)} | {_MEMBER + name: value for name, value in members.items()}
+        given |= {"rows": spec.rows(data, n)} | {_MEMBER + name: value for name, value in members.items()}
         record["split"] = spec.conditions_split(data)
     drawn = Drawn(x=x, label=given.get("label"), record=record, cond=None if data.labels else cond, rows=given.get("rows"))
     if not hosts.first():
@@ -450,9 +488,11 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     workdir.place.mkdir(parents=True, exist_ok=True)
     # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
     # without pictures are drawn again.
-    for path in (workdir.samples_picture, workdir.trajectory_picture):
-        path.unlink(missing_ok=True)
-    write_npz(workdir.samples, {"x": x, **given, "record": np.asarray(json.dumps(record, allow_nan=False))})
+    _unlink(workdir.samples_picture, workdir.trajectory_picture)
+    write_npz(workdir.samples, {**given, "record": np.asarray(json.dumps(record, allow_nan=False))})
+    if not sharded and workdir.out is None:
+        with suppress(FileNotFoundError, DamagedFile):
+            Shards(workdir.shards).remove()
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
     write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, cond, n)))
     where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
@@ -460,10 +500,54 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     return drawn
 
 
-def _sampler(experiment: Experiment, spec: Sample, state: Pytree, cond: Pytree, seed: int | None = None):
+def _into_shards(
+    run: Run, spec: Sample, workdir: Workdir, sampler: Callable[..., Shards], cond: Pytree, how: Mapping[str, Any], keep: bool
+) -> Shards:
+    """Draw the shards that are missing, after those of another sampler are gone; ConfigError where ``keep`` forbids that."""
+    console, data, folder = run.console, run.experiment.data, workdir.shards
+    if hosts.first():
+        with suppress(FileNotFoundError):
+            there = Shards(folder)
+            if there.record != json.loads(json.dumps(how)):
+                what = f"{shown(folder)} holds samples that were drawn otherwise: {difference(there.record, how)}"
+                if keep:
+                    raise ConfigError(f"{what}: pass --name for others, or delete it")
+                console.line(f"note: {what}; they are replaced")
+                there.remove()
+        # What is not whole is not there: the file that is about all shards comes last.
+        _unlink(workdir.samples_picture, workdir.trajectory_picture, workdir.samples)
+    hosts.exchange(None)  # all go on together
+    # Each host draws shards of its own, on its own devices.
+    _, mesh = layout_of(run.experiment)
+    if hosts.count() > 1:
+        mesh = data_mesh(jax.local_devices()) if jax.local_device_count() > 1 else None
+    with ExitStack() as stack:
+        ticks: list[Callable[[int], None]] = []
+
+        def tell(progress: Progress) -> None:
+            if not ticks:
+                ticks.append(stack.enter_context(console.progress("sample", progress.total, progress.done)))
+            ticks[0](progress.done)
+
+        shards = sampler(
+            shape=(how["n"], *data.load().event_shape), cond=cond, chunk=spec.chunk, mesh=mesh, transform=data.transform,
+            record=how, progress=tell,
+        )  # fmt: skip
+    hosts.exchange(None)
+    return shards
+
+
+def _unlink(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _sampler(
+    experiment: Experiment, spec: Sample, state: Pytree, cond: Pytree, seed: int | None = None, into: Path | None = None
+) -> Callable[..., Any]:
     """The sampler of a stage with the weights of ``state``, and the experiment's own key unless there is a ``seed``."""
     key = spec.key(experiment.keys()[1]) if seed is None else jax.random.key(seed)
-    return spec.sampler(experiment.learner.model(state), experiment.data, cond, key)
+    return spec.sampler(experiment.learner.model(state), experiment.data, cond, key, into)
 
 
 def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | None:
@@ -474,7 +558,8 @@ def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | No
         return None
     was = before.record
     if all(was.get(key) == value for key, value in how.items()):
-        return before if workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file() else None
+        whole = isinstance(before.x, np.ndarray) or not before.x.missing
+        return before if whole and workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file() else None
     if keep and workdir.metrics.is_file():
         raise ConfigError(
             f"{shown(workdir.samples)} holds {was['n']} samples of step {was['step']}, seed {was['seed']}, that were evaluated: "
@@ -483,7 +568,7 @@ def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | No
     return None
 
 
-def _entered(out: Samples, record: dict[str, Any]) -> str:
+def _entered(out: Samples | Shards, record: dict[str, Any]) -> str:
     """Enter what a sampler says of itself into the record; a note of what should be seen."""
     note = ""
     if (flips := out.diagnostics.get("sign_flips")) is not None:
@@ -493,7 +578,7 @@ def _entered(out: Samples, record: dict[str, Any]) -> str:
     return note + _weights(out, record)
 
 
-def _weights(out: Samples, record: dict[str, Any]) -> str:
+def _weights(out: Samples | Shards, record: dict[str, Any]) -> str:
     """Enter what weighted particles say of themselves; a note where weights were not numbers or a population died."""
     if "final_ess" not in out.diagnostics:
         return ""

@@ -114,6 +114,11 @@ class Workdir:
         return self.root / "previews"
 
     @property
+    def shards(self) -> Path:
+        """A file for each chunk of samples, where ``samples.npz`` has only their conditions and how they were drawn."""
+        return self.place / "shards"
+
+    @property
     def samples(self) -> Path:
         """Samples in stored values, their conditions, and how they were drawn."""
         return self.place / "samples.npz" if self.out is None else self.out

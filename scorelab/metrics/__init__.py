@@ -3,7 +3,7 @@
 from scorelab.metrics.ensemble import Uniformity, crps, rank_histogram, rank_test, rmse, spread_skill
 from scorelab.metrics.evaluate import report
 from scorelab.metrics.features import Coordinates, Features, RawPixels, SmallCNN, pixels, small_cnn
-from scorelab.metrics.frechet import frechet, frechet_distance
+from scorelab.metrics.frechet import Moments, feature_moments, frechet, frechet_distance
 from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
 from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
 from scorelab.metrics.spectrum import PowerSpectrum, power_spectrum, shell_average, spectral_error
@@ -15,12 +15,14 @@ __all__ = [
     "Coordinates",
     "Features",
     "MetricValue",
+    "Moments",
     "PowerSpectrum",
     "PrecisionRecall",
     "RawPixels",
     "SmallCNN",
     "Uniformity",
     "crps",
+    "feature_moments",
     "frechet",
     "frechet_distance",
     "hill_number",

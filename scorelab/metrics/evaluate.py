@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 
 from scorelab.data.arrays import Arrays
-from scorelab.metrics.features import Coordinates, Features
+from scorelab.metrics.features import Coordinates, Features, extracted
 from scorelab.metrics.frechet import frechet
 from scorelab.metrics.kernel import kid
 from scorelab.metrics.precision_recall import precision_recall
@@ -26,7 +28,7 @@ def _compare(z: np.ndarray, reference: np.ndarray, known: Features, k: int, subs
 
 
 def report(
-    samples: np.ndarray,
+    samples: Any,
     train: Arrays,
     test: Arrays,
     features: Features,
@@ -43,7 +45,8 @@ def report(
     ``n`` images each are drawn by ``key`` without replacement from the samples, the train and the test split; the
     floor of a value is that of the same metric with the test images in the place of the samples (for Vendi, the
     value of the test images; both are centred at the mean of the train features). ``n=None`` takes the
-    largest possible. ``samples`` are stored values (uint8 for images), as in ``train.x``.
+    largest possible. ``samples`` are stored values (uint8 for images), as in ``train.x``; of those on disk
+    (:class:`scorelab.Shards`) a block is read at a time.
 
     Raises:
         ValueError: ``n`` above the smallest of the three sets, which is named.
@@ -56,7 +59,7 @@ def report(
         raise ValueError(f"n={n}: expected 2 to {sizes[smallest]}, the number of images in {smallest}")
     keys = jax.random.split(key, 3)
     chosen, reference, held_out = (
-        features(np.asarray(x)[np.sort(np.asarray(jax.random.permutation(part, len(x))[:n]))])
+        extracted(features, x, np.sort(np.asarray(jax.random.permutation(part, len(x))[:n])))
         for part, x in zip(keys, (samples, train.x, test.x), strict=True)
     )
     known = Coordinates(id=features.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ import numpy as np
 from scorelab.data.transforms import Pixels
 from scorelab.metrics import smallcnn
 from scorelab.pytrees import computed
+
+# Images that are looked at together where they are not in memory: a multiple of the batches of ``SmallCNN``.
+_BLOCK = 1000
 
 
 class Features(abc.ABC):
@@ -31,6 +35,27 @@ class Features(abc.ABC):
     @abc.abstractmethod
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Vectors (n, d) of samples (n, ...)."""
+
+
+def in_memory(x: Any) -> bool:
+    """Whether samples are arrays in memory, and not rows that are read when they are asked for (:class:`scorelab.Shards`)."""
+    return isinstance(x, np.ndarray | jax.Array | list | tuple) and not isinstance(x, np.memmap)
+
+
+def blocks(x: Any, rows: np.ndarray | None = None) -> Iterator[np.ndarray]:
+    """The samples of some ``rows``, all by default: at once where they are in memory, and else a block at a time."""
+    if in_memory(x):
+        yield np.asarray(x) if rows is None else np.asarray(x)[rows]
+        return
+    rows = np.arange(len(x)) if rows is None else rows
+    for low in range(0, len(rows), _BLOCK):
+        yield np.asarray(x[rows[low : low + _BLOCK]])
+
+
+def extracted(features: Features, x: Any, rows: np.ndarray | None = None) -> np.ndarray:
+    """Vectors ``(n, d)`` of samples, or of some ``rows`` of them; of samples on disk a block is read at a time."""
+    parts = [features(block) for block in blocks(x, rows)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _check_images(images: np.ndarray, levels: int, shape: tuple[int, ...] | None) -> np.ndarray:

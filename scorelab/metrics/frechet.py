@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from scorelab.metrics.features import Features
-from scorelab.metrics.value import MetricValue, extractor_id, numbers, point_pair
+from scorelab.metrics.features import Features, blocks, in_memory
+from scorelab.metrics.value import MetricValue, extractor_id, numbers, points
 
 
 def _psd(cov: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -45,14 +47,59 @@ def frechet_distance(mu1, cov1, mu2, cov2) -> float:
     return float(max(distance, 0.0))
 
 
-def frechet(x: np.ndarray, y: np.ndarray, features: Features) -> MetricValue:
+class Moments(NamedTuple):
+    """Of a set of features.
+
+    Attributes:
+        n: how many there are.
+        mean: ``(d,)``, float64.
+        cov: the unbiased covariance ``(d, d)``, float64.
+    """
+
+    n: int
+    mean: np.ndarray
+    cov: np.ndarray
+
+
+def feature_moments(x: Any, features: Features) -> Moments:
+    r"""Number, mean and unbiased covariance of ``features(x)``, :math:`n \ge 2`.
+
+    Samples on disk (:class:`scorelab.Shards`) are read block by block, and memory does not grow with ``n``. Blocks are joined by
+    their deviations from their own means, which loses no digits:
+
+    .. math:: S_{a\cup b} = S_a + S_b + \frac{n_a n_b}{n_a + n_b}(\mu_b-\mu_a)(\mu_b-\mu_a)^T .
+
+    Source: Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983, equation 1.5.
+    """
+    return _moments(x, features, "x")
+
+
+def _moments(x: Any, features: Features, name: str) -> Moments:
+    if in_memory(x):
+        z = points(x, features, name, power=2)
+        return Moments(len(z), z.mean(0), np.atleast_2d(np.cov(z, rowvar=False)))
+    total, mean, spread = 0, np.zeros(()), np.zeros(())
+    for block in blocks(x):
+        z = points(block, features, name, least=1, power=2)
+        centre = z.mean(0)
+        deviations, step, n = z - centre, centre - mean, total + len(z)
+        spread = spread + deviations.T @ deviations + np.outer(step, step) * (total * len(z) / n)
+        mean, total = mean + step * (len(z) / n), n
+    if total < 2:
+        raise ValueError(f"{name} has {total} samples: expected at least 2")
+    return Moments(total, mean, spread / (total - 1))
+
+
+def frechet(x: Any, y: Any, features: Features) -> MetricValue:
     r"""Frechet distance between the feature laws of two sample sets, named "FID-<extractor id>".
 
-    Means and unbiased covariances of ``features(x)`` and ``features(y)``, each ``(n, d)`` with :math:`n \ge 2`. The estimate
+    Means and unbiased covariances of ``features(x)`` and ``features(y)``, each ``(n, d)`` with :math:`n \ge 2`
+    (:func:`feature_moments`; sets on disk are not loaded). The estimate
     is biased upwards by a term of order :math:`1/n`: compare at equal n only, and read it against the floor.
     Source: Heusel et al., "GANs trained by a two time-scale update rule", 2017, arXiv 1706.08500, equation 6.
     """
-    a, b = point_pair(x, y, features, power=2)
-    moments = [(z.mean(0), np.atleast_2d(np.cov(z, rowvar=False))) for z in (a, b)]
-    value = frechet_distance(*moments[0], *moments[1])
-    return MetricValue(name="FID", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))
+    a, b = _moments(x, features, "x"), _moments(y, features, "y")
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"x gives points of width {len(a.mean)} and y of width {len(b.mean)}: expected equal widths")
+    value = frechet_distance(a.mean, a.cov, b.mean, b.cov)
+    return MetricValue(name="FID", value=value, extractor=extractor_id(features), n=a.n, reference_n=b.n)

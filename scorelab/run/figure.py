@@ -42,7 +42,7 @@ from scorelab.errors import ConfigError, WeightsError, shown
 from scorelab.experiment import Experiment, trained_state
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile, read_npz, write_npz, write_text
-from scorelab.run.lock import Lock
+from scorelab.lock import Lock
 from scorelab.run.pipeline import from_config
 
 __all__ = ["Claim", "Figure", "Record", "plus_minus", "script"]

@@ -25,7 +25,7 @@ from scorelab.experiment.sample import Sample, draw
 from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import DamagedFile
-from scorelab.run.lock import Lock
+from scorelab.lock import Lock
 from scorelab.run.prepare import prepare, require_same_run, use_cores
 
 

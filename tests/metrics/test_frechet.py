@@ -1,9 +1,11 @@
 """Frechet distance against closed forms."""
 
+import jax
 import numpy as np
 import pytest
 
-from scorelab.metrics import Coordinates, frechet, frechet_distance
+from scorelab.data import Arrays
+from scorelab.metrics import Coordinates, feature_moments, frechet, frechet_distance, pixels, report
 
 
 def random_cov(rng, d, rank=None):
@@ -84,3 +86,48 @@ def test_requests_that_make_no_sense_are_refused():
         frechet(np.full((3, 2), np.nan), np.ones((3, 2)), Coordinates())
     with pytest.raises(ValueError, match="equal widths"):
         frechet(np.ones((3, 2)), np.ones((3, 4)), Coordinates())
+
+
+class OnDisk:
+    """Rows that are read when they are asked for, which says how many at most."""
+
+    def __init__(self, x):
+        self.x, self.most = x, 0
+        self.shape, self.dtype = x.shape, x.dtype
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, item):
+        rows = self.x[item]
+        self.most = max(self.most, len(rows))
+        return rows
+
+
+def test_moments_of_samples_on_disk_are_those_of_all_of_them():
+    """2,001 rows far from zero, in blocks of 1,000 of which the last has one row."""
+    rng = np.random.default_rng(3)
+    x = 1e3 + rng.normal(size=(2001, 4)) @ rng.normal(size=(4, 4))
+    y = rng.normal(size=(50, 4))
+    stored = OnDisk(x)
+    found = feature_moments(stored, Coordinates())
+    assert stored.most == 1000
+    # Float64 rounding of numbers of order 1e3 under a deviation of order one, times a safety factor of about 1000.
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.cov, np.cov(x, rowvar=False), rtol=1e-9, atol=1e-9)
+    one, other = frechet(stored, y, Coordinates()), frechet(x, y, Coordinates())
+    assert (one.n, one.reference_n, one.extractor) == (other.n, other.reference_n, other.extractor) == (2001, 50, "coordinates")
+    np.testing.assert_allclose(one.value, other.value, rtol=1e-9)
+    with pytest.raises(ValueError, match="x has 1 samples: expected at least 2"):
+        feature_moments(OnDisk(x[:1]), Coordinates())
+    with pytest.raises(ValueError, match="x gives points of width 4 and y of width 3"):
+        frechet(stored, y[:, :3], Coordinates())
+
+
+def test_a_report_reads_images_on_disk_in_blocks():
+    images = np.random.default_rng(0).integers(0, 256, (2200, 3, 3, 1), dtype=np.uint8)
+    train, test = (Arrays(x=images[part], levels=256, name="made", split="train") for part in (slice(1000), slice(1000, 2200)))
+    stored = OnDisk(images)
+    one, other = (report(x, train, test, pixels(), n=64, key=jax.random.key(0)) for x in (stored, images))
+    assert one == other
+    assert 0 < stored.most <= 64

@@ -21,7 +21,7 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from scorelab import config, pretrained
+from scorelab import config, lock, pretrained
 from scorelab import experiment as experiments
 from scorelab.config import trust
 from scorelab.errors import ConfigError
@@ -30,9 +30,9 @@ from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.experiment.sample import _weights, read_samples
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import DamagedFile, read_npz, write_npz
+from scorelab.lock import Lock
 from scorelab.pretrained.kept import read
-from scorelab.run import lock, pipeline
-from scorelab.run.lock import Lock
+from scorelab.run import pipeline
 from scorelab.training import Learner, NonFiniteState, Prepared, fit
 from tests.run.conftest import TINY, with_sets
 

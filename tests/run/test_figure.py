@@ -13,10 +13,10 @@ import pytest
 
 from scorelab import viz
 from scorelab.errors import ConfigError
+from scorelab.lock import Lock
 from scorelab.run import cli, gallery
 from scorelab.run import figure as figures
 from scorelab.run.figure import Claim, Figure
-from scorelab.run.lock import Lock
 from tests.run.conftest import ROOT
 
 SAID = dict(answers="Figure 1", claims="It is so.", look_for="That it is so.", minutes=dict(small=0.1, full=1, gpu=None))

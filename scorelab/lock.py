@@ -1,4 +1,4 @@
-"""One owner of a work directory at a time."""
+"""One owner of a folder at a time."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ PULSE, SILENCE = 15.0, 120.0
 
 
 class Lock:
-    """The right to write in a work directory, from ``with`` to its end; another owner at the same time is a ConfigError.
+    """The right to write in a folder, from ``with`` to its end; another owner at the same time is a ConfigError.
 
-    The file ``lock`` names the process, its start and its host. The system's lock on it (``flock``) ends with the process,
-    however that ends, so that a number which a later process got again is not taken for the owner. Where a file system has no such
-    locks, the process named is looked for. Of a process on another host only the file can be seen: the owner touches it
+    The file ``lock`` (or ``name``) names the process, its start and its host. The system's lock on it (``flock``) ends with the
+    process, however that ends, so that a number which a later process got again is not taken for the owner. Where a file system
+    has no such locks, the process named is looked for. Of a process on another host only the file can be seen: the owner touches it
     every 15 s, and after two minutes without that, by the clock of the file system, it is taken over.
     """
 
-    def __init__(self, folder: Path, say: Callable[[str], None]):
-        self.path, self._say = folder / "lock", say
+    def __init__(self, folder: Path, say: Callable[[str], None], name: str = "lock"):
+        self.path, self._say = folder / name, say
         self._made: list[Path] = []
         self._descriptor, self._end = -1, threading.Event()
 

@@ -1,0 +1,641 @@
+"""Samples on disk: drawn a chunk at a time, each chunk a file, so that what was stopped goes on, and read back without loading all.
+
+A folder holds ``shards.json``, which says what the samples are of, and a shard ``000000.npz`` for each chunk. A shard is written
+complete or not at all, with a checksum, and names the description it belongs to.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
+from jax.sharding import Mesh
+
+from scorelab import walk
+from scorelab.arrays import Array, Key, Pytree, is_traced
+from scorelab.callbacks import own_errors
+from scorelab.data.transforms import Transform
+from scorelab.devices import Spread, require_mesh
+from scorelab.errors import shown
+from scorelab.files import DamagedFile, map_npz, naming, read_npz, temporary_of, write_json, write_npz
+from scorelab.grids import Grid
+from scorelab.lock import Lock
+from scorelab.models.base import Model
+from scorelab.processes.base import Start
+from scorelab.pytrees import content
+from scorelab.sampling import _walk, auto_mesh, begun, chunk_size, placed, spanning, visits
+from scorelab.solvers.base import Population, Solver
+from scorelab.validation import require_int, require_spec
+
+MANIFEST = "shards.json"
+_FORMAT = 1
+# Parts of the description that follow from the others and from code, in which two may differ alone.
+_DERIVED = ("table", "calls", "program")
+_PRECISION = ("jax_enable_x64", "jax_default_matmul_precision")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHARD = re.compile(r"(\d{6,})\.npz")
+# What the names of parts of a point, and of what a solver says of samples, begin with in a shard.
+_PART, _OUTPUT = "x_", "out_"
+# What a shard may hold beside its points: ids, and numbers of samples and populations.
+_BESIDE = 1 << 28
+
+
+class Progress(NamedTuple):
+    """How far a long sampling is, of the share of this host; as text a line to print.
+
+    Attributes:
+        done: samples that are on disk.
+        total: samples that will be.
+        rate: samples drawn in a second, without the compilation where more than one chunk is done; 0 before the first.
+        left: seconds that are left at this rate; infinity before the first chunk.
+    """
+
+    done: int
+    total: int
+    rate: float
+    left: float
+
+    def __str__(self) -> str:
+        line = f"{self.done:,} of {self.total:,} samples"
+        rate = f"{self.rate:,.0f}" if self.rate >= 100 else f"{self.rate:.3g}"
+        return f"{line}, {rate} a second, {duration(self.left)} left" if self.rate else line
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: ``2 h 5 min``, ``12 min``, ``40 s``."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    hours, minutes = divmod(math.ceil(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+class Shards:
+    """Samples that :func:`sample_to` has written, read a chunk at a time: ``shards[i]``, ``shards[low:high]``, ``shards[rows]``.
+
+    ``len(shards)``, ``shards.shape`` and ``shards.dtype`` are those of the array that :meth:`to_numpy` returns, as does
+    ``np.asarray(shards)``. Points of several parts come as a dict of arrays. Whatever is read has its checksum compared, but for
+    :meth:`memory_map`.
+
+    Args:
+        folder: where they are. Some chunks may still be missing (:attr:`missing`); reading one of those is an error.
+
+    Raises:
+        FileNotFoundError: no samples there.
+        DamagedFile: a description, or a shard when it is read, that is not what was written.
+    """
+
+    def __init__(self, folder: Path | str):
+        self.folder = _folder("Shards", folder)
+        made = _described(self.folder)
+        if made is None:
+            raise FileNotFoundError(f"{shown(self.folder)}: no samples there: expected a folder that sample_to wrote")
+        self.made: dict[str, Any] = made
+        self.digest, self.chunk = _digest(self.made), self.made["chunk"]
+        shape, dtype = self.made["shape"], self.made["dtype"]
+        self._parts = list(shape) if isinstance(shape, Mapping) else None
+        shapes, dtypes = (shape, dtype) if self._parts is not None else ({"": shape}, {"": dtype})
+        self._forms = {name: (tuple(shapes[name][1:]), np.dtype(dtypes[name])) for name in shapes}
+        self._n = next(iter(shapes.values()))[0]
+        self._last: tuple[int, dict[str, np.ndarray]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Shards({shown(self.folder)!r}): {self._n:,} samples in {self.count} chunks of {self.chunk}"
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def shape(self) -> Any:
+        """``(n, *event)``; of points of several parts a dict."""
+        return self._joined({name: (self._n, *event) for name, (event, _) in self._forms.items()})
+
+    @property
+    def dtype(self) -> Any:
+        """That of the stored samples; of points of several parts a dict."""
+        return self._joined({name: dtype for name, (_, dtype) in self._forms.items()})
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The ``record`` that :func:`sample_to` was given."""
+        return self.made["record"]
+
+    @property
+    def count(self) -> int:
+        """How many chunks there will be."""
+        return -(-self._n // self.chunk)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The numbers of the chunks that are not there yet."""
+        return tuple(number for number in range(self.count) if not self.path(number).is_file())
+
+    def path(self, number: int) -> Path:
+        """The file of a chunk."""
+        return self.folder / f"{number:06d}.npz"
+
+    def rows(self, number: int) -> tuple[int, int]:
+        """The number of the first sample of a chunk, and of the one after its last."""
+        return number * self.chunk, min((number + 1) * self.chunk, self._n)
+
+    def __getitem__(self, item: Any) -> Any:
+        index = np.arange(self._n)[item]
+        found = self._gathered(np.atleast_1d(index))
+        return jax.tree.map(lambda part: part[0], found) if np.ndim(index) == 0 else found
+
+    def __iter__(self) -> Iterator[Any]:
+        return (jax.tree.map(lambda part, i=i: part[i], rows) for rows in self.batches(self.chunk) for i in range(_length(rows)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("Shards are on disk: expected copy=None or True, or Shards.memory_map()")
+        if self._parts is not None:
+            raise ValueError(f"Shards of the parts {', '.join(self._parts)}: expected Shards.to_numpy(), which returns a dict")
+        return np.asarray(self.to_numpy(), dtype)
+
+    def batches(self, size: int) -> Iterator[Any]:
+        """The samples in their order, ``size`` at a time; the last batch may be smaller."""
+        require_int("Shards.batches", 1, size=size)
+        return (self[low : low + size] for low in range(0, self._n, size))
+
+    def to_numpy(self) -> Any:
+        """All samples in memory."""
+        return self[:]
+
+    def memory_map(self) -> list[Any]:
+        """The samples of every chunk as read-only memory of its file; their checksums are not compared (:meth:`damaged` does)."""
+        self._require_whole()
+        mapped = lambda path: self._joined({name: map_npz(path, self._member(name)) for name in self._forms})
+        return [mapped(self.path(number)) for number in range(self.count)]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Those of the samples, ``(n,)``."""
+        return np.concatenate(self._members("ids"))
+
+    @property
+    def log_weights(self) -> np.ndarray:
+        """Those of :class:`scorelab.Samples`, ``(n,)``."""
+        return np.concatenate(self._members(_OUTPUT + "log_weights"))
+
+    @property
+    def log_z(self) -> np.ndarray:
+        """That of :class:`scorelab.Samples`."""
+        return self._outputs().get("log_z", np.zeros((), np.float32))
+
+    @property
+    def diagnostics(self) -> dict[str, Any]:
+        """Those of :class:`scorelab.Samples`; all steps of samples that were written were finite."""
+        own = {name: value for name, value in self._outputs().items() if name not in ("log_weights", "log_z")}
+        return dict(first_bad_step=np.full(self._n, -1, np.int32), model_calls=self.made["calls"], **own)
+
+    def _outputs(self) -> dict[str, np.ndarray]:
+        """What the solver says of samples and of populations, of all chunks."""
+        self._require_whole()
+        names = [name for name in self._read(0, None) if name.startswith(_OUTPUT)]
+        joined = lambda values: values[0] if len(values) == 1 else np.concatenate([*map(np.atleast_1d, values)])
+        return {name.removeprefix(_OUTPUT): joined(self._members(name)) for name in names}
+
+    def seconds(self) -> float:
+        """How long drawing took, of all hosts and attempts together."""
+        taken: dict[int, float] = {}
+        for path in self.folder.glob("timings*.jsonl"):
+            for line in path.read_bytes().splitlines():
+                # A kill leaves a line torn.
+                with suppress(ValueError, KeyError, TypeError):
+                    record = json.loads(line)
+                    taken[int(record["chunk"])] = float(record["seconds"])
+        return sum(taken.values())
+
+    def damaged(self) -> tuple[int, ...]:
+        """The numbers of the chunks that are missing, damaged or of other samples; every file is read."""
+        return tuple(number for number in range(self.count) if not self.whole(number))
+
+    def whole(self, number: int) -> bool:
+        """Whether a chunk is there as it was written.
+
+        Raises:
+            ValueError: it is whole, and belongs to other samples.
+        """
+        try:
+            found = self._read(number, None)
+        except (DamagedFile, FileNotFoundError):
+            return False
+        if str(found["made"]) != self.digest:
+            raise ValueError(
+                f"{shown(self.path(number))} belongs to other samples than {shown(self.folder / MANIFEST)} says: expected it gone"
+            )
+        return True
+
+    def remove(self) -> None:
+        """Delete the samples and what was written beside them; the folder too, where nothing else is in it."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if _ours(path):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+    def _member(self, part: str) -> str:
+        return _PART + part if self._parts is not None else "x"
+
+    def _joined(self, parts: dict[str, Any]) -> Any:
+        return parts if self._parts is not None else parts[""]
+
+    def _require_whole(self) -> None:
+        if missing := self.missing:
+            raise FileNotFoundError(
+                f"{shown(self.folder)}: {len(missing)} of {self.count} chunks are missing, the first is {missing[0]}: "
+                "sample_to with the same arguments draws them"
+            )
+
+    def _read(self, number: int, only: Sequence[str] | None) -> dict[str, np.ndarray]:
+        path, (low, high) = self.path(number), self.rows(number)
+        size = sum((high - low) * math.prod(event) * dtype.itemsize for event, dtype in self._forms.values())
+        again = "sample_to with the same arguments draws it again"
+        try:
+            found = read_npz(path, limit=size + _BESIDE, name=shown(path), only=only)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{shown(path)} is missing, a chunk of {self.count}: {again}") from None
+        except DamagedFile as error:
+            raise DamagedFile(f"{error}; {again}") from error
+        for name, (event, dtype) in self._forms.items():
+            x = found.get(self._member(name))
+            if (x is None and only is None) or (x is not None and (x.shape, x.dtype) != ((high - low, *event), dtype)):
+                raise DamagedFile(f"{shown(path)}: damaged, or not a shard: expected {dtype} {(high - low, *event)}; {again}")
+        if only is None and (missing := {"ids", "made"} - found.keys()):
+            raise DamagedFile(f"{shown(path)}: damaged, or not a shard: it has no {', '.join(sorted(missing))}; {again}")
+        return found
+
+    def _members(self, name: str) -> list[np.ndarray]:
+        self._require_whole()
+        return [self._read(number, (name,))[name] for number in range(self.count)]
+
+    def _gathered(self, index: np.ndarray) -> Any:
+        """The samples of some numbers, in their order, every chunk read once."""
+        found = {name: np.empty((len(index), *event), dtype) for name, (event, dtype) in self._forms.items()}
+        of = index // self.chunk
+        for number in map(int, np.unique(of)):
+            if self._last is None or self._last[0] != number:
+                self._last = None
+                self._last = number, self._read(number, [self._member(name) for name in self._forms])
+            for name, values in found.items():
+                values[of == number] = self._last[1][self._member(name)][index[of == number] - number * self.chunk]
+        return self._joined(found)
+
+
+@own_errors()
+def sample_to(
+    folder: Path | str,
+    model: Model,
+    *,
+    solver: Solver,
+    grid: Grid,
+    key: Key,
+    shape: Any,
+    start: Start | None = None,
+    cond: Pytree = None,
+    ids: Array | None = None,
+    chunk: int | None = None,
+    mesh: Spread = None,
+    transform: Transform | None = None,
+    record: Mapping[str, Any] | None = None,
+    host: int | None = None,
+    hosts: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Shards:
+    """Draw samples into a folder, a file for each chunk; called again with equal arguments it draws what is missing.
+
+    What is drawn are the bits of :func:`scorelab.sample` under the same ``chunk``, on the same kind and number of devices. The
+    memory taken is that of one chunk, however many samples there are. A process that is killed loses the chunk it is at. A shard
+    that is damaged is drawn again.
+
+    The folder keeps a description: model, parameters, solver, grid, start, key, ids, conditions, shape, chunk, scale, devices,
+    versions, and the program itself, so that changed code of the caller is seen. Samples of another description are never mixed.
+
+    Several hosts that share the folder take every ``hosts``-th chunk each, and compute on their own devices. They exchange
+    nothing, so another number of them may go on.
+
+    Args:
+        folder: where to write; made where it is missing.
+        model: as for :func:`scorelab.sample`, and so are ``solver``, ``grid``, ``key``, ``shape``, ``start``, ``cond`` and ``ids``.
+        solver: the solver.
+        grid: the time grid.
+        key: PRNG key.
+        shape: ``(n, *event)``; for points of several parts a pytree of shapes.
+        start: the law at the first grid time.
+        cond: conditions with leading axis ``n``, or None.
+        ids: the samples' ids ``(n,)``; ``arange(n)`` by default.
+        chunk: samples in a shard, which are computed at once; as many as make half a million elements by default.
+        mesh: devices of this host to spread each chunk over, from ``scorelab.training.data_mesh(jax.local_devices())``, or
+            ``"auto"`` for those that gain by it, as in :func:`scorelab.sample`.
+        transform: samples are stored as ``transform.decode(x)``. Under ``data.Pixels()`` that is uint8, the level whose cell holds
+            the value, and the outermost level beyond the ends. None stores numbers as they are (bfloat16 as float32).
+        record: JSON data that is kept in the description, and has to be the same too.
+        host: the number of this host, ``jax.process_index()`` by default.
+        hosts: the number of hosts, ``jax.process_count()`` by default.
+        progress: called with a :class:`Progress` before the first chunk and after each; ``print`` prints a line each time.
+
+    Returns:
+        The samples; those of other hosts may be missing still.
+
+    Raises:
+        NonFiniteSample: a state became NaN or infinite; its chunk is not written.
+        ValueError: an argument as for :func:`scorelab.sample`, or samples of another description in the folder; the message names
+            what differs.
+        DamagedFile: the description cannot be read.
+        ConfigError: another process writes to the folder.
+        OSError: the folder cannot be written, or the disk is full, as far as that is known before anything is drawn.
+    """
+    where = "sample_to"
+    folder = _folder(where, folder)
+    if is_traced(model, key, cond, start, ids):
+        raise TypeError(f"{where} inside of a program that is being traced: expected a call from Python, since it writes files")
+    host, hosts = _hosts(host, hosts)
+    _check(mesh, transform, record, shape, progress)
+    plan = walk.plan(where, model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
+    if isinstance(mesh, str):
+        mesh = auto_mesh(where, plan, solver, key, cond, chunk, "last")
+    size = chunk_size(where, plan.n, plan.event, chunk, mesh, plan.population)
+    plan, key = placed(plan, key, mesh)
+
+    with Lock(folder, lambda note: None, _lock(host, hosts)):
+        _refuse_others(folder, host, hosts)
+        _, visit = next(visits(plan, key, cond, size, mesh))
+        there = _described(folder)
+        made = _made(plan, solver, grid, key, cond, size=size, mesh=mesh, transform=transform, record=record, visit=visit)
+        if there is None:
+            write_json(folder / MANIFEST, {"format": _FORMAT, "sha256": _digest(made), "made": made})
+        elif there != made:
+            raise ValueError(
+                f"{shown(folder)} holds samples that were made otherwise: {difference(there, made)}; expected the same, or another "
+                "folder"
+            )
+        shards = Shards(folder)
+        own = range(host, shards.count, hosts)
+        _clear(folder, own)
+        todo = {number for number in own if not shards.whole(number)}
+        _require_space(shards, todo)
+        ticks = _Ticks(shards, own, todo, progress)
+        for low, visit in visits(plan, key, cond, size, mesh):
+            if (number := low // size) not in todo:
+                continue
+            began = time.monotonic()
+            with spanning(plan, mesh):
+                part = _walk(walk.Held(solver), visit, begun(plan, visit), plan.rows, keep="last")
+            low, high = shards.rows(number)
+            walk.raise_if_bad(np.asarray(part["bad"])[: high - low], plan.times)
+            arrays = _stored(part, high - low, size, transform)
+            ids_of = {"ids": np.asarray(visit.ids)[: high - low], "made": np.asarray(shards.digest)}
+            write_npz(shards.path(number), ids_of | arrays, compressed=False)
+            _timed(folder, host, hosts, number, time.monotonic() - began)
+            ticks.tick(number)
+        if isinstance(solver, Population) and todo and not shards.missing:
+            solver.review(shards.diagnostics)
+    return shards
+
+
+class _Ticks:
+    """Tells of the progress."""
+
+    def __init__(self, shards: Shards, own: Sequence[int], todo: set[int], progress: Callable[[Progress], None] | None):
+        count = lambda numbers: sum(high - low for low, high in map(shards.rows, numbers))
+        self._shards, self._progress = shards, progress
+        self._total, self._before = count(own), count(set(own) - todo)
+        self._done, self._began, self._first = self._before, time.monotonic(), 0
+        self._tell(0.0)
+
+    def tick(self, number: int) -> None:
+        """A chunk is on disk."""
+        low, high = self._shards.rows(number)
+        self._done += high - low
+        now = time.monotonic()
+        drawn = self._done - self._before - self._first
+        self._tell(drawn / max(now - self._began, 1e-9))
+        if not self._first:
+            # What follows the first chunk has nothing to compile.
+            self._first, self._began = high - low, now
+
+    def _tell(self, rate: float) -> None:
+        if self._progress is not None:
+            left = (self._total - self._done) / rate if rate else 0.0 if self._done == self._total else math.inf
+            self._progress(Progress(self._done, self._total, rate, left))
+
+
+def _folder(where: str, folder: Any) -> Path:
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise TypeError(f"{where}.folder = {folder!r}: expected the path of a folder")
+    return Path(folder)
+
+
+def _check(mesh: Any, transform: Any, record: Any, shape: Any, progress: Any) -> None:
+    where = "sample_to"
+    require_mesh(where, mesh)
+    if isinstance(mesh, Mesh) and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise ValueError(
+            f"{where}.mesh has devices of other hosts: expected those of this one, data_mesh(jax.local_devices()), since hosts "
+            "take chunks of their own"
+        )
+    if transform is not None:
+        require_spec(where, Transform, transform=transform)
+        if isinstance(shape, Mapping):
+            raise ValueError(f"{where}.transform = {transform!r} for points of several parts: expected None")
+    try:
+        json.dumps(dict(record or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}.record = {record!r}: expected a mapping of JSON data: {error}") from error
+    if progress is not None and not callable(progress):
+        raise TypeError(f"{where}.progress = {progress!r}: expected a function of a Progress, such as print, or None")
+
+
+def _hosts(host: int | None, hosts: int | None) -> tuple[int, int]:
+    if (host is None) != (hosts is None):
+        raise ValueError(f"sample_to.host = {host}, sample_to.hosts = {hosts}: expected both or neither")
+    if host is None or hosts is None:
+        return jax.process_index(), jax.process_count()
+    require_int("sample_to", 1, hosts=hosts)
+    require_int("sample_to", 0, host=host)
+    if host >= hosts:
+        raise ValueError(f"sample_to.host = {host}: expected 0 to sample_to.hosts - 1 = {hosts - 1}")
+    return int(host), int(hosts)
+
+
+def _lock(host: int, hosts: int) -> str:
+    return "lock" if hosts == 1 else f"lock-{host}-of-{hosts}"
+
+
+def _refuse_others(folder: Path, host: int, hosts: int) -> None:
+    """ConfigError where a process that is no host of this run holds the folder."""
+    for path in folder.glob("lock*"):
+        if path.name != _lock(host, hosts) and (hosts == 1 or not path.name.endswith(f"-of-{hosts}")):
+            with Lock(folder, lambda note: None, path.name):
+                pass
+
+
+def _ours(path: Path) -> bool:
+    """Whether a file is one of a set of shards, or what a kill left of one."""
+    name = temporary_of(path) or path.name
+    return name == MANIFEST or _SHARD.fullmatch(name) is not None or re.fullmatch(r"timings(-\d+)?\.jsonl", name) is not None
+
+
+def _clear(folder: Path, own: Sequence[int]) -> None:
+    """Remove what a kill left of the shards of this host: other hosts may be writing theirs."""
+    for path in folder.iterdir():
+        wanted = _SHARD.fullmatch(temporary_of(path) or "")
+        if wanted and int(wanted[1]) in own:
+            path.unlink(missing_ok=True)
+
+
+def _require_space(shards: Shards, todo: set[int]) -> None:
+    each = sum(math.prod(event) * dtype.itemsize for event, dtype in shards._forms.values())
+    needed = each * sum(high - low for low, high in map(shards.rows, todo))
+    free = shutil.disk_usage(shards.folder).free
+    if needed > free:
+        reason = f"No space left on device: the samples that are missing take {needed:,} bytes, and {free:,} are free"
+        raise OSError(errno.ENOSPC, reason, str(shards.folder))
+
+
+def _stored(part: dict[str, Any], rows: int, size: int, transform: Transform | None) -> dict[str, np.ndarray]:
+    """What a shard holds of what the walk of a chunk returned."""
+    x = part["x"] if transform is None else transform.decode(part["x"])
+    points = {_PART + name: value for name, value in x.items()} if isinstance(x, Mapping) else {"x": x}
+    arrays = {name: _plain(np.asarray(value)[:rows]) for name, value in points.items()}
+    for name, value in part["outputs"].items():
+        value = np.asarray(value)
+        # Rows of populations are fewer than those of samples, in proportion.
+        arrays[_OUTPUT + name] = _plain(value[: rows * len(value) // size] if value.ndim else value)
+    return arrays
+
+
+def _plain(value: np.ndarray) -> np.ndarray:
+    """An array of a type that NumPy knows itself: bfloat16 as float32, which has all of its numbers."""
+    return value.astype(np.float32) if value.dtype.kind == "V" else value
+
+
+def _timed(folder: Path, host: int, hosts: int, number: int, seconds: float) -> None:
+    path = folder / ("timings.jsonl" if hosts == 1 else f"timings-{host}.jsonl")
+    with naming(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"chunk": number, "seconds": round(seconds, 3)}) + "\n")
+
+
+# The description ---------------------------------------------------------------------------------------------
+
+
+def _made(
+    plan: walk.Plan, solver: Solver, grid: Grid, key: Key, cond: Pytree, *, size: int, mesh: Mesh | None,
+    transform: Transform | None, record: Mapping[str, Any] | None, visit: walk.Visit,
+) -> dict[str, Any]:  # fmt: skip
+    """What the samples follow from, as JSON data."""
+    with spanning(plan, mesh):
+        of_start = jax.jit(lambda plan_start, visit: begun(plan._replace(start=plan_start), visit)).lower(plan.start, visit)
+        lowered = _walk.lower(walk.Held(solver), visit, of_start.out_info, plan.rows, keep="last")
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info["x"])
+    x = x if transform is None else jax.eval_shape(transform.decode, x)
+    device = (jax.devices()[:1] if mesh is None else mesh.devices.flat)[0]
+    made = {
+        # Of the package that is being imported where this module is, so that neither waits for the other.
+        "scorelab": sys.modules[__package__ or "scorelab"].__version__,
+        "jax": f"{jax.__version__}, jaxlib {jaxlib.version.__version__}",
+        "devices": f"{1 if mesh is None else mesh.devices.size} {device.device_kind}",
+        "precision": {name: getattr(jax.config, name) for name in _PRECISION},
+        "model": _said(plan.model),
+        "parameters": content(plan.model, names=False),
+        "solver": _said(walk.Held(solver)),
+        "numbers of the solver": content(walk.Held(solver), names=False),
+        "grid": _without_addresses(repr(grid)),
+        "table": content((plan.first, plan.rows), names=False),
+        "start": _said(plan.start),
+        "numbers of the start": content(plan.start, names=False),
+        "key": f"{key.dtype} {np.ravel(jax.random.key_data(key)).tolist()}",
+        "ids": "0 to n - 1" if np.array_equal(plan.ids, np.arange(plan.n)) else content(plan.ids),
+        "cond": None if cond is None else f"{_said(cond)} {content(cond, names=False)}",
+        "shape": jax.tree.map(lambda leaf: [plan.n, *leaf.shape[1:]], x),
+        "dtype": jax.tree.map(lambda leaf: str(jnp.dtype(leaf.dtype) if leaf.dtype != jnp.bfloat16 else np.dtype(np.float32)), x),
+        "chunk": size,
+        "calls": plan.calls,
+        "stored": None if transform is None else repr(transform),
+        "record": dict(record or {}),
+        # Of all of the above and of the code of the caller, which nothing above can see.
+        "program": hashlib.sha256((of_start.as_text() + lowered.as_text()).encode()).hexdigest(),
+    }
+    return json.loads(json.dumps(made, allow_nan=False))
+
+
+def _said(tree: Pytree) -> str:
+    """The structure of a pytree with everything static in it, as text."""
+    return _without_addresses(str(jax.tree.structure(tree)))
+
+
+def _without_addresses(text: str) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", text)
+
+
+def _digest(made: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def _described(folder: Path) -> dict[str, Any] | None:
+    """The description in a folder, None where there is none."""
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UnicodeDecodeError as error:
+        raise DamagedFile(f"{shown(path)}: damaged: {error}: {_REMEDY}") from error
+    try:
+        found = json.loads(text)
+        if found["format"] != _FORMAT:
+            raise ValueError(f"format {found['format']}, expected {_FORMAT}")
+        if found["sha256"] != _digest(found["made"]):
+            raise ValueError("it does not have the checksum it states")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{shown(path)}: damaged, or not what sample_to writes ({error}): {_REMEDY}") from error
+    return found["made"]
+
+
+_REMEDY = "delete it, and sample_to with the same arguments writes it again and keeps the shards that are whole"
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """What differs between two descriptions, in words."""
+    found = list(_differences(there, here, ""))
+    if given := [each for each in found if each[0] not in _DERIVED]:
+        return ", ".join(f"{name} was {old} and is {new}" for name, old, new in given)
+    names = " and ".join(name for name, _, _ in found)
+    return f"specs and numbers are the same, and not the {names} that follow from them: the code of a function or class has changed"
+
+
+def _differences(there: Any, here: Any, at: str) -> Iterator[tuple[str, str, str]]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for name in {**there, **here}:
+            yield from _differences(there.get(name), here.get(name), f"{at}.{name}" if at else name)
+    elif there != here:
+        old, new = (value[:8] if _SHA256.fullmatch(value := str(each)) else value for each in (there, here))
+        # Long texts are told where they part.
+        first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+        yield at, _around(old, first), _around(new, first)
+
+
+def _around(text: str, place: int, width: int = 60) -> str:
+    low = 0 if len(text) <= width else max(0, min(place - width // 3, len(text) - width))
+    cut = " ".join(text[low : low + width].split())
+    return ("... " if low else "") + cut + (" ..." if low + width < len(text) else "")
+
+
+def _length(rows: Any) -> int:
+    return len(jax.tree.leaves(rows)[0])
