@@ -67,8 +67,9 @@ class DiT(nn.Module):
         require_int("DiT", 1, patch=self.patch)
         sizes = dict(width=self.width, heads=self.heads, depth=self.depth, mlp_ratio=self.mlp_ratio)
         check_width("DiT", parts=4, **sizes)
-        common = dict(num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
-        check_common("DiT", **common, fused_attention=self.fused_attention)
+        check_common(
+            "DiT", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype, fused_attention=self.fused_attention
+        )
         check_fields("DiT", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         super().__post_init__()
 

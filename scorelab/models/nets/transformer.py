@@ -52,8 +52,13 @@ class Transformer(nn.Module):
     def __post_init__(self):
         sizes = dict(width=self.width, heads=self.heads, depth=self.depth, mlp_ratio=self.mlp_ratio)
         check_width("Transformer", parts=2, **sizes)
-        common = dict(num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
-        check_common("Transformer", **common, fused_attention=self.fused_attention)
+        check_common(
+            "Transformer",
+            num_classes=self.num_classes,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            fused_attention=self.fused_attention,
+        )
         check_fields("Transformer", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         super().__post_init__()
 

@@ -122,8 +122,9 @@ class UNet(nn.Module):
         for width in self.channels:
             require_int("UNet", 1, channels=width)
         require_int("UNet", 1, blocks=self.blocks, heads=self.heads)
-        common = dict(num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype)
-        check_common("UNet", **common, fused_attention=self.fused_attention)
+        check_common(
+            "UNet", num_classes=self.num_classes, dropout=self.dropout, dtype=self.dtype, fused_attention=self.fused_attention
+        )
         check_fields("UNet", self.condition, self.num_classes, ("embedding", "channels", "tokens"))
         levels = len(self.channels)
         attention = self.attention
