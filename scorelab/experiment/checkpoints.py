@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab import hosts
-from scorelab.arrays import Pytree
+from scorelab.arrays import Pytree, on_host
 from scorelab.experiment.faults import CONTINUE, RunFailed
 from scorelab.files import DamagedFile, naming, sync_folder, temporary, temporary_of, write_bytes
 
@@ -227,6 +227,11 @@ class Checkpoints:
         aside = self._folder / f"{step}.damaged"
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(self._folder / str(step), aside)
+
+
+def host_state(state: Pytree) -> Pytree:
+    """The state as host arrays; what is spread over several hosts is gathered, for which all of them have to ask."""
+    return jax.device_get(jax.tree.map(lambda leaf: on_host(leaf) if _spread(leaf) else leaf, state))
 
 
 def size_of(like: Pytree) -> int:

@@ -16,6 +16,7 @@ from scorelab.data.memory import require_memory
 from scorelab.distill import rectified_pairs
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run
+from scorelab.experiment.checkpoints import host_state
 from scorelab.files import DamagedFile, read_npz, write_npz
 from scorelab.grids import Arcsine, Grid
 from scorelab.processes import StochasticInterpolant
@@ -102,9 +103,10 @@ class Rectify:
                     f"{shown(path)}: no such pairs, which the training at step {step} learns from: delete the checkpoints after "
                     f"step {began}"
                 )
+            state = host_state(state)
             if hosts.first():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_npz(path, self._made(run, number, jax.device_get(state)))
+                write_npz(path, self._made(run, number, state))
         hosts.exchange(None)
         try:
             pairs = read_npz(path, limit=_BYTES)

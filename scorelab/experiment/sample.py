@@ -23,13 +23,14 @@ from scorelab.data.memory import require_memory
 from scorelab.errors import ConfigError, ConfigWarning, shown
 from scorelab.experiment import previews
 from scorelab.experiment.base import Experiment, Run, Stage
+from scorelab.experiment.checkpoints import host_state
 from scorelab.experiment.data import DataSpec
 from scorelab.experiment.describe import describe
 from scorelab.experiment.holes import filling, holed
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pictures import frames, picture, pictured, trajectory
 from scorelab.experiment.starts import FromData
-from scorelab.experiment.train import Train, host_state, layout_of, trained_state
+from scorelab.experiment.train import Train, layout_of, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, Inpainted, ScaleAt

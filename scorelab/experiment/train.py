@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from scorelab import devices, hosts
-from scorelab.arrays import Pytree, on_host
+from scorelab.arrays import Pytree
 from scorelab.data import Coupled, Rectified
 from scorelab.data.memory import require_memory
 from scorelab.devices import Spread
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
-from scorelab.experiment.checkpoints import Checkpoints, SaveEvery, size_of
+from scorelab.experiment.checkpoints import Checkpoints, SaveEvery, host_state, size_of
 from scorelab.experiment.console import Console, Tick
 from scorelab.experiment.faults import Signals, Stopped
 from scorelab.experiment.rectify import Rectify
@@ -352,11 +352,6 @@ class Previewed:
             state = host_state(state) if train.sharding.whole or hosts.count() > 1 else state
             for stage in experiment.stages if hosts.first() else ():
                 stage.preview(self.run, step, state)
-
-
-def host_state(state: Pytree) -> Pytree:
-    """The state as host arrays; what is spread over several hosts is gathered, for which all of them have to ask."""
-    return jax.device_get(jax.tree.map(lambda leaf: leaf if leaf.is_fully_replicated else on_host(leaf), state))
 
 
 def state_like(experiment: Experiment, batch: Mapping[str, Any] | None = None) -> Pytree:

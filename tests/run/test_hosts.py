@@ -241,7 +241,7 @@ def everything():
     """Distilled parameters, and particles of one population over all devices, as host arrays by name."""
     from scorelab import fk, sample
     from scorelab.arrays import on_host
-    from scorelab.experiment.train import host_state
+    from scorelab.experiment.checkpoints import host_state
     from scorelab.training import data_mesh, fit
     from tests.distill.test_fdistill import KEY, Points, networks
     from tests.fk.chains import BASE, GRID, MODEL, SCALE, reward
