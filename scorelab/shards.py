@@ -84,6 +84,10 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
+class OtherSamples(DamagedFile):
+    """A shard is whole, and not one of the samples that the folder is about."""
+
+
 class Shards:
     """Samples that :func:`sample_to` has written, read a chunk at a time: ``shards[i]``, ``shards[low:high]``, ``shards[rows]``.
 
@@ -222,23 +226,21 @@ class Shards:
         return sum(taken.values())
 
     def damaged(self) -> tuple[int, ...]:
-        """The numbers of the chunks that are missing, damaged or of other samples; every file is read."""
+        """The numbers of the chunks that are missing or damaged; every file is read. Raises as :meth:`whole`."""
         return tuple(number for number in range(self.count) if not self.whole(number))
 
     def whole(self, number: int) -> bool:
         """Whether a chunk is there as it was written.
 
         Raises:
-            ValueError: it is whole, and belongs to other samples.
+            OtherSamples: it is whole, and belongs to other samples.
         """
         try:
-            found = self._read(number, None)
+            self._read(number, None)
+        except OtherSamples:
+            raise
         except (DamagedFile, FileNotFoundError):
             return False
-        if str(found["made"]) != self.digest:
-            raise ValueError(
-                f"{shown(self.path(number))} belongs to other samples than {shown(self.folder / MANIFEST)} says: expected it gone"
-            )
         return True
 
     def remove(self) -> None:
@@ -268,7 +270,7 @@ class Shards:
         size = sum((high - low) * math.prod(event) * dtype.itemsize for event, dtype in self._forms.values())
         again = "sample_to with the same arguments draws it again"
         try:
-            found = read_npz(path, limit=size + _BESIDE, name=shown(path), only=only)
+            found = read_npz(path, limit=size + _BESIDE, name=shown(path), only=None if only is None else [*only, "made"])
         except FileNotFoundError:
             raise FileNotFoundError(f"{shown(path)} is missing, a chunk of {self.count}: {again}") from None
         except DamagedFile as error:
@@ -277,8 +279,12 @@ class Shards:
             x = found.get(self._member(name))
             if (x is None and only is None) or (x is not None and (x.shape, x.dtype) != ((high - low, *event), dtype)):
                 raise DamagedFile(f"{shown(path)}: damaged, or not a shard: expected {dtype} {(high - low, *event)}; {again}")
-        if only is None and (missing := {"ids", "made"} - found.keys()):
+        if missing := {"made", *(("ids",) if only is None else ())} - found.keys():
             raise DamagedFile(f"{shown(path)}: damaged, or not a shard: it has no {', '.join(sorted(missing))}; {again}")
+        if str(found["made"]) != self.digest:
+            raise OtherSamples(
+                f"{shown(path)} belongs to other samples than {shown(self.folder / MANIFEST)} says: expected it gone"
+            )
         return found
 
     def _members(self, name: str) -> list[np.ndarray]:

@@ -243,7 +243,7 @@ def test_one_chunk_is_in_memory_at_a_time(drawn, monkeypatch):
     assert read == [0, 1, 2, 3, 4, 5]
     shards[np.arange(N)[::-1]]
     assert len(read) == 12
-    assert shards._last[1].keys() == {"x"}
+    assert shards._last[1].keys() == {"x", "made"}
 
 
 def test_what_is_whole_is_skipped_and_what_is_not_is_drawn_again(drawn, copy):
@@ -315,6 +315,8 @@ def test_a_library_of_another_version_and_a_shard_of_another_set_are_refused(dra
     shutil.copyfile(other.path(3), copy / "000003.npz")
     with pytest.raises(ValueError, match=r"000003\.npz belongs to other samples than .*shards\.json says"):
         sl.sample_to(copy, **arguments())
+    with pytest.raises(DamagedFile, match=r"000003\.npz belongs to other samples"):
+        Shards(copy)[12]
     (copy / "000003.npz").unlink()
     # A description that is damaged is no other description, and without it the shards say what they are of.
     text = (copy / "shards.json").read_text()
