@@ -82,6 +82,11 @@ class Sharding:
         devices = jax.devices() if devices is None else list(devices)
         if len(devices) % self.model:
             raise ValueError(f"Sharding.model = {self.model}: expected a divisor of the {len(devices)} devices")
+        if jax.process_count() > 1 and jax.local_device_count() % self.model:
+            raise ValueError(
+                f"Sharding.model = {self.model}: expected a divisor of the {jax.local_device_count()} devices of a process, since "
+                "every process brings examples of its own"
+            )
         return data_mesh(devices, self.model)
 
     def check(self, mesh: Mesh | AbstractMesh) -> None:
@@ -228,7 +233,9 @@ def _activations(sharding: Sharding, mesh: Mesh, h: Array) -> Array:
 
 
 def _copied(tree: Pytree, layout: Pytree) -> Pytree:
-    tree = jax.tree.map(_strong, _own(tree))
+    # device_put(may_alias=False) does not hold on fewer devices than before: the array there would be the part that was there.
+    copied = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, _own(tree))
+    tree = jax.tree.map(_strong, copied)
     if jax.process_count() == 1:
         return jax.device_put(tree, layout)
     return jax.tree.map(_global, tree, jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout)
@@ -245,9 +252,8 @@ def _global(leaf: Pytree, layout: NamedSharding) -> jax.Array:
 
 
 def _own(tree: Pytree) -> Pytree:
-    # device_put(may_alias=False) does not hold: on the CPU the device array is the caller's memory wherever a NumPy array happens
-    # to be aligned, and on fewer devices than before it is the part that was there.
-    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray | jax.Array) else leaf, tree)
+    # Nor does it hold for NumPy arrays: on the CPU the device array is the caller's memory wherever that happens to be aligned.
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def _strong(leaf: Pytree) -> Pytree:
