@@ -32,6 +32,7 @@ from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.training.learner import Learner, clipped, optimised
+from scorelab.training.parallel import gathered
 from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
 
 # The default of a part that __post_init__ finds by the teacher and the objective, so that no learner has it.
@@ -202,18 +203,20 @@ class Distillation(Learner):
             return state, dict(fake_loss=jnp.float32(0), ratio_loss=jnp.float32(0))
         cond, real = batch.get("cond"), self.process.encode(batch["x"])
         bins = self.bins
+        student = gathered(state.params)
 
         def one(held, key):
             fake, ratio, opt_fake, opt_ratio = held
             key_draw, key_fake, key_ratio = jax.random.split(key, 3)
-            made = jax.lax.stop_gradient(self.student.draw(state.params, key_draw, real, cond))
+            made = jax.lax.stop_gradient(self.student.draw(student, key_draw, real, cond))
             ours = {"x": self.process.decode(made), "cond": cond}
-            fake_loss, grads = jax.value_and_grad(self.fake.loss)(fake, key_fake, ours)
+            fake_loss, grads = jax.value_and_grad(lambda fake: self.fake.loss(gathered(fake), key_fake, ours))(fake)
             fake, opt_fake, _ = self._moved(self.fake_optimizer, grads, opt_fake, fake, fake_loss)
             judged, losses = None, (fake_loss, jnp.float32(0))
             if jax.tree.leaves(ratio):
                 arguments = (key_ratio, real, made, cond, self.teacher, self.process, self.times)
-                (ratio_loss, judged), grads = jax.value_and_grad(self.ratio.loss, has_aux=True)(ratio, *arguments)
+                judging = lambda ratio: self.ratio.loss(gathered(ratio), *arguments)
+                (ratio_loss, judged), grads = jax.value_and_grad(judging, has_aux=True)(ratio)
                 ratio, opt_ratio, _ = self._moved(self.ratio_optimizer, grads, opt_ratio, ratio, ratio_loss)
                 losses = (fake_loss, ratio_loss)
             return (fake, ratio, opt_fake, opt_ratio), (losses, judged)
@@ -253,15 +256,17 @@ class Distillation(Learner):
         cond = batch.get("cond")
         like = self.process.encode(batch["x"])
         key_draw, key_times, key_noise = jax.random.split(key, 3)
+        params = gathered(params)
         y0 = self.student.draw(params, key_draw, like, cond)
         t = self.times(key_times, self.process, len(y0))
         noised = self.process.noised(jax.random.normal(key_noise, y0.shape, y0.dtype), y0, t)
-        fake = self.fake.model(state.fake, state.params, self.process)
+        fake_params, student, ratio = gathered((state.fake, state.params, state.ratio))
+        fake = self.fake.model(fake_params, student, self.process)
         bins = self.bins
         index = bins.index(self.process, t)
 
         def logit(y):
-            l = self.ratio.logit(state.ratio, y, t, cond, self.teacher, fake)
+            l = self.ratio.logit(ratio, y, t, cond, self.teacher, fake)
             return l.astype(jnp.promote_types(l.dtype, jnp.float32))
 
         drawn = StudentBatch(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)

@@ -1,4 +1,4 @@
-"""Training: learners, averages of parameters, the loop, data parallelism."""
+"""Training: learners, averages of parameters, the loop, one device and many."""
 
 from scorelab.training.ema import (
     EMA,
@@ -14,7 +14,8 @@ from scorelab.training.ema import (
 from scorelab.training.exponentiated import exponentiated_gradient
 from scorelab.training.learner import Learner, ScoreLearner, ScoreState
 from scorelab.training.loop import Hook, NonFiniteLoss, NonFiniteState, SkippedBatchWarning, Window, fit
-from scorelab.training.parallel import data_mesh
+from scorelab.training.memory import Memory, OutOfMemory
+from scorelab.training.parallel import Sharding, data_mesh
 from scorelab.training.prepare import Prepare, Prepared
 
 __all__ = [
@@ -22,13 +23,16 @@ __all__ = [
     "Average",
     "Hook",
     "Learner",
+    "Memory",
     "NonFiniteLoss",
     "NonFiniteState",
+    "OutOfMemory",
     "PowerEMA",
     "Prepare",
     "Prepared",
     "ScoreLearner",
     "ScoreState",
+    "Sharding",
     "SkippedBatchWarning",
     "Snapshot",
     "Window",

@@ -19,8 +19,9 @@ from scorelab.models.denoiser import Denoiser
 from scorelab.processes.base import require_same_process
 from scorelab.pytrees import computed, partly_static
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
+from scorelab.training.parallel import gathered
 from scorelab.training.rates import learning_rate
-from scorelab.validation import require_positive, require_spec
+from scorelab.validation import require_int, require_positive, require_spec
 
 
 class Learner(abc.ABC):
@@ -109,6 +110,10 @@ class ScoreLearner(Learner):
         clip_norm: scale gradients whose global norm is above this down to it,
             :math:`g \leftarrow g\,\min(1, c/\lVert g\rVert)`; None for no clipping.
         initial: a model of the same network whose parameters are the first ones (a teacher); None for fresh ones.
+        accumulate: parts of the batch that are differentiated one after another, for a memory of one; a divisor of the batch size
+            over the devices. What is random is drawn for the whole batch before it is cut, part ``i`` being the examples
+            ``i, i + accumulate, ...``: gradients, loss and metrics are those of the batch up to rounding. Dropout draws other masks.
+            The parts are a loop, in which a U-Net on the CPU wants ``loop_safe``.
 
     Metrics: those of the loss, ``loss`` (mean over the batch) and ``grad_norm`` (before clipping).
     """
@@ -120,8 +125,10 @@ class ScoreLearner(Learner):
     ema: Average | tuple[Average, ...] | None = field(default_factory=EMA)
     clip_norm: float | None = 1.0
     initial: Model | None = None
+    accumulate: int = 1
 
     def __post_init__(self):
+        require_int(self, 1, accumulate=self.accumulate)
         require_spec(self, Trainable, denoiser=self.denoiser)
         require_spec(self, optax.GradientTransformation, optimizer=self.optimizer)
         require_spec(self, Loss, loss=self.loss)
@@ -176,18 +183,25 @@ class ScoreLearner(Learner):
         """One optimiser step on ``batch``; see the class for the metrics."""
         key_loss, key_dropout = jax.random.split(key)
         noised = self.loss.draw(key_loss, batch)
-        examples = jax.tree.leaves(batch["x"])[0].shape[:1]
+        examples = jax.tree.leaves(batch["x"])[0].shape[0]
+        if examples % self.accumulate:
+            raise ValueError(f"ScoreLearner.accumulate = {self.accumulate} for a batch of {examples}: expected a divisor of it")
 
-        def objective(params):
-            errors, metrics = self.loss.evaluate(self.denoiser.bind(params, dropout=key_dropout), noised)
-            if jnp.shape(errors) != examples:
+        def objective(params, noised, key_dropout):
+            errors, metrics = self.loss.evaluate(self.denoiser.bind(gathered(params), dropout=key_dropout), noised)
+            if jnp.shape(errors) != (expected := (examples // self.accumulate,)):
                 raise ValueError(
                     f"{type(self.loss).__name__} returned errors of shape {jnp.shape(errors)} (with its weighting): expected "
-                    f"{examples}, one per example"
+                    f"{expected}, one per example"
                 )
             return jnp.mean(errors), metrics
 
-        (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        if self.accumulate == 1:
+            (loss, metrics), grads = gradient(state.params, noised, key_dropout)
+        else:
+            keys = jax.random.split(key_dropout, self.accumulate)
+            (loss, metrics), grads = accumulated(gradient, state.params, (parts(noised, examples, self.accumulate), keys))
         grads, norm = clipped(grads, self.clip_norm)
         params, opt_state = optimised(self.optimizer, grads, state.opt_state, state.params, loss)
         step = state.step + 1
@@ -199,6 +213,34 @@ class ScoreLearner(Learner):
         """The denoiser with the parameters of the first average, or the raw ones when nothing is averaged."""
         specs = self._ema_specs
         return self.denoiser.bind(specs[0].params(state.averages[0]) if specs else state.params)
+
+
+def parts(tree: Pytree, n: int, count: int) -> Pytree:
+    """Arrays of ``n`` rows as ``count`` parts ``(count, n / count, ...)``, part ``i`` the rows ``i, i + count, ...``.
+
+    So every device keeps its own rows. What has no rows, such as one time for all of them, is in every part.
+    """
+
+    def cut(leaf):
+        if jnp.ndim(leaf) == 0:
+            return jnp.broadcast_to(leaf, (count,))
+        if leaf.shape[0] != n:
+            raise ValueError(f"a leaf of what the loss has drawn has shape {leaf.shape}: expected a leading axis of {n} examples")
+        return leaf.reshape(n // count, count, *leaf.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, tree)
+
+
+def accumulated(gradient: Callable, params: Pytree, arguments: tuple) -> tuple[Any, Pytree]:
+    """The mean of ``gradient(params, *part)``, a value and gradients, over the leading axis of ``arguments``; one part at a time."""
+
+    def add(total, part):
+        value, grads = gradient(params, *part)
+        return jax.tree.map(jnp.add, total, grads), value
+
+    total, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), arguments)
+    count = len(jax.tree.leaves(values)[0])
+    return jax.tree.map(lambda v: jnp.mean(v, axis=0), values), jax.tree.map(lambda g: g / count, total)
 
 
 def optimised(

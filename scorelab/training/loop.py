@@ -23,7 +23,8 @@ from scorelab.models.base import check_condition
 from scorelab.processes.geodesic import Geodesic
 from scorelab.pytrees import is_model_pytree
 from scorelab.training.learner import Learner
-from scorelab.training.parallel import data_mesh, replicate, replicated, shard_batch
+from scorelab.training.memory import Memory, exhausted, measured, ran_out
+from scorelab.training.parallel import Sharding, gathered, laid_out, replicate, replicated, shard_batch
 from scorelab.validation import require_int, require_spec
 from scorelab.warn import warn
 
@@ -34,6 +35,8 @@ STEPS_AHEAD = 32
 SKIPPED = "skipped"
 # The stream of the initial parameters: no step has this number.
 _INIT_STREAM = 2**32 - 1
+# The layout unless another is given: data parallel.
+WHOLE = Sharding()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,8 +136,10 @@ def fit(
     log: Callable[[Window], None] | None = None,
     log_every: int = 100,
     mesh: Mesh | None = None,
+    sharding: Sharding = WHOLE,
     stop: Callable[[], bool] | None = None,
     skip_nonfinite: int = 0,
+    memory: Callable[[Memory], None] | None = None,
 ) -> Pytree:
     """Train ``learner`` until ``state.step == steps`` and return the state.
 
@@ -159,42 +164,65 @@ def fit(
         log_every: the longest window.
         mesh: devices to train on (:func:`~scorelab.training.data_mesh`); None for all, which must divide the
             batch.
+        sharding: how the state lies on them (:class:`~scorelab.training.Sharding`): whole on every device, or split. The state that
+            is returned, and that hooks see, lies like that too.
         stop: asked after every update; True makes that step the last one: its window ends, every hook is called, and
             the state is returned. With several processes it must answer the same everywhere.
         skip_nonfinite: how many batches in a row may be skipped, since their loss or gradient norm is not finite. A skipped batch
             leaves parameters, optimiser and averages as they were, bitwise; the step counts. The metric ``"skipped"`` and a
             :class:`~scorelab.training.SkippedBatchWarning` say which. 0 for none, with the program that there is without this.
             They are counted from where ``fit`` begins.
+        memory: called once before the first step with the :class:`~scorelab.training.Memory` that a step takes on each device. It
+            costs nothing, since the program that is asked is the one that runs.
 
     Raises:
         NonFiniteLoss: names the exact step; the finite steps before it have been logged. With ``skip_nonfinite`` the first step
             that is one too many in a row.
         NonFiniteState: before a hook sees a state with NaN or infinite parameters.
-        ValueError: a batch that the devices do not divide, a metric that is not a scalar, no metric
-            ``"loss"``.
+        OutOfMemory: the step does not fit into the memory of a device; names a batch that would, and what takes less.
+        ValueError: a batch that the devices do not divide, a mesh without the axes of ``sharding``, a metric that is not a scalar,
+            no metric ``"loss"``.
     """
-    _check(learner, data, steps, log_every, hooks, skip_nonfinite)
+    _check(learner, data, steps, log_every, hooks, skip_nonfinite, sharding, memory)
     start = 0 if state is None else int(state.step)
     if start >= steps:
         return state
     shard = () if jax.process_count() == 1 else (jax.process_index(), jax.process_count())
-    mesh = data_mesh() if mesh is None else mesh
-    init, update = compiled(learner, getattr(data, "prepare", _as_is), mesh, skip_nonfinite > 0)
+    mesh = sharding.mesh() if mesh is None else mesh
+    sharding.check(mesh)
+    init, update = compiled(learner, getattr(data, "prepare", _as_is), mesh, skip_nonfinite > 0, sharding)
     batch = shard_batch(data.at(start, *shard), mesh)
+    size = jax.tree.leaves(batch)[0].shape[0]
     key = replicate(key, mesh)
-    state = init(batch, key) if state is None else replicate(state, mesh)
+    state = init(batch, key) if state is None else sharding.place(state, mesh)
+    # Their arrays are consumed: what the memory of a step follows from are their shapes.
+    shapes = jax.tree.map(_shape, (state, batch, key))
+    too_large = lambda step, error: exhausted(step, size, lambda compiles: measured(update, *shapes, mesh, compiles=compiles), error)
+    if memory is not None:
+        try:
+            found = measured(update, state, batch, key, mesh)
+        except jax.errors.JaxRuntimeError as error:
+            if not ran_out(error):
+                raise
+            raise too_large(start + 1, error) from error
+        memory(found)
 
     pending: list[dict[str, Array]] = []
     in_a_row = 0
     for step in range(start + 1, steps + 1):
-        state, metrics = update(state, batch, key)
-        pending.append(metrics)
-        last = step == steps or (stop is not None and stop())
-        if not last:
-            # Before anything below waits for the device, so that the next batch is on its way meanwhile.
-            batch = shard_batch(data.at(step, *shard), mesh)
-        if len(pending) > STEPS_AHEAD:
-            jax.block_until_ready(pending[-1 - STEPS_AHEAD])
+        try:
+            state, metrics = update(state, batch, key)
+            pending.append(metrics)
+            last = step == steps or (stop is not None and stop())
+            if not last:
+                # Before anything below waits for the device, so that the next batch is on its way meanwhile.
+                batch = shard_batch(data.at(step, *shard), mesh)
+            if len(pending) > STEPS_AHEAD:
+                jax.block_until_ready(pending[-1 - STEPS_AHEAD])
+        except jax.errors.JaxRuntimeError as error:
+            if not ran_out(error):
+                raise
+            raise too_large(step, error) from error
         due = [hook for hook in hooks if step % hook.every == 0 or last]
         if due or step % log_every == 0 or last:
             try:
@@ -202,6 +230,11 @@ def fit(
             except NonFiniteLoss as error:
                 cause = _cause(learner.model(state), data, error.step, shard)
                 raise NonFiniteLoss(error.step, error.metric, error.value, cause, error.row) from None
+            except jax.errors.JaxRuntimeError as error:
+                # A device that was dispatched to ahead says only here that it had no memory.
+                if not ran_out(error):
+                    raise
+                raise too_large(step, error) from error
             pending = []
             for skipped in window.skipped:
                 _say_skipped(skipped, window, _cause(learner.model(state), data, skipped, shard))
@@ -216,22 +249,48 @@ def fit(
     return state
 
 
-def compiled(learner: Learner, prepare: Callable, mesh: Mesh, skips: bool = False) -> tuple[Callable, Callable]:
+def compiled(
+    learner: Learner, prepare: Callable, mesh: Mesh, skips: bool = False, sharding: Sharding = WHOLE
+) -> tuple[Callable, Any]:
     """The jitted ``init(batch, key)`` and ``update(state, batch, key)``, one pair for equal arguments.
+
+    ``update.lower(state, batch, key)`` is its program, for arrays or for shapes that say where they lie (:meth:`Sharding.place`). A
+    learner may have shapes in the place of its arrays as well, where nothing is to be run.
 
     With ``skips``, a step whose loss or gradient norm is not finite changes nothing but ``state.step``, at the price of a second
     state in memory.
 
     The arrays of a learner that is a pytree are arguments of the program: other ones of the same shapes reuse it.
     """
-    if not is_model_pytree(learner):
-        return _compiled(_Static(learner), prepare, mesh, skips)
-    arrays, structure = jax.tree.flatten(learner)
-    init, update = _compiled(structure, prepare, mesh, skips)
+    arrays, structure = jax.tree.flatten(learner) if is_model_pytree(learner) else ([], _Static(learner))
+    init, update, choose = _compiled(structure, prepare, mesh, skips, sharding)
     if not arrays:
-        return init, update
-    arrays = replicate(arrays, mesh)
-    return functools.partial(init, arrays=arrays), functools.partial(update, arrays=arrays)
+        return init, update if choose is None else Update(update, choose)
+    arrays = sharding.place(arrays, mesh)
+    return functools.partial(init, arrays=arrays), Update(update, choose, arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """An update of more than one program, or of a learner with arrays, called as ``update(state, batch, key)``.
+
+    Attributes:
+        program: the step, called with ``arrays`` as well.
+        choose: the choice between its state and the one before, None for none.
+        arrays: those of the learner.
+    """
+
+    program: Any
+    choose: Any = None
+    arrays: Sequence[Array] = ()
+
+    def __call__(self, state: Pytree, batch: Pytree, key: Key) -> tuple[Pytree, dict[str, Array]]:
+        made = self.program(state, batch, key, arrays=self.arrays)
+        return made if self.choose is None else self.choose(state, *made)
+
+    def lower(self, state: Pytree, batch: Pytree, key: Key) -> Any:
+        """The program of the step."""
+        return self.program.lower(state, batch, key, arrays=self.arrays)
 
 
 @dataclass(frozen=True)
@@ -245,30 +304,40 @@ class _Static:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(structure: Any, prepare: Callable, mesh: Mesh, skips: bool) -> tuple[Callable, Callable]:
+def _compiled(structure: Any, prepare: Callable, mesh: Mesh, skips: bool, sharding: Sharding) -> tuple[Any, Any, Any]:
     # The learner is closed over, not a static argument: hashing it at every call costs more than dispatching a small step.
     whole = replicated(mesh)
+    layout = dict(out_shardings=whole if sharding.whole else None)
+
+    def split(state, metrics=()):
+        if sharding.whole:
+            return state, metrics
+        # Where they are made: how a state is split follows from its leaves, which are known here alone.
+        return jax.lax.with_sharding_constraint((state, metrics), (sharding.of(state, mesh), jax.tree.map(lambda _: whole, metrics)))
 
     def init(batch, key, arrays=()):
-        return structure.unflatten(arrays).init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch))
+        return split(structure.unflatten(arrays).init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch)))[0]
 
     def update(state, batch, key, arrays=()):
-        learner = structure.unflatten(arrays)
-        state, metrics = learner.update(state, prepare(batch), jax.random.fold_in(key, state.step))
+        with laid_out(sharding, mesh):
+            learner = structure.unflatten(gathered(arrays))
+            state, metrics = learner.update(state, prepare(batch), jax.random.fold_in(key, state.step))
         wrong = {name: value.shape for name, value in metrics.items() if value.shape}
         if "loss" not in metrics or wrong:
             raise ValueError(
                 f"{type(learner).__name__} returned metrics {sorted(metrics)}, not scalar: {wrong}: "
                 "expected scalars, and 'loss' among them"
             )
-        return state, metrics
+        return split(state, metrics)
 
+    def chosen(old, new, metrics):
+        return split(*_unless_skipped(old, new, metrics))
+
+    begin = jax.jit(init, **layout)
     if not skips:
-        return jax.jit(init, out_shardings=whole), jax.jit(update, donate_argnums=0, out_shardings=whole)
+        return begin, jax.jit(update, donate_argnums=0, **layout), None
     # Two programs: in one, the choice would be fused with the update, and round it in another way.
-    made = jax.jit(update, out_shardings=whole)
-    chosen = jax.jit(_unless_skipped, donate_argnums=1, out_shardings=whole)
-    return jax.jit(init, out_shardings=whole), lambda state, *rest, **arrays: chosen(state, *made(state, *rest, **arrays))
+    return begin, jax.jit(update, **layout), jax.jit(chosen, donate_argnums=1, **layout)
 
 
 def _unless_skipped(old: Pytree, new: Pytree, metrics: dict[str, Array]) -> tuple[Pytree, dict[str, Array]]:
@@ -375,12 +444,19 @@ def _numbers(state: Pytree, statistics: tuple[str, ...]) -> list[tuple[Any, Arra
     ]
 
 
+def _shape(leaf: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
 def _as_is(batch: Pytree) -> Pytree:
     return batch
 
 
-def _check(learner, data, steps, log_every, hooks, skip_nonfinite) -> None:
+def _check(learner, data, steps, log_every, hooks, skip_nonfinite, sharding, memory) -> None:
     require_spec(fit, Learner, learner=learner)
+    require_spec(fit, Sharding, sharding=sharding)
+    if memory is not None and not callable(memory):
+        raise TypeError(f"fit.memory = {memory!r}: expected a function of a Memory, or None")
     require_int(fit, 1, steps=steps, log_every=log_every)
     require_int(fit, 0, skip_nonfinite=skip_nonfinite)
     if not callable(getattr(data, "at", None)):

@@ -457,7 +457,7 @@ def test_the_teacher_is_an_argument_and_not_in_the_state():
     states = [training.fit(learner, Points(), steps=4, key=KEY) for learner in learners]
     size = sum(leaf.size for leaf in jax.tree.leaves(states[0]))
     again = [compiled(learner, training.loop._as_is, training.data_mesh())[1] for learner in learners]
-    assert again[0].func is again[1].func  # one program for both teachers
+    assert again[0].program is again[1].program  # one program for both teachers
     assert not equal(states[0].params, states[1].params)
     parts = (states[0].params, states[0].fake, states[0].ratio, states[0].opt_states, states[0].averages)
     assert size == sum(leaf.size for leaf in jax.tree.leaves(parts)) + 1 + 10 + sum(v.size for v in states[0].running.values())

@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 
 from scorelab.models.nets.layers import CrossAttention, attend
+from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
 
 
@@ -83,6 +84,7 @@ def transformed(net: Any, tokens: jax.Array, emb: jax.Array, seen: jax.Array | N
     block = nn.remat(Block) if net.remat else Block
     for i in range(net.depth):
         tokens = block(net.heads, net.mlp_ratio, net.dropout if train else 0.0, net.dtype, name=f"block{i}")(tokens, emb, seen)
+        tokens = between_blocks(tokens)
     zeros = {"dtype": net.dtype, "kernel_init": nn.initializers.zeros}
     scale, shift = rearrange(nn.Dense(2 * net.width, name="modulation", **zeros)(emb), "b (two d) -> two b 1 d", two=2)
     return nn.Dense(features, name="out", **zeros)(modulate(tokens, scale, shift, net.dtype))

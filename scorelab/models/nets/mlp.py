@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from scorelab.arrays import Pytree
 from scorelab.models.nets.conditions import Condition, check_fields, entries, of_network
 from scorelab.models.nets.layers import Embedding, beside_estimate, check_common, check_inputs
+from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
 
 
@@ -91,7 +92,7 @@ class MLP(nn.Module):
         h = nn.Dense(self.width, dtype=self.dtype, name="in")(seen.astype(self.dtype).reshape(len(x), -1))
         layer = nn.remat(Layer) if self.remat else Layer
         for i in range(self.depth):
-            h = layer(self.dropout if train else 0.0, self.dtype, name=f"layer{i}")(h, emb)
+            h = between_blocks(layer(self.dropout if train else 0.0, self.dtype, name=f"layer{i}")(h, emb))
         init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
         h = nn.Dense(size, dtype=self.dtype, kernel_init=init, name="out")(nn.silu(h))
         return h.reshape(x.shape).astype(jnp.float32)

@@ -18,6 +18,7 @@ from scorelab.models.nets.layers import (
     check_inputs,
     group_count,
 )
+from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
 
 
@@ -169,7 +170,7 @@ class UNet(nn.Module):
         # Names are explicit because remat would change the automatic ones, and with them the parameter tree.
         def block(h, width, attend_, name):
             rate = self.dropout if train else 0.0
-            h = block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb)
+            h = between_blocks(block_class(width, rate, self.dtype, self.loop_safe, name=name)(h, emb))
             if not attend_:
                 return h
             h = attention_class(self.heads, self.dtype, name=f"{name}_attention")(h)

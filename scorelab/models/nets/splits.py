@@ -1,0 +1,56 @@
+r"""How the networks are split over the axis ``"model"`` of a mesh of devices: which axis of which array, and what lies between blocks.
+
+Of two matrices in a row the first is split over its outputs and the second over its inputs, so that what is between them stays where
+it is, and one sum over the devices follows (Shoeybi et al. 2019, arXiv 1909.08053).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextvars import ContextVar
+
+import jax
+
+_OUTPUTS, _INPUTS = -1, -2
+
+# One row for arrays of one kind: the end of their place in the tree of parameters, and the axis that is split. What no row names
+# stays whole: first and last layers, which are thin, and the norms that see all channels. A network whose layers have other names
+# gets rows of its own here.
+SPLITS: tuple[tuple[re.Pattern[str], int], ...] = (
+    # Transformers: blocks, and the attention to the tokens of a condition.
+    (re.compile(r"/(modulation|qkv|mlp_in|q|kv)/(kernel|bias)$"), _OUTPUTS),
+    (re.compile(r"/(block\d+|\w*condition|\w*_attention)/out/kernel$|/mlp_out/kernel$"), _INPUTS),
+    # The embedding of the noise level, which all networks have.
+    (re.compile(r"/embedding/hidden/(kernel|bias)$"), _OUTPUTS),
+    (re.compile(r"/embedding/out/kernel$"), _INPUTS),
+    # Residual blocks of a U-Net: the norm between the two convolutions has groups of channels, which are split as these are.
+    (re.compile(r"/(film|conv1)/(kernel|bias)$|/norm2/(scale|bias)$"), _OUTPUTS),
+    (re.compile(r"/conv2/kernel$"), _INPUTS),
+    # Layers of an MLP, whose modulation is named as that of a residual block.
+    (re.compile(r"/layer\d+/dense/kernel$"), _INPUTS),
+)
+
+
+def split_axis(place: str, shape: tuple[int, ...], ways: int) -> int | None:
+    """The axis of an array that is split ``ways`` times, counted from the front; None where it stays whole.
+
+    ``place`` is where it is in a tree, ``.../block0/qkv/kernel``: the parameters, their averages and what an optimiser keeps of them end
+    alike. An axis that ``ways`` does not divide is not split.
+    """
+    if ways == 1:
+        return None
+    for pattern, axis in SPLITS:
+        if pattern.search(f"/{place}"):
+            return len(shape) + axis if len(shape) >= -axis and shape[axis] % ways == 0 else None
+    return None
+
+
+# What is done with the activations between blocks while a training step on several devices is traced.
+constrains: ContextVar[Callable[[jax.Array], jax.Array] | None] = ContextVar("constrains", default=None)
+
+
+def between_blocks(h: jax.Array) -> jax.Array:
+    """The activations ``(batch, ..., width)`` between two blocks of a network, split as ``Sharding.activations`` says; else as they are."""
+    constrain = constrains.get()
+    return h if constrain is None else constrain(h)
