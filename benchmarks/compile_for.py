@@ -20,6 +20,9 @@ experiments/results/scaling/tpu.json as soon as it is there, and is not compiled
     sharded       parameters, optimiser and averages split over all chips as well
     hybrid        likewise, with kernels split over groups of four chips that share their examples
 
+A network of many equal blocks takes many minutes to compile. --depths 2 4 compiles two shallow ones and extrapolates, since what
+a program needs is affine in the number of blocks; such rows say so.
+
 The times are bounds and no measurements: FLOPs over the peak, or bytes over the bandwidth of the memory, and in addition the bytes
 that have to be sent over that of the links. `limit` names the largest of the three.
 """
@@ -37,7 +40,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +128,7 @@ class Row:
         network: seconds, bytes sent over those of the links.
         compiled: seconds that it took to compile.
         jax: version.
+        depths: the two depths that were compiled, from which the row is extrapolated; None where the network itself was.
     """
 
     topology: str
@@ -147,11 +151,12 @@ class Row:
     network: float
     compiled: float
     jax: str
+    depths: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
         """What a row is kept by."""
-        return f"{self.topology} {self.config} {self.program} {self.mesh} {self.batch}"
+        return f"{self.topology} {self.config} {self.program} {self.mesh} {self.batch} {self.depths or ''}".strip()
 
     @property
     def bound(self) -> float:
@@ -175,7 +180,7 @@ def sharding_of(kind: str, chips: int) -> Any:
     Raises:
         ValueError: no such kind, or a grid of chips that it does not divide.
     """
-    from benchmarks.shim import Sharding
+    from scorelab.training import Sharding
 
     model = MODEL if chips > MODEL else 2
     match kind:
@@ -243,23 +248,23 @@ def parameters(config: Config) -> tuple[Any, Any]:
 
 
 def step(learner: Any, config: Config, place: Place) -> Any:
-    """A traced step of ``fit``."""
+    """A step of ``fit``."""
     import jax
     import jax.numpy as jnp
 
-    from benchmarks.shim import compiled
     from scorelab.training import Prepare
+    from scorelab.training.loop import compiled
 
     prepare = Prepare(cond="label")
     shapes = jax.ShapeDtypeStruct
     examples = {"x": shapes((place.batch, *config.event), jnp.float32), "label": shapes((place.batch,), jnp.int32)}
     state = jax.eval_shape(lambda learner, examples, key: learner.init(key, prepare(examples)), learner, examples, key_shape())
     _, update = compiled(learner, prepare, place.mesh, sharding=place.sharding)
-    return update.trace(place.whole(state), place.rows(examples), place.whole(key_shape()))
+    return update.lower(place.whole(state), place.rows(examples), place.whole(key_shape()))
 
 
 def training(config: Config, place: Place) -> Any:
-    """A traced step of a :class:`scorelab.training.ScoreLearner`."""
+    """A step of a :class:`scorelab.training.ScoreLearner`."""
     import optax
 
     import scorelab as sl
@@ -270,7 +275,7 @@ def training(config: Config, place: Place) -> Any:
 
 
 def distillation(config: Config, place: Place) -> Any:
-    """A traced step of reverse KL by f-distill."""
+    """A step of reverse KL by f-distill."""
     import jax
 
     import scorelab as sl
@@ -282,7 +287,7 @@ def distillation(config: Config, place: Place) -> Any:
 
 
 def walked(config: Config, place: Place, solver: Any) -> Any:
-    """A traced chunk of ``sample``."""
+    """A chunk of ``sample``."""
     import jax
     import jax.numpy as jnp
 
@@ -296,20 +301,20 @@ def walked(config: Config, place: Place, solver: Any) -> Any:
     rows = working_precision(solver.table(process(), times))
     visit = Visit(denoiser.bind(place.whole(shapes)), place.whole(key_shape()), ids, ids)
     with jax.set_mesh(place.mesh):
-        return _walk.trace(
+        return _walk.lower(
             Held(solver), visit, process().prior(), working_precision(times[0]), rows, event=config.event, keep="last"
         )
 
 
 def sampler(config: Config, place: Place) -> Any:
-    """A traced call of ``sample`` with Heun."""
+    """A call of ``sample`` with Heun."""
     import scorelab as sl
 
     return walked(config, place, sl.solvers.Heun())
 
 
 def smc(config: Config, place: Place) -> Any:
-    """A traced call of ``sample`` with a population in each row of the mesh, weighed and resampled in every step."""
+    """A call of ``sample`` with a population in each row of the mesh, weighed and resampled in every step."""
     import scorelab as sl
     from benchmarks.smc import brightness
 
@@ -319,8 +324,8 @@ def smc(config: Config, place: Place) -> Any:
     return walked(config, place, sl.fk.FeynmanKac(base=base, potential=potential, policy=sl.fk.Always(), particles=population))
 
 
-def traced(program: str) -> Callable[[Config, Place], Any]:
-    """The function that traces a program."""
+def lowering(program: str) -> Callable[[Config, Place], Any]:
+    """The function that lowers a program for the chips of a mesh."""
     return dict(training=training, sampler=sampler, smc=smc, distillation=distillation)[program]
 
 
@@ -341,21 +346,66 @@ def devices_of(topology: str) -> list:
         raise ValueError(f"compile_for: topology {topology}: {str(error).splitlines()[0]}") from error
 
 
-def examined(topology: str, name: str, program: str, kind: str, batch: int | None, ops: int = 0) -> Row:
-    """Compile one program, and read what it needs.
+def depth_of(spec: Config) -> str:
+    """The field of the network that says how many blocks it has."""
+    return "depth" if hasattr(spec.net, "depth") else "blocks"
+
+
+def extrapolated(name: str, shallow: Row, deeper: Row, chip: Chip, depths: tuple[int, int]) -> Row:
+    """The row of a network from those of shallower ones: what a block needs is added as often as there are blocks.
+
+    Numbers of a stack of equal blocks are affine in their number, up to what the compiler does at its ends.
+    """
+    spec = config(name)
+    blocks = (getattr(spec.net, depth_of(spec)) - depths[0]) / (depths[1] - depths[0])
+    line = lambda a, b: a + blocks * (b - a)
+    fields = ("flops", "bytes", "arguments", "temporaries", "memory", "compute", "traffic", "network")
+    found = {field: line(getattr(shallow, field), getattr(deeper, field)) for field in fields}
+    exchanged = {}
+    for kind in {**shallow.exchanged, **deeper.exchanged}:
+        (many, sent), (more, further) = (row.exchanged.get(kind, (0, 0.0)) for row in (shallow, deeper))
+        exchanged[kind] = max(1, round(line(many, more))), max(0.0, line(sent, further))
+    return replace(
+        deeper, **found, exchanged=exchanged, depths=depths, parameters=round(line(shallow.parameters, deeper.parameters)),
+        fits=found["memory"] <= chip.hbm, compiled=shallow.compiled + deeper.compiled,
+    )  # fmt: skip
+
+
+def examined(
+    topology: str, name: str, program: str, kind: str, batch: int | None, ops: int = 0, depths: tuple[int, int] | None = None
+) -> Row:
+    """Compile one program, or two of shallower networks, and read what it needs.
 
     Raises:
         ValueError: a topology, a config or a mesh that is none.
+    """
+    chip = TPUS[topology.partition(":")[0]]
+    if depths is None:
+        return compiled_row(topology, name, config(name), program, kind, batch, ops)
+    field = depth_of(config(name))
+    if (most := getattr(config(name).net, field)) < depths[1]:
+        raise ValueError(f"compile_for: --depths {depths[0]} {depths[1]} of {name}: expected at most its {field}, {most}")
+    small = [config(name)._replace(net=config(name).net.clone(**{field: depth})) for depth in depths]
+    rows = [compiled_row(topology, name, spec, program, kind, batch, ops) for spec in small]
+    if not all(row.flops for row in rows):
+        raise RuntimeError(f"compile_for: {name} of {depths[1]} blocks does not fit: expected a smaller --batch or fewer blocks")
+    return extrapolated(name, *rows, chip, depths)
+
+
+def compiled_row(topology: str, name: str, spec: Config, program: str, kind: str, batch: int | None, ops: int) -> Row:
+    """The row of one program that is compiled.
+
+    Raises:
+        ValueError: a topology or a mesh that is none.
     """
     import jax
 
     devices = devices_of(topology)
     chip = TPUS[topology.partition(":")[0]]
-    spec = config(name)
     each = batch or dict(training=spec.batch, distillation=max(1, spec.batch // 2)).get(program, spec.sampled)
     sharding = sharding_of(kind, len(devices))
     place = Place(sharding, sharding.mesh(devices), each * len(devices))
-    lowered = traced(program)(spec, place).lower(lowering_platforms=("tpu",))
+    lowered = lowering(program)(spec, place)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters(spec)[1]))
     known = dict(
         topology=topology, chips=len(devices), config=name, program=program, mesh=kind, batch=each, parameters=count,
@@ -425,7 +475,8 @@ HEAD = (
 
 def line(row: Row) -> str:
     """A row as text."""
-    start = f"| {row.topology} | {row.config} | {row.program} | {row.mesh} | {row.batch} "
+    blocks = "" if row.depths is None else f" ({row.depths[0]}, {row.depths[1]})"
+    start = f"| {row.topology} | {row.config}{blocks} | {row.program} | {row.mesh} | {row.batch} "
     memory = f"| {row.memory / 1e9:.1f} | {'yes' if row.fits else 'no'} "
     if not row.flops:
         return f"{start}| | {memory}| | | | | memory |"
@@ -460,7 +511,9 @@ def keep(rows: dict[str, Row], folder: Path) -> None:
 
 
 def _row(values: dict[str, Any]) -> Row:
-    return Row(**values | dict(exchanged={kind: tuple(pair) for kind, pair in values["exchanged"].items()}))
+    depths = values.get("depths")
+    exchanged = {kind: tuple(pair) for kind, pair in values["exchanged"].items()}
+    return Row(**values | dict(exchanged=exchanged, depths=None if depths is None else tuple(depths)))
 
 
 # The command ----------------------------------------------------------------------------------------------------------------
@@ -489,6 +542,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--programs", nargs="+", default=list(PROGRAMS), choices=PROGRAMS)
     parser.add_argument("--meshes", nargs="+", default=list(MESHES), choices=MESHES)
     parser.add_argument("--batch", type=int, help="examples, samples or particles on a chip")
+    parser.add_argument(
+        "--depths", type=int, nargs=2, metavar=("A", "B"), help="compile networks of A and of B blocks, and extrapolate from both"
+    )
     parser.add_argument("--ops", type=int, default=0, metavar="N", help="print the N operations of the most expected cycles")
     parser.add_argument("--again", action="store_true", help="compile rows that are kept again")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for a row")
@@ -510,6 +566,8 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     for name, least in {"batch": 1, "timeout": 1, "ops": 0}.items():
         if (value := getattr(found, name)) is not None and not value >= least:
             parser.error(f"--{name} {value}: expected at least {least}")
+    if found.depths is not None and not 1 <= found.depths[0] < found.depths[1]:
+        parser.error(f"--depths {found.depths[0]} {found.depths[1]}: expected two numbers of blocks, the smaller one first")
     if importlib.util.find_spec("libtpu") is None:
         parser.error("libtpu is not installed: expected it beside jax (pip install '.[tpu]'); no TPU is needed")
     return found
@@ -535,7 +593,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = CONFIGS[1:] if options.config is None else (options.config,)
     for name, program, mesh in ((n, p, m) for n in names for p in options.programs for m in options.meshes):
         wanted = [options.topology, name, "--programs", program, "--meshes", mesh, "--ops", str(options.ops)]
-        batch = options.batch and ["--batch", str(options.batch)]
+        wanted += ["--batch", str(options.batch)] if options.batch else []
+        wanted += ["--depths", *map(str, options.depths)] if options.depths else []
         same = [
             row for row in rows.values()
             if (row.topology, row.config, row.program, row.mesh) == (options.topology, name, program, mesh)
@@ -544,7 +603,7 @@ def main(arguments: list[str] | None = None) -> int:
         if same and not options.again:
             print("\n".join(map(line, same)), flush=True)
             continue
-        code, said, row = apart(wanted + (batch or []), options.timeout)
+        code, said, row = apart(wanted, options.timeout)
         if row is None:
             print(f"{name}, {program}, {mesh} is left out: {said}", file=sys.stderr, flush=True)
             if code == 2:

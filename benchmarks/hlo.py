@@ -17,7 +17,7 @@ _BITS = {"pred": 8, "token": 0}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-_CALLED = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(r"\b(?:calls|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _COUNT = re.compile(r'"known_trip_count":\{"n":"?(\d+)"?')
 # Small collectives carry the means of metrics, which cost their latency alone.
@@ -56,12 +56,20 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """The collectives of a module on so many devices, each where it stands in the text; an asynchronous pair is one."""
-    found = []
-    for name, line, times in _run(text):
+    """The collectives of a module on so many devices, in the order of the text.
+
+    An asynchronous pair is one. So are the pieces of one collective that a TPU makes while it computes something else: they
+    have one channel. A reduction of which a TPU keeps a part is a ``reduce-scatter``, though it is written as an all-reduce and a slice.
+    """
+    found, channels = [], set()
+    for name, line, times, inside in _run(text, fused=True):
         kind = next((k for k in COLLECTIVES if re.search(rf"[\s)]{k}(-start)?\(", line)), None)
         if kind is None:
             continue
+        channel = re.search(r"channel_id=(\d+)", line)
+        if channel and (kind, channel.group(1)) in channels:
+            continue
+        channels.add((kind, channel.group(1)) if channel else (kind, name))
         shape, _, rest = line.partition(f" {kind}")
         sizes = [_bytes(dtype, sides) for dtype, sides in _ARRAY.findall(shape)]
         if rest.startswith("-start") and kind in ("all-gather", "collective-permute"):
@@ -70,6 +78,8 @@ def collectives(text: str, devices: int) -> list[Collective]:
         group = _group(line, devices)
         # A scatter gives the part of one device; what is reduced is the whole.
         sent = sum(sizes) * (group if kind == "reduce-scatter" else 1)
+        if inside.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
         source = re.search(r'op_name="([^"]*)"', line)
         found.append(Collective(kind, sent, group, times, source.group(1) if source else name))
     return found
@@ -78,7 +88,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
 def loops(text: str) -> list[int]:
     """The trips of the loops of the program, in their order; 0 where they are not known."""
     computations, _ = _computations(text)
-    return [_trips(line, computations) for _, line, _ in _run(text) if " while(" in line]
+    return [_trips(line, computations) for _, line, *_ in _run(text) if " while(" in line]
 
 
 def cycles(text: str) -> Counter[str]:
@@ -87,7 +97,7 @@ def cycles(text: str) -> Counter[str]:
     Numbers in names are left out, so that the blocks of a network are one.
     """
     found: Counter[str] = Counter()
-    for _, line, times in _run(text):
+    for _, line, times, _ in _run(text):
         expected = re.search(r'"estimated_cycles":"(\d+)"', line)
         if expected:
             source = re.search(r'op_name="([^"]*)"', line)
@@ -114,10 +124,10 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return found, entry
 
 
-def _run(text: str) -> Iterator[tuple[str, str, int]]:
-    """Every instruction that runs by itself: its name, its line without the name, and how often it runs.
+def _run(text: str, fused: bool = False) -> Iterator[tuple[str, str, int, str]]:
+    """Every instruction that runs: its name, its line without the name, how often it runs, and the computation that it is in.
 
-    Fused computations are one instruction. Of the branches of a conditional each counts, since any may run.
+    What is fused is one instruction, unless its parts are asked for. All branches of a conditional count, since any may run.
     """
     computations, entry = _computations(text)
 
@@ -127,9 +137,10 @@ def _run(text: str) -> Iterator[tuple[str, str, int]]:
             if not instruction:
                 continue
             name, rest = instruction.groups()
-            yield name, rest, times
+            yield name, rest, times, computation
             called = [part.strip().lstrip("%") for group in _BRANCHES.findall(rest) for part in group.split(",")]
-            if not re.search(r"\b(fusion|all-reduce(-start)?|reduce-scatter|reduce|reduce-window|scatter|sort|map)\(", rest):
+            if fused or " fusion(" not in rest:
+                # What is applied to elements (to_apply) is no program of its own.
                 called += _CALLED.findall(rest)
             inner = times * max(1, _trips(rest, computations)) if " while(" in rest else times
             for other in called:
