@@ -59,7 +59,8 @@ def collectives(text: str, devices: int) -> list[Collective]:
     """The collectives of a module on so many devices, in the order of the text.
 
     An asynchronous pair is one. So are the pieces of one collective that a TPU makes while it computes something else: they
-    have one channel. A reduction of which a TPU keeps a part is a ``reduce-scatter``, though it is written as an all-reduce and a slice.
+    have one channel. A reduction of which a TPU keeps a part is a ``reduce-scatter``, though it is written as an all-reduce
+    and a slice.
     """
     found, channels = [], set()
     for name, line, times, inside in _run(text, fused=True):
