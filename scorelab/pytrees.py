@@ -37,6 +37,13 @@ def partly_static(*names: str) -> Callable[[type[T]], type[T]]:
             numbers = tuple(leaf for leaf, kept in zip(leaves, fixed, strict=True) if kept is None)
             return numbers, (structure, fixed, tuple(getattr(spec, name) for name in others))
 
+        def flatten_with_keys(spec):
+            # A key says where a number is, ``0/params/block0/qkv/kernel``: who splits it over devices goes by that.
+            paths, _ = jax.tree_util.tree_flatten_with_path(tuple(getattr(spec, name) for name in names))
+            places = [jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in paths if not _is_spec(leaf)]
+            numbers, static = flatten(spec)
+            return [*zip(map(jax.tree_util.GetAttrKey, places), numbers, strict=True)], static
+
         def unflatten(static, numbers):
             structure, fixed, values = static
             numbers = iter(numbers)
@@ -47,7 +54,7 @@ def partly_static(*names: str) -> Callable[[type[T]], type[T]]:
                 object.__setattr__(spec, name, value)
             return spec
 
-        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+        jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
         return cls
 
     return register

@@ -92,7 +92,8 @@ def sample(
         ids: the samples' ids ``(n,)``, integers in [0, 2**31); ``arange(n)`` by default.
         chunk: samples computed at once, whatever ``n`` is (a smaller ``n`` is filled up); by default ``n`` or as
             many as make half a million elements.
-        mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``.
+        mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``. Parameters that
+            are split over that axis come together on the devices first; those split over another one stay split.
         progress: called with (samples done, samples wanted) after each chunk.
         check_finite: raise :class:`NonFiniteSample` when a state is not finite (not possible under an outer ``jit``).
 
@@ -115,6 +116,8 @@ def sample(
     step_ends = np.append(np.flatnonzero(np.diff(rows.step)), plan.calls - 1)
     size = _chunk_size(n, plan.event, chunk, mesh, plan.population)
     place = None if mesh is None else NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    if mesh is not None:
+        plan = plan._replace(model=jax.tree.map(functools.partial(_together, mesh.axis_names[0]), plan.model))
     # The mesh is known while tracing: populations that span it agree on their weights by it.
     spanning = mesh is not None and plan.population > 1
 
@@ -134,6 +137,15 @@ def sample(
     if isinstance(solver, Population) and not is_traced(samples.x):
         solver.review(samples.diagnostics)
     return samples
+
+
+def _together(axis: str, leaf: Any) -> Any:
+    """A parameter that is not split over the axis of the samples: one message, and none at every call of the network."""
+    layout = getattr(leaf, "sharding", None)
+    if is_traced(leaf) or not isinstance(layout, NamedSharding) or axis not in layout.spec:
+        return leaf
+    rest = (None if name == axis else name for name in layout.spec)
+    return jax.device_put(leaf, NamedSharding(layout.mesh, PartitionSpec(*rest)))
 
 
 @functools.partial(jax.jit, static_argnames=("event", "keep"))
@@ -194,7 +206,7 @@ def _chunk_size(n: int, event: Any, chunk: int | None, mesh: Mesh | None, popula
         raise ValueError(f"sample.shape = ({n}, ...): expected a multiple of {population}, the samples of one population")
     if chunk is not None and population > 1 and (chunk % population or chunk > n):
         raise ValueError(f"sample.chunk = {chunk}: expected a multiple of {population}, the samples of one population, up to {n}")
-    devices = 1 if mesh is None else mesh.devices.size
+    devices = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
     # Whole populations on each device where there are enough of them, and else one population spread over the devices.
     unit = population * devices if n >= population * devices else math.lcm(population, devices)
     if population > 1 and n % unit:

@@ -26,7 +26,7 @@ from scorelab.experiment.holes import filling, holed
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.pictures import frames, picture, pictured, trajectory
 from scorelab.experiment.starts import FromData
-from scorelab.experiment.train import Train, trained_state
+from scorelab.experiment.train import Train, layout_of, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import DamagedFile, read_npz, write_bytes, write_npz
 from scorelab.models import ClassifierFreeGuidance, Clipped, DynamicThreshold, Inpainted, ScaleAt
@@ -39,7 +39,7 @@ from scorelab.randomness import per_example_keys
 from scorelab.sampling import Samples, sample
 from scorelab.solvers.base import population_size
 from scorelab.starts import Fixed, Start
-from scorelab.training import Learner, data_mesh
+from scorelab.training import Learner
 from scorelab.validation import require_int, require_number, require_positive, require_seed, require_spec
 from scorelab.warn import warn
 
@@ -423,7 +423,7 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     sampler = _sampler(experiment, spec, state, cond, seed)
     began = time.monotonic()
     with console.progress("sample", n) as tick:
-        mesh = data_mesh() if jax.device_count() > 1 else None
+        _, mesh = layout_of(experiment)
         progress = lambda done, total: tick(done)
         out = sampler(shape=(n, *event), cond=cond, chunk=spec.chunk, mesh=mesh, progress=progress)
         x = np.asarray(data.transform.decode(out.x))

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from scorelab.arrays import Pytree
 from scorelab.data import Coupled, Rectified
@@ -25,8 +26,8 @@ from scorelab.experiment.sinks import Row, Sink, opened, trained
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
 from scorelab.processes import Bridge
-from scorelab.training import Learner, Window, fit
-from scorelab.training.loop import SKIPPED
+from scorelab.training import Learner, Memory, Sharding, Window, fit
+from scorelab.training.loop import SKIPPED, WHOLE
 from scorelab.validation import require_choice, require_int, require_spec
 
 
@@ -46,6 +47,8 @@ class Train(Stage):
             (:func:`scorelab.training.fit`); 0 for none. ``skipped.jsonl`` has their steps.
         rectify: rounds in which an interpolant learns from pairs that it has made (:class:`scorelab.experiment.Rectify`); None for
             none.
+        sharding: how the state lies on the devices (:class:`scorelab.training.Sharding`), whole on each unless it says otherwise.
+            Sampling afterwards has it so as well. A run that goes on may have another one.
         sinks: where the metrics go beside ``metrics.jsonl`` (:mod:`scorelab.experiment.sinks`).
     """
 
@@ -58,8 +61,9 @@ class Train(Stage):
     sinks: tuple[Sink, ...] = ()
     skip_nonfinite: int = 0
     rectify: Rectify | None = None
+    sharding: Sharding = WHOLE
 
-    may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite")
+    may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite", "sharding")
 
     def __post_init__(self):
         require_choice(self, ("",), name=self.name)
@@ -71,6 +75,7 @@ class Train(Stage):
             require_spec(self, Sink, sinks=sink)
         if self.rectify is not None:
             require_spec(self, Rectify, rectify=self.rectify)
+        require_spec(self, Sharding, sharding=self.sharding)
         kinds = [type(sink) for sink in self.sinks]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             raise ValueError(f"Train.sinks has {twice.__name__} twice: expected each once, since a kind has one place to write to")
@@ -80,8 +85,16 @@ class Train(Stage):
         for sink in self.sinks:
             sink.check()
         require_memory("the training state", sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)))
-        if self.batch_size % (devices := jax.device_count()):
-            raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {devices} devices")
+        if (devices := jax.device_count()) % (model := self.sharding.model):
+            raise ValueError(f"Train.sharding has model = {model}: expected a divisor of the {devices} devices")
+        if self.batch_size % (devices // model):
+            over = f", in {devices // model} groups of {model}" if model > 1 else ""
+            raise ValueError(f"Train.batch_size = {self.batch_size}: expected a multiple of the {devices} devices{over}")
+        if (self.batch_size // (devices // model)) % (parts := getattr(experiment.learner, "accumulate", 1)):
+            raise ValueError(
+                f"Train.batch_size = {self.batch_size} over {devices // model} devices with accumulate = {parts}: expected a "
+                f"multiple of {parts * (devices // model)}"
+            )
         if (weight := experiment.learner.pair_weight) and experiment.data.pairs is None:
             owner = type(experiment.learner).__name__
             raise ValueError(f"{owner}.pair_weight = {weight} without DataSpec.pairs: expected Pairs(...), or a weight of 0")
@@ -150,6 +163,7 @@ def train(run: Run) -> Any:
         signals.waiting() as stop,
     ):
         at, state = done, cast(Any, state)
+        say: Callable[[Memory], None] | None = lambda memory: console.stage("train", str(memory))
         while at < stage.steps:
             until, pairs = stage.steps, None
             if (rounds := stage.rectify) is not None:
@@ -165,8 +179,10 @@ def train(run: Run) -> Any:
                 log_every=stage.log_every,
                 stop=stop,
                 skip_nonfinite=stage.skip_nonfinite,
+                sharding=stage.sharding,
+                memory=say,
             )
-            at = until
+            at, say = until, None
             if signals.received is not None:
                 break
     if signals.received is not None:
@@ -298,10 +314,11 @@ class Previewed:
     run: Run
 
     def __call__(self, step: int, state: Pytree, window: Window) -> None:
-        """With the state as it comes from a checkpoint, on the host, so that programs are shared."""
+        """With the state as :func:`trained_state` gives it, so that programs are shared: on the host, or split as it is."""
         experiment = self.run.experiment
-        if step in experiment.one(Train).preview_steps:
-            state = jax.device_get(state)
+        stage = experiment.one(Train)
+        if step in stage.preview_steps:
+            state = jax.device_get(state) if stage.sharding.whole else state
             for stage in experiment.stages:
                 stage.preview(self.run, step, state)
 
@@ -316,11 +333,23 @@ def state_like(experiment: Experiment, batch: Mapping[str, Any] | None = None) -
 
 
 def trained_state(experiment: Experiment, workdir: Workdir) -> tuple[Any, int]:
-    """The state of the newest whole checkpoint, and its step; ConfigError where there is none."""
+    """The state of the newest whole checkpoint, and its step; ConfigError where there is none.
+
+    It is on the host, or split over the devices where ``Train.sharding`` splits it and their number allows that.
+    """
     checkpoints = Checkpoints(workdir.checkpoints)
     if (found := _newest(checkpoints, state_like(experiment), workdir)) is None:
         raise ConfigError(f"{shown(workdir.root)} holds no checkpoint: run `scorelab train` first")
-    return found[1], found[0]
+    (step, state), (sharding, mesh) = found, layout_of(experiment)
+    return (state if mesh is None or sharding.whole else sharding.place(state, mesh)), step
+
+
+def layout_of(experiment: Experiment) -> tuple[Sharding, Mesh | None]:
+    """``Train.sharding`` and its mesh, data parallel where these devices cannot have it; no mesh for a single device."""
+    sharding, devices = experiment.one(Train).sharding, jax.device_count()
+    if devices == 1 or devices % sharding.model:
+        sharding = Sharding()
+    return sharding, None if devices == 1 else sharding.mesh()
 
 
 def _newest(checkpoints: Checkpoints, like: Pytree, workdir: Workdir, owned: bool = False) -> tuple[int, Pytree] | None:

@@ -277,7 +277,7 @@ class FeynmanKac(Population):
 
         own = self._group_keys(keys, len(log_w))
         mesh = jax.sharding.get_abstract_mesh()
-        if not mesh.empty and len(log_w) % mesh.size:
+        if not mesh.empty and len(log_w) % mesh.shape[mesh.axis_names[0]]:
             # Populations over several devices: each sums all the weights in the order of one device, so that the indices are the
             # same whatever the number of devices.
             log_w = jax.lax.with_sharding_constraint(log_w, PartitionSpec())

@@ -110,10 +110,10 @@ class ScoreLearner(Learner):
         clip_norm: scale gradients whose global norm is above this down to it,
             :math:`g \leftarrow g\,\min(1, c/\lVert g\rVert)`; None for no clipping.
         initial: a model of the same network whose parameters are the first ones (a teacher); None for fresh ones.
-        accumulate: parts of the batch that are differentiated one after another, for a memory of one; a divisor of the batch size
-            over the devices. What is random is drawn for the whole batch before it is cut, part ``i`` being the examples
-            ``i, i + accumulate, ...``: gradients, loss and metrics are those of the batch up to rounding. Dropout draws other masks.
-            The parts are a loop, in which a U-Net on the CPU wants ``loop_safe``.
+        accumulate: parts of the batch that are differentiated one after another, for the memory of one; a divisor of the batch size
+            over the devices. What is random is drawn for the whole batch, as ever, and then cut: part ``i`` has the examples
+            ``i, i + accumulate, ...``. So gradients, loss and metrics are those of the batch up to rounding. Dropout alone draws
+            other masks. The parts are a loop, in which a U-Net on the CPU wants ``loop_safe``.
 
     Metrics: those of the loss, ``loss`` (mean over the batch) and ``grad_norm`` (before clipping).
     """
@@ -232,7 +232,7 @@ def parts(tree: Pytree, n: int, count: int) -> Pytree:
 
 
 def accumulated(gradient: Callable, params: Pytree, arguments: tuple) -> tuple[Any, Pytree]:
-    """The mean of ``gradient(params, *part)``, a value and gradients, over the leading axis of ``arguments``; one part at a time."""
+    """The mean of ``gradient(params, *part)``, a value and gradients, over the leading axis of ``arguments``, part by part."""
 
     def add(total, part):
         value, grads = gradient(params, *part)

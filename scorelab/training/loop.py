@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -196,11 +196,12 @@ def fit(
     key = replicate(key, mesh)
     state = init(batch, key) if state is None else sharding.place(state, mesh)
     # Their arrays are consumed: what the memory of a step follows from are their shapes.
-    shapes = jax.tree.map(_shape, (state, batch, key))
-    too_large = lambda step, error: exhausted(step, size, lambda compiles: measured(update, *shapes, mesh, compiles=compiles), error)
+    like = jax.tree.map(_shape, (state, batch, key))
+    of_step = lambda compiles: measured(update, *like, mesh=mesh, compiles=compiles)
+    too_large = lambda step, error: exhausted(step, size, of_step, error)
     if memory is not None:
         try:
-            found = measured(update, state, batch, key, mesh)
+            found = measured(update, state, batch, key, mesh=mesh)
         except jax.errors.JaxRuntimeError as error:
             if not ran_out(error):
                 raise
@@ -262,7 +263,9 @@ def compiled(
 
     The arrays of a learner that is a pytree are arguments of the program: other ones of the same shapes reuse it.
     """
-    arrays, structure = jax.tree.flatten(learner) if is_model_pytree(learner) else ([], _Static(learner))
+    named, structure = jax.tree_util.tree_flatten_with_path(learner) if is_model_pytree(learner) else ([], _Static(learner))
+    # By number and place: in this order they make the learner again, and their layout follows from where they are in it.
+    arrays = {f"{i:05d}/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf for i, (path, leaf) in enumerate(named)}
     init, update, choose = _compiled(structure, prepare, mesh, skips, sharding)
     if not arrays:
         return init, update if choose is None else Update(update, choose)
@@ -277,12 +280,12 @@ class Update:
     Attributes:
         program: the step, called with ``arrays`` as well.
         choose: the choice between its state and the one before, None for none.
-        arrays: those of the learner.
+        arrays: those of the learner, by their places in it.
     """
 
     program: Any
     choose: Any = None
-    arrays: Sequence[Array] = ()
+    arrays: Mapping[str, Array] = field(default_factory=dict)
 
     def __call__(self, state: Pytree, batch: Pytree, key: Key) -> tuple[Pytree, dict[str, Array]]:
         made = self.program(state, batch, key, arrays=self.arrays)
@@ -299,7 +302,7 @@ class _Static:
 
     learner: Learner
 
-    def unflatten(self, arrays: Sequence[Array]) -> Learner:
+    def unflatten(self, arrays: Iterable[Array]) -> Learner:
         return self.learner
 
 
@@ -307,20 +310,22 @@ class _Static:
 def _compiled(structure: Any, prepare: Callable, mesh: Mesh, skips: bool, sharding: Sharding) -> tuple[Any, Any, Any]:
     # The learner is closed over, not a static argument: hashing it at every call costs more than dispatching a small step.
     whole = replicated(mesh)
-    layout = dict(out_shardings=whole if sharding.whole else None)
+    jit = functools.partial(jax.jit, out_shardings=whole if sharding.whole else None)
 
     def split(state, metrics=()):
         if sharding.whole:
             return state, metrics
         # Where they are made: how a state is split follows from its leaves, which are known here alone.
-        return jax.lax.with_sharding_constraint((state, metrics), (sharding.of(state, mesh), jax.tree.map(lambda _: whole, metrics)))
+        wanted = sharding.of(state, mesh), jax.tree.map(lambda _: whole, metrics)
+        return jax.lax.with_sharding_constraint((state, metrics), wanted)
 
-    def init(batch, key, arrays=()):
-        return split(structure.unflatten(arrays).init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch)))[0]
+    def init(batch, key, arrays=None):
+        learner = structure.unflatten((arrays or {}).values())
+        return split(learner.init(jax.random.fold_in(key, _INIT_STREAM), prepare(batch)))[0]
 
-    def update(state, batch, key, arrays=()):
+    def update(state, batch, key, arrays=None):
         with laid_out(sharding, mesh):
-            learner = structure.unflatten(gathered(arrays))
+            learner = structure.unflatten(gathered(arrays or {}).values())
             state, metrics = learner.update(state, prepare(batch), jax.random.fold_in(key, state.step))
         wrong = {name: value.shape for name, value in metrics.items() if value.shape}
         if "loss" not in metrics or wrong:
@@ -333,11 +338,11 @@ def _compiled(structure: Any, prepare: Callable, mesh: Mesh, skips: bool, shardi
     def chosen(old, new, metrics):
         return split(*_unless_skipped(old, new, metrics))
 
-    begin = jax.jit(init, **layout)
+    begin = jit(init)
     if not skips:
-        return begin, jax.jit(update, donate_argnums=0, **layout), None
+        return begin, jit(update, donate_argnums=0), None
     # Two programs: in one, the choice would be fused with the update, and round it in another way.
-    return begin, jax.jit(update, **layout), jax.jit(chosen, donate_argnums=1, **layout)
+    return begin, jit(update), jit(chosen, donate_argnums=1)
 
 
 def _unless_skipped(old: Pytree, new: Pytree, metrics: dict[str, Array]) -> tuple[Pytree, dict[str, Array]]:
@@ -444,7 +449,7 @@ def _numbers(state: Pytree, statistics: tuple[str, ...]) -> list[tuple[Any, Arra
     ]
 
 
-def _shape(leaf: Array) -> jax.ShapeDtypeStruct:
+def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 

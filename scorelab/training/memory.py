@@ -64,7 +64,7 @@ class OutOfMemory(MemoryError):
         self.batch_size, self.fits = batch_size, fits
 
 
-def measured(update: Any, state: Pytree, batch: Pytree, key: Pytree, mesh: Mesh, *, compiles: bool = True) -> Memory:
+def measured(update: Any, state: Pytree, batch: Pytree, key: Pytree, *, mesh: Mesh, compiles: bool = True) -> Memory:
     """The memory of ``update(state, batch, key)``, of arrays on the devices or of shapes that say where they lie.
 
     It compiles what the first call then finds compiled; without ``compiles`` only shapes are counted.

@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scorelab.arrays import Array, Pytree
 from scorelab.models.nets.splits import constrains, split_axis
@@ -46,14 +46,15 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
 class Sharding:
     """How a training is laid out over devices: the batch is split over the axis ``data``, the state as stated here.
 
-    ``Sharding()`` is data parallel: every device has the whole state. ``Sharding(fully_sharded=True)`` keeps of parameters, optimiser
-    state and averages one part on each device, and brings a parameter together where it is used (ZeRO, arXiv 1910.02054).
-    ``Sharding(model=4)`` splits the kernels of a network over four devices (tensor parallel, arXiv 1909.08053), by the table
+    ``Sharding()`` is data parallel: every device has the whole state. ``Sharding(fully_sharded=True)`` keeps one part of all
+    parameters, optimiser states and averages on each device, and brings a parameter together where it is used (ZeRO, arXiv
+    1910.02054).
+    ``Sharding(model=4)`` splits the kernels of a network over four devices (tensor parallel, arXiv 1909.08053), by the table in
     ``scorelab/models/nets/splits.py``. Both at once are a hybrid.
 
-    An axis that the devices do not divide is not split. ``data`` takes the largest axis that it divides and ``model`` has not taken; an
-    array without such an axis stays whole on every device. What an optimiser or an average keeps of a parameter lies as the
-    parameter does.
+    An axis that the devices do not divide is not split. ``data`` takes the largest axis that it divides and ``model`` has not
+    taken; an array without such an axis stays whole on every device. What an optimiser or an average keeps of a parameter lies as
+    the parameter does.
 
     Attributes:
         model: devices that share one network; a divisor of the number of devices.
@@ -83,18 +84,18 @@ class Sharding:
             raise ValueError(f"Sharding.model = {self.model}: expected a divisor of the {len(devices)} devices")
         return data_mesh(devices, self.model)
 
-    def check(self, mesh: Mesh) -> None:
+    def check(self, mesh: Mesh | AbstractMesh) -> None:
         """Raise ``TypeError`` or ``ValueError`` for what is no mesh of this layout."""
-        require_spec("Sharding", Mesh, mesh=mesh)
+        require_spec("Sharding", Mesh | AbstractMesh, mesh=mesh)
         if DATA not in mesh.shape or mesh.shape.get(MODEL, 1) != self.model:
-            raise ValueError(f"mesh has the axes {dict(mesh.shape)}: expected 'data', and 'model' of {self.model}, as Sharding.model is")
+            raise ValueError(f"mesh has the axes {dict(mesh.shape)}: expected 'data', and 'model' of Sharding.model = {self.model}")
 
     @property
     def whole(self) -> bool:
         """Whether every device has the whole state."""
         return self.model == 1 and not self.fully_sharded
 
-    def of(self, tree: Pytree, mesh: Mesh) -> Pytree:
+    def of(self, tree: Pytree, mesh: Mesh | AbstractMesh) -> Pytree:
         """The layout of each leaf of a state, or of shapes of one: a tree of ``NamedSharding``."""
         self.check(mesh)
 
@@ -105,7 +106,7 @@ class Sharding:
         return jax.tree_util.tree_map_with_path(leaf, tree)
 
     def place(self, tree: Pytree, mesh: Mesh) -> Pytree:
-        """A copy of ``tree`` on the devices of ``mesh``; shapes (``ShapeDtypeStruct``) come back as shapes that say where they lie."""
+        """A copy of ``tree`` on the devices of ``mesh``; of shapes (``ShapeDtypeStruct``), shapes that say where they lie."""
         leaves, structure = jax.tree.flatten(tree)
         layout = jax.tree.leaves(self.of(tree, mesh))
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
@@ -113,7 +114,7 @@ class Sharding:
             return jax.tree.unflatten(structure, placed)
         return _copied(tree, jax.tree.unflatten(structure, layout))
 
-    def _split(self, place: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    def _split(self, place: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
         axes: list[str | None] = [None] * len(shape)
         if math.prod(shape) >= self.smallest:
             if (axis := split_axis(place, shape, self.model)) is not None:
@@ -222,13 +223,13 @@ def _activations(sharding: Sharding, mesh: Mesh, h: Array) -> Array:
 
 
 def _copied(tree: Pytree, layout: Pytree) -> Pytree:
-    return jax.device_put(jax.tree.map(_strong, _own(tree)), layout, may_alias=False)
+    return jax.device_put(jax.tree.map(_strong, _own(tree)), layout)
 
 
 def _own(tree: Pytree) -> Pytree:
-    # device_put(may_alias=False) does not hold for NumPy arrays: on the CPU the device array is the caller's memory
-    # wherever that happens to be aligned.
-    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
+    # device_put(may_alias=False) does not hold: on the CPU the device array is the caller's memory wherever a NumPy array happens
+    # to be aligned, and on fewer devices than before it is the part that was there.
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray | jax.Array) else leaf, tree)
 
 
 def _strong(leaf: Pytree) -> Pytree:

@@ -1,7 +1,7 @@
-r"""How the networks are split over the axis ``"model"`` of a mesh of devices: which axis of which array, and what lies between blocks.
+"""How the networks are split over the axis ``"model"`` of a mesh of devices: which axis of which array, and activations.
 
-Of two matrices in a row the first is split over its outputs and the second over its inputs, so that what is between them stays where
-it is, and one sum over the devices follows (Shoeybi et al. 2019, arXiv 1909.08053).
+Of two matrices in a row the first is split over its outputs and the second over its inputs. So what is between them stays where it
+is, and one sum over the devices follows (Shoeybi et al. 2019, arXiv 1909.08053).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 
@@ -35,8 +36,8 @@ SPLITS: tuple[tuple[re.Pattern[str], int], ...] = (
 def split_axis(place: str, shape: tuple[int, ...], ways: int) -> int | None:
     """The axis of an array that is split ``ways`` times, counted from the front; None where it stays whole.
 
-    ``place`` is where it is in a tree, ``.../block0/qkv/kernel``: the parameters, their averages and what an optimiser keeps of them end
-    alike. An axis that ``ways`` does not divide is not split.
+    ``place`` is where it is in a tree, ``.../block0/qkv/kernel``: parameters, averages and an optimiser's records end alike.
+    An axis that ``ways`` does not divide is not split.
     """
     if ways == 1:
         return None
@@ -47,10 +48,10 @@ def split_axis(place: str, shape: tuple[int, ...], ways: int) -> int | None:
 
 
 # What is done with the activations between blocks while a training step on several devices is traced.
-constrains: ContextVar[Callable[[jax.Array], jax.Array] | None] = ContextVar("constrains", default=None)
+constrains: ContextVar[Callable[[Any], Any] | None] = ContextVar("constrains", default=None)
 
 
 def between_blocks(h: jax.Array) -> jax.Array:
-    """The activations ``(batch, ..., width)`` between two blocks of a network, split as ``Sharding.activations`` says; else as they are."""
+    """The activations ``(batch, ..., width)`` between two blocks of a network, split as ``Sharding.activations`` says."""
     constrain = constrains.get()
     return h if constrain is None else constrain(h)

@@ -1,0 +1,348 @@
+"""One device, four and eight train, distil and sample alike, however the state lies on them, and exchange what they have to.
+
+Devices are fixed when JAX starts: these laws run in one process with eight of them, which a test starts. The others need none.
+"""
+
+import collections
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from scorelab import config, fk, grids, sample, solvers
+from scorelab.experiment import Train
+from scorelab.experiment.checkpoints import Checkpoints
+from scorelab.models.nets import MLP, DiT, Transformer, UNet
+from scorelab.models.nets.splits import split_axis
+from scorelab.training import Memory, OutOfMemory, Sharding, data_mesh, fit, loop, parallel
+from scorelab.training.loop import _as_is, compiled
+from scorelab.training.memory import batch_that_fits
+from tests.run.conftest import TINY
+from tests.training.small import Points, equal, host, learner
+
+KEY = jax.random.key(0)
+# Every array of a tiny network is split that can be.
+SPLIT = Sharding(fully_sharded=True, smallest=1)
+COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+OPTIMIZER = optax.sgd(0.05, momentum=0.9)
+
+
+def member(**changes):
+    # Momentum and no Adam, which divides by the gradient's size and would blow up the rounding of tiny ones.
+    base = learner(optimizer=OPTIMIZER)
+    denoiser = replace(base.denoiser, net=MLP(width=16, depth=1, embed=16))
+    return replace(base, denoiser=denoiser, **changes)
+
+
+def trained(sharding, devices, steps=4, state=None, **changes):
+    windows = []
+    mesh = sharding.mesh(jax.devices()[:devices])
+    state = fit(member(**changes), Points(), steps=steps, key=KEY, state=state, mesh=mesh, sharding=sharding, log=windows.append)
+    return state, windows[-1].by_step
+
+
+def agree(one, other, rtol=1e-5):
+    """Sums of a few hundred float32 numbers in another order, over a few steps: some units in the last place, 6e-8 each."""
+    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+        a, b = np.float64(a), np.float64(b)
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * np.abs(a).max())
+
+
+def collectives(sharding, devices, **changes):
+    """Those of the compiled step, counted by name."""
+    mesh = sharding.mesh(jax.devices()[:devices])
+    _, update = compiled(member(**changes), _as_is, mesh, sharding=sharding)
+    state = sharding.place(jax.eval_shape(member().init, KEY, Points().at(0)), mesh)
+    batch = jax.ShapeDtypeStruct((32, 2), np.float32, sharding=NamedSharding(mesh, PartitionSpec("data")))
+    lowered = update.lower(state, {"x": batch}, parallel.replicate(KEY, mesh))
+    return collections.Counter(COLLECTIVES.findall(lowered.compile().as_text()))
+
+
+def share(tree):
+    """The part of the bytes of a tree that one device has."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves) / sum(leaf.nbytes for leaf in leaves)
+
+
+def training_agrees():
+    one, one_metrics = trained(Sharding(), 1)
+    for sharding, devices in ((Sharding(), 8), (SPLIT, 4), (SPLIT, 8), (replace(SPLIT, model=2, activations="batch"), 8)):
+        many, metrics = trained(sharding, devices)
+        agree(one, many)
+        agree(one_metrics, metrics)
+        assert all(leaf.sharding.is_equivalent_to(wanted, leaf.ndim) for leaf, wanted in zip(
+            jax.tree.leaves(many), jax.tree.leaves(sharding.of(many, sharding.mesh(jax.devices()[:devices]))), strict=True
+        ))  # fmt: skip
+        if sharding == SPLIT:
+            # Optimiser and averages as the parameters: a device has its part of all, but for biases of two numbers.
+            for tree in (many.params, many.opt_state, many.averages):
+                assert 1 / devices <= share(tree) < 1 / devices + 0.01
+    # A batch in parts, of the same draws; two parts, on one device and on four.
+    for sharding, devices in ((Sharding(), 1), (SPLIT, 4)):
+        parts, metrics = trained(sharding, devices, accumulate=2)
+        agree(one, parts)
+        agree(one_metrics, metrics)
+
+
+def what_is_exchanged():
+    # Gradients, loss and metrics in one message.
+    assert collectives(Sharding(), 8) == {"all-reduce": 1}
+    # Every split parameter comes together once, and nothing else is gathered or moved.
+    mesh = SPLIT.mesh(jax.devices()[:4])
+    params = jax.eval_shape(member().init, KEY, Points().at(0)).params
+    split = sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(SPLIT.of(params, mesh)))
+    found = collectives(SPLIT, 4)
+    assert found["all-gather"] == split
+    assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    # In parts no more: they are gathered where they are used, in the loop.
+    assert collectives(SPLIT, 4, accumulate=2)["all-gather"] == split
+
+
+def resumed(folder):
+    """Bitwise under the same layout; the same numbers under another one."""
+    whole, _ = trained(SPLIT, 8)
+    half, _ = trained(SPLIT, 8, steps=2)
+    Checkpoints(folder).save(2, half)
+    stored = Checkpoints(folder).restore(2, half)
+    assert equal(stored, host(half))
+    assert equal(trained(SPLIT, 8, state=stored)[0], whole)
+    # From the devices of one layout to those of another, not over the host.
+    for sharding, devices in ((Sharding(), 1), (replace(SPLIT, model=2), 8)):
+        moved = sharding.place(half, sharding.mesh(jax.devices()[:devices]))
+        assert equal(moved, half)
+        agree(whole, trained(sharding, devices, state=half)[0])
+
+
+# The event, a network with all kinds of arrays, and those that stay whole: what is thin, or sees everything.
+NETWORKS = {
+    "DiT": ((4, 4, 1), DiT(patch=2, width=32, depth=1, heads=4), r"^(in|out)/|/(out|mlp_out)/bias"),
+    "Transformer": ((4, 2), Transformer(width=32, depth=1, heads=4), r"^(in|out)/|/(out|mlp_out)/bias"),
+    "UNet": (
+        (4, 4, 1), UNet(channels=(8, 16), heads=4), r"^(in|out|norm|down1|up0)/|/(norm1|norm|skip)/|/(out|conv2)/bias",
+    ),
+    "MLP": ((2,), MLP(width=32, depth=1, embed=32), r"^(in|out)/|/(out|dense)/bias"),
+}  # fmt: skip
+
+
+def networks():
+    """The output of a network whose kernels are split four ways, and of those activations between blocks are."""
+    for name, (event, net, _) in NETWORKS.items():
+        x, c = np.random.default_rng(0).normal(size=(8, *event)).astype(np.float32), np.zeros(8, np.float32)
+        params = net.init(KEY, x[:1], c[:1])
+        # The last layer begins at zero, and would hide everything.
+        params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(KEY, p.shape), params)
+        sharding = Sharding(model=4, smallest=1, activations="positions")
+        mesh = sharding.mesh()
+
+        def split(params, x, net=net, c=c, sharding=sharding, mesh=mesh):
+            with parallel.laid_out(sharding, mesh):
+                return net.apply(params, x, c)
+
+        whole = net.apply(params, x, c)
+        program = jax.jit(split).lower(sharding.place(params, mesh), parallel.shard_batch(x, mesh)).compile()
+        agree(whole, program(sharding.place(params, mesh), parallel.shard_batch(x, mesh)))
+        assert COLLECTIVES.search(program.as_text()), name
+
+
+def distillation():
+    from tests.distill.test_fdistill import KEY as DISTILL_KEY
+    from tests.distill.test_fdistill import Points as Batches
+    from tests.distill.test_fdistill import networks
+
+    # Student, fake score, discriminator, and a teacher whose arrays are arguments.
+    distil = networks()
+    ones, many = (
+        fit(distil, Batches(), steps=2, key=DISTILL_KEY, mesh=sharding.mesh(jax.devices()[:devices]), sharding=sharding)
+        for sharding, devices in ((Sharding(), 1), (SPLIT, 4))
+    )
+    # Adam blows up the rounding of small gradients: the tolerance of the same comparison under data parallelism.
+    for a, b in zip(*map(jax.tree.leaves, (ones, many)), strict=True):
+        a, b = np.float64(a), np.float64(b)
+        assert np.all(np.abs(a - b) <= 2e-5 * (1 + np.abs(a))), np.max(np.abs(a - b))
+    assert share((many.params, many.fake, many.opt_states)) < 0.3
+
+
+def sampling():
+    state, _ = trained(SPLIT, 4)
+    sharding = replace(SPLIT, model=2)
+    mesh = sharding.mesh()
+    drawn = dict(grid=grids.Karras(6), key=KEY, shape=(16, 2))
+    potential = fk.Difference(lambda x: -jnp.sum(x**2, axis=-1), 1.0)
+    steered = fk.FeynmanKac(base=solvers.DDIM(eta=1.0), potential=potential, particles=4)
+    for solver in (solvers.Heun(), steered):
+        one = sample(member().model(host(state)), solver=solver, **drawn)
+        for model, devices in (
+            (member().model(state), data_mesh(jax.devices()[:4])),
+            (member().model(sharding.place(state, mesh)), mesh),
+        ):
+            many = sample(model, solver=solver, mesh=devices, **drawn)
+            agree(one.x, many.x)
+            agree(one.log_z, many.log_z)
+
+
+def main():
+    import tempfile
+
+    assert jax.device_count() == 8
+    training_agrees()
+    what_is_exchanged()
+    with tempfile.TemporaryDirectory() as folder:
+        resumed(pathlib.Path(folder))
+    networks()
+    sampling()
+    distillation()
+    print("agree")
+
+
+def test_one_device_equals_four_and_eight():
+    root = pathlib.Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-m", "tests.training.test_sharding"]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "agree" in done.stdout
+
+
+def _place(path):
+    return jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_of_a_network_is_split(name):
+    event, net, whole = NETWORKS[name]
+    shapes = jax.eval_shape(lambda: net.init(KEY, jnp.zeros((1, *event)), jnp.zeros(1)))
+    leaves = [(_place(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)]
+    for place, leaf in leaves:
+        axis = split_axis(place, leaf.shape, 4)
+        assert (axis is None) == bool(re.search(whole, place)), place
+        # Outputs of the first of two products, inputs of the second.
+        if place.endswith("/kernel") and axis is not None:
+            assert axis == leaf.ndim - (2 if re.search(r"/(out|mlp_out|dense|conv2)/", place) else 1), place
+    # Three does not divide any width here.
+    assert all(split_axis(place, leaf.shape, 5) is None for place, leaf in leaves)
+
+
+def test_an_axis_that_the_devices_do_not_divide_is_not_split():
+    # Three devices along data and two along model that do not exist: a layout needs the sizes alone.
+    mesh = jax.sharding.AbstractMesh((3, 2), ("data", "model"))
+    tree = {
+        "qkv": {"kernel": np.zeros((9, 12)), "bias": np.zeros(12)},
+        "in": {"kernel": np.zeros((6, 9))},
+        "null": np.zeros((4, 5)),
+    }
+    sharding = Sharding(model=2, fully_sharded=True, smallest=1)
+    found = jax.tree.map(lambda layout: layout.spec, sharding.of({"block0": tree}, mesh))["block0"]
+    assert found["qkv"]["kernel"] == PartitionSpec("data", "model")
+    assert found["qkv"]["bias"] == PartitionSpec("model")
+    assert found["in"]["kernel"] == PartitionSpec(None, "data")  # the larger of two that it divides
+    assert found["null"] == PartitionSpec()
+    assert Sharding(model=2, fully_sharded=True).of(tree, mesh)["in"]["kernel"].spec == PartitionSpec()  # below 1024 elements
+
+
+def test_memory_is_told_before_the_first_step_and_compiles_nothing_more():
+    told, member_ = [], member(accumulate=2)
+    state = fit(member_, Points(), steps=2, key=KEY, mesh=data_mesh(jax.devices()[:1]), memory=told.append)
+    assert told[0].state == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert told[0].batch == 32 * 2 * 4
+    assert told[0].work > 0
+    assert f"{told[0].total / 1000:.3g} kB" in str(told[0])
+    _, update = compiled(member_, _as_is, data_mesh(jax.devices()[:1]))
+    assert update._cache_size() == 1
+
+
+class Exhausted:
+    """A step for which there is no memory, as XLA says it."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def __call__(self, state, batch, key):
+        raise jax.errors.JaxRuntimeError(self.said)
+
+    def lower(self, *arguments):
+        raise jax.errors.JaxRuntimeError(self.said)
+
+
+@pytest.mark.parametrize("memory", [None, print])
+def test_a_batch_without_memory_is_named_with_one_that_fits(monkeypatch, memory):
+    def broken(*arguments):
+        init, _ = compiled(*arguments)
+        return init, Exhausted("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 10.00G of 1.00G hbm.\nMore")
+
+    monkeypatch.setattr(loop, "compiled", broken)
+    with pytest.raises(OutOfMemory, match=r"step 1: a batch of 32 on 1 device does not fit .* a batch of 2 would") as error:
+        fit(member(), Points(), steps=1, key=KEY, mesh=data_mesh(jax.devices()[:1]), memory=memory)
+    # .9 of 1 GB over 10 GB, of 32; the state is nothing beside it.
+    assert (error.value.batch_size, error.value.fits) == (32, 2)
+    for remedy in ("accumulate", "remat = True", "bfloat16", "Sharding(fully_sharded=True)", "Used 10.00G of 1.00G"):
+        assert remedy in str(error.value)
+    monkeypatch.setattr(loop, "compiled", lambda *a: (compiled(*a)[0], Exhausted("INTERNAL: something else")))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        fit(member(), Points(), steps=1, key=KEY, mesh=data_mesh(jax.devices()[:1]), memory=memory)
+
+
+def test_the_batch_that_fits_follows_from_what_a_step_needs():
+    memory = Memory(state=8, batch=10, work=192, limit=151 / 0.9, devices=4)
+    # Ten for the state and its gradients, one for each of 200 examples: 141 are left of 151, in groups of four.
+    assert batch_that_fits(200, memory) == 140
+    assert batch_that_fits(200, replace(memory, limit=9.0)) == 0
+    # Nothing is known: half.
+    assert batch_that_fits(200, replace(memory, work=None)) == 100
+    assert batch_that_fits(200, replace(memory, limit=float("inf"))) == 100
+    assert batch_that_fits(4, memory) == 0
+    # The message of the compiler.
+    assert batch_that_fits(200, replace(memory, work=None, limit=float("inf")), "used 20.00M of 10.00M hbm") == 88
+
+
+def test_a_config_says_how_the_state_lies(tmp_path):
+    (tmp_path / "split.gin").write_text(
+        "from __gin__ import dynamic_registration\nfrom scorelab import experiment\nfrom scorelab import training\n"
+        "include 'toys/rings.gin'\nexperiment.Train.sharding = @training.Sharding()\ntraining.Sharding.fully_sharded = True\n"
+    )
+    stage = config.load(str(tmp_path / "split.gin"), TINY).experiment.one(Train)
+    assert stage.sharding == Sharding(fully_sharded=True)
+    assert "sharding" in stage.may_change
+
+
+def test_what_is_refused():
+    refused = [
+        (lambda: Sharding(model=0), ValueError, r"Sharding\.model = 0: expected an integer >= 1"),
+        (lambda: Sharding(fully_sharded=1), ValueError, r"Sharding\.fully_sharded = 1: expected one of True, False"),
+        (lambda: Sharding(activations="tokens"), ValueError, r"Sharding\.activations = 'tokens': expected one of None, 'batch'"),
+        (lambda: Sharding(activations="positions"), ValueError, r"Sharding\.activations = 'positions' with model = 1"),
+        (lambda: Sharding(smallest=0.5), ValueError, r"Sharding\.smallest = 0\.5: expected an integer"),
+        (lambda: Sharding(model=3).mesh(jax.devices()[:1]), ValueError, r"Sharding\.model = 3: expected a divisor of the 1 dev"),
+        (lambda: data_mesh(jax.devices()[:1], 2), ValueError, r"data_mesh\.model = 2: expected a divisor of the 1 devices"),
+        (lambda: run(sharding="fsdp"), TypeError, r"fit\.sharding = 'fsdp': expected a Sharding"),
+        (lambda: run(mesh="all"), TypeError, r"Sharding\.mesh = 'all': expected a Mesh"),
+        (lambda: run(sharding=Sharding(model=2)), ValueError, r"mesh has the axes .*: expected 'data'"),
+        (lambda: run(memory=3), TypeError, r"fit\.memory = 3: expected a function of a Memory, or None"),
+        (lambda: member(accumulate=0), ValueError, r"ScoreLearner\.accumulate = 0: expected an integer >= 1"),
+        (lambda: run(accumulate=5), ValueError, r"ScoreLearner\.accumulate = 5 for a batch of 32: expected a divisor of it"),
+        (lambda: Train(sharding="fsdp"), TypeError, r"Train\.sharding = 'fsdp': expected a Sharding"),
+    ]  # fmt: skip
+    for wrong, kind, message in refused:
+        with pytest.raises(kind, match=message):
+            wrong()
+
+
+def run(accumulate=1, **arguments):
+    return fit(member(accumulate=accumulate), Points(), steps=1, key=KEY, **{"mesh": data_mesh(jax.devices()[:1]), **arguments})
+
+
+if __name__ == "__main__":
+    main()
