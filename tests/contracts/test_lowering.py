@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 
-import scorelab as sl
 from scorelab import densities, distill, fk, grids, losses, models, processes, sample, schedules, solvers, starts, training
 from scorelab.models import nets
 from scorelab.processes import spaces
@@ -231,7 +230,8 @@ def teacher(key):
 
 LEARNERS = {
     "score": lambda key: training.ScoreLearner(
-        NET, losses.DenoisingScoreMatching(VP), optax.MultiSteps(ADAM, 2).gradient_transformation(), ema=(training.EMA(), training.PowerEMA())
+        NET, losses.DenoisingScoreMatching(VP), optax.MultiSteps(ADAM, 2).gradient_transformation(),
+        ema=(training.EMA(), training.PowerEMA()),
     ),
     "progressive": lambda key: training.ScoreLearner(
         NET, distill.ProgressiveDistillation(VP, teacher=teacher(key), grid=grids.Uniform(4, t_max=0.99)), ADAM
