@@ -582,7 +582,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.row:
         try:
-            row = examined(options.topology, options.config, options.programs[0], options.meshes[0], options.batch, options.ops)
+            depths = options.depths and tuple(options.depths)
+            row = examined(
+                options.topology, options.config, options.programs[0], options.meshes[0], options.batch, options.ops, depths
+            )
         except (ValueError, RuntimeError) as error:
             print(error, file=sys.stderr)
             return 2 if isinstance(error, ValueError) else 1

@@ -243,7 +243,10 @@ TINY = (
     "experiment.Train.batch_size = 8", "experiment.Train.log_every = 2", "experiment.Train.checkpoint_every = 2", "STEPS = 4",
     "experiment.Sample.n = 64", "experiment.ImageEvaluation.n = 64",
 )  # fmt: skip
-TINY_NET = ("nets.UNet.channels = (8, 8)", "nets.UNet.blocks = 1", "nets.UNet.attention = (False, True)", "nets.UNet.heads = 2")
+TINY_NET = (
+    "WARMUP = 2", "nets.UNet.channels = (8, 8)", "nets.UNet.blocks = 1", "nets.UNet.attention = (False, True)",
+    "nets.UNet.heads = 2", "nets.UNet.dtype = 'float32'",
+)  # fmt: skip
 CONFIGS = {
     "EDM": "mnist/edm",
     "multiplicative": "paper/2510.02730/mnist_gpu",
@@ -262,10 +265,11 @@ class Run(NamedTuple):
 def runs() -> dict[str, Run]:
     """The trainings; the distilled one is from a teacher that the package carries, which there is for MNIST alone."""
     steps = ("STEPS = 12000",)
-    found = {f"trained MNIST {name}": Run(config, LONG + steps, TINY_NET) for name, config in CONFIGS.items()}
+    small = {name: (*TINY_NET, f"grids.{'Arcsine' if name == 'interpolant' else 'Karras'}.steps = 2") for name in CONFIGS}
+    found = {f"trained MNIST {name}": Run(config, LONG + steps, small[name]) for name, config in CONFIGS.items()}
     found["trained MNIST distilled"] = Run("paper/2502.15681/mnist", ("STEPS = 6000", "experiment.Sample.n = 10000",
         "experiment.ImageEvaluation.n = 10000", "experiment.Train.checkpoint_every = 1000"), ())  # fmt: skip
-    found |= {f"trained Fashion-MNIST {name}": Run(config, LONG + steps + FASHION, TINY_NET) for name, config in CONFIGS.items()}
+    found |= {f"trained Fashion-MNIST {name}": Run(config, LONG + steps + FASHION, small[name]) for name, config in CONFIGS.items()}
     return found
 
 

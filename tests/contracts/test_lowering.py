@@ -5,6 +5,7 @@ What has no rule for a platform, a kernel that is there for the CPU alone, or a 
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -218,6 +219,11 @@ def test_networks_and_their_gradients(name, dtype):
 
     params = jax.eval_shape(net.init, KEY, x, noise, label)
     lowers(jax.value_and_grad(total, argnums=(0, 1)), params, x, KEY)
+
+
+def test_every_network_is_lowered():
+    parts = {nets.Conv, nets.GroupNorm}
+    assert kinds(nets, nn.Module) - parts == {type(net) for net, _ in members.NETWORKS.values()}
 
 
 NET = models.Denoiser(net=nets.MLP(width=8, depth=1, embed=8), process=VP, data_std=1.0)

@@ -219,6 +219,23 @@ def test_rows_that_are_kept_are_not_compiled_again(tmp_path, monkeypatch, capsys
     assert list(compile_for.kept(tmp_path).values()) == [row(program="training"), row(program="sampler")]
 
 
+def test_the_process_of_a_row_compiles_what_it_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    asked = []
+    monkeypatch.setattr(compile_for, "examined", lambda *arguments: asked.append(arguments) or row(depths=(2, 4)))
+
+    def run(command, **options):
+        assert options["env"]["TPU_SKIP_MDS_QUERY"] == "1"
+        assert compile_for.main(command[3:]) == 0
+        return types.SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(compile_for.subprocess, "run", run)
+    command = ["v5e:8x8", "dit_b2", "--programs", "smc", "--meshes", "hybrid", "--batch", "3", "--ops", "5", "--depths", "2", "4"]
+    assert compile_for.main([*command, "--out", str(tmp_path)]) == 0
+    assert asked == [("v5e:8x8", "dit_b2", "smc", "hybrid", 3, 5, (2, 4))]
+    assert list(compile_for.kept(tmp_path).values()) == [row(depths=(2, 4))]
+
+
 def test_the_page_has_the_rows_that_are_kept():
     page = (ROOT / "docs" / "scaling.md").read_text()
     rows = compile_for.kept(compile_for.KEPT)
