@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from scorelab.arrays import Array, Pytree
-from scorelab.models.nets.splits import constrains, split_axis
+from scorelab.models.nets.splits import Constraints, constraints, split_axis
 from scorelab.validation import require_choice, require_int, require_spec
 
 # The axis over which batches are split, and the one over which networks are.
@@ -171,13 +171,18 @@ _tracing: ContextVar[tuple[Sharding, Mesh] | None] = ContextVar("tracing", defau
 def laid_out(sharding: Sharding, mesh: Mesh) -> Iterator[None]:
     """While a step is traced: :func:`gathered` and the networks know the layout."""
     token = _tracing.set((sharding, mesh) if sharding.fully_sharded else None)
-    constrain = functools.partial(_activations, sharding, mesh) if sharding.activations else None
-    token_nets = constrains.set(constrain)
+    demanded = {}
+    if sharding.activations is not None:
+        demanded["activations"] = functools.partial(_activations, sharding, mesh)
+    if sharding.model > 1:
+        by_heads = NamedSharding(mesh, PartitionSpec(None, None, MODEL, None))
+        demanded |= dict(heads=lambda kernel: jax.lax.with_sharding_constraint(kernel, by_heads), model=sharding.model)
+    token_nets = constraints.set(Constraints(**demanded))
     try:
         yield
     finally:
         _tracing.reset(token)
-        constrains.reset(token_nets)
+        constraints.reset(token_nets)
 
 
 def gathered(params: Pytree) -> Pytree:

@@ -124,12 +124,12 @@ def resumed(folder):
 
 # The event, a network with all kinds of arrays, and those that stay whole: what is thin, or sees everything.
 NETWORKS = {
-    "DiT": ((4, 4, 1), DiT(patch=2, width=32, depth=1, heads=4), r"^(in|out)/|/(out|mlp_out)/bias"),
-    "Transformer": ((4, 2), Transformer(width=32, depth=1, heads=4), r"^(in|out)/|/(out|mlp_out)/bias"),
+    "DiT": ((4, 4, 1), DiT(patch=2, width=32, depth=1, heads=4), r"^(in|out)/|(^|/)(out|mlp_out|modulation)/bias"),
+    "Transformer": ((4, 2), Transformer(width=32, depth=1, heads=4), r"^(in|out)/|(^|/)(out|mlp_out|modulation)/bias"),
     "UNet": (
-        (4, 4, 1), UNet(channels=(8, 16), heads=4), r"^(in|out|norm|down1|up0)/|/(norm1|norm|skip)/|/(out|conv2)/bias",
+        (4, 4, 1), UNet(channels=(8, 16), heads=4), r"^(in|out|norm|down1|up0)/|/(norm1|norm|skip)/|/(out|conv2|film)/bias",
     ),
-    "MLP": ((2,), MLP(width=32, depth=1, embed=32), r"^(in|out)/|/(out|dense)/bias"),
+    "MLP": ((2,), MLP(width=32, depth=1, embed=32), r"^(in|out)/|/(out|dense|film)/bias"),
 }  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def test_what_of_a_network_is_split(name):
         assert (axis is None) == bool(re.search(whole, place)), place
         # Outputs of the first of two products, inputs of the second.
         if place.endswith("/kernel") and axis is not None:
-            assert axis == leaf.ndim - (2 if re.search(r"/(out|mlp_out|dense|conv2)/", place) else 1), place
+            assert axis == leaf.ndim - (2 if re.search(r"(^|/)(out|mlp_out|dense|conv2|modulation|film)/", place) else 1), place
     # Three does not divide any width here.
     assert all(split_axis(place, leaf.shape, 5) is None for place, leaf in leaves)
 

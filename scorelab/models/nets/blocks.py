@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from scorelab.models.nets.layers import CrossAttention, attend
+from scorelab.models.nets.layers import CrossAttention, attend, projected
 from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
 
@@ -61,8 +61,7 @@ class Block(nn.Module):
         modulation = nn.Dense(6 * width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="modulation")(emb)
         s1, b1, a1, s2, b2, a2 = rearrange(modulation, "b (six d) -> six b 1 d", six=6)
 
-        qkv = nn.Dense(3 * width, dtype=self.dtype, name="qkv")(modulate(x, s1, b1, self.dtype))
-        q, k, v = rearrange(qkv, "b t (three n d) -> three b t n d", three=3, n=self.heads)
+        q, k, v = projected(modulate(x, s1, b1, self.dtype), 3, self.heads, width, self.dtype, name="qkv")
         h = nn.Dense(width, dtype=self.dtype, name="out")(rearrange(attend(q, k, v), "b t n d -> b t (n d)"))
         x = x + a1 * drop(h)
         if seen is not None:

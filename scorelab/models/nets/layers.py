@@ -8,6 +8,7 @@ from einops import rearrange, repeat
 
 from scorelab.models.nets.conditions import Entry, embedded
 from scorelab.models.nets.conv import convolve
+from scorelab.models.nets.splits import constraints
 from scorelab.validation import require_int
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
@@ -136,6 +137,38 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     return jnp.einsum("bnqk,bknd->bqnd", weights.astype(v.dtype), v)
 
 
+class ByHeads(nn.Module):
+    """The parameters and the function of ``nn.Dense(parts * width)``, as a product that devices share by heads."""
+
+    parts: int
+    heads: int
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map ``(batch, t, any)`` to ``(parts, batch, t, heads, width / heads)``."""
+        shape = (self.parts, self.heads, self.width // self.heads)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], self.parts * self.width), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.parts * self.width,), jnp.float32)
+        kernel = constraints.get().heads(kernel.reshape(-1, *shape)).astype(self.dtype)
+        bias = jnp.expand_dims(bias.reshape(shape), (1, 2)).astype(self.dtype)
+        return jnp.einsum("btc,cpnd->pbtnd", x.astype(self.dtype), kernel) + bias
+
+
+def projected(x: jax.Array, parts: int, heads: int, width: int, dtype: str, name: str) -> jax.Array:
+    """``parts`` linear maps of tokens ``(batch, t, any)``, as ``(parts, batch, t, heads, width / heads)``; called inside a module.
+
+    Queries, keys and values lie beside one another in one kernel. Split over devices as it lies, they would have to be brought
+    together token by token: there the kernel is split by heads instead, which is far less to move.
+    """
+    model = constraints.get().model
+    if model > 1 and heads % model == 0:
+        return ByHeads(parts, heads, width, dtype, name=name)(x)
+    y = nn.Dense(parts * width, dtype=dtype, name=name)(x)
+    return rearrange(y, "b t (p n d) -> p b t n d", p=parts, n=heads)
+
+
 def beside_estimate(x: jax.Array, estimate: jax.Array | None) -> jax.Array:
     """What a network sees of its input: ``x``, and as further channels the estimate of its former call where it is given one.
 
@@ -165,8 +198,7 @@ class CrossAttention(nn.Module):
         width = x.shape[-1]
         h = nn.LayerNorm(dtype=jnp.float32, epsilon=1e-6, name="norm")(x).astype(self.dtype)
         q = rearrange(nn.Dense(width, dtype=self.dtype, name="q")(h), "b t (n d) -> b t n d", n=self.heads)
-        kv = nn.Dense(2 * width, dtype=self.dtype, name="kv")(tokens.astype(self.dtype))
-        k, v = rearrange(kv, "b m (two n d) -> two b m n d", two=2, n=self.heads)
+        k, v = projected(tokens.astype(self.dtype), 2, self.heads, width, self.dtype, name="kv")
         h = rearrange(attend(q, k, v), "b t n d -> b t (n d)")
         return x + nn.Dense(width, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 

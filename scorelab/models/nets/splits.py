@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,15 +20,17 @@ _OUTPUTS, _INPUTS = -1, -2
 # gets rows of its own here.
 SPLITS: tuple[tuple[re.Pattern[str], int], ...] = (
     # Transformers: blocks, and the attention to the tokens of a condition.
-    (re.compile(r"/(modulation|qkv|mlp_in|q|kv)/(kernel|bias)$"), _OUTPUTS),
+    (re.compile(r"/(qkv|mlp_in|q|kv)/(kernel|bias)$"), _OUTPUTS),
     (re.compile(r"/(block\d+|\w*condition|\w*_attention)/out/kernel$|/mlp_out/kernel$"), _INPUTS),
+    # Modulations, one for each example, are small beside what they modulate, and used whole.
+    (re.compile(r"/(modulation|film)/kernel$"), _INPUTS),
     # The embedding of the noise level, which all networks have.
     (re.compile(r"/embedding/hidden/(kernel|bias)$"), _OUTPUTS),
     (re.compile(r"/embedding/out/kernel$"), _INPUTS),
     # Residual blocks of a U-Net: the norm between the two convolutions has groups of channels, which are split as these are.
-    (re.compile(r"/(film|conv1)/(kernel|bias)$|/norm2/(scale|bias)$"), _OUTPUTS),
+    (re.compile(r"/conv1/(kernel|bias)$|/norm2/(scale|bias)$"), _OUTPUTS),
     (re.compile(r"/conv2/kernel$"), _INPUTS),
-    # Layers of an MLP, whose modulation is named as that of a residual block.
+    # Layers of an MLP.
     (re.compile(r"/layer\d+/dense/kernel$"), _INPUTS),
 )
 
@@ -47,11 +49,24 @@ def split_axis(place: str, shape: tuple[int, ...], ways: int) -> int | None:
     return None
 
 
-# What is done with the activations between blocks while a training step on several devices is traced.
-constrains: ContextVar[Callable[[Any], Any] | None] = ContextVar("constrains", default=None)
+class Constraints(NamedTuple):
+    """What is demanded of a network while a training step on several devices is traced.
+
+    Attributes:
+        activations: of ``(batch, ..., width)`` between two blocks.
+        heads: of a kernel ``(inputs, parts, heads, width of a head)``, which is split by heads.
+        model: how often.
+    """
+
+    activations: Callable[[Any], Any] = lambda h: h
+    heads: Callable[[Any], Any] = lambda kernel: kernel
+    model: int = 1
+
+
+_NONE = Constraints()
+constraints: ContextVar[Constraints] = ContextVar("constraints", default=_NONE)
 
 
 def between_blocks(h: jax.Array) -> jax.Array:
     """The activations ``(batch, ..., width)`` between two blocks of a network, split as ``Sharding.activations`` says."""
-    constrain = constrains.get()
-    return h if constrain is None else constrain(h)
+    return constraints.get().activations(h)

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import repeat
 
 from scorelab.arrays import Pytree
 from scorelab.models.nets.conditions import Condition, attended, check_fields, concatenated, entries, of_network
@@ -17,6 +17,7 @@ from scorelab.models.nets.layers import (
     check_common,
     check_inputs,
     group_count,
+    projected,
 )
 from scorelab.models.nets.splits import between_blocks
 from scorelab.validation import require_int
@@ -57,8 +58,7 @@ class AttentionBlock(nn.Module):
         """Attend over the pixels of x (batch, *sides, channels)."""
         channels = x.shape[-1]
         h = GroupNorm(group_count(channels), name="norm")(x)
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
-        q, k, v = rearrange(qkv.reshape(len(x), -1, 3 * channels), "b t (three n d) -> three b t n d", three=3, n=self.heads)
+        q, k, v = projected(h.reshape(len(x), -1, channels), 3, self.heads, channels, self.dtype, name="qkv")
         h = attend(q, k, v).reshape(x.shape)
         return x + nn.Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="out")(h)
 
