@@ -17,7 +17,7 @@ experiments/results/scaling/tpu.json as soon as it is there, and is not compiled
     distillation  a step of f-distill: teacher, fake score and student
 
     data          parameters on every chip, the batch split
-    sharded       parameters, optimiser and averages split over all chips as well
+    sharded       parameters, optimiser and averages split over all chips as well; samplers as under data
     hybrid        likewise, with kernels split over groups of four chips that share their examples
 
 A network of many equal blocks takes many minutes to compile. --depths 2 4 compiles two shallow ones and extrapolates, since what
@@ -299,7 +299,9 @@ def walked(config: Config, place: Place, solver: Any) -> Any:
     ids = place.rows(jax.ShapeDtypeStruct((place.batch,), jnp.int32))
     times = sl.grids.Karras(STEPS).times(process())
     rows = working_precision(solver.table(process(), times))
-    visit = Visit(denoiser.bind(place.whole(shapes)), place.whole(key_shape()), ids, ids)
+    # `sample` brings parameters together along the axis of the samples before it walks.
+    params = replace(place.sharding, fully_sharded=False).place(shapes, place.mesh)
+    visit = Visit(denoiser.bind(params), place.whole(key_shape()), ids, ids)
     with jax.set_mesh(place.mesh):
         return _walk.lower(
             Held(solver), visit, process().prior(), working_precision(times[0]), rows, event=config.event, keep="last"
