@@ -15,7 +15,7 @@ from scorelab.training.exponentiated import exponentiated_gradient
 from scorelab.training.learner import Learner, ScoreLearner, ScoreState
 from scorelab.training.loop import Hook, NonFiniteLoss, NonFiniteState, SkippedBatchWarning, Window, fit
 from scorelab.training.memory import Memory, OutOfMemory
-from scorelab.training.parallel import Sharding, data_mesh
+from scorelab.training.parallel import Sharding, data_mesh, gathered
 from scorelab.training.prepare import Prepare, Prepared
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "data_mesh",
     "exponentiated_gradient",
     "fit",
+    "gathered",
     "power_exponent",
     "profile_product",
     "synthesis_residual",

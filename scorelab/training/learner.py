@@ -225,7 +225,10 @@ def parts(tree: Pytree, n: int, count: int) -> Pytree:
         if jnp.ndim(leaf) == 0:
             return jnp.broadcast_to(leaf, (count,))
         if leaf.shape[0] != n:
-            raise ValueError(f"a leaf of what the loss has drawn has shape {leaf.shape}: expected a leading axis of {n} examples")
+            raise ValueError(
+                f"ScoreLearner.accumulate = {count} with a loss that has drawn an array of shape {leaf.shape}: expected a leading "
+                f"axis of {n} examples, or accumulate = 1"
+            )
         return leaf.reshape(n // count, count, *leaf.shape[1:]).swapaxes(0, 1)
 
     return jax.tree.map(cut, tree)

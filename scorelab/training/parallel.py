@@ -82,6 +82,11 @@ class Sharding:
         devices = jax.devices() if devices is None else list(devices)
         if len(devices) % self.model:
             raise ValueError(f"Sharding.model = {self.model}: expected a divisor of the {len(devices)} devices")
+        if jax.process_count() > 1 and jax.local_device_count() % self.model:
+            raise ValueError(
+                f"Sharding.model = {self.model}: expected a divisor of the {jax.local_device_count()} devices of a process, since "
+                "every process brings examples of its own"
+            )
         return data_mesh(devices, self.model)
 
     def check(self, mesh: Mesh | AbstractMesh) -> None:

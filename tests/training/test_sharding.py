@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 
 import jax
@@ -19,6 +20,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from scorelab import config, fk, grids, sample, solvers
+from scorelab import sampling as sampling_module
 from scorelab.experiment import Train
 from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.models.nets import MLP, DiT, Transformer, UNet
@@ -32,6 +34,7 @@ from tests.training.small import Points, equal, host, learner
 KEY = jax.random.key(0)
 # Every array of a tiny network is split that can be.
 SPLIT = Sharding(fully_sharded=True, smallest=1)
+HYBRID = replace(SPLIT, model=2, activations="batch")
 COLLECTIVES = re.compile(r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 OPTIMIZER = optax.sgd(0.05, momentum=0.9)
 
@@ -45,8 +48,10 @@ def member(**changes):
 
 def trained(sharding, devices, steps=4, state=None, **changes):
     windows = []
-    mesh = sharding.mesh(jax.devices()[:devices])
-    state = fit(member(**changes), Points(), steps=steps, key=KEY, state=state, mesh=mesh, sharding=sharding, log=windows.append)
+    mesh, told = sharding.mesh(jax.devices()[:devices]), []
+    options = dict(state=state, mesh=mesh, sharding=sharding, log=windows.append, memory=told.append)
+    state = fit(member(**changes), Points(), steps=steps, key=KEY, **options)
+    assert told[0].state == sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     return state, windows[-1].by_step
 
 
@@ -75,7 +80,7 @@ def share(tree):
 
 def training_agrees():
     one, one_metrics = trained(Sharding(), 1)
-    for sharding, devices in ((Sharding(), 8), (SPLIT, 4), (SPLIT, 8), (replace(SPLIT, model=2, activations="batch"), 8)):
+    for sharding, devices in ((Sharding(), 8), (SPLIT, 4), (SPLIT, 8), (HYBRID, 8)):
         many, metrics = trained(sharding, devices)
         agree(one, many)
         agree(one_metrics, metrics)
@@ -107,16 +112,18 @@ def what_is_exchanged():
     assert collectives(SPLIT, 4, accumulate=2)["all-gather"] == split
 
 
-def resumed(folder):
+def resumed():
     """Bitwise under the same layout; the same numbers under another one."""
     whole, _ = trained(SPLIT, 8)
     half, _ = trained(SPLIT, 8, steps=2)
-    Checkpoints(folder).save(2, half)
-    stored = Checkpoints(folder).restore(2, half)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(pathlib.Path(folder))
+        checkpoints.save(2, half)
+        stored = checkpoints.restore(2, half)
     assert equal(stored, host(half))
     assert equal(trained(SPLIT, 8, state=stored)[0], whole)
     # From the devices of one layout to those of another, not over the host.
-    for sharding, devices in ((Sharding(), 1), (replace(SPLIT, model=2), 8)):
+    for sharding, devices in ((Sharding(), 1), (HYBRID, 8)):
         moved = sharding.place(half, sharding.mesh(jax.devices()[:devices]))
         assert equal(moved, half)
         agree(whole, trained(sharding, devices, state=half)[0])
@@ -137,7 +144,7 @@ def networks():
     """The output of a network whose kernels are split four ways, and of those activations between blocks are."""
     for name, (event, net, _) in NETWORKS.items():
         x, c = np.random.default_rng(0).normal(size=(8, *event)).astype(np.float32), np.zeros(8, np.float32)
-        params = net.init(KEY, x[:1], c[:1])
+        params = jax.jit(net.init)(KEY, x[:1], c[:1])
         # The last layer begins at zero, and would hide everything.
         params = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(KEY, p.shape), params)
         sharding = Sharding(model=4, smallest=1, activations="positions")
@@ -147,7 +154,7 @@ def networks():
             with parallel.laid_out(sharding, mesh):
                 return net.apply(params, x, c)
 
-        whole = net.apply(params, x, c)
+        whole = jax.jit(net.apply)(params, x, c)
         program = jax.jit(split).lower(sharding.place(params, mesh), parallel.shard_batch(x, mesh)).compile()
         agree(whole, program(sharding.place(params, mesh), parallel.shard_batch(x, mesh)))
         assert COLLECTIVES.search(program.as_text()), name
@@ -173,33 +180,44 @@ def distillation():
 
 def sampling():
     state, _ = trained(SPLIT, 4)
-    sharding = replace(SPLIT, model=2)
-    mesh = sharding.mesh()
-    drawn = dict(grid=grids.Karras(6), key=KEY, shape=(16, 2))
+    four, eight = data_mesh(jax.devices()[:4]), HYBRID.mesh()
+    # The weights that a state is split into, and others of the same numbers: over four devices, and by kernels over two of eight.
+    places = [(member().model(state), four), (member().model(HYBRID.place(state, eight)), eight)]
     potential = fk.Difference(lambda x: -jnp.sum(x**2, axis=-1), 1.0)
     steered = fk.FeynmanKac(base=solvers.DDIM(eta=1.0), potential=potential, particles=4)
     for solver in (solvers.Heun(), steered):
-        one = sample(member().model(host(state)), solver=solver, **drawn)
-        for model, devices in (
-            (member().model(state), data_mesh(jax.devices()[:4])),
-            (member().model(sharding.place(state, mesh)), mesh),
-        ):
-            many = sample(model, solver=solver, mesh=devices, **drawn)
+        drawn = dict(solver=solver, grid=grids.Karras(6), key=KEY, shape=(16, 2))
+        one = sample(member().model(host(state)), **drawn)
+        for model, mesh in places:
+            many = sample(model, mesh=mesh, **drawn)
             agree(one.x, many.x)
             agree(one.log_z, many.log_z)
+    # Populations that lie whole on a device, under weights that came together, exchange nothing.
+    assert not COLLECTIVES.search(walked(steered, *places[0]))
 
 
-def main():
-    import tempfile
+def walked(solver, model, mesh):
+    """The program of a walk, as it is run on the devices of ``mesh``."""
+    found = []
 
+    def lowered(*arguments, **options):
+        found.append(walk.lower(*arguments, **options).compile().as_text())
+        return walk(*arguments, **options)
+
+    walk, sampling_module._walk = sampling_module._walk, lowered
+    try:
+        sample(model, solver=solver, grid=grids.Karras(6), key=KEY, shape=(16, 2), mesh=mesh)
+    finally:
+        sampling_module._walk = walk
+    return found[0]
+
+
+def main(*names):
+    """Runs in the subprocess: all laws, or those named."""
     assert jax.device_count() == 8
-    training_agrees()
-    what_is_exchanged()
-    with tempfile.TemporaryDirectory() as folder:
-        resumed(pathlib.Path(folder))
-    networks()
-    sampling()
-    distillation()
+    for law in (training_agrees, what_is_exchanged, resumed, networks, sampling, distillation):
+        if not names or law.__name__ in names:
+            law()
     print("agree")
 
 
@@ -345,4 +363,4 @@ def run(accumulate=1, **arguments):
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
