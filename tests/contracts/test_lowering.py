@@ -22,7 +22,7 @@ from tests.interpolants.test_sampling import SOLVERS as OF_INTERPOLANTS
 PLATFORMS = ("cuda", "tpu")
 KEY = jax.random.key(0)
 VP = processes.Gaussian(schedule=schedules.VPLinear())
-GBM = processes.GeometricBrownianMotion(sigma=1.5, mu=0.5)
+GBM = processes.GeometricBrownianMotion(sigma=25.0, mu=25.0**2 / 2 + 2.0)
 # What members inherit.
 ABSTRACT = {
     distill.Distillation, fk.Policy, fk.Potential, fk.Steering, fk.When, losses.Loss, losses.PredictionLoss, solvers.Integrator,
