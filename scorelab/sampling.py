@@ -117,8 +117,7 @@ def sample(
 
     parts = []
     for low, visit in visits(plan, key, cond, size, mesh):
-        with spanning(plan, mesh):
-            part = _walk(walk.Held(solver), visit, plan.start, plan.first, rows, event=plan.event, keep=keep)
+        part = walked(plan, solver, visit, mesh, keep)
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
         done = min(low + size, n)
@@ -139,7 +138,19 @@ def visits(plan: walk.Plan, key: Key, cond: Pytree, size: int, mesh: Mesh | None
         yield low, walk.Visit(model, key, ids, part)
 
 
-def spanning(plan: walk.Plan, mesh: Mesh | None) -> AbstractContextManager:
+def walked(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None, keep: str = "last") -> dict[str, Any]:
+    """What the walk of a chunk returns."""
+    with _spanning(plan, mesh):
+        return _walk(walk.Held(solver), visit, plan.start, plan.first, plan.rows, event=plan.event, keep=keep)
+
+
+def program(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None, keep: str = "last") -> jax.stages.Lowered:
+    """The program of :func:`walked`, before it is compiled."""
+    with _spanning(plan, mesh):
+        return _walk.lower(walk.Held(solver), visit, plan.start, plan.first, plan.rows, event=plan.event, keep=keep)
+
+
+def _spanning(plan: walk.Plan, mesh: Mesh | None) -> AbstractContextManager:
     """The mesh is known while tracing: populations that span it agree on their weights by it."""
     return nullcontext() if mesh is None or plan.population == 1 else jax.set_mesh(mesh)
 

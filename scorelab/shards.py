@@ -37,7 +37,7 @@ from scorelab.lock import Lock
 from scorelab.models.base import Model
 from scorelab.processes.base import Start
 from scorelab.pytrees import content
-from scorelab.sampling import _walk, chunk_size, spanning, visits
+from scorelab.sampling import chunk_size, program, visits, walked
 from scorelab.solvers.base import Population, Solver
 from scorelab.validation import require_int, require_spec
 
@@ -396,8 +396,7 @@ def sample_to(
             if (number := low // size) not in todo:
                 continue
             began = time.monotonic()
-            with spanning(plan, mesh):
-                part = _walk(walk.Held(solver), visit, plan.start, plan.first, plan.rows, event=plan.event, keep="last")
+            part = walked(plan, solver, visit, mesh)
             low, high = shards.rows(number)
             walk.raise_if_bad(np.asarray(part["bad"])[: high - low], plan.times)
             arrays = _stored(part, high - low, size, transform)
@@ -542,8 +541,7 @@ def _made(
     transform: Transform | None, record: Mapping[str, Any] | None, visit: walk.Visit,
 ) -> dict[str, Any]:  # fmt: skip
     """What the samples follow from, as JSON data."""
-    with spanning(plan, mesh):
-        lowered = _walk.lower(walk.Held(solver), visit, plan.start, plan.first, plan.rows, event=plan.event, keep="last")
+    lowered = program(plan, solver, visit, mesh)
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info["x"])
     x = x if transform is None else jax.eval_shape(transform.decode, x)
     device = (jax.devices()[:1] if mesh is None else mesh.devices.flat)[0]
