@@ -116,8 +116,7 @@ def sample(
     if progress is not None and not callable(progress):
         raise TypeError(f"sample.progress = {progress!r}: expected a function of (samples done, samples wanted), or None")
     plan = walk.plan("sample", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
-    n, rows = plan.n, plan.rows
-    step_ends = np.append(np.flatnonzero(np.diff(rows.step)), plan.calls - 1)
+    n, step_ends = plan.n, np.append(np.flatnonzero(np.diff(plan.rows.step)), plan.calls - 1)
     if isinstance(mesh, str):
         mesh = auto_mesh("sample", plan, solver, key, cond, chunk, keep)
     size = chunk_size("sample", n, plan.event, chunk, mesh, plan.population)
@@ -125,8 +124,7 @@ def sample(
 
     parts = []
     for low, visit in visits(plan, key, cond, size, mesh):
-        with spanning(plan, mesh):
-            part = _walk(walk.Held(solver), visit, begun(plan, visit), rows, keep=keep)
+        part = walked(plan, solver, visit, mesh, keep)
         part["path"] = jax.tree.map(lambda leaf: leaf[np.append(0, 1 + step_ends)], part["path"])
         parts.append(part)
         done = min(low + size, n)
@@ -166,14 +164,29 @@ def visits(plan: walk.Plan, key: Key, cond: Pytree, size: int, mesh: Mesh | None
         yield low, walk.Visit(model, key, ids, part)
 
 
-def spanning(plan: walk.Plan, mesh: Mesh | None) -> AbstractContextManager:
+def walked(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None, keep: str = "last") -> dict[str, Any]:
+    """The samples of one chunk, and what the solver says of them."""
+    with _spanning(plan, mesh):
+        begun = walk.drawn(*_begins(plan, visit), event=plan.event)
+        return _walk(walk.Held(solver), visit, begun, plan.rows, keep=keep)
+
+
+def program(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None) -> tuple[str, Pytree]:
+    """The programs of :func:`walked` as text, before they are compiled, and the shapes of the samples."""
+    with _spanning(plan, mesh):
+        begun = walk.drawn.lower(*_begins(plan, visit), event=plan.event)
+        walking = _walk.lower(walk.Held(solver), visit, begun.out_info, plan.rows, keep="last")
+    return begun.as_text() + walking.as_text(), walking.out_info["x"]
+
+
+def _spanning(plan: walk.Plan, mesh: Mesh | None) -> AbstractContextManager:
     """The mesh is known while tracing: populations that span it agree on their weights by it."""
     return nullcontext() if mesh is None or plan.population == 1 else jax.set_mesh(mesh)
 
 
-def begun(plan: walk.Plan, visit: walk.Visit) -> walk.Drawn:
-    """Where the samples of a chunk begin."""
-    return walk.drawn(plan.start, plan.model.process, visit.key, visit.ids, visit.cond, plan.first, event=plan.event)
+def _begins(plan: walk.Plan, visit: walk.Visit) -> tuple[Any, ...]:
+    """The arguments of :func:`scorelab.walk.drawn` for a chunk."""
+    return plan.start, plan.model.process, visit.key, visit.ids, visit.cond, plan.first
 
 
 @functools.partial(jax.jit, static_argnames="keep")
@@ -234,8 +247,8 @@ def auto_mesh(where: str, plan: walk.Plan, solver: Solver, key: Key, cond: Pytre
 
     def work() -> float:
         _, visit = next(visits(plan, key, cond, size, None))
-        of_start = jax.eval_shape(lambda visit: begun(plan, visit), visit)
-        return devices.operations(_walk, walk.Held(solver), visit, of_start, plan.rows, keep=keep)
+        begun = jax.eval_shape(lambda visit: walk.drawn(*_begins(plan, visit), event=plan.event), visit)
+        return devices.operations(_walk, walk.Held(solver), visit, begun, plan.rows, keep=keep)
 
     return devices.sampling_mesh(size, work, unit=plan.population, share=plan.n if plan.population > 1 else None)
 

@@ -38,7 +38,7 @@ from scorelab.lock import Lock
 from scorelab.models.base import Model
 from scorelab.processes.base import Start
 from scorelab.pytrees import content
-from scorelab.sampling import _walk, auto_mesh, begun, chunk_size, placed, spanning, visits
+from scorelab.sampling import auto_mesh, chunk_size, placed, program, visits, walked
 from scorelab.solvers.base import Population, Solver
 from scorelab.validation import require_int, require_spec
 
@@ -401,8 +401,7 @@ def sample_to(
             if (number := low // size) not in todo:
                 continue
             began = time.monotonic()
-            with spanning(plan, mesh):
-                part = _walk(walk.Held(solver), visit, begun(plan, visit), plan.rows, keep="last")
+            part = walked(plan, solver, visit, mesh)
             low, high = shards.rows(number)
             walk.raise_if_bad(np.asarray(part["bad"])[: high - low], plan.times)
             arrays = _stored(part, high - low, size, transform)
@@ -546,10 +545,8 @@ def _made(
     transform: Transform | None, record: Mapping[str, Any] | None, visit: walk.Visit,
 ) -> dict[str, Any]:  # fmt: skip
     """What the samples follow from, as JSON data."""
-    with spanning(plan, mesh):
-        of_start = jax.jit(lambda plan_start, visit: begun(plan._replace(start=plan_start), visit)).lower(plan.start, visit)
-        lowered = _walk.lower(walk.Held(solver), visit, of_start.out_info, plan.rows, keep="last")
-    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), lowered.out_info["x"])
+    text, x = program(plan, solver, visit, mesh)
+    x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
     x = x if transform is None else jax.eval_shape(transform.decode, x)
     device = (jax.devices()[:1] if mesh is None else mesh.devices.flat)[0]
     made = {
@@ -576,7 +573,7 @@ def _made(
         "stored": None if transform is None else repr(transform),
         "record": dict(record or {}),
         # Of all of the above and of the code of the caller, which nothing above can see.
-        "program": hashlib.sha256((of_start.as_text() + lowered.as_text()).encode()).hexdigest(),
+        "program": hashlib.sha256(text.encode()).hexdigest(),
     }
     return json.loads(json.dumps(made, allow_nan=False))
 
