@@ -233,12 +233,12 @@ def _activations(sharding: Sharding, mesh: Mesh, h: Array) -> Array:
 
 
 def _copied(tree: Pytree, layout: Pytree) -> Pytree:
+    if jax.process_count() > 1:
+        layouts = jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout
+        return jax.tree.map(_global, jax.tree.map(_strong, tree), layouts)
     # device_put(may_alias=False) does not hold on fewer devices than before: the array there would be the part that was there.
     copied = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, _own(tree))
-    tree = jax.tree.map(_strong, copied)
-    if jax.process_count() == 1:
-        return jax.device_put(tree, layout)
-    return jax.tree.map(_global, tree, jax.tree.map(lambda _: layout, tree) if isinstance(layout, NamedSharding) else layout)
+    return jax.device_put(jax.tree.map(_strong, copied), layout)
 
 
 def _global(leaf: Pytree, layout: NamedSharding) -> jax.Array:
