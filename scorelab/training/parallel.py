@@ -233,13 +233,14 @@ def _activations(sharding: Sharding, mesh: Mesh, h: Array) -> Array:
 
 
 def _copied(tree: Pytree, layout: Pytree) -> Pytree:
-    return jax.device_put(jax.tree.map(_strong, _own(tree)), layout)
+    # device_put(may_alias=False) does not hold on fewer devices than before: the array there would be the part that was there.
+    copied = jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, _own(tree))
+    return jax.device_put(jax.tree.map(_strong, copied), layout)
 
 
 def _own(tree: Pytree) -> Pytree:
-    # device_put(may_alias=False) does not hold: on the CPU the device array is the caller's memory wherever a NumPy array happens
-    # to be aligned, and on fewer devices than before it is the part that was there.
-    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray | jax.Array) else leaf, tree)
+    # Nor does it hold for NumPy arrays: on the CPU the device array is the caller's memory wherever that happens to be aligned.
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, tree)
 
 
 def _strong(leaf: Pytree) -> Pytree:

@@ -49,6 +49,7 @@ def test_what_counts_as_a_sentence():
         "docs/fields.md",
         "docs/coming_from.md",
         "docs/limits.md",
+        "docs/scaling.md",
     ],
 )
 def test_sentences_are_short(page):
