@@ -293,7 +293,7 @@ def walked(config: Config, place: Place, solver: Any) -> Any:
 
     import scorelab as sl
     from scorelab.sampling import _walk
-    from scorelab.walk import Held, Visit, working_precision
+    from scorelab.walk import Held, Visit, drawn, working_precision
 
     denoiser, shapes = parameters(config)
     ids = place.rows(jax.ShapeDtypeStruct((place.batch,), jnp.int32))
@@ -302,10 +302,13 @@ def walked(config: Config, place: Place, solver: Any) -> Any:
     # `sample` brings parameters together along the axis of the samples before it walks.
     params = replace(place.sharding, fully_sharded=False).place(shapes, place.mesh)
     visit = Visit(denoiser.bind(params), place.whole(key_shape()), ids, ids)
+
+    def chunk(held, visit, first, rows):
+        begun = drawn(process().prior(), process(), visit.key, visit.ids, visit.cond, first, event=config.event)
+        return _walk(held, visit, begun, rows, keep="last")
+
     with jax.set_mesh(place.mesh):
-        return _walk.lower(
-            Held(solver), visit, process().prior(), working_precision(times[0]), rows, event=config.event, keep="last"
-        )
+        return jax.jit(chunk).lower(Held(solver), visit, working_precision(times[0]), rows)
 
 
 def sampler(config: Config, place: Place) -> Any:

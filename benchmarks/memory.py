@@ -15,7 +15,7 @@ import scorelab as sl
 from benchmarks.common import EDM, Row, model_of
 from benchmarks.smc import brightness
 from scorelab.sampling import _walk
-from scorelab.walk import Held, Visit, working_precision
+from scorelab.walk import Held, Visit, drawn, working_precision
 
 try:
     import resource
@@ -27,7 +27,8 @@ def planned(model, event, batch, solver, steps, keep="last") -> float:
     """MiB of temporaries of a call."""
     rows = working_precision(solver.table(EDM, sl.grids.Karras(steps).times(EDM)))
     visit = Visit(model, jax.random.key(0), jnp.arange(batch))
-    compiled = _walk.lower(Held(solver), visit, sl.starts.Prior(), rows.t[0], rows, event=event, keep=keep).compile()
+    begun = drawn.lower(sl.starts.Prior(), EDM, visit.key, visit.ids, None, rows.t[0], event=event).out_info
+    compiled = _walk.lower(Held(solver), visit, begun, rows, keep=keep).compile()
     return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 

@@ -138,7 +138,7 @@ def require_mesh(owner: str, mesh: Any) -> None:
 def sampling_mesh(rows: int, work: Callable[[], float], *, unit: int = 1, share: int | None = None) -> Mesh | None:
     """The mesh that ``sample(mesh="auto")`` takes, over devices of this process; None where a single device is as fast.
 
-    On accelerators it has all of them that get rows. On a CPU it has as many as get :data:`LEAST_WORK` each.
+    On accelerators it has all of them that get rows. On a CPU it has as many as get ``LEAST_WORK`` each.
 
     Args:
         rows: samples of one step.
@@ -170,7 +170,7 @@ def training_mesh(learner: Any, batch: Pytree, key: Key) -> Mesh:
     """The mesh that ``fit(mesh="auto")`` trains on: devices that divide the batch and gain by it.
 
     On accelerators, and where there are several processes, it has all devices. On a CPU it has as many as get
-    :data:`LEAST_WORK` floating point operations of an update each, and :data:`LEAST_WORK_PER_NUMBER` for every number of the state.
+    ``LEAST_WORK`` floating point operations of an update each, and ``LEAST_WORK_PER_NUMBER`` for every number of the state.
 
     Args:
         learner: what is trained.

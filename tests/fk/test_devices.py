@@ -74,18 +74,20 @@ def compiled(solver, n, mesh):
 
     from scorelab.sampling import _walk
     from scorelab.starts import Prior
-    from scorelab.walk import Held, Visit, working_precision
+    from scorelab.walk import Held, Visit, drawn, working_precision
 
     from .chains import GRID, MODEL, VP
 
     ids = jax.device_put(jnp.arange(n, dtype=jnp.int32), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
     times = GRID.times(VP)
     rows = working_precision(solver.table(VP, times))
+
+    def chunk(held, visit, first, rows):
+        return _walk(held, visit, drawn(Prior(), VP, visit.key, visit.ids, None, first, event=(1,)), rows, keep="last")
+
     with jax.set_mesh(mesh):
-        lowered = _walk.lower(
-            Held(solver), Visit(MODEL, jax.random.key(0), ids), Prior(), working_precision(times[0]), rows, event=(1,), keep="last",
-        )  # fmt: skip
-        return lowered.compile().as_text()
+        visit = Visit(MODEL, jax.random.key(0), ids)
+        return jax.jit(chunk).lower(Held(solver), visit, working_precision(times[0]), rows).compile().as_text()
 
 
 def devices():
