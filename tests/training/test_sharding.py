@@ -346,7 +346,7 @@ def test_what_is_refused():
         (lambda: Sharding(model=3).mesh(jax.devices()[:1]), ValueError, r"Sharding\.model = 3: expected a divisor of the 1 dev"),
         (lambda: data_mesh(jax.devices()[:1], 2), ValueError, r"data_mesh\.model = 2: expected a divisor of the 1 devices"),
         (lambda: run(sharding="fsdp"), TypeError, r"fit\.sharding = 'fsdp': expected a Sharding"),
-        (lambda: run(mesh="all"), TypeError, r"Sharding\.mesh = 'all': expected a Mesh"),
+        (lambda: run(mesh="all"), TypeError, r"fit\.mesh = 'all': expected a Mesh, 'auto' or None"),
         (lambda: run(sharding=Sharding(model=2)), ValueError, r"mesh has the axes .*: expected 'data'"),
         (lambda: run(memory=3), TypeError, r"fit\.memory = 3: expected a function of a Memory, or None"),
         (lambda: member(accumulate=0), ValueError, r"ScoreLearner\.accumulate = 0: expected an integer >= 1"),
