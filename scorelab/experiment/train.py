@@ -382,7 +382,7 @@ def trained_state(experiment: Experiment, workdir: Workdir, *, on_every_host: bo
 def layout_of(experiment: Experiment) -> tuple[Sharding, Spread]:
     """``Train.sharding``, data parallel where these devices cannot have it, and what training and sampling are spread over.
 
-    That are the devices that gain by it, unless ``Experiment.cpu_devices`` or the layout says how many; then it is all of them.
+    It is ``"auto"``, unless ``Experiment.cpu_devices`` or the layout says how many devices there are; then it is all of them.
     """
     sharding, count = experiment.one(Train).sharding, jax.device_count()
     if count == 1 or count % sharding.model:
