@@ -22,7 +22,7 @@ FIGURE = Figure(
     claims="Data and base may be joined by any coupling, and the flow has the same ends.",
     look_for="In two dimensions a few hundred rows come near to optimal transport. In high dimension they hardly help: the gain "
     "grows like the logarithm of the batch. A plan with a relative regularisation of .05 is the independent one there.",
-    minutes=dict(small=0.5, full=None, gpu=None),
+    minutes=dict(small=0.5, full=3, gpu=None),
     options=dict(seeds=4, rows=4096, most=1024),
     small=dict(seeds=3, rows=2048),
 )

@@ -25,7 +25,7 @@ FIGURE = Figure(
     claims="The noise of an interpolant is chosen after training, from the flow to any SDE: the law at each time is the same.",
     look_for="With weights every histogram lies on its law, at any noise and for either anchor. The drift alone has the modes in "
     "the wrong shares: the flow of a tilted law is not tilted at all, and a square is not a square.",
-    minutes=dict(small=3, full=8, gpu=None),
+    minutes=dict(small=3, full=2, gpu=None),
     options=dict(particles=4096, populations=12, steps=200),
     small=dict(particles=4096, populations=6, steps=100),
 )

@@ -28,7 +28,7 @@ FIGURE = Figure(
     claims="Learned fields control the likelihood of samplers with noise; control of the deterministic one is more stringent.",
     look_for="KL against epsilon has its minimum inside: the flow keeps what the networks got wrong, and too much noise needs a "
     "score that they do not have. Noise in proportion to gamma^2 forgives a wide range.",
-    minutes=dict(small=3, full=10, gpu=None),
+    minutes=dict(small=3, full=16, gpu=None),
     options=dict(seeds=3, steps=4000, n=30_000, grid=200),
     small=dict(seeds=2, steps=1500, n=10_000, grid=100),
 )

@@ -29,7 +29,7 @@ FIGURE = Figure(
     claims="The Schroedinger bridge is an interpolant with a coupling and a latent noise of its own.",
     look_for="Rounds converge to the bridge, fast where the reference is noisy and hardly where it is not. Without noise one round "
     "makes the flow straight, and it then stays where it is: close to optimal transport, and not there.",
-    minutes=dict(small=2, full=None, gpu=None),
+    minutes=dict(small=2, full=14, gpu=None),
     options=dict(rounds=6, nodes=1000, seeds=3, steps=3000, n=50_000),
     small=dict(nodes=400, seeds=2, steps=800, n=20_000),
 )

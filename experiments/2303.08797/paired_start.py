@@ -23,7 +23,7 @@ FIGURE = Figure(
     claims="A base that knows the condition needs fewer steps than noise does.",
     look_for="A shift of the base changes nothing, since straight paths move with it. A base as wide as the law is better, and a "
     "point with a latent noise of that size is the best. Too narrow a base, or too much noise, is as bad as none.",
-    minutes=dict(small=1, full=None, gpu=None),
+    minutes=dict(small=1, full=1, gpu=None),
     options=dict(seeds=4, n=100_000),
     small=dict(seeds=3, n=20_000),
 )

@@ -22,7 +22,7 @@ FIGURE = Figure(
     claims="A coupling may be chosen freely, and one that is near to optimal transport makes flows that need few steps.",
     look_for="The larger the batch that is joined, the straighter the flow; one round of reflow is straighter still. At one step "
     "they win by an order of magnitude and more. At 64 steps independent pairs are as good: a sharper map is harder to learn.",
-    minutes=dict(small=3, full=None, gpu=None),
+    minutes=dict(small=3, full=8, gpu=None),
     options=dict(seeds=3, steps=4000, n=30_000, pairs=60_000),
     small=dict(seeds=2, steps=1000, n=20_000, pairs=30_000),
 )
