@@ -6,6 +6,7 @@ on the samples beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ from scorelab.solvers.base import Integrator, Population, Solver, population_siz
 from scorelab.starts import Prior
 from scorelab.validation import require_spec
 
+_PACKAGE = __name__.partition(".")[0]
 # The stream of a row's key from which the place of the model's call is drawn, beside that of the update.
 _QUERY = 1_000_081
 # The stream of the walk's key from which paths are drawn, beside those of the rows, which are numbers of rows.
@@ -199,26 +201,39 @@ def _check_outside(where: str, model: Model, start: Start, ids: Array, populatio
 
 def _rows(solver: Solver, process: Process, times: np.ndarray) -> Any:
     """The table in the working precision, made once for equal specs: a small network is done in the time that making one takes."""
-    if not (_frozen(solver) and _frozen(process)):
+    if not (_lasting(solver) and _lasting(process)):
+        return _table(solver, process, times)
+    try:
+        hash((solver, process))
+    except TypeError:  # a solver with an array
         return _table(solver, process, times)
     return _tables(solver, process, times.tobytes(), jax.dtypes.canonicalize_dtype(np.float64))
 
 
-def _frozen(spec: object) -> bool:
-    """Whether equal specs stay equal: a frozen dataclass, none of whose numbers is an array."""
-    params = getattr(type(spec), "__dataclass_params__", None)
-    if params is None or not params.frozen:
+def _lasting(value: Any) -> bool:
+    """Whether a spec is one of this package, of numbers and such specs: code of a caller may make another table next time."""
+    kind = type(value)
+    if kind in (bool, int, float, str, type(None)):
+        return True
+    if isinstance(value, jax.Array):
+        return not is_traced(value)
+    if kind is tuple:
+        return all(map(_lasting, value))
+    if kind.__module__.partition(".")[0] != _PACKAGE:
         return False
-    try:
-        hash(spec)
-    except TypeError:
-        return False
-    return True
+    if not dataclasses.is_dataclass(value):  # a law
+        leaves = jax.tree.leaves(value)
+        return not any(leaf is value for leaf in leaves) and all(map(_lasting, leaves))
+    made: Any = getattr(kind, "__dataclass_params__", None)
+    return made.frozen and all(_lasting(getattr(value, field.name)) for field in dataclasses.fields(value))
 
 
 @functools.lru_cache(maxsize=64)
 def _tables(solver: Solver, process: Process, times: bytes, working: np.dtype) -> Any:
-    return _table(solver, process, np.frombuffer(times))
+    rows = _table(solver, process, np.frombuffer(times).copy())
+    for column in jax.tree.leaves(rows):
+        column.flags.writeable = False
+    return rows
 
 
 def _table(solver: Solver, process: Process, times: np.ndarray) -> Any:
@@ -230,8 +245,6 @@ def _table(solver: Solver, process: Process, times: np.ndarray) -> Any:
         raise ValueError(
             f"{type(solver).__name__}.table has rows for the steps {found}: expected 0 to {len(times) - 2}, in this order"
         )
-    for column in jax.tree.leaves(rows):
-        column.flags.writeable = False
     return rows
 
 

@@ -1,7 +1,6 @@
 """What ``sample`` promises beyond the solvers: compilation, memory, trajectories, errors."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -66,27 +65,39 @@ def test_the_noise_of_a_sample_is_that_of_its_key_in_the_shape_of_an_event():
         np.testing.assert_array_equal(per_example_normal(keys, jnp.zeros((1, *event))), expected)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counted(solvers.DPMSolverPP):
-    """A solver that counts its tables."""
+def test_a_table_of_the_library_is_made_once_and_cannot_be_written():
+    def rows(solver, steps=5):
+        given = dict(grid=grids.Karras(steps), key=KEY, shape=(8, 2), start=None, cond=None, ids=None)
+        return plan("sample", MODEL, solver=solver, **given).rows
 
-    made: ClassVar[list[int]] = []
+    table = rows(solvers.DPMSolverPP())
+    assert rows(solvers.DPMSolverPP()) is table
+    assert rows(solvers.DPMSolverPP(order=1)) is not table
+    assert rows(solvers.DPMSolverPP(), 6) is not table
+    with pytest.raises(ValueError, match="read-only"):
+        table.t[0] = 1.0
+
+
+KNOB = [1.0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned(solvers.DPMSolverPP):
+    """A solver of a caller whose table follows from more than its fields, and who writes into the times."""
 
     def table(self, process, times):
-        self.made.append(len(times))
+        times[1:-1] *= KNOB[0]
         return super().table(process, times)
 
 
-def test_a_table_is_made_once_for_equal_specs_and_times_and_cannot_be_written():
-    arguments = dict(key=KEY, shape=(8, 2))
-    first = sample(MODEL, solver=Counted(), grid=grids.Karras(5), **arguments).x
-    np.testing.assert_array_equal(sample(MODEL, solver=Counted(), grid=grids.Karras(5), **arguments).x, first)
-    sample(MODEL, solver=Counted(), grid=grids.Karras(5, t_max=40.0), **arguments)
-    sample(MODEL, solver=Counted(order=1), grid=grids.Karras(5), **arguments)
-    assert Counted.made == [6, 6, 6]
-    given = dict(solver=Counted(), grid=grids.Karras(5), start=None, cond=None, ids=None)
-    with pytest.raises(ValueError, match="read-only"):
-        plan("sample", MODEL, **given, **arguments).rows.t[0] = 1.0
+def test_a_table_of_a_caller_is_made_at_every_call():
+    arguments = dict(solver=Turned(), grid=grids.Karras(5), key=KEY, shape=(8, 2))
+    KNOB[0] = 1.0
+    first = sample(MODEL, **arguments).x
+    KNOB[0] = 0.9
+    assert not np.array_equal(sample(MODEL, **arguments).x, first)
+    KNOB[0] = 1.0
+    np.testing.assert_array_equal(sample(MODEL, **arguments).x, first)
 
 
 def test_an_exact_mixture_is_sampled_to_the_floor():
