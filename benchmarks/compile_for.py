@@ -23,8 +23,8 @@ experiments/results/scaling/tpu.json as soon as it is there, and is not compiled
 A network of many equal blocks takes many minutes to compile. --depths 2 4 compiles two shallow ones and extrapolates, since what
 a program needs is affine in the number of blocks; such rows say so.
 
-The times are bounds and no measurements: FLOPs over the peak, or bytes over the bandwidth of the memory, and in addition the bytes
-that have to be sent over that of the links. `limit` names the largest of the three.
+The times are bounds and no measurements. A bound is the larger of FLOPs over the peak and bytes over the bandwidth of the memory.
+The bytes that have to be sent, over the bandwidth of the links, come in addition. `limit` names the largest of the three.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ class Config(NamedTuple):
 def config(name: str) -> Config:
     """A network by name, with 1000 classes, and its batches; the blocks of the large ones are computed again in the gradient.
 
-    DiT-B/2 and DiT-XL/2 of arXiv 2212.09748, table 1, on latents of 256 x 256 images; the U-Net of ADM for 64 x 64 images of
-    arXiv 2105.05233, table 4 (192 channels, three blocks, attention at 32, 16 and 8), with six heads everywhere.
+    DiT-B/2 and DiT-XL/2 are those of arXiv 2212.09748, table 1, on latents of 256 x 256 images. The U-Net of ADM for 64 x 64 images
+    is that of arXiv 2105.05233, table 4: 192 channels, three blocks, attention at 32, 16 and 8. It has six heads everywhere.
     """
     from scorelab.models import nets
 

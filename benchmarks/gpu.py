@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu                        # what is not kept yet, for twelve minutes at the most
     python -m benchmarks.gpu --only training smc    # some of the rows
-    python -m benchmarks.gpu --tiny --out /tmp/gpu  # everything at a size for a CPU, to see that it works
+    python -m benchmarks.gpu --tiny --out FOLDER    # everything at a size for a CPU, to see that it works
 
-Every row is measured in a process of its own under a time limit, and kept in experiments/results/gpu/rows.json when it is there; a
+Every row is measured in a process of its own under a time limit, and kept in experiments/results/gpu/rows.json when it is there. A
 row that is kept is not measured again. A training that meets its limit is saved and goes on in the next call. `table.md` beside
 the rows is what they say.
 

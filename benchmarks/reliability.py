@@ -6,12 +6,13 @@
 
 A small training (800 steps on points in the plane, a checkpoint every 50) is run once without a fault. Then it is run
 again, once for each try: a fault hits it at a random moment, and the same command with `--resume` goes on until the end. A
-try has survived where the parameters, the averages, the optimiser's records and the log of the metrics are then those of the
-first run, bit for bit, and where the fault was told in one line. It is lost where the run cannot go on, ends elsewhere, or says
-nothing. The disk that is full and the one that is read-only are small file systems in memory: mounting one takes the rights to.
+try has survived where the fault was told in one line, and the end is that of the first run, bit for bit. The end is the
+parameters, the averages, the optimiser's records and the log of the metrics. A try is lost where the run cannot go on, ends
+elsewhere, or says nothing. The disk that is full and the one that is read-only are small file systems in memory: mounting one
+takes the rights to.
 
-SIGKILL at any moment, from the start of the process to its end, hits a training, a distillation, a long sampling and a sweep, five
-times each, and a run of two hosts: in these the samples and the tables have to be equal as well. --keep writes the table to
+SIGKILL at any moment, from the start of the process to its end, hits a training, a distillation, a long sampling and a sweep. In
+these the samples and the tables have to be equal as well. Signals also hit one of two hosts, or both. --keep writes the table to
 experiments/results/reliability.json, where rows that were not measured stay.
 """
 

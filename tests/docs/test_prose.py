@@ -50,6 +50,8 @@ def test_what_counts_as_a_sentence():
         "docs/coming_from.md",
         "docs/limits.md",
         "docs/scaling.md",
+        "docs/precision.md",
+        "docs/reliability.md",
     ],
 )
 def test_sentences_are_short(page):
