@@ -84,8 +84,8 @@ class Checkpoints:
         """Return when the checkpoint that was begun last is there; errors of its writing, on every host."""
         if (begun := self._begun) is None:
             return
-        self._begun = None
         failure = begun.end()
+        self._begun = None
         said = hosts.exchange(None if failure is None else str(failure) or type(failure).__name__)
         if failure is not None:
             raise failure
@@ -98,12 +98,12 @@ class Checkpoints:
         """At the end of the block all that was begun is there; where it ends by an error, that one is told and no other."""
         try:
             yield
-        except BaseException:
+            self.wait()
+        finally:
+            # Nothing is written any more when the work directory is let go, whatever the error.
             if self._begun is not None:
                 self._begun.end()
                 self._begun = None
-            raise
-        self.wait()
 
     def _write(self, step: int, arrays: dict[str, np.ndarray]) -> None:
         """Write host arrays, by one process."""
@@ -113,21 +113,23 @@ class Checkpoints:
 
     def _spread_out(self, step: int, leaves: dict[str, Any]) -> Callable[[], None]:
         """Begin to write arrays that are spread over several hosts; what is left to do of it."""
-        # The first host makes the folder that all write into.
-        opened = ExitStack()
-        made = opened.enter_context(self._opened(step, temporary(self._folder / str(step)))) if hosts.first() else None
-        partial = self._folder / hosts.agreed(None if made is None else made.name)
-        # On a CPU the host array is the memory of the device array, which the next step consumes.
-        kept = jnp.copy if jax.default_backend() == "cpu" else lambda leaf: leaf
-        arrays = {
-            name: kept(plain) if _spread(plain) else np.array(jax.device_get(plain))
-            for name, plain in ((name, _plain(leaf)) for name, leaf in leaves.items())
-        }
-        checkpointer = _orbax().AsyncCheckpointer(_orbax().StandardCheckpointHandler())
-        checkpointer.save((partial / _STATE).absolute(), args=_orbax().args.StandardSave(arrays))
+        with ExitStack() as opened:
+            # The first host makes the folder that all write into.
+            made = opened.enter_context(self._opened(step, temporary(self._folder / str(step)))) if hosts.first() else None
+            partial = self._folder / hosts.agreed(None if made is None else made.name)
+            # On a CPU the host array is the memory of the device array, which the next step consumes.
+            kept = jnp.copy if jax.default_backend() == "cpu" else lambda leaf: leaf
+            arrays = {
+                name: kept(plain) if _spread(plain) else np.array(jax.device_get(plain))
+                for name, plain in ((name, _plain(leaf)) for name, leaf in leaves.items())
+            }
+            checkpointer = opened.enter_context(closing(_orbax().AsyncCheckpointer(_orbax().StandardCheckpointHandler())))
+            checkpointer.save((partial / _STATE).absolute(), args=_orbax().args.StandardSave(arrays))
+            # Without an error up to here they stay open until it is written.
+            begun = opened.pop_all()
 
         def end() -> None:
-            with opened, closing(checkpointer):
+            with begun:
                 checkpointer.wait_until_finished()
                 arrays.clear()
 
@@ -265,20 +267,27 @@ class _Writing:
 
     def __init__(self, step: int, work: Callable[[], None] | None):
         self.step, self._failure = step, None
-        self._thread = None if work is None else threading.Thread(target=self._run, args=(work,), daemon=True)
-        if self._thread is not None:
-            self._thread.start()
+        # Not Thread.join, which takes a thread for ended once a signal has interrupted it (Python 3.11).
+        self._ended = threading.Event()
+        if work is None:
+            self._ended.set()
+        else:
+            threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
     def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
         except BaseException as error:
             self._failure = error
+        finally:
+            self._ended.set()
 
     def end(self) -> BaseException | None:
-        """Wait for it; what it raised."""
-        if self._thread is not None:
-            self._thread.join()
+        """Wait for it, also where a signal raises an exception meanwhile, which comes after it; what it raised."""
+        try:
+            self._ended.wait()
+        finally:
+            self._ended.wait()
         return self._failure
 
 

@@ -168,12 +168,13 @@ def train(run: Run) -> Any:
         SaveEvery(stage.checkpoint_every, checkpoints),
         Previewed(stage.checkpoint_every, run),
     )
-    at, state, received = done, cast(Any, state), None
+    at, state = done, cast(Any, state)
     with (
+        # Around the writing: the last checkpoint may still be on its way when the steps are done.
+        signals.waiting() as asked,
         checkpoints.writing(),
         opened(run, _sinks(stage)) as log.write,
         console.progress("train", stage.steps, done) as log.tick,
-        signals.waiting() as asked,
     ):
         stop = hosts.stop_at(lambda: at, asked)
         say: Callable[[Memory], None] | None = lambda memory: console.stage("train", str(memory))
@@ -197,9 +198,9 @@ def train(run: Run) -> Any:
                 memory=say,
             )
             at, say = until, None
-            if (received := hosts.signal_of(hosts.exchange(signals.received))) is not None:
+            if hosts.signal_of(hosts.exchange(signals.received)) is not None:
                 break
-    if received is not None:
+    if (received := hosts.signal_of(hosts.exchange(signals.received))) is not None:
         where = f"checkpoint of step {int(state.step)} of {stage.steps} in {shown(workdir.checkpoints)}"
         raise Stopped(received, where)
     if not hosts.first():

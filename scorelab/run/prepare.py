@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
+import sys
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +19,7 @@ from scorelab.devices import use_all_cores
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
+from scorelab.experiment.describe import describe
 from scorelab.experiment.workdir import Workdir
 from scorelab.files import write_json, write_text
 
@@ -81,24 +86,71 @@ def _open(config: Config, workdir: Workdir, resume: bool, console: Console) -> N
 
 
 def _require_same(old: dict, new: dict, config: Config, workdir: Workdir) -> None:
-    """ConfigError where a run that goes on would be another one; its stages say what of them may change."""
+    """ConfigError where a run that goes on would be another one; its stages say what of them may change.
+
+    Fields of specs that were not there when the old record was written count as they are by default.
+    """
     if old.setdefault("train_sha256", new["train_sha256"]) != new["train_sha256"]:
         raise ConfigError(
             f"{shown(workdir.root)} was run on other data: {config.experiment.data.name} had sha256 {old['train_sha256'][:12]}..., "
             f"and has {new['train_sha256'][:12]}... now; bring the data back, or pass another --workdir"
         )
-    differing = [f"Experiment.{key}" for key in sorted(old.keys() | new.keys()) if key != "stages" and old.get(key) != new.get(key)]
+    old = _completed(old, new)
+    differing = [
+        _where(old.get(key), new.get(key), f"Experiment.{key}")
+        for key in sorted(old.keys() | new.keys())
+        if key != "stages" and old.get(key) != new.get(key)
+    ]
     of_old = {(spec["type"], spec["name"]): spec for spec in old.get("stages", ())}
     for stage, spec in zip(config.experiment.stages, new["stages"], strict=True):
-        before = of_old.get((spec["type"], spec["name"]), {})
+        before = _completed(of_old.get((spec["type"], spec["name"]), {}), spec)
         if "*" not in stage.may_change:
             fixed = [key for key in spec if key not in stage.may_change and before.get(key) != spec[key]]
-            differing += [f"{type(stage).__name__}.{key}" for key in fixed]
+            differing += [_where(before.get(key), spec[key], f"{type(stage).__name__}.{key}") for key in fixed]
     if differing:
         raise ConfigError(
             f"{shown(workdir.root)} was run with another config: {', '.join(differing)} differ "
             f"(see {shown(workdir.specs)}); resume with the same config, or pass another --workdir"
         )
+
+
+def _completed(old: Any, new: Any) -> Any:
+    """An old record of specs with the fields that ``new`` has beyond it, at their defaults."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [_completed(one, other) for one, other in zip(old, new, strict=True)]
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return old
+    added = _defaults(new["type"], new.keys() - old.keys()) if "type" in new and old.get("type") == new["type"] else {}
+    return {**added, **{key: _completed(value, new.get(key)) for key, value in old.items()}}
+
+
+def _defaults(kind: str, names: Iterable[str]) -> dict[str, Any]:
+    """The defaults among the fields ``names`` of the dataclass ``kind``, described; without those that have none."""
+    module = kind
+    while module not in sys.modules:
+        module = module.rpartition(".")[0]
+        if not module:
+            return {}
+    try:
+        fields = dataclasses.fields(operator.attrgetter(kind[len(module) + 1 :])(sys.modules[module]))
+    except (AttributeError, TypeError):
+        # A class inside a function, or no dataclass.
+        return {}
+    found = {}
+    for each in fields:
+        if each.name in names and each.default is not dataclasses.MISSING:
+            found[each.name] = describe(each.default)
+        elif each.name in names and each.default_factory is not dataclasses.MISSING:
+            found[each.name] = describe(each.default_factory())
+    return found
+
+
+def _where(old: Any, new: Any, name: str) -> str:
+    """The innermost field of specs with all the differences of two records of the field ``name``."""
+    if not isinstance(old, dict) or not isinstance(new, dict) or "type" not in new or old.get("type") != new["type"]:
+        return name
+    key, *more = [key for key in old.keys() | new.keys() if (key in old) != (key in new) or old.get(key) != new.get(key)]
+    return name if more else _where(old.get(key), new.get(key), f"{name}.{key}")
 
 
 def _require_devices(old: dict, new: dict, workdir: Workdir) -> None:

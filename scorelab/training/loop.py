@@ -183,7 +183,7 @@ def fit(
         NonFiniteLoss: names the exact step; the finite steps before it have been logged. With ``skip_nonfinite`` the first step
             that is one too many in a row.
         NonFiniteState: before a hook sees a state with NaN or infinite parameters.
-        OutOfMemory: the step does not fit into the memory of a device; names a batch that would, and what takes less.
+        OutOfMemory: the state or a step does not fit into the memory of a device; names a batch that would, and what takes less.
         ValueError: a batch that the devices do not divide, a mesh without the axes of ``sharding``, a metric that is not a scalar,
             no metric ``"loss"``.
     """
@@ -202,11 +202,19 @@ def fit(
     batch = shard_batch(batch, mesh)
     size = jax.tree.leaves(batch)[0].shape[0]
     key = replicate(key, mesh)
-    state = init(batch, key) if state is None else sharding.place(state, mesh)
-    # Their arrays are consumed: what the memory of a step follows from are their shapes.
-    like = jax.tree.map(_shape, (state, batch, key))
     of_step = lambda compiles: measured(update, *like, mesh=mesh, compiles=compiles)
     too_large = lambda step, error: exhausted(step, size, of_step, error)
+    try:
+        begun = init(batch, key) if state is None else sharding.place(state, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if not ran_out(error):
+            raise
+        begun = lambda: learner.init(key, prepare(batch)) if state is None else state
+        like = (sharding.place(jax.eval_shape(begun), mesh), *jax.tree.map(_shape, (batch, key)))
+        raise too_large(start + 1, error) from error
+    state = begun
+    # Their arrays are consumed: what the memory of a step follows from are their shapes.
+    like = jax.tree.map(_shape, (state, batch, key))
     if memory is not None:
         try:
             found = measured(update, state, batch, key, mesh=mesh)

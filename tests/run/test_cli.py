@@ -72,7 +72,7 @@ def test_resuming_with_another_config_names_what_differs(tiny_run, scorelab):
     changed = with_sets(*TINY, "LEARNING_RATE = 0.5")
     status, _, err = scorelab("run", "toys/eight_gaussians", *changed, "--workdir", tiny_run, "--resume")
     assert status == 2
-    assert "Experiment.learner differ" in err
+    assert "was run with another config: Experiment.learner.optimizer.update differ" in err
 
 
 def test_a_work_directory_can_be_sampled_and_evaluated_again(trained, scorelab):

@@ -2,16 +2,21 @@
 
 import errno
 import json
+import os
 import random
+import shutil
 import signal
 import threading
 import time
+from contextlib import nullcontext
 
 import jax
 import numpy as np
+import orbax.checkpoint
 import pytest
 
 from scorelab import config
+from scorelab.experiment import checkpoints as checkpoints_module
 from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.experiment.train import trained_state
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines, read_lines
@@ -124,6 +129,85 @@ def test_a_checkpoint_that_cannot_be_written_is_told_at_the_next_one(tmp_path, m
     checkpoints.wait()
 
 
+def signalled_while_waiting(monkeypatch, step, *numbers):
+    """The writing of ``step`` takes long, and signals come while nothing is left to do but to wait for it."""
+    end, write, waits = checkpoints_module._Writing.end, Checkpoints._write, threading.Event()
+
+    def ending(self):
+        if self.step == step:
+            waits.set()
+        return end(self)
+
+    def slowly(self, number, arrays):
+        if number == step:
+            waits.wait(60)
+            for each in numbers:
+                # Two at once could be taken for one.
+                time.sleep(0.1)
+                os.kill(os.getpid(), each)
+            time.sleep(0.3)
+        write(self, number, arrays)
+
+    monkeypatch.setattr(checkpoints_module._Writing, "end", ending)
+    monkeypatch.setattr(Checkpoints, "_write", slowly)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_interrupted_wait_ends_with_the_writing(tmp_path, monkeypatch, inside):
+    checkpoints = Checkpoints(tmp_path / "c")
+
+    def save():
+        with checkpoints.writing() if inside else nullcontext():
+            checkpoints.begin(5, {"w": np.zeros(2)})
+        checkpoints.wait()
+
+    with monkeypatch.context() as patch:
+        signalled_while_waiting(patch, 5, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            save()
+        assert os.listdir(tmp_path / "c") == ["5"]
+    checkpoints.save(6, {"w": np.zeros(2)})
+    assert checkpoints.steps() == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status", "said"),
+    [
+        ([signal.SIGTERM], 0, "checkpoint of step 20 of 20"),
+        ([signal.SIGTERM, signal.SIGINT], 130, "stopped between two checkpoints"),
+    ],
+)
+def test_a_signal_while_the_last_checkpoint_is_written_waits_for_it(tmp_path, scorelab, monkeypatch, numbers, status, said):
+    command = ("train", "toys/eight_gaussians", *with_sets(*TINY), "--workdir", tmp_path / "run", "--resume")
+    with monkeypatch.context() as patch:
+        signalled_while_waiting(patch, 20, *numbers)
+        found, _, err = scorelab(*command)
+        # Before the lock is released, not some time later.
+        assert newest(tmp_path / "run") == 20
+    assert (found, len(err.splitlines())) == (status, 1)
+    assert said in err
+    found, out, _ = scorelab(*command)
+    assert found == 0
+    assert "already at step 20" in out
+
+
+def test_a_spread_checkpoint_that_cannot_be_begun_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, *rest, **more):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    checkpoints, state = Checkpoints(tmp_path / "c"), {"w": np.arange(3.0, dtype=np.float32)}
+    # As if no host had the whole array.
+    monkeypatch.setattr(checkpoints_module, "_spread", lambda leaf: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(orbax.checkpoint.AsyncCheckpointer, "save", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            checkpoints.begin(5, state)
+    assert caught.value.filename == str(tmp_path / "c" / "5")
+    assert os.listdir(tmp_path / "c") == []
+    checkpoints.save(5, jax.tree.map(jax.numpy.asarray, state))
+    np.testing.assert_array_equal(checkpoints.restore(5, state)["w"], state["w"])
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
     for step in (1, 2, 3):
@@ -155,6 +239,38 @@ def test_resuming_on_another_number_of_devices_is_refused(tiny_run, scorelab):
     assert status == 2
     assert "was run on 7 cpu device(s)" in err
     assert "cpu_devices" in err
+
+
+def test_fields_that_a_record_lacks_count_as_their_defaults(tmp_path, tiny_run, scorelab):
+    root = tmp_path / "run"
+    shutil.copytree(tiny_run, root)
+    whole = json.loads((root / "specs.json").read_text())
+
+    def resumed(*bindings, without=()):
+        old = json.loads(json.dumps(whole))
+        del old["learner"]["accumulate"], old["learner"]["denoiser"]["net"]["dtype"]
+        for stage in old["stages"]:
+            stage.pop("sharding", None)
+            stage.pop("rectify", None)
+        for name in without:
+            del old["learner"][name]
+        (root / "specs.json").write_text(json.dumps(old))
+        status, _, err = scorelab("train", "toys/eight_gaussians", *with_sets(*TINY, *bindings), "--workdir", root, "--resume")
+        return status, err
+
+    assert resumed() == (0, "")
+    assert json.loads((root / "specs.json").read_text()) == whole
+    for binding, name in (
+        ("training.ScoreLearner.accumulate = 2", "accumulate"),
+        ("nets.MLP.dtype = 'bfloat16'", "denoiser.net.dtype"),
+    ):
+        status, err = resumed(binding)
+        assert status == 2
+        assert f"was run with another config: Experiment.learner.{name} differ" in err
+    # Without a default there is nothing that it could have been.
+    status, err = resumed(without=["loss"])
+    assert status == 2
+    assert "Experiment.learner.loss differ" in err
 
 
 def test_a_run_can_be_made_longer(tmp_path, scorelab):

@@ -313,6 +313,33 @@ def test_a_batch_without_memory_is_named_with_one_that_fits(monkeypatch, memory)
         fit(member(), Points(), steps=1, key=KEY, mesh=data_mesh(jax.devices()[:1]), memory=memory)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_a_state_without_memory_is_told_as_a_batch_is(monkeypatch, given):
+    mesh, said = data_mesh(jax.devices()[:1]), ["RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes"]
+
+    def broken(*arguments):
+        raise jax.errors.JaxRuntimeError(said[0])
+
+    told = []
+    state = fit(member(), Points(), steps=1, key=KEY, mesh=mesh, memory=told.append)
+    if given:
+        place = Sharding.place
+        shapes = lambda tree: all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree))
+        monkeypatch.setattr(Sharding, "place", lambda self, tree, on: place(self, tree, on) if shapes(tree) else broken())
+    else:
+        state = None
+        monkeypatch.setattr(loop, "compiled", lambda *arguments: (broken, compiled(*arguments)[1]))
+    run = lambda: fit(member(), Points(), steps=2, key=KEY, mesh=mesh, state=state)
+    with pytest.raises(OutOfMemory, match=rf"step {1 + given}: a batch of 32 on 1 device does not .* allocating 7 bytes") as error:
+        run()
+    assert error.value.batch_size == 32
+    # The memory of the state is that of one that there was memory for.
+    assert str(told[0]) in str(error.value)
+    said[0] = "INTERNAL: something else"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        run()
+
+
 def test_the_batch_that_fits_follows_from_what_a_step_needs():
     memory = Memory(state=8, batch=10, work=192, limit=151 / 0.9, devices=4)
     # Ten for the state and its gradients, one for each of 200 examples: 141 are left of 151, in groups of four.
