@@ -564,6 +564,9 @@ def _replaced(run: Run, workdir: Workdir, how: Mapping[str, Any], keep: bool, sh
     same = there.record == json.loads(json.dumps(how))
     if same and sharded:
         return None
+    if len(there.missing) == there.count:
+        # Nothing was drawn yet.
+        return there
     what = "these samples in shards" if same else f"samples that were drawn otherwise: {difference(there.record, how)}"
     if keep:
         raise ConfigError(f"{shown(workdir.shards)} holds {what}: pass --name for others, or delete {_stored(workdir)}")

@@ -141,6 +141,11 @@ def test_one_file_does_not_take_the_place_of_a_long_sampling_by_a_command(runs, 
         assert not (root / "samples.npz").exists()
     assert scorelab("sample", root, "--n", 16, "--name", "few")[0] == 0
     assert (root / "shards" / "000000.npz").read_bytes() == before["000000.npz"]
+    # Where nothing has been drawn yet, nothing is lost.
+    for path in (root / "shards").glob("0*.npz"):
+        path.unlink()
+    assert scorelab("sample", root, "--n", 16)[0] == 0
+    assert not (root / "shards").exists()
 
 
 def test_samples_stay_until_the_shards_that_are_missing_are_drawn(runs, tmp_path, scorelab, monkeypatch):
