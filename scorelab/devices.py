@@ -99,7 +99,7 @@ def use_all_cores(count: int | None = None) -> int:
             raise ValueError(f"use_all_cores.count = {count}: expected an integer from 1 to {MOST_DEVICES}")
     told = _told()
     wanted = int(count) if count is not None else told or cores()
-    if not _started():
+    if not started():
         if count is not None or not told:
             jax.config.update(_NUMBER, wanted)
         return wanted
@@ -113,7 +113,7 @@ def use_all_cores(count: int | None = None) -> int:
     return running
 
 
-def _started() -> bool:
+def started() -> bool:
     """Whether JAX has looked for its devices, after which their number stays."""
     from jax._src import xla_bridge  # there is no public way to ask without starting it
 

@@ -1,8 +1,8 @@
 """Several processes as one run: how they meet, what they agree on, and how all of them end when one does.
 
-JAX moves arrays between processes. Beside it every process has one connection to host 0, for what is said rather than computed:
-whether the hosts run the same code, at which step they stop, and that one of them is gone. Such a message is there within
-milliseconds, where JAX notices a lost process by its heartbeats and then aborts without an exception.
+JAX moves arrays between processes. Beside it every process has one connection to host 0, for what is said rather than computed.
+By it they learn whether all run the same code, at which step to stop, and that one of them is gone. Such a message is there
+within milliseconds, where JAX notices a lost process by its heartbeats and then aborts without an exception.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from scorelab import devices
 from scorelab.errors import ConfigError
 
 # Seconds that a process has to end by itself, once another one is lost: it may have something of its own to say.
@@ -60,8 +61,9 @@ def distributed(
         silence: seconds without a sign of life after which a host counts as lost; one whose process has ended is known at once.
 
     Raises:
-        ConfigError: some of the three without the others, one out of its range, JAX runs already, nothing is detected, nobody
-            answers or somebody is missing in time, two processes of one number, hosts with other code or packages.
+        ConfigError: some of the three without the others, one out of its range, or a call after JAX has started. Nothing is
+            detected. Nobody answers, or somebody is missing in time. Two processes have one number, or hosts other code or
+            packages.
     """
     global _LINE
     if _LINE is not None:
@@ -75,7 +77,7 @@ def distributed(
     where = _address(coordinator, hosts, host)
     if where is None or hosts is None or host is None:
         return
-    if _jax_runs():
+    if devices.started():
         raise ConfigError("distributed was called after JAX had started: expected it first, before jax.devices() or any array")
     line = _meet(where, hosts, host, timeout, silence)
     # The handler of JAX would take SIGTERM, which here ends all hosts at one step (_Line.stops).
@@ -249,7 +251,7 @@ class _Line:
         """Whether ``step``, which this host has dispatched, is the last one.
 
         The first host that is asked tells host 0, which asks all for their steps. Having said its step, a host goes on for one more
-        at most before it waits for the answer, so the step after the largest one is ahead of nobody.
+        at most before it waits for the answer. So the step after the largest one is ahead of nobody.
         """
         with self._changed:
             self._at = step
@@ -520,6 +522,8 @@ def _facts() -> dict[str, str]:
 
 def _detected(timeout: float) -> tuple[str | None, int | None, int | None, list[int] | None]:
     """Coordinator, hosts, host and the devices of this process, as JAX detects them."""
+    # What is public, jax.distributed.initialize, detects for itself and joins at once, with no word of what it has found. Here the
+    # hosts meet first, so that the address and the numbers have to be known before.
     from jax._src.clusters import ClusterEnv
 
     try:
@@ -534,12 +538,6 @@ def _detected(timeout: float) -> tuple[str | None, int | None, int | None, list[
     # Where the environment names the devices, jax.distributed.initialize reads them there.
     local = None if found[3] is None or "JAX_LOCAL_DEVICE_IDS" in os.environ else list(found[3])
     return found[0], found[1], found[2], local
-
-
-def _jax_runs() -> bool:
-    from jax._src import xla_bridge
-
-    return xla_bridge.backends_are_initialized()
 
 
 def signal_of(found: list[int | None]) -> int | None:

@@ -88,6 +88,10 @@ class OtherSamples(DamagedFile):
     """A shard is whole, and not one of the samples that the folder is about."""
 
 
+class MadeOtherwise(ValueError):
+    """The folder is about samples of another description."""
+
+
 class Shards:
     """Samples that :func:`sample_to` has written, read a chunk at a time: ``shards[i]``, ``shards[low:high]``, ``shards[rows]``.
 
@@ -387,7 +391,7 @@ def sample_to(
         if there is None:
             write_json(folder / MANIFEST, {"format": _FORMAT, "sha256": _digest(made), "made": made})
         elif there != made:
-            raise ValueError(
+            raise MadeOtherwise(
                 f"{shown(folder)} holds samples that were made otherwise: {difference(there, made)}; expected the same, or another "
                 "folder"
             )

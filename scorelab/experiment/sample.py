@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -41,7 +41,7 @@ from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.scale import TOLERATED, prior_error
 from scorelab.randomness import per_example_keys
 from scorelab.sampling import Samples, sample
-from scorelab.shards import Progress, Shards, difference, sample_to
+from scorelab.shards import MadeOtherwise, Progress, Shards, difference, sample_to
 from scorelab.solvers.base import population_size
 from scorelab.starts import Fixed, Start
 from scorelab.training import Learner, data_mesh
@@ -65,9 +65,9 @@ class Sample(Stage):
         solver: the solver.
         grid: the time grid.
         start: the law at the first grid time, a ``DataStart`` or ``DataTeleport`` to take it from the training
-            data, None for the prior: of an interpolant whose data are paired with their base, under a condition, the base rows that
-            belong to the conditions. Under ``data.Inpainting`` samples begin at rows of ``split`` with noise in their holes, and
-            end as these rows with their holes filled.
+            data, None for the prior. Of an interpolant whose data are paired with their base, the prior under a condition is the
+            base rows that belong to the conditions. Under ``data.Inpainting`` samples begin at rows of ``split`` with noise in
+            their holes, and end as these rows with their holes filled.
         n: number of samples.
         guidance: scale of classifier-free guidance, a number or a :class:`scorelab.models.ScaleAt` of the noise, None for the plain
             model; needs a condition.
@@ -83,8 +83,8 @@ class Sample(Stage):
             for ``"test"`` where there is one, else ``"train"``.
         chunk: samples computed at once, None for as many as fit.
         shown: samples in the trajectory picture.
-        shards: write a file for each chunk, in ``shards/``, so that a sampling that was stopped goes on and takes the memory of one
-            chunk (:func:`scorelab.sample_to`); ``samples.npz`` then has everything but the samples. None for above 10,000.
+        shards: write a file for each chunk, in ``shards/`` (:func:`scorelab.sample_to`): a sampling that was stopped goes on, and
+            takes the memory of one chunk. ``samples.npz`` then has everything but the samples. None for above 10,000.
     """
 
     solver: solvers.Solver = field(default_factory=solvers.Heun)
@@ -428,7 +428,8 @@ def _shards_of(workdir: Workdir, record: Mapping[str, Any]) -> Shards:
 def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed: int | None = None, keep: bool = False) -> Drawn:
     """Sample the newest checkpoint into ``workdir``, unless these very samples are there already.
 
-    With ``keep``, ConfigError rather than the loss of other samples that were evaluated, or of any file of another name.
+    With ``keep``, ConfigError rather than the loss of other samples that were evaluated or are in shards, or of any file of
+    another name.
     """
     if seed is not None:
         require_seed("sample", seed=seed)
@@ -459,11 +460,17 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         console.stage("sample", f"nothing to do, {n} samples of step {step} are there")
         return before
 
+    others = _replaced(run, workdir, how, keep, sharded) if hosts.first() and workdir.out is None else None
     cond = spec.conditions(data, n)
     sampler = _sampler(experiment, spec, state, cond, seed)
     given: dict[str, np.ndarray] = {}
     if sharded:
-        out = x = _into_shards(run, spec, workdir, _sampler(experiment, spec, state, cond, seed, workdir.shards), cond, how, keep)
+        into = _sampler(experiment, spec, state, cond, seed, workdir.shards)
+        try:
+            out = x = _into_shards(run, spec, workdir, into, cond, how, others)
+        except MadeOtherwise as error:
+            named = ", or pass --name for others" if keep else ""
+            raise ConfigError(f"{error}: delete {_stored(workdir)} to draw them again{named}") from error
         record = {**how, "seconds": out.seconds(), "model_calls": int(out.diagnostics["model_calls"])}
     else:
         began = time.monotonic()
@@ -484,16 +491,19 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
         given |= {"rows": spec.rows(data, n)} | {_MEMBER + name: value for name, value in members.items()}
         record["split"] = spec.conditions_split(data)
     drawn = Drawn(x=x, label=given.get("label"), record=record, cond=None if data.labels else cond, rows=given.get("rows"))
+    # Host 0 draws the pictures alone. Of a state that is split it has a part, and all have to bring it together.
+    split = hosts.count() > 1 and not sharded and not layout_of(experiment)[0].whole
+    state = host_state(state) if split else state
     if not hosts.first():
         return drawn
+    sampler = _sampler(experiment, spec, state, cond, seed) if split else sampler
     workdir.place.mkdir(parents=True, exist_ok=True)
     # Pictures of one sampler never lie beside samples of another, whenever this is stopped: those of before go first, and samples
     # without pictures are drawn again.
     _unlink(workdir.samples_picture, workdir.trajectory_picture)
     write_npz(workdir.samples, {**given, "record": np.asarray(json.dumps(record, allow_nan=False))})
-    if not sharded and workdir.out is None:
-        with suppress(FileNotFoundError, DamagedFile):
-            Shards(workdir.shards).remove()
+    if not sharded and others is not None:
+        others.remove()
     write_bytes(workdir.samples_picture, viz.to_png_bytes(picture(x, experiment)))
     write_bytes(workdir.trajectory_picture, viz.to_png_bytes(_trajectory(experiment, spec, sampler, cond, n)))
     where = "" if workdir.place == workdir.root else f", {shown(workdir.samples)}"
@@ -502,21 +512,21 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
 
 
 def _into_shards(
-    run: Run, spec: Sample, workdir: Workdir, sampler: Callable[..., Shards], cond: Pytree, how: Mapping[str, Any], keep: bool
+    run: Run,
+    spec: Sample,
+    workdir: Workdir,
+    sampler: Callable[..., Shards],
+    cond: Pytree,
+    how: Mapping[str, Any],
+    others: Shards | None,
 ) -> Shards:
-    """Draw the shards that are missing, after those of another sampler are gone; ConfigError where ``keep`` forbids that."""
-    console, data, folder = run.console, run.experiment.data, workdir.shards
-    if hosts.first():
-        with suppress(FileNotFoundError):
-            there = Shards(folder)
-            if there.record != json.loads(json.dumps(how)):
-                what = f"{shown(folder)} holds samples that were drawn otherwise: {difference(there.record, how)}"
-                if keep:
-                    raise ConfigError(f"{what}: pass --name for others, or delete it")
-                console.line(f"note: {what}; they are replaced")
-                there.remove()
-        # What is not whole is not there: the file that is about all shards comes last.
-        _unlink(workdir.samples_picture, workdir.trajectory_picture, workdir.samples)
+    """Draw the shards that are missing, after the ``others`` are gone; MadeOtherwise, and no file less, as :func:`sample_to`."""
+    console, data = run.console, run.experiment.data
+    # What is not whole is not there: the file that is about all shards comes last.
+    whole = (workdir.samples_picture, workdir.trajectory_picture, workdir.samples)
+    if others is not None:
+        _unlink(*whole)
+        others.remove()
     hosts.exchange(None)  # all go on together
     # Each host draws shards of its own, on its own devices.
     _, mesh = layout_of(run.experiment)
@@ -527,6 +537,8 @@ def _into_shards(
 
         def tell(progress: Progress) -> None:
             if not ticks:
+                # Not before: now sample_to has accepted what lies there, and begins to draw.
+                _unlink(*(whole if hosts.first() else ()))
                 ticks.append(stack.enter_context(console.progress("sample", progress.total, progress.done)))
             ticks[0](progress.done)
 
@@ -536,6 +548,35 @@ def _into_shards(
         )  # fmt: skip
     hosts.exchange(None)
     return shards
+
+
+def _replaced(run: Run, workdir: Workdir, how: Mapping[str, Any], keep: bool, sharded: bool) -> Shards | None:
+    """The shards that have to give way to the samples drawn like this, with a note; ConfigError where ``keep`` forbids that."""
+    try:
+        there = Shards(workdir.shards)
+    except FileNotFoundError:
+        return None
+    except DamagedFile:
+        if sharded:
+            raise
+        # One file lies elsewhere.
+        return None
+    same = there.record == json.loads(json.dumps(how))
+    if same and sharded:
+        return None
+    if len(there.missing) == there.count:
+        # Nothing was drawn yet.
+        return there
+    what = "these samples in shards" if same else f"samples that were drawn otherwise: {difference(there.record, how)}"
+    if keep:
+        raise ConfigError(f"{shown(workdir.shards)} holds {what}: pass --name for others, or delete {_stored(workdir)}")
+    run.console.line(f"note: {shown(workdir.shards)} holds {what}; they are replaced")
+    return there
+
+
+def _stored(workdir: Workdir) -> str:
+    """The names of what is there of a set in shards: the one without the other would be taken for damaged."""
+    return " and ".join(shown(path) for path in (workdir.samples, workdir.shards) if path.exists())
 
 
 def _unlink(*paths: Path) -> None:

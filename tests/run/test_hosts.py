@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -254,8 +255,17 @@ def everything():
     return found | dict(x=on_host(out.x), log_z=on_host(out.log_z), ancestors=on_host(out.diagnostics["ancestors"]))
 
 
+# The state in parts on the hosts, small arrays too.
+SPLIT = (
+    *TINY,
+    "experiment.Train.sharding = @training.Sharding()",
+    "training.Sharding.fully_sharded = True",
+    "training.Sharding.smallest = 1",
+)
+
+
 def one_of_several(host, count, port, folder):
-    """What every process does: a run by its config, the rest by hand, and a checkpoint of an array that no host has as a whole."""
+    """What every process does: a run by its config, its second half in parts, the rest by hand, a checkpoint of a split array."""
     hosts.distributed(f"localhost:{port}", int(count), int(host), timeout=120)
     from scorelab.experiment.checkpoints import Checkpoints
     from scorelab.run import pipeline
@@ -264,6 +274,13 @@ def one_of_several(host, count, port, folder):
 
     folder = Path(folder)
     pipeline.from_config("toys/eight_gaussians", TINY, folder / "run", resume=False, whole=True)
+    if hosts.first():
+        shutil.copytree(folder / "run", folder / "split")
+        for name in ("checkpoints/20", "samples", "previews"):
+            shutil.rmtree(folder / "split" / name, ignore_errors=True)
+        (folder / "split" / "samples.npz").unlink()
+    hosts.exchange(None)
+    pipeline.from_config("toys/eight_gaussians", SPLIT, folder / "split", resume=True, whole=True)
     found = everything()
     mesh, rows = data_mesh(), np.split(np.arange(24.0, dtype=np.float32).reshape(8, 3), int(count))[int(host)]
     state = {"spread": shard_batch(rows, mesh), "whole": replicate(jax.random.key(3), mesh), "step": np.int32(7)}
@@ -299,15 +316,15 @@ def test_hosts_together_do_what_one_does(count, tiny_run, tmp_path):
         # Host 0 speaks for all.
         said = "".join(line for line in out.splitlines() if "Gloo" not in line)
         assert (f"{count} hosts" in said and "report" in said) if host == 0 else said == ""
-    whole = tmp_path / "run"
-    assert {path.name for path in whole.iterdir()} == {path.name for path in tiny_run.iterdir()}
-    # One device here, several there: float32 sums in another order (1e-7), carried on by 20 steps of Adam and four of Heun.
-    lines = [[json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()] for root in (whole, tiny_run)]
-    for ours, theirs in zip(*lines, strict=True):
-        assert ours.keys() == theirs.keys()
-        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
-    with np.load(whole / "samples.npz") as ours, np.load(tiny_run / "samples.npz") as theirs:
-        np.testing.assert_allclose(ours["x"], theirs["x"], atol=1e-4)
+    for whole in (tmp_path / "run", tmp_path / "split"):
+        assert {path.name for path in whole.iterdir()} == {path.name for path in tiny_run.iterdir()}
+        # One device here, several there: float32 sums in another order (1e-7), carried on by 20 steps of Adam and four of Heun.
+        lines = [[json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()] for root in (whole, tiny_run)]
+        for ours, theirs in zip(*lines, strict=True):
+            assert ours.keys() == theirs.keys()
+            np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+        with np.load(whole / "samples.npz") as ours, np.load(tiny_run / "samples.npz") as theirs:
+            np.testing.assert_allclose(ours["x"], theirs["x"], atol=1e-4)
     with np.load(tmp_path / "found.npz") as found:
         assert found.keys() == expected.keys()
         np.testing.assert_array_equal(found["ancestors"], expected["ancestors"])

@@ -1,7 +1,9 @@
 """The sampling stage in shards: the samples and metrics of one file, and a sampling that goes on."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,8 +107,9 @@ def test_shards_of_another_sampler_are_replaced_by_a_run_and_kept_by_a_command(r
     assert "shards holds samples that were drawn otherwise: sampling.shown was 6 and is 5; they are replaced" in out
     assert read_samples(Workdir(root)).record["sampling"]["shown"] == 5
     # In a file again, and a set beside it in shards.
-    status, _, _ = scorelab(*RUN, "--set", "experiment.Sample.shown = 4", "--workdir", root, "--resume")
+    status, out, _ = scorelab(*RUN, "--set", "experiment.Sample.shown = 4", "--workdir", root, "--resume")
     assert status == 0
+    assert "shards holds samples that were drawn otherwise: sampling.shown was 5 and is 4; they are replaced" in out
     assert not (root / "shards").exists()
     assert isinstance(read_samples(Workdir(root)).x, np.ndarray)
     shutil.copytree(runs["shards"], tmp_path / "again")
@@ -117,6 +120,54 @@ def test_shards_of_another_sampler_are_replaced_by_a_run_and_kept_by_a_command(r
     out = tmp_path / "elsewhere.npz"
     pipeline.sample_workdir(tmp_path / "again", out=out)
     np.testing.assert_array_equal(read_samples(Workdir(tmp_path / "again", out=out)).x, Shards(runs["shards"] / "shards")[:])
+
+
+def test_one_file_does_not_take_the_place_of_a_long_sampling_by_a_command(runs, tmp_path, scorelab):
+    root = tmp_path / "run"
+    shutil.copytree(runs["shards"], root)
+    # A long sampling that was stopped, and the config of one file.
+    for name in ("samples.npz", "metrics.json", "shards/000003.npz"):
+        (root / name).unlink()
+    shutil.copy(runs["file"] / "config.gin", root / "config.gin")
+    before = {path.name: path.read_bytes() for path in (root / "shards").iterdir()}
+    for flags, what in (
+        (("--n", 16), "samples that were drawn otherwise: n was 64 and is 16"),
+        ((), "these samples in shards"),
+    ):
+        status, _, err = scorelab("sample", root, *flags)
+        assert (status, len(err.splitlines())) == (2, 1)
+        assert f"shards holds {what}: pass --name for others, or delete " in err
+        assert {path.name: path.read_bytes() for path in (root / "shards").iterdir()} == before
+        assert not (root / "samples.npz").exists()
+    assert scorelab("sample", root, "--n", 16, "--name", "few")[0] == 0
+    assert (root / "shards" / "000000.npz").read_bytes() == before["000000.npz"]
+    # Where nothing has been drawn yet, nothing is lost.
+    for path in (root / "shards").glob("0*.npz"):
+        path.unlink()
+    assert scorelab("sample", root, "--n", 16)[0] == 0
+    assert not (root / "shards").exists()
+
+
+def test_samples_stay_until_the_shards_that_are_missing_are_drawn(runs, tmp_path, scorelab, monkeypatch):
+    root = tmp_path / "run"
+    shutil.copytree(runs["shards"], root)
+    (root / "shards" / "000001.npz").unlink()
+    files = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"}
+    monkeypatch.setattr("scorelab.__version__", "0.0.0")
+    status, _, err = scorelab("sample", root)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "scorelab was " in err
+    assert " and is 0.0.0; " in err
+    told = re.search(r": delete (\S+samples\.npz) and (\S+shards) to draw them again, or pass --name for others$", err.strip())
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"} == files
+    status, _, err = scorelab("evaluate", root)
+    assert status == 1
+    assert "shards/000001.npz is missing" in err.replace("\\", "/")
+    # What the message says is enough.
+    Path(told[1]).unlink()
+    shutil.rmtree(told[2])
+    assert scorelab("sample", root)[0] == 0
+    np.testing.assert_array_equal(Shards(root / "shards").to_numpy(), Shards(runs["shards"] / "shards").to_numpy())
 
 
 def test_shards_that_the_index_is_not_about_are_refused(runs, tmp_path):
