@@ -12,8 +12,8 @@ Every program is the one that `fit` and `sample` run, compiled in a process of i
 experiments/results/scaling/tpu.json as soon as it is there, and is not compiled again unless --again is given.
 
     training      a step of `fit`: loss, gradient, clipping, Adam, average of the parameters
-    sampler       `sample` with Heun; numbers of a call of the model, the loop counted once
-    smc           `sample` with weighted particles that are resampled in every step, a population on each chip; likewise
+    sampler       the walk of `sample` with Heun; numbers of a call of the model, the loop counted once
+    smc           that with weighted particles that are resampled in every step, a population on each chip; likewise
     distillation  a step of f-distill: teacher, fake score and student
 
     data          parameters on every chip, the batch split
@@ -22,6 +22,9 @@ experiments/results/scaling/tpu.json as soon as it is there, and is not compiled
 
 A network of many equal blocks takes many minutes to compile. --depths 2 4 compiles two shallow ones and extrapolates, since what
 a program needs is affine in the number of blocks; such rows say so.
+
+Where a walk starts is drawn by a program of its own, once for all its steps. It is compiled as well, to know where the start lies,
+and is in no row.
 
 The times are bounds and no measurements. A bound is the larger of FLOPs over the peak and bytes over the bandwidth of the memory.
 The bytes that have to be sent, over the bandwidth of the links, come in addition. `limit` names the largest of the three.
@@ -287,39 +290,40 @@ def distillation(config: Config, place: Place) -> Any:
 
 
 def walked(config: Config, place: Place, solver: Any) -> Any:
-    """A chunk of ``sample``."""
+    """The walk of a chunk of ``sample``, from where its start lies; drawing that is a program of its own, which is not counted."""
     import jax
     import jax.numpy as jnp
 
     import scorelab as sl
-    from scorelab.sampling import _walk
-    from scorelab.walk import Held, Visit, drawn, working_precision
+    from scorelab import sampling, walk
+    from scorelab.solvers.base import population_size
 
     denoiser, shapes = parameters(config)
     ids = place.rows(jax.ShapeDtypeStruct((place.batch,), jnp.int32))
     times = sl.grids.Karras(STEPS).times(process())
-    rows = working_precision(solver.table(process(), times))
+    rows = walk.working_precision(solver.table(process(), times))
     # `sample` brings parameters together along the axis of the samples before it walks.
     params = replace(place.sharding, fully_sharded=False).place(shapes, place.mesh)
-    visit = Visit(denoiser.bind(params), place.whole(key_shape()), ids, ids)
-
-    def chunk(held, visit, first, rows):
-        begun = drawn(process().prior(), process(), visit.key, visit.ids, visit.cond, first, event=config.event)
-        return _walk(held, visit, begun, rows, keep="last")
-
-    with jax.set_mesh(place.mesh):
-        return jax.jit(chunk).lower(Held(solver), visit, working_precision(times[0]), rows)
+    plan = walk.Plan(
+        denoiser.bind(params), place.batch, config.event, population_size(solver, place.batch), process().prior(), times, rows, ids
+    )
+    visit = walk.Visit(plan.model, place.whole(key_shape()), ids, ids)
+    with sampling._spanning(plan, place.mesh):
+        drawn = walk.drawn.lower(*sampling._begins(plan, visit), event=plan.event).compile()
+        lies = lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout)
+        begun = jax.tree.map(lies, drawn.out_info, drawn.output_shardings)
+        return sampling._walk.lower(walk.Held(solver), visit, begun, plan.rows, keep="last")
 
 
 def sampler(config: Config, place: Place) -> Any:
-    """A call of ``sample`` with Heun."""
+    """The walk of ``sample`` with Heun."""
     import scorelab as sl
 
     return walked(config, place, sl.solvers.Heun())
 
 
 def smc(config: Config, place: Place) -> Any:
-    """A call of ``sample`` with a population in each row of the mesh, weighed and resampled in every step."""
+    """The walk of ``sample`` with a population in each row of the mesh, weighed and resampled in every step."""
     import scorelab as sl
     from benchmarks.smc import brightness
 

@@ -30,6 +30,8 @@ LEAST_WORK = 1e8
 LEAST_WORK_PER_NUMBER = 350.0
 # More devices of one CPU than any machine has cores; JAX needs 0.2 s and 120 MB to start with as many.
 MOST_DEVICES = 1024
+# The axis over which batches are split, and the one over which networks are.
+DATA, MODEL = "data", "model"
 # JAX's name of the number of CPU devices.
 _NUMBER = "jax_num_cpu_devices"
 
@@ -84,10 +86,10 @@ def use_all_cores(count: int | None = None) -> int:
     computes there as before. Several calls are as good as one.
 
     Args:
-        count: the number of devices. None for the number that JAX was told already (``JAX_NUM_CPU_DEVICES``, ``XLA_FLAGS``, an
-            earlier call), or else that of the cores this process may use: its affinity and the quota of its control group. Of
-            several processes on one machine each gets its share by ``count``. More than there are cores gain nothing, but are
-            what a test of many devices asks for.
+        count: the number of devices. None keeps the number that JAX was told already (``JAX_NUM_CPU_DEVICES``, ``XLA_FLAGS``, an
+            earlier call). Where it was told none, it is that of the cores this process may use, by its affinity and the quota of
+            its control group. Of several processes on one machine each gets its share by ``count``. More than there are cores
+            gain nothing, but are what a test of many devices asks for.
 
     Raises:
         ValueError: a count that is no integer from 1 to ``MOST_DEVICES``.
@@ -147,7 +149,7 @@ def sampling_mesh(rows: int, work: Callable[[], float], *, unit: int = 1, share:
         share: rows of which every device gets the same number of units; None where rows may be filled up.
     """
     count = _worthwhile(rows, lambda: work() / LEAST_WORK, unit, share)
-    return None if count == 1 else _mesh(jax.local_devices()[:count])
+    return None if count == 1 else mesh_of(jax.local_devices()[:count])
 
 
 def _worthwhile(rows: int, most_by_work: Callable[[], float], unit: int = 1, share: int | None = None) -> int:
@@ -162,8 +164,10 @@ def _worthwhile(rows: int, most_by_work: Callable[[], float], unit: int = 1, sha
     return -(-rows // -(-rows // most)) if most > 1 else 1
 
 
-def _mesh(devices: Sequence[Any]) -> Mesh:
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+def mesh_of(devices: Sequence[Any], model: int = 1) -> Mesh:
+    """A mesh over devices with the axis ``DATA`` and, where ``model`` is above one, ``MODEL`` of as many devices in a row."""
+    sizes, names = ((len(devices),), (DATA,)) if model == 1 else ((len(devices) // model, model), (DATA, MODEL))
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
 
 
 def training_mesh(learner: Any, batch: Pytree, key: Key) -> Mesh:
@@ -192,7 +196,7 @@ def training_mesh(learner: Any, batch: Pytree, key: Key) -> Mesh:
     if jax.process_count() == 1 and devices[0].platform == "cpu":
         # Every part of the batch that is differentiated on its own is spread.
         devices = devices[: _worthwhile(rows, most, share=rows // getattr(learner, "accumulate", 1))]
-    return _mesh(devices)
+    return mesh_of(devices)
 
 
 def _update(state: Pytree, batch: Pytree, key: Key, learner: Any) -> Pytree:
@@ -232,8 +236,47 @@ def filled(rows: int, mesh: Mesh) -> int:
     return -(-rows // count) * count
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The layout of what is everywhere."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def everywhere(tree: Pytree, mesh: Mesh) -> Pytree:
-    """``tree`` on every device of a mesh of this process; as it is on one of several processes, where compiled programs do it."""
-    if mesh.is_multi_process:
-        return tree
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """``tree`` on every device of a mesh of this process; as it is on one of several processes, where compiled programs do it.
+
+    No copy where it lies there already, unlike :func:`scorelab.training.parallel.replicate`.
+    """
+    return tree if mesh.is_multi_process else jax.device_put(tree, replicated(mesh))
+
+
+def mesh_of_split(tree: Pytree) -> Mesh | None:
+    """The mesh of a leaf that is split over another axis than the first, that of the rows; None where there is no such leaf."""
+    for leaf in jax.tree.leaves(tree):
+        layout = getattr(leaf, "sharding", None)
+        if not isinstance(layout, NamedSharding) or not isinstance(layout.mesh, Mesh):
+            continue
+        if any(name is not None for name in _without(layout.mesh.axis_names[0], layout.spec)):
+            return layout.mesh
+    return None
+
+
+def whole_along_rows(tree: Pytree, mesh: Mesh) -> Pytree:
+    """Parameters on the devices of ``mesh``: whole along its first axis, that of the rows, and split over its others as they were.
+
+    It is one message, and none at every call of the network. What lies on another mesh becomes whole.
+    """
+
+    def leaf(value: Any) -> Any:
+        layout = getattr(value, "sharding", None)
+        if not isinstance(layout, NamedSharding) or layout.mesh != mesh:
+            return everywhere(value, mesh)
+        spec = _without(mesh.axis_names[0], layout.spec)
+        return value if spec == layout.spec else jax.device_put(value, NamedSharding(mesh, spec))
+
+    return jax.tree.map(leaf, tree)
+
+
+def _without(axis: str, spec: PartitionSpec) -> PartitionSpec:
+    """What is left of a layout where nothing is split over ``axis``; a dimension may be split over several."""
+    drop = lambda names: (tuple(name for name in names if name != axis) or None) if isinstance(names, tuple) else names
+    return PartitionSpec(*(None if names == axis else drop(names) for names in spec))

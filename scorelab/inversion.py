@@ -17,6 +17,7 @@ from scorelab.models.estimates import refuse_waiting
 from scorelab.models.function import as_pytree
 from scorelab.processes.bridge import Bridge
 from scorelab.processes.linear_gaussian import LinearGaussian
+from scorelab.sampling import placed, spread
 from scorelab.solvers.base import Population, Solver
 from scorelab.validation import require_int, require_spec
 
@@ -107,17 +108,14 @@ def invert(
     parts, held, trees = [], walk.Held(solver), (x, np.arange(n, dtype=np.int32), cond)
     noise: Key = jax.random.key(0) if key is None else key
 
-    def work() -> float:
+    def work(size: int) -> float:
         _, model_of, (x_of, ids_of, cond_of) = next(walk.chunks(n, size, model, *trees))
         return devices.operations(_up, held, walk.Visit(model_of, noise, ids_of, cond_of), x_of, rows)
 
-    if isinstance(mesh, str):
-        mesh = None if is_traced(model, noise, trees) else devices.sampling_mesh(size, work)
-    place = None
-    if mesh is not None:
-        size, place = devices.filled(size, mesh), devices.by_rows(mesh)
-        if not is_traced(model, noise):
-            model, noise = devices.everywhere((model, noise), mesh)
+    filled = lambda mesh: size if mesh is None else devices.filled(size, mesh)
+    mesh, size = spread(mesh, model, filled, work, traced=is_traced(model, noise, trees))
+    model, _, noise = placed(model, None, noise, mesh)
+    place = None if mesh is None else devices.by_rows(mesh)
     for low, part_model, (part_x, part_ids, part_cond) in walk.chunks(n, size, model, *trees, place=place):
         part = _up(held, walk.Visit(part_model, noise, part_ids, part_cond), part_x, rows)
         parts.append(jax.tree.map(lambda leaf: leaf[: n - low], part))

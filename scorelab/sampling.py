@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from scorelab import devices, walk
 from scorelab.arguments import elements
@@ -93,12 +93,13 @@ def sample(
         chunk: samples computed at once, whatever ``n`` is (a smaller ``n`` is filled up); by default ``n`` or as
             many as make half a million elements.
         mesh: devices to spread each chunk over (its first axis), for instance from ``scorelab.training.data_mesh``. Parameters that
-            are split over that axis come together on the devices first; those split over another one stay split. None
-            computes where the arrays of the model lie, on one device unless they lie on several. ``"auto"`` takes
+            are split over that axis come together on the devices first; those split over another one of the same mesh stay
+            split. None computes where the arrays of the model lie, on one device unless they lie on several. ``"auto"`` takes
             devices of this process: on an accelerator all that get rows, on a CPU (:func:`scorelab.use_all_cores`) as many as
             get 1e8 floating point operations per model call each. That is two images for a U-Net, ten for a small transformer of
-            28 x 28 images, and 250 points for an MLP. Populations stay whole on a device. Inside a ``jit``
-            of the caller ``"auto"`` is None.
+            28 x 28 images, and 250 points for an MLP. Populations stay whole on a device. For a model with parameters that are
+            split over another axis than the first of their mesh, ``"auto"`` is that mesh. Inside a ``jit`` of the caller it is
+            None.
         progress: called with (samples done, samples wanted) after each chunk.
         check_finite: raise :class:`NonFiniteSample` when a state is not finite (not possible under an outer ``jit``).
 
@@ -117,10 +118,7 @@ def sample(
         raise TypeError(f"sample.progress = {progress!r}: expected a function of (samples done, samples wanted), or None")
     plan = walk.plan("sample", model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
     n, step_ends = plan.n, np.append(np.flatnonzero(np.diff(plan.rows.step)), plan.calls - 1)
-    if isinstance(mesh, str):
-        mesh = auto_mesh("sample", plan, solver, key, cond, chunk, keep)
-    size = chunk_size("sample", n, plan.event, chunk, mesh, plan.population)
-    plan, key = placed(plan, key, mesh)
+    plan, key, size, mesh = laid_out("sample", plan, solver, key, cond, chunk, mesh, keep)
 
     parts = []
     for low, visit in visits(plan, key, cond, size, mesh):
@@ -138,23 +136,63 @@ def sample(
     return samples
 
 
-def placed(plan: walk.Plan, key: Key, mesh: Mesh | None) -> tuple[walk.Plan, Key]:
+def laid_out(
+    where: str, plan: walk.Plan, solver: Solver, key: Key, cond: Pytree, chunk: int | None, mesh: devices.Spread, keep: str = "last"
+) -> tuple[walk.Plan, Key, int, Mesh | None]:
+    """A plan and the key on the devices that its chunks are computed on, the samples of a chunk, and the mesh.
+
+    Raises:
+        ValueError: as :func:`chunk_size`.
+    """
+
+    def work(size: int) -> float:
+        _, visit = next(visits(plan, key, cond, size, None))
+        begun = jax.eval_shape(lambda visit: walk.drawn(*_begins(plan, visit), event=plan.event), visit)
+        return devices.operations(_walk, walk.Held(solver), visit, begun, plan.rows, keep=keep)
+
+    mesh, size = spread(
+        mesh, plan.model, lambda mesh: chunk_size(where, plan.n, plan.event, chunk, mesh, plan.population), work,
+        traced=is_traced(plan.model, plan.start, plan.ids, key, cond), unit=plan.population,
+        share=plan.n if plan.population > 1 else None,
+    )  # fmt: skip
+    model, start, key = placed(plan.model, plan.start, key, mesh)
+    return plan._replace(model=model, start=start), key, size, mesh
+
+
+def spread(
+    mesh: devices.Spread, model: Model, size: Callable[[Mesh | None], int], work: Callable[[int], float], *, traced: bool,
+    unit: int = 1, share: int | None = None,
+) -> tuple[Mesh | None, int]:  # fmt: skip
+    """The mesh that was asked for, or that of ``"auto"``, and how many samples are computed at once on it.
+
+    Args:
+        mesh: as the caller was asked for.
+        model: the model.
+        size: samples of a chunk under a mesh.
+        work: floating point operations of a model call with so many samples.
+        traced: whether the caller's own program says where it is computed.
+        unit: samples that stay together on one device.
+        share: samples of which every device gets the same number of units; None where chunks may be filled up.
+    """
+    if isinstance(mesh, str):
+        mesh = None if traced else auto_mesh(model, size(None), work, unit, share)
+    return mesh, size(mesh)
+
+
+def auto_mesh(model: Model, size: int, work: Callable[[int], float], unit: int = 1, share: int | None = None) -> Mesh | None:
+    """The mesh of ``"auto"``, None where one device is as fast."""
+    # What is split may fit on no device as a whole.
+    if (split := devices.mesh_of_split(model)) is not None:
+        return split
+    return devices.sampling_mesh(size, lambda: work(size), unit=unit, share=share)
+
+
+def placed(model: Model, start: Start | None, key: Key, mesh: Mesh | None) -> tuple[Model, Start | None, Key]:
     """The model, the start and the key on the devices of ``mesh``."""
-    if mesh is None or is_traced(plan.model, plan.start):
-        return plan, key
+    if mesh is None or is_traced(model, start):
+        return model, start, key
     # Weights that lie on other devices, such as those of a training on all of them, could not meet rows that lie here.
-    model = jax.tree.map(functools.partial(_together, mesh), plan.model)
-    return plan._replace(model=model, start=devices.everywhere(plan.start, mesh)), devices.everywhere(key, mesh)
-
-
-def _together(mesh: Mesh, leaf: Any) -> Any:
-    """A parameter on the devices, not split over the axis of the samples: one message, and none at every call of the network."""
-    layout, rows = getattr(leaf, "sharding", None), mesh.axis_names[0]
-    if not isinstance(layout, NamedSharding) or layout.mesh != mesh:
-        return devices.everywhere(leaf, mesh)
-    if rows not in layout.spec:
-        return leaf
-    return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*(None if name == rows else name for name in layout.spec))))
+    return devices.whole_along_rows(model, mesh), devices.everywhere(start, mesh), devices.everywhere(key, mesh)
 
 
 def visits(plan: walk.Plan, key: Key, cond: Pytree, size: int, mesh: Mesh | None) -> Iterator[tuple[int, walk.Visit]]:
@@ -237,20 +275,6 @@ def assemble(parts: list[dict[str, Any]], plan: walk.Plan, process: Process) -> 
         times=plan.times,
         process=process,
     )
-
-
-def auto_mesh(where: str, plan: walk.Plan, solver: Solver, key: Key, cond: Pytree, chunk: int | None, keep: str) -> Mesh | None:
-    """The mesh of ``"auto"``, None where one device is as fast."""
-    if jax.local_device_count() == 1 or is_traced(plan.model, plan.start, plan.ids, key, cond):
-        return None
-    size = chunk_size(where, plan.n, plan.event, chunk, None, plan.population)
-
-    def work() -> float:
-        _, visit = next(visits(plan, key, cond, size, None))
-        begun = jax.eval_shape(lambda visit: walk.drawn(*_begins(plan, visit), event=plan.event), visit)
-        return devices.operations(_walk, walk.Held(solver), visit, begun, plan.rows, keep=keep)
-
-    return devices.sampling_mesh(size, work, unit=plan.population, share=plan.n if plan.population > 1 else None)
 
 
 def chunk_size(where: str, n: int, event: Any, chunk: int | None, mesh: Mesh | None, population: int) -> int:

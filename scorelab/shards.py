@@ -38,7 +38,7 @@ from scorelab.lock import Lock
 from scorelab.models.base import Model
 from scorelab.processes.base import Start
 from scorelab.pytrees import content
-from scorelab.sampling import auto_mesh, chunk_size, placed, program, visits, walked
+from scorelab.sampling import laid_out, program, visits, walked
 from scorelab.solvers.base import Population, Solver
 from scorelab.validation import require_int, require_spec
 
@@ -94,6 +94,9 @@ class MadeOtherwise(ValueError):
 
 class Shards:
     """Samples that :func:`sample_to` has written, read a chunk at a time: ``shards[i]``, ``shards[low:high]``, ``shards[rows]``.
+
+    ``rows`` are integers, or a boolean for each sample, in one dimension. Anything else is a TypeError: parts of a sample are
+    taken from what is read, ``shards[low:high][..., 0]``.
 
     ``len(shards)``, ``shards.shape`` and ``shards.dtype`` are those of the array that :meth:`to_numpy` returns, as does
     ``np.asarray(shards)``. Points of several parts come as a dict of arrays. Whatever is read has its checksum compared, but for
@@ -161,7 +164,7 @@ class Shards:
         return number * self.chunk, min((number + 1) * self.chunk, self._n)
 
     def __getitem__(self, item: Any) -> Any:
-        index = np.arange(self._n)[item]
+        index = self._numbers(item)
         found = self._gathered(np.atleast_1d(index))
         return jax.tree.map(lambda part: part[0], found) if np.ndim(index) == 0 else found
 
@@ -295,6 +298,43 @@ class Shards:
         self._require_whole()
         return [self._read(number, (name,))[name] for number in range(self.count)]
 
+    def _numbers(self, item: Any) -> np.ndarray:
+        """The numbers of the samples that are asked for; of a single one without an axis.
+
+        Raises:
+            TypeError: what does not name samples, such as an index of several axes.
+            IndexError: there are fewer samples.
+        """
+        n = self._n
+        if isinstance(item, slice):
+            try:
+                return np.arange(*item.indices(n))
+            except TypeError as error:
+                raise TypeError(f"Shards[{item!r}]: {error}") from None
+        outside = lambda number: IndexError(f"Shards[{number}] of {n} samples: expected {-n} to {n - 1}")
+        try:
+            # A tuple names several axes.
+            index = np.asarray(None if isinstance(item, tuple) else item)
+        except ValueError:
+            index = np.asarray(None)
+        if index.dtype == object and isinstance(item, int):
+            raise outside(item)
+        if isinstance(item, list) and index.shape == (0,):
+            index = index.astype(np.int64)
+        if index.dtype == bool and index.shape == (n,):
+            return np.flatnonzero(index)
+        if index.ndim > 1 or index.dtype.kind not in "iu":
+            got = repr(item)[:60] if index.dtype == object else f"{index.dtype} of shape {index.shape}"
+            raise TypeError(
+                f"Shards[rows] with rows = {got}: expected an integer, a slice, or a list or an array of integers or {n} "
+                "booleans in one dimension"
+            )
+        for number in map(int, (index.min(), index.max()) if index.size else ()):
+            if not -n <= number < n:
+                raise outside(number)
+        # Small types have no room for the sum, and those without a sign none for what is below zero.
+        return index.astype(np.int64) % n
+
     def _gathered(self, index: np.ndarray) -> Any:
         """The samples of some numbers, in their order, every chunk read once."""
         found = {name: np.empty((len(index), *event), dtype) for name, (event, dtype) in self._forms.items()}
@@ -378,10 +418,8 @@ def sample_to(
     host, hosts = _hosts(host, hosts)
     _check(mesh, transform, record, shape, progress)
     plan = walk.plan(where, model, solver=solver, grid=grid, key=key, shape=shape, start=start, cond=cond, ids=ids)
-    if isinstance(mesh, str):
-        mesh = auto_mesh(where, plan, solver, key, cond, chunk, "last")
-    size = chunk_size(where, plan.n, plan.event, chunk, mesh, plan.population)
-    plan, key = placed(plan, key, mesh)
+    plan, key, size, mesh = laid_out(where, plan, solver, key, cond, chunk, mesh)
+    _require_own(mesh)
 
     with Lock(folder, lambda note: None, _lock(host, hosts)):
         _refuse_others(folder, host, hosts)
@@ -454,11 +492,7 @@ def _folder(where: str, folder: Any) -> Path:
 def _check(mesh: Any, transform: Any, record: Any, shape: Any, progress: Any) -> None:
     where = "sample_to"
     require_mesh(where, mesh)
-    if isinstance(mesh, Mesh) and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
-        raise ValueError(
-            f"{where}.mesh has devices of other hosts: expected those of this one, data_mesh(jax.local_devices()), since hosts "
-            "take chunks of their own"
-        )
+    _require_own(mesh)
     if transform is not None:
         require_spec(where, Transform, transform=transform)
         if isinstance(shape, Mapping):
@@ -469,6 +503,14 @@ def _check(mesh: Any, transform: Any, record: Any, shape: Any, progress: Any) ->
         raise type(error)(f"{where}.record = {record!r}: expected a mapping of JSON data: {error}") from error
     if progress is not None and not callable(progress):
         raise TypeError(f"{where}.progress = {progress!r}: expected a function of a Progress, such as print, or None")
+
+
+def _require_own(mesh: Spread) -> None:
+    if isinstance(mesh, Mesh) and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise ValueError(
+            "sample_to.mesh has devices of other hosts: expected those of this one, data_mesh(jax.local_devices()), since hosts "
+            "take chunks of their own"
+        )
 
 
 def _hosts(host: int | None, hosts: int | None) -> tuple[int, int]:

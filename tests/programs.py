@@ -1,10 +1,13 @@
-"""What a traced function is made of: its matrix products and convolutions, and the types of its numbers."""
+"""What a traced function is made of: its matrix products and convolutions, the types of its numbers; and what sampling runs."""
 
 from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from scorelab import sampling, walk
 
 PRODUCTS = (
     "dot_general",
@@ -76,3 +79,18 @@ def result_types(tree):
     """The floating point types of the leaves of a result."""
     types = (jnp.result_type(leaf) for leaf in jax.tree.leaves(tree))
     return {str(t) for t in types if jnp.issubdtype(t, jnp.floating)}
+
+
+def sampled(run):
+    """What ``run()`` returns, and the compiled programs that ``sample`` ran in it as text: of each chunk the start and the walk."""
+    found = []
+
+    def seen(function):
+        def instead(*arguments, **options):
+            found.append(function.lower(*arguments, **options).compile().as_text())
+            return function(*arguments, **options)
+
+        return instead
+
+    with mock.patch.object(walk, "drawn", seen(walk.drawn)), mock.patch.object(sampling, "_walk", seen(sampling._walk)):
+        return run(), found

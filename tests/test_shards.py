@@ -227,11 +227,24 @@ def test_shards_read_like_the_array_they_are(drawn):
     with np.load(shards.path(1)) as file:
         np.testing.assert_array_equal(file["x"], x[4:8])
         np.testing.assert_array_equal(file["ids"], np.arange(4, 8))
-    for wrong in (N, -N - 1, [0, N]):
-        with pytest.raises(IndexError):
-            shards[wrong]
     with pytest.raises(ValueError, match=r"Shards\.batches\.size = 0"):
         shards.batches(0)
+
+
+def test_what_names_no_samples_is_refused(drawn):
+    shards, x = drawn
+    # Small integers, integers without a sign, those of JAX, and none.
+    for item in (np.int8([-1, -N, 20]), np.uint64([21, 3]), np.uint8(7), jnp.asarray([-2, 1]), jnp.asarray(-2), []):
+        np.testing.assert_array_equal(shards[item], x[np.asarray(item, np.int64)])
+    # Each has another meaning to an array than the samples of these numbers, or none.
+    several = ((..., 0), (slice(None), 0), (0, 1), (), None, ..., [[0, 1]], np.zeros((2, 2), int), [[0], [1, 2]])
+    for item in (*several, True, np.True_, [True] * 3, [0.0], np.zeros(0), 1.0, "0", slice("a"), slice(0.5, None), {"x": 0}):
+        with pytest.raises(TypeError, match=r"Shards\["):
+            shards[item]
+    outside = ((N, N), (-N - 1, -N - 1), ([0, N], N), ([0, -N - 1], -N - 1), (np.uint64(2**64 - 1), 2**64 - 1), (2**70, 2**70))
+    for wrong, number in outside:
+        with pytest.raises(IndexError, match=rf"Shards\[{number}\] of 22 samples: expected -22 to 21"):
+            shards[wrong]
 
 
 def test_one_chunk_is_in_memory_at_a_time(drawn, monkeypatch):

@@ -17,14 +17,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from scorelab.arrays import Array, Pytree
+from scorelab.devices import DATA, MODEL, mesh_of, replicated
 from scorelab.models.nets.splits import Constraints, constraints, split_axis
 from scorelab.validation import require_choice, require_int, require_spec
-
-# The axis over which batches are split, and the one over which networks are.
-DATA, MODEL = "data", "model"
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Mesh:  # pyright: ignore[reportInvalidTypeForm]: jax has no stub of it
@@ -38,8 +36,7 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
         raise ValueError("data_mesh.devices = []: expected at least one device")
     if len(devices) % model:
         raise ValueError(f"data_mesh.model = {model}: expected a divisor of the {len(devices)} devices")
-    sizes, names = ((len(devices),), (DATA,)) if model == 1 else ((len(devices) // model, model), (DATA, MODEL))
-    return jax.make_mesh(sizes, names, axis_types=(AxisType.Auto,) * len(names), devices=devices)
+    return mesh_of(devices, model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +131,6 @@ class Sharding:
         return PartitionSpec(*axes)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The layout of what is everywhere."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
 def replicate(tree: Pytree, mesh: Mesh) -> Pytree:
     """A copy of ``tree`` on every device of the mesh.
 
@@ -206,19 +198,19 @@ def gathered(params: Pytree) -> Pytree:
             return value
         if not jnp.issubdtype(value.dtype, jnp.floating):
             return jax.lax.with_sharding_constraint(value, used)
-        return _together(value, used, split)
+        return _gathered(value, used, split)
 
     return jax.tree.map(leaf, params, used, sharding.of(params, mesh))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _together(leaf: Array, used: NamedSharding, split: NamedSharding) -> Array:
+def _gathered(leaf: Array, used: NamedSharding, split: NamedSharding) -> Array:
     return jax.lax.with_sharding_constraint(leaf, used)
 
 
 # The transpose of a constraint is the same constraint: it would have the whole gradient on every device.
-_together.defvjp(
-    lambda leaf, used, split: (_together(leaf, used, split), None),
+_gathered.defvjp(
+    lambda leaf, used, split: (_gathered(leaf, used, split), None),
     lambda used, split, _, cotangent: (jax.lax.with_sharding_constraint(cotangent, split),),
 )
 

@@ -66,28 +66,13 @@ def walk(solver, n, mesh=None, **options):
     return sample(MODEL, solver=solver, grid=GRID, key=jax.random.key(0), shape=(n, 1), mesh=mesh, **options)
 
 
-def compiled(solver, n, mesh):
-    """The program as it is run on the devices of ``mesh``."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import NamedSharding, PartitionSpec
+def exchanged(solver, n, mesh):
+    """The collectives in the programs that ``sample`` runs on the devices of ``mesh``: in the start, and in the walk."""
+    from tests.programs import sampled
 
-    from scorelab.sampling import _walk
-    from scorelab.starts import Prior
-    from scorelab.walk import Held, Visit, drawn, working_precision
-
-    from .chains import GRID, MODEL, VP
-
-    ids = jax.device_put(jnp.arange(n, dtype=jnp.int32), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
-    times = GRID.times(VP)
-    rows = working_precision(solver.table(VP, times))
-
-    def chunk(held, visit, first, rows):
-        return _walk(held, visit, drawn(Prior(), VP, visit.key, visit.ids, None, first, event=(1,)), rows, keep="last")
-
-    with jax.set_mesh(mesh):
-        visit = Visit(MODEL, jax.random.key(0), ids)
-        return jax.jit(chunk).lower(Held(solver), visit, working_precision(times[0]), rows).compile().as_text()
+    _, programs = sampled(lambda: walk(solver, n, mesh))
+    drawn, walked = (re.findall(COLLECTIVES, text) for text in programs)
+    return drawn, walked
 
 
 def devices():
@@ -99,9 +84,11 @@ def devices():
     assert jax.device_count() == 4
     mesh = data_mesh()
     # Whole populations on each device: nothing is exchanged.
-    assert not re.findall(COLLECTIVES, compiled(populations(), 64 * 8, mesh))
-    # One population on all of them exchanges weights and particles.
-    assert re.findall(COLLECTIVES, compiled(populations(None), 512, mesh))
+    assert exchanged(populations(), 64 * 8, mesh) == ([], [])
+    # One population on all of them exchanges weights and particles, which are drawn where they lie.
+    drawn, walked = exchanged(populations(None), 512, mesh)
+    assert walked
+    assert not drawn
 
     # Eight populations on four devices, one on all of them, and two, each on two.
     cases = [(populations(), 64 * 8), (populations(1024), 2048), (populations(None), 2048)]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import replace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,8 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from scorelab import config, fk, grids, sample, solvers
-from scorelab import sampling as sampling_module
+from scorelab import config, fk, grids, inversion, invert, sample, sample_to, sampling, solvers
+from scorelab.devices import mesh_of_split, whole_along_rows
 from scorelab.experiment import Train
 from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.models.nets import MLP, DiT, Transformer, UNet
@@ -28,6 +29,7 @@ from scorelab.models.nets.splits import split_axis
 from scorelab.training import Memory, OutOfMemory, Sharding, data_mesh, fit, loop, parallel
 from scorelab.training.loop import _as_is, compiled
 from scorelab.training.memory import batch_that_fits
+from tests.programs import sampled
 from tests.run.conftest import TINY
 from tests.training.small import Points, equal, host, learner
 
@@ -178,7 +180,7 @@ def distillation():
     assert share((many.params, many.fake, many.opt_states)) < 0.3
 
 
-def sampling():
+def samples():
     state, _ = trained(SPLIT, 4)
     four, eight = data_mesh(jax.devices()[:4]), HYBRID.mesh()
     # The weights that a state is split into, and others of the same numbers: over four devices, and by kernels over two of eight.
@@ -193,29 +195,49 @@ def sampling():
             agree(one.x, many.x)
             agree(one.log_z, many.log_z)
     # Populations that lie whole on a device, under weights that came together, exchange nothing.
-    assert not COLLECTIVES.search(walked(steered, *places[0]))
+    model, mesh = places[0]
+    _, programs = sampled(lambda: sample(model, solver=steered, grid=grids.Karras(6), key=KEY, shape=(16, 2), mesh=mesh))
+    assert len(programs) == 2
+    assert not any(map(COLLECTIVES.search, programs))
 
 
-def walked(solver, model, mesh):
-    """The program of a walk, as it is run on the devices of ``mesh``."""
-    found = []
+def stays_split():
+    """What may fit on no device stays split over the kernels, under the mesh and under "auto", in all that samples."""
+    model = member().model(trained(Sharding(model=2, smallest=1), 8)[0])
+    mesh = Sharding(model=2, smallest=1).mesh()
+    split = lambda tree: sum(not leaf.is_fully_replicated for leaf in jax.tree.leaves(tree))
+    assert split(model)
+    seen = []
+    placed = sampling.placed
 
-    def lowered(*arguments, **options):
-        found.append(walk.lower(*arguments, **options).compile().as_text())
-        return walk(*arguments, **options)
+    def instead(*arguments):
+        result = placed(*arguments)
+        seen.append((split(result[0]), arguments[-1]))
+        return result
 
-    walk, sampling_module._walk = sampling_module._walk, lowered
-    try:
-        sample(model, solver=solver, grid=grids.Karras(6), key=KEY, shape=(16, 2), mesh=mesh)
-    finally:
-        sampling_module._walk = walk
-    return found[0]
+    arguments = dict(solver=solvers.Heun(), grid=grids.Karras(6))
+    x = sample(model, key=KEY, shape=(16, 2), **arguments).x
+    expected = invert(host(model), host(x), **arguments)
+    with mock.patch.object(sampling, "placed", instead), mock.patch.object(inversion, "placed", instead):
+        for given in (mesh, "auto"):
+            agree(x, sample(model, mesh=given, key=KEY, shape=(16, 2), **arguments).x)
+            with tempfile.TemporaryDirectory() as folder:
+                agree(x, sample_to(folder, model, mesh=given, key=KEY, shape=(16, 2), **arguments).to_numpy())
+            agree(expected, invert(model, x, mesh=given, **arguments))
+    assert seen == [(split(model), mesh)] * 6
+    # Rows may share a dimension with others, and what lies on another mesh comes whole.
+    both = NamedSharding(mesh, PartitionSpec(("data", "model"), None))
+    leaf = jax.device_put(jnp.arange(16.0).reshape(8, 2), both)
+    assert whole_along_rows(leaf, mesh).sharding.shard_shape(leaf.shape) == (4, 2)
+    assert whole_along_rows(leaf, data_mesh()).is_fully_replicated
+    assert mesh_of_split([leaf]) == mesh
+    assert mesh_of_split([np.ones(2), jax.device_put(leaf, NamedSharding(mesh, PartitionSpec("data")))]) is None
 
 
 def main(*names):
     """Runs in the subprocess: all laws, or those named."""
     assert jax.device_count() == 8
-    for law in (training_agrees, what_is_exchanged, resumed, networks, sampling, distillation):
+    for law in (training_agrees, what_is_exchanged, resumed, networks, samples, stays_split, distillation):
         if not names or law.__name__ in names:
             law()
     print("agree")
