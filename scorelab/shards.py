@@ -429,7 +429,6 @@ def sample_to(
         there = _described(folder)
         claimed = {} if there is not None else _claimed(folder)
         made = _made(plan, solver, grid, key, cond, size=size, mesh=mesh, transform=transform, record=record, visit=visit)
-        _refuse_callbacks(plan, solver, visit, mesh)
         if there is None:
             _refuse_others_shards(folder, claimed, _digest(made))
             # Another host may have begun meanwhile.
@@ -611,10 +610,9 @@ def _refuse_others_shards(folder: Path, claimed: Mapping[str, Path], digest: str
             )
 
 
-def _refuse_callbacks(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None) -> None:
-    """ValueError where the program calls a function on the host that is not of this package: no description sees its code."""
-    traced = jax.make_jaxpr(lambda visit: walked(plan, solver, visit, mesh))(visit)
-    for equation in _equations(traced.jaxpr):
+def _refuse_callbacks(programs: Sequence[Any]) -> None:
+    """ValueError where programs call a function on the host that is not of this package: no description sees its code."""
+    for equation in _equations(programs):
         if equation.primitive.name not in _CALLBACKS:
             continue
         fn = equation.params["callback"]
@@ -627,9 +625,9 @@ def _refuse_callbacks(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: 
             )
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    """The equations of a program and of all programs in it, of each once."""
-    todo, seen = [jaxpr], set()
+def _equations(programs: Sequence[Any]) -> Iterator[Any]:
+    """The equations of programs and of all programs in them, of each once."""
+    todo, seen = list(programs), set()
     while todo:
         if id(each := todo.pop()) in seen:
             continue
@@ -697,8 +695,9 @@ def _made(
     plan: walk.Plan, solver: Solver, grid: Grid, key: Key, cond: Pytree, *, size: int, mesh: Mesh | None,
     transform: Transform | None, record: Mapping[str, Any] | None, visit: walk.Visit,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the samples follow from, as JSON data."""
-    text, x = program(plan, solver, visit, mesh)
+    """What the samples follow from, as JSON data; ValueError where it cannot be said."""
+    text, x, programs = program(plan, solver, visit, mesh)
+    _refuse_callbacks(programs)
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
     x = x if transform is None else jax.eval_shape(transform.decode, x)
     device = (jax.devices()[:1] if mesh is None else mesh.devices.flat)[0]
