@@ -209,12 +209,13 @@ def walked(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None
         return _walk(walk.Held(solver), visit, begun, plan.rows, keep=keep)
 
 
-def program(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None) -> tuple[str, Pytree]:
-    """The programs of :func:`walked` as text, before they are compiled, and the shapes of the samples."""
+def program(plan: walk.Plan, solver: Solver, visit: walk.Visit, mesh: Mesh | None) -> tuple[str, Pytree, list[Any]]:
+    """The programs of :func:`walked` as text, before they are compiled, the shapes of the samples, and the programs of JAX."""
     with _spanning(plan, mesh):
-        begun = walk.drawn.lower(*_begins(plan, visit), event=plan.event)
-        walking = _walk.lower(walk.Held(solver), visit, begun.out_info, plan.rows, keep="last")
-    return begun.as_text() + walking.as_text(), walking.out_info["x"]
+        begun = walk.drawn.trace(*_begins(plan, visit), event=plan.event)
+        walking = _walk.trace(walk.Held(solver), visit, begun.out_info, plan.rows, keep="last")
+        text = begun.lower().as_text() + walking.lower().as_text()
+    return text, walking.out_info["x"], [begun.jaxpr, walking.jaxpr]
 
 
 def _spanning(plan: walk.Plan, mesh: Mesh | None) -> AbstractContextManager:

@@ -1,7 +1,7 @@
 """Samples on disk: drawn a chunk at a time, each chunk a file, so that what was stopped goes on, and read back without loading all.
 
 A folder holds ``shards.json``, which says what the samples are of, and a shard ``000000.npz`` for each chunk. A shard is written
-complete or not at all, with a checksum, and names the description it belongs to.
+complete or not at all, with a checksum, and names the description it belongs to and its number.
 """
 
 from __future__ import annotations
@@ -49,6 +49,12 @@ _DERIVED = ("table", "calls", "program")
 _PRECISION = ("jax_enable_x64", "jax_default_matmul_precision")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"(\d{6,})\.npz")
+_TIMINGS = re.compile(r"timings(-\d+)?\.jsonl")
+_LOCK = re.compile(r"lock(-\d+-of-\d+)?")
+# What a shard says of itself: the description it belongs to, and its number.
+_CLAIM = re.compile(r"([0-9a-f]{64}) (\d+)")
+# Where compiled programs call Python functions whose results they go on with.
+_CALLBACKS = ("pure_callback", "io_callback")
 # What the names of parts of a point, and of what a solver says of samples, begin with in a shard.
 _PART, _OUTPUT = "x_", "out_"
 # What a shard may hold beside its points: ids, and numbers of samples and populations.
@@ -122,7 +128,8 @@ class Shards:
         shapes, dtypes = (shape, dtype) if self._parts is not None else ({"": shape}, {"": dtype})
         self._forms = {name: (tuple(shapes[name][1:]), np.dtype(dtypes[name])) for name in shapes}
         self._n = next(iter(shapes.values()))[0]
-        self._last: tuple[int, dict[str, np.ndarray]] | None = None
+        # The chunk that was read last, and of which file.
+        self._last: tuple[tuple[int, ...], dict[str, np.ndarray]] | None = None
 
     def __repr__(self) -> str:
         return f"Shards({shown(self.folder)!r}): {self._n:,} samples in {self.count} chunks of {self.chunk}"
@@ -190,6 +197,8 @@ class Shards:
     def memory_map(self) -> list[Any]:
         """The samples of every chunk as read-only memory of its file; their checksums are not compared (:meth:`damaged` does)."""
         self._require_whole()
+        for number in range(self.count):
+            self._read(number, ())  # what it says of itself
         mapped = lambda path: self._joined({name: map_npz(path, self._member(name)) for name in self._forms})
         return [mapped(self.path(number)) for number in range(self.count)]
 
@@ -241,6 +250,7 @@ class Shards:
 
         Raises:
             OtherSamples: it is whole, and belongs to other samples.
+            IsADirectoryError: a folder has its name.
         """
         try:
             self._read(number, None)
@@ -251,13 +261,23 @@ class Shards:
         return True
 
     def remove(self) -> None:
-        """Delete the samples and what was written beside them; the folder too, where nothing else is in it."""
-        (self.folder / MANIFEST).unlink(missing_ok=True)
+        """Delete the samples and what was written beside them, and no other file; the folder too, where it is empty then."""
+        self._last = None
         for path in self.folder.iterdir():
-            if _ours(path):
+            name = temporary_of(path) or path.name
+            if (self._is_chunk(name) or _TIMINGS.fullmatch(name)) and path.is_file():
+                path.unlink(missing_ok=True)
+        # Last: whatever stops this leaves samples of which chunks are missing.
+        for path in self.folder.iterdir():
+            if (temporary_of(path) or path.name) == MANIFEST:
                 path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+
+    def _is_chunk(self, name: str) -> bool:
+        """Whether a file of this name is one of the chunks."""
+        found = _SHARD.fullmatch(name)
+        return found is not None and int(found[1]) < self.count and self.path(int(found[1])).name == name
 
     def _member(self, part: str) -> str:
         return _PART + part if self._parts is not None else "x"
@@ -280,6 +300,8 @@ class Shards:
             found = read_npz(path, limit=size + _BESIDE, name=shown(path), only=None if only is None else [*only, "made"])
         except FileNotFoundError:
             raise FileNotFoundError(f"{shown(path)} is missing, a chunk of {self.count}: {again}") from None
+        except IsADirectoryError:
+            raise IsADirectoryError(f"{shown(path)} is a folder: expected the file of a chunk, or nothing of this name") from None
         except DamagedFile as error:
             raise DamagedFile(f"{error}; {again}") from error
         for name, (event, dtype) in self._forms.items():
@@ -288,10 +310,16 @@ class Shards:
                 raise DamagedFile(f"{shown(path)}: damaged, or not a shard: expected {dtype} {(high - low, *event)}; {again}")
         if missing := {"made", *(("ids",) if only is None else ())} - found.keys():
             raise DamagedFile(f"{shown(path)}: damaged, or not a shard: it has no {', '.join(sorted(missing))}; {again}")
-        if str(found["made"]) != self.digest:
+        if (claim := _CLAIM.fullmatch(str(found["made"]))) is None:
+            raise DamagedFile(f"{shown(path)}: damaged, or not a shard: it does not say what it is of; {again}")
+        if claim[1] != self.digest:
+            if _described(self.folder) != self.made:
+                raise OtherSamples(f"{shown(self.folder)} holds other samples since this Shards was made: expected a new one")
             raise OtherSamples(
                 f"{shown(path)} belongs to other samples than {shown(self.folder / MANIFEST)} says: expected it gone"
             )
+        if int(claim[2]) != number:
+            raise DamagedFile(f"{shown(path)}: damaged: it is chunk {claim[2]} under the name of chunk {number}; {again}")
         return found
 
     def _members(self, name: str) -> list[np.ndarray]:
@@ -340,12 +368,22 @@ class Shards:
         found = {name: np.empty((len(index), *event), dtype) for name, (event, dtype) in self._forms.items()}
         of = index // self.chunk
         for number in map(int, np.unique(of)):
-            if self._last is None or self._last[0] != number:
+            stamp = self._stamp(number)
+            if self._last is None or self._last[0] != stamp:
                 self._last = None
-                self._last = number, self._read(number, [self._member(name) for name in self._forms])
+                self._last = stamp, self._read(number, [self._member(name) for name in self._forms])
             for name, values in found.items():
                 values[of == number] = self._last[1][self._member(name)][index[of == number] - number * self.chunk]
         return self._joined(found)
+
+    def _stamp(self, number: int) -> tuple[int, ...]:
+        """Of the file of a chunk, what differs after it was written again."""
+        try:
+            found = self.path(number).stat()
+        except OSError:
+            # Reading says what is wrong.
+            return (number,)
+        return number, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @own_errors()
@@ -376,12 +414,14 @@ def sample_to(
 
     The folder keeps a description: model, parameters, solver, grid, start, key, ids, conditions, shape, chunk, scale, devices,
     versions, and the program itself, so that changed code of the caller is seen. Samples of another description are never mixed.
+    The program does not hold the code of functions that it calls on the host, so none are accepted but the reward of
+    :class:`scorelab.fk.Callback`. Whoever changes that function names it in ``record`` or takes another folder.
 
     Several hosts that share the folder take every ``hosts``-th chunk each, and compute on their own devices. They exchange
     nothing, so another number of them may go on.
 
     Args:
-        folder: where to write; made where it is missing.
+        folder: where to write; made where it is missing. Files of other names stay as they are.
         model: as for :func:`scorelab.sample`, and so are ``solver``, ``grid``, ``key``, ``shape``, ``start``, ``cond`` and ``ids``.
         solver: the solver.
         grid: the time grid.
@@ -406,13 +446,16 @@ def sample_to(
     Raises:
         NonFiniteSample: a state became NaN or infinite; its chunk is not written.
         ValueError: an argument as for :func:`scorelab.sample`, or samples of another description in the folder; the message names
-            what differs.
+            what differs. A function that is called on the host.
         DamagedFile: the description cannot be read.
+        OtherSamples: the description is missing, and shards are of another one.
         ConfigError: another process writes to the folder.
+        FileExistsError: a file of a name that would be written, and that was not written here.
         OSError: the folder cannot be written, or the disk is full, as far as that is known before anything is drawn.
     """
     where = "sample_to"
     folder = _folder(where, folder)
+    _require_folder(where, folder)
     if is_traced(model, key, cond, start, ids):
         raise TypeError(f"{where} inside of a program that is being traced: expected a call from Python, since it writes files")
     host, hosts = _hosts(host, hosts)
@@ -421,11 +464,17 @@ def sample_to(
     plan, key, size, mesh = laid_out(where, plan, solver, key, cond, chunk, mesh)
     _require_own(mesh)
 
+    _require_lock(folder / _lock(host, hosts))
     with Lock(folder, lambda note: None, _lock(host, hosts)):
         _refuse_others(folder, host, hosts)
         _, visit = next(visits(plan, key, cond, size, mesh))
         there = _described(folder)
+        claimed = {} if there is not None else _claimed(folder)
         made = _made(plan, solver, grid, key, cond, size=size, mesh=mesh, transform=transform, record=record, visit=visit)
+        if there is None:
+            _refuse_others_shards(folder, claimed, _digest(made))
+            # Another host may have begun meanwhile.
+            there = _described(folder)
         if there is None:
             write_json(folder / MANIFEST, {"format": _FORMAT, "sha256": _digest(made), "made": made})
         elif there != made:
@@ -445,9 +494,10 @@ def sample_to(
             began = time.monotonic()
             part = walked(plan, solver, visit, mesh)
             low, high = shards.rows(number)
-            walk.raise_if_bad(np.asarray(part["bad"])[: high - low], plan.times)
+            numbers = np.asarray(visit.ids)[: high - low]
+            _raise_if_bad(np.asarray(part["bad"])[: high - low], plan.times, numbers, f"chunk {number} of {shards.count}")
             arrays = _stored(part, high - low, size, transform)
-            ids_of = {"ids": np.asarray(visit.ids)[: high - low], "made": np.asarray(shards.digest)}
+            ids_of = {"ids": numbers, "made": np.asarray(f"{shards.digest} {number}")}
             write_npz(shards.path(number), ids_of | arrays, compressed=False)
             _timed(folder, host, hosts, number, time.monotonic() - began)
             ticks.tick(number)
@@ -531,16 +581,117 @@ def _lock(host: int, hosts: int) -> str:
 
 def _refuse_others(folder: Path, host: int, hosts: int) -> None:
     """ConfigError where a process that is no host of this run holds the folder."""
-    for path in folder.glob("lock*"):
+    for path in [path for path in folder.iterdir() if _LOCK.fullmatch(path.name)]:
         if path.name != _lock(host, hosts) and (hosts == 1 or not path.name.endswith(f"-of-{hosts}")):
+            _require_lock(path)
             with Lock(folder, lambda note: None, path.name):
                 pass
 
 
-def _ours(path: Path) -> bool:
-    """Whether a file is one of a set of shards, or what a kill left of one."""
-    name = temporary_of(path) or path.name
-    return name == MANIFEST or _SHARD.fullmatch(name) is not None or re.fullmatch(r"timings(-\d+)?\.jsonl", name) is not None
+def _require_folder(where: str, folder: Path) -> None:
+    """NotADirectoryError where a file is in the place of the folder, or of one above it."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise NotADirectoryError(
+                    f"{where}.folder = {shown(folder)}: {shown(place)} is a file: expected an empty or new folder, or one that "
+                    f"{where} wrote"
+                )
+            return
+
+
+def _require_lock(path: Path) -> None:
+    """FileExistsError where a file of this name was not written by a :class:`Lock`."""
+    try:
+        text = path.read_bytes()
+        # A kill may leave it empty.
+        ours = not text or {"pid", "host", "started", "since"} <= dict(json.loads(text)).keys()
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise _foreign(path)
+
+
+def _foreign(path: Path) -> FileExistsError:
+    return FileExistsError(
+        f"{shown(path.parent)} has a {shown(path)} that sample_to did not write, or that is damaged: expected an empty or new "
+        "folder, or that file elsewhere"
+    )
+
+
+def _claimed(folder: Path) -> dict[str, Path]:
+    """Of a folder without a description, the digests that its shards belong to, each with one of them.
+
+    Raises:
+        FileExistsError: a file of a name that would be written, and that was not written here.
+    """
+    found: dict[str, Path] = {}
+    paths = sorted(folder.iterdir())
+    for path in paths:
+        if _SHARD.fullmatch(path.name) is None:
+            continue
+        try:
+            said = read_npz(path, limit=_BESIDE, name=shown(path), only=["made"])["made"]
+        except (IsADirectoryError, DamagedFile):
+            raise _foreign(path) from None
+        if (claim := _CLAIM.fullmatch(str(said))) is None:
+            raise _foreign(path)
+        found.setdefault(claim[1], path)
+    timings = [path for path in paths if _TIMINGS.fullmatch(path.name)]
+    # They follow the first shard. That of another host may have come since the names were listed, and after its description.
+    if timings and not found and not (folder / MANIFEST).exists():
+        raise _foreign(timings[0])
+    return found
+
+
+def _refuse_others_shards(folder: Path, claimed: Mapping[str, Path], digest: str) -> None:
+    """OtherSamples where a shard belongs to another description than the one that is about to be written."""
+    for other, path in claimed.items():
+        if other != digest:
+            raise OtherSamples(
+                f"{shown(folder)} has no {MANIFEST}, and {shown(path)} belongs to samples that were made otherwise: expected the "
+                "arguments that made them, or an empty or new folder"
+            )
+
+
+def _refuse_callbacks(programs: Sequence[Any]) -> None:
+    """ValueError where programs call a function on the host that is not of this package: no description sees its code."""
+    for equation in _equations(programs):
+        if equation.primitive.name not in _CALLBACKS:
+            continue
+        fn = equation.params["callback"]
+        fn = getattr(fn, "callback_func", fn)
+        if str(getattr(fn, "__module__", "")).split(".")[0] != __name__.split(".")[0]:
+            name = getattr(fn, "__qualname__", repr(fn))
+            raise ValueError(
+                f"sample_to of a program that calls {name} on the host (jax.{equation.primitive.name}), whose code the description "
+                "cannot see: expected code that JAX traces, a reward through scorelab.fk.Callback, or scorelab.sample"
+            )
+
+
+def _equations(programs: Sequence[Any]) -> Iterator[Any]:
+    """The equations of programs and of all programs in them, of each once."""
+    todo, seen = list(programs), set()
+    while todo:
+        if id(each := todo.pop()) in seen:
+            continue
+        seen.add(id(each))
+        for equation in each.eqns:
+            yield equation
+            inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda value: hasattr(value, "eqns"))
+            todo += [value for value in inner if hasattr(value, "eqns")]
+
+
+def _raise_if_bad(bad: np.ndarray, times: np.ndarray, ids: np.ndarray, where: str) -> None:
+    """:func:`scorelab.walk.raise_if_bad` that names the chunk and the ids of its samples."""
+    try:
+        walk.raise_if_bad(bad, times)
+    except walk.NonFiniteSample as error:
+        found = ids[bad >= 0].tolist()
+        some = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        raise walk.NonFiniteSample(f"{where}, ids {ids[0]} to {ids[-1]}: {error}; not finite: {some}") from None
 
 
 def _clear(folder: Path, own: Sequence[int]) -> None:
@@ -590,8 +741,9 @@ def _made(
     plan: walk.Plan, solver: Solver, grid: Grid, key: Key, cond: Pytree, *, size: int, mesh: Mesh | None,
     transform: Transform | None, record: Mapping[str, Any] | None, visit: walk.Visit,
 ) -> dict[str, Any]:  # fmt: skip
-    """What the samples follow from, as JSON data."""
-    text, x = program(plan, solver, visit, mesh)
+    """What the samples follow from, as JSON data; ValueError where it cannot be said."""
+    text, x, programs = program(plan, solver, visit, mesh)
+    _refuse_callbacks(programs)
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
     x = x if transform is None else jax.eval_shape(transform.decode, x)
     device = (jax.devices()[:1] if mesh is None else mesh.devices.flat)[0]
@@ -644,6 +796,8 @@ def _described(folder: Path) -> dict[str, Any] | None:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except IsADirectoryError:
+        raise _foreign(path) from None
     except UnicodeDecodeError as error:
         raise DamagedFile(f"{shown(path)}: damaged: {error}: {_REMEDY}") from error
     try:

@@ -512,6 +512,125 @@ def test_a_folder_is_a_path_and_files_are_written_from_python():
         jax.jit(lambda key: sl.sample_to("never", **arguments(key=key)).to_numpy())(jax.random.key(0))
 
 
+# What others put there ---------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["000000.npz", "1234567.npz", "timings.jsonl", "timings-1.jsonl", "lock", "lock-0-of-2"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_files_of_others_are_named_and_stay(tmp_path, name, kind):
+    for other in ("notes.txt", "lockfile"):
+        (tmp_path / other).write_text("mine")
+    if kind == "file":
+        np.savez(tmp_path / "x.npz", x=np.zeros(3))
+        (tmp_path / "x.npz").rename(tmp_path / name)
+    else:
+        (tmp_path / name).mkdir()
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=rf"has a .*{name} that sample_to did not write, .*: expected an empty or new folder"):
+        sl.sample_to(tmp_path, **arguments())
+    assert contents(tmp_path) == before
+
+
+def test_what_is_removed_is_the_set_alone(copy):
+    kept = {"123456.npz", "000006.npz", "0000000.npz", "lock", "notes.txt"}
+    for name in kept:
+        (copy / name).write_text("mine")
+    # A kill leaves these.
+    for name in (".000002.npz.123.tmp", ".shards.json.123.tmp", "timings-1.jsonl"):
+        (copy / name).write_text("")
+    Shards(copy).remove()
+    assert contents(copy) == dict.fromkeys(kept, b"mine")
+    with pytest.raises(FileExistsError, match="lock that sample_to did not write"):
+        sl.sample_to(copy, **arguments())
+    assert contents(copy) == dict.fromkeys(kept, b"mine")
+
+
+def test_chunks_under_the_names_of_others_are_drawn_again(drawn, copy):
+    shards, x = drawn
+    (copy / "000000.npz").rename(copy / "swap")
+    (copy / "000001.npz").rename(copy / "000000.npz")
+    (copy / "swap").rename(copy / "000001.npz")
+    shutil.copyfile(copy / "000003.npz", copy / "000002.npz")
+    moved = Shards(copy)
+    assert moved.damaged() == (0, 1, 2)
+    for read in (lambda: moved[0], moved.memory_map, lambda: moved.ids):
+        with pytest.raises(DamagedFile, match=r"000000\.npz: damaged: it is chunk 1 under the name of chunk 0; sample_to with"):
+            read()
+    np.testing.assert_array_equal(sl.sample_to(copy, **arguments()).to_numpy(), x)
+    assert all((copy / path.name).read_bytes() == path.read_bytes() for path in shards.folder.glob("*.npz"))
+
+
+def test_shards_without_a_description_are_looked_at_before_one_is_written(drawn, copy):
+    (copy / "shards.json").unlink()
+    before = contents(copy)
+    with pytest.raises(DamagedFile, match=r"set has no shards\.json, and .*000000\.npz belongs to samples that were made"):
+        sl.sample_to(copy, **arguments(key=jax.random.key(5)))
+    assert contents(copy) == before
+    np.testing.assert_array_equal(sl.sample_to(copy, **arguments()).to_numpy(), drawn[1])
+    assert contents(copy) == contents(drawn[0].folder)
+
+
+def test_a_folder_in_the_place_of_a_file_and_a_file_in_that_of_a_folder_are_named(copy, tmp_path):
+    (copy / "000001.npz").unlink()
+    (copy / "000001.npz").mkdir()
+    for read in (lambda: sl.sample_to(copy, **arguments()), lambda: Shards(copy)[5], lambda: Shards(copy).damaged()):
+        with pytest.raises(IsADirectoryError, match=r"000001\.npz is a folder: expected the file of a chunk"):
+            read()
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match=r"sample_to\.folder = .*file is a file: expected an empty or new folder"):
+            sl.sample_to(place, **arguments())
+
+
+def test_rows_are_those_on_disk_after_a_set_was_drawn_again(copy):
+    shards = Shards(copy)
+    before = shards[0]
+    shards.remove()
+    with pytest.raises(FileNotFoundError, match=r"000000\.npz is missing"):
+        shards[0]
+    again = sl.sample_to(copy, **arguments(key=jax.random.key(1)))
+    assert not np.array_equal(again[0], before)
+    with pytest.raises(DamagedFile, match="holds other samples since this Shards was made: expected a new one"):
+        shards[0]
+    # A cached chunk too.
+    old = Shards(copy)
+    old[0]
+    again.remove()
+    sl.sample_to(copy, **arguments())
+    with pytest.raises(DamagedFile, match="holds other samples since this Shards was made"):
+        old[0]
+
+
+def test_code_on_the_host_that_no_description_sees_is_refused(tmp_path):
+    def doubled(y, t, cond=None):
+        shape = jax.ShapeDtypeStruct(y.shape, y.dtype)
+        return jax.pure_callback(lambda y: np.asarray(y) / 2, shape, y, vmap_method="sequential")
+
+    given = dict(solver=solvers.DDIM(), grid=grids.Karras(2), key=jax.random.key(0), shape=(4, 2), chunk=4)
+    model = models.FunctionModel(doubled, EDM, returns="denoised")
+    with pytest.raises(ValueError, match=r"doubled.* on the host \(jax\.pure_callback\), whose code the description cannot see"):
+        sl.sample_to(tmp_path / "set", model, **given)
+    assert not (tmp_path / "set").exists()
+    # The reward of the package's own is said in the documentation; what only prints changes no sample.
+    solver = fk.FeynmanKac(
+        base=solvers.EulerMaruyama(), potential=fk.Difference(fk.Callback(lambda x: x[:, 0]), 1.0), policy=fk.Always(), particles=4
+    )
+    printing = models.FunctionModel(lambda y, t, cond=None: (jax.debug.callback(lambda: None), y / 2)[1], EDM, returns="denoised")
+    assert sl.sample_to(tmp_path / "fk", printing, **given | dict(solver=solver)).missing == ()
+
+
+def test_states_that_are_not_finite_are_told_with_their_ids(tmp_path):
+    given = arguments(ids=np.arange(100, 100 + N))
+    cond = given["cond"].copy()
+    cond[[9, 10]] = np.nan
+    with pytest.raises(NonFiniteSample, match=r"chunk 2 of 6, ids 108 to 111: 2 of 4 samples .*; not finite: 109, 110$"):
+        sl.sample_to(tmp_path, **given | dict(cond=cond, model=given["model"].model))
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     (place / "ended.json").write_text(json.dumps(children(place)))

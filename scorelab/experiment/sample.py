@@ -600,7 +600,8 @@ def _already(workdir: Workdir, how: Mapping[str, Any], keep: bool) -> Drawn | No
         return None
     was = before.record
     if all(was.get(key) == value for key, value in how.items()):
-        whole = isinstance(before.x, np.ndarray) or not before.x.missing
+        # A shard that is damaged is drawn again, as one that is missing.
+        whole = isinstance(before.x, np.ndarray) or not before.x.damaged()
         return before if whole and workdir.samples_picture.is_file() and workdir.trajectory_picture.is_file() else None
     if keep and workdir.metrics.is_file():
         raise ConfigError(
