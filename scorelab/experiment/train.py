@@ -153,7 +153,7 @@ def train(run: Run) -> Any:
     data = coupled(experiment, experiment.data.batches(stage.batch_size, experiment.seed))
     _, mesh = layout_of(experiment)
     if _chooses(mesh):
-        mesh = devices.training_mesh(experiment.learner, jax.eval_shape(getattr(data, "prepare", dict), data.at(done)), key)
+        mesh = devices.training_mesh(experiment.learner, jax.eval_shape(getattr(data, "prepare", dict), data.at(0)), key)
     console.stage(
         "train",
         f"{experiment.data.name}, {len(experiment.data.load())} examples, {size:,} parameters, "

@@ -205,14 +205,13 @@ def fit(
     of_step = lambda compiles: measured(update, *like, mesh=mesh, compiles=compiles)
     too_large = lambda step, error: exhausted(step, size, of_step, error)
     try:
-        begun = init(batch, key) if state is None else sharding.place(state, mesh)
+        state = init(batch, key) if state is None else sharding.place(state, mesh)
     except jax.errors.JaxRuntimeError as error:
         if not ran_out(error):
             raise
-        begun = lambda: learner.init(key, prepare(batch)) if state is None else state
-        like = (sharding.place(jax.eval_shape(begun), mesh), *jax.tree.map(_shape, (batch, key)))
+        wanted = jax.eval_shape(lambda: learner.init(key, prepare(batch)) if state is None else state)
+        like = (sharding.place(wanted, mesh), *jax.tree.map(_shape, (batch, key)))
         raise too_large(start + 1, error) from error
-    state = begun
     # Their arrays are consumed: what the memory of a step follows from are their shapes.
     like = jax.tree.map(_shape, (state, batch, key))
     if memory is not None:
