@@ -289,13 +289,13 @@ class Shards:
         if missing := self.missing:
             raise FileNotFoundError(
                 f"{shown(self.folder)}: {len(missing)} of {self.count} chunks are missing, the first is {missing[0]}: "
-                "sample_to with the same arguments draws them"
+                "the command that drew the others, or sample_to with the same arguments, draws them"
             )
 
     def _read(self, number: int, only: Sequence[str] | None) -> dict[str, np.ndarray]:
         path, (low, high) = self.path(number), self.rows(number)
         size = sum((high - low) * math.prod(event) * dtype.itemsize for event, dtype in self._forms.values())
-        again = "sample_to with the same arguments draws it again"
+        again = "the command that drew it, or sample_to with the same arguments, draws it again"
         try:
             found = read_npz(path, limit=size + _BESIDE, name=shown(path), only=None if only is None else [*only, "made"])
         except FileNotFoundError:
