@@ -132,9 +132,11 @@ def _told() -> int | None:
 
 
 def require_mesh(owner: str, mesh: Any) -> None:
-    """Raise ``TypeError`` unless ``mesh`` is a mesh, ``"auto"`` or None."""
+    """Raise ``TypeError`` unless ``mesh`` is a mesh, ``"auto"`` or None; ``ValueError`` for a mesh of explicit or manual axes."""
     if not (mesh is None or isinstance(mesh, Mesh) or (isinstance(mesh, str) and mesh == "auto")):
         raise TypeError(f"{owner}.mesh = {mesh!r}: expected a Mesh, 'auto' or None")
+    if isinstance(mesh, Mesh) and (kinds := [kind for kind in mesh.axis_types if kind != AxisType.Auto]):
+        raise ValueError(f"{owner}.mesh has axes of the type {kinds[0]}: expected AxisType.Auto, which training.data_mesh() makes")
 
 
 def sampling_mesh(rows: int, work: Callable[[], float], *, unit: int = 1, share: int | None = None) -> Mesh | None:

@@ -161,6 +161,15 @@ def test_no_mesh(mesh):
         sl.invert(model, jax.numpy.ones((8, 2)), solver=sl.solvers.Heun(), grid=sl.grids.Karras(4), mesh=mesh)
 
 
+def test_a_mesh_of_explicit_axes_is_refused():
+    model = sl.models.ExactModel(sl.densities.eight_gaussians(), sl.processes.Gaussian(schedule=sl.schedules.EDM()))
+    mesh = jax.make_mesh((1,), ("data",))
+    with pytest.raises(
+        ValueError, match=r"sample\.mesh has axes of the type .*: expected AxisType\.Auto, which training\.data_mesh"
+    ):
+        sl.sample(model, solver=sl.solvers.Heun(), grid=sl.grids.Karras(4), key=jax.random.key(0), shape=(8, 2), mesh=mesh)
+
+
 # On four devices -------------------------------------------------------------------------------------------------------------
 def four():
     """One device and several give the same, up to the order of sums; a float32 sum of some hundred terms is off by 1e-6."""

@@ -31,9 +31,12 @@ def data_mesh(devices: Sequence[jax.Device] | None = None, model: int = 1) -> Me
     With ``model`` above one it has the axes ``"data"`` and ``"model"``: ``model`` devices in a row share the work of one network.
     """
     require_int("data_mesh", 1, model=model)
-    devices = jax.devices() if devices is None else list(devices)
-    if not devices:
-        raise ValueError("data_mesh.devices = []: expected at least one device")
+    try:
+        devices = jax.devices() if devices is None else list(devices)
+    except TypeError:
+        raise TypeError(f"data_mesh.devices = {devices!r}: expected devices, such as jax.devices()[:2]") from None
+    if not devices or not all(isinstance(device, jax.Device) for device in devices) or len(set(devices)) < len(devices):
+        raise ValueError(f"data_mesh.devices = {devices}: expected at least one device, each once")
     if len(devices) % model:
         raise ValueError(f"data_mesh.model = {model}: expected a divisor of the {len(devices)} devices")
     return mesh_of(devices, model)

@@ -394,6 +394,8 @@ def test_what_is_refused():
         (lambda: Sharding(smallest=0.5), ValueError, r"Sharding\.smallest = 0\.5: expected an integer"),
         (lambda: Sharding(model=3).mesh(jax.devices()[:1]), ValueError, r"Sharding\.model = 3: expected a divisor of the 1 dev"),
         (lambda: data_mesh(jax.devices()[:1], 2), ValueError, r"data_mesh\.model = 2: expected a divisor of the 1 devices"),
+        (lambda: data_mesh(3), TypeError, r"data_mesh\.devices = 3: expected devices, such as"),
+        (lambda: data_mesh(jax.devices()[:1] * 2), ValueError, r"data_mesh\.devices = .*: expected at least one device, each once"),
         (lambda: run(sharding="fsdp"), TypeError, r"fit\.sharding = 'fsdp': expected a Sharding"),
         (lambda: run(mesh="all"), TypeError, r"fit\.mesh = 'all': expected a Mesh, 'auto' or None"),
         (lambda: run(sharding=Sharding(model=2)), ValueError, r"mesh has the axes .*: expected 'data'"),
