@@ -172,8 +172,7 @@ class Sample(Stage):
         experiment.require_order(self, experiment.one(Train))
         data, process, learner = experiment.data, experiment.process, experiment.learner
         event = data.load().event_shape
-        if not self.sharded(self.n):
-            require_memory(f"Sample.n = {self.n}", 4.0 * self.n * math.prod(event))
+        require_memory(f"Sample.n = {self.n}", self.held(self.n, event))
         self._check_classes(data, learner, holed(process))
         if self.threshold is not None and not isinstance(process.chart, Identity):
             raise ValueError(
@@ -315,6 +314,11 @@ class Sample(Stage):
             return model, self.solver, None
         return self.correction(model, cast(fk.FeynmanKac, self.solver))  # a correction is refused with any other
 
+    def held(self, n: int, event: tuple[int, ...], sharded: bool | None = None) -> float:
+        """Bytes that are in memory of ``n`` samples: all of them, or where they are in shards an id and a label of each."""
+        each = 12.0 if (self.sharded(n) if sharded is None else sharded) else 4.0 * math.prod(event)
+        return n * each
+
     def sharded(self, n: int) -> bool:
         """Whether ``n`` samples are written in shards."""
         return n > LONG if self.shards is None else self.shards
@@ -437,8 +441,7 @@ def draw(run: Run, spec: Sample, workdir: Workdir, *, n: int | None = None, seed
     data = experiment.data
     n = spec.n if n is None else n
     event, sharded = data.load().event_shape, spec.sharded(n) and workdir.out is None
-    if not sharded:
-        require_memory(f"sample.n = {n}", 4.0 * n * math.prod(event))
+    require_memory(f"sample.n = {n}", spec.held(n, event, sharded))
     state, step = trained_state(experiment, workdir, on_every_host=True)
     if sharded and hosts.count() > 1:
         # Each host draws on its own devices.

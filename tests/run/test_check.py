@@ -78,7 +78,12 @@ def refusal(name, *overrides):
         ("paper/2501.06848/digits", ["experiment.Sample.chunk = 17"], "sample.chunk = 17: expected a multiple of 16"),
         # memory
         (RINGS, ["data.Named.n = 1000000000000"], "rings with n = 1000000000000 takes 3.2e+13 bytes"),
-        (QUICK, ["experiment.Sample.n = 1000000000000"], "Sample.n = 1000000000000 takes 2.56e+14 bytes"),
+        (QUICK, ["experiment.Sample.n = 1000000000000"], "Sample.n = 1000000000000 takes 1.2e+13 bytes"),
+        (
+            QUICK,
+            ["experiment.Sample.n = 1000000000000", "experiment.Sample.shards = False"],
+            "Sample.n = 1000000000000 takes 2.56e+14 bytes",
+        ),
         (QUICK, ["nets.MLP.width = 1000000"], "the training state takes "),
     ],
 )  # fmt: skip
