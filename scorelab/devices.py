@@ -246,7 +246,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def everywhere(tree: Pytree, mesh: Mesh) -> Pytree:
     """``tree`` on every device of a mesh of this process; as it is on one of several processes, where compiled programs do it.
 
-    No copy where it lies there already, unlike :func:`scorelab.training.parallel.replicate`.
+    No copy where it lies there already, unlike ``training.parallel.replicate``.
     """
     return tree if mesh.is_multi_process else jax.device_put(tree, replicated(mesh))
 
