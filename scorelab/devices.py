@@ -24,10 +24,10 @@ Spread: TypeAlias = Mesh | Literal["auto"] | None
 
 # Floating point operations of one step that a device of the CPU should have at least. Below it, starting the operations of a
 # network once more on another device costs more than it gains: benchmarks/cores.py has the measurement.
-LEAST_WORK = 1e8
-# The same for each number of a training state, which every device sums and updates as a whole. An MLP with Adam and an average
-# has it from 250 rows a device on, and a convolutional or patch network from some ten images on.
-LEAST_WORK_PER_NUMBER = 350.0
+LEAST_WORK = 1.5e8
+# The same of an update, for each number of a training state, which every device sums and updates as a whole. A U-Net of images of
+# 28 x 28 pixels has it from 11 a device on. Products of matrices have threads of their own: no MLP was faster on two devices.
+LEAST_WORK_PER_NUMBER = 3000.0
 # More devices of one CPU than any machine has cores; JAX needs 0.2 s and 120 MB to start with as many.
 MOST_DEVICES = 1024
 # The axis over which batches are split, and the one over which networks are.

@@ -96,8 +96,8 @@ def sample(
             are split over that axis come together on the devices first; those split over another one of the same mesh stay
             split. None computes where the arrays of the model lie, on one device unless they lie on several. ``"auto"`` takes
             devices of this process: on an accelerator all that get rows, on a CPU (:func:`scorelab.use_all_cores`) as many as
-            get 1e8 floating point operations per model call each. That is two images for a U-Net, ten for a small transformer of
-            28 x 28 images, and 250 points for an MLP. Populations stay whole on a device. For a model with parameters that are
+            get 1.5e8 floating point operations per model call each. That is an image for a U-Net, eight for a small transformer of
+            28 x 28 images, and 300 points for an MLP. Populations stay whole on a device. For a model with parameters that are
             split over another axis than the first of their mesh, ``"auto"`` is that mesh. Inside a ``jit`` of the caller it is
             None.
         progress: called with (samples done, samples wanted) after each chunk.

@@ -190,7 +190,7 @@ def four():
             return {"x": np.random.default_rng(step).normal(0, 0.5, (batch, 2)).astype(np.float32)}
 
     fitted = {}
-    for batch, count in ((64, 1), (3000, 4), (3001, 1)):
+    for batch, count in ((64, 1), (4500, 4), (4501, 1)):
         alone = sl.training.data_mesh(jax.devices()[:1])
         arguments = dict(steps=3, key=jax.random.key(1))
         fitted[batch] = sl.training.fit(learner, Data(), mesh="auto", **arguments)
@@ -198,7 +198,7 @@ def four():
         expected = sl.training.fit(learner, Data(), mesh=alone, **arguments)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), fitted[batch].params, expected.params)
 
-    # An update of a product of 5.4e8 operations: every device updates all numbers of the state, which has to be worth it.
+    # An update of a product of 8.4e8 operations: every device updates all numbers of the state, which has to be worth it.
     class Product:
         def __init__(self, numbers):
             self.numbers = numbers
@@ -209,13 +209,13 @@ def four():
         def update(self, state, batch, key):
             return state, batch["x"] @ batch["x"].T
 
-    points = {"x": np.zeros((1024, 256), np.float32)}
-    for numbers, count in ((1000, 4), (600_000, 2), (1_000_000, 1)):
+    points = {"x": np.zeros((1280, 256), np.float32)}
+    for numbers, count in ((1000, 4), (120_000, 2), (200_000, 1)):
         assert sl.devices.training_mesh(Product(numbers), points, jax.random.key(0)).size == count, numbers
 
     heun = dict(solver=sl.solvers.Heun(), grid=sl.grids.Karras(4), key=jax.random.key(2))
     # Weights of a training lie on its devices, which need not be those of the samples.
-    for batch, n, count in ((64, 5000, 3), (3000, 6000, 4), (64, 64, 1)):
+    for batch, n, count in ((64, 7500, 3), (4500, 9000, 4), (64, 64, 1)):
         model = learner.model(fitted[batch])
         host = jax.device_get(model)
         ids = np.arange(n)[::-1]
@@ -234,9 +234,9 @@ def four():
 
     # Populations stay whole: six of them lie on three devices, and a single one on one.
     base = sl.solvers.EulerMaruyama(denoise=False)
-    for particles, count in ((1000, 3), (None, 1)):
+    for particles, count in ((1500, 3), (None, 1)):
         solver = sl.fk.FeynmanKac(base=base, potential=sl.fk.Difference(lambda x: -jnp.sum(x**2, -1), 1.0), particles=particles)
-        arguments = dict(solver=solver, grid=sl.grids.Karras(4, clean=False), key=jax.random.key(3), shape=(6000, 2))
+        arguments = dict(solver=solver, grid=sl.grids.Karras(4, clean=False), key=jax.random.key(3), shape=(9000, 2))
         spread = sl.sample(host, mesh="auto", **arguments)
         assert used(spread.x) == {count}, (batch, n, used(spread.x))
         np.testing.assert_allclose(spread.log_z, sl.sample(host, **arguments).log_z, atol=1e-4)

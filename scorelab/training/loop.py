@@ -165,9 +165,9 @@ def fit(
         log_every: the longest window.
         mesh: devices to train on (:func:`~scorelab.training.data_mesh`); None for all, which must divide the
             batch. ``"auto"`` is the same on accelerators, for several processes and for a state that is split; on a CPU
-            (:func:`scorelab.use_all_cores`) it takes as many as divide the batch and get 1e8 floating point operations of an
-            update each, and 350 for every number of the state, which each of them updates. So it does for convolutional networks
-            and transformers, and for an MLP with large batches. The update is traced once more to count them.
+            (:func:`scorelab.use_all_cores`) it takes as many as divide the batch and get 1.5e8 floating point operations of an
+            update each, and 3000 for every number of the state, which each of them updates. So it does for convolutional networks
+            of images. The update is traced once more to count them.
         sharding: how the state lies on them (:class:`~scorelab.training.Sharding`): whole on every device, or split. The state that
             is returned, and that hooks see, lies like that too.
         stop: asked after every update; True makes that step the last one: its window ends, every hook is called, and
