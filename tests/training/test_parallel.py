@@ -1,10 +1,5 @@
 """One device and two simulated ones train, distil and sample alike; batches that do not divide are refused."""
 
-import os
-import pathlib
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import optax
@@ -13,6 +8,7 @@ import pytest
 from scorelab import densities, grids, models, processes, sample, schedules, solvers
 from scorelab.training import SkippedBatchWarning, data_mesh, fit
 from scorelab.training.parallel import replicate, shard_batch
+from tests.apart import on_devices
 from tests.training.small import Points, host, learner
 
 
@@ -77,17 +73,7 @@ def main():
 
 
 def test_one_device_equals_two():
-    root = pathlib.Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, str(pathlib.Path(__file__))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "agree" in done.stdout
+    on_devices(2, "tests.training.test_parallel")
 
 
 def test_a_mesh_needs_devices():

@@ -4,10 +4,8 @@ Devices are fixed when JAX starts: these laws run in one process with eight of t
 """
 
 import collections
-import os
 import pathlib
 import re
-import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -29,6 +27,7 @@ from scorelab.models.nets.splits import split_axis
 from scorelab.training import Memory, OutOfMemory, Sharding, data_mesh, fit, loop, parallel
 from scorelab.training.loop import _as_is, compiled
 from scorelab.training.memory import batch_that_fits
+from tests.apart import on_devices
 from tests.programs import sampled
 from tests.run.conftest import TINY
 from tests.training.small import Points, equal, host, learner
@@ -244,17 +243,7 @@ def main(*names):
 
 
 def test_one_device_equals_four_and_eight():
-    root = pathlib.Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, "-m", "tests.training.test_sharding"]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=1800)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "agree" in done.stdout
+    on_devices(8, "tests.training.test_sharding")
 
 
 def _place(path):
