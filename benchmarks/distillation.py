@@ -25,7 +25,7 @@ def step(rounds: int, quick: bool) -> Iterator[Row]:
     resident, one = jax.device_put(data.batches), bare_step(learner)
     params = learner.denoiser.init(key, data.at(0)["x"])
     teacher = learner.denoiser.bind(params)
-    states = {"bare": one((jax.tree.map(jnp.copy, params), learner.optimizer.init(params), jnp.int32(0)), resident[0], key)}
+    states = {"bare": one((jax.tree.map(jnp.copy, params), learner.optimizer.init(params), None, jnp.int32(0)), resident[0], key)}
     loss = distill.ConsistencyDistillation(EDM, teacher=teacher)
     learners = {
         "f-distill, one update of the fake score": distill.FDistill(

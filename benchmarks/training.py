@@ -1,12 +1,14 @@
 """A step of ``fit`` over the bare jitted step, and what saving costs it.
 
-The bare step is gradient, clipping and Adam in one donated jitted function, driven by a Python loop over batches that lie on the
-device, without averages, metrics or checks. ``fit`` has an EMA, metrics every 50 steps, the non-finite check, and host batches.
+The bare step is gradient, clipping, Adam and, beside a ``fit`` with an EMA, that EMA, in one donated jitted function. A Python loop
+drives it over batches that lie on the device, without metrics or checks. ``fit`` has metrics every 50 steps, the non-finite check,
+and host batches.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -48,11 +50,11 @@ class Repeated:
 
 
 def bare_step(learner):
-    """The step without averages and metrics."""
+    """The step without metrics, with an average of the parameters where the learner has one."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(state, batch, key):
-        params, opt_state, number = state
+        params, opt_state, average, number = state
 
         def objective(params):
             return jnp.mean(learner.loss(jax.random.fold_in(key, number), learner.denoiser.bind(params), batch))
@@ -60,7 +62,10 @@ def bare_step(learner):
         grads = jax.grad(objective)(params)
         grads, _ = optax.clip_by_global_norm(1.0).update(grads, optax.EmptyState())
         updates, opt_state = learner.optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, number + 1
+        params = optax.apply_updates(params, updates)
+        if average is not None:
+            average = optax.incremental_update(params, average, 1e-3)
+        return params, opt_state, average, number + 1
 
     return step
 
@@ -75,14 +80,13 @@ def learner_of(name, ema):
 def step(rounds: int, quick: bool) -> Iterator[Row]:
     """With an average of the parameters, and without."""
     key = jax.random.key(0)
-    for name in ("MLP, 2-D",) if quick else CASES:
-        plain, data, steps = learner_of(name, None)
-        averaged, _, _ = learner_of(name, EMA())
-        resident, one = jax.device_put(data.batches), bare_step(plain)
-        params = plain.denoiser.init(key, data.at(0)["x"])
-        states = {"bare": one((params, plain.optimizer.init(params), jnp.int32(0)), resident[0], key)}
-        for title, learner in (("fit", averaged), ("fit, no average", plain)):
-            states[title] = fit(learner, data, steps=5, key=key)
+    for name, (title, ema) in itertools.product(("MLP, 2-D",) if quick else CASES, (("fit", EMA()), ("fit, no average", None))):
+        learner, data, steps = learner_of(name, ema)
+        resident, one = jax.device_put(data.batches), bare_step(learner)
+        params = learner.denoiser.init(key, data.at(0)["x"])
+        average = None if ema is None else jax.tree.map(jnp.copy, params)
+        states = {"bare": one((params, learner.optimizer.init(params), average, jnp.int32(0)), resident[0], key)}
+        states["fit"] = fit(learner, data, steps=5, key=key)
 
         def run_bare(states=states, one=one, resident=resident, steps=steps):
             now = states["bare"]
@@ -90,19 +94,12 @@ def step(rounds: int, quick: bool) -> Iterator[Row]:
                 now = one(now, resident[i % 4], key)
             states["bare"] = jax.block_until_ready(now)
 
-        def run_fit(title, learner, states=states, data=data, steps=steps):
-            state = states[title]
-            states[title] = jax.block_until_ready(
-                fit(learner, data, steps=int(state.step) + steps, key=key, state=state, log_every=50)
-            )
+        def run_fit(states=states, learner=learner, data=data, steps=steps):
+            to = int(states["fit"].step) + steps
+            states["fit"] = jax.block_until_ready(fit(learner, data, steps=to, key=key, state=states["fit"], log_every=50))
 
-        functions = {
-            "bare": run_bare,
-            "fit": lambda run=run_fit, learner=averaged: run("fit", learner),
-            "fit, no average": lambda run=run_fit, learner=plain: run("fit, no average", learner),
-        }
-        calls = dict.fromkeys(functions, steps)
-        yield from in_turns(functions, rounds, base="bare", calls=calls, goal=1.02, case=f"{{}}: {name}")
+        functions = {"bare": run_bare, title: run_fit}
+        yield from in_turns(functions, rounds, base="bare", calls=dict.fromkeys(functions, steps), goal=1.02, case=f"{{}}: {name}")
 
 
 # Steps between two checkpoints in the measurement of saving.

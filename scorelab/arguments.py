@@ -12,8 +12,10 @@ import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.grids import Grid, check_times
+from scorelab.lasting import once
 from scorelab.models.base import Model, check_condition
 from scorelab.models.per_sample import per_sample_values
+from scorelab.processes.base import Process
 from scorelab.validation import require_real, require_spec
 
 
@@ -30,7 +32,12 @@ def check_walk(
     require_spec(where, Grid, grid=grid)
     check_key(where, key)
     check_conditions(where, model, cond, n, population)
-    return check_ids(where, ids, n), check_times(grid, model.process, grid.times(model.process))
+    return check_ids(where, ids, n), _times(grid, model.process)
+
+
+@once
+def _times(grid: Grid, process: Process) -> np.ndarray:
+    return check_times(grid, process, grid.times(process))
 
 
 def check_conditions(where: str, model: Model, cond: Pytree, n: int, population: int = 1) -> None:

@@ -242,8 +242,9 @@ def _walk(held, visit, drawn, rows, *, keep):
     state, (path, _, records) = walk.scan(solver, visit, state, rows, jnp.arange(calls), point=point if keep == "all" else None)
     state = walk.finish(solver, visit, state, calls - 1)
     out = dict(
-        x=point(state), bad=state.bad, outputs=dict(log_weights=log_weights) | solver.outputs(state.carry, records), path=None
-    )
+        x=point(state), bad=state.bad, outputs=dict(log_weights=log_weights) | solver.outputs(state.carry, records), path=None,
+        zero=jnp.zeros((), log_weights.dtype),
+    )  # fmt: skip
     if path is not None:
         out["path"] = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), began, path)
     return out
@@ -270,10 +271,10 @@ def assemble(parts: list[dict[str, Any]], plan: walk.Plan, process: Process) -> 
     return Samples(
         x=x,
         log_weights=log_weights,
-        log_z=outputs.pop("log_z", jnp.zeros((), log_weights.dtype)),
+        log_z=outputs.pop("log_z", parts[0]["zero"]),
         diagnostics=dict(first_bad_step=join([part["bad"] for part in parts]), model_calls=plan.calls, **outputs),
         trajectory=join([part["path"] for part in parts], axis=1),
-        times=plan.times,
+        times=plan.times.copy(),
         process=process,
     )
 

@@ -6,7 +6,6 @@ on the samples beside it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from jax.sharding import NamedSharding
 from scorelab.arguments import check_shape, check_walk
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.grids import Grid
+from scorelab.lasting import once
 from scorelab.models.base import Model, ask
 from scorelab.models.estimates import refuse_waiting, require_waits
 from scorelab.models.function import as_pytree
@@ -36,7 +36,6 @@ from scorelab.solvers.base import Integrator, Population, Solver, population_siz
 from scorelab.starts import Prior
 from scorelab.validation import require_spec
 
-_PACKAGE = __name__.partition(".")[0]
 # The stream of a row's key from which the place of the model's call is drawn, beside that of the update.
 _QUERY = 1_000_081
 # The stream of the walk's key from which paths are drawn, beside those of the rows, which are numbers of rows.
@@ -147,7 +146,7 @@ def plan(
     ids, times = check_walk(where, model, grid, key, n, population, cond, ids)
     start, times = start.on_grid(process, times)
     solver.check_start(start, model, float(times[0]))
-    rows = _rows(solver, process, times)
+    rows = _rows(solver, process, times.tobytes())
     start.check(1 if is_traced(ids) else int(np.max(on_host(ids))) + 1, event, process)
     if not is_traced(start, ids):
         start.suit(where, model, float(times[0]), cond)
@@ -199,45 +198,10 @@ def _check_outside(where: str, model: Model, start: Start, ids: Array, populatio
         )
 
 
-def _rows(solver: Solver, process: Process, times: np.ndarray) -> Any:
-    """The table in the working precision, made once for equal specs: a small network is done in the time that making one takes."""
-    if not (_lasting(solver) and _lasting(process)):
-        return _table(solver, process, times)
-    try:
-        hash((solver, process))
-    except TypeError:  # a solver with an array
-        return _table(solver, process, times)
-    return _tables(solver, process, times.tobytes(), jax.dtypes.canonicalize_dtype(np.float64))
-
-
-def _lasting(value: Any) -> bool:
-    """Whether a spec is one of this package, of numbers and such specs: code of a caller may make another table next time."""
-    kind = type(value)
-    if kind in (bool, int, float, str, type(None)):
-        return True
-    if isinstance(value, jax.Array):
-        return not is_traced(value)
-    if kind is tuple:
-        return all(map(_lasting, value))
-    if kind.__module__.partition(".")[0] != _PACKAGE:
-        return False
-    if not dataclasses.is_dataclass(value):  # a law
-        leaves = jax.tree.leaves(value)
-        return not any(leaf is value for leaf in leaves) and all(map(_lasting, leaves))
-    made: Any = getattr(kind, "__dataclass_params__", None)
-    return made.frozen and all(_lasting(getattr(value, field.name)) for field in dataclasses.fields(value))
-
-
-@functools.lru_cache(maxsize=64)
-def _tables(solver: Solver, process: Process, times: bytes, working: np.dtype) -> Any:
-    rows = _table(solver, process, np.frombuffer(times).copy())
-    for column in jax.tree.leaves(rows):
-        column.flags.writeable = False
-    return rows
-
-
-def _table(solver: Solver, process: Process, times: np.ndarray) -> Any:
-    """ValueError unless it has rows for every step of the grid, one step after the other."""
+@once
+def _rows(solver: Solver, process: Process, grid: bytes) -> Any:
+    """The table on float64 times, in the working precision; ValueError unless it has rows for every step, one after the other."""
+    times = np.frombuffer(grid).copy()
     rows = working_precision(solver.table(process, times))
     step = np.asarray(rows.step)
     if not np.array_equal(np.unique(step), np.arange(len(times) - 1)) or np.any(np.diff(step) < 0):

@@ -222,8 +222,9 @@ class Distillation(Learner):
             return (fake, ratio, opt_fake, opt_ratio), (losses, judged)
 
         held = (state.fake, state.ratio, *state.opt_states[1:])
-        # A loop of one pass would still be a loop, in which the CPU takes the gradient of a convolution ten times longer.
-        unroll = self.n_aux if self.unroll or self.n_aux == 1 else 1
+        # A loop of one pass would still be a loop, in which the CPU takes the gradient of a convolution ten times longer. So says 1
+        # and True; 0 is no loop at all.
+        unroll = 0 if self.unroll or self.n_aux == 1 else 1
         held, (losses, judged) = jax.lax.scan(one, held, jax.random.split(key, self.n_aux), unroll=unroll)
         running = state.running
         if judged is not None:
