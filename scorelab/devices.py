@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from scorelab.allocation import keep_freed
 from scorelab.arrays import Key, Pytree
 from scorelab.pytrees import is_model_pytree
 from scorelab.validation import require_int
@@ -83,7 +84,8 @@ def use_all_cores(count: int | None = None) -> int:
     """Make the CPU as many devices of JAX as there are cores, so that ``mesh="auto"`` can use them; their number is returned.
 
     Call it before anything is computed: in a script or a notebook right after the imports. On a machine with an accelerator JAX
-    computes there as before. Several calls are as good as one.
+    computes there as before. Several calls are as good as one. What a program frees stays with the process, up to 2 GB
+    (:mod:`scorelab.allocation`).
 
     Args:
         count: the number of devices. None keeps the number that JAX was told already (``JAX_NUM_CPU_DEVICES``, ``XLA_FLAGS``, an
@@ -102,6 +104,7 @@ def use_all_cores(count: int | None = None) -> int:
     told = _told()
     wanted = int(count) if count is not None else told or cores()
     if not started():
+        keep_freed()
         if count is not None or not told:
             jax.config.update(_NUMBER, wanted)
         return wanted

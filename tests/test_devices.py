@@ -1,11 +1,13 @@
 """All cores of a CPU as devices, and what is spread over them; parts run apart where the number of devices matters."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import scorelab as sl
@@ -54,6 +56,30 @@ def told():
 )
 def test_what_jax_was_told_stays(extra, number):
     assert apart("told", **extra) == [number, number]
+
+
+def kept():
+    import resource
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(2**26, np.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    fresh = faults()
+    sl.use_all_cores()
+    faults()
+    print(int(faults() < 0.01 * fresh))
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or any(name.startswith(("MALLOC_", "GLIBC_")) for name in os.environ),
+    reason="what the C library keeps is not set",
+)
+def test_what_is_freed_stays_with_the_process():
+    # 64 MB are 16,384 pages, each of which would be filled with zeros anew.
+    assert apart("kept") == ["1"]
 
 
 @pytest.mark.parametrize("count", [0, -1, True, 2.0, "2", devices.MOST_DEVICES + 1])
