@@ -8,7 +8,7 @@ multiply-adds, activations in place, ``inference_mode``), and given the Flax par
 the outputs of the two networks and the samples of every compared pair must agree.
 
 What is timed is one call that draws samples, as a user makes it: the start noise, the grid and the steps. The
-torch side is eager, as both libraries are by default. Each pass runs in a process of its own, pinned to as
+torch side is eager, as both libraries are by default, and with k-diffusion compiled by torch as well. Each pass runs in a process of its own, pinned to as
 many cores as it may have threads before JAX and torch start theirs, since XLA sizes its thread pool by the
 cores it is allowed: first one core, where the ratio of CPU seconds is the figure to read, then two, where it
 is wall seconds. scorelab makes a device of each core, as the command line does by default.
@@ -337,12 +337,13 @@ def others_seconds():
     return ticks / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
-def samplers(model, process, peer, solver, grid, shape):
+def samplers(model, process, peer, compiled, solver, grid, shape):
     ours, function, scheduler = SOLVERS[solver]
     std, times = model.denoiser.data_std, grid.times(process).tolist()
     functions = {
         "scorelab": scorelab_sampler(model, process, ours, grid, shape),
         "k-diffusion": k_diffusion_sampler(peer, std, function, times, shape),
+        "k-diffusion, compiled": k_diffusion_sampler(compiled, std, function, times, shape),
     }
     if scheduler is not None:
         functions["diffusers"] = diffusers_sampler(peer, std, scheduler, times, shape)
@@ -354,11 +355,13 @@ def compare(name, threads, rounds):
     model, event, batch, steps = model_of(name)
     grid, shape = sl.grids.Karras(steps), (batch, *event)
     peer = torch_network(model, event)
+    # By torch's own compiler, which is not the default of either library.
+    compiled = torch.compile(peer, dynamic=False)
     outputs = output_difference(model, peer, shape)
     require({"the torch network": outputs}, OUTPUT_TOLERANCE, f"output of {name}")
     results = []
     for solver in SOLVERS:
-        functions = samplers(model, EDM, peer, solver, grid, shape)
+        functions = samplers(model, EDM, peer, compiled, solver, grid, shape)
         differences = sample_differences(functions, shape)
         require(differences, SAMPLE_TOLERANCE, f"samples of {name}, {solver}")
         for row in timed(functions, rounds):
