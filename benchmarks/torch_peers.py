@@ -8,10 +8,10 @@ multiply-adds, activations in place, ``inference_mode``), and given the Flax par
 the outputs of the two networks and the samples of every compared pair must agree.
 
 What is timed is one call that draws samples, as a user makes it: the start noise, the grid and the steps. The
-torch side is eager, as both libraries are by default, and with k-diffusion compiled by torch as well. Each pass runs in a process of its own, pinned to as
-many cores as it may have threads before JAX and torch start theirs, since XLA sizes its thread pool by the
-cores it is allowed: first one core, where the ratio of CPU seconds is the figure to read, then two, where it
-is wall seconds. scorelab makes a device of each core, as the command line does by default.
+torch side is eager, as both libraries are by default, and once more compiled by torch. Each pass runs in a process
+of its own, pinned to as many cores as it may have threads before JAX and torch start theirs, since XLA sizes its
+thread pool by the cores it is allowed: first one core, where the ratio of CPU seconds is the figure to read, then
+two, where it is wall seconds. scorelab makes a device of each core, as the command line does by default.
 Thread pools spin for a while after they have worked, hence a short pause before every call.
 
 Every line says how many cores other programs kept busy meanwhile. Wall seconds with two threads mean little
