@@ -100,6 +100,32 @@ def test_a_table_of_a_caller_is_made_at_every_call():
     np.testing.assert_array_equal(sample(MODEL, **arguments).x, first)
 
 
+@dataclass(frozen=True)
+class Stretched(grids.Karras):
+    """A grid of a caller whose times follow from more than its fields."""
+
+    def times(self, process):
+        times = super().times(process)
+        times[1:-1] *= KNOB[0]
+        return times
+
+
+def test_the_times_of_a_caller_are_asked_for_at_every_call():
+    times = lambda grid: sample(MODEL, solver=solvers.DDIM(), grid=grid, key=KEY, shape=(8, 2)).times
+    KNOB[0] = 1.0
+    first = times(Stretched(5))
+    np.testing.assert_array_equal(first, times(grids.Karras(5)))
+    KNOB[0] = 0.9
+    np.testing.assert_array_equal(times(Stretched(5))[1:-1], 0.9 * first[1:-1])
+
+
+def test_what_a_caller_does_to_the_times_of_samples_stays_with_them():
+    first = sample(MODEL, solver=solvers.DDIM(), grid=grids.Karras(5), key=KEY, shape=(8, 2))
+    first.times[:] = 0.0
+    again = sample(MODEL, solver=solvers.DDIM(), grid=grids.Karras(5), key=KEY, shape=(8, 2))
+    np.testing.assert_array_equal(again.times, grids.Karras(5).times(EDM))
+
+
 def test_an_exact_mixture_is_sampled_to_the_floor():
     # Sliced Wasserstein distance of 20,000 samples against exact draws, beside that of two exact draws.
     from scorelab.metrics import sliced_wasserstein
