@@ -106,7 +106,9 @@ def read(source: Path, *, entry: str | None = None) -> tuple[dict[str, np.ndarra
     found = torchfile.read(source)
     modules = found.modules(entry)
     kind = _KINDS.get(modules[""]["type"], "modules") if modules else "tensors"
-    return found.tensors(entry), dict(kind=kind, network=modules, files=[source])
+    # Of EDM2: the scale of what its network sees.
+    more = {"encoder": encoder} if kind == "edm2" and (encoder := found.beside("encoder")) else {}
+    return found.tensors(entry), dict(kind=kind, network=modules, **more, files=[source])
 
 
 def _folder(source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -412,7 +412,7 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
         raise WeightsError(f"{name}: arguments {listed(unknown)} of {inner['type']}: expected {', '.join(sorted(known))}")
     preconditioner = _PRECONDITIONERS[outer["type"]]
     if preconditioner in ("vp", "iddpm"):
-        given |= {field: _said(outer, key) for key, field in _OUTER.items() if _said(outer, key) is not None}
+        given |= {field: said(outer, key) for key, field in _OUTER.items() if said(outer, key) is not None}
     try:
         return kind(**given, preconditioner=preconditioner)
     except (TypeError, ValueError) as error:
@@ -423,8 +423,8 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
 _OUTER = {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps"}
 
 
-def _said(outer: Mapping[str, Any], key: str) -> Any:
-    """What a preconditioner says of itself; None where it says nothing."""
+def said(outer: Mapping[str, Any], key: str) -> Any:
+    """An attribute or argument of a module of a file; None where it says nothing."""
     return {**outer.get("kwargs", {}), **outer.get("attributes", {})}.get(key)
 
 
@@ -444,13 +444,13 @@ def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoise
     modules = folder.config["network"]
     net = network(modules, name=name)
     tree = params(net, folder.tensors(), name=name)
-    said = lambda key, default: float(default if (found := _said(modules[""], key)) is None else found)
+    number = lambda key, default: float(default if (found := said(modules[""], key)) is None else found)
     if process is None:
-        low, high = said("sigma_min", 0.0), said("sigma_max", math.inf)
+        low, high = number("sigma_min", 0.0), number("sigma_max", math.inf)
         if net.preconditioner == "iddpm":
             high, low = (float(tree["params"]["u"][i]) for i in (0, -2))
         process = Gaussian(schedule=EDM(sigma_min=max(0.002, low), sigma_max=min(80.0, high)))
     own = net.preconditioner == "edm"
-    std = said("sigma_data", 0.5) if own else 1.0
+    std = number("sigma_data", 0.5) if own else 1.0
     denoiser = Denoiser(net=net, process=process, predict="edm" if own else "eps", data_std=std)
     return denoiser.bind(tree)
