@@ -25,17 +25,17 @@ from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
 from scorelab.pretrained.conversion import INDEX, convert
 from scorelab.pretrained.hub import fetch
 from scorelab.pretrained.kept import find, keep, require_hash, stored
-from scorelab.pretrained.kinds import Published
+from scorelab.pretrained.kinds import Converted
 from scorelab.pretrained.registry import PUBLISHED
 from scorelab.processes import LinearGaussian
 from scorelab.validation import require_choice, require_int, require_seed, require_spec
 
-__all__ = ["Card", "Loaded", "Measured", "Published", "card", "convert", "fetch", "keep", "load", "model", "names"]
+__all__ = ["Card", "Converted", "Loaded", "Measured", "card", "convert", "fetch", "keep", "load", "model", "names"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model that was trained here, and what is known of it. One of others is :class:`Published`.
+    """A model that was trained here, and what is known of it. One of others is :class:`Converted`.
 
     Attributes:
         model: the model, which knows its process.
@@ -151,7 +151,9 @@ class Loaded:
         return [value for each in how for value in of(each)]
 
 
-def load(name: str, *, dtype: str = "float32", process: LinearGaussian | None = None) -> Loaded | Published:
+def load(
+    name: str, *, dtype: str = "float32", process: LinearGaussian | None = None, autoencoder: str | None = None
+) -> Loaded | Converted:
     """A trained model by name, file or work directory (whose newest checkpoint is taken), or a converted published one.
 
     Both have ``model``, ``transform``, ``config``, ``latents``, ``text``, ``event_shape`` and ``classes``. The config inside a
@@ -160,18 +162,28 @@ def load(name: str, *, dtype: str = "float32", process: LinearGaussian | None = 
 
     Args:
         name: of a model of the package, of a converted one, or the path of a file or folder.
-        dtype: of parameters and computation of a converted model, ``float32`` or ``bfloat16``.
+        dtype: of parameters and computation of a converted denoiser, ``float32`` or ``bfloat16``.
         process: of a converted model, in the place of the noise that it was published with.
+        autoencoder: name or folder of a converted one, for a model of latents that came without, or in the place of its own.
 
     Raises:
         ConfigError: there is none, it is damaged, or its config asks for more than such a config may.
         WeightsError: a converted one whose weights are not those of its conversion, or that no network here takes.
-        ValueError: parameters that do not fit their own config, no such ``dtype``, or ``dtype`` or ``process`` for a model that was
-            trained here.
+        ValueError: parameters that do not fit their own config, no such ``dtype``, or arguments of a converted model for one that
+            was trained here.
     """
-    if (folder := _converted(name)) is not None:
-        return kinds.load(folder, dtype=dtype, process=process)
-    return _loaded(name, dtype, process)
+    require_choice("pretrained.load", kinds.DTYPES, dtype=dtype)
+    if (folder := _converted(name)) is None:
+        for field, value, usual in (("dtype", dtype, "float32"), ("process", process, None), ("autoencoder", autoencoder, None)):
+            if value != usual:
+                raise ValueError(
+                    f"pretrained.load.{field} = {value!r} for {name}: expected {usual!r} for a model that was trained here"
+                )
+        return _loaded(name)
+    place = None if autoencoder is None else store.find(autoencoder)
+    if autoencoder is not None and place is None:
+        raise ConfigError(f"pretrained.load.autoencoder = {autoencoder!r}: expected the name or the folder of a converted one")
+    return kinds.load(folder, dtype=dtype, process=process, autoencoder=place)
 
 
 def _converted(name: str) -> Path | None:
@@ -200,14 +212,8 @@ def _is_unconverted(name: Any) -> bool:
         return False
 
 
-def _loaded(name: str, dtype: str, process: LinearGaussian | None) -> Loaded:
-    require_choice("pretrained.load", kinds.DTYPES, dtype=dtype)
+def _loaded(name: str) -> Loaded:
     found = find(name)
-    if dtype != "float32" or process is not None:
-        given = f"dtype = {dtype!r}" if process is None else f"process = {process!r}"
-        raise ValueError(
-            f"pretrained.load.{given} for {name}: expected none, since it was trained here, in float32 under its process"
-        )
     stamp = max(path.stat().st_mtime_ns for path in (found, *found.glob("checkpoints")))
     experiment, bound, record = stored(found.resolve(), stamp)
     if (known := read(found)) is not None:

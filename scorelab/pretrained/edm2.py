@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arrays import Array, Key
+from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.pretrained import trees
@@ -340,6 +343,58 @@ def latent_scale(config: Mapping[str, Any], *, name: str = "config.json") -> tup
             f"{name}: encoder: scale {scale.tolist()} and shift {shift.tolist()}: expected finite numbers by channel"
         )
     return tuple(scale.tolist()), tuple(shift.tolist())
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class ByChannel:
+    r"""An autoencoder whose latents h a model has as :math:`z = a h + b`, with numbers for each channel.
+
+    Attributes:
+        latents: the autoencoder, :class:`scorelab.pretrained.vae.Latents`, in whose own scale latents are :math:`s (h - m)`.
+        scale: a.
+        shift: b.
+    """
+
+    latents: Any
+    scale: tuple[float, ...] = field(metadata={"static": True})
+    shift: tuple[float, ...] = field(metadata={"static": True})
+
+    @property
+    def transform(self) -> Pixels:
+        """Between stored images and those that are encoded."""
+        return self.latents.transform
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of latents of images of the size in training."""
+        return self.latents.event_shape
+
+    def __call__(self, z: Array) -> Array:
+        """As :meth:`decode`."""
+        return self.decode(z)
+
+    def decode(self, z: Array, **how: Any) -> Array:
+        """Images of latents ``(b, h, w, c)`` as a model has them; ``how`` and errors as those of the autoencoder."""
+        a, b, s, m = self._numbers(z)
+        return self.latents.decode(((z - b) / a - m) * s, **how)
+
+    def encode(self, images: Array, key: Key | None = None, **how: Any) -> Array:
+        """Latents of images as a model has them: the mean, or a draw by ``key``; ``how`` and errors as those of the autoencoder."""
+        z = self.latents.encode(images, key, **how)
+        a, b, s, m = self._numbers(z)
+        return a * (z / s + m) + b
+
+    def pixels(self, z: Array) -> Array:
+        """Decoded images as they are stored, uint8."""
+        return self.transform.decode(self.decode(z))
+
+    def _numbers(self, z: Array) -> tuple[Array, Array, float, float]:
+        net = self.latents.net
+        if np.shape(z)[-1:] != (len(self.scale),):
+            raise ValueError(f"ByChannel got latents of shape {np.shape(z)}: expected {len(self.scale)} channels")
+        dtype = jnp.result_type(z, jnp.float32)
+        return jnp.asarray(self.scale, dtype), jnp.asarray(self.shift, dtype), net.scaling_factor, net.shift_factor or 0.0
 
 
 def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoiser:

@@ -22,7 +22,8 @@ from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser
 from scorelab.pretrained.conversion import SCHEDULER
 from scorelab.pretrained.edm import LEVELS
-from scorelab.pretrained.store import Folder, Pipeline, open_any
+from scorelab.pretrained.edm2 import ByChannel, latent_scale
+from scorelab.pretrained.store import Folder, Pipeline, open_any, open_folder
 from scorelab.processes import LinearGaussian
 from scorelab.validation import require_choice
 
@@ -43,6 +44,7 @@ class Family:
         module: where, imported when it is used.
         function: in there: ``model(folder, process)``, ``latents(folder)`` or ``load(folder, tokenizer)``, by the role.
         role: ``model``, ``latents``, ``text``, or ``features`` for what is part of no pipeline.
+        latent: of latents, which an autoencoder makes.
         null: ``model`` takes the context of the empty text as well, ``null_context``.
         own: of this package: ``model(folder)`` has the process that it was trained with, and the scale of its data is not said.
     """
@@ -50,6 +52,7 @@ class Family:
     module: str
     function: str
     role: str
+    latent: bool = False
     null: bool = False
     own: bool = False
 
@@ -67,8 +70,7 @@ class Family:
 
 
 _EDM = Family("scorelab.pretrained.edm", "model", "model")
-_UNET, _TEXT_UNET = (Family("scorelab.pretrained.unet2d", "model", "model", null) for null in (False, True))
-_DIT = Family("scorelab.pretrained.dit", "model", "model")
+_DIT = Family("scorelab.pretrained.dit", "model", "model", latent=True)
 _TEXT = Family("scorelab.pretrained.text", "load", "text")
 # By the class that a published config says.
 FAMILIES = {
@@ -77,8 +79,8 @@ FAMILIES = {
     "VEPrecond": _EDM,
     "iDDPMPrecond": _EDM,
     "Precond": Family("scorelab.pretrained.edm2", "model", "model"),
-    "UNet2DModel": _UNET,
-    "UNet2DConditionModel": _TEXT_UNET,
+    "UNet2DModel": Family("scorelab.pretrained.unet2d", "model", "model"),
+    "UNet2DConditionModel": Family("scorelab.pretrained.unet2d", "model", "model", latent=True, null=True),
     "DiTTransformer2DModel": _DIT,
     "Transformer2DModel": _DIT,
     "AutoencoderKL": Family("scorelab.pretrained.vae", "latents", "latents"),
@@ -158,27 +160,29 @@ def narrowed(model: BoundDenoiser, dtype: str) -> BoundDenoiser:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class Converted:
     """A published model, and what it takes to use it.
 
     Attributes:
         model: the denoiser, which knows its process.
-        transform: from stored images to what ``latents`` see, or the model where there are none, and back; None where the folder
-            does not say it.
+        transform: from stored images to what ``latents`` see, or the model where there are none, and back; None where that is not
+            known, as of a model of latents without its autoencoder.
         config: what ``config.json`` says, with ``scheduler`` where the model was published with one.
-        latents: the autoencoder of a model of latents, None for one of pixels.
+        latents: the autoencoder of a model of latents, with ``encode`` and ``decode``; None for one of pixels.
         text: from prompts to conditions, None for a model without.
     """
 
     model: BoundDenoiser
     transform: Transform | None
     config: dict[str, Any]
-    latents: Latents | None = None
+    latents: Latents | ByChannel | None = None
     text: TextEncoder | None = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of a sample as it was trained: of images, or of their latents."""
+        if "event" in self.config:
+            return tuple(self.config["event"])
         net = self.model.denoiser.net
         named = lambda *names: next(value for name in names if (value := getattr(net, name, None)) is not None)
         side = named("img_resolution", "sample_size")
@@ -210,27 +214,29 @@ class Published:
     @property
     def _scale(self) -> Transform:
         if self.transform is None:
-            raise WeightsError(
-                f"Published of {self.config.get('name')!r}: the scale of its images is not said: expected a transform"
-            )
+            why = "the scale of its images is not said, or its latents have no autoencoder"
+            raise WeightsError(f"Converted of {self.config.get('name')!r}: {why}: expected pretrained.load(..., autoencoder=...)")
         return self.transform
 
     def prompt(self, prompts: str | Sequence[str]) -> Array:
         """The condition of one prompt or several; WeightsError for a model without text."""
         if self.text is None:
             raise WeightsError(
-                f"Published.prompt of {self.config.get('name')!r}: it has no text encoder: expected a model of texts"
+                f"Converted.prompt of {self.config.get('name')!r}: it has no text encoder: expected a model of texts"
             )
         return self.text(prompts)
 
 
-def load(path: Path, *, dtype: str = "float32", process: LinearGaussian | None = None) -> Published:
+def load(
+    path: Path, *, dtype: str = "float32", process: LinearGaussian | None = None, autoencoder: Path | None = None
+) -> Converted:
     """A converted folder or pipeline with a denoiser, its hashes compared.
 
     Args:
         path: of the folder.
-        dtype: of parameters and computation, ``float32`` or ``bfloat16``.
+        dtype: of parameters and computation of the denoiser, ``float32`` or ``bfloat16``.
         process: of the model; None for the noise that it was published with.
+        autoencoder: the converted folder of another one than that of the pipeline, or of a model of latents that came without.
 
     Raises:
         WeightsError: it is damaged, has no denoiser, or a part that no family here builds; the message names it.
@@ -251,20 +257,29 @@ def load(path: Path, *, dtype: str = "float32", process: LinearGaussian | None =
     scheduler = found.read(f"scheduler/{SCHEDULER}") if isinstance(found, Pipeline) else folder.config.get("scheduler")
     if scheduler is not None:
         folder = dataclasses.replace(folder, config=folder.config | dict(scheduler=scheduler))
+    if made.own and process is not None:
+        raise WeightsError(f"{shown(path)}: process = {process!r}: expected None, since it has the one that it was trained with")
+    scale = latent_scale(folder.config, name=shown(folder.path)) if class_of(folder) == "Precond" else None
+    latent = made.latent or scale is not None
     latents = text = None
+    if autoencoder is not None:
+        if not latent or (other := family(folder_of := open_folder(autoencoder))).role != "latents":
+            what = f"{shown(autoencoder)} as its autoencoder: expected one, of a model of latents"
+            raise WeightsError(f"{shown(path)} ({class_of(folder)}), {what}")
+        by_role["latents"] = other, folder_of
     if "latents" in by_role:
         latents = by_role["latents"][0].build(by_role["latents"][1])
+        latents = latents if scale is None else ByChannel(latents=latents, scale=scale[0], shift=scale[1])
     if "text" in by_role:
         if not isinstance(found, Pipeline) or (tokenizer := found.folder("tokenizer")) is None:
             raise WeightsError(f"{shown(path)}: a text encoder without a tokenizer: expected the files of tokenizer/")
         text = by_role["text"][0].build(by_role["text"][1], tokenizer)
     null = dict(null_context=np.asarray(text.empty)) if made.null and text is not None else {}
-    if made.own and process is not None:
-        raise WeightsError(f"{shown(path)}: process = {process!r}: expected None, since it has the one that it was trained with")
+    model = narrowed(made.build(folder, *(() if made.own else (process,)), **null), dtype)
     unit = scheduler is not None and scheduler.get("_class_name") == "ScoreSdeVeScheduler"
-    return Published(
-        model=narrowed(made.build(folder, *(() if made.own else (process,)), **null), dtype),
-        transform=None if made.own else UNIT if unit else LEVELS,
+    return Converted(
+        model=model,
+        transform=None if made.own or (latent and latents is None) else UNIT if unit else LEVELS,
         config=found.config | (dict(scheduler=scheduler) if scheduler is not None else {}),
         latents=latents,
         text=text,

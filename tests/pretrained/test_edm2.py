@@ -246,17 +246,20 @@ def test_other_networks_are_refused(change, reason):
         edm2.network(modules(**change))
 
 
+def encoder(**attributes):
+    return dict(type="StabilityVAEEncoder", args=[], kwargs={}, attributes=attributes)
+
+
 def test_the_scale_of_latents_is_that_of_the_encoder():
-    encoder = lambda **attributes: dict(encoder=dict(type="StabilityVAEEncoder", args=[], kwargs={}, attributes=attributes))
-    scale, shift = edm2.latent_scale(encoder())
+    scale, shift = edm2.latent_scale(dict(encoder=encoder()))
     raw = np.array([5.81, 3.25, 0.12, -2.15]) + np.array([4.17, 4.62, 3.71, 3.28])
     # One standard deviation above the mean is at half of one, as the network expects it.
     assert np.allclose(np.array(scale) * raw + shift, 0.5)
-    assert edm2.latent_scale(encoder(scale=[2.0, 3.0], bias=[0.0, 1.0])) == ((2.0, 3.0), (0.0, 1.0))
+    assert edm2.latent_scale(dict(encoder=encoder(scale=[2.0, 3.0], bias=[0.0, 1.0]))) == ((2.0, 3.0), (0.0, 1.0))
     assert edm2.latent_scale({}) is None
     for bad in (dict(scale=[1.0, float("nan")], bias=[0, 0]), dict(scale=["x"]), dict(scale=[1.0, 2.0], bias=[1.0, 2.0, 3.0])):
         with pytest.raises(WeightsError, match="encoder"):
-            edm2.latent_scale(encoder(**bad))
+            edm2.latent_scale(dict(encoder=encoder(**bad)))
     with pytest.raises(WeightsError, match="encoder 'Other': expected StandardRGBEncoder or"):
         edm2.latent_scale(dict(encoder=dict(type="Other")))
 
@@ -270,8 +273,8 @@ def test_the_encoder_of_a_pickle_is_kept(tmp_path):
     weights = crafted.dictionary(out_gain=crafted.tensor(of=crafted.nested()))
     ema = crafted.persistent(class_name=crafted.text("Precond"), state=crafted.dictionary(_parameters=weights))
     state = crafted.dictionary(scale=array(0.125, 0.25), bias=array(-1, 2), large=array(*range(65)))
-    encoder = crafted.persistent(class_name=crafted.text("StabilityVAEEncoder"), state=state)
-    (tmp_path / "x.pkl").write_bytes(crafted.program(crafted.dictionary(ema=ema, encoder=encoder), 4))
+    made = crafted.persistent(class_name=crafted.text("StabilityVAEEncoder"), state=state)
+    (tmp_path / "x.pkl").write_bytes(crafted.program(crafted.dictionary(ema=ema, encoder=made), 4))
     folder = pretrained.convert(tmp_path / "x.pkl", tmp_path / "out")
     assert folder.config["kind"] == "edm2"
     assert folder.config["encoder"]["attributes"] == dict(scale=[0.125, 0.25], bias=[-1.0, 2.0])

@@ -14,12 +14,15 @@ from scorelab import pretrained
 from scorelab.data import Pixels
 from scorelab.errors import ConfigError, WeightsError
 from scorelab.models import Denoiser
-from scorelab.pretrained import edm, kinds, store
+from scorelab.pretrained import edm, edm2, kinds, store
 from scorelab.processes import Gaussian
 from scorelab.run.cli import main
 from scorelab.schedules import EDM
 from tests.pretrained import crafted
 from tests.pretrained.test_edm import folder as edm_folder
+from tests.pretrained.test_edm2 import drawn as edm2_drawn
+from tests.pretrained.test_edm2 import encoder as edm2_encoder
+from tests.pretrained.test_edm2 import modules as edm2_modules
 
 SCHEDULER = dict(_class_name="DDIMScheduler", beta_end=0.02)
 INDEX = dict(
@@ -214,6 +217,10 @@ def families(monkeypatch):
         return Denoiser(net=Net(), process=process, predict="eps", data_std=1.0).bind(tree)
 
     class Latents:
+        net = types.SimpleNamespace(scaling_factor=0.5, shift_factor=3.0)
+        transform = kinds.LEVELS
+        event_shape = (2, 2, 1)
+
         def encode(self, x, key=None):
             return x[:, ::2, ::2] + (0 if key is None else 100)
 
@@ -233,7 +240,9 @@ def families(monkeypatch):
     monkeypatch.setitem(sys.modules, "tiny_families", module)
     for name, role in dict(TinyUNet="model", TinyVAE="latents", TinyText="text").items():
         function = "load" if role == "text" else role
-        monkeypatch.setitem(kinds.FAMILIES, name, kinds.Family("tiny_families", function, role, null=role == "model"))
+        flags = dict(latent=True, null=True) if role == "model" else {}
+        monkeypatch.setitem(kinds.FAMILIES, name, kinds.Family("tiny_families", function, role, **flags))
+    monkeypatch.setitem(kinds.FAMILIES, "TinyPixels", kinds.Family("tiny_families", "model", "model"))
     monkeypatch.setitem(kinds.FAMILIES, "NotYet", kinds.Family("scorelab.pretrained.not_there_yet", "model", "model"))
     return given
 
@@ -241,7 +250,7 @@ def families(monkeypatch):
 def test_a_pipeline_is_a_model_with_what_it_takes_to_use_it(source, families):
     pretrained.convert(source, licence="CC0-1.0")
     who = pretrained.load("tiny")
-    assert isinstance(who, pretrained.Published)
+    assert isinstance(who, pretrained.Converted)
     assert families["scheduler"] == who.config["scheduler"] == SCHEDULER
     assert np.array_equal(families["null_context"], np.full((3, 5), 0.25))
     assert families["tokenizer"].name == "tokenizer"
@@ -264,6 +273,7 @@ def test_a_pipeline_is_a_model_with_what_it_takes_to_use_it(source, families):
 
 def test_a_model_of_pixels_has_no_latents_and_no_text(source, families):
     index = dict(unet=INDEX["unet"], scheduler=INDEX["scheduler"])
+    written(source / "unet" / "config.json", dict(_class_name="TinyPixels"))
     written(source / "model_index.json", index)
     written(source / "scheduler" / "scheduler_config.json", dict(_class_name="ScoreSdeVeScheduler"))
     pretrained.convert(source)
@@ -274,7 +284,7 @@ def test_a_model_of_pixels_has_no_latents_and_no_text(source, families):
     levels = np.arange(256, dtype=np.uint8)
     assert np.allclose(who.transform.encode(levels), levels / 255, atol=1e-7)
     assert np.array_equal(who.decode(who.encode(levels)), levels)
-    with pytest.raises(WeightsError, match=r"Published\.prompt of 'tiny': it has no text encoder"):
+    with pytest.raises(WeightsError, match=r"Converted\.prompt of 'tiny': it has no text encoder"):
         who.prompt("a")
 
 
@@ -284,8 +294,21 @@ def test_what_is_no_denoiser_is_refused_by_name(source, families, tmp_path):
         pretrained.load(str(whole / "vae"))
     with pytest.raises(WeightsError, match=r"a pipeline: expected one of its folders text_encoder, unet, vae"):
         store.open_folder(whole)
-    # A part alone is a model as well.
-    assert pretrained.load(str(whole / "unet")).text is None
+    # A part alone is a model as well, of latents that nothing here makes images of.
+    alone = pretrained.load(str(whole / "unet"))
+    assert (alone.text, alone.latents, alone.transform) == (None, None, None)
+    with pytest.raises(WeightsError, match=r"have no autoencoder: expected pretrained\.load\(\.\.\., autoencoder="):
+        alone.decode(jnp.zeros((1, 4, 4, 1)))
+    assert pretrained.load(str(whole / "unet"), autoencoder=str(whole / "vae")).decode(jnp.zeros((1, 4, 4, 1))).shape == (
+        1,
+        8,
+        8,
+        1,
+    )
+    with pytest.raises(WeightsError, match=r"as its autoencoder: expected one, of a model of latents"):
+        pretrained.load(str(whole / "unet"), autoencoder=str(whole / "text_encoder"))
+    with pytest.raises(ConfigError, match=r"pretrained\.load\.autoencoder = 'other': expected the name"):
+        pretrained.load(str(whole / "unet"), autoencoder="other")
     for name, fields, reason in (
         ("two", dict(unet_2=["diffusers", "TinyUNet"]), "two parts for model: expected one"),
         ("tokens", dict(tokenizer="gone"), "a text encoder without a tokenizer"),
@@ -325,12 +348,32 @@ def test_names_that_are_not_here_say_what_to_do(source, tmp_path, monkeypatch):
         pretrained.model("edm-cifar10-32x32-uncond-vp")
     with pytest.raises(ValueError, match="dtype = 'float16': expected"):
         pretrained.load("digits-edm", dtype="float16")
-    with pytest.raises(ValueError, match="dtype = 'bfloat16' for digits-edm: expected none"):
+    with pytest.raises(ValueError, match=r"load\.dtype = 'bfloat16' for digits-edm: expected 'float32'"):
         pretrained.load("digits-edm", dtype="bfloat16")
-    with pytest.raises(ValueError, match=r"process = .* for digits-edm: expected none"):
+    with pytest.raises(ValueError, match=r"process = .* for digits-edm: expected None"):
         pretrained.load("digits-edm", process=Gaussian(schedule=EDM()))
     mine = pretrained.load("digits-edm")
     assert (mine.latents, mine.text) == (None, None)
+
+
+def test_latents_of_edm2_have_a_scale_for_each_channel(source, families, tmp_path):
+    vae = pretrained.convert(source / "vae", tmp_path / "vae").path
+    config = dict(kind="edm2", network=edm2_modules(img_channels=1), encoder=edm2_encoder(scale=[2.0], bias=[-1.0]))
+    place = store.write_folder(tmp_path / "edm2", edm2_drawn(edm2.network(config["network"])), config).path
+    who = pretrained.load(str(place), autoencoder=str(vae))
+    assert (who.event_shape, who.classes, who.latents.event_shape) == ((8, 8, 1), 3, (2, 2, 1))
+    images = np.arange(64, dtype=np.uint8).reshape(1, 8, 8, 1)
+    x = images / 127.5 - 1
+    # The stand-in makes s (h - m) of h with s = 1/2, m = 3, and the network has 2 h - 1.
+    assert np.allclose(who.encode(images), 2 * (x[:, ::2, ::2] / 0.5 + 3) - 1, atol=1e-5)
+    assert np.array_equal(who.decode(who.encode(images)), images[:, ::2, ::2].repeat(2, 1).repeat(2, 2))
+    with pytest.raises(ValueError, match=r"latents of shape \(1, 2, 2, 3\): expected 1 channels"):
+        who.decode(jnp.zeros((1, 2, 2, 3)))
+    assert pretrained.load(str(place)).transform is None
+    pixels = store.write_folder(tmp_path / "pixels", store.open_folder(place).tensors(), dict(config, encoder=None)).path
+    assert pretrained.load(str(pixels)).transform == kinds.LEVELS
+    with pytest.raises(WeightsError, match=r"\(Precond\), .*vae as its autoencoder: expected one, of a model of latents"):
+        pretrained.load(str(pixels), autoencoder=str(vae))
 
 
 @pytest.mark.usefixtures("quick_compilation")
