@@ -160,8 +160,11 @@ def parts(source: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
             copied |= found
         else:
             models[part] = _there(place / CONFIG, part).parent
-    if not models:
-        raise WeightsError(f"{shown(source / INDEX)}: no parts with weights: expected a pipeline of diffusers")
+    if not models or len(set(models.values())) < len(models):
+        several = f"one folder for the parts {', '.join(models)}" if models else "no parts with weights"
+        raise WeightsError(
+            f"{shown(source / INDEX)}: {several}: expected a pipeline of diffusers, one folder for each of its models"
+        )
     return models, copied, left_out
 
 

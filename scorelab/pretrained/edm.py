@@ -132,6 +132,15 @@ def levels(net: Any, x: jax.Array, begin: Callable, block: Callable, *, everywhe
     return x
 
 
+def one_hot(cond: jax.Array | None, batch: int, classes: int, dtype: Any) -> jax.Array:
+    """One row ``(classes,)`` for each class, zero for none (``classes``, or no condition at all), NaN for what is no class."""
+    if cond is None:
+        return jnp.zeros((batch, classes), dtype)
+    cond = jnp.asarray(cond)
+    known = (cond >= 0) & (cond <= classes)
+    return jnp.where(known[..., None], jax.nn.one_hot(cond, classes, dtype=dtype), jnp.nan)
+
+
 class _UNet(nn.Module):
     """What both families have; fields are the arguments of the published networks.
 
@@ -218,10 +227,8 @@ class _UNet(nn.Module):
         return -output if self.preconditioner == "ve" else output[..., : self.in_channels]
 
     def labels(self, cond: jax.Array | None, batch: int, dtype: Any) -> jax.Array:
-        """One row of ``label_dim`` numbers for each class, zero for none (``label_dim`` or no condition at all)."""
-        if cond is None:
-            return jnp.zeros((batch, self.label_dim), dtype)
-        return jax.nn.one_hot(cond, self.label_dim, dtype=dtype)
+        """As :func:`one_hot`, for its classes."""
+        return one_hot(cond, batch, self.label_dim, dtype)
 
 
 class SongUNet(_UNet):

@@ -23,7 +23,7 @@ from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.pretrained import trees
-from scorelab.pretrained.edm import levels, said
+from scorelab.pretrained.edm import levels, one_hot, said
 from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import attention, convolve, resample, wide
 from scorelab.pretrained.store import Folder
@@ -200,8 +200,7 @@ class UNet(nn.Module):
         embedding = _Waves(self.model_channels * waves, name="emb_fourier")(c)
         embedding = Kernel(self.model_channels * widest, name="emb_noise")(embedding)
         if self.label_dim:
-            none = jnp.zeros((x.shape[0], self.label_dim), c.dtype)
-            labels = none if cond is None else jax.nn.one_hot(cond, self.label_dim, dtype=c.dtype)
+            labels = one_hot(cond, x.shape[0], self.label_dim, c.dtype)
             classes = Kernel(self.model_channels * widest, name="emb_label")(labels * math.sqrt(self.label_dim))
             embedding = blend(embedding, classes, self.label_balance)
         embedding = silu(embedding).astype(x.dtype)

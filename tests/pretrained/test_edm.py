@@ -82,6 +82,14 @@ def test_output_and_gradient_are_those_of_the_oracle(case, dtype):
             assert np.abs(np.asarray(found) - wanted).max() < MOST[dtype] * np.abs(wanted).max(), part
 
 
+def test_what_is_no_class_is_no_number():
+    rows = edm.one_hot(jnp.array([0, 2, 3, 4, -1]), 5, 3, jnp.float32)
+    assert np.array_equal(rows[:3], np.eye(4)[[0, 2, 3], :3])
+    assert np.isnan(rows[3:]).all()
+    assert np.array_equal(edm.one_hot(jnp.asarray(1), 5, 3, jnp.float32), [0, 1, 0])
+    assert not edm.one_hot(None, 5, 3, jnp.float32).any()
+
+
 def test_published_names_come_back(case):
     _, net, tensors, info = case
     found = edm.published(edm.params(net, tensors))

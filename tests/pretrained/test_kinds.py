@@ -128,6 +128,10 @@ def test_a_pipeline_whose_model_lies_beside_its_index(tmp_path):
         "unet/model.safetensors",
     ]
     assert found.read("scheduler/scheduler_config.json") == SCHEDULER
+    index = json.loads((root / "model_index.json").read_text())
+    written(root / "model_index.json", index | dict(vae=["diffusers", "TinyVAE"]))
+    with pytest.raises(WeightsError, match="one folder for the parts unet, vae: expected a pipeline"):
+        pretrained.convert(root, tmp_path / "both")
     # Without the index it is one model, which has its scheduler and its tokenizer with it.
     (root / "model_index.json").unlink()
     written(root / "vocab.json", {"a": 0})
