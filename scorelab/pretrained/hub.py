@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from scorelab.errors import ConfigError, WeightsError
+from scorelab.errors import ConfigError, WeightsError, shown
 from scorelab.names import did_you_mean
 from scorelab.pretrained.conversion import INDEX, LEFT_OUT, SCHEDULER, TOKENIZER, WEIGHTS, convert
 from scorelab.pretrained.registry import PUBLISHED, Published
-from scorelab.pretrained.store import CONFIG, Folder, Pipeline
+from scorelab.pretrained.store import CONFIG, Folder, Pipeline, place
 
 
 def fetch(
@@ -42,7 +43,9 @@ def fetch(
         raise ConfigError(
             f"fetch.name = {name!r}: it has no repository: get {row.url}, then scorelab pretrained convert {row.file}"
         )
-    client = _client(row)
+    client, target = _client(row), place(row.name) if out is None else Path(out)
+    if os.path.lexists(target):
+        raise WeightsError(f"{shown(target)} is there already: expected a new folder; remove it, or choose another")
     say(f"{row.name}: {row.what}")
     say(f"licence of the weights: {row.licence}, {row.licence_url}")
     try:
@@ -60,7 +63,7 @@ def fetch(
         raise WeightsError(f"fetch {name}: {row.url}: {text}") from error
     if missing := [file for file in files if not (Path(folder) / file).is_file()]:
         raise WeightsError(f"fetch {name}: {row.url} at {commit}: {', '.join(missing)} did not come")
-    return convert(folder, out, name=row.name, revision=commit)
+    return convert(folder, target, name=row.name, revision=commit)
 
 
 def _client(row: Published) -> Any:

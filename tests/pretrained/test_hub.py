@@ -68,6 +68,9 @@ def test_what_a_model_needs_is_downloaded_at_one_commit_and_converted(remote, do
     assert found.config["licence"] == dict(id="MIT", url="https://example.org/MIT")
     for config in (found.config, found.parts["unet"].config):
         assert (config["source"]["revision"], config["source"]["url"]) == (COMMIT, "https://huggingface.co/someone/tiny")
+    with pytest.raises(WeightsError, match="tiny is there already: expected a new folder"):
+        pretrained.fetch("tiny", say=lambda text: None)
+    assert len(remote.asked) == 2
     # Of a commit that was written down.
     pretrained.fetch("tiny", downloads / "again", revision="v1", say=lambda text: None)
     assert remote.asked[2] == ("info", "someone/tiny", "v1")
