@@ -435,6 +435,16 @@ def said(outer: Mapping[str, Any], key: str) -> Any:
     return {**outer.get("kwargs", {}), **outer.get("attributes", {})}.get(key)
 
 
+def number(outer: Mapping[str, Any], key: str, default: float, name: str) -> float:
+    """As :func:`said`, a number; WeightsError for another value."""
+    if (found := said(outer, key)) is None:
+        return default
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise WeightsError(f"{name}: {key} = {found!r}: expected a number") from None
+
+
 def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoiser:
     r"""The denoised mean that a converted file of EDM states, as a model of ``process``; parameters stay on the host until used.
 
@@ -451,13 +461,12 @@ def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoise
     modules = folder.config["network"]
     net = network(modules, name=name)
     tree = params(net, folder.tensors(), name=name)
-    number = lambda key, default: float(default if (found := said(modules[""], key)) is None else found)
     if process is None:
-        low, high = number("sigma_min", 0.0), number("sigma_max", math.inf)
+        low, high = (number(modules[""], key, usual, name) for key, usual in (("sigma_min", 0.0), ("sigma_max", math.inf)))
         if net.preconditioner == "iddpm":
             high, low = (float(tree["params"]["u"][i]) for i in (0, -2))
         process = Gaussian(schedule=EDM(sigma_min=max(0.002, low), sigma_max=min(80.0, high)))
     own = net.preconditioner == "edm"
-    std = number("sigma_data", 0.5) if own else 1.0
+    std = number(modules[""], "sigma_data", 0.5, name) if own else 1.0
     denoiser = Denoiser(net=net, process=process, predict="edm" if own else "eps", data_std=std)
     return denoiser.bind(tree)

@@ -23,7 +23,7 @@ from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.pretrained import trees
-from scorelab.pretrained.edm import levels, one_hot, said
+from scorelab.pretrained.edm import levels, number, one_hot, said
 from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import attention, convolve, resample, wide
 from scorelab.pretrained.store import Folder
@@ -327,12 +327,12 @@ def latent_scale(config: Mapping[str, Any], *, name: str = "config.json") -> tup
         return None
     if kind != "StabilityVAEEncoder":
         raise WeightsError(f"{name}: encoder {kind!r}: expected StandardRGBEncoder or StabilityVAEEncoder")
-    number = lambda key, default: np.asarray(default if (value := said(encoder, key)) is None else value, np.float64)
+    array = lambda key, default: np.asarray(default if (value := said(encoder, key)) is None else value, np.float64)
     try:
         if (scale := said(encoder, "scale")) is None:
-            scale = number("final_std", 0.5) / number("raw_std", _STD)
+            scale = array("final_std", 0.5) / array("raw_std", _STD)
         if (shift := said(encoder, "bias")) is None:
-            shift = number("final_mean", 0.0) - number("raw_mean", _MEAN) * np.asarray(scale, np.float64)
+            shift = array("final_mean", 0.0) - array("raw_mean", _MEAN) * np.asarray(scale, np.float64)
         scale, shift = (np.asarray(value, np.float64) for value in (scale, shift))
         scale, shift = np.broadcast_arrays(scale, shift)
     except (TypeError, ValueError) as error:
@@ -411,6 +411,6 @@ def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoise
     modules = folder.config["network"]
     net = network(modules, name=name)
     tree = params(net, folder.tensors(), name=name)
-    std = said(modules[""], "sigma_data")
+    std = number(modules[""], "sigma_data", 0.5, name)
     process = Gaussian(schedule=EDM(sigma_min=0.002, sigma_max=80.0)) if process is None else process
-    return Denoiser(net=net, process=process, predict="edm", data_std=0.5 if std is None else float(std)).bind(tree)
+    return Denoiser(net=net, process=process, predict="edm", data_std=std).bind(tree)

@@ -307,6 +307,9 @@ def test_the_scale_of_images_is_that_of_the_paper():
 
 
 def test_a_folder_of_another_kind_is_no_model(tmp_path):
+    converted, _, _ = folder(tmp_path / "text", "EDMPrecond", sigma_data="x")
+    with pytest.raises(WeightsError, match="text: sigma_data = 'x': expected a number"):
+        edm.model(converted)
     other = store.write_folder(tmp_path / "out", dict(a=np.zeros(1)), dict(kind="tensors", network={}))
     with pytest.raises(WeightsError, match="kind 'tensors': expected edm"):
         edm.model(other)
