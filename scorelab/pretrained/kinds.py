@@ -257,8 +257,12 @@ def load(
     scheduler = found.read(f"scheduler/{SCHEDULER}") if isinstance(found, Pipeline) else folder.config.get("scheduler")
     if scheduler is not None:
         folder = dataclasses.replace(folder, config=folder.config | dict(scheduler=scheduler))
-    if made.own and process is not None:
-        raise WeightsError(f"{shown(path)}: process = {process!r}: expected None, since it has the one that it was trained with")
+    if made.own:
+        for field, value, usual in (("process", process, None), ("dtype", dtype, "float32")):
+            if value != usual:
+                raise WeightsError(
+                    f"{shown(path)}: {field} = {value!r}: expected {usual!r} for a network of scorelab, as it was trained"
+                )
     scale = latent_scale(folder.config, name=shown(folder.path)) if class_of(folder) == "Precond" else None
     latent = made.latent or scale is not None
     latents = text = None

@@ -340,6 +340,18 @@ def test_what_is_no_denoiser_is_refused_by_name(source, families, tmp_path):
             pretrained.load(str(place))
 
 
+def test_a_network_of_this_package_keeps_its_process(families, tmp_path, monkeypatch):
+    monkeypatch.setitem(kinds.FAMILIES, "scorelab", kinds.Family("tiny_families", "model", "model", own=True))
+    config = dict(kind="scorelab", network={}, event=[4, 4, 1])
+    place = str(store.write_folder(tmp_path / "mine", tensors(1), config).path)
+    who = pretrained.load(place)
+    assert (who.event_shape, who.transform, who.licence) == ((4, 4, 1), None, dict(id=None, url=None))
+    with pytest.raises(WeightsError, match=r"mine: process = .*: expected None for a network of scorelab"):
+        pretrained.load(place, process=who.model.process)
+    with pytest.raises(WeightsError, match="mine: dtype = 'bfloat16': expected 'float32' for a network of scorelab"):
+        pretrained.load(place, dtype="bfloat16")
+
+
 def test_names_that_are_not_here_say_what_to_do(source, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=r"a published model as it came: expected scorelab pretrained convert .*tiny first"):
         pretrained.load(str(source))
