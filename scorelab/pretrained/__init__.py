@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from scorelab.data import Arrays, Transform
-from scorelab.errors import ConfigError
+from scorelab.errors import ConfigError, WeightsError
 from scorelab.experiment.base import Experiment
 from scorelab.experiment.evaluate import Evaluate
 from scorelab.experiment.holes import holed
@@ -18,18 +20,22 @@ from scorelab.experiment.sample import Drawn, Sample
 from scorelab.grids import Grid
 from scorelab.metrics import MetricValue
 from scorelab.models import BoundDenoiser
-from scorelab.pretrained import edm, store
+from scorelab.pretrained import kinds, store
 from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
-from scorelab.pretrained.conversion import convert
+from scorelab.pretrained.conversion import INDEX, convert
+from scorelab.pretrained.hub import fetch
 from scorelab.pretrained.kept import find, keep, require_hash, stored
-from scorelab.validation import require_int, require_seed, require_spec
+from scorelab.pretrained.kinds import Converted
+from scorelab.pretrained.registry import PUBLISHED
+from scorelab.processes import LinearGaussian
+from scorelab.validation import require_choice, require_int, require_seed, require_spec
 
-__all__ = ["Card", "Loaded", "Measured", "card", "convert", "keep", "load", "model", "names"]
+__all__ = ["Card", "Converted", "Loaded", "Measured", "card", "convert", "fetch", "keep", "load", "model", "names"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A trained model, and what is known of it.
+    """A model that was trained here, and what is known of it. One of others is :class:`Converted`.
 
     Attributes:
         model: the model, which knows its process.
@@ -44,6 +50,10 @@ class Loaded:
     config: Experiment
     record: dict[str, Any]
     card: Card | None = None
+
+    # What it has in common with a published one: it makes points or images, and is told no text.
+    latents: ClassVar[None] = None
+    text: ClassVar[None] = None
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -141,16 +151,68 @@ class Loaded:
         return [value for each in how for value in of(each)]
 
 
-def load(name: str) -> Loaded:
-    """A trained model by name, file or work directory (whose newest checkpoint is taken).
+def load(
+    name: str, *, dtype: str = "float32", process: LinearGaussian | None = None, autoencoder: str | None = None
+) -> Loaded | Converted:
+    """A trained model by name, file or work directory (whose newest checkpoint is taken), or a converted published one.
 
-    The config inside may use only what builds experiments, unless it is trusted (:mod:`scorelab.config.trust`). A file is read
-    without its data set; a work directory needs it.
+    Both have ``model``, ``transform``, ``config``, ``latents``, ``text``, ``event_shape`` and ``classes``. The config inside a
+    model that was trained here may use only what builds experiments, unless it is trusted (:mod:`scorelab.config.trust`). A file is
+    read without its data set; a work directory needs it.
+
+    Args:
+        name: of a model of the package, of a converted one, or the path of a file or folder.
+        dtype: of parameters and computation of a converted denoiser, ``float32`` or ``bfloat16``.
+        process: of a converted model, in the place of the noise that it was published with.
+        autoencoder: name or folder of a converted one, for a model of latents that came without, or in the place of its own.
 
     Raises:
         ConfigError: there is none, it is damaged, or its config asks for more than such a config may.
-        ValueError: its parameters do not fit its own config.
+        WeightsError: a converted one whose weights are not those of its conversion, or that no network here takes.
+        ValueError: parameters that do not fit their own config, no such ``dtype``, or arguments of a converted model for one that
+            was trained here.
     """
+    require_choice("pretrained.load", kinds.DTYPES, dtype=dtype)
+    if (folder := _converted(name)) is None:
+        for field, value, usual in (("dtype", dtype, "float32"), ("process", process, None), ("autoencoder", autoencoder, None)):
+            if value != usual:
+                raise ValueError(
+                    f"pretrained.load.{field} = {value!r} for {name}: expected {usual!r} for a model that was trained here"
+                )
+        return _loaded(name)
+    place = None if autoencoder is None else store.find(autoencoder)
+    if autoencoder is not None and place is None:
+        raise ConfigError(f"pretrained.load.autoencoder = {autoencoder!r}: expected the name or the folder of a converted one")
+    return kinds.load(folder, dtype=dtype, process=process, autoencoder=place)
+
+
+def _converted(name: str) -> Path | None:
+    """The folder of a converted model; None for another model. What was published and is not here is refused with what to do."""
+    if name in names():
+        return None
+    if (folder := store.find(name)) is not None:
+        return folder
+    if isinstance(name, str) and name in PUBLISHED and not Path(name).is_dir():
+        row = PUBLISHED[name]
+        raise ConfigError(f"pretrained.model.name = {name!r}: not on this machine: {row.url}, then {row.how}")
+    if _is_unconverted(name):
+        raise WeightsError(f"{name}: a published model as it came: expected scorelab pretrained convert {name} first")
+    return None
+
+
+def _is_unconverted(name: Any) -> bool:
+    """Whether this is a folder of a published model, and no work directory."""
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name).strip():
+        return False
+    try:
+        published = any((Path(name) / file).is_file() for file in (INDEX, store.CONFIG))
+        return published and not any((Path(name) / part).exists() for part in ("config.gin", "checkpoints"))
+    except OSError:
+        # No file can have this name.
+        return False
+
+
+def _loaded(name: str) -> Loaded:
     found = find(name)
     stamp = max(path.stat().st_mtime_ns for path in (found, *found.glob("checkpoints")))
     experiment, bound, record = stored(found.resolve(), stamp)
@@ -159,13 +221,6 @@ def load(name: str) -> Loaded:
     return Loaded(model=bound, transform=experiment.data.transform, config=experiment, record=record, card=known)
 
 
-def model(name: str) -> BoundDenoiser:
-    """The model alone, as config files name a teacher: one of :func:`load`, or a converted one by its name or folder.
-
-    Raises:
-        ConfigError: as :func:`load`; for a converted one, weights that are not those of its conversion, or of a kind that has no
-            network here yet.
-    """
-    if (folder := store.find(name)) is not None and name not in names():
-        return edm.model(store.open_folder(folder))
-    return load(name).model
+def model(name: str, *, dtype: str = "float32", process: LinearGaussian | None = None) -> BoundDenoiser:
+    """The model alone, as config files name a teacher; arguments and errors as :func:`load`."""
+    return load(name, dtype=dtype, process=process).model

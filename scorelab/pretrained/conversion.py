@@ -1,4 +1,4 @@
-"""From a published checkpoint to a folder of safetensors: without torch, and without running what is in it."""
+"""From a published checkpoint or pipeline to folders of safetensors: without torch, and without running what is in it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,39 @@ from typing import Any
 import numpy as np
 
 from scorelab.errors import WeightsError, shown
+from scorelab.files import write_json
 from scorelab.pretrained import torchfile
 from scorelab.pretrained.keys import listed
-from scorelab.pretrained.registry import PUBLISHED
-from scorelab.pretrained.store import CONFIG, Folder, place, read_json, read_safetensors, sha256, write_folder
+from scorelab.pretrained.registry import PUBLISHED, Published
+from scorelab.pretrained.store import (
+    CONFIG,
+    FORMAT,
+    PIPELINE,
+    Folder,
+    Pipeline,
+    copy,
+    is_converted,
+    new_folder,
+    open_any,
+    place,
+    read_json,
+    read_safetensors,
+    sha256,
+    write_folder,
+    write_tensors,
+)  # fmt: skip
 
 # The weights in a folder of diffusers or transformers, the first that is there.
-_WEIGHTS = (
+WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors.index.json", "diffusion_pytorch_model.bin", "pytorch_model.bin",
 )  # fmt: skip
+# What a pipeline says of its parts, and how its noise is said.
+INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
+# The files of a tokenizer.
+TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+# Parts that say nothing of the model: they look at its images.
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 # What the outermost class of a pickle of modules is.
 _KINDS = {"EDMPrecond": "edm", "VPPrecond": "edm", "VEPrecond": "edm", "iDDPMPrecond": "edm", "Precond": "edm2"}
 
@@ -32,19 +55,22 @@ def convert(
     name: str | None = None,
     licence: str | None = None,
     url: str | None = None,
-) -> Folder:
+    revision: str | None = None,
+) -> Folder | Pipeline:
     """Write the tensors of a checkpoint under their published names, with what is known of it, to a new folder.
 
     The numbers and their types are those of the file. ``config.json`` has the classes and the arguments of a pickle of modules, or
     the ``config.json`` of the source. It has licence, origin, and the SHA-256 of the source and of the result.
 
     Args:
-        source: a file of torch (``.pkl``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a safetensors file, or a folder of diffusers.
+        source: a file of torch (``.pkl``, ``.pth``, ``.pt``, ``.bin``, ``.ckpt``), a safetensors file, or a folder of diffusers:
+            one model, or a pipeline with ``model_index.json``, whose models become folders of one.
         out: the new folder; None for one of its name below the folder for downloads.
         entry: of the outermost dict of a file of torch; see ``TorchFile.tensors``.
         name: of the model; None for that of the source without its ending.
         licence: of the weights; None for that of a published checkpoint of this name.
         url: where the source was published; None as for the licence.
+        revision: of a repository, its commit.
 
     Raises:
         WeightsError: the source cannot be read, is not the published file of this name, or there is something at ``out``.
@@ -59,28 +85,121 @@ def convert(
         raise WeightsError(f"convert.name = {name!r}: expected letters, digits, '.', '_' and '-'")
     known = PUBLISHED.get(name)
     out = place(name) if out is None else Path(out)
+    said = dict(
+        licence=dict(id=licence or (known.licence if known else None), url=known.licence_url if known and not licence else None),
+        written_by=_writer(),
+    )
+    origin = dict(url=url or (known.url if known else None)) | (dict(revision=revision) if revision else {})
+    if (source / INDEX).is_file():
+        _require_no_entry(source, entry)
+        return _convert_pipeline(source, out, name, known, said, origin)
     tensors, facts = read(source, entry=entry)
     if not tensors:
         raise WeightsError(f"{shown(source)}: no tensors: expected a file of weights")
-    files = facts.pop("files")
-    hashes = {file.name: sha256(file) for file in files}
-    if known is not None and known.sha256 not in (None, *hashes.values()):
+    hashes = {file.name: sha256(file) for file in facts.pop("files")}
+    _require_published(source, known, hashes, _numbers(tensors))
+    config = dict(name=name, **facts, **said, source=dict(files=hashes, **origin, entry=entry))
+    return write_folder(out, tensors, config, _tokenizer(source, "tokenizer") if source.is_dir() else {})
+
+
+def _convert_pipeline(
+    source: Path, out: Path, name: str, known: Published | None, said: dict[str, Any], origin: dict[str, Any]
+) -> Pipeline:
+    """A pipeline of diffusers, one folder for each of its models."""
+    index = read_json(source / INDEX)
+    models, copied, left_out = parts(source)
+    with new_folder(out) as partial:
+        numbers = 0
+        for part, place in models.items():
+            tensors, facts = read_model(place)
+            hashes = {file.name: sha256(file) for file in facts.pop("files")}
+            (partial / part).mkdir()
+            write_tensors(partial / part, tensors, dict(name=part, **facts, **said, source=dict(files=hashes, **origin)))
+            numbers += _numbers(tensors)
+        _require_published(source, known, {}, numbers)
+        files = copy(copied, partial)
+        hashes = {INDEX: sha256(source / INDEX)}
+        config = dict(
+            format=FORMAT, name=name, kind=PIPELINE, network=index, parts=list(models), files=files, left_out=left_out,
+            numbers=numbers, **said, source=dict(files=hashes, **origin),
+        )  # fmt: skip
+        write_json(partial / CONFIG, config)
+    found = open_any(out)
+    assert isinstance(found, Pipeline)
+    return found
+
+
+def parts(source: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
+    """Of a pipeline of diffusers: the folders of its models by part, the files that are copied, and the parts that are left out.
+
+    A part lies in a folder of its name or, where there is none, in the folder of the pipeline itself, as in the first repositories.
+
+    Raises:
+        WeightsError: a part that ``model_index.json`` names is not there.
+    """
+    models: dict[str, Path] = {}
+    copied: dict[str, Path] = {}
+    left_out = []
+    for part, said in read_json(source / INDEX).items():
+        if not isinstance(said, list) or len(said) != 2 or said[1] is None:
+            continue
+        if not re.fullmatch(r"[a-z]\w*", part) or not isinstance(said[1], str):
+            raise WeightsError(
+                f"{shown(source / INDEX)}: part {part!r} of class {said[1]!r}: expected names of a folder and of a class"
+            )
+        place = source / part if (source / part).is_dir() else source
+        if part in LEFT_OUT:
+            left_out.append(part)
+        elif said[1].endswith("Scheduler"):
+            copied[f"{part}/{SCHEDULER}"] = _there(place / SCHEDULER, part)
+        elif "Tokenizer" in said[1]:
+            if not (found := _tokenizer(place, part)):
+                raise WeightsError(
+                    f"{shown(place)}: part {part!r} has none of {', '.join(TOKENIZER)}: expected the files of a tokenizer"
+                )
+            copied |= found
+        else:
+            models[part] = _there(place / CONFIG, part).parent
+    if not models or len(set(models.values())) < len(models):
+        several = f"one folder for the parts {', '.join(models)}" if models else "no parts with weights"
+        raise WeightsError(
+            f"{shown(source / INDEX)}: {several}: expected a pipeline of diffusers, one folder for each of its models"
+        )
+    return models, copied, left_out
+
+
+def _tokenizer(folder: Path, part: str) -> dict[str, Path]:
+    """The files of a tokenizer that lie in a folder."""
+    return {f"{part}/{file}": folder / file for file in TOKENIZER if (folder / file).is_file()}
+
+
+def _there(file: Path, part: str) -> Path:
+    if not file.is_file():
+        raise WeightsError(f"{shown(file)}: no such file: expected it, of the part {part!r} that {INDEX} names")
+    return file
+
+
+def _numbers(tensors: dict[str, np.ndarray]) -> int:
+    return sum(array.size for array in tensors.values())
+
+
+def _require_no_entry(source: Path, entry: str | None) -> None:
+    if entry is not None:
+        raise WeightsError(f"{shown(source)}: entry {entry!r} of a folder: expected a file of torch for that")
+
+
+def _require_published(source: Path, known: Published | None, hashes: dict[str, str], numbers: int) -> None:
+    """Raise ``WeightsError`` where weights are not those of the published checkpoint whose name they are to have."""
+    if known is None:
+        return
+    if known.sha256 not in (None, *hashes.values()):
         raise WeightsError(
             f"{shown(source)} has the hash {', '.join(hashes.values())}: expected {known.sha256}, of the published {known.file}"
         )
-    numbers = sum(array.size for array in tensors.values())
-    if known is not None and numbers < (known.parameters or 0):
+    if numbers < (known.parameters or 0):
         raise WeightsError(
-            f"{shown(source)} has {numbers:,} numbers: expected {known.parameters:,} or more, of the published {name}"
+            f"{shown(source)} has {numbers:,} numbers: expected {known.parameters:,} or more, of the published {known.name}"
         )
-    config = dict(
-        name=name,
-        **facts,
-        licence=dict(id=licence or (known.licence if known else None), url=known.licence_url if known and not licence else None),
-        source=dict(files=hashes, url=url or (known.url if known else None), entry=entry),
-        written_by=_writer(),
-    )
-    return write_folder(out, tensors, config)
 
 
 def _writer() -> str:
@@ -96,8 +215,7 @@ def read(source: Path, *, entry: str | None = None) -> tuple[dict[str, np.ndarra
     Errors as :func:`convert`.
     """
     if source.is_dir():
-        if entry is not None:
-            raise WeightsError(f"{shown(source)}: entry {entry!r} of a folder: expected a file of torch for that")
+        _require_no_entry(source, entry)
         return _folder(source)
     if not source.is_file():
         raise WeightsError(f"{shown(source)}: no such file or folder")
@@ -106,29 +224,39 @@ def read(source: Path, *, entry: str | None = None) -> tuple[dict[str, np.ndarra
     found = torchfile.read(source)
     modules = found.modules(entry)
     kind = _KINDS.get(modules[""]["type"], "modules") if modules else "tensors"
-    return found.tensors(entry), dict(kind=kind, network=modules, files=[source])
+    # Of EDM2: the scale of what its network sees.
+    more = {"encoder": encoder} if kind == "edm2" and (encoder := found.beside("encoder")) else {}
+    return found.tensors(entry), dict(kind=kind, network=modules, **more, files=[source])
 
 
 def _folder(source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """A folder of diffusers or transformers with one model."""
-    if (source / "model_index.json").is_file():
-        parts = sorted(path.parent.name for path in source.glob(f"*/{CONFIG}"))
-        raise WeightsError(f"{shown(source)}: a pipeline of several models: expected one of its folders {', '.join(parts)}")
-    weights = next((source / file for file in _WEIGHTS if (source / file).is_file()), None)
-    if not (source / CONFIG).is_file() or weights is None:
-        raise WeightsError(f"{shown(source)}: expected {CONFIG} and one of {', '.join(_WEIGHTS)}")
-    config = read_json(source / CONFIG)
-    if "weights" in config and "written_by" in config:
+    if (source / INDEX).is_file():
+        inside = ", ".join(sorted(path.parent.name for path in source.glob(f"*/{CONFIG}")))
+        raise WeightsError(f"{shown(source)}: a pipeline of several models: expected one of its folders {inside}")
+    return read_model(source)
+
+
+def read_model(source: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of one model in a folder of diffusers or transformers, and what it says of itself; errors as :func:`convert`."""
+    if is_converted(source):
         raise WeightsError(f"{shown(source)}: converted already")
+    weights = next((source / file for file in WEIGHTS if (source / file).is_file()), None)
+    if not (source / CONFIG).is_file() or weights is None:
+        raise WeightsError(f"{shown(source)}: expected {CONFIG} and one of {', '.join(WEIGHTS)}")
+    config = read_json(source / CONFIG)
     if weights.suffix == ".json":
         tensors, files = _sharded(weights)
     elif weights.suffix == ".bin":
         tensors, files = torchfile.read(weights).tensors(), [weights]
     else:
         tensors, files = read_safetensors(weights), [weights]
-    return tensors, dict(
-        kind="diffusers" if "_class_name" in config else "transformers", network=config, files=[*files, source / CONFIG]
-    )
+    facts: dict[str, Any] = dict(kind="diffusers" if "_class_name" in config else "transformers", network=config)
+    files = [*files, source / CONFIG]
+    if (source / SCHEDULER).is_file():
+        facts["scheduler"] = read_json(source / SCHEDULER)
+        files.append(source / SCHEDULER)
+    return tensors, dict(**facts, files=files)
 
 
 def _sharded(index: Path) -> tuple[dict[str, np.ndarray], list[Path]]:

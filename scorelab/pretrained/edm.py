@@ -10,26 +10,27 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
-from scorelab.pretrained.keys import differences, listed
+from scorelab.pretrained import trees
+from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import Conv, GroupNorm, Linear, attention, fir, resample, waves, wide
 from scorelab.pretrained.store import Folder
 from scorelab.processes import Gaussian, LinearGaussian
 from scorelab.schedules import EDM
+from scorelab.validation import require_int
 
-# Of `VPPrecond`: beta_d, beta_min, and the number of steps.
-_BETA_D, _BETA_MIN, _STEPS = 19.9, 0.1, 1000
+# Of the classes of published files.
+_PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
 
 
 class Block(nn.Module):
@@ -80,6 +81,10 @@ class Block(nn.Module):
         return x
 
 
+def _beside(x: jax.Array, skip: jax.Array) -> jax.Array:
+    return jnp.concatenate([x, skip], -1)
+
+
 class _Frequencies(nn.Module):
     """Fixed frequencies, of the file."""
 
@@ -90,6 +95,50 @@ class _Frequencies(nn.Module):
         freqs = jax.lax.stop_gradient(self.param("freqs", nn.initializers.normal(16.0), (self.features // 2,)))
         angles = 2 * math.pi * c[:, None] * freqs
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+def levels(net: Any, x: jax.Array, begin: Callable, block: Callable, *, everywhere: bool, join: Callable = _beside) -> jax.Array:
+    """Images down the levels of a network and up again, with the names of published files: no convolution and no block is in here.
+
+    Args:
+        net: its ``img_resolution``, ``model_channels``, ``channel_mult``, ``num_blocks`` and ``attn_resolutions``.
+        x: images ``(b, h, w, c)``.
+        begin: the first layer, ``name -> x -> x``.
+        block: the others, ``(name, channels, how, attends) -> x -> x``; ``how`` is ``""``, ``"down"`` or ``"up"``.
+        everywhere: on the way up, attention in every block of a side that has it; else in the last.
+        join: images with those of the way down.
+    """
+    sides = [net.img_resolution >> level for level in range(len(net.channel_mult))]
+    rows = [
+        (f"{side}x{side}", net.model_channels * multiple, side in net.attn_resolutions)
+        for side, multiple in zip(sides, net.channel_mult, strict=True)
+    ]
+    skips = []
+    for level, (side, width, attends) in enumerate(rows):
+        x = block(f"enc_{side}_down", x.shape[-1], "down", False)(x) if level else begin(f"enc_{side}_conv")(x)
+        skips.append(x)
+        for i in range(net.num_blocks):
+            x = block(f"enc_{side}_block{i}", width, "", attends)(x)
+            skips.append(x)
+    for level, (side, width, attends) in reversed(list(enumerate(rows))):
+        if level == len(rows) - 1:
+            x = block(f"dec_{side}_in0", x.shape[-1], "", True)(x)
+            x = block(f"dec_{side}_in1", x.shape[-1], "", False)(x)
+        else:
+            x = block(f"dec_{side}_up", x.shape[-1], "up", False)(x)
+        for i in range(net.num_blocks + 1):
+            last = i == net.num_blocks
+            x = block(f"dec_{side}_block{i}", width, "", attends and (everywhere or last))(join(x, skips.pop()))
+    return x
+
+
+def one_hot(cond: jax.Array | None, batch: int, classes: int, dtype: Any) -> jax.Array:
+    """One row ``(classes,)`` for each class, zero for none (``classes``, or no condition at all), NaN for what is no class."""
+    if cond is None:
+        return jnp.zeros((batch, classes), dtype)
+    cond = jnp.asarray(cond)
+    known = (cond >= 0) & (cond <= classes)
+    return jnp.where(known[..., None], jax.nn.one_hot(cond, classes, dtype=dtype), jnp.nan)
 
 
 class _UNet(nn.Module):
@@ -107,7 +156,10 @@ class _UNet(nn.Module):
         num_blocks: residual blocks of a level.
         attn_resolutions: sides at which there is attention.
         dropout: in training.
-        preconditioner: ``edm``, ``vp`` or ``ve``: what the network was trained with, of the arguments of a file.
+        preconditioner: ``edm``, ``vp``, ``ve`` or ``iddpm``: what the network was trained with, of the arguments of a file.
+        beta_d: of ``vp``, the slope of its noise rate.
+        beta_min: of ``vp``, its noise rate at 0.
+        steps: of ``vp`` and ``iddpm``, those of their training.
     """
 
     img_resolution: int
@@ -122,15 +174,31 @@ class _UNet(nn.Module):
     attn_resolutions: tuple[int, ...] = (16,)
     dropout: float = 0.10
     preconditioner: str = "edm"
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    steps: int = 1000
 
     # It embeds the noise level of a batch once.
     shares_noise_level = True
 
     def __post_init__(self):
-        if self.preconditioner not in ("edm", "vp", "ve"):
-            raise ValueError(f"{type(self).__name__}.preconditioner = {self.preconditioner!r}: expected edm, vp or ve")
+        if self.preconditioner not in _PRECONDITIONERS.values():
+            raise ValueError(
+                f"{type(self).__name__}.preconditioner = {self.preconditioner!r}: expected {', '.join(_PRECONDITIONERS.values())}"
+            )
+        if self.out_channels != self.in_channels and (self.preconditioner != "iddpm" or self.out_channels < self.in_channels):
+            raise ValueError(
+                f"{type(self).__name__}.out_channels = {self.out_channels!r}: expected {self.in_channels}, as in_channels"
+                f"{', or more' if self.preconditioner == 'iddpm' else ''}"
+            )
         for name in ("channel_mult", "attn_resolutions"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        require_int(
+            type(self).__name__, 1, img_resolution=self.img_resolution, in_channels=self.in_channels, steps=self.steps,
+            model_channels=self.model_channels, channel_mult_emb=self.channel_mult_emb, num_blocks=self.num_blocks,
+            **{f"channel_mult[{i}]": multiple for i, multiple in enumerate(self.channel_mult)},
+        )  # fmt: skip
+        require_int(type(self).__name__, 0, label_dim=self.label_dim, augment_dim=self.augment_dim)
         super().__post_init__()
 
     @property
@@ -145,15 +213,22 @@ class _UNet(nn.Module):
             return x, c
         ratio = jnp.exp(4 * c)
         if self.preconditioner == "vp":
-            t = (jnp.sqrt(_BETA_MIN**2 + 2 * _BETA_D * jnp.log1p(ratio**2)) - _BETA_MIN) / _BETA_D
-            return x, (_STEPS - 1) * t
+            t = (jnp.sqrt(self.beta_min**2 + 2 * self.beta_d * jnp.log1p(ratio**2)) - self.beta_min) / self.beta_d
+            return x, (self.steps - 1) * t
+        if self.preconditioner == "iddpm":
+            # Levels u_0 > ... > u_M = 0 of the file: the label counts from the smallest that is noise.
+            u = jax.lax.stop_gradient(self.param("u", nn.initializers.zeros, (self.steps + 1,))).astype(c.dtype)
+            return x, (self.steps - 1 - jnp.argmin(jnp.abs(u[:-1] - ratio[:, None]), 1)).astype(c.dtype)
         return x * jnp.sqrt(1 + ratio**2)[:, None, None, None].astype(x.dtype), jnp.log(ratio / 2)
 
+    def answered(self, output: jax.Array) -> jax.Array:
+        """The noise from what the network was trained to return; under ``edm`` that itself."""
+        # VE predicts it with the other sign. Variances that iDDPM learned have no part in the mean.
+        return -output if self.preconditioner == "ve" else output[..., : self.in_channels]
+
     def labels(self, cond: jax.Array | None, batch: int, dtype: Any) -> jax.Array:
-        """One row of ``label_dim`` numbers for each class, zero for none (``label_dim`` or no condition at all)."""
-        if cond is None:
-            return jnp.zeros((batch, self.label_dim), dtype)
-        return jax.nn.one_hot(cond, self.label_dim, dtype=dtype)
+        """As :func:`one_hot`, for its classes."""
+        return one_hot(cond, batch, self.label_dim, dtype)
 
 
 class SongUNet(_UNet):
@@ -197,39 +272,26 @@ class SongUNet(_UNet):
         embedding = nn.silu(Linear(width, name="map_layer0")(embedding))
         embedding = nn.silu(Linear(width, name="map_layer1")(embedding)).astype(x.dtype)
 
-        block = lambda name, features, how="", attends=False: Block(
-            features, how, int(attends), taps=self.resample_filter, dropout=self.dropout, name=name
-        )
-        aux, skips = x, []
-        for level, multiple in enumerate(self.channel_mult):
-            side, width = self.img_resolution >> level, self.model_channels * multiple
-            if level == 0:
-                x = Conv(self.model_channels, name=f"enc_{side}x{side}_conv")(x)
-            else:
-                x = block(f"enc_{side}x{side}_down", x.shape[-1], "down")(x, embedding, train)
-            skips.append(x)
-            if level and self.encoder_type == "residual":
-                fused = Conv(x.shape[-1], how="down", taps=self.resample_filter, fused=True, name=f"enc_{side}x{side}_aux_residual")
-                x = skips[-1] = aux = (x + fused(aux)) * math.sqrt(0.5)
-            for i in range(self.num_blocks):
-                x = block(f"enc_{side}x{side}_block{i}", width, attends=side in self.attn_resolutions)(x, embedding, train)
-                skips.append(x)
-        for level, multiple in reversed(list(enumerate(self.channel_mult))):
-            side, width = self.img_resolution >> level, self.model_channels * multiple
-            if level == len(self.channel_mult) - 1:
-                x = block(f"dec_{side}x{side}_in0", x.shape[-1], attends=True)(x, embedding, train)
-                x = block(f"dec_{side}x{side}_in1", x.shape[-1])(x, embedding, train)
-            else:
-                x = block(f"dec_{side}x{side}_up", x.shape[-1], "up")(x, embedding, train)
-            for i in range(self.num_blocks + 1):
-                attends = i == self.num_blocks and side in self.attn_resolutions
-                x = jnp.concatenate([x, skips.pop()], -1)
-                x = block(f"dec_{side}x{side}_block{i}", width, attends=attends)(x, embedding, train)
+        image, taps = x, self.resample_filter
+
+        def block(name, features, how, attends):
+            made = Block(features, how, int(attends), taps=taps, dropout=self.dropout, name=name)
+
+            def called(x):
+                nonlocal image
+                x = made(x, embedding, train)
+                if how == "down" and self.encoder_type == "residual":
+                    # Every level sees the image as well.
+                    aux = Conv(x.shape[-1], how="down", taps=taps, fused=True, name=name.replace("down", "aux_residual"))
+                    x = image = (x + aux(image)) * math.sqrt(0.5)
+                return x
+
+            return called
+
+        x = levels(self, x, lambda name: Conv(self.model_channels, name=name), block, everywhere=False)
         side = self.img_resolution
         x = nn.silu(GroupNorm(1e-6, name=f"dec_{side}x{side}_aux_norm")(x))
-        x = Conv(self.out_channels, name=f"dec_{side}x{side}_aux_conv")(x)
-        # It predicts the noise with the other sign.
-        return -x if self.preconditioner == "ve" else x
+        return self.answered(Conv(self.out_channels, name=f"dec_{side}x{side}_aux_conv")(x))
 
 
 class DhariwalUNet(_UNet):
@@ -251,33 +313,13 @@ class DhariwalUNet(_UNet):
             embedding = embedding + Linear(width, bias=False, name="map_label")(labels)
         embedding = nn.silu(embedding).astype(x.dtype)
 
-        def block(name, features, how="", attends=False):
+        def block(name, features, how, attends):
             heads = features // 64 if attends else 0
-            return Block(features, how, heads, True, epsilon=1e-5, scale=1.0, dropout=self.dropout, name=name)
+            made = Block(features, how, heads, True, epsilon=1e-5, scale=1.0, dropout=self.dropout, name=name)
+            return lambda x: made(x, embedding, train)
 
-        skips = []
-        for level, multiple in enumerate(self.channel_mult):
-            side, width = self.img_resolution >> level, self.model_channels * multiple
-            if level == 0:
-                x = Conv(width, name=f"enc_{side}x{side}_conv")(x)
-            else:
-                x = block(f"enc_{side}x{side}_down", x.shape[-1], "down")(x, embedding, train)
-            skips.append(x)
-            for i in range(self.num_blocks):
-                x = block(f"enc_{side}x{side}_block{i}", width, attends=side in self.attn_resolutions)(x, embedding, train)
-                skips.append(x)
-        for level, multiple in reversed(list(enumerate(self.channel_mult))):
-            side, width = self.img_resolution >> level, self.model_channels * multiple
-            if level == len(self.channel_mult) - 1:
-                x = block(f"dec_{side}x{side}_in0", x.shape[-1], attends=True)(x, embedding, train)
-                x = block(f"dec_{side}x{side}_in1", x.shape[-1])(x, embedding, train)
-            else:
-                x = block(f"dec_{side}x{side}_up", x.shape[-1], "up")(x, embedding, train)
-            for i in range(self.num_blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], -1)
-                x = block(f"dec_{side}x{side}_block{i}", width, attends=side in self.attn_resolutions)(x, embedding, train)
-        x = Conv(self.out_channels, name="out_conv")(nn.silu(GroupNorm(1e-5, name="out_norm")(x)))
-        return -x if self.preconditioner == "ve" else x
+        x = levels(self, x, lambda name: Conv(self.model_channels * self.channel_mult[0], name=name), block, everywhere=True)
+        return self.answered(Conv(self.out_channels, name="out_conv")(nn.silu(GroupNorm(1e-5, name="out_norm")(x))))
 
 
 # The scale of their images, k / 127.5 - 1: cells of `Pixels` whose outermost centres are -1 and 1.
@@ -285,12 +327,13 @@ LEVELS = Pixels(low=-256 / 255, high=256 / 255)
 # What the last part of a published name is in a tree, by the layer it belongs to.
 _NORMS, _LINEAR = re.compile(r"norm\d|.*_(aux|out)_norm|out_norm"), re.compile(r"affine|map_\w+")
 _CLASSES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
-_PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 
 
-def _path(key: str) -> tuple[tuple[str, ...], str]:
-    """The place in a tree of a published name without ``model.``, and the layout: ``conv``, ``linear`` or ``same``."""
-    parts = key.split(".")
+def _place(key: str) -> tuple[tuple[str, ...], str]:
+    """The place in the tree of a published name, and the layout."""
+    if key == "u":
+        return ("u",), "same"
+    parts = key.removeprefix("model.").split(".")
     # Flat names: `features` of a denoiser looks for them at the top.
     *layers, leaf = [f"{parts[0]}_{parts[1]}", *parts[2:]] if parts[0] in ("enc", "dec") and len(parts) > 2 else parts
     if not layers or leaf != "weight":
@@ -300,7 +343,16 @@ def _path(key: str) -> tuple[tuple[str, ...], str]:
     return (*layers, "kernel"), "linear" if _LINEAR.fullmatch(layers[-1]) else "conv"
 
 
-_AXES = {"conv": (2, 3, 1, 0), "linear": (1, 0), "same": None}
+def _key(path: tuple[str, ...]) -> tuple[str, str]:
+    """The other direction of :func:`_place`."""
+    *layers, leaf = path
+    if not layers:
+        return leaf, "same"
+    name = ".".join(("model", re.sub(r"^(enc|dec)_", r"\1.", layers[0]), *layers[1:]))
+    if leaf in ("kernel", "scale"):
+        name += ".weight"
+        return name, _place(name)[1]
+    return f"{name}.{leaf}", "same"
 
 
 def params(net: SongUNet | DhariwalUNet, tensors: Mapping[str, np.ndarray], *, name: str = "params") -> dict[str, Any]:
@@ -318,47 +370,31 @@ def params(net: SongUNet | DhariwalUNet, tensors: Mapping[str, np.ndarray], *, n
         WeightsError: a tensor that the network has not, or the other way round, or of another shape; each is named.
     """
     taps = getattr(net, "resample_filter", (1, 1))
-    flat: dict[str, np.ndarray] = {}
+    kept: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
-        if not key.startswith("model."):
+        if not key.startswith("model.") and not (key == "u" and net.preconditioner == "iddpm"):
             raise WeightsError(
                 f"{name}: tensor {key!r}: expected names that begin with 'model.', of a network in its preconditioner"
             )
-        if key.endswith(".resample_filter"):
-            if array.shape[2:] != (len(taps),) * 2 or not np.allclose(array, fir(taps), rtol=1e-6, atol=0):
-                raise WeightsError(f"{name}: {key} is not the filter of {taps}, which its arguments say")
-            continue
-        path, layout = _path(key.removeprefix("model."))
-        axes = _AXES[layout]
-        if axes is not None and array.ndim != len(axes):
-            raise WeightsError(f"{name}: tensor {key!r} of shape {array.shape}: expected {len(axes)} axes")
-        flat["/".join(path)] = array if axes is None else array.transpose(axes)
-    expected = shapes(net)
-    if different := differences({key: array.shape for key, array in flat.items()}, expected):
-        raise WeightsError(f"{name}: {'; '.join(different)}: expected the {len(expected):,} tensors of {type(net).__name__}")
-    return {"params": unflatten_dict({tuple(key.split("/")): flat[key] for key in expected})}
+        if not key.endswith(".resample_filter"):
+            kept[key] = array
+        elif array.shape[2:] != (len(taps),) * 2 or not np.allclose(array, fir(taps), rtol=1e-6, atol=0):
+            raise WeightsError(f"{name}: {key} is not the filter of {taps}, which its arguments say")
+    tree = trees.params(shapes(net), kept, _place, name=name, network=type(net).__name__)
+    if (u := tree["params"].get("u")) is not None and not (np.all(np.diff(u) < 0) and u[-1] == 0 and np.all(np.isfinite(u))):
+        raise WeightsError(f"{name}: the levels u: expected finite ones that decrease to 0")
+    return tree
 
 
 def published(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The other direction of :func:`params`: the tensors by their published names, without filters."""
-    flat: dict[Any, Any] = flatten_dict(tree["params"])
-    found = {}
-    for (*layers, leaf), value in flat.items():
-        name = ".".join(("model", re.sub(r"^(enc|dec)_", r"\1.", layers[0]), *layers[1:]))
-        array = np.asarray(value)
-        if leaf == "kernel":
-            array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-        found[f"{name}.{'weight' if leaf in ('kernel', 'scale') else leaf}"] = array
-    return found
+    return trees.published(tree, _key)
 
 
 def shapes(net: SongUNet | DhariwalUNet) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters by their places in the tree, found without computing anything."""
     image = jax.ShapeDtypeStruct((1, net.img_resolution, net.img_resolution, net.in_channels), jnp.float32)
-    one = jax.ShapeDtypeStruct((1,), jnp.float32)
-    tree = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)), image, one)
-    flat: dict[Any, Any] = flatten_dict(tree["params"])
-    return {"/".join(path): leaf.shape for path, leaf in flat.items()}
+    return trees.shapes(net, image, jax.ShapeDtypeStruct((1,), jnp.float32))
 
 
 def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.json") -> SongUNet | DhariwalUNet:
@@ -378,13 +414,35 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
     for unused in ("label_dropout", "use_fp16"):
         given.pop(unused, None)
     kind = _CLASSES[inner["type"]]
-    known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name", "preconditioner"}
+    known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name", "preconditioner", *_OUTER.values()}
     if unknown := sorted(given.keys() - known):
         raise WeightsError(f"{name}: arguments {listed(unknown)} of {inner['type']}: expected {', '.join(sorted(known))}")
+    preconditioner = _PRECONDITIONERS[outer["type"]]
+    if preconditioner in ("vp", "iddpm"):
+        given |= {field: said(outer, key) for key, field in _OUTER.items() if said(outer, key) is not None}
     try:
-        return kind(**given, preconditioner=_PRECONDITIONERS[outer["type"]])
+        return kind(**given, preconditioner=preconditioner)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{name}: {error}") from error
+
+
+# Arguments of a preconditioner that its network is asked with, and our names of them.
+_OUTER = {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps"}
+
+
+def said(outer: Mapping[str, Any], key: str) -> Any:
+    """An attribute or argument of a module of a file; None where it says nothing."""
+    return {**outer.get("kwargs", {}), **outer.get("attributes", {})}.get(key)
+
+
+def number(outer: Mapping[str, Any], key: str, default: float, name: str) -> float:
+    """As :func:`said`, a number; WeightsError for another value."""
+    if (found := said(outer, key)) is None:
+        return default
+    try:
+        return float(found)
+    except (TypeError, ValueError):
+        raise WeightsError(f"{name}: {key} = {found!r}: expected a number") from None
 
 
 def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoiser:
@@ -403,12 +461,12 @@ def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoise
     modules = folder.config["network"]
     net = network(modules, name=name)
     tree = params(net, folder.tensors(), name=name)
-    outer = modules[""]
-    said = lambda key, default: float({**outer["kwargs"], **outer["attributes"]}.get(key, default))
     if process is None:
-        low, high = max(0.002, said("sigma_min", 0.0)), min(80.0, said("sigma_max", math.inf))
-        process = Gaussian(schedule=EDM(sigma_min=low, sigma_max=high))
+        low, high = (number(modules[""], key, usual, name) for key, usual in (("sigma_min", 0.0), ("sigma_max", math.inf)))
+        if net.preconditioner == "iddpm":
+            high, low = (float(tree["params"]["u"][i]) for i in (0, -2))
+        process = Gaussian(schedule=EDM(sigma_min=max(0.002, low), sigma_max=min(80.0, high)))
     own = net.preconditioner == "edm"
-    std = said("sigma_data", 0.5) if own else 1.0
+    std = number(modules[""], "sigma_data", 0.5, name) if own else 1.0
     denoiser = Denoiser(net=net, process=process, predict="edm" if own else "eps", data_std=std)
     return denoiser.bind(tree)

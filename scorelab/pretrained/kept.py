@@ -142,7 +142,8 @@ def find(name: str | os.PathLike[str]) -> Path:
         known = sorted(file.stem for file in MODELS.glob("*.npz"))
         raise ConfigError(
             f"pretrained.model.name = {name!r}: no such model, file or folder; expected {', '.join(known)}, a file that "
-            f"pretrained.keep wrote, or the work directory of a trained config. {did_you_mean(name, known)}".rstrip()
+            "pretrained.keep wrote, the work directory of a trained config, or a converted model, as `scorelab pretrained list` "
+            f"has them. {did_you_mean(name, known)}".rstrip()
         )
     return found
 

@@ -1,4 +1,7 @@
-"""Weights of published models on this machine: a folder of ``model.safetensors`` and ``config.json``, with hashes and licence."""
+"""Weights of published models on this machine: a folder of ``model.safetensors`` and ``config.json``, with hashes and licence.
+
+A pipeline is a folder of such folders, one for each of its models, beside the files of its tokenizer and of its scheduler.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +28,10 @@ from scorelab.files import naming, replacing, sync_folder, temporary, write_json
 # Of the layout of a folder.
 FORMAT = 1
 TENSORS, CONFIG = "model.safetensors", "config.json"
-# The most bytes of a JSON file.
-_JSON = 1 << 24
+# The kind of a folder of several models.
+PIPELINE = "pipeline"
+# The most bytes of a JSON file, and of a file that is copied.
+_JSON, _COPIED = 1 << 24, 1 << 26
 # Those of safetensors that arrays have.
 _DTYPES = (
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
@@ -112,58 +118,119 @@ class Folder:
         return read_safetensors(self.path / TENSORS)
 
 
-def open_folder(path: Path) -> Folder:
-    """A converted model, its hash compared.
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Several converted models that belong together, each in a folder of its own.
 
-    Raises:
-        WeightsError: no such folder, another format, or weights with another hash than at their conversion.
+    Attributes:
+        path: the folder.
+        config: what ``config.json`` says: format, kind, network (its ``model_index.json``), parts, files, licence and source.
+        parts: the converted models by the names of their folders, such as ``unet``.
     """
+
+    path: Path
+    config: dict[str, Any]
+    parts: dict[str, Folder]
+
+    def folder(self, name: str) -> Path | None:
+        """The folder of what has no weights, such as ``tokenizer``; None where there is none."""
+        return self.path / name if any(file.startswith(f"{name}/") for file in self.config.get("files", {})) else None
+
+    def read(self, file: str) -> dict[str, Any] | None:
+        """One of its JSON files, such as ``scheduler/scheduler_config.json``; None where it has not got it."""
+        return read_json(self.path / file) if file in self.config.get("files", {}) else None
+
+
+def is_converted(path: Path) -> bool:
+    """Whether a folder has the ``config.json`` of a conversion."""
+    return (path / CONFIG).is_file() and "written_by" in read_json(path / CONFIG)
+
+
+def _config(path: Path) -> dict[str, Any]:
     if not (path / CONFIG).is_file():
         raise WeightsError(f"{shown(path)}: no {CONFIG}: expected a folder that scorelab pretrained convert wrote")
     config = read_json(path / CONFIG)
-    weights = config.get("weights")
-    if "format" not in config or not isinstance(weights, dict) or not isinstance(weights.get("sha256"), str):
+    weights, parts, files = config.get("weights"), config.get("parts", []), config.get("files", {})
+    whole = isinstance(weights, dict) and isinstance(weights.get("sha256"), str)
+    if config.get("kind") == PIPELINE:
+        whole = parts != []
+    whole = whole and isinstance(parts, list) and isinstance(files, dict) and all(map(_is_inside, (*parts, *files)))
+    if "format" not in config or not whole:
         raise WeightsError(
             f"{shown(path / CONFIG)}: no format and hash of weights: expected one that scorelab pretrained convert wrote"
         )
     if config["format"] != FORMAT:
         raise WeightsError(f"{shown(path / CONFIG)}: format {config['format']!r}: expected {FORMAT}, by this version of scorelab")
+    return config
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a name is one of a file or of a folder below the folder that says it."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
+
+
+def open_folder(path: Path) -> Folder:
+    """A converted model, its hash compared.
+
+    Raises:
+        WeightsError: no such folder, several models, another format, or weights with another hash than at their conversion.
+    """
+    config = _config(path)
+    if config.get("kind") == PIPELINE:
+        raise WeightsError(f"{shown(path)}: a pipeline: expected one of its folders {', '.join(config['parts'])}")
     if not (path / TENSORS).is_file():
         raise WeightsError(f"{shown(path)}: no {TENSORS}")
-    if (found := sha256(path / TENSORS)) != weights["sha256"]:
-        raise WeightsError(f"{shown(path / TENSORS)} has the hash {found}: expected {weights['sha256']}, as at its conversion")
+    require_sha256(path / TENSORS, config["weights"]["sha256"])
+    _require_files(path, config.get("files", {}))
     return Folder(path=path, config=config)
 
 
-def write_folder(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Folder:
-    """Write a converted model, complete or not at all.
+def open_any(path: Path) -> Folder | Pipeline:
+    """A converted model or pipeline, all hashes compared; errors as :func:`open_folder`."""
+    config = _config(path)
+    if config.get("kind") != PIPELINE:
+        return open_folder(path)
+    _require_files(path, config["files"])
+    return Pipeline(path=path, config=config, parts={part: open_folder(path / part) for part in config["parts"]})
 
-    Args:
-        path: a folder that is not there yet.
-        tensors: by their published names.
-        config: everything but ``format`` and ``weights``, which are added.
 
-    Raises:
-        WeightsError: there is something at ``path``, or the tensors cannot be written.
-    """
+def _require_files(path: Path, files: Mapping[str, str]) -> None:
+    for file, digest in files.items():
+        if not (path / file).is_file():
+            raise WeightsError(f"{shown(path)}: no {file}")
+        require_sha256(path / file, digest)
+
+
+def copy(files: Mapping[str, Path], folder: Path) -> dict[str, str]:
+    """Copy small files to places below a folder; their hashes."""
+    found = {}
+    for file, source in files.items():
+        if (size := source.stat().st_size) > _COPIED:
+            raise WeightsError(f"{shown(source)}: {size:,} bytes: expected at most {_COPIED:,}")
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / file)
+        found[file] = sha256(folder / file)
+    return found
+
+
+def require_sha256(path: Path, expected: str) -> None:
+    """Raise ``WeightsError`` where a file has another hash than at its conversion."""
+    if (found := sha256(path)) != expected:
+        raise WeightsError(f"{shown(path)} has the hash {found}: expected {expected}, as at its conversion")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes ``path`` at the end, whole or not at all; WeightsError where there is something."""
     if os.path.lexists(path):
         raise WeightsError(f"{shown(path)} is there already: expected a new folder; remove it, or choose another")
-    # Before there is anything to take away, and by the name that was asked for.
-    _require_tensors(path, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary(path)
     shutil.rmtree(partial, ignore_errors=True)
     with naming(path):
         try:
             partial.mkdir()
-            file = write_safetensors(partial / TENSORS, tensors)
-            weights = dict(
-                sha256=sha256(file),
-                bytes=file.stat().st_size,
-                tensors=len(tensors),
-                numbers=sum(math.prod(array.shape) for array in tensors.values()),
-            )
-            write_json(partial / CONFIG, dict(format=FORMAT, **config, weights=weights))
+            yield partial
             sync_folder(partial)
             # Onto a folder that another process made meanwhile this fails, and changes nothing.
             partial.rename(path)
@@ -171,6 +238,39 @@ def write_folder(path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[
         finally:
             with suppress(OSError):
                 shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    """The two files of a converted model, in a folder that is there."""
+    file = write_safetensors(folder / TENSORS, tensors)
+    weights = dict(
+        sha256=sha256(file),
+        bytes=file.stat().st_size,
+        tensors=len(tensors),
+        numbers=sum(math.prod(array.shape) for array in tensors.values()),
+    )
+    write_json(folder / CONFIG, dict(format=FORMAT, **config, weights=weights))
+
+
+def write_folder(
+    path: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], copied: Mapping[str, Path] | None = None
+) -> Folder:
+    """Write a converted model, complete or not at all.
+
+    Args:
+        path: a folder that is not there yet.
+        tensors: by their published names.
+        config: everything but ``format``, ``weights`` and ``files``, which are added.
+        copied: small files to be copied, by their places below the folder.
+
+    Raises:
+        WeightsError: there is something at ``path``, or the tensors cannot be written.
+    """
+    # Before there is anything to take away, and by the name that was asked for.
+    _require_tensors(path, tensors)
+    with new_folder(path) as partial:
+        files = copy(copied or {}, partial)
+        write_tensors(partial, tensors, dict(config) | (dict(files=files) if files else {}))
     return open_folder(path)
 
 
@@ -191,10 +291,10 @@ def find(name: str | os.PathLike[str]) -> Path | None:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether there is a converted model; a name that no file can have is none."""
+    """Whether there is a converted model or pipeline; a name that no file can have is none."""
     try:
-        return (path / TENSORS).is_file() and (path / CONFIG).is_file()
-    except OSError:
+        return (path / CONFIG).is_file() and ((path / TENSORS).is_file() or read_json(path / CONFIG).get("kind") == PIPELINE)
+    except (OSError, WeightsError):
         return False
 
 

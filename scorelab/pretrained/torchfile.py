@@ -248,6 +248,15 @@ class TorchFile:
             parts = {str(name): part for name, part in root.members() if isinstance(part, Module) and part.kind in PERSISTENT}
             return {name: part.facts() for name, part in {"": root, **parts}.items()}
 
+    def beside(self, entry: str) -> dict[str, Any] | None:
+        """Class, arguments and plain attributes of an entry of the outermost dict; None where it is no module.
+
+        It may be one without tensors, as the ``encoder`` of EDM2 is. Errors as :meth:`tensors`.
+        """
+        with about(self.name):
+            found = self._content.get(entry) if isinstance(self._content, dict) else None
+            return found.facts() if isinstance(found, Module) and found.kind in PERSISTENT else None
+
     def _entry(self, entry: str | None) -> Any:
         known = ", ".join(map(shown, self.entries))
         if entry is None:

@@ -15,8 +15,8 @@ from scorelab.pretrained.pickles import Budget, Built, Ordered, Symbol, require_
 
 # How deep containers and modules lie in one another.
 DEPTH = 100
-# Axes of a tensor, and numbers and texts among the arguments of a network.
-_RANK, _ARGUMENTS = 32, 10_000
+# Axes of a tensor, numbers and texts among the arguments of a network, and numbers of an array that is an attribute.
+_RANK, _ARGUMENTS, _SMALL = 32, 10_000, 64
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
     "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
@@ -128,8 +128,8 @@ class Module(Built):
                 yield name, value
 
     def facts(self) -> dict[str, Any]:
-        """Its class, the arguments it was made with, and its attributes that are numbers or text."""
-        plain = {name: value for name, value in self.part("").items() if _is_scalar(value) and not str(name).startswith("_")}
+        """Its class, the arguments it was made with, and its attributes that are numbers, small arrays or text."""
+        plain = {name: value for name, value in self.part("").items() if _is_plain(value) and not str(name).startswith("_")}
         args, kwargs = (self.state or {}).get("_init_args", ()), self.part("_init_kwargs")
         return dict(type=self.kind, args=_plain(args), kwargs=_plain(kwargs), attributes=_plain(plain))
 
@@ -193,6 +193,11 @@ def _shape(value: Any) -> tuple[int, ...]:
 
 def _is_scalar(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an attribute is a number, text, or a small array."""
+    return _is_scalar(value) or (isinstance(value, _Array) and value.value is not None and value.value.size <= _SMALL)
 
 
 def _plain(value: Any, left: Budget | None = None, depth: int = 0) -> Any:

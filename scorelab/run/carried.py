@@ -9,8 +9,7 @@ from scorelab import pretrained
 from scorelab.errors import ConfigError, WeightsError, shown
 from scorelab.metrics.smallcnn import WEIGHTS
 from scorelab.names import did_you_mean
-from scorelab.pretrained import store, torchfile
-from scorelab.pretrained.conversion import read
+from scorelab.pretrained import conversion, kinds, store, torchfile
 from scorelab.pretrained.registry import PUBLISHED
 
 
@@ -24,7 +23,7 @@ def print_list() -> None:
     print("\nclassifiers, scorelab.metrics.small_cnn(NAME)")
     for each, record in sorted(json.loads((WEIGHTS / "index.json").read_text(encoding="utf-8")).items()):
         print(f"{each:<{width}}  {record['test_accuracy']:.1%} of {record['test_size']:,} test images; {record['note']}")
-    print("\npublished checkpoints, scorelab pretrained convert FILE")
+    print("\npublished checkpoints, scorelab pretrained show NAME")
     here = store.converted()
     width = max(map(len, (*PUBLISHED, *here)))
     for each in (*PUBLISHED, *(name for name in here if name not in PUBLISHED)):
@@ -43,23 +42,37 @@ def print_model(name: str) -> None:
         if name in PUBLISHED:
             print(PUBLISHED[name])
         if name in converted:
-            print_folder(store.open_folder(store.place(name)))
+            print_folder(store.open_any(store.place(name)))
     else:
         known = tuple(dict.fromkeys((*pretrained.names(), *PUBLISHED, *converted)))
         raise ConfigError(f"pretrained {name}: expected one of {', '.join(known)}. {did_you_mean(name, known)}".rstrip())
 
 
-def print_folder(folder: store.Folder) -> None:
-    """Print what a converted model is."""
+def print_folder(folder: store.Folder | store.Pipeline) -> None:
+    """Print what a converted model or pipeline is."""
     config = folder.config
-    weights, source, licence = (config.get(part) or {} for part in ("weights", "source", "licence"))
-    lines = {
-        "here": f"{shown(folder.path)}, kind {config.get('kind')}, format {config['format']}, {config.get('written_by')}",
-        "weights": f"{weights.get('tensors'):,} tensors, {weights.get('numbers'):,} numbers, sha256 {weights['sha256']}",
-        "from": "; ".join(f"{file}, sha256 {digest}" for file, digest in (source.get("files") or {}).items()),
-        "licence": licence.get("id") or "not stated: ask where the file comes from",
-    }
-    print("\n".join(f"  {name:<8}  {text}" for name, text in lines.items()))
+    source, licence = (config.get(part) or {} for part in ("source", "licence"))
+    if isinstance(folder, store.Pipeline):
+        weights = [_weights(part.config["weights"], f"{name}: {kinds.class_of(part)}, ") for name, part in folder.parts.items()]
+    else:
+        weights = [_weights(config["weights"])]
+    lines = [
+        ("here", f"{shown(folder.path)}, kind {config.get('kind')}, format {config['format']}, {config.get('written_by')}"),
+        *(("weights", each) for each in weights),
+        ("from", "; ".join(f"{file}, sha256 {digest}" for file, digest in (source.get("files") or {}).items())),
+        *((("commit", source["revision"]),) if source.get("revision") else ()),
+        ("licence", licence.get("id") or "not stated: ask where the file comes from"),
+    ]
+    print("\n".join(f"  {name:<8}  {text}" for name, text in lines))
+
+
+def _weights(said: dict, before: str = "") -> str:
+    return f"{before}{said.get('tensors'):,} tensors, {said.get('numbers'):,} numbers, sha256 {said['sha256']}"
+
+
+def fetch(name: str, out: Path | None, *, revision: str | None) -> None:
+    """Download a published checkpoint, convert it and print what became of it."""
+    print_folder(pretrained.fetch(name, out, revision=revision))
 
 
 def convert(source: Path, out: Path | None, **how: str | None) -> None:
@@ -73,16 +86,15 @@ def check(path: Path) -> None:
     Raises:
         WeightsError: it is damaged, or not what its config says.
     """
-    if (
-        (path / store.TENSORS).is_file()
-        and (path / store.CONFIG).is_file()
-        and "written_by" in store.read_json(path / store.CONFIG)
-    ):
-        folder = store.open_folder(path)
-        tensors, said = folder.tensors(), folder.config["weights"]
-        if len(tensors) != said.get("tensors") or sum(array.size for array in tensors.values()) != said.get("numbers"):
-            raise WeightsError(f"{shown(path)}: {len(tensors):,} tensors: expected {said.get('tensors')}, as at the conversion")
-        print_folder(folder)
+    if store.is_converted(path):
+        found = store.open_any(path)
+        for folder in found.parts.values() if isinstance(found, store.Pipeline) else (found,):
+            tensors, said = folder.tensors(), folder.config["weights"]
+            if len(tensors) != said.get("tensors") or sum(array.size for array in tensors.values()) != said.get("numbers"):
+                raise WeightsError(
+                    f"{shown(folder.path)}: {len(tensors):,} tensors: expected {said.get('tensors')}, as at the conversion"
+                )
+        print_folder(found)
         print(f"{shown(path)}: whole")
         return
     if path.is_file() and path.suffix != ".safetensors":
@@ -91,7 +103,16 @@ def check(path: Path) -> None:
         for entry in found.entries:
             _print_tensors(f"entry {entry or 'the whole'}", found.tensors(entry))
         return
-    tensors, facts = read(path)
+    if (path / conversion.INDEX).is_file():
+        models, copied, left_out = conversion.parts(path)
+        for name, place in models.items():
+            tensors, facts = conversion.read_model(place)
+            _print_tensors(f"{name}: {facts['kind']}", tensors)
+        print(
+            f"{shown(path)}: a pipeline, with {', '.join(copied) or 'nothing'} beside, without {', '.join(left_out) or 'nothing'}"
+        )
+        return
+    tensors, facts = conversion.read(path)
     _print_tensors(f"{shown(path)}: {facts['kind']}", tensors)
 
 

@@ -27,7 +27,7 @@ interrupted.
 
 
 # What `scorelab pretrained` does, by the word after it.
-_PRETRAINED = ("list", "show", "convert", "check")
+_PRETRAINED = ("list", "show", "fetch", "convert", "check")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -236,14 +236,22 @@ def _add_hosts(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_pretrained(commands) -> None:
-    text = "trained models of the package, and published checkpoints: list, show, convert, check"
+    text = "trained models of the package, and published checkpoints: list, show, fetch, convert, check"
     actions = _command(commands, "pretrained", _pretrained, text).add_subparsers(metavar="ACTION")
     _command(actions, "list", _pretrained, "list the models of the package and the published checkpoints (the default)")
     sub = _command(actions, "show", _pretrained, "print the card of a model, or what is known of a published checkpoint")
     sub.add_argument("name", metavar="NAME", help="such as digits-edm; `pretrained NAME` is the same")
+    text = "download a published checkpoint from its repository and convert it; needs the package huggingface-hub"
+    sub = _command(actions, "fetch", _fetch, text)
+    sub.add_argument("name", metavar="NAME", help="of a published checkpoint that list has, such as ddpm-cifar10-32")
+    sub.add_argument("--out", type=_folder, metavar="DIR", help="a new folder (default: one below the folder for downloads)")
+    sub.add_argument("--revision", metavar="COMMIT", help="of the repository (default: its newest commit, which is written down)")
     sub = _command(actions, "convert", _convert, "write a checkpoint as safetensors, without torch and without running it")
     sub.add_argument(
-        "source", type=Path, metavar="SOURCE", help="a .pkl, .pth, .bin or .safetensors file, or a folder of diffusers"
+        "source",
+        type=Path,
+        metavar="SOURCE",
+        help="a .pkl, .pth, .bin or .safetensors file, or a folder of diffusers: a model or a pipeline",
     )
     sub.add_argument("--out", type=_folder, metavar="DIR", help="a new folder (default: one below the folder for downloads)")
     sub.add_argument("--name", type=_name, help="of the model (default: that of the source)")
@@ -257,7 +265,7 @@ def _add_pretrained(commands) -> None:
 def _command(commands, name: str, command, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    if command not in (_data, _configs, _pretrained, _convert, _check, _doctor, _figure, _sweep):
+    if command not in (_data, _configs, _pretrained, _fetch, _convert, _check, _doctor, _figure, _sweep):
         help = "let a config that comes with data (a work directory, a kept model) import any code"
         sub.add_argument("--trust", action="store_true", help=help)
     sub.set_defaults(command=command)
@@ -427,6 +435,13 @@ def _pretrained(arguments: argparse.Namespace) -> None:
         carried.print_list()
     else:
         carried.print_model(name)
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    with _importing():
+        from scorelab.run import carried
+
+    carried.fetch(arguments.name, arguments.out, revision=arguments.revision)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -82,6 +82,14 @@ def test_output_and_gradient_are_those_of_the_oracle(case, dtype):
             assert np.abs(np.asarray(found) - wanted).max() < MOST[dtype] * np.abs(wanted).max(), part
 
 
+def test_what_is_no_class_is_no_number():
+    rows = edm.one_hot(jnp.array([0, 2, 3, 4, -1]), 5, 3, jnp.float32)
+    assert np.array_equal(rows[:3], np.eye(4)[[0, 2, 3], :3])
+    assert np.isnan(rows[3:]).all()
+    assert np.array_equal(edm.one_hot(jnp.asarray(1), 5, 3, jnp.float32), [0, 1, 0])
+    assert not edm.one_hot(None, 5, 3, jnp.float32).any()
+
+
 def test_published_names_come_back(case):
     _, net, tensors, info = case
     found = edm.published(edm.params(net, tensors))
@@ -113,6 +121,17 @@ def test_other_tensors_are_refused_and_named(case):
         edm.params(net, tensors | {info["filters"][0]: 2 * tensors[info["filters"][0]]})
 
 
+# Hashes of the names and shapes of all tensors.
+LISTED = {
+    "edm-cifar10-32x32-uncond-vp": "aac7df893d49faa7",
+    "edm-cifar10-32x32-cond-vp": "8969f86e89de87b8",
+    "edm-cifar10-32x32-uncond-ve": "7fc2f8325bca2ad3",
+    "edm-ffhq-64x64-uncond-vp": "56f8a05525c360c8",
+    "edm-ffhq-64x64-uncond-ve": "da66fc1899032b8d",
+    "edm-imagenet-64x64-cond-adm": "ff1bd8b0dcbba02e",
+}
+
+
 @pytest.mark.parametrize(
     ("name", "net"),
     [
@@ -131,6 +150,8 @@ def test_other_tensors_are_refused_and_named(case):
 )
 def test_the_published_sizes_have_the_published_numbers(name, net):
     shapes = edm.shapes(net)
+    listed = hashlib.sha256(json.dumps(sorted((path, list(shape)) for path, shape in shapes.items())).encode()).hexdigest()[:16]
+    assert listed == LISTED[name]
     # Frequencies are no parameter.
     assert sum(int(np.prod(shape)) for path, shape in shapes.items() if path != "map_noise/freqs") == PUBLISHED[name].parameters
 
@@ -159,15 +180,15 @@ def test_resampling_is_adjoint_and_keeps_constants(taps, side):
 TINY = dict(img_resolution=8, model_channels=16, channel_mult=[1], num_blocks=1, attn_resolutions=[], label_dim=3)
 
 
-def folder(path, outer, **attributes):
+def folder(path, outer, more=None, tensors=None, **attributes):
     """A converted file of a tiny network, and the network itself with its parameters."""
-    module = dict(type="SongUNet", args=[], kwargs=TINY)
-    net = edm.network({"": dict(type="EDMPrecond"), "model": module})
+    module = dict(type="SongUNet", args=[], kwargs=TINY | (more or {}))
+    net = edm.SongUNet(**TINY)
     rng = np.random.default_rng(0)
     leaves = {tuple(key.split("/")): rng.standard_normal(shape).astype("f4") / 4 for key, shape in edm.shapes(net).items()}
     tree = {"params": flax.traverse_util.unflatten_dict(leaves)}
     config = dict(kind="edm", network={"": dict(type=outer, args=[], kwargs={}, attributes=attributes), "model": module})
-    return store.write_folder(path, edm.published(tree), config), net, tree
+    return store.write_folder(path, edm.published(tree) | (tensors or {}), config), net, tree
 
 
 # D by the formulas of arXiv 2206.00364, table 1, at noise levels of which the time of VP is known.
@@ -210,6 +231,55 @@ def test_a_converted_file_is_a_model_with_its_preconditioner(outer, attributes, 
         assert np.abs(found - wanted).max() < 1e-5 * max(1, sigma) * np.abs(x).max()
 
 
+def iddpm_levels(steps=1000):
+    """The noise levels of iDDPM, by the formulas of Karras et al. (2022), section C.3.4 and table 1."""
+    abar = lambda j: np.sin(np.pi / 2 * j / (steps * 1.008)) ** 2
+    u = np.zeros(steps + 1)
+    for j in range(steps, 0, -1):
+        u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(abar(j - 1) / abar(j), 0.001) - 1)
+    return u
+
+
+def six(tensors):
+    """The tensors of a network that returns three more channels, which are not looked at."""
+    last = {name: value for name, value in tensors.items() if "aux_conv" in name}
+    return {name: np.concatenate([value, 100 + value]) for name, value in last.items()}
+
+
+def test_iddpm_asks_at_the_nearest_level_and_takes_the_mean(tmp_path):
+    u = iddpm_levels()
+    # As the paper has them.
+    assert np.allclose(u[[0, 1, 999]], (20291, 641.7, 0.00642), rtol=1e-3)
+    _, net, tree = folder(tmp_path / "three", "EDMPrecond")
+    more = six(edm.published(tree)) | {"u": u.astype("f4")}
+    attributes = dict(sigma_min=float(u[999]), sigma_max=float(u[0]), M=1000)
+    converted, _, _ = folder(tmp_path / "six", "iDDPMPrecond", dict(out_channels=6), more, **attributes)
+    model = edm.model(converted)
+    assert (model.process.t_min, model.process.t_max) == (float(np.float32(u[999])), 80)
+    assert np.array_equal(edm.published(model.params)["u"], u.astype("f4"))
+    x = np.asarray(jax.random.normal(jax.random.key(3), (2, 8, 8, 3)))
+    label = jnp.array([0, 2])
+    # A level itself, and one between two that is nearer to the first of them.
+    for j, sigma in ((150, u[150]), (400, u[400]), (998, u[998]), (400, 0.6 * u[400] + 0.4 * u[401])):
+        noise = net.apply(tree, jnp.asarray(sigma * x / np.sqrt(sigma**2 + 1), jnp.float32), jnp.full(2, 999.0 - j), label)
+        found = np.asarray(model(jnp.asarray(sigma * x, jnp.float32), sigma, label).denoised)
+        assert np.abs(found - (sigma * x - sigma * np.asarray(noise))).max() < 1e-5 * max(1, sigma) * np.abs(x).max()
+    with pytest.raises(WeightsError, match="the levels u: expected finite ones that decrease to 0"):
+        edm.params(model.denoiser.net, converted.tensors() | {"u": u[::-1].astype("f4")})
+    with pytest.raises(WeightsError, match=r"tensor 'u': expected names that begin with 'model\.'"):
+        edm.params(net, edm.published(tree) | {"u": u})
+
+
+def test_the_constants_of_a_preconditioner_are_those_of_the_file(tmp_path):
+    converted, _, _ = folder(tmp_path / "out", "VPPrecond", beta_d=9.9, beta_min=0.2, M=500)
+    net = edm.model(converted).denoiser.net
+    assert (net.beta_d, net.beta_min, net.steps) == (9.9, 0.2, 500)
+    # sigma(t)^2 = exp(beta_d t^2 / 2 + beta_min t) - 1.
+    t = np.array([0.1, 0.5, 1.0])
+    c = np.log(np.expm1(9.9 * t**2 / 2 + 0.2 * t)) / 8
+    assert np.allclose(net.asked(jnp.zeros((3, 8, 8, 3)), jnp.asarray(c, jnp.float32))[1], 499 * t, rtol=1e-5)
+
+
 def test_a_converted_file_is_a_model_by_name_and_by_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SCORELAB_CACHE_DIR", str(tmp_path))
     converted, _, tree = folder(tmp_path / "pretrained" / "mine", "EDMPrecond", sigma_data=0.6)
@@ -237,6 +307,9 @@ def test_the_scale_of_images_is_that_of_the_paper():
 
 
 def test_a_folder_of_another_kind_is_no_model(tmp_path):
+    converted, _, _ = folder(tmp_path / "text", "EDMPrecond", sigma_data="x")
+    with pytest.raises(WeightsError, match="text: sigma_data = 'x': expected a number"):
+        edm.model(converted)
     other = store.write_folder(tmp_path / "out", dict(a=np.zeros(1)), dict(kind="tensors", network={}))
     with pytest.raises(WeightsError, match="kind 'tensors': expected edm"):
         edm.model(other)
@@ -245,7 +318,11 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path):
 @pytest.mark.parametrize(
     ("outer", "inner", "reason"),
     [
-        ("iDDPMPrecond", dict(type="SongUNet"), "iDDPMPrecond around SongUNet: expected EDMPrecond"),
+        ("Precond", dict(type="SongUNet"), "Precond around SongUNet: expected EDMPrecond"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, out_channels=6)), "out_channels = 6: expected 3, as"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, steps=6)), "arguments steps of SongUNet"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, channel_mult=[1, "2"])), r"channel_mult\[1\] = '2'"),
+        ("EDMPrecond", dict(type="DhariwalUNet", kwargs=dict(img_resolution=8.5)), "img_resolution = 8.5"),
         ("EDMPrecond", dict(type="UNet"), "EDMPrecond around UNet"),
         ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, colour=3)), "arguments colour of SongUNet"),
         ("EDMPrecond", dict(type="SongUNet", kwargs={}), "img_resolution"),
