@@ -22,9 +22,28 @@ from scorelab.pretrained import edm, store
 from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
 from scorelab.pretrained.conversion import convert
 from scorelab.pretrained.kept import find, keep, require_hash, stored
+from scorelab.pretrained.rewards import Aesthetic, ClipCosine, aesthetic, clip_cosine
+from scorelab.pretrained.text import TextEncoder
+from scorelab.pretrained.tokens import Tokenizer
 from scorelab.validation import require_int, require_seed, require_spec
 
-__all__ = ["Card", "Loaded", "Measured", "card", "convert", "keep", "load", "model", "names"]
+__all__ = [
+    "Aesthetic",
+    "Card",
+    "ClipCosine",
+    "Loaded",
+    "Measured",
+    "TextEncoder",
+    "Tokenizer",
+    "aesthetic",
+    "card",
+    "clip_cosine",
+    "convert",
+    "keep",
+    "load",
+    "model",
+    "names",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
