@@ -459,7 +459,10 @@ def network(config: Mapping[str, Any], *, name: str = "config.json") -> Network:
         # Both towers go to the one space.
         inner = {**inner, "projection_dim": config.get("projection_dim", 512)}
         towers.append(_tower(f"clip_{part}_model", inner, projects, f"{name}, {part}_config"))
-    return CLIP(*towers)
+    try:
+        return CLIP(*towers)
+    except ValueError as error:
+        raise WeightsError(f"{name}: {error}") from error
 
 
 def _require_known(config: Mapping[str, Any], known: tuple[str, ...], name: str) -> None:
@@ -475,8 +478,9 @@ def _tower(kind: str, config: Mapping[str, Any], projects: bool, name: str) -> A
     _require_known(config, (*known, "eos_token_id"), name)
     given = {field: config[field] for field in known if field in config}
     for side in ("image_size", "patch_size"):
-        if isinstance(given.get(side), list) and len(set(given[side])) == 1:
-            given[side] = given[side][0]
+        # Of squares both ways of saying it are in use.
+        if isinstance(both := given.get(side), list) and len(both) == 2 and both[0] == both[1]:
+            given[side] = both[0]
     given["projection_dim"] = given.get("projection_dim", 512) if projects else None
     try:
         return build(**given)

@@ -227,6 +227,7 @@ def test_configs_of_published_folders_are_read():
         (SD1 | dict(layer_norm_eps=-1e-5), "layer_norm_eps"),
         (OLD | dict(vision_config=[3]), r"vision_config = \[3\]: expected a table"),
         (OLD | dict(vision_config=dict(patch_size=[14, 16])), "patch_size"),
+        (OLD | dict(projection_dim=None), "projection_dim = None and None: expected one number for both"),
         (OLD | dict(vision_config=dict(rotary=True)), "config.json, vision_config: fields rotary"),
     ],
 )
