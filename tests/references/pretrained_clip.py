@@ -5,7 +5,9 @@ CPU, Python 3.11). Weights are drawn, not stored: uniform numbers of NumPy's PCG
 they are the same. Networks are computed in float64. The vocabulary is learned from the sentences below.
 """
 
+import collections
 import hashlib
+import itertools
 import json
 import random
 import tempfile
@@ -93,15 +95,19 @@ def vocabulary():
     """Symbols in the order of CLIP: bytes, bytes that end a word, merges, start and end."""
     own = [*range(33, 127), *range(161, 173), *range(174, 256)]
     characters = [chr(byte) for byte in own] + [chr(256 + i) for i in range(256 - len(own))]
-    learned = tokenizers.Tokenizer(tokenizers.models.BPE(end_of_word_suffix="</w>"))
-    learned.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=characters, end_of_word_suffix="</w>", show_progress=False
-    )
-    learned.train_from_iterator(SENTENCES.strip().split("\n"), trainer)
-    merges = [tuple(merge) for merge in json.loads(learned.to_str())["model"]["merges"]]
+    words = []
+    for word in SENTENCES.split():
+        letters = [characters[[*own, *(byte for byte in range(256) if byte not in own)].index(byte)] for byte in word.encode()]
+        words.append([*letters[:-1], letters[-1] + "</w>"])
+    merges = []
+    while len(merges) < 270:
+        # The most frequent pair; of equal ones the last in the alphabet, so that each run learns the same.
+        pairs = collections.Counter(pair for word in words for pair in itertools.pairwise(word))
+        merges.append(max(pairs, key=lambda pair: (pairs[pair], pair)))
+        for word in words:
+            for i in reversed(range(len(word) - 1)):
+                if i + 1 < len(word) and (word[i], word[i + 1]) == merges[-1]:
+                    word[i : i + 2] = ["".join(merges[-1])]
     symbols = [*characters, *(character + "</w>" for character in characters), *("".join(merge) for merge in merges), START, END]
     symbols = list(dict.fromkeys(symbols))
     return {symbol: i for i, symbol in enumerate(symbols)}, merges
