@@ -37,6 +37,7 @@ _SPECS = (
 _OPEN_AGAIN = tuple(f"scorelab.experiment.{name}" for name in _SPECS)
 _FUNCTIONS = {
     *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.kept") for name in ("load", "model")),
+    *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.rewards") for name in ("aesthetic", "clip_cosine")),
     ("scorelab.data.registry", "Named"),
 }
 # Unpickles, or writes.

@@ -27,10 +27,31 @@ from scorelab.pretrained.hub import fetch
 from scorelab.pretrained.kept import find, keep, require_hash, stored
 from scorelab.pretrained.kinds import Converted
 from scorelab.pretrained.registry import PUBLISHED
+from scorelab.pretrained.rewards import Aesthetic, ClipCosine, aesthetic, clip_cosine
+from scorelab.pretrained.text import TextEncoder
+from scorelab.pretrained.tokens import Tokenizer
 from scorelab.processes import LinearGaussian
 from scorelab.validation import require_choice, require_int, require_seed, require_spec
 
-__all__ = ["Card", "Converted", "Loaded", "Measured", "card", "convert", "fetch", "keep", "load", "model", "names"]
+__all__ = [
+    "Aesthetic",
+    "Card",
+    "ClipCosine",
+    "Converted",
+    "Loaded",
+    "Measured",
+    "TextEncoder",
+    "Tokenizer",
+    "aesthetic",
+    "card",
+    "clip_cosine",
+    "convert",
+    "fetch",
+    "keep",
+    "load",
+    "model",
+    "names",
+]
 
 
 @dataclass(frozen=True, kw_only=True)

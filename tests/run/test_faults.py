@@ -668,7 +668,8 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
     for imports, binding in (
         ("import optax", "@optax.adam"), ("import jax", "@jax.nn.silu"), ("import jax", "@jax.numpy.tanh"),
         ("from flax import linen", "@linen.silu"), ("from scorelab import pretrained", "@pretrained.model"),
-        ("", "@experiment.measured_std"),
+        ("from scorelab import pretrained", "@pretrained.clip_cosine"),
+        ("from scorelab import pretrained", "@pretrained.aesthetic"), ("", "@experiment.measured_std"),
     ):  # fmt: skip
         with read:
             carried(tmp_path, imports, binding)
