@@ -27,9 +27,10 @@ from scorelab.pretrained import trees, unetblocks
 from scorelab.pretrained.keys import listed
 from scorelab.pretrained.store import Folder
 from scorelab.pretrained.unetblocks import SpatialAttention, Transformer
-from scorelab.pretrained.unetlevels import Kind, UNet
+from scorelab.pretrained.unetlevels import UNet
 from scorelab.processes import Gaussian, LinearGaussian
 from scorelab.schedules import VE, Discrete
+from scorelab.validation import require_int
 
 # The tokens of a text; the leaf of the parameters with those of the empty one.
 TOKENS, NULL = 77, "null_context"
@@ -43,7 +44,7 @@ class _ClassTable(nn.Module):
 
     @nn.compact
     def __call__(self, label: jax.Array) -> jax.Array:
-        table = self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.features))
+        table = jnp.asarray(self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.features)))
         return table.at[jnp.where(label < 0, self.classes, label)].get(mode="fill", fill_value=jnp.nan)
 
 
@@ -171,6 +172,7 @@ class UNet2DConditionModel(UNet):
             raise ValueError(f"UNet2DConditionModel.time_embedding_type = {self.time_embedding_type!r}: expected positional")
         if self.norm_num_groups is None:
             raise ValueError("UNet2DConditionModel.norm_num_groups = None: expected an integer")
+        require_int(self, 1, cross_attention_dim=self.cross_attention_dim, tokens=self.tokens)
         super().__post_init__()
         for name in ("attention_head_dim", "transformer_layers_per_block", "layers_per_block"):
             if len(self.each(name)) != len(self.block_out_channels) or None in self.each(name):
@@ -232,6 +234,7 @@ _USUAL: dict[str, tuple[Any, ...]] = {
     "encoder_hid_dim_type": (None,),
     "mid_block_only_cross_attention": (None, False),
     "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
     "only_cross_attention": (False,),
     "resnet_out_scale_factor": (1.0,),
     "resnet_skip_time_act": (False,),
@@ -242,12 +245,9 @@ _USUAL: dict[str, tuple[Any, ...]] = {
 }
 # Those that change nothing: of parts that are not there, and the type of the attention, whose softmax is float32 always.
 _UNUSED = (
-    "addition_embed_type_num_heads",
-    "addition_time_embed_dim",
-    "num_train_timesteps",
-    "projection_class_embeddings_input_dim",
-)
-_UNUSED += ("upcast_attention",)
+    "addition_embed_type_num_heads", "addition_time_embed_dim", "num_train_timesteps", "projection_class_embeddings_input_dim",
+    "upcast_attention",
+)  # fmt: skip
 # What configs leave out is what the classes of diffusers say.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "UNet2DModel": dict(

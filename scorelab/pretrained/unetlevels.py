@@ -130,8 +130,12 @@ class UNet(nn.Module):
         ).items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{owner}.{name} = {value!r}: expected {' or '.join(map(str, known))}")
-        if any(Kind.of(name).skips for name in (*self.down_block_types, *self.up_block_types)) and self.in_channels != 3:
-            raise ValueError(f"{owner}.in_channels = {self.in_channels!r} with blocks that have a skip image: expected 3")
+        skips = any(Kind.of(name).skips for name in (*self.down_block_types, *self.up_block_types))
+        if skips and (self.in_channels, self.out_channels) != (3, 3):
+            raise ValueError(
+                f"{owner} has in_channels = {self.in_channels!r} and out_channels = {self.out_channels!r} with blocks that have a "
+                "skip image: expected 3 and 3"
+            )
         if self.schedule is not None and not isinstance(self.schedule, Discrete):
             raise TypeError(f"{owner}.schedule = {self.schedule!r}: expected a Discrete schedule")
         super().__post_init__()

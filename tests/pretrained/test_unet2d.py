@@ -12,7 +12,7 @@ import pytest
 
 from scorelab import grids, models, processes, sample, schedules, solvers
 from scorelab.errors import WeightsError
-from scorelab.pretrained import scheduler, store, trees, unet2d
+from scorelab.pretrained import scheduler, store, unet2d
 from tests.pretrained.crafted import FILES
 from tests.references.drawn import digest, drawn, listing
 from tests.stepping import walk
@@ -56,12 +56,16 @@ def asked(name, net):
 MOST = dict(output=dict(float64=1e-12, float32=1e-5), gradient=dict(float64=1e-11, float32=2e-5))
 
 
+# Of which the gradient to the weights is looked at as well, since that takes as long to compile again: they have all layers.
+WEIGHTS = {"ncsnpp", "sd2"}
+
+
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
 def test_output_and_gradients_are_those_of_the_oracle(case, dtype):
-    name, net, _, info = case
+    name, net, tensors, info = case
     with jax.enable_x64(dtype == "float64"):
         whole = lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tree)
-        tree, direction = (whole(unet2d.params(net, drawn(info["shapes"], seed=seed))) for seed in (7, 11))
+        tree, direction = (whole(unet2d.params(net, t)) for t in (tensors, drawn(info["shapes"], seed=11)))
         x, c_noise, factor = asked(name, net)
         cond = jnp.asarray(STORED[f"{name}/cond"]) if f"{name}/cond" in STORED else None
         cond = cond if cond is None or cond.dtype.kind == "i" else cond.astype(dtype)
@@ -69,12 +73,15 @@ def test_output_and_gradients_are_those_of_the_oracle(case, dtype):
 
         @jax.jit
         def ask(tree, x, cond):
-            out, pull = jax.vjp(lambda tree, x: factor * net.apply(tree, x, c_noise, cond), tree, x)
+            asked = lambda tree, x: factor * net.apply(tree, x, c_noise, cond)
+            if name not in WEIGHTS:
+                out, pull = jax.vjp(lambda x: asked(tree, x), x)
+                return out, *pull(cotangent), None
+            out, pull = jax.vjp(asked, tree, x)
             own, gradient = pull(cotangent)
-            along = jax.tree.map(lambda a, b: jnp.sum(a * b), own, direction)
-            return out, gradient, sum(jax.tree.leaves(along)), jax.tree.map(jnp.linalg.norm, own)
+            return out, gradient, sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum(a * b), own, direction)))
 
-        out, gradient, along, _ = ask(tree, x, cond)
+        out, gradient, along = ask(tree, x, cond)
         assert out.dtype == gradient.dtype == dtype
         scale = np.sqrt(1 + STORED[f"{name}/times"][:, None, None, None] ** 2) if net.schedule is None else 1.0
         for found, part in ((out, "output"), (gradient / scale, "gradient")):
@@ -82,8 +89,9 @@ def test_output_and_gradients_are_those_of_the_oracle(case, dtype):
             # Each image by itself: a gradient at a high noise level is small.
             most = np.abs(wanted).max((1, 2, 3), keepdims=True)
             assert np.max(np.abs(np.asarray(found) - wanted) / most) < MOST[part][dtype], part
-        # A sum of tens of thousands of products of both signs, each as large as a tenth of it.
-        assert abs(along - STORED[f"{name}/along"]) < 10 * MOST["gradient"][dtype] * abs(STORED[f"{name}/along"])
+        if along is not None:
+            # A sum of tens of thousands of products of both signs, each as large as a tenth of it.
+            assert abs(along - STORED[f"{name}/along"]) < 10 * MOST["gradient"][dtype] * abs(STORED[f"{name}/along"])
 
 
 def test_published_names_come_back(case):
@@ -231,9 +239,10 @@ def test_one_network_answers_under_two_processes(tmp_path):
         vp = unet2d.model(folder(tmp_path / "out", "ddpm", config))
         ve = dataclasses.replace(vp.denoiser, process=processes.Gaussian(schedule=schedules.EDM())).bind(vp.params)
         x = STORED["ddpm/x"]
+        ask = jax.jit(lambda model, x, t: model(x, t))
         for t in (3.0, 417.25):
             alpha, sigma = (float(f(np.float64(t))) for f in (vp.process.alpha, vp.process.sigma))
-            a, b = vp(jnp.asarray(x), t), ve(jnp.asarray(x / alpha), sigma / alpha)
+            a, b = ask(vp, jnp.asarray(x), t), ask(ve, jnp.asarray(x / alpha), sigma / alpha)
             assert np.max(np.abs(a.denoised - b.denoised)) < 1e-9 * np.max(np.abs(a.denoised))
 
 
@@ -245,7 +254,7 @@ def test_a_network_that_is_told_the_noise_level_is_a_model_under_it(tmp_path):
     t = model.process.schedule.time(-2 * np.log(times))
     # Tweedie: the published output is the score.
     wanted = x + times[:, None, None, None] ** 2 * STORED["ncsnpp/output"]
-    found = np.asarray(model(jnp.asarray(x, jnp.float32), jnp.asarray(t, jnp.float32)).denoised)
+    found = jax.jit(lambda model, x, t: model(x, t).denoised)(model, jnp.asarray(x, jnp.float32), jnp.asarray(t, jnp.float32))
     most = np.abs(wanted).max((1, 2, 3), keepdims=True)
     # Float32: the time of a noise level of 40 is 6e-8 off, times the logarithm of the range, times the largest frequency.
     assert np.max(np.abs(found - wanted) / most) < 2e-5
@@ -262,19 +271,19 @@ def test_no_condition_is_the_empty_text(tmp_path):
     model = text_model(tmp_path, null_context=empty)
     assert np.array_equal(model.params["params"]["null_context"], empty)
     assert "null_context" not in unet2d.published(model.params)
-    x, t = jnp.asarray(STORED["sd1/x"], jnp.float32), 300.0
-    given = model(x, t, jnp.stack([jnp.asarray(empty)] * 2)).denoised
-    assert np.array_equal(model(x, t).denoised, given)
+    x, t = jnp.asarray(STORED["sd1/x"][:, :8, :8], jnp.float32), 300.0
+    ask = jax.jit(lambda model, context: model(x, t, context).denoised)
+    given, free = ask(model, jnp.stack([jnp.asarray(empty)] * 2)), ask(model, jnp.full_like(context, jnp.nan))
     # A row that is not given, beside one that is.
-    mixed = model(x, t, context.at[1].set(jnp.nan)).denoised
-    np.testing.assert_allclose(mixed[1], given[1], rtol=1e-5, atol=1e-5)
-    strong = model(x, t, context).denoised
-    np.testing.assert_allclose(mixed[0], strong[0], rtol=1e-5, atol=1e-5)
-    guided = models.ClassifierFreeGuidance(model=model, scale=7.5)(x, t, context).denoised
+    mixed, strong = ask(model, context.at[1].set(jnp.nan)), ask(model, context)
+    assert np.array_equal(free, given)
+    assert np.array_equal(mixed, jnp.stack([strong[0], given[1]]))
+    # Float32: differences of denoised means of the size of ten.
+    guided = ask(models.ClassifierFreeGuidance(model=model, scale=7.5), context)
     np.testing.assert_allclose(guided, given + 7.5 * (strong - given), rtol=1e-5, atol=1e-4)
     out = sample(
         models.ClassifierFreeGuidance(model=model, scale=3.0), solver=solvers.DDIM(), grid=grids.Explicit((981, 401, 1, 0)),
-        shape=(2, 8, 8, 3), key=jax.random.key(0), cond=context,
+        shape=(2, 4, 4, 3), key=jax.random.key(0), cond=context,
     )  # fmt: skip
     assert np.all(np.isfinite(out.x))
 
@@ -340,8 +349,7 @@ def test_networks_under_texts_say_what_they_are_not():
         (dict(only_cross_attention=True), "only_cross_attention = True: expected False"),
         (dict(attention_head_dim=[4]), r"attention_head_dim = \(4,\): expected an integer, or one for each of 2"),
         (dict(in_channels=9, out_channels=4), "out_channels = 4: expected 9 or 18"),
-        (dict(cross_attention_dim=[24, 24]), "cross_attention_dim"),
+        (dict(cross_attention_dim=[24, 24]), r"cross_attention_dim = \(24, 24\)|cross_attention_dim = \[24, 24\]"),
     ):
         with pytest.raises(WeightsError, match=reason):
             unet2d.network(config | more)
-    assert trees.AXES  # the layouts of the names above
