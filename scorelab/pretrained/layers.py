@@ -123,9 +123,37 @@ def attention(qkv: jax.Array, heads: int) -> jax.Array:
     return out.reshape(batch, height, width, channels // 3)
 
 
-def waves(c: jax.Array, features: int, *, endpoint: bool) -> jax.Array:
+def waves(c: jax.Array, features: int, *, endpoint: float) -> jax.Array:
     r""":math:`[\cos(w_k c), \sin(w_k c)]` of ``c (b,)``, with :math:`w_k = 10000^{-k / (n - e)}`, n half the features, e 1 or 0."""
     half = features // 2
     frequencies = 10000.0 ** (-np.arange(half) / (half - endpoint))
     angles = c[:, None] * jnp.asarray(frequencies, c.dtype)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+
+
+class LayerNorm(nn.Module):
+    """Normalisation of the last axis, the variance from centred values."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last axis."""
+        h = x.astype(wide(x))
+        h = h - h.mean(-1, keepdims=True)
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.epsilon)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        return (h * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:])).astype(x.dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, *, causal: bool = False) -> jax.Array:
+    """Attention of tokens ``q (b, n, c)`` to ``k (b, m, c)`` and ``v (b, m, c)``; channel ``c`` is of head ``c // d``.
+
+    ``causal`` leaves to each token those before it and itself.
+    """
+    q, k, v = (part.reshape(*part.shape[:2], heads, part.shape[-1] // heads) for part in (q, k, v))
+    logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=wide(q)) / math.sqrt(q.shape[-1])
+    if causal:
+        logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
+    out = jnp.einsum("bnqk,bknd->bqnd", nn.softmax(logits, -1).astype(v.dtype), v)
+    return out.reshape(*out.shape[:2], -1)

@@ -107,7 +107,8 @@ def levels(config: Mapping[str, Any], *, name: str = "scheduler_config.json") ->
         ends = [config.get(key, usual) for key, usual in (("beta_start", 1e-4), ("beta_end", 0.02))]
         if not all(isinstance(end, int | float) and 0 < end < 1 for end in ends):
             raise WeightsError(f"{name}: beta_start = {ends[0]!r}, beta_end = {ends[1]!r}: expected numbers between 0 and 1")
-        betas = _line(*ends, steps) if kind == "linear" else _line(*(end**0.5 for end in ends), steps) ** 2
+        low, high = ends
+        betas = _line(low, high, steps) if kind == "linear" else _line(low**0.5, high**0.5, steps) ** 2
     else:
         raise WeightsError(f"{name}: beta_schedule = {kind!r}: expected {', '.join(_BETAS)}, or trained_betas")
     if not np.all((betas > 0) & (betas < 1)):

@@ -120,8 +120,10 @@ class UNet2DModel(UNet):
     def _attention(self, level: int, name: str, groups: int | None, scale: float) -> Callable[..., jax.Array]:
         features = self.block_out_channels[level]
         size = self.attention_head_dim or features
-        if not 0 < size <= features:
-            raise ValueError(f"UNet2DModel.attention_head_dim = {size!r}: expected at most {features}, the channels of a level")
+        if not isinstance(size, int) or not 0 < size <= features:
+            raise ValueError(
+                f"UNet2DModel.attention_head_dim = {size!r}: expected an integer of at most {features}, the channels of a level"
+            )
         heads = features // size
         mix = SpatialAttention(heads, heads * size, groups, self.norm_eps, scale, name=name)
         return lambda h, context: mix(h)
@@ -297,7 +299,7 @@ def network(
 
 def shapes(net: UNet2DModel | UNet2DConditionModel) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters by their places in the tree, found without computing anything."""
-    return dict(_shapes(net))
+    return dict(_shapes(net))  # pyright: ignore[reportArgumentType]: a module can be hashed
 
 
 @functools.lru_cache(maxsize=16)

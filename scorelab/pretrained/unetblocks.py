@@ -7,14 +7,13 @@ Rombach et al. (2022), arXiv:2112.10752.
 
 from __future__ import annotations
 
-import math
 import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scorelab.pretrained.layers import Conv, GroupNorm, Linear, resample, wide
+from scorelab.pretrained.layers import Conv, GroupNorm, LayerNorm, Linear, attend, resample
 from scorelab.pretrained.trees import Path
 
 # The filter of the blocks with a skip image.
@@ -111,15 +110,6 @@ class Upsample(nn.Module):
         return Conv(x.shape[-1], name="conv")(twice(x))
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int) -> jax.Array:
-    """Attention of ``q (b, n, c)`` to ``k`` and ``v`` ``(b, m, c)``; head ``i`` has the channels ``i c / heads`` and following."""
-    split = lambda x: x.reshape(*x.shape[:2], heads, -1)
-    q, k, v = split(q), split(k), split(v)
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=wide(q)) / math.sqrt(q.shape[-1])
-    out = jnp.einsum("bnqk,bknd->bqnd", nn.softmax(logits, -1).astype(v.dtype), v)
-    return out.reshape(*out.shape[:2], -1)
-
-
 def _attention(x: jax.Array, context: jax.Array, heads: int, width: int, bias: bool) -> jax.Array:
     """One matrix each for queries, keys, values and the result, in the module that calls it."""
     matrix = lambda name: Linear(width, bias, name=name)
@@ -166,21 +156,6 @@ class SpatialAttention(nn.Module):
         h = x if self.groups is None else GroupNorm(self.epsilon, self.groups, name="group_norm")(x)
         h = h.reshape(batch, height * width, channels)
         return (_attention(h, h, self.heads, self.width or channels, True).reshape(x.shape) + x) / self.scale
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation, the variance from centred values."""
-
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise the last axis."""
-        h = x.astype(wide(x))
-        h = h - h.mean(-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.epsilon)
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        return (h * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:])).astype(x.dtype)
 
 
 class _FeedForward(nn.Module):

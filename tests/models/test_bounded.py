@@ -246,14 +246,14 @@ def test_the_threshold_is_the_published_one():
 @double
 def test_the_noise_that_is_kept_is_that_of_the_model_without_bounds():
     # The step of DDIM as it is published (arXiv 2010.02502, eq. 12), of a mean in bounds and a noise without.
-    grid = grids.Explicit((0.9, 0.4))
+    grid = grids.Explicit((0.4, 0.1))
     model = wide(VP)
     y = 3 * points(4, 5)
-    prediction = model(y, 0.9)
+    prediction = model(y, 0.4)
     bounded = models.Clipped(model=model, low=LOW, high=HIGH)
     chain = dict(grid=grid, key=KEY, shape=y.shape, start=starts.Fixed(y))
     out = sample(bounded, solver=solvers.KeptNoise(solver=solvers.DDIM()), **chain)
-    alpha, sigma = VP.alpha(np.float64(0.4)), VP.sigma(np.float64(0.4))
+    alpha, sigma = VP.alpha(np.float64(0.1)), VP.sigma(np.float64(0.1))
     wanted = alpha * np.clip(prediction.denoised, LOW, HIGH) + sigma * prediction.eps
     np.testing.assert_allclose(out.x, wanted, rtol=1e-12, atol=1e-12)
     follows = sample(bounded, solver=solvers.DDIM(), **chain)

@@ -228,8 +228,9 @@ def test_samples_are_those_of_diffusers(name, dtype, tmp_path):
         start, noise = (np.asarray(STORED[f"runs/{part}"], dtype) for part in ("start", "noise"))
         found = jax.jit(lambda model, y, z: walk(solver, model.process, model, times, y, z))(bounded, start, noise)
     most = np.abs(wanted).max((1, 2, 3, 4), keepdims=True)
-    # Ten steps of a network that is 1e-12 and 1e-5 off.
-    assert np.max(np.abs(np.asarray(found) - wanted) / most) < dict(float64=1e-9, float32=1e-5)[dtype]
+    # In float64 ten steps of a network that is 1e-12 off. What float32 costs, the oracle itself says by a run in it; where clipped
+    # means are kept apart by 1 / alpha = 60 it is 4e-5, elsewhere below 1e-6.
+    assert np.max(np.abs(np.asarray(found) - wanted) / most) < (1e-9 if dtype == "float64" else 10 * info["float32_difference"])
 
 
 def test_one_network_answers_under_two_processes(tmp_path):
@@ -331,7 +332,7 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path):
         (dict(down_block_types=["KDownBlock2D", "DownBlock2D"]), "down_block_types has 'KDownBlock2D': expected"),
         (dict(up_block_types=["UpBlock2D"]), "2 down_block_types, 1 up_block_types and 2 block_out_channels"),
         (dict(norm_num_groups=7), "cannot reshape"),
-        (dict(attention_head_dim=100), r"attention_head_dim = 100: expected at most 64"),
+        (dict(attention_head_dim=100), r"attention_head_dim = 100: expected an integer of at most 32"),
         (dict(out_channels=4), "out_channels = 4: expected 3 or 6"),
         (dict(time_embedding_type="learned"), "time_embedding_type = 'learned'"),
         (dict(class_embed_type="timestep"), "class_embed_type = 'timestep': expected None"),

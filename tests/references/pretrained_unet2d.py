@@ -186,26 +186,37 @@ def to_single(value):
     return value.float() if value.is_floating_point() else value
 
 
+def walked(net, kind, config, options, start, noise, dtype):
+    """The states of a run, ``(steps + 1, 2, 8, 8, 3)``, and its times."""
+    scheduler = getattr(diffusers, kind)(**config)
+    scheduler.set_timesteps(STEPS)
+    for name in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "one"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, getattr(scheduler, name).to(dtype))
+    x = torch.tensor(start).to(dtype)
+    states = [x]
+    for i, t in enumerate(scheduler.timesteps):
+        drawn_now = torch.tensor(noise[i]).to(dtype)
+        scheduling_ddpm.randn_tensor = lambda *_, now=drawn_now, **__: now
+        own = dict(variance_noise=drawn_now) if options.get("eta") else {}
+        with torch.no_grad():
+            x = scheduler.step(net(x, t).sample, t, x, **options, **own).prev_sample
+        states.append(x)
+    return np.moveaxis(torch.stack(states).double().numpy(), 2, -1), scheduler.timesteps.tolist()
+
+
 def runs(out, rng):
-    net, _ = built(CASES["ddpm"])
+    net, single = built(CASES["ddpm"])[0], built(CASES["ddpm"])[0].float()
     start, noise = rng.standard_normal((2, 3, 8, 8)), rng.standard_normal((STEPS, 2, 3, 8, 8))
     out |= {"runs/start": last(torch.tensor(start)), "runs/noise": np.moveaxis(noise, 2, -1)}
     for case, (kind, config, options) in RUNS.items():
-        scheduler = getattr(diffusers, kind)(**config)
-        scheduler.set_timesteps(STEPS)
-        for name in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod", "one"):
-            if hasattr(scheduler, name):
-                setattr(scheduler, name, getattr(scheduler, name).double())
-        x, states = torch.tensor(start), [start]
-        for i, t in enumerate(scheduler.timesteps):
-            drawn_now = torch.tensor(noise[i])
-            scheduling_ddpm.randn_tensor = lambda *_, now=drawn_now, **__: now
-            own = dict(variance_noise=drawn_now) if options.get("eta") else {}
-            with torch.no_grad():
-                x = scheduler.step(net(x, t).sample, t, x, **options, **own).prev_sample
-            states.append(x.numpy())
-        info = dict(config=dict(_class_name=kind, **config), options=options, timesteps=scheduler.timesteps.tolist())
-        out[f"runs/{case}"], out[f"runs/{case}/info"] = np.moveaxis(np.array(states), 2, -1), np.array(json.dumps(info))
+        states, times = walked(net, kind, config, options, start, noise, torch.float64)
+        other, _ = walked(single, kind, config, options, start, noise, torch.float32)
+        # At every time, of the largest number there.
+        error = float(np.max(np.abs(other - states) / np.abs(states).max((1, 2, 3, 4), keepdims=True)))
+        print(case, "float32 differs by", error)
+        info = dict(config=dict(_class_name=kind, **config), options=options, timesteps=times, float32_difference=error)
+        out[f"runs/{case}"], out[f"runs/{case}/info"] = states, np.array(json.dumps(info))
 
 
 def main():
