@@ -105,7 +105,7 @@ class UNet2DModel(UNet):
     def resamples(self, how):
         return getattr(self, f"{how}sample_type") == "resnet"
 
-    def told(self, cond, batch, width, dtype):
+    def told(self, cond, batch, width):
         if self.condition is None:
             if cond is not None:
                 raise ValueError("cond was given to UNet2DModel, whose num_class_embeds is None: expected None")
@@ -115,7 +115,7 @@ class UNet2DModel(UNet):
                 raise ValueError(f"cond = None for UNet2DModel with classes: expected {self.condition.accepted}")
             cond = jnp.zeros(1, jnp.int32)
         label = jnp.asarray(self.condition.rows("cond", cond, batch))
-        return _ClassTable(self.num_classes, width, name="class_embedding")(label).astype(dtype), None
+        return _ClassTable(self.num_classes, width, name="class_embedding")(label), None
 
     def _attention(self, level: int, name: str, groups: int | None, scale: float) -> Callable[..., jax.Array]:
         features = self.block_out_channels[level]
@@ -193,7 +193,7 @@ class UNet2DConditionModel(UNet):
         """Whether the block between is one residual block alone."""
         return self.mid_block_type == "UNetMidBlock2D"
 
-    def told(self, cond, batch, width, dtype):
+    def told(self, cond, batch, width):
         null = self.get_variable("params", NULL) if self.has_variable("params", NULL) else None
         if cond is None:
             if null is None and not self.is_initializing():
@@ -205,7 +205,7 @@ class UNet2DConditionModel(UNet):
         context = jnp.asarray(self.condition.rows("cond", cond, batch))
         if null is not None:
             context = jnp.where(jnp.all(jnp.isnan(context), (1, 2), keepdims=True), null.astype(context.dtype), context)
-        return None, jnp.broadcast_to(context, (batch, *context.shape[1:])).astype(dtype)
+        return None, jnp.broadcast_to(context, (batch, *context.shape[1:]))
 
     def _transformer(self, level: int, name: str) -> Transformer:
         heads, layers = (self.each(field)[level] for field in ("attention_head_dim", "transformer_layers_per_block"))

@@ -149,7 +149,7 @@ class UNet(nn.Module):
         """Whether levels with attention change their sides, ``"up"`` or ``"down"``, by a residual block."""
         return False
 
-    def told(self, cond: jax.Array | None, batch: int, width: int, dtype: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    def told(self, cond: jax.Array | None, batch: int, width: int) -> tuple[jax.Array | None, jax.Array | None]:
         """What is added to the embedding, ``(b or 1, width)``, and the context ``(b, m, any)``; None for none."""
         raise NotImplementedError
 
@@ -191,8 +191,9 @@ class UNet(nn.Module):
         x, time = self._asked(x, c_noise)
         width = self.time_embedding_dim or 4 * channels[0]
         embedding = _TimeEmbedding(width, name="time_embedding")(time)
-        added, context = self.told(cond, x.shape[0], width, embedding.dtype)
-        embedding = nn.silu(embedding if added is None else embedding + added).astype(x.dtype)
+        added, context = self.told(cond, x.shape[0], width)
+        embedding = nn.silu(embedding if added is None else embedding + added.astype(embedding.dtype)).astype(x.dtype)
+        context = None if context is None else context.astype(x.dtype)
         groups = self.norm_num_groups or 0
 
         def resnet(name: str, features: int, h: jax.Array, skips: bool = False, **options: Any) -> jax.Array:
