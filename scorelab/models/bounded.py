@@ -100,25 +100,30 @@ class Clipped(Bounded):
 class DynamicThreshold(Bounded):
     r"""Dynamic thresholding: the bounds of a sample follow a quantile of its elements (Saharia et al. 2022, arXiv 2205.11487).
 
-    .. math:: s = \max(q_p(|D|),\,b),\qquad D' = \frac{b}{s}\,\min(\max(D, -s), s) .
+    .. math:: s = \min(\max(q_p(|D|),\,b),\,l),\qquad D' = \frac{b}{s}\,\min(\max(D, -s), s) .
 
     The quantile is over the event, linear between elements. Pixels that guidance drives out of range pull the others inwards with
-    them, in the place of sticking at the end of the range. With ``p = 1`` no element is clipped, but all are scaled.
+    them, in the place of sticking at the end of the range. With ``p = 1`` no element is clipped, but all are scaled. Other
+    libraries have a ``limit`` as well, their ``sample_max_value``; with ``l = b`` this is clipping.
 
     Attributes:
         model: the model in bounds, for data within ``-b`` and ``b`` of the chart.
         quantile: ``p`` in (0, 1], a scalar or ``(batch,)``; a leaf.
         size: ``b``, a scalar or ``(batch,)``; a leaf.
+        limit: ``l`` of at least ``b``, a scalar or ``(batch,)``; a leaf; None for none.
     """
 
     model: Model
     quantile: Array | float = field(default=0.995, metadata=PER_SAMPLE)
     size: Array | float = field(default=1.0, metadata=PER_SAMPLE)
+    limit: Array | float | None = field(default=None, metadata=PER_SAMPLE)
 
     def __post_init__(self):
-        require_numbers(self, above=0.0, quantile=self.quantile, size=self.size)
+        require_numbers(self, above=0.0, quantile=self.quantile, size=self.size, limit=self.limit)
         if known_numbers(self.quantile) and not np.all(np.asarray(self.quantile) <= 1):
             raise ValueError(f"DynamicThreshold.quantile = {self.quantile!r}: expected a number in (0, 1]")
+        if known_numbers(self.size, self.limit) and not np.all(np.asarray(self.limit) >= np.asarray(self.size)):
+            raise ValueError(f"DynamicThreshold.limit = {self.limit!r} with size = {self.size!r}: expected limit >= size")
 
     def bound(self, denoised: Array) -> Array:
         flat = jnp.sort(jnp.abs(denoised).reshape(len(denoised), -1), axis=1)
@@ -128,5 +133,6 @@ class DynamicThreshold(Bounded):
         low, high = at(below), at(jnp.minimum(below + 1, flat.shape[1] - 1))
         size = jnp.asarray(self.size, denoised.dtype)
         s = jnp.maximum(low + (place - below) * (high - low), size)
+        s = s if self.limit is None else jnp.minimum(s, jnp.asarray(self.limit, denoised.dtype))
         s, shrunk = per_example(s, denoised), per_example(size / s, denoised)
         return jnp.clip(denoised, -s, s) * shrunk

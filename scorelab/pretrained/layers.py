@@ -65,6 +65,8 @@ class Conv(nn.Module):
         how: ``""``, ``"down"`` or ``"up"`` before the convolution.
         taps: of the filter of that.
         fused: ``down`` after the convolution, which has wider zeros around then, and before the bias.
+        stride: of the convolution itself.
+        padding: zeros on every side; -1 for as many as keep the sides at stride 1.
     """
 
     features: int
@@ -72,6 +74,8 @@ class Conv(nn.Module):
     how: str = ""
     taps: tuple[int, ...] = (1, 1)
     fused: bool = False
+    stride: int = 1
+    padding: int = -1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -80,21 +84,28 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
         if self.how and not self.fused:
             x = resample(x, self.taps, self.how)
-        pad = self.size // 2 + ((len(self.taps) - 1) // 2 if self.fused else 0)
-        y = convolve(x, kernel.astype(x.dtype), pad)
+        pad = self.size // 2 if self.padding < 0 else self.padding
+        pad += (len(self.taps) - 1) // 2 if self.fused else 0
+        y = convolve(x, kernel.astype(x.dtype), pad, stride=self.stride)
         return (resample(y, self.taps, "down", 0) if self.fused else y) + bias
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with ``min(32, channels // 4)`` groups, the variance from centred values."""
+    """Group normalisation, the variance from centred values.
+
+    Attributes:
+        epsilon: beside the variance.
+        groups: of channels; 0 for ``min(32, channels // 4)``.
+    """
 
     epsilon: float
+    groups: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise images."""
         batch, height, width, channels = x.shape
-        groups = min(32, channels // 4)
+        groups = self.groups or min(32, channels // 4)
         h = x.astype(wide(x)).reshape(batch, height * width, groups, channels // groups)
         h = h - h.mean((1, 3), keepdims=True)
         h = (h * jax.lax.rsqrt(jnp.square(h).mean((1, 3), keepdims=True) + self.epsilon)).reshape(x.shape)
@@ -112,7 +123,7 @@ def attention(qkv: jax.Array, heads: int) -> jax.Array:
     return out.reshape(batch, height, width, channels // 3)
 
 
-def waves(c: jax.Array, features: int, *, endpoint: bool) -> jax.Array:
+def waves(c: jax.Array, features: int, *, endpoint: float) -> jax.Array:
     r""":math:`[\cos(w_k c), \sin(w_k c)]` of ``c (b,)``, with :math:`w_k = 10000^{-k / (n - e)}`, n half the features, e 1 or 0."""
     half = features // 2
     frequencies = 10000.0 ** (-np.arange(half) / (half - endpoint))

@@ -10,6 +10,7 @@ from scorelab.solvers.external import Diffrax
 from scorelab.solvers.geodesic import GeodesicODE
 from scorelab.solvers.interpolant import InterpolantODE, InterpolantSDE
 from scorelab.solvers.joint import Hold, Joint
+from scorelab.solvers.kept_noise import KeptNoise
 from scorelab.solvers.multiplicative import MultiplicativeAnnealed
 from scorelab.solvers.renoise import Renoise
 from scorelab.solvers.repaint import RePaint
@@ -31,6 +32,7 @@ __all__ = [
     "InterpolantODE",
     "InterpolantSDE",
     "Joint",
+    "KeptNoise",
     "Milstein",
     "MultiplicativeAnnealed",
     "Multistep",

@@ -94,6 +94,7 @@ OTHERS = {
         models.FunctionModel(together, PARTS, returns="prediction"), solver(a=solvers.DDIM(eta=1.0), b=solvers.Hold()),
         shape=dict(a=(4, 2), b=(4, 2)), start=starts.Joint(dict(a=starts.Prior(), b=starts.Fixed(np.zeros((4, 2), np.float32)))),
     ),
+    solvers.KeptNoise: lambda solver: walks(models.Clipped(model=MODEL), solver(solver=solvers.DDIM(eta=1.0))),
     solvers.RePaint: lambda solver: walks(
         models.Known(model=MODEL, values=np.zeros(2, np.float32), mask=np.array([True, False])), solver(repeats=2)
     ),

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import scorelab as sl
-from scorelab import config, densities, diagnostics, fk, grids, models, processes, sample, schedules, solvers
+from scorelab import config, densities, diagnostics, fk, grids, models, processes, sample, schedules, solvers, starts
 from scorelab.experiment import Sample
 from scorelab.experiment.checks import check
 from tests.precision import double
@@ -221,19 +221,61 @@ def test_a_law_in_bounds_is_not_the_gaussian_that_it_was_without():
 def test_the_threshold_is_the_published_one():
     model, y, t = wide(VP, 50), 3 * points(6, 50), 0.3
     d = np.asarray(model(y, t).denoised)
-    for quantile, size in ((0.995, 1.0), (0.5, 2.0), (1.0, 0.5), (1e-6, 3.0)):
+    for quantile, size, limit in ((0.995, 1.0, None), (0.5, 2.0, 2.5), (1.0, 0.5, 1.0), (1e-6, 3.0, None)):
         s = np.maximum(np.quantile(np.abs(d), quantile, axis=1, keepdims=True), size)
+        s = s if limit is None else np.minimum(s, limit)
         expected = np.clip(d, -s, s) / s * size
-        found = jax.jit(models.DynamicThreshold(model=model, quantile=quantile, size=size).bound)(d)
+        found = jax.jit(models.DynamicThreshold(model=model, quantile=quantile, size=size, limit=limit).bound)(d)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
         assert np.max(np.abs(found)) <= size * (1 + 1e-12)
     each = np.linspace(0.2, 1.0, 6)
     found = models.DynamicThreshold(model=model, quantile=each).bound(d)
     alone = [models.DynamicThreshold(model=model, quantile=q).bound(d[i : i + 1])[0] for i, q in enumerate(each)]
     np.testing.assert_allclose(found, np.stack(alone), rtol=1e-12)
+    # The largest threshold is the size: clipping.
+    equals = models.DynamicThreshold(model=model, size=2.0, limit=2.0)
+    np.testing.assert_array_equal(equals.bound(d), np.clip(d, -2.0, 2.0))
     # A sample by itself: another one beside it changes nothing.
     one = models.DynamicThreshold(model=model, quantile=0.9)
     np.testing.assert_array_equal(one.bound(d)[2], one.bound(d[2:3])[0])
+
+
+# The noise that is kept ------------------------------------------------------------------------------------------------------
+
+
+@double
+def test_the_noise_that_is_kept_is_that_of_the_model_without_bounds():
+    # The step of DDIM as it is published (arXiv 2010.02502, eq. 12), of a mean in bounds and a noise without.
+    grid = grids.Explicit((0.4, 0.1))
+    model = wide(VP)
+    y = 3 * points(4, 5)
+    prediction = model(y, 0.4)
+    bounded = models.Clipped(model=model, low=LOW, high=HIGH)
+    chain = dict(grid=grid, key=KEY, shape=y.shape, start=starts.Fixed(y))
+    out = sample(bounded, solver=solvers.KeptNoise(solver=solvers.DDIM()), **chain)
+    alpha, sigma = VP.alpha(np.float64(0.1)), VP.sigma(np.float64(0.1))
+    wanted = alpha * np.clip(prediction.denoised, LOW, HIGH) + sigma * prediction.eps
+    np.testing.assert_allclose(out.x, wanted, rtol=1e-12, atol=1e-12)
+    follows = sample(bounded, solver=solvers.DDIM(), **chain)
+    assert np.max(np.abs(follows.x - out.x)) > 0.1
+    # Where nothing is moved the two are the same, up to the rounding of the point.
+    far = models.Clipped(model=model, low=-100.0, high=100.0)
+    plain, kept = (sample(far, solver=s, **chain).x for s in (solvers.DDIM(), solvers.KeptNoise(solver=solvers.DDIM())))
+    np.testing.assert_allclose(plain, kept, rtol=1e-12, atol=1e-12)
+
+
+def test_kept_noise_is_for_models_in_bounds_and_walks_by_themselves():
+    kept = solvers.KeptNoise(solver=solvers.DDIM(eta=1.0))
+    chain = dict(grid=grids.Uniform(2), key=KEY, shape=(4, 5))
+    with pytest.raises(TypeError, match="KeptNoise with ExactModel: expected a model in bounds"):
+        sample(wide(VP), solver=kept, **chain)
+    with pytest.raises(TypeError, match=r"KeptNoise got a GaussianPrediction from a solver around it"):
+        sample(models.Clipped(model=wide(VP)), solver=fk.FeynmanKac(base=kept, policy=fk.Never()), **chain)
+    for solver in (solvers.Heun(), solvers.Diffrax(), kept):
+        with pytest.raises(ValueError, match=r"KeptNoise\.solver = .*expected a solver of independent samples"):
+            solvers.KeptNoise(solver=solver)
+    with pytest.raises(TypeError, match=r"KeptNoise\.solver"):
+        solvers.KeptNoise(solver=3)
 
 
 # Rescaled guidance -----------------------------------------------------------------------------------------------------------
@@ -330,6 +372,8 @@ def test_thresholds_of_data_are_none_of_a_logarithm():
         (lambda: models.DynamicThreshold(model=wide(VP), quantile=1.5), ValueError, r"quantile = 1\.5: expected a number in"),
         (lambda: models.DynamicThreshold(model=wide(VP), quantile=0.0), ValueError, r"quantile = 0\.0: expected a finite number"),
         (lambda: models.DynamicThreshold(model=wide(VP), size=-1.0), ValueError, r"size = -1\.0"),
+        (lambda: models.DynamicThreshold(model=wide(VP), limit=0.5), ValueError, r"limit = 0\.5 with size = 1\.0: expected"),
+        (lambda: models.DynamicThreshold(model=wide(VP), limit=np.inf), ValueError, r"limit = inf: expected a finite number"),
         (lambda: guidance(2.0, 1.5), ValueError, r"ClassifierFreeGuidance\.rescale = 1\.5: expected numbers from 0 to 1"),
         (lambda: guidance(2.0, -0.5), ValueError, r"rescale = -0\.5: expected a finite number of at least 0"),
         (lambda: Sample(clip=(1.0, 0.0)), ValueError, r"Sample\.clip = \(1\.0, 0\.0\): expected two numbers"),

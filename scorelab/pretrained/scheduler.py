@@ -1,0 +1,125 @@
+"""What the config of a published scheduler says of a model: its noise levels, and what its network predicts.
+
+How to sample is said there as well: spacing of the steps, clipping, the last step. That is the part of solvers, grids and
+:class:`scorelab.models.Clipped`, and is not read here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from scorelab.errors import WeightsError
+from scorelab.schedules import VE, Discrete, GaussianSchedule
+
+# What the names of a prediction are as `Denoiser.predict`.
+_PREDICTS: dict[Any, Literal["eps", "v", "x0"]] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# Schedulers of betas; those of flows, of EDM and of consistency models have other noise levels.
+_CLASSES = (
+    "DDIMInverseScheduler", "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
+)  # fmt: skip
+_VE = "ScoreSdeVeScheduler"
+
+
+class Noise(NamedTuple):
+    """What a model was trained with.
+
+    Attributes:
+        schedule: its noise levels.
+        predict: what its network predicts, as :class:`scorelab.models.Denoiser` says it.
+    """
+
+    schedule: GaussianSchedule
+    predict: Literal["eps", "v", "x0"]
+
+
+def read(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> Noise:
+    r"""The noise of a model by the config of its scheduler, published by diffusers.
+
+    Its betas become :class:`~scorelab.schedules.Discrete` levels :math:`\bar\alpha_i`, in float32 as diffusers rounds them.
+    ``ScoreSdeVeScheduler`` becomes :class:`~scorelab.schedules.VE`.
+
+    Args:
+        config: what ``scheduler_config.json`` holds; fields that it lacks are those of the scheduler's defaults.
+        name: of the file, for messages.
+
+    Raises:
+        WeightsError: another kind of scheduler, betas that are none, or noise without signal under a network that predicts it.
+    """
+    kind = config.get("_class_name")
+    if kind == _VE:
+        return _read(name, lambda: Noise(VE(**{key: float(config.get(key, usual)) for key, usual in _SIGMAS.items()}), "eps"))
+    if kind not in _CLASSES:
+        raise WeightsError(f"{name}: scheduler {kind!r}: expected {_VE} or one of betas, {', '.join(_CLASSES)}")
+    prediction, zero = config.get("prediction_type", "epsilon"), config.get("rescale_betas_zero_snr", False)
+    if prediction not in _PREDICTS:
+        raise WeightsError(f"{name}: prediction_type = {prediction!r}: expected {', '.join(_PREDICTS)}")
+    if zero not in (True, False, None):
+        raise WeightsError(f"{name}: rescale_betas_zero_snr = {zero!r}: expected true or false")
+    if zero and prediction == "epsilon":
+        raise WeightsError(
+            f"{name}: rescale_betas_zero_snr with prediction_type = 'epsilon': expected v_prediction or sample, since pure noise "
+            "does not tell the data"
+        )
+    schedule = _read(name, lambda: Discrete(alphas_cumprod=tuple(levels(config, name=name)), zero_terminal=bool(zero)))
+    return Noise(schedule, _PREDICTS[prediction])
+
+
+_SIGMAS = {"sigma_min": 0.01, "sigma_max": 1348.0}
+
+
+def _read(name: str, make: Any) -> Any:
+    """What ``make`` makes; its errors are those of the file."""
+    try:
+        return make()
+    except WeightsError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{name}: {error}") from error
+
+
+def levels(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> np.ndarray:
+    r""":math:`\bar\alpha_i` of the config of a scheduler of betas, ``(N,)`` float64, before any rescaling.
+
+    Betas are float32, and each product is rounded to float32: what a network was trained with. Exact levels differ by up to 1e-6.
+
+    Raises:
+        WeightsError: betas that are not numbers between 0 and 1.
+    """
+    steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    if trained is not None:
+        betas = _read(name, lambda: np.asarray(trained, np.float64).astype(np.float32))
+        if betas.ndim != 1 or len(betas) < 3:
+            raise WeightsError(f"{name}: trained_betas of shape {betas.shape}: expected three or more numbers")
+    elif isinstance(steps, bool) or not isinstance(steps, int) or not 3 <= steps <= 1_000_000:
+        raise WeightsError(f"{name}: num_train_timesteps = {steps!r}: expected an integer from 3 to 1,000,000")
+    elif (kind := config.get("beta_schedule", "linear")) == "squaredcos_cap_v2":
+        bar = lambda i: math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = np.array([min(1 - bar(i + 1) / bar(i), 0.999) for i in range(steps)], np.float32)
+    elif kind in _BETAS:
+        ends = [config.get(key, usual) for key, usual in (("beta_start", 1e-4), ("beta_end", 0.02))]
+        if not all(isinstance(end, int | float) and 0 < end < 1 for end in ends):
+            raise WeightsError(f"{name}: beta_start = {ends[0]!r}, beta_end = {ends[1]!r}: expected numbers between 0 and 1")
+        low, high = ends
+        betas = _line(low, high, steps) if kind == "linear" else _line(low**0.5, high**0.5, steps) ** 2
+    else:
+        raise WeightsError(f"{name}: beta_schedule = {kind!r}: expected {', '.join(_BETAS)}, or trained_betas")
+    if not np.all((betas > 0) & (betas < 1)):
+        raise WeightsError(f"{name}: betas from {betas.min():.4g} to {betas.max():.4g}: expected numbers between 0 and 1")
+    # torch keeps the product in float64, and rounds every one of them.
+    return np.cumprod((np.float32(1) - betas).astype(np.float64)).astype(np.float32).astype(np.float64)
+
+
+def _line(start: float, end: float, steps: int) -> np.ndarray:
+    """``torch.linspace`` in float32: from both ends to the middle, each number rounded once."""
+    low, high = np.float32(start), np.float32(end)
+    step = np.float64((high - low) / np.float32(steps - 1))
+    i = np.arange(steps)
+    return np.where(i < steps // 2, low + step * i, high - step * (steps - 1 - i)).astype(np.float32)
