@@ -9,7 +9,9 @@ from __future__ import annotations
 import abc
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ import jax.numpy as jnp
 from scorelab.arrays import Array
 from scorelab.metrics import smallcnn
 from scorelab.metrics.features import SmallCNN, small_cnn
+from scorelab.pytrees import partly_static
 from scorelab.validation import require_choice, require_int, require_number
 
 
@@ -160,6 +163,33 @@ class Thickness(ImageReward):
         diagonal = count(m[:, 1:, 1:], m[:, :-1, :-1]) + count(m[:, 1:, :-1], m[:, :-1, 1:])
         perimeter = math.pi / 8 * (straight + diagonal / math.sqrt(2))
         return jnp.where(area > 0, 2 * area / jnp.where(area > 0, perimeter, 1.0), 0.0)
+
+
+@partly_static("reward", "decoder")
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    r"""The reward of what a decoder makes of a point, :math:`r(\mathcal D(z))`: of images, for models of their latents.
+
+    Steering asks a reward at its events only (``every``, ``window``), and once more for the samples. So a decoder is called that
+    often, and no more. Differentiable where both are.
+
+    Attributes:
+        reward: ``(batch,)`` of decoded points, ``reward(x)``, or ``reward(x, cond)`` under ``with_cond=True`` of a potential.
+        decoder: a function of points, or a callable pytree whose numbers are leaves, such as
+            ``pretrained.vae.Latents``.
+    """
+
+    reward: Callable[..., Array]
+    decoder: Callable[[Array], Array]
+
+    def __post_init__(self):
+        for name in ("reward", "decoder"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"Decoded.{name} = {getattr(self, name)!r}: expected a function")
+
+    def __call__(self, x: Array, *cond: Any) -> Array:
+        """The reward, ``(batch,)``."""
+        return self.reward(self.decoder(x), *cond)
 
 
 @functools.lru_cache(maxsize=8)
