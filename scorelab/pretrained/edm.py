@@ -17,12 +17,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
-from scorelab.pretrained.keys import differences, listed
+from scorelab.pretrained import trees
+from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import Conv, GroupNorm, Linear, attention, fir, resample, waves, wide
 from scorelab.pretrained.store import Folder
 from scorelab.processes import Gaussian, LinearGaussian
@@ -288,9 +288,9 @@ _CLASSES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 _PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve"}
 
 
-def _path(key: str) -> tuple[tuple[str, ...], str]:
-    """The place in a tree of a published name without ``model.``, and the layout: ``conv``, ``linear`` or ``same``."""
-    parts = key.split(".")
+def _place(key: str) -> tuple[tuple[str, ...], str]:
+    """The place in the tree of a published name, and the layout."""
+    parts = key.removeprefix("model.").split(".")
     # Flat names: `features` of a denoiser looks for them at the top.
     *layers, leaf = [f"{parts[0]}_{parts[1]}", *parts[2:]] if parts[0] in ("enc", "dec") and len(parts) > 2 else parts
     if not layers or leaf != "weight":
@@ -300,7 +300,14 @@ def _path(key: str) -> tuple[tuple[str, ...], str]:
     return (*layers, "kernel"), "linear" if _LINEAR.fullmatch(layers[-1]) else "conv"
 
 
-_AXES = {"conv": (2, 3, 1, 0), "linear": (1, 0), "same": None}
+def _key(path: tuple[str, ...]) -> tuple[str, str]:
+    """The other direction of :func:`_place`."""
+    *layers, leaf = path
+    name = ".".join(("model", re.sub(r"^(enc|dec)_", r"\1.", layers[0]), *layers[1:]))
+    if leaf in ("kernel", "scale"):
+        name += ".weight"
+        return name, _place(name)[1]
+    return f"{name}.{leaf}", "same"
 
 
 def params(net: SongUNet | DhariwalUNet, tensors: Mapping[str, np.ndarray], *, name: str = "params") -> dict[str, Any]:
@@ -318,47 +325,28 @@ def params(net: SongUNet | DhariwalUNet, tensors: Mapping[str, np.ndarray], *, n
         WeightsError: a tensor that the network has not, or the other way round, or of another shape; each is named.
     """
     taps = getattr(net, "resample_filter", (1, 1))
-    flat: dict[str, np.ndarray] = {}
+    kept: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
         if not key.startswith("model."):
             raise WeightsError(
                 f"{name}: tensor {key!r}: expected names that begin with 'model.', of a network in its preconditioner"
             )
-        if key.endswith(".resample_filter"):
-            if array.shape[2:] != (len(taps),) * 2 or not np.allclose(array, fir(taps), rtol=1e-6, atol=0):
-                raise WeightsError(f"{name}: {key} is not the filter of {taps}, which its arguments say")
-            continue
-        path, layout = _path(key.removeprefix("model."))
-        axes = _AXES[layout]
-        if axes is not None and array.ndim != len(axes):
-            raise WeightsError(f"{name}: tensor {key!r} of shape {array.shape}: expected {len(axes)} axes")
-        flat["/".join(path)] = array if axes is None else array.transpose(axes)
-    expected = shapes(net)
-    if different := differences({key: array.shape for key, array in flat.items()}, expected):
-        raise WeightsError(f"{name}: {'; '.join(different)}: expected the {len(expected):,} tensors of {type(net).__name__}")
-    return {"params": unflatten_dict({tuple(key.split("/")): flat[key] for key in expected})}
+        if not key.endswith(".resample_filter"):
+            kept[key] = array
+        elif array.shape[2:] != (len(taps),) * 2 or not np.allclose(array, fir(taps), rtol=1e-6, atol=0):
+            raise WeightsError(f"{name}: {key} is not the filter of {taps}, which its arguments say")
+    return trees.params(shapes(net), kept, _place, name=name, network=type(net).__name__)
 
 
 def published(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The other direction of :func:`params`: the tensors by their published names, without filters."""
-    flat: dict[Any, Any] = flatten_dict(tree["params"])
-    found = {}
-    for (*layers, leaf), value in flat.items():
-        name = ".".join(("model", re.sub(r"^(enc|dec)_", r"\1.", layers[0]), *layers[1:]))
-        array = np.asarray(value)
-        if leaf == "kernel":
-            array = array.transpose((3, 2, 0, 1) if array.ndim == 4 else (1, 0))
-        found[f"{name}.{'weight' if leaf in ('kernel', 'scale') else leaf}"] = array
-    return found
+    return trees.published(tree, _key)
 
 
 def shapes(net: SongUNet | DhariwalUNet) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters by their places in the tree, found without computing anything."""
     image = jax.ShapeDtypeStruct((1, net.img_resolution, net.img_resolution, net.in_channels), jnp.float32)
-    one = jax.ShapeDtypeStruct((1,), jnp.float32)
-    tree = jax.eval_shape(net.init, jax.eval_shape(lambda: jax.random.key(0)), image, one)
-    flat: dict[Any, Any] = flatten_dict(tree["params"])
-    return {"/".join(path): leaf.shape for path, leaf in flat.items()}
+    return trees.shapes(net, image, jax.ShapeDtypeStruct((1,), jnp.float32))
 
 
 def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.json") -> SongUNet | DhariwalUNet:
