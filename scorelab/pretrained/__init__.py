@@ -18,13 +18,28 @@ from scorelab.experiment.sample import Drawn, Sample
 from scorelab.grids import Grid
 from scorelab.metrics import MetricValue
 from scorelab.models import BoundDenoiser
-from scorelab.pretrained import edm, store
+from scorelab.pretrained import edm, lora, own, store
 from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
 from scorelab.pretrained.conversion import convert
+from scorelab.pretrained.inception import InceptionFeatures
 from scorelab.pretrained.kept import find, keep, require_hash, stored
+from scorelab.pretrained.own import export
 from scorelab.validation import require_int, require_seed, require_spec
 
-__all__ = ["Card", "Loaded", "Measured", "card", "convert", "keep", "load", "model", "names"]
+__all__ = [
+    "Card",
+    "InceptionFeatures",
+    "Loaded",
+    "Measured",
+    "card",
+    "convert",
+    "export",
+    "keep",
+    "load",
+    "lora",
+    "model",
+    "names",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,12 +175,13 @@ def load(name: str) -> Loaded:
 
 
 def model(name: str) -> BoundDenoiser:
-    """The model alone, as config files name a teacher: one of :func:`load`, or a converted one by its name or folder.
+    """The model alone, as config files name a teacher: one of :func:`load`, or a converted or exported one by its name or folder.
 
     Raises:
         ConfigError: as :func:`load`; for a converted one, weights that are not those of its conversion, or of a kind that has no
             network here yet.
     """
-    if (folder := store.find(name)) is not None and name not in names():
-        return edm.model(store.open_folder(folder))
+    if (place := store.find(name)) is not None and name not in names():
+        folder = store.open_folder(place)
+        return own.model(folder) if folder.config.get("kind") == own.KIND else edm.model(folder)
     return load(name).model
