@@ -38,10 +38,16 @@ _OPEN_AGAIN = tuple(f"scorelab.experiment.{name}" for name in _SPECS)
 _FUNCTIONS = {
     *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.kept") for name in ("load", "model")),
     *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.rewards") for name in ("aesthetic", "clip_cosine")),
+    *((place, "InceptionFeatures") for place in ("scorelab.pretrained", "scorelab.pretrained.inception")),
     ("scorelab.data.registry", "Named"),
 }
 # Unpickles, or writes.
-_NEVER = {("jax.numpy", "load"), ("scorelab.densities.store", "save_gaussian"), ("scorelab.metrics.smallcnn", "save")}
+_NEVER = {
+    ("jax.numpy", "load"),
+    ("scorelab.densities.store", "save_gaussian"),
+    ("scorelab.metrics.smallcnn", "save"),
+    ("scorelab.metrics.frechet", "write_moments"),
+}
 
 
 class Untrusted(ValueError):

@@ -14,6 +14,7 @@ from scorelab.experiment.evaluate import (
     FieldEvaluation,
     ImageEvaluation,
     PointEvaluation,
+    ReferenceEvaluation,
     StatisticEvaluation,
 )
 from scorelab.experiment.faults import Signals
@@ -49,6 +50,7 @@ __all__ = [
     "Pairs",
     "PointEvaluation",
     "Rectify",
+    "ReferenceEvaluation",
     "Report",
     "Run",
     "Sample",

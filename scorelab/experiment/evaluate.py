@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -27,7 +28,8 @@ from scorelab.experiment.sinks import opened
 from scorelab.experiment.train import Train
 from scorelab.experiment.workdir import Workdir, read_lines
 from scorelab.files import write_bytes, write_json
-from scorelab.metrics import Features, MetricValue
+from scorelab.metrics import Coordinates, Features, MetricValue, NetworkFeatures
+from scorelab.metrics.features import extracted
 from scorelab.shards import Shards
 from scorelab.validation import SEEDS, require_int, require_seed, require_spec
 
@@ -81,21 +83,99 @@ class ImageEvaluation(Evaluation):
         smallest = min(sizes, key=lambda name: sizes[name])
         if sizes[smallest] < (2 if self.n is None else self.n):
             raise ValueError(f"ImageEvaluation.n = {self.n}: expected 2 to {sizes[smallest]}, the number of images of {smallest}")
-        arrays, features = data.load(), self.features
-        if features.dataset not in (None, *data.dataset.known_as):
-            raise ValueError(
-                f"ImageEvaluation.features = {features.id}: expected features of {data.name}, not of {features.dataset}"
-            )
-        if arrays.levels is None or features.levels not in (None, arrays.levels):
-            raise ValueError(f"ImageEvaluation.features = {features!r}: expected levels = {arrays.levels}, as {data.name} has")
-        if features.shape not in (None, arrays.event_shape):
-            raise ValueError(
-                f"ImageEvaluation.features = {features.id}: expected features of images {arrays.event_shape}, not {features.shape}"
-            )
+        _check_features("ImageEvaluation", self.features, data)
 
     def __call__(self, samples, data, key):
         """The metrics of ``samples`` (stored values) against ``data``."""
         return metrics.report(samples, data.load("train"), data.load("test"), self.features, n=self.n, key=key)
+
+
+def _check_features(owner: str, features: Features, data: DataSpec) -> None:
+    """Raise ``ValueError`` for features that are not of images as the data are."""
+    arrays = data.load()
+    if features.dataset not in (None, *data.dataset.known_as):
+        raise ValueError(f"{owner}.features = {features.id}: expected features of {data.name}, not of {features.dataset}")
+    if arrays.levels is None or features.levels not in (None, arrays.levels):
+        raise ValueError(f"{owner}.features = {features!r}: expected levels = {arrays.levels}, as {data.name} has")
+    if features.shape not in (None, arrays.event_shape):
+        raise ValueError(
+            f"{owner}.features = {features.id}: expected features of images {arrays.event_shape}, not {features.shape}"
+        )
+    if isinstance(features, NetworkFeatures) and arrays.event_shape[2:] != (features.channels,):
+        raise ValueError(
+            f"{owner}.features = {features.id}: expected images of {features.channels} channels, not {arrays.event_shape}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceEvaluation(Evaluation):
+    """The Frechet distance of images to published statistics, as papers state it, and the Inception score.
+
+    The floor is the same of test images, where there are as many. The score is there where the features know class probabilities.
+
+    Attributes:
+        features: the extractor that the statistics are of, such as ``pretrained.InceptionFeatures(mode="tf1")`` for those of EDM.
+        reference: the file of the statistics (:func:`scorelab.metrics.read_moments`).
+        n: number of samples compared, drawn among them; None for all. Papers take 50,000.
+    """
+
+    features: Features
+    reference: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_spec(self, Features, features=self.features)
+        require_spec(self, str | Path, reference=self.reference)
+
+    def check(self, data, samples):
+        # The Inception score is a mean over ten parts.
+        least = 10 if hasattr(self.features, "class_probabilities") else 2
+        if not least <= (samples if self.n is None else self.n) <= samples:
+            raise ValueError(f"ReferenceEvaluation.n = {self.n}: expected {least} to {samples}, Sample.n")
+        _check_features("ReferenceEvaluation", self.features, data)
+        self._moments()
+
+    def _moments(self) -> metrics.Moments:
+        try:
+            return metrics.read_moments(self.reference)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"ReferenceEvaluation.reference = {str(self.reference)!r}: expected a file of statistics: {error}"
+            ) from error
+
+    def __call__(self, samples, data, key):
+        """The metrics of ``samples``, stored values."""
+        moments, (first, second) = self._moments(), jax.random.split(key)
+        n = len(samples) if self.n is None else self.n
+        if n > len(samples):
+            raise ValueError(f"ReferenceEvaluation.n = {n}: expected at most the number of samples, {len(samples)}")
+        known = Coordinates(id=self.features.id)
+
+        def compared(key, x):
+            rows = np.sort(np.asarray(jax.random.permutation(key, len(x))[:n]))
+            found = [metrics.frechet(extracted(self.features, x, rows), moments, known)]
+            if hasattr(self.features, "class_probabilities"):
+                found.append(metrics.effective_classes(_Rows(x, rows), cast(Any, self.features)))
+            return found
+
+        found = compared(first, samples)
+        test = data.load("test").x if "test" in data.dataset.splits else ()
+        if len(test) < n:
+            return found
+        return [value.with_floor(floor) for value, floor in zip(found, compared(second, test), strict=True)]
+
+
+class _Rows:
+    """Some rows of samples that need not be in memory."""
+
+    def __init__(self, x: Any, rows: np.ndarray):
+        self._x, self._rows = x, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        return np.asarray(self._x[self._rows[which]])
 
 
 @dataclass(frozen=True, kw_only=True)

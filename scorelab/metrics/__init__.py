@@ -1,9 +1,10 @@
 """Metrics of samples against data; every number comes with its extractor, its n and its floor."""
 
+from scorelab.metrics.effective_classes import effective_classes
 from scorelab.metrics.ensemble import Uniformity, crps, rank_histogram, rank_test, rmse, spread_skill
 from scorelab.metrics.evaluate import report
-from scorelab.metrics.features import Coordinates, Features, RawPixels, SmallCNN, pixels, small_cnn
-from scorelab.metrics.frechet import Moments, feature_moments, frechet, frechet_distance
+from scorelab.metrics.features import Coordinates, Features, NetworkFeatures, RawPixels, SmallCNN, pixels, small_cnn
+from scorelab.metrics.frechet import Moments, feature_moments, frechet, frechet_distance, read_moments, write_moments
 from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
 from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
 from scorelab.metrics.spectrum import PowerSpectrum, power_spectrum, shell_average, spectral_error
@@ -16,12 +17,14 @@ __all__ = [
     "Features",
     "MetricValue",
     "Moments",
+    "NetworkFeatures",
     "PowerSpectrum",
     "PrecisionRecall",
     "RawPixels",
     "SmallCNN",
     "Uniformity",
     "crps",
+    "effective_classes",
     "feature_moments",
     "frechet",
     "frechet_distance",
@@ -35,6 +38,7 @@ __all__ = [
     "precision_recall",
     "rank_histogram",
     "rank_test",
+    "read_moments",
     "report",
     "rmse",
     "shell_average",
@@ -47,4 +51,5 @@ __all__ = [
     "vendi_from_kernel",
     "vendi_from_points",
     "wasserstein_1d",
+    "write_moments",
 ]

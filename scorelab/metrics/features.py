@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from scorelab.data.transforms import Pixels
 from scorelab.metrics import smallcnn
 from scorelab.pytrees import computed
+from scorelab.validation import require_int
 
 # Images that are looked at together where they are not in memory: a multiple of the batches of ``SmallCNN``.
 _BLOCK = 1000
@@ -68,6 +70,20 @@ def _check_images(images: np.ndarray, levels: int, shape: tuple[int, ...] | None
     return images
 
 
+def _by_batches(fn: Callable[[np.ndarray], Any], images: np.ndarray, size: int) -> Any:
+    """``fn(images)``, a pytree of arrays with one row for each image, by batches of one shape."""
+    if not len(images):
+        raise ValueError(f"images have shape {images.shape}: expected at least one image")
+    size, parts = min(size, len(images)), []
+    for first in range(0, len(images), size):
+        block = images[first : first + size]
+        # The last block is filled up with zeros and cut again: one shape, one compilation.
+        full = np.zeros((size, *images.shape[1:]), np.uint8)
+        full[: len(block)] = block
+        parts.append(jax.tree.map(np.asarray, fn(full)))
+    return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(images)], *parts)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawPixels(Features):
     """The pixels themselves, (x + 1/2) / levels flattened to (n, height * width * channels)."""
@@ -93,6 +109,51 @@ class Coordinates(Features):
         if vectors.ndim != 2:
             raise ValueError(f"vectors have shape {vectors.shape}: expected (n, d)")
         return vectors
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkFeatures(Features):
+    """What a network says of uint8 images ``(n, height, width, channels)``, float32 with every digit on any device.
+
+    A new one states ``id``, ``params`` and ``forward``, and what else it is made of as fields. Two are equal when their fields are.
+    Images of one size are looked at by one program.
+
+    Attributes:
+        params: of the network, a pytree of arrays.
+        channels: of the images.
+        batch_size: images that are looked at together.
+    """
+
+    batch_size: int = field(compare=False, default=64)
+
+    params: ClassVar[Any]
+    channels: ClassVar[int] = 3
+
+    def __post_init__(self):
+        require_int(self, 1, batch_size=self.batch_size)
+
+    @abc.abstractmethod
+    def forward(self, params: Any, images: jax.Array) -> jax.Array:
+        """Vectors ``(b, d)`` of grey levels ``(b, height, width, channels)`` from 0 to ``levels - 1``, floating point; traced."""
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Vectors ``(n, d)`` of uint8 images ``(n, height, width, channels)``."""
+        images = _check_images(images, self.levels or 256, self.shape)
+        if images.shape[-1] != self.channels:
+            raise ValueError(
+                f"images have shape {images.shape}: expected {self.channels} channels, as {self.id} has; images of one channel in "
+                "colour are np.repeat(images, 3, axis=-1)"
+            )
+        # To the device once, and not with every batch.
+        params = jax.device_put(self.params)
+        return _by_batches(lambda batch: _forward(self, params, batch), images, self.batch_size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(features: NetworkFeatures, params: Any, images: jax.Array) -> jax.Array:
+    # Metrics must not depend on the accelerator's default precision.
+    with jax.default_matmul_precision("highest"):
+        return features.forward(params, jnp.asarray(images, jnp.float32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,19 +189,10 @@ class SmallCNN(Features):
 
     def _forward(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images = _check_images(images, self.levels, self.architecture.shape)
-        size = min(self.batch_size, max(len(images), 1))
         scale = Pixels(levels=self.levels, low=0.0, high=1.0)
-        parts = []
-        for first in range(0, len(images), size):
-            block = images[first : first + size]
-            # The last block is filled up with zeros and cut again: one shape, one compilation.
-            full = np.zeros((size, *images.shape[1:]), np.uint8)
-            full[: len(block)] = block
-            out = smallcnn.apply(self.params, scale.encode(full), self.architecture)
-            parts.append([np.asarray(part)[: len(block)] for part in out])
-        if not parts:
-            raise ValueError(f"images have shape {images.shape}: expected at least one image")
-        features, logits = (np.concatenate(part) for part in zip(*parts, strict=True))
+        features, logits = _by_batches(
+            lambda batch: smallcnn.apply(self.params, scale.encode(batch), self.architecture), images, self.batch_size
+        )
         return (features - self.params["mean"]) / self.params["scale"], logits
 
     def __call__(self, images: np.ndarray) -> np.ndarray:

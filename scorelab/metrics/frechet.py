@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from scorelab.files import read_npz, write_npz
 from scorelab.metrics.features import Features, blocks, in_memory
 from scorelab.metrics.value import MetricValue, extractor_id, numbers, points
 
@@ -51,12 +54,12 @@ class Moments(NamedTuple):
     """Of a set of features.
 
     Attributes:
-        n: how many there are.
+        n: how many there are, None where it is not known.
         mean: ``(d,)``, float64.
         cov: the unbiased covariance ``(d, d)``, float64.
     """
 
-    n: int
+    n: int | None
     mean: np.ndarray
     cov: np.ndarray
 
@@ -90,16 +93,60 @@ def _moments(x: Any, features: Features, name: str) -> Moments:
     return Moments(total, mean, spread / (total - 1))
 
 
+# The most bytes of the statistics in a file: of 4096 features.
+_MOST = 8 * (4096**2 + 4096) + 1024
+
+
+def read_moments(path: str | os.PathLike[str], *, n: int | None = None) -> Moments:
+    """Published statistics of features, an ``.npz`` file with ``mu`` ``(d,)`` and ``sigma`` ``(d, d)``, for :func:`frechet`.
+
+    Such are the ``fid-refs`` of EDM and the files of pytorch-fid. They do not say of which features they are: those of EDM are of
+    ``pretrained.InceptionFeatures(mode="tf1")``. Other arrays in the file are left unread.
+
+    Args:
+        path: the file.
+        n: the number of images, which these files do not say; where the file has an ``n`` (:func:`write_moments`), that.
+
+    Raises:
+        ValueError: no such arrays, other shapes, numbers that are not finite, a ``sigma`` that is no covariance, or another ``n``.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    found = read_npz(path, limit=_MOST, only=("mu", "sigma"))
+    try:
+        said = read_npz(path, limit=_MOST, only=("n",))["n"]
+    except ValueError:
+        said = None
+    mean, cov = (numbers(found[name], f"{path}: {name}") for name in ("mu", "sigma"))
+    if mean.ndim != 1 or not mean.size or cov.shape != mean.shape * 2:
+        raise ValueError(f"{path}: mu has shape {mean.shape} and sigma {cov.shape}: expected (d,) and (d, d)")
+    _psd(cov, f"{path}: sigma")
+    if said is not None:
+        if said.shape != () or said.dtype.kind not in "iu" or said < 2 or n not in (None, int(said)):
+            raise ValueError(f"{path}: n is {said}: expected {'an integer of at least 2' if n is None else n}")
+        n = int(said)
+    return Moments(n, mean, cov)
+
+
+def write_moments(path: str | os.PathLike[str], moments: Moments) -> Path:
+    """Write statistics as published ones are, ``mu`` and ``sigma``, with their ``n`` where it is known."""
+    known = {} if moments.n is None else {"n": np.asarray(moments.n)}
+    return write_npz(Path(path), {"mu": moments.mean, "sigma": moments.cov, **known})
+
+
 def frechet(x: Any, y: Any, features: Features) -> MetricValue:
     r"""Frechet distance between the feature laws of two sample sets, named "FID-<extractor id>".
 
     Means and unbiased covariances of ``features(x)`` and ``features(y)``, each ``(n, d)`` with :math:`n \ge 2`
-    (:func:`feature_moments`; sets on disk are not loaded). The estimate
+    (:func:`feature_moments`; sets on disk are not loaded). In the place of a set there may be its :class:`Moments` under the same
+    features, such as published ones (:func:`read_moments`). The estimate
     is biased upwards by a term of order :math:`1/n`: compare at equal n only, and read it against the floor.
     Source: Heusel et al., "GANs trained by a two time-scale update rule", 2017, arXiv 1706.08500, equation 6.
     """
-    a, b = _moments(x, features, "x"), _moments(y, features, "y")
+    a, b = (z if isinstance(z, Moments) else _moments(z, features, name) for name, z in (("x", x), ("y", y)))
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"x gives points of width {len(a.mean)} and y of width {len(b.mean)}: expected equal widths")
     value = frechet_distance(a.mean, a.cov, b.mean, b.cov)
+    if a.n is None:
+        raise ValueError("frechet.x has n = None: expected samples, or moments of a known number of them")
     return MetricValue(name="FID", value=value, extractor=extractor_id(features), n=a.n, reference_n=b.n)

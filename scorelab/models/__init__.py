@@ -11,15 +11,18 @@ from scorelab.models.function import FunctionModel
 from scorelab.models.geodesic import ExactGeodesic, ExactGeodesicPrediction
 from scorelab.models.guidance import Autoguidance, ClassifierFreeGuidance, Conditioned, ScaleAt, conditioned
 from scorelab.models.guided import Guided, GuidedPrediction, RewardGradient
+from scorelab.models.host import HostFunction, TorchFunction
 from scorelab.models.inpainted import Inpainted
 from scorelab.models.interpolant import BoundInterpolantField, InterpolantField
 from scorelab.models.known import Known, KnownPrediction
+from scorelab.models.lora import Adapted, LoRA
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
 
 __all__ = [
     "DPS",
     "SDA",
+    "Adapted",
     "Autoguidance",
     "BoundDenoiser",
     "BoundInterpolantField",
@@ -38,12 +41,14 @@ __all__ = [
     "FunctionModel",
     "Guided",
     "GuidedPrediction",
+    "HostFunction",
     "Inpainted",
     "InterpolantField",
     "Known",
     "KnownPrediction",
     "KnowsDensity",
     "LinearMeasurement",
+    "LoRA",
     "MeasurementGuided",
     "Model",
     "PiGDM",
@@ -51,6 +56,7 @@ __all__ = [
     "RewardGradient",
     "ScaleAt",
     "SeesEstimate",
+    "TorchFunction",
     "Trainable",
     "TweedieCovariance",
     "Wraps",

@@ -35,6 +35,11 @@ class Trainable(abc.ABC):
 
     process: Any
 
+    @property
+    def network(self) -> Any:
+        """The :class:`scorelab.models.Denoiser` behind it, which has a scale of the data; None where there is none."""
+        return None
+
     @abc.abstractmethod
     def init(self, key: Key, x: Pytree, cond: Pytree = None, like: Any = None) -> Pytree:
         """Fresh parameters for data shaped like ``x`` ``(batch, *event)``, or a copy of those of the model ``like``."""

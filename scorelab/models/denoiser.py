@@ -159,6 +159,11 @@ class Denoiser(Trainable):
             raise TypeError(f"Denoiser.net = {self.net!r}: expected an object with init and apply, such as a Flax module")
         warn_scale("Denoiser.data_std", self.process, self.process.t_max, std=self.data_std)
 
+    @property
+    def network(self) -> Denoiser:
+        """Itself."""
+        return self
+
     def init(self, key: Key, x: Array, cond: Pytree = None, like: Any = None) -> Pytree:
         """Fresh parameters for data shaped like ``x``, or a copy of those of ``like``.
 

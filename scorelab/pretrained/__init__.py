@@ -20,12 +20,14 @@ from scorelab.experiment.sample import Drawn, Sample
 from scorelab.grids import Grid
 from scorelab.metrics import MetricValue
 from scorelab.models import BoundDenoiser
-from scorelab.pretrained import kinds, store
+from scorelab.pretrained import kinds, lora, store
 from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
 from scorelab.pretrained.conversion import INDEX, convert
 from scorelab.pretrained.hub import fetch
+from scorelab.pretrained.inception import InceptionFeatures
 from scorelab.pretrained.kept import find, keep, require_hash, stored
 from scorelab.pretrained.kinds import Converted
+from scorelab.pretrained.own import export
 from scorelab.pretrained.registry import PUBLISHED
 from scorelab.pretrained.rewards import Aesthetic, ClipCosine, aesthetic, clip_cosine
 from scorelab.pretrained.text import TextEncoder
@@ -38,6 +40,7 @@ __all__ = [
     "Card",
     "ClipCosine",
     "Converted",
+    "InceptionFeatures",
     "Loaded",
     "Measured",
     "TextEncoder",
@@ -46,9 +49,11 @@ __all__ = [
     "card",
     "clip_cosine",
     "convert",
+    "export",
     "fetch",
     "keep",
     "load",
+    "lora",
     "model",
     "names",
 ]

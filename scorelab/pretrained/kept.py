@@ -97,7 +97,8 @@ def read(file: Path) -> tuple[Experiment, BoundDenoiser, dict]:
         except ConfigError as error:
             raise ConfigError(f"{shown(file)}: {str(error).replace(shown(path), 'its config')}") from error
     # What earlier versions kept has neither: then the data is looked at.
-    network = experiment.learner.model(state_like(experiment, batch or None))
+    # Of shapes: a learner may compute with the arrays of its state.
+    network = jax.eval_shape(experiment.learner.model, state_like(experiment, batch or None))
     if not batch:
         record |= data_shapes(experiment.data)
     wanted = jax.tree.leaves(network.params)

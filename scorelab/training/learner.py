@@ -92,7 +92,7 @@ class ScoreState:
     averages: tuple[Pytree, ...]
 
 
-@partly_static("loss", "initial")
+@partly_static("denoiser", "loss", "initial")
 @dataclass(frozen=True)
 class ScoreLearner(Learner):
     r"""One network, trained on a loss: gradient, clipping, optimiser step, averages of the parameters.
@@ -101,7 +101,8 @@ class ScoreLearner(Learner):
     per step.
 
     Attributes:
-        denoiser: what is trained, such as a :class:`scorelab.models.Denoiser`: a network with its parameterisation.
+        denoiser: what is trained, such as a :class:`scorelab.models.Denoiser`: a network with its parameterisation; or its adapter
+            alone, a :class:`scorelab.models.LoRA`.
         loss: the loss (:mod:`scorelab.losses`).
         optimizer: an optax transformation. It is compared by identity: keep the object, since a second
             ``optax.adam(1e-3)`` compiles anew.
@@ -162,8 +163,8 @@ class ScoreLearner(Learner):
 
     @property
     def network(self) -> Denoiser | None:
-        """The denoiser, where it is a :class:`scorelab.models.Denoiser`."""
-        return self.denoiser if isinstance(self.denoiser, Denoiser) else None
+        """The denoiser, or the one inside of what is trained (:class:`scorelab.models.LoRA`)."""
+        return self.denoiser.network
 
     @property
     def _ema_specs(self) -> tuple[Average, ...]:

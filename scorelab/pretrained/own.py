@@ -1,0 +1,170 @@
+"""Denoisers of this package as safetensors, for other programs: networks of :mod:`scorelab.models.nets` under names of torch.
+
+``experiments/torch_networks.py`` has the U-Net and the DiT in torch, as a program of one file that reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from scorelab import processes, schedules
+from scorelab.errors import WeightsError, shown
+from scorelab.experiment.describe import describe
+from scorelab.models import BoundDenoiser, Denoiser, nets
+from scorelab.pretrained.keys import differences, listed
+from scorelab.pretrained.store import Folder, write_folder
+from scorelab.validation import require_spec
+
+KIND = "scorelab"
+# Where the classes in a config are looked up, and nowhere else.
+_PLACES = (nets, processes, schedules)
+
+
+def export(
+    model: BoundDenoiser, folder: str | Path, *, event: tuple[int, ...], name: str = "", licence: str | None = None
+) -> Folder:
+    """Write a denoiser as ``model.safetensors`` and ``config.json``, which :func:`model` and other programs read.
+
+    Names are those of the layers with ``.`` between, kernels lie as torch has them: ``(out, in)``, and ``(out, in, k, k)`` of a
+    convolution. The config has the fields of the network, the parameterisation, the deviation of the data, and the process.
+
+    Args:
+        model: a denoiser with a network of :mod:`scorelab.models.nets`.
+        folder: a new folder.
+        event: the shape of one sample as the network sees it, ``(height, width, channels)``.
+        name: of the model; that of the folder by default.
+        licence: of the weights, as SPDX has it; None for unknown.
+
+    Raises:
+        WeightsError: a network or a process of another package, parameters that are not of the network, or there is something at
+            ``folder``.
+    """
+    require_spec("own.export", BoundDenoiser, model=model)
+    folder, denoiser = Path(folder), model.denoiser
+    said = describe(denoiser)
+    config = dict(
+        kind=KIND,
+        name=name or folder.name,
+        network=_plain(said["net"]),
+        denoiser=dict(predict=denoiser.predict, data_std=float(denoiser.data_std), self_condition=denoiser.self_condition),
+        process=_plain(said["process"]),
+        event=list(event),
+        licence=dict(id=licence, url=None),
+    )
+    for field, spec in (("network", denoiser.net), ("process", denoiser.process)):
+        if _built(config[field], shown(folder)) != spec:
+            raise WeightsError(f"{shown(folder)}: {field} {spec!r}: expected one that is made of the classes of scorelab")
+    expected = shapes(denoiser, event)
+    if different := differences({"/".join(path): np.shape(leaf) for path, leaf in _flat(model.params).items()}, expected):
+        raise WeightsError(f"{shown(folder)}: {'; '.join(different)}: expected the parameters of {type(denoiser.net).__name__}")
+    return write_folder(folder, published(model.params), config)
+
+
+def shapes(denoiser: Denoiser, event: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters by their places in the tree, found without computing anything."""
+    shape: Any = tuple(event)
+    tree = jax.eval_shape(lambda key: denoiser.init(key, shape), jax.eval_shape(lambda: jax.random.key(0)))
+    return {"/".join(path): leaf.shape for path, leaf in _flat(tree).items()}
+
+
+def published(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors by their names in torch, bit by bit."""
+    found = {}
+    for path, leaf in _flat(tree).items():
+        array = np.asarray(leaf)
+        # (k, .., in, out) to (out, in, k, ..).
+        found[_name(path)] = np.moveaxis(array, (-1, -2), (0, 1)) if path[-1] == "kernel" else array
+    return found
+
+
+def params(
+    denoiser: Denoiser, event: tuple[int, ...], tensors: Mapping[str, np.ndarray], *, name: str = "params"
+) -> dict[str, Any]:
+    """The other direction of :func:`published`: every tensor is used once, and every place filled once.
+
+    Raises:
+        WeightsError: a tensor that the network has not, or the other way round, or of another shape; each is named.
+    """
+    expected = shapes(denoiser, event)
+    places = {_name(path): path for path in (tuple(at.split("/")) for at in expected)}
+    flat: dict[str, np.ndarray] = {}
+    for key, array in tensors.items():
+        path = places.get(key, (key,))
+        turned = path[-1] == "kernel" and array.ndim > 1
+        flat["/".join(path)] = np.moveaxis(array, (0, 1), (-1, -2)) if turned else array
+    if different := differences({at: array.shape for at, array in flat.items()}, expected):
+        raise WeightsError(
+            f"{name}: {'; '.join(different)}: expected the {len(expected):,} tensors of {type(denoiser.net).__name__}"
+        )
+    return {"params": unflatten_dict({tuple(at.split("/")): flat[at] for at in expected})}
+
+
+def model(folder: Folder) -> BoundDenoiser:
+    """The denoiser of an exported folder; its parameters stay on the host until used.
+
+    Raises:
+        WeightsError: the folder is of another kind, its config makes no denoiser, or its tensors are not those of the network.
+    """
+    name, config = shown(folder.path), folder.config
+    if config.get("kind") != KIND:
+        raise WeightsError(f"{name}: kind {config.get('kind')!r}: expected {KIND}, as own.export writes")
+    if missing := sorted({"network", "process", "denoiser", "event"} - config.keys()):
+        raise WeightsError(f"{name}: no {listed(missing)} in its config")
+    try:
+        net, process = (_built(config[field], name) for field in ("network", "process"))
+        denoiser = Denoiser(net=net, process=process, **config["denoiser"])
+        event = tuple(int(side) for side in config["event"])
+        tree = params(denoiser, event, folder.tensors(), name=name)
+    except WeightsError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{name}: {error}") from error
+    return denoiser.bind(tree)
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[Any, Any]:
+    return flatten_dict(tree["params"])
+
+
+def _name(path: tuple[str, ...]) -> str:
+    *layers, leaf = path
+    return ".".join((*layers, "weight" if leaf in ("kernel", "scale", "embedding") else leaf))
+
+
+def _plain(said: Any) -> Any:
+    """What ``describe`` says, with class names alone, without what is None and without the name of a Flax module."""
+    if isinstance(said, Mapping):
+        kept = {
+            key: value for key, value in said.items() if value is not None and not ("type" in said and key in ("name", "parent"))
+        }
+        return {key: value.rpartition(".")[2] if key == "type" else _plain(value) for key, value in kept.items()}
+    return [_plain(value) for value in said] if isinstance(said, list) else said
+
+
+def _built(said: Any, name: str) -> Any:
+    """The spec that a config states."""
+    if isinstance(said, list):
+        return tuple(_built(value, name) for value in said)
+    if said in ("inf", "-inf"):
+        return math.inf if said == "inf" else -math.inf
+    if not isinstance(said, Mapping):
+        return said
+    fields = {key: _built(value, name) for key, value in said.items() if key != "type"}
+    if "type" not in said:
+        return fields
+    kind = next((getattr(place, said["type"]) for place in _PLACES if said["type"] in place.__all__), None)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise WeightsError(f"{name}: {said['type']!r}: expected a network, a condition, a process or a schedule of scorelab")
+    try:
+        # Members by name are arguments of their own.
+        return kind(**dict(fields["parts"])) if kind is nets.Composite else kind(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{name}: {said['type']}: {error}") from error

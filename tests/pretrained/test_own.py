@@ -1,0 +1,272 @@
+"""Our networks as other programs see them: the same names and numbers in torch, with and without adapters of PEFT."""
+
+import dataclasses
+import importlib.util
+import json
+import runpy
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from scorelab.errors import WeightsError
+from scorelab.models import Adapted, Denoiser, FunctionModel, TorchFunction
+from scorelab.models.nets import MLP, Composite, DiT, Image, Label, UNet
+from scorelab.pretrained import lora, own, store
+from scorelab.processes import Gaussian, GeometricBrownianMotion
+from scorelab.schedules import EDM, Discrete, VPLinear
+from tests.pretrained.crafted import FILES
+
+ROOT = FILES.parents[2]
+SCRIPT = FILES.parent / "pretrained_own.py"
+STORED = np.load(SCRIPT.with_suffix(".npz"))
+MADE = runpy.run_path(str(SCRIPT))
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+# Float32 of both networks against float64 of torch, of the largest number.
+MOST = 1e-5
+
+
+@dataclasses.dataclass
+class Case:
+    """A network of the file, as a converted folder and as what torch said of it."""
+
+    name: str
+    folder: store.Folder
+    model: object
+
+    def stored(self, part):
+        return STORED[f"{self.name}/{part}"]
+
+    def asked(self, model):
+        """The denoised points and the gradient of the cotangent, as the script asks for them."""
+        y, sigma, label, cotangent = (
+            None if x is None else jnp.asarray(x, jnp.int32 if x.dtype.kind == "i" else jnp.float32)
+            for x in MADE["inputs"](MADE["CASES"][self.name])
+        )
+        return _asked(model, y, sigma, label, cotangent)
+
+    def adapter(self, place, rename=lambda key: key, metadata=None):
+        """The adapter of PEFT as a folder, or under other names as a file."""
+        prefix = f"{self.name}/adapter/"
+        tensors = {rename(key.removeprefix(prefix)): STORED[key] for key in STORED.files if key.startswith(prefix)}
+        place.mkdir(exist_ok=True)
+        safetensors.numpy.save_file(tensors, place / lora.TENSORS, metadata=metadata)
+        if metadata is None:
+            (place / lora.CONFIG).write_text(str(self.stored("adapter_config")))
+        return place
+
+
+@jax.jit
+def _asked(model, y, sigma, label, cotangent):
+    out, pull = jax.vjp(lambda y: model(y, sigma, label).denoised, y)
+    return out, pull(cotangent)[0]
+
+
+def close(found, wanted, most=MOST):
+    assert np.abs(np.asarray(found) - wanted).max() < most * np.abs(wanted).max()
+
+
+@pytest.fixture(scope="module", params=["unet", "dit"])
+def case(request, tmp_path_factory):
+    name = request.param
+    config = json.loads(str(STORED[f"{name}/config"]))
+    tensors = MADE["weights"](json.loads(str(STORED[f"{name}/shapes"])), 1)
+    folder = store.write_folder(tmp_path_factory.mktemp(name) / "exported", tensors, config)
+    return Case(name, folder, own.model(folder))
+
+
+def test_what_torch_computes_from_the_file_is_what_the_network_computes(case):
+    out, gradient = case.asked(case.model)
+    close(out, case.stored("denoised"))
+    close(gradient, case.stored("gradient"))
+
+
+def test_an_export_has_the_names_the_bytes_and_the_config_that_torch_read(case, tmp_path):
+    folder = own.export(case.model, tmp_path / "again", event=tuple(case.folder.config["event"]), licence="MIT")
+    stated = json.loads(str(case.stored("config")))
+    # What torch reads; the export states defaults as well.
+    network = folder.config["network"]
+    assert {key: network[key] for key in stated["network"]} == stated["network"]
+    assert {key: folder.config[key] for key in stated if key != "network"} == {k: v for k, v in stated.items() if k != "network"}
+    assert {key: list(value.shape) for key, value in folder.tensors().items()} == json.loads(str(case.stored("shapes")))
+    for key, value in case.folder.tensors().items():
+        assert np.array_equal(folder.tensors()[key], value)
+    again = own.model(folder)
+    assert again.denoiser == case.model.denoiser
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, case.model.params))
+    assert folder.config["licence"]["id"] == "MIT"
+
+
+@pytest.mark.parametrize(
+    ("net", "process", "event"),
+    [
+        (MLP(width=8, depth=1, embed=8), Gaussian(schedule=VPLinear()), (3,)),
+        (UNet(channels=(8,), condition=Composite(kind=Label(2), seen=Image(1))), Gaussian(schedule=EDM()), (4, 4, 1)),
+        (UNet(channels=(8, 8)), Gaussian(schedule=EDM()), (4, 1)),
+        (UNet(channels=(8, 8)), Gaussian(schedule=Discrete(alphas_cumprod=(0.9, 0.5, 0.1))), (4, 4, 4, 1)),
+        (DiT(patch=2, width=8, depth=1, heads=2, dtype="bfloat16"), GeometricBrownianMotion(sigma=0.5), (4, 4, 1)),
+    ],
+    ids=["points", "conditions", "sequence", "volume", "bfloat16"],
+)
+def test_networks_of_all_kinds_come_back(net, process, event, tmp_path):
+    denoiser = Denoiser(net=net, process=process, predict="v", data_std=0.05, self_condition=True)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: denoiser.init(key, event), jax.random.key(0))
+    model = denoiser.bind(jax.tree.map(lambda s: rng.standard_normal(s.shape).astype("f4"), shapes))
+    again = own.model(own.export(model, tmp_path / "out", event=event))
+    assert again.denoiser == denoiser
+    assert jax.tree.all(jax.tree.map(np.array_equal, again.params, model.params))
+
+
+def test_adapters_of_peft_are_added_as_peft_adds_them(case, tmp_path):
+    merged = lora.load(case.model, case.adapter(tmp_path / "peft"))
+    kept = lora.load(case.model, tmp_path / "peft", merged=False)
+    assert isinstance(kept, Adapted)
+    for model in (merged, kept):
+        close(case.asked(model)[0], case.stored("adapted"))
+    # None of it is none of it.
+    assert np.array_equal(case.asked(dataclasses.replace(kept, scale=0.0))[0], case.asked(case.model)[0])
+
+
+def diffusers(key):
+    return key.replace("base_model.model.", "unet.")
+
+
+def diffusers_before(key):
+    return diffusers(key).replace("lora_A", "lora.down").replace("lora_B", "lora.up")
+
+
+def kohya(key):
+    module, _, end = key.removeprefix("base_model.model.").partition(".lora_")
+    return f"lora_unet_{module.replace('.', '_')}.lora_{ {'A': 'down', 'B': 'up'}[end[0]] }{end[1:]}"
+
+
+@pytest.mark.parametrize("rename", [diffusers, diffusers_before, kohya])
+def test_other_names_are_the_same_adapter(rename, case, tmp_path):
+    """With the config of PEFT in the metadata, as diffusers has it, or alphas as tensors."""
+    wanted = lora.load(case.model, case.adapter(tmp_path / "peft"), merged=False)
+    config = json.loads(str(case.stored("adapter_config")))
+    stated = {f"unet.{key}": value for key, value in config.items()}
+    if rename is diffusers:
+        place = case.adapter(tmp_path / "other", rename, {"lora_adapter_metadata": json.dumps(stated)})
+    else:
+        place = case.adapter(tmp_path / "other", rename, {"format": "pt"})
+        tensors = safetensors.numpy.load_file(place / lora.TENSORS)
+        # Their alpha over the rank is the scale.
+        scales = {m: f.scale * f.down.shape[0] for m, f in lora.read(tmp_path / "peft")[""].items()}
+        end = ".lora" if rename is diffusers_before else ""
+        prefix = (lambda m: f"unet.{m}") if end else lambda m: f"lora_unet_{m.replace('.', '_')}"
+        tensors |= {f"{prefix(module)}.alpha": np.array(alpha, "f4") for module, alpha in scales.items()}
+        safetensors.numpy.save_file(tensors, place / lora.TENSORS)
+    found = lora.load(case.model, place / lora.TENSORS, part="unet", merged=False)
+    assert found.adapter.keys() == wanted.adapter.keys()
+    for at, factors in wanted.adapter.items():
+        for which in ("down", "up"):
+            # Alphas in float32.
+            np.testing.assert_allclose(found.adapter[at][which], factors[which], rtol=1e-6)
+
+
+def test_a_written_adapter_comes_back(case, tmp_path):
+    kept = lora.load(case.model, case.adapter(tmp_path / "peft"), merged=False)
+    again = lora.load(case.model, lora.save(tmp_path / "out", case.model, kept.adapter), merged=False)
+    assert again.adapter.keys() == kept.adapter.keys()
+    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (again.adapter, kept.adapter)), strict=True))
+    # Under the names that PEFT itself wrote.
+    names = {key.removeprefix(f"{case.name}/adapter/") for key in STORED.files if key.startswith(f"{case.name}/adapter/")}
+    assert set(store.read_safetensors(tmp_path / "out" / lora.TENSORS)) == names
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "reason"),
+    [
+        ({"in.lora_A.weight": (2, 4)}, {}, "in has no up: expected both"),
+        ({"in.lora_A.weight": (2, 4), "in.lora_B.weight": (32, 3)}, {}, r"factors \(2, 4\) and \(32, 3\)"),
+        (
+            {"in.lora_A.weight": (2, 5), "in.lora_B.weight": (32, 2)},
+            {},
+            r"lora_A of in has shape \(2, 5\)",
+        ),
+        (
+            {"in.lora_A.weight": (2, 4), "in.lora_B.weight": (31, 2)},
+            {},
+            r"lora_B of in has shape \(31, 2\)",
+        ),
+        (
+            {"on.lora_A.weight": (2, 4), "on.lora_B.weight": (32, 2)},
+            {},
+            "adapters of on: expected modules",
+        ),
+        ({"in.lora_magnitude_vector": (32,)}, {}, "tensors in.lora_magnitude_vector: expected pairs"),
+        ({"in.hada_w1_a": (2, 3)}, {}, r"other kinds \(DoRA, LoHa, LoKr\)"),
+        ({}, {}, "no tensors"),
+        (None, dict(r=2, use_dora=True), "use_dora = True: expected False"),
+        (None, dict(r=2, bias="all"), "bias = 'all': expected 'none'"),
+        (None, dict(r=4), "has rank 2: expected 4"),
+        (None, dict(r=2, lora_alpha="much"), "alpha of in is 'much'"),
+    ],
+)
+def test_what_is_no_adapter_of_the_network_is_refused(tensors, config, reason, tmp_path):
+    if tensors is None:
+        tensors = {"in.lora_A.weight": (2, 4), "in.lora_B.weight": (32, 2)}
+    safetensors.numpy.save_file({key: np.ones(shape, "f4") for key, shape in tensors.items()}, tmp_path / lora.TENSORS)
+    if config:
+        (tmp_path / lora.CONFIG).write_text(json.dumps(config))
+    denoiser = Denoiser(net=DiT(patch=2, width=32, depth=1, heads=4), process=Gaussian(schedule=EDM()))
+    shapes = jax.eval_shape(lambda key: denoiser.init(key, (4, 4, 1)), jax.random.key(0))
+    model = denoiser.bind(jax.tree.map(lambda s: np.zeros(s.shape, "f4"), shapes))
+    with pytest.raises(WeightsError, match=reason):
+        lora.load(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(kind="edm"), "kind 'edm': expected scorelab"),
+        (dict(network=dict(type="Popen")), "'Popen': expected a network"),
+        (dict(network=dict(type="UNet", colour=3)), "colour"),
+        (dict(process=dict(type="require_same_process")), "expected a network"),
+        (dict(event=[4, 4]), "DiT accepts"),
+        (dict(denoiser=dict(predict="w")), "predict"),
+        (dict(network=dict(type="DiT", patch=3, width=32, depth=1, heads=4, mlp_ratio=2)), "unexpected: block1"),
+    ],
+)
+def test_a_config_of_something_else_makes_no_model(change, reason, tmp_path):
+    config = json.loads(str(STORED["dit/config"])) | change
+    tensors = MADE["weights"](json.loads(str(STORED["dit/shapes"])), 1)
+    with pytest.raises(WeightsError, match=reason):
+        own.model(store.write_folder(tmp_path / "out", tensors, config))
+
+
+def test_what_is_not_of_this_package_is_not_exported(tmp_path):
+    class Other(DiT):
+        pass
+
+    net = Other(patch=2, width=8, depth=1, heads=2)
+    model = Denoiser(net=net, process=Gaussian(schedule=EDM())).bind({"params": {}})
+    with pytest.raises(WeightsError, match="'Other': expected a network"):
+        own.export(model, tmp_path / "out", event=(4, 4, 1))
+    model = Denoiser(net=DiT(patch=2, width=8, depth=1, heads=2), process=Gaussian(schedule=EDM())).bind({"params": {}})
+    with pytest.raises(WeightsError, match="missing"):
+        own.export(model, tmp_path / "out", event=(4, 4, 1))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_module_in_torch_reads_an_export_and_is_a_model_again(case):
+    """The two directions together: JAX -> safetensors -> torch -> a function on the host -> a model with torch's derivative."""
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed; the stored outputs stand for it")
+    import torch
+
+    networks = runpy.run_path(str(Path(ROOT) / "experiments" / "torch_networks.py"))
+    denoiser = networks["load"](case.folder.path)
+
+    def denoised(y, t, cond):
+        out = denoiser(y.movedim(-1, 1), torch.ones_like(t), t, None if cond is None else cond.long())
+        return out.movedim(1, -1)
+
+    model = FunctionModel(TorchFunction(denoised), case.model.process, returns="denoised")
+    for found, wanted in zip(case.asked(model), case.asked(case.model), strict=True):
+        close(found, np.asarray(wanted))
