@@ -97,8 +97,8 @@ class Distillation(Learner):
 
     # NaN there says that nothing was seen at a noise level.
     statistics = ("running",)
-    # Whether the loss of an objective is a mean over examples, so that it is the mean of the losses of parts. What couples examples,
-    # as a mean over the batch does, an objective states in ``weights``.
+    # Whether the loss of an objective is a mean over examples, so that it is the mean of the losses of parts. What couples
+    # examples, as a mean over the batch does, an objective states in ``weights``.
     by_example = False
 
     def __post_init__(self):
@@ -168,7 +168,9 @@ class Distillation(Learner):
         for name, (own, halves, wanted) in whole.items():
             if own is not halves:
                 part = type(getattr(self, name)).__name__
-                raise ValueError(f"{owner} with {name} = {part}, which has a {own.__name__} of its own: expected 1, or {wanted} there")
+                raise ValueError(
+                    f"{owner} with {name} = {part}, which has a {own.__name__} of its own: expected 1, or {wanted} there"
+                )
 
     @property
     def process(self) -> LinearGaussian:

@@ -23,8 +23,8 @@ from scorelab.validation import require_spec
 class FakeScore(abc.ABC):
     """The model of the student's law; a new one states ``model``.
 
-    One that is trained states ``init`` and ``loss``, or in the place of ``loss`` its two halves ``draw`` and ``error``. With these a
-    batch is drawn as a whole and learned in parts (``Distillation.accumulate``).
+    One that is trained states ``init`` and ``loss``, or in the place of ``loss`` its two halves ``draw`` and ``error``. With these
+    a batch is drawn as a whole and learned in parts (``Distillation.accumulate``).
 
     Attributes:
         process: the process it is about, None for any.

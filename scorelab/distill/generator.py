@@ -20,8 +20,8 @@ from scorelab.validation import require_spec
 class Student(abc.ABC):
     """What a distillation trains: a hashable spec of pure functions on parameters.
 
-    A new one states ``init``, ``bind`` and ``draw``, or in the place of ``draw`` its two halves ``noise`` and ``made``. With these a
-    batch is drawn as a whole and made in parts (``Distillation.accumulate``).
+    A new one states ``init``, ``bind`` and ``draw``, or in the place of ``draw`` its two halves ``noise`` and ``made``. With these
+    a batch is drawn as a whole and made in parts (``Distillation.accumulate``).
 
     Attributes:
         process: the process in whose chart it draws, None for any.

@@ -641,12 +641,11 @@ class Followed(distill.LearnedScore):
 
 
 def test_a_batch_that_cannot_be_taken_in_parts_is_refused():
-    whole = "expected 1, or"
     for make, message in (
         (lambda: networks(accumulate=0), r"FDistill\.accumulate = 0: expected an integer >= 1"),
-        (lambda: exact(distill.ReverseKL(), EDM, accumulate=2), rf"with student = Affine, which has a draw of its own: {whole} noise"),
-        (lambda: networks(accumulate=2, fake=Followed(denoiser=small())), rf"with fake = Followed, .* loss of its own: {whole} draw"),
-        (lambda: Coupled(bound(), accumulate=2), rf"Coupled\.accumulate = 2: {whole} by_example = True beside student_loss"),
+        (lambda: exact(distill.ReverseKL(), EDM, accumulate=2), "student = Affine, which has a draw of its own: expected 1, or noise"),
+        (lambda: networks(accumulate=2, fake=Followed(denoiser=small())), "fake = Followed, which .* loss .*: expected 1, or draw"),
+        (lambda: Coupled(bound(), accumulate=2), r"Coupled\.accumulate = 2: expected 1, or by_example = True beside student_loss"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

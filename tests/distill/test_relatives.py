@@ -49,7 +49,8 @@ def test_each_loss_trains_from_its_teacher(name):
 
 @pytest.mark.parametrize("name", [n if n == "distilled" else pytest.param(n, marks=pytest.mark.long) for n in LOSSES])
 def test_each_loss_takes_a_batch_in_parts(name):
-    denoiser = Denoiser(net=Net(width=8), process=PROCESS, data_std=0.6, predict="consistency" if name in ("consistency", "distilled") else "edm")
+    predict = "consistency" if name in ("consistency", "distilled") else "edm"
+    denoiser = Denoiser(net=Net(width=8), process=PROCESS, data_std=0.6, predict=predict)
     batch = {"x": np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)}
     batch |= {"noise": batch["x"][::-1].copy()} if name == "reflow" else {}
     params = jax.jit(denoiser.init)(KEY, batch["x"])
