@@ -392,6 +392,7 @@ class Distillation(Learner):
 
         each, common = None, None
         if self.weighs:
+
             def look(part):
                 seen = drawn(gathered(state.params), *part)
                 return seen.logit(seen.noised.y), seen.index

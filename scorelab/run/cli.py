@@ -234,9 +234,7 @@ def _add_hosts(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--host", type=_host, metavar="I", help="which of them this is, from 0")
     group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where the others reach host 0")
     group.add_argument("--distributed", action="store_true", help="all three as JAX detects them: SLURM, Cloud TPU, Kubernetes")
-    group.add_argument(
-        "--host-timeout", type=_positive, metavar="SECONDS", help="within which all have to come (default: 300)"
-    )
+    group.add_argument("--host-timeout", type=_positive, metavar="SECONDS", help="within which all have to come (default: 300)")
 
 
 def _add_pretrained(commands) -> None:
