@@ -136,8 +136,11 @@ def _file(cls: type) -> str | None:
     return getattr(sys.modules.get(cls.__module__), "__file__", None)
 
 
-def _own(file: str | None, module: str) -> bool:
+def _own(file: str | None, module: str | None) -> bool:
     """Whether code is the caller's: no part of this package, of Python, or of what is installed."""
+    if module is None:
+        # Made of a text, in a name space without a name.
+        return True
     if module.partition(".")[0] == __name__.partition(".")[0]:
         return False
     if not file:
