@@ -27,7 +27,7 @@ def remembered(fn: Callable, asks: Callable | None = None) -> Callable:
             _last[:] = [error]
             raise
 
-    call.asks = asks
+    vars(call)["asks"] = asks
     return call
 
 

@@ -83,9 +83,9 @@ def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
         yield from each(array.tolist()) if array.dtype == object else (content(array).encode(),)
     elif _own(_file(type(value)), type(value).__module__) and hasattr(value, "__dict__"):
         yield from each((type(value), vars(value)))
-    elif hasattr(value, "__wrapped__"):
+    elif (wrapped := getattr(value, "__wrapped__", None)) is not None:
         # Around a function: of functools.lru_cache, or of jax.jit.
-        yield from each((value.__wrapped__,))
+        yield from each((wrapped,))
     else:
         yield _ADDRESS.sub("", repr(value)).encode()
 

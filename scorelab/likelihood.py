@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def log_likelihood(
     kept = None
     if mesh is not None:
         # The rows that fill it up repeat the last one.
-        model, start, key = placed(model, start, key, mesh)
+        model, start, key = placed(model, start, cast(Key, key), mesh)
         rows = (*trees, np.arange(n) if size > n else None)
         _, model, (*trees, kept) = next(walk.chunks(n, size, model, *rows, place=devices.by_rows(mesh)))
     log_prob, latent, steps, done = _flow(

@@ -185,7 +185,7 @@ class Distillation(Learner):
         With ``by_example`` the scalar and the metrics are means over examples.
         """
 
-    def summary(self, seen: Mapping[str, Array]) -> dict[str, Array]:
+    def summary(self, seen: Mapping[str, Array]) -> Mapping[str, Array]:
         """Further metrics, of the values of the whole batch."""
         return {}
 
@@ -397,7 +397,8 @@ class Distillation(Learner):
                 seen = drawn(gathered(state.params), *part)
                 return seen.logit(seen.noised.y), seen.index
 
-            each, common = self.weights(*joined(jax.lax.map(look, rows)), state.means)
+            logit, index = joined(jax.lax.map(look, rows))
+            each, common = self.weights(logit, index, state.means)
             each = self._parts(each, n)
 
         def objective(params, part, each):

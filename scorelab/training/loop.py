@@ -485,8 +485,8 @@ def _as_shapes(
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(of_all(leaf), leaf.dtype, sharding=devices.by_rows(mesh)), jax.eval_shape(_as_is, batch)
     )
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    return update, (sharding.place(wanted, mesh), batch, key)
+    of_key: Any = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    return update, (sharding.place(wanted, mesh), batch, of_key)
 
 
 def _as_is(tree: Pytree) -> Pytree:
