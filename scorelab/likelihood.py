@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from scorelab import devices, walk
 from scorelab.arguments import check_conditions, check_data, check_ids, check_key, require_rows
 from scorelab.arrays import Array, Key, Pytree, is_traced, on_host
 from scorelab.divergence import divergence, signs
@@ -29,10 +30,10 @@ from scorelab.processes.bridge import Bridge
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.processes.predictions import HasVelocity, require_capabilities
 from scorelab.randomness import per_example_keys
+from scorelab.sampling import placed, spread
 from scorelab.solvers.external import default_solver
 from scorelab.starts import Prior
 from scorelab.validation import require_int, require_positive, require_spec
-from scorelab.walk import check_known
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +69,7 @@ def log_likelihood(
     atol: float = 1e-5,
     solver: Any = None,
     max_steps: int = 4096,
+    mesh: devices.Spread = None,
 ) -> Likelihood:
     """Log-likelihood of data points under a model's probability flow; differentiable in both modes.
 
@@ -91,6 +93,8 @@ def log_likelihood(
         atol: absolute tolerance.
         solver: a diffrax ODE solver, ``diffrax.Tsit5()`` by default.
         max_steps: solver steps allowed.
+        mesh: devices to spread the rows over, as in :func:`scorelab.sample`. The result is equal up to rounding: the steps follow
+            from the errors of all rows, whose mean is summed in another order.
 
     Raises:
         ValueError: probes without a key; no data, rows that are not finite or outside the domain of the chart (named); times
@@ -103,7 +107,7 @@ def log_likelihood(
     model = as_pytree("log_likelihood", model)
     process = model.process
     require_spec(log_likelihood, LinearGaussian | Bridge, process=process)
-    check_known("log_likelihood", model, None)
+    walk.check_known("log_likelihood", model, None)
     if isinstance(process, Bridge):
         process.require_spread("log_likelihood")
     refuse_waiting("log_likelihood", model, "samples that were drawn with it follow no flow")
@@ -118,6 +122,7 @@ def log_likelihood(
     require_spec(log_likelihood, Start, start=start)
     t0, t1 = (process.t_min if t_min is None else t_min), (process.t_max if t_max is None else t_max)
     _check_times(process, t0, t1)
+    devices.require_mesh("log_likelihood", mesh)
     x = check_data("log_likelihood", x)
     ids = check_ids("log_likelihood", ids, len(x))
     check_conditions("log_likelihood", model, cond, len(x))
@@ -129,11 +134,26 @@ def log_likelihood(
         start.check(len(x), x.shape[1:], process)
         if not is_traced(t1):
             start.suit("log_likelihood", model, float(t1), cond)
+    n, trees, first = len(x), (x, y, jnp.asarray(ids), cond), jnp.asarray(t0, x.dtype)
+
+    def work(size: int) -> float:
+        _, model_of, (_, y_of, ids_of, cond_of) = next(walk.chunks(n, size, model, *trees))
+        return devices.operations(_rate, model_of, y_of, first, key, ids_of, cond_of, probes=probes)
+
+    filled = lambda mesh: n if mesh is None else devices.filled(n, mesh)
+    mesh, size = spread(mesh, model, filled, work, traced=is_traced(model, start, key, trees))
+    kept = None
+    if mesh is not None:
+        # The rows that fill it up repeat the last one.
+        model, start, key = placed(model, start, cast(Key, key), mesh)
+        rows = (*trees, np.arange(n) if size > n else None)
+        _, model, (*trees, kept) = next(walk.chunks(n, size, model, *rows, place=devices.by_rows(mesh)))
     log_prob, latent, steps, done = _flow(
-        model, start, x, y, key, jnp.asarray(ids), cond,
-        jnp.asarray(t0, x.dtype), jnp.asarray(t1, x.dtype), rtol, atol,
+        model, start, *trees[:2], key, *trees[2:], first, jnp.asarray(t1, x.dtype), rtol, atol, kept,
         probes=probes, solver=default_solver() if solver is None else solver, max_steps=max_steps,
     )  # fmt: skip
+    if size > n:
+        log_prob, latent = log_prob[:n], latent[:n]
     if not is_traced(done, log_prob):
         if not bool(done):
             raise RuntimeError(
@@ -146,22 +166,14 @@ def log_likelihood(
 
 @functools.partial(jax.jit, static_argnames=("probes", "solver", "max_steps"))
 def _flow(
-    model, start, x: Float[Array, " n *event"], y0: Float[Array, " n *event"], key, ids, cond, t0, t1, rtol, atol,
+    model, start, x: Float[Array, " n *event"], y0: Float[Array, " n *event"], key, ids, cond, t0, t1, rtol, atol, kept,
     *, probes, solver, max_steps,
 ) -> tuple[Float[jax.Array, " n"], Float[jax.Array, " n *event"], Int[jax.Array, ""], Bool[jax.Array, ""]]:  # fmt: skip
-    process = model.process
-    # Off a manifold, where an adaptive step may go, the field is that of the nearest point: the trace is then that of the manifold.
-    place = process.retract if isinstance(process, Bridge) else jnp.asarray
     # Held fixed along the flow, so that the integral is one of a smooth function.
     directions = signs(per_example_keys(key, ids), probes, y0) if probes else None
 
     def field(t, state, args):
-        def velocity(y):
-            prediction = ask(model, place(y), t, cond)
-            require_capabilities("log_likelihood", prediction, (HasVelocity,))
-            return prediction.velocity
-
-        return divergence(velocity, state[0], directions)
+        return _velocity(model, state[0], t, cond, directions)
 
     import diffrax
 
@@ -172,22 +184,54 @@ def _flow(
         t1=t1,
         dt0=None,
         y0=(y0, jnp.zeros(len(y0), y0.dtype)),
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=_finite_rms),
+        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=jax.tree_util.Partial(_finite_rms, kept=kept)),
         max_steps=max_steps,
         adjoint=diffrax.DirectAdjoint(),  # the one that has derivatives of both modes
         throw=False,
     )
     latent, volume = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-    latent = place(latent)
-    log_prob = start.log_prob(latent, process, t1) + volume + process.chart.log_det(x)
+    latent = _place(model)(latent)
+    log_prob = start.log_prob(latent, model.process, t1) + volume + model.process.chart.log_det(x)
     done = solution.result == diffrax.RESULTS.successful
     return log_prob, latent, solution.stats["num_steps"], done
 
 
-def _finite_rms(error: tuple[Array, Array]) -> Array:
-    """The root mean square over rows that are finite: a row that is not must not stop the others."""
+def _place(model: Model) -> Any:
+    """Where the field of a model is asked: off a manifold, where an adaptive step may go, at the nearest point.
+
+    The trace is then that of the manifold.
+    """
+    return model.process.retract if isinstance(model.process, Bridge) else jnp.asarray
+
+
+def _velocity(model, y, t, cond, directions) -> tuple[Array, Array]:
+    """The velocity of the flow and its divergence."""
+    place = _place(model)
+
+    def velocity(y):
+        prediction = ask(model, place(y), t, cond)
+        require_capabilities("log_likelihood", prediction, (HasVelocity,))
+        return prediction.velocity
+
+    return divergence(velocity, y, directions)
+
+
+@functools.partial(jax.jit, static_argnames="probes")
+def _rate(model, y, t, key, ids, cond, *, probes):
+    """One stage of a step, whose work is counted."""
+    directions = signs(per_example_keys(key, ids), probes, y) if probes else None
+    return _velocity(model, y, t, cond, directions)
+
+
+def _finite_rms(error: tuple[Array, Array], kept: Array | None = None) -> Array:
+    """The root mean square over rows that are finite: a row that is not must not stop the others.
+
+    With ``kept``, the numbers of the rows: over the first of each number, as those that fill up a mesh repeat the last one.
+    """
     flat = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in error], axis=1)
     finite = jnp.all(jnp.isfinite(flat), axis=1, keepdims=True)
+    if kept is not None:
+        finite &= (kept == jnp.arange(len(kept)))[:, None]
     count = jnp.maximum(jnp.sum(finite) * flat.shape[1], 1)
     return jnp.sqrt(jnp.sum(jnp.where(finite, flat, 0.0) ** 2) / count)
 

@@ -33,6 +33,7 @@ from scorelab.data.transforms import Transform
 from scorelab.devices import Spread, require_mesh
 from scorelab.errors import shown
 from scorelab.files import DamagedFile, map_npz, naming, read_npz, temporary_of, write_json, write_npz
+from scorelab.fingerprints import fingerprint
 from scorelab.grids import Grid
 from scorelab.lock import Lock
 from scorelab.models.base import Model
@@ -415,7 +416,9 @@ def sample_to(
     The folder keeps a description: model, parameters, solver, grid, start, key, ids, conditions, shape, chunk, scale, devices,
     versions, and the program itself, so that changed code of the caller is seen. Samples of another description are never mixed.
     The program does not hold the code of functions that it calls on the host, so none are accepted but the reward of
-    :class:`scorelab.fk.Callback`. Whoever changes that function names it in ``record`` or takes another folder.
+    :class:`scorelab.fk.Callback`. Its description has the code of that function and the values and functions it refers to, but for
+    those of installed packages (:func:`scorelab.fingerprints.fingerprint`). What it follows from beside them, such as a file, is to
+    be named in ``record``.
 
     Several hosts that share the folder take every ``hosts``-th chunk each, and compute on their own devices. They exchange
     nothing, so another number of them may go on.
@@ -656,8 +659,13 @@ def _refuse_others_shards(folder: Path, claimed: Mapping[str, Path], digest: str
             )
 
 
-def _refuse_callbacks(programs: Sequence[Any]) -> None:
-    """ValueError where programs call a function on the host that is not of this package: no description sees its code."""
+def _on_host(programs: Sequence[Any]) -> list[str]:
+    """The functions of the caller that programs call on the host, each with what it follows from.
+
+    Raises:
+        ValueError: one that is not called through this package: nothing sees its code.
+    """
+    found = set()
     for equation in _equations(programs):
         if equation.primitive.name not in _CALLBACKS:
             continue
@@ -669,6 +677,9 @@ def _refuse_callbacks(programs: Sequence[Any]) -> None:
                 f"sample_to of a program that calls {name} on the host (jax.{equation.primitive.name}), whose code the description "
                 "cannot see: expected code that JAX traces, a reward through scorelab.fk.Callback, or scorelab.sample"
             )
+        if (asks := getattr(fn, "asks", None)) is not None:
+            found.add(f"{getattr(asks, '__qualname__', type(asks).__qualname__)} {fingerprint(asks)}")
+    return sorted(found)
 
 
 def _equations(programs: Sequence[Any]) -> Iterator[Any]:
@@ -743,7 +754,7 @@ def _made(
 ) -> dict[str, Any]:  # fmt: skip
     """What the samples follow from, as JSON data; ValueError where it cannot be said."""
     text, x, programs = program(plan, solver, visit, mesh)
-    _refuse_callbacks(programs)
+    on_host = _on_host(programs)
     x = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
     x = x if transform is None else jax.eval_shape(transform.decode, x)
     device = (jax.devices()[:1] if mesh is None else mesh.devices.flat)[0]
@@ -770,6 +781,8 @@ def _made(
         "calls": plan.calls,
         "stored": None if transform is None else repr(transform),
         "record": dict(record or {}),
+        # Only where there are some, so that other folders keep their descriptions.
+        **({"code on the host": on_host} if on_host else {}),
         # Of all of the above and of the code of the caller, which nothing above can see.
         "program": hashlib.sha256(text.encode()).hexdigest(),
     }

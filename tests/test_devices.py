@@ -185,6 +185,8 @@ def test_no_mesh(mesh):
         sl.sample(model, solver=sl.solvers.Heun(), grid=sl.grids.Karras(4), key=jax.random.key(0), shape=(8, 2), mesh=mesh)
     with pytest.raises(TypeError, match=r"invert\.mesh = "):
         sl.invert(model, jax.numpy.ones((8, 2)), solver=sl.solvers.Heun(), grid=sl.grids.Karras(4), mesh=mesh)
+    with pytest.raises(TypeError, match=r"log_likelihood\.mesh = "):
+        sl.log_likelihood(model, jax.numpy.ones((8, 2)), mesh=mesh)
 
 
 def test_a_mesh_of_explicit_axes_is_refused():
@@ -252,6 +254,20 @@ def four():
         assert used(back) == {count}
         expected = sl.invert(host, alone.x, solver=sl.solvers.Heun(), grid=sl.grids.Karras(4))
         np.testing.assert_allclose(back, expected, rtol=1e-4, atol=1e-3)
+    # Rows that fill up the devices count nowhere, in the steps of an adaptive solver neither: they would be others.
+    points = np.random.default_rng(0).normal(0, 0.5, (10, 2)).astype(np.float32)
+    sl.devices.LEAST_WORK, least = 1.0, sl.devices.LEAST_WORK
+    for probes in (0, 2):
+        given = dict(rtol=1e-2, atol=1e-2, probes=probes, key=jax.random.key(4))
+        expected = sl.log_likelihood(host, points, **given)
+        for mesh in (sl.training.data_mesh(), "auto"):
+            found = sl.log_likelihood(host, points, mesh=mesh, **given)
+            assert found.log_prob.shape == (10,)
+            assert used(found.log_prob) == {4}
+            assert int(found.steps) == int(expected.steps)
+            np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-4)
+            np.testing.assert_allclose(found.latent, expected.latent, rtol=1e-5, atol=1e-3)
+    sl.devices.LEAST_WORK = least
     # An explicit chunk counts, not the number of samples.
     assert used(sl.sample(model, shape=(5000, 2), chunk=50, mesh="auto", **heun).x) == {1}
     # Inside a program of the caller, that program says where.

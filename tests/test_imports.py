@@ -69,7 +69,10 @@ def test_imports_go_the_way_of_the_architecture_page():
     # What stands beside, and below.
     assert not {"walk", "sampling", "solvers", "fk", "experiment"} & (packages_of("data") | packages_of("metrics"))
     assert not packages_of("viz") & {*above, "data", "metrics"}
-    below = ("arrays", "pytrees", "randomness", "validation", "names", "errors", "warn", "files", "lock", "callbacks", "hosts")
+    below = (
+        "arrays", "pytrees", "randomness", "validation", "names", "errors", "warn", "files", "lock", "callbacks", "fingerprints",
+        "hosts",
+    )  # fmt: skip
     for name in below:
         assert not packages_of(name) & set(above), name
 

@@ -624,6 +624,36 @@ def test_code_on_the_host_that_no_description_sees_is_refused(tmp_path):
     assert sl.sample_to(tmp_path / "fk", printing, **given | dict(solver=solver)).missing == ()
 
 
+def rewarded(scale, text="scale * x[:, 0]"):
+    """A reward in Python with a number in it, made anew at every call."""
+    return eval(f"lambda x: {text}", dict(scale=scale))
+
+
+def test_the_code_of_a_reward_on_the_host_is_part_of_the_description(tmp_path):
+    def into(reward, folder=tmp_path / "set"):
+        potential = fk.Difference(fk.Callback(reward), 1.0)
+        solver = fk.FeynmanKac(base=solvers.EulerMaruyama(), potential=potential, policy=fk.Always(), particles=4)
+        model = models.FunctionModel(lambda y, t, cond=None: y / 2, EDM, returns="denoised")
+        given = dict(solver=solver, grid=grids.Karras(2), key=jax.random.key(0), shape=(4, 2), chunk=4)
+        return sl.sample_to(folder, model, **given)
+
+    first = into(rewarded(1.0))
+    assert [line.split()[0] for line in first.made["code on the host"]] == ["<lambda>"]
+    # Another object of equal code and numbers goes on.
+    assert into(rewarded(1.0)).digest == first.digest
+    for changed in (rewarded(2.0), rewarded(1.0, "scale + x[:, 0]")):
+        with pytest.raises(ValueError, match=r"holds samples that were made otherwise: code on the host was \['<lambda> .* and is"):
+            into(changed)
+    # What a function collects while it is called is not what it is.
+    asked = []
+    counted = lambda x: asked.append(len(x)) or x[:, 0]
+    into(counted, tmp_path / "counted")
+    assert asked
+    count = len(asked)
+    assert into(counted, tmp_path / "counted").missing == ()
+    assert len(asked) == count
+
+
 def test_states_that_are_not_finite_are_told_with_their_ids(tmp_path):
     given = arguments(ids=np.arange(100, 100 + N))
     cond = given["cond"].copy()

@@ -31,7 +31,7 @@ from scorelab.models.rewards import rewards_of
 from scorelab.processes.base import require_same_process
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
-from scorelab.training.learner import Learner, clipped, optimised
+from scorelab.training.learner import Learner, accumulated, clipped, joined, optimised, parts, require_parts
 from scorelab.training.parallel import gathered
 from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
 
@@ -66,6 +66,10 @@ class Distillation(Learner):
         clip_norm: as in :class:`scorelab.training.ScoreLearner`, for each of the three.
         ema: averages of the student.
         unroll: auxiliary updates without a loop: compiles for longer; on the CPU the gradient of a convolution is slow in loops.
+        accumulate: parts of the batch that are differentiated one after another, as in :class:`scorelab.training.ScoreLearner`, in
+            all updates of a step. All is drawn for the whole batch, and weights that are normalised over it are found in a first
+            pass without gradients. So gradients, loss and metrics are those of the batch up to rounding. The regulariser of a
+            discriminator alone draws other noise.
 
     Metrics: ``loss`` (the sum of the three), ``student_loss``, ``fake_loss``, ``ratio_loss``, ``grad_norm`` (of the student, before
     clipping) and those of the objective. By noise level: :meth:`diagnostics`.
@@ -89,9 +93,13 @@ class Distillation(Learner):
     clip_norm: float | None = 10.0
     ema: Average | tuple[Average, ...] | None = field(default_factory=EMA)
     unroll: bool = False
+    accumulate: int = 1
 
     # NaN there says that nothing was seen at a noise level.
     statistics = ("running",)
+    # Whether the loss of an objective is a mean over examples, so that it is the mean of the losses of parts. What couples
+    # examples, as a mean over the batch does, an objective states in ``weights``.
+    by_example = False
 
     def __post_init__(self):
         def default(name, value):
@@ -121,6 +129,7 @@ class Distillation(Learner):
         for name in ("optimizer", "fake_optimizer", "ratio_optimizer"):
             require_spec(self, optax.GradientTransformation, **{name: getattr(self, name)})
         require_int(self, 0, n_aux=self.n_aux, warmup=self.warmup)
+        require_int(self, 1, accumulate=self.accumulate)
         require_number(self, -1e6, 1e6, reward_weight=self.reward_weight)
         require_number(self, 0.0, 1e6, pair_weight=self.pair_weight)
         require_choice(self, (True, False), unroll=self.unroll, with_cond=self.with_cond)
@@ -139,9 +148,29 @@ class Distillation(Learner):
             raise TypeError(f"{owner}.reward = {self.reward!r}: expected a function of x, or None")
         if self.pair_weight and self.student.calls > 1:
             raise ValueError(f"{owner}.pair_weight = {self.pair_weight}: expected 0 for a student of several steps")
+        if self.accumulate > 1:
+            self._check_by_example()
         for name, part in {"student": self.student, "fake": self.fake, "ratio": self.ratio}.items():
             if part.process is not None:
                 require_same_process(owner, teacher=self.process, **{name: part.process})
+
+    def _check_by_example(self):
+        owner = f"{type(self).__name__}.accumulate = {self.accumulate}"
+        # It speaks of the loss that stands beside it, not of one that a subclass has put in its place.
+        stated = next(vars(cls) for cls in type(self).__mro__ if "student_loss" in vars(cls) or "by_example" in vars(cls))
+        if not stated.get("by_example", False):
+            raise ValueError(f"{owner}: expected 1, or by_example = True beside student_loss, where it is a mean over examples")
+        whole = dict(
+            student=(type(self.student).draw, Student.draw, "noise and made"),
+            fake=(type(self.fake).loss, FakeScore.loss, "draw and error"),
+            ratio=(type(self.ratio).loss, Ratio.loss, "draw and error"),
+        )
+        for name, (own, halves, wanted) in whole.items():
+            if own is not halves:
+                part = type(getattr(self, name)).__name__
+                raise ValueError(
+                    f"{owner} with {name} = {part}, which has a {own.__name__} of its own: expected 1, or {wanted} there"
+                )
 
     @property
     def process(self) -> LinearGaussian:
@@ -151,7 +180,26 @@ class Distillation(Learner):
     # What an objective states ----------------------------------------------------------------------------------------
     @abc.abstractmethod
     def student_loss(self, drawn: StudentBatch) -> tuple[Array, tuple[Array, Mapping[str, Array], Mapping[str, Array]]]:
-        """A scalar, and (the new means of the bins, values ``(batch,)`` for the running statistics, scalar metrics)."""
+        """A scalar, and (the new means of the bins, values ``(batch,)`` for the running statistics, scalar metrics).
+
+        With ``by_example`` the scalar and the metrics are means over examples.
+        """
+
+    def summary(self, seen: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Further metrics, of the values of the whole batch."""
+        return {}
+
+    def weights(self, logit: Array, index: Array, means: Array) -> Any:
+        """What couples the examples of a batch, from log-ratios, bins and means of bins: ``(for each example, for all)``.
+
+        Where ``weighs`` says so, it is in ``StudentBatch.weights`` of each part when the batch is taken in parts.
+        """
+        return (), ()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether examples are coupled, by :meth:`weights`."""
+        return False
 
     def default_ratio(self) -> Ratio:
         """The ratio where none is given."""
@@ -208,15 +256,13 @@ class Distillation(Learner):
         def one(held, key):
             fake, ratio, opt_fake, opt_ratio = held
             key_draw, key_fake, key_ratio = jax.random.split(key, 3)
-            made = jax.lax.stop_gradient(self.student.draw(student, key_draw, real, cond))
+            made = jax.lax.stop_gradient(self._made(student, key_draw, real, cond))
             ours = {"x": self.process.decode(made), "cond": cond}
-            fake_loss, grads = jax.value_and_grad(lambda fake: self.fake.loss(gathered(fake), key_fake, ours))(fake)
+            fake_loss, grads = self._fake_gradient(fake, key_fake, ours)
             fake, opt_fake, _ = self._moved(self.fake_optimizer, grads, opt_fake, fake, fake_loss)
             judged, losses = None, (fake_loss, jnp.float32(0))
             if jax.tree.leaves(ratio):
-                arguments = (key_ratio, real, made, cond, self.teacher, self.process, self.times)
-                judging = lambda ratio: self.ratio.loss(gathered(ratio), *arguments)
-                (ratio_loss, judged), grads = jax.value_and_grad(judging, has_aux=True)(ratio)
+                (ratio_loss, judged), grads = self._ratio_gradient(ratio, key_ratio, real, made, cond)
                 ratio, opt_ratio, _ = self._moved(self.ratio_optimizer, grads, opt_ratio, ratio, ratio_loss)
                 losses = (fake_loss, ratio_loss)
             return (fake, ratio, opt_fake, opt_ratio), (losses, judged)
@@ -238,8 +284,12 @@ class Distillation(Learner):
 
     def student_step(self, state: DistillState, batch: Batch, key: Key) -> tuple[DistillState, dict[str, Array]]:
         """The update of the student; nothing of the other two changes. In the warm-up only statistics move."""
-        objective = lambda params: self.objective(params, state, batch, key)
-        (loss, (means, seen, index, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        if self.accumulate == 1:
+            objective = lambda params: self.objective(params, state, batch, key)
+            (loss, (means, seen, index, metrics)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        else:
+            (loss, (means, seen, index, metrics)), grads = self._student_gradient(state, batch, key)
+        metrics = {**metrics, **self.summary(seen)}
         params, opt_state, norm = self._moved(self.optimizer, grads, state.opt_states[0], state.params, loss)
         step = state.step + 1
         moving = step > self.warmup
@@ -254,26 +304,32 @@ class Distillation(Learner):
 
     def objective(self, params: Pytree, state: DistillState, batch: Batch, key: Key) -> tuple[Array, tuple]:
         """The loss of the student as a function of its parameters, and (means, values, bins, metrics)."""
-        cond = batch.get("cond")
-        like = self.process.encode(batch["x"])
         key_draw, key_times, key_noise = jax.random.split(key, 3)
         params = gathered(params)
-        y0 = self.student.draw(params, key_draw, like, cond)
+        y0 = self.student.draw(params, key_draw, self.process.encode(batch["x"]), batch.get("cond"))
         t = self.times(key_times, self.process, len(y0))
-        noised = self.process.noised(jax.random.normal(key_noise, y0.shape, y0.dtype), y0, t)
+        noise = jax.random.normal(key_noise, y0.shape, y0.dtype)
+        return self._judged(params, self._student_batch(state, y0, t, noise, batch.get("cond")), batch)
+
+    def _student_batch(self, state: DistillState, y0: Array, t: Array, noise: Array, cond: Pytree) -> StudentBatch:
+        """What the loss looks at, of samples that were made."""
+        noised = self.process.noised(noise, y0, t)
         fake_params, student, ratio = gathered((state.fake, state.params, state.ratio))
         fake = self.fake.model(fake_params, student, self.process)
-        bins = self.bins
-        index = bins.index(self.process, t)
+        index = self.bins.index(self.process, t)
 
         def logit(y):
             l = self.ratio.logit(ratio, y, t, cond, self.teacher, fake)
             return l.astype(jnp.promote_types(l.dtype, jnp.float32))
 
-        drawn = StudentBatch(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
+        return StudentBatch(y0=y0, noised=noised, t=t, index=index, cond=cond, fake=fake, logit=logit, means=state.means)
+
+    def _judged(self, params: Pytree, drawn: StudentBatch, batch: Batch) -> tuple[Array, tuple]:
+        """The loss of :meth:`objective`."""
+        cond = drawn.cond
         loss, (means, seen, metrics) = self.student_loss(drawn)
         if self.reward is not None:
-            x = self.process.decode(y0)
+            x = self.process.decode(drawn.y0)
             reward = jnp.mean(rewards_of(type(self).__name__, self.reward, x, cond, self.with_cond))
             loss, metrics = loss - self.reward_weight * reward, {**metrics, "reward": reward}
         if self.pair_weight:
@@ -283,7 +339,79 @@ class Distillation(Learner):
             made = self.student.bind(params)(batch["pair_noise"], batch.get("pair_cond"))
             pairs = jnp.mean(jnp.square(made - batch["pair_x"]))
             loss, metrics = loss + self.pair_weight * pairs, {**metrics, "pair_loss": pairs}
-        return loss, (means, seen, index, metrics)
+        return loss, (means, seen, drawn.index, metrics)
+
+    # A batch in parts ------------------------------------------------------------------------------------------------
+    def _parts(self, tree: Pytree, n: int) -> Pytree:
+        owner = type(self).__name__
+        require_parts(owner, n, self.accumulate)
+        return parts(tree, n, self.accumulate, owner)
+
+    def _made(self, params: Pytree, key: Key, like: Array, cond: Pytree) -> Array:
+        """Samples of the student, without a gradient."""
+        if self.accumulate == 1:
+            return self.student.draw(params, key, like, cond)
+        rows = self._parts((self.student.noise(key, like), cond), len(like))
+        return joined(jax.lax.map(lambda part: self.student.made(params, *part), rows))
+
+    def _fake_gradient(self, fake: Pytree, key: Key, ours: Batch) -> tuple[Array, Pytree]:
+        """The loss of the fake score on samples of the student, and its gradient."""
+        if self.accumulate == 1 or not jax.tree.leaves(fake):
+            return jax.value_and_grad(lambda fake: self.fake.loss(gathered(fake), key, ours))(fake)
+        rows = self._parts(self.fake.draw(key, ours), len(ours["x"]))
+        losses, grads = accumulated(jax.value_and_grad(lambda fake, part: self.fake.error(gathered(fake), part)), fake, (rows,))
+        return jnp.mean(losses), grads
+
+    def _ratio_gradient(self, ratio: Pytree, key: Key, real: Array, made: Array, cond: Pytree) -> tuple[tuple, Pytree]:
+        """The loss of the discriminator with who was judged how, and its gradient."""
+        if self.accumulate == 1:
+            arguments = (key, real, made, cond, self.teacher, self.process, self.times)
+            return jax.value_and_grad(lambda ratio: self.ratio.loss(gathered(ratio), *arguments), has_aux=True)(ratio)
+        rows = self._parts(self.ratio.draw(key, real, made, cond, self.process, self.times), len(real))
+        judging = lambda ratio, points, key: self.ratio.error(gathered(ratio), points, key, self.teacher)
+        gradient = jax.value_and_grad(judging, has_aux=True)
+        (losses, judged), grads = accumulated(gradient, ratio, (rows, jax.random.split(key, self.accumulate)))
+        return (jnp.mean(losses), judged), grads
+
+    def _student_gradient(self, state: DistillState, batch: Batch, key: Key) -> tuple[tuple[Array, tuple], Pytree]:
+        """:meth:`objective` and its gradient."""
+        key_draw, key_times, key_noise = jax.random.split(key, 3)
+        like, cond = self.process.encode(batch["x"]), batch.get("cond")
+        n = len(like)
+        z = self.student.noise(key_draw, like)
+        made = jax.eval_shape(self.student.made, state.params, z, cond)
+        noise = jax.random.normal(key_noise, made.shape, made.dtype)
+        rows = self._parts((z, self.times(key_times, self.process, n), noise, {"cond": cond}), n)
+        # As many pairs as there are, not as many as examples.
+        pairs = {name: value for name, value in batch.items() if name.startswith("pair_")} if self.pair_weight else {}
+        pairs = self._parts(pairs, len(jax.tree.leaves(pairs)[0])) if pairs else {}
+        rows = (*rows[:-1], rows[-1] | pairs)
+
+        def drawn(params, z, t, noise, batch):
+            y0 = self.student.made(params, z, batch.get("cond"))
+            return self._student_batch(state, y0, t, noise, batch.get("cond"))
+
+        each, common = None, None
+        if self.weighs:
+
+            def look(part):
+                seen = drawn(gathered(state.params), *part)
+                return seen.logit(seen.noised.y), seen.index
+
+            logit, index = joined(jax.lax.map(look, rows))
+            each, common = self.weights(logit, index, state.means)
+            each = self._parts(each, n)
+
+        def objective(params, part, each):
+            params = gathered(params)
+            return self._judged(params, drawn(params, *part)._replace(weights=(each, common) if self.weighs else None), part[-1])
+
+        (losses, (means, seen, index, metrics)), grads = accumulated(
+            jax.value_and_grad(objective, has_aux=True), state.params, (rows, each)
+        )
+        mean = lambda tree: jax.tree.map(lambda value: jnp.mean(value, axis=0), tree)
+        # The means of the bins are those of the whole batch in every part.
+        return (mean(losses), (means[0], joined(seen), joined(index), mean(metrics))), grads
 
     def model(self, state: DistillState) -> Model:
         """The student with its first average: a model for ``sample`` where it is a network, else its generator."""

@@ -21,7 +21,10 @@ from scorelab.validation import require_spec
 
 
 class FakeScore(abc.ABC):
-    """The model of the student's law; a new one states ``model``, and ``init`` and ``loss`` where it is trained.
+    """The model of the student's law; a new one states ``model``.
+
+    One that is trained states ``init`` and ``loss``, or in the place of ``loss`` its two halves ``draw`` and ``error``. With these
+    a batch is drawn as a whole and learned in parts (``Distillation.accumulate``).
 
     Attributes:
         process: the process it is about, None for any.
@@ -38,7 +41,15 @@ class FakeScore(abc.ABC):
         return ()
 
     def loss(self, params: Pytree, key: Key, batch: Batch) -> Array:
-        """What the parameters minimise on samples of the student, ``{"x": data space, "cond": ...}``."""
+        """What the parameters minimise on samples of the student, ``{"x": data space, "cond": ...}``: a mean over them."""
+        return self.error(params, self.draw(key, batch))
+
+    def draw(self, key: Key, batch: Batch) -> Pytree:
+        """What the loss looks at: arrays with a row for each sample; None for nothing."""
+        return None
+
+    def error(self, params: Pytree, drawn: Pytree) -> Array:
+        """The mean of the loss over what was drawn."""
         return jnp.zeros((), jnp.float32)
 
     @abc.abstractmethod
@@ -90,11 +101,19 @@ class LearnedScore(FakeScore):
         """Those of the teacher, or fresh ones."""
         return self.denoiser.init(key, x, cond, like=teacher if self.from_teacher else None)
 
-    def loss(self, params, key, batch):
+    def draw(self, key, batch):
+        """Noised samples."""
+        return self._objective.draw(key, batch)
+
+    def error(self, params, drawn):
         """The mean of the loss."""
+        return jnp.mean(self._objective.error(self.denoiser.bind(params), drawn))
+
+    @property
+    def _objective(self) -> Loss:
         if self.objective is None:
             raise ValueError("LearnedScore.objective = None: expected a loss, such as that of LearnedScore.at")
-        return jnp.mean(self.objective(key, self.denoiser.bind(params), batch))
+        return self.objective
 
     def model(self, params, student, process):
         """The denoiser."""

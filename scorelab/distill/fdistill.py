@@ -61,6 +61,8 @@ class FDistill(Distillation):
     gan_weight: float = field(default=0.0, kw_only=True)
     gan_divergence: Divergence = field(default_factory=SoftenedReverseKL, kw_only=True)
 
+    by_example = True
+
     def __post_init__(self):
         super().__post_init__()
         require_spec(self, Divergence, divergence=self.divergence, gan_divergence=self.gan_divergence)
@@ -107,12 +109,29 @@ class FDistill(Distillation):
             # Its gradient is g over the number of elements; its value, mean(g^2) / 2, falls as the scores come together.
             target = drawn.y0.astype(g.dtype) - g
             loss = self.score_weight * 0.5 * jnp.mean((drawn.y0 - jax.lax.stop_gradient(target)) ** 2)
-            h, ratio = seen["h"], seen["ratio"]
-            metrics = dict(ratio_mean=jnp.mean(ratio), h_cv=jnp.std(h) / jnp.mean(h), clipped=jnp.mean(seen["clipped"]))
         if self.gan_weight:
             gan = jnp.mean(self.gan_divergence.generator_loss(drawn.logit(drawn.noised.y)))
             loss, metrics = loss + self.gan_weight * gan, {**metrics, "gan_loss": gan}
         return loss, (means, seen, metrics)
+
+    def summary(self, seen):
+        """Of ratios and weights, where there is a score difference."""
+        if not self.score_weight:
+            return {}
+        h = seen["h"]
+        return dict(ratio_mean=jnp.mean(seen["ratio"]), h_cv=jnp.std(h) / jnp.mean(h), clipped=jnp.mean(seen["clipped"]))
+
+    @property
+    def weighs(self):
+        """By the normalisation."""
+        return self.score_weight > 0 and self.normalisation is not None
+
+    def weights(self, logit, index, means):
+        """``h`` and which ratios were clipped; the new means of the bins."""
+        if self.normalisation is None:
+            return (self.divergence.h(logit), jnp.zeros(logit.shape, bool)), means
+        h, means, clipped = self.normalisation(self.divergence, logit, index, means, self.bins)
+        return (h, clipped), means
 
     def _pull(self, drawn: StudentBatch) -> tuple[Array, Array, dict[str, Array]]:
         """``g``, the new means of the bins, and the values for the statistics; all constants of the gradient."""
@@ -120,10 +139,8 @@ class FDistill(Distillation):
         teacher = _wide(ask(self.teacher, noised.y, drawn.t, drawn.cond))
         fake = _wide(ask(cast(Model, drawn.fake), noised.y, drawn.t, drawn.cond))
         l = drawn.logit(noised.y)
-        if self.normalisation is None:
-            h, means, clipped = self.divergence.h(l), drawn.means, jnp.zeros(l.shape, bool)
-        else:
-            h, means, clipped = self.normalisation(self.divergence, l, drawn.index, drawn.means, self.bins)
+        found = self.weights(l, drawn.index, drawn.means) if drawn.weights is None else drawn.weights
+        (h, clipped), means = found
         difference = denoised_error(fake, teacher.denoised, teacher.eps)
         weight = self.weight(self.process, drawn.t, y0, teacher.denoised)
         seen = dict(

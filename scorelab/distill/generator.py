@@ -18,7 +18,10 @@ from scorelab.validation import require_spec
 
 
 class Student(abc.ABC):
-    """What a distillation trains: a hashable spec of pure functions on parameters; a new one states ``init``, ``draw``, ``bind``.
+    """What a distillation trains: a hashable spec of pure functions on parameters.
+
+    A new one states ``init``, ``bind`` and ``draw``, or in the place of ``draw`` its two halves ``noise`` and ``made``. With these
+    a batch is drawn as a whole and made in parts (``Distillation.accumulate``).
 
     Attributes:
         process: the process in whose chart it draws, None for any.
@@ -32,9 +35,17 @@ class Student(abc.ABC):
     def init(self, key: Key, x: Array, cond: Pytree, teacher: BoundDenoiser | None) -> Pytree:
         """The first parameters, for data shaped like ``x``; ``teacher`` is there where the teacher is a network."""
 
-    @abc.abstractmethod
     def draw(self, params: Pytree, key: Key, like: Array, cond: Pytree) -> Array:
         """Samples in the chart, shaped like ``like``, differentiable in ``params``."""
+        return self.made(params, self.noise(key, like), cond)
+
+    def noise(self, key: Key, like: Array) -> Pytree:
+        """All that is random in samples shaped like ``like``: arrays with a row for each of them."""
+        raise NotImplementedError(f"{type(self).__name__}: expected draw, or noise and made")
+
+    def made(self, params: Pytree, noise: Pytree, cond: Pytree) -> Array:
+        """The samples that ``noise`` becomes, row by row."""
+        raise NotImplementedError(f"{type(self).__name__}: expected draw, or noise and made")
 
     @abc.abstractmethod
     def bind(self, params: Pytree) -> Any:
@@ -101,10 +112,15 @@ class FewStep(Student):
         """Those of the teacher, or fresh ones."""
         return self.denoiser.init(key, x, cond, like=teacher if self.from_teacher else None)
 
-    def draw(self, params, key, like, cond):
-        count = self.calls
-        key_step, *keys = jax.random.split(key, count + 1)
-        noise = [jax.random.normal(k, like.shape, like.dtype) for k in keys]
+    def noise(self, key, like):
+        """Of every step, and the numbers of the steps at which the examples stop."""
+        key_step, *keys = jax.random.split(key, self.calls + 1)
+        drawn = tuple(jax.random.normal(k, like.shape, like.dtype) for k in keys)
+        return drawn, jax.random.randint(key_step, like.shape[:1], 0, self.calls)
+
+    def made(self, params, noise, cond):
+        noise, last = noise
+        count, like = self.calls, noise[0]
         if count == 1:
             return self.at(params, noise[0], None, self.steps[0], cond)
         # No gradient through the earlier steps: their parameters are held, and each example ends at a step of its own.
@@ -113,7 +129,6 @@ class FewStep(Student):
             inputs.append(self._noised(z, x, t))
             if len(inputs) < count:
                 x = self.denoiser.bind(held)(inputs[-1], jnp.asarray(t, like.dtype), cond).denoised
-        last = jax.random.randint(key_step, like.shape[:1], 0, count)
         chosen = jnp.take_along_axis(jnp.stack(inputs), per_example(last, like)[None], axis=0)[0]
         return self.denoiser.bind(params)(chosen, jnp.asarray(self.steps, like.dtype)[last], cond).denoised
 

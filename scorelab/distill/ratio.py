@@ -32,6 +32,16 @@ class Logits(NamedTuple):
     logit: Array
 
 
+class Points(NamedTuple):
+    """Real and generated points as a discriminator sees them: noised, each at a time of its own, with its condition."""
+
+    real: Array
+    real_t: Array
+    fake: Array
+    fake_t: Array
+    cond: Pytree
+
+
 class Ratio(abc.ABC):
     """An estimator of the log-ratio; a new one states ``logit``, and ``init`` where it has parameters.
 
@@ -71,18 +81,27 @@ class Ratio(abc.ABC):
 
         ``real`` and ``fake`` are clean points of the chart, each noised at times of its own.
         """
-        key_real, key_fake, key_extra = jax.random.split(key, 3)
+        return self.error(params, self.draw(key, real, fake, cond, process, times), key, teacher)
 
-        def judge(key, clean):
+    def draw(self, key: Key, real: Array, fake: Array, cond: Pytree, process: LinearGaussian, times: Times) -> Points:
+        """The points that the loss looks at."""
+        key_real, key_fake, _ = jax.random.split(key, 3)
+
+        def noised(key, clean):
             key_t, key_noise = jax.random.split(key)
             t = times(key_t, process, len(clean))
-            y = process.noised(jax.random.normal(key_noise, clean.shape, clean.dtype), clean, t).y
-            return y, Logits(t, self.logit(params, y, t, cond, teacher, None))
+            return process.noised(jax.random.normal(key_noise, clean.shape, clean.dtype), clean, t).y, t
 
-        y, true = judge(key_real, real)
-        _, made = judge(key_fake, fake)
+        return Points(*noised(key_real, real), *noised(key_fake, fake), cond)
+
+    def error(self, params: Pytree, points: Points, key: Key, teacher: Model) -> tuple[Array, tuple[Logits, Logits]]:
+        """The loss at points that were drawn, with the key of :meth:`draw` or, for a part of the batch, another one."""
+        _, _, key_extra = jax.random.split(key, 3)
+        y, t, cond = points.real, points.real_t, points.cond
+        true = Logits(t, self.logit(params, y, t, cond, teacher, None))
+        made = Logits(points.fake_t, self.logit(params, points.fake, points.fake_t, cond, teacher, None))
         value = jnp.mean(jax.nn.softplus(-true.logit)) + jnp.mean(jax.nn.softplus(made.logit))
-        return value + self.regulariser(params, key_extra, y, true.t, cond, teacher, true.logit), (true, made)
+        return value + self.regulariser(params, key_extra, y, t, cond, teacher, true.logit), (true, made)
 
 
 @dataclass(frozen=True)

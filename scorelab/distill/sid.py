@@ -36,6 +36,8 @@ class SiD(Distillation):
     a: float = field(default=1.2, kw_only=True)
     weight: DifferenceWeight = field(default_factory=DMDWeight, kw_only=True)
 
+    by_example = True
+
     def __post_init__(self):
         super().__post_init__()
         require_number(self, -10.0, 10.0, a=self.a)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -51,6 +51,8 @@ class StudentBatch(NamedTuple):
         fake: the fake score as a model; None where there is none.
         logit: the log-ratio as a function of ``y``.
         means: the means of the bins before this step.
+        weights: what :meth:`Distillation.weights` found for these examples among those of the whole batch; None where they are the
+            whole batch.
     """
 
     y0: Array
@@ -61,3 +63,4 @@ class StudentBatch(NamedTuple):
     fake: Model | None
     logit: Callable[[Array], Array]
     means: Array
+    weights: Any = None

@@ -43,7 +43,7 @@ class Callback:
     def __call__(self, x: Array) -> Array:
         """Rewards ``(n,)``, in the floating point type of ``x``."""
         return jax.pure_callback(
-            remembered(self.on_host), jax.ShapeDtypeStruct(x.shape[:1], float_like(x)), x, vmap_method="sequential"
+            remembered(self.on_host, self.fn), jax.ShapeDtypeStruct(x.shape[:1], float_like(x)), x, vmap_method="sequential"
         )
 
     def on_host(self, x: Array) -> np.ndarray:

@@ -105,19 +105,23 @@ def _say(text: str) -> None:
 def _join(arguments: argparse.Namespace) -> None:
     """Meet the other hosts, where the command says that there are some."""
     given = {name: value for name in ("hosts", "host", "coordinator") if (value := getattr(arguments, name, None)) is not None}
-    detect = getattr(arguments, "distributed", False)
-    if not given and not detect:
+    detect, timeout = getattr(arguments, "distributed", False), getattr(arguments, "host_timeout", None)
+    if not given and not detect and timeout is None:
         return
     from scorelab import hosts
     from scorelab.errors import ConfigError
 
+    if not given and not detect:
+        raise ConfigError(
+            f"--host-timeout {timeout} without other hosts: expected --hosts, --host and --coordinator, or --distributed"
+        )
     there = " ".join(f"--{name} {value}" for name, value in given.items())
     if detect and given:
         raise ConfigError(f"--distributed with {there}: expected one of the two")
     if not detect and given.get("hosts") != 1 and len(given) < 3:
         missing = " and ".join(f"--{name}" for name in ("hosts", "host", "coordinator") if name not in given)
         raise ConfigError(f"{there} without {missing}: expected all three, or --distributed where JAX detects them")
-    hosts.distributed(**given, timeout=arguments.host_timeout)
+    hosts.distributed(**given, **({} if timeout is None else dict(timeout=timeout)))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -230,9 +234,7 @@ def _add_hosts(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--host", type=_host, metavar="I", help="which of them this is, from 0")
     group.add_argument("--coordinator", metavar="ADDRESS:PORT", help="where the others reach host 0")
     group.add_argument("--distributed", action="store_true", help="all three as JAX detects them: SLURM, Cloud TPU, Kubernetes")
-    group.add_argument(
-        "--host-timeout", type=_positive, default=300, metavar="SECONDS", help="within which all have to come (default: 300)"
-    )
+    group.add_argument("--host-timeout", type=_positive, metavar="SECONDS", help="within which all have to come (default: 300)")
 
 
 def _add_pretrained(commands) -> None:

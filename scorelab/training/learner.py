@@ -185,8 +185,7 @@ class ScoreLearner(Learner):
         key_loss, key_dropout = jax.random.split(key)
         noised = self.loss.draw(key_loss, batch)
         examples = jax.tree.leaves(batch["x"])[0].shape[0]
-        if examples % self.accumulate:
-            raise ValueError(f"ScoreLearner.accumulate = {self.accumulate} for a batch of {examples}: expected a divisor of it")
+        require_parts("ScoreLearner", examples, self.accumulate)
 
         def objective(params, noised, key_dropout):
             errors, metrics = self.loss.evaluate(self.denoiser.bind(gathered(params), dropout=key_dropout), noised)
@@ -202,7 +201,8 @@ class ScoreLearner(Learner):
             (loss, metrics), grads = gradient(state.params, noised, key_dropout)
         else:
             keys = jax.random.split(key_dropout, self.accumulate)
-            (loss, metrics), grads = accumulated(gradient, state.params, (parts(noised, examples, self.accumulate), keys))
+            values, grads = accumulated(gradient, state.params, (parts(noised, examples, self.accumulate), keys))
+            loss, metrics = jax.tree.map(lambda value: jnp.mean(value, axis=0), values)
         grads, norm = clipped(grads, self.clip_norm)
         params, opt_state = optimised(self.optimizer, grads, state.opt_state, state.params, loss)
         step = state.step + 1
@@ -216,7 +216,13 @@ class ScoreLearner(Learner):
         return self.denoiser.bind(specs[0].params(state.averages[0]) if specs else state.params)
 
 
-def parts(tree: Pytree, n: int, count: int) -> Pytree:
+def require_parts(owner: str, n: int, count: int) -> None:
+    """Raise ``ValueError`` unless ``n`` examples are ``count`` equal parts."""
+    if n % count:
+        raise ValueError(f"{owner}.accumulate = {count} for a batch of {n}: expected a divisor of it")
+
+
+def parts(tree: Pytree, n: int, count: int, owner: str = "ScoreLearner") -> Pytree:
     """Arrays of ``n`` rows as ``count`` parts ``(count, n / count, ...)``, part ``i`` the rows ``i, i + count, ...``.
 
     So every device keeps its own rows. What has no rows, such as one time for all of them, is in every part.
@@ -227,7 +233,7 @@ def parts(tree: Pytree, n: int, count: int) -> Pytree:
             return jnp.broadcast_to(leaf, (count,))
         if leaf.shape[0] != n:
             raise ValueError(
-                f"ScoreLearner.accumulate = {count} with a loss that has drawn an array of shape {leaf.shape}: expected a leading "
+                f"{owner}.accumulate = {count} with a loss that has drawn an array of shape {leaf.shape}: expected a leading "
                 f"axis of {n} examples, or accumulate = 1"
             )
         return leaf.reshape(n // count, count, *leaf.shape[1:]).swapaxes(0, 1)
@@ -235,8 +241,17 @@ def parts(tree: Pytree, n: int, count: int) -> Pytree:
     return jax.tree.map(cut, tree)
 
 
+def joined(tree: Pytree) -> Pytree:
+    """The inverse of :func:`parts`: arrays ``(count, n / count, ...)`` as ``(n, ...)``."""
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), tree)
+
+
 def accumulated(gradient: Callable, params: Pytree, arguments: tuple) -> tuple[Any, Pytree]:
-    """The mean of ``gradient(params, *part)``, a value and gradients, over the leading axis of ``arguments``, part by part."""
+    """``gradient(params, *part)``, values and gradients, part by part along the leading axis of ``arguments``.
+
+    Returns:
+        The values of all parts, with a leading axis, and the mean of the gradients.
+    """
 
     def add(total, part):
         value, grads = gradient(params, *part)
@@ -244,7 +259,7 @@ def accumulated(gradient: Callable, params: Pytree, arguments: tuple) -> tuple[A
 
     total, values = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), arguments)
     count = len(jax.tree.leaves(values)[0])
-    return jax.tree.map(lambda v: jnp.mean(v, axis=0), values), jax.tree.map(lambda g: g / count, total)
+    return values, jax.tree.map(lambda g: g / count, total)
 
 
 def optimised(

@@ -193,24 +193,24 @@ def fit(
     if start >= steps:
         return state
     shard = () if jax.process_count() == 1 else (jax.process_index(), jax.process_count())
-    prepare, batch = getattr(data, "prepare", _as_is), data.at(start, *shard)
+    prepare, first = getattr(data, "prepare", _as_is), data.at(start, *shard)
     if isinstance(mesh, str) and sharding.whole:
-        mesh = devices.training_mesh(learner, jax.eval_shape(prepare, batch), key)
+        mesh = devices.training_mesh(learner, jax.eval_shape(prepare, first), key)
     mesh = sharding.mesh() if mesh is None or isinstance(mesh, str) else mesh
     sharding.check(mesh)
-    init, update = compiled(learner, prepare, mesh, skip_nonfinite > 0, sharding)
-    batch = shard_batch(batch, mesh)
-    size = jax.tree.leaves(batch)[0].shape[0]
-    key = replicate(key, mesh)
+    program = (prepare, mesh, skip_nonfinite > 0, sharding)
+    size = lambda: jax.tree.leaves(first)[0].shape[0] * jax.process_count()
     of_step = lambda compiles: measured(update, *like, mesh=mesh, compiles=compiles)
-    too_large = lambda step, error: exhausted(step, size, of_step, error)
+    too_large = lambda step, error: exhausted(step, size(), of_step, error, learner)
     try:
+        # The arrays of the learner, a teacher's, are laid out here.
+        init, update = compiled(learner, *program)
+        batch, key = shard_batch(first, mesh), replicate(key, mesh)
         state = init(batch, key) if state is None else sharding.place(state, mesh)
     except jax.errors.JaxRuntimeError as error:
         if not ran_out(error):
             raise
-        wanted = jax.eval_shape(lambda: learner.init(key, prepare(batch)) if state is None else state)
-        like = (sharding.place(wanted, mesh), *jax.tree.map(_shape, (batch, key)))
+        update, like = _as_shapes(learner, program, state, first, key)
         raise too_large(start + 1, error) from error
     # Their arrays are consumed: what the memory of a step follows from are their shapes.
     like = jax.tree.map(_shape, (state, batch, key))
@@ -468,8 +468,29 @@ def _shape(leaf: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
-def _as_is(batch: Pytree) -> Pytree:
-    return batch
+def _as_shapes(
+    learner: Learner, program: tuple[Callable, Mesh, bool, Sharding], state: Pytree, batch: Pytree, key: Key
+) -> tuple[Any, tuple[Pytree, Pytree, Key]]:
+    """The update, and its arguments as shapes that say where they would lie: where there is no memory for the arrays themselves."""
+    prepare, mesh, _, sharding = program
+    begun = lambda learner, batch, key: learner.init(key, prepare(batch))
+    if is_model_pytree(learner):
+        learner = jax.eval_shape(_as_is, learner)
+        begin = functools.partial(jax.eval_shape, begun, learner)
+    else:
+        begin = functools.partial(jax.eval_shape, functools.partial(begun, learner))
+    wanted = begin(batch, key) if state is None else jax.eval_shape(_as_is, state)
+    _, update = compiled(learner, *program)
+    of_all = lambda leaf: (leaf.shape[0] * jax.process_count(), *leaf.shape[1:])
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(of_all(leaf), leaf.dtype, sharding=devices.by_rows(mesh)), jax.eval_shape(_as_is, batch)
+    )
+    of_key: Any = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    return update, (sharding.place(wanted, mesh), batch, of_key)
+
+
+def _as_is(tree: Pytree) -> Pytree:
+    return tree
 
 
 def _check(learner, data, steps, log_every, hooks, skip_nonfinite, sharding, memory) -> None:

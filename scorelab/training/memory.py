@@ -82,7 +82,7 @@ def ran_out(error: Exception) -> bool:
     return _EXHAUSTED in str(error)
 
 
-def exhausted(step: int, batch_size: int, memory: Callable[[bool], Memory], error: Exception) -> OutOfMemory:
+def exhausted(step: int, batch_size: int, memory: Callable[[bool], Memory], error: Exception, learner: Any) -> OutOfMemory:
     """The error of a step whose ``batch_size`` examples do not fit; ``memory(compiles)`` is that of the step."""
     try:
         known = memory(True)
@@ -92,9 +92,10 @@ def exhausted(step: int, batch_size: int, memory: Callable[[bool], Memory], erro
     said = str(error)
     fits = batch_that_fits(batch_size, known, said)
     would = f"a batch of {fits} would, by an estimate" if fits else "no smaller one does, by an estimate"
+    parts = f", or {type(learner).__name__}.accumulate, which keeps it" if hasattr(learner, "accumulate") else ""
     message = (
         f"step {step}: a batch of {batch_size} on {known.devices} device{'s' if known.devices > 1 else ''} does not fit ({known}): "
-        f"{would}. What takes less: a smaller batch_size, or ScoreLearner.accumulate, which keeps it; remat = True and "
+        f"{would}. What takes less: a smaller batch_size{parts}; remat = True and "
         "dtype = 'bfloat16' of the network; Sharding(fully_sharded=True) over more devices; fewer averages. "
         f"The device said: {said.splitlines()[0][:300]}"
     )

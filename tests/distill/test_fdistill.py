@@ -602,6 +602,75 @@ def test_rewards_with_conditions_and_pairs_reach_the_student():
         jax.eval_shape(regressed.objective, state.params, state, batch, KEY)
 
 
+def in_parts(learner, batch, n):
+    """The state and the metrics after an update in ``n`` parts, from the same state and draws."""
+
+    @jax.jit
+    def updated(batch):
+        return learner.update(learner.init(KEY, batch), batch, KEY)
+
+    learner = dataclasses.replace(learner, accumulate=n)
+    return jax.device_get(updated(batch))
+
+
+@pytest.mark.parametrize("case", ["all of it", pytest.param("SiD", marks=pytest.mark.long)])
+def test_a_batch_in_parts_is_the_batch(case):
+    # Steps of one times the gradient, so that what has moved is the gradient.
+    plain = dict(optimizer=optax.sgd(1.0), fake_optimizer=optax.sgd(1.0), ratio_optimizer=optax.sgd(1.0), clip_norm=None, n_aux=2)
+    batch, teacher = Points(n=24, classes=4).at(0), bound(num_classes=4)
+    if case == "SiD":
+        learner = distill.SiD(teacher, distill.FewStep(denoiser=small(num_classes=4), times=(3.0, 0.8)), **plain)
+    else:
+        # Weights that are normalised over bins of the whole batch; pairs are fewer than examples.
+        pairs = dict(pair_noise=batch["x"][:12], pair_x=2 * batch["x"][:12], pair_cond=batch["cond"][:12])
+        batch, parts = batch | pairs, dict(pair_weight=0.1, reward=lambda x: jnp.sin(x[:, 0]))
+        learner = distill.FDistill(
+            teacher, ratio=distill.Discriminator(denoiser=small(num_classes=4)), gan_weight=0.1, **plain | parts
+        )
+    (whole, metrics), (cut, cut_metrics) = in_parts(learner, batch, 1), in_parts(learner, batch, 3)
+    first = jax.device_get(jax.jit(learner.init)(KEY, batch))
+    for name in ("params", "fake", "ratio"):
+        moved = jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), getattr(whole, name), getattr(first, name)))
+        assert not moved or max(moved) > 1e-2, name
+    # Float32, of numbers of order one summed in another order.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+    jax.tree.map(close, cut, whole)
+    assert cut_metrics.keys() == metrics.keys()
+    jax.tree.map(close, cut_metrics, metrics)
+
+
+class Coupled(distill.SiD):
+    """An objective that does not say that it is a mean over examples."""
+
+    def student_loss(self, drawn):
+        return jnp.var(drawn.y0), (drawn.means, {}, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Followed(distill.LearnedScore):
+    """A fake score with a loss of its own."""
+
+    def loss(self, params, key, batch):
+        return super().loss(params, key, batch)
+
+
+def test_a_batch_that_cannot_be_taken_in_parts_is_refused():
+    for make, message in (
+        (lambda: networks(accumulate=0), r"FDistill\.accumulate = 0: expected an integer >= 1"),
+        (
+            lambda: exact(distill.ReverseKL(), EDM, accumulate=2),
+            "student = Affine, which .* draw .*: expected 1, or noise",
+        ),
+        (lambda: networks(accumulate=2, fake=Followed(denoiser=small())), "fake = Followed, which .* loss .*: expected 1, or draw"),
+        (lambda: Coupled(bound(), accumulate=2), r"Coupled\.accumulate = 2: expected 1, or by_example = True beside student_loss"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    learner, batch = networks(accumulate=3), Points().at(0)
+    with pytest.raises(ValueError, match=r"FDistill\.accumulate = 3 for a batch of 16: expected a divisor of it"):
+        jax.eval_shape(learner.update, jax.eval_shape(learner.init, KEY, batch), batch, KEY)
+
+
 def test_regression_on_a_teachers_pairs_brings_the_student_to_its_flow():
     # The flow of a Gaussian teacher is linear: x = m + (y_T - m) sqrt(s^2 / (s^2 + sigma_T^2)), so the student is known.
     teacher = models.ExactModel(gaussian(-0.3, 1.1), EDM)

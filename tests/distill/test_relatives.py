@@ -45,3 +45,24 @@ def test_each_loss_trains_from_its_teacher(name):
     plain = ScoreLearner(Denoiser(predict=predict, **parts), ConsistencyTraining(PROCESS), learner.optimizer, ema=None)
     shapes = jax.eval_shape(plain.init, KEY, data.at(0))
     assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, state)
+
+
+@pytest.mark.parametrize("name", [n if n == "distilled" else pytest.param(n, marks=pytest.mark.long) for n in LOSSES])
+def test_each_loss_takes_a_batch_in_parts(name):
+    predict = "consistency" if name in ("consistency", "distilled") else "edm"
+    denoiser = Denoiser(net=Net(width=8), process=PROCESS, data_std=0.6, predict=predict)
+    batch = {"x": np.random.default_rng(0).normal(size=(12, 2)).astype(np.float32)}
+    batch |= {"noise": batch["x"][::-1].copy()} if name == "reflow" else {}
+    params = jax.jit(denoiser.init)(KEY, batch["x"])
+    given = dict(optimizer=optax.sgd(1.0), ema=None, clip_norm=None)
+
+    def updated(accumulate):
+        learner = ScoreLearner(denoiser, LOSSES[name](denoiser.bind(params)), accumulate=accumulate, **given)
+        return jax.device_get(jax.jit(lambda batch: learner.update(learner.init(KEY, batch), batch, KEY))(batch))
+
+    (whole, metrics), (cut, cut_metrics) = updated(1), updated(3)
+    # Float32, of sums in another order: a step is the gradient.
+    size = max(1.0, float(metrics["grad_norm"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * size), cut.params, whole.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), cut_metrics, metrics)
+    assert metrics["grad_norm"] > 1e-3

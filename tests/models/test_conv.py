@@ -134,6 +134,16 @@ def test_gradients_inside_a_scan_match_and_contain_no_foreign_convolution():
     assert "loop_safe_conv" in names
 
 
+@pytest.mark.parametrize("loop_safe", [False, True])
+def test_a_kernel_of_one_pixel_is_a_product_in_all_derivatives(loop_safe):
+    x, w = arrays((5, 4), 1)
+    energy = lambda x, w: jnp.sum(jnp.sin(convolve(x, w, stride=2, loop_safe=loop_safe)))
+    second = jax.grad(lambda x, w: sum(jnp.sum(g**2) for g in jax.grad(energy, (0, 1))(x, w)), (0, 1))
+    names = set(primitives(jax.make_jaxpr(jax.vmap(second, (None, 0)))(x, np.stack([w, w])).jaxpr))
+    assert "dot_general" in names
+    assert not [name for name in names if "conv_general" in name or "loop_safe" in name]
+
+
 def test_bfloat16_gradients_keep_the_dtype():
     x, w = arrays((8, 8), 3)
     safe = pair(2)[0]

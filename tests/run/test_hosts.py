@@ -66,6 +66,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_opened(arguments, messa
         (("--hosts", "2", "--host", "0", "--distributed"), "--distributed with --hosts 2 --host 0: expected one of the two"),
         (("--hosts", "2", "--host", "2", "--coordinator", "a:1"), "distributed.host = 2 of 2 hosts: expected 0 to 1"),
         (("--hosts", "0"), "argument --hosts: 0: expected an integer >= 1"),
+        (("--host-timeout", "30"), "--host-timeout 30 without other hosts: expected --hosts, --host and --coordinator, or --dist"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(scorelab, flags, message):

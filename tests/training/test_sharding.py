@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from scorelab import config, fk, grids, inversion, invert, sample, sample_to, sampling, solvers
 from scorelab.devices import mesh_of_split, whole_along_rows
+from scorelab.distill import ConsistencyDistillation
 from scorelab.experiment import Train
 from scorelab.experiment.checkpoints import Checkpoints
 from scorelab.models.nets import MLP, DiT, Transformer, UNet
@@ -30,7 +31,7 @@ from scorelab.training.memory import batch_that_fits
 from tests.apart import on_devices
 from tests.programs import sampled
 from tests.run.conftest import TINY
-from tests.training.small import Points, equal, host, learner
+from tests.training.small import PROCESS, Points, equal, host, learner
 
 KEY = jax.random.key(0)
 # Every array of a tiny network is split that can be.
@@ -349,6 +350,29 @@ def test_a_state_without_memory_is_told_as_a_batch_is(monkeypatch, given):
     said[0] = "INTERNAL: something else"
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         run()
+
+
+def test_the_arrays_of_a_learner_without_memory_are_told_as_a_batch_is(monkeypatch):
+    """A teacher that does not fit beside its student."""
+    mesh, denoiser = data_mesh(jax.devices()[:1]), member().denoiser
+    teacher = denoiser.bind(jax.jit(denoiser.init)(KEY, Points().at(0)["x"]))
+    loss = ConsistencyDistillation(PROCESS, teacher=teacher)
+    student = replace(member(), denoiser=replace(denoiser, predict="consistency"), loss=loss)
+    run = lambda **options: fit(student, Points(), steps=1, key=KEY, mesh=mesh, **options)
+    place, told = Sharding.place, []
+    run(memory=told.append)
+
+    def broken(self, tree, on):
+        # The arrays of a learner come by their places, in a dict; a state does not.
+        if isinstance(tree, dict) and not isinstance(jax.tree.leaves(tree)[0], jax.ShapeDtypeStruct):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 7 bytes")
+        return place(self, tree, on)
+
+    monkeypatch.setattr(Sharding, "place", broken)
+    with pytest.raises(OutOfMemory, match=r"step 1: a batch of 32 on 1 device does not .* allocating 7 bytes") as error:
+        run()
+    # As it would be with memory for the teacher.
+    assert str(told[0]) in str(error.value)
 
 
 def test_the_batch_that_fits_follows_from_what_a_step_needs():

@@ -1,0 +1,150 @@
+"""What a Python function follows from, as one number: its code, and the values and functions that it refers to."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import re
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scorelab.pytrees import content
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def fingerprint(fn: Callable) -> str:
+    """SHA-256 of what a function follows from, as far as Python shows it.
+
+    That is its compiled code, defaults, enclosed values and the global ones that it names; the same of the functions, classes and
+    objects among them that are no part of an installed package; bytes of arrays. An object of an installed package counts by its
+    ``repr``, a function of one by its name. Comments do not count, and the version of Python does. One function has one
+    fingerprint in a process: what it collects while it is called, such as a cache, is no part.
+    """
+    return _kept(fn) if isinstance(fn, Hashable) else _digest(fn)
+
+
+def _digest(fn: Callable) -> str:
+    digest = hashlib.sha256("{}.{}".format(*sys.version_info).encode())
+    for piece in _pieces(fn, {}):
+        digest.update(b"%d " % len(piece) + piece)
+    return digest.hexdigest()
+
+
+_kept = functools.lru_cache(maxsize=64)(_digest)
+
+
+def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+    """What a value follows from, as texts in an order that does not depend on the process; ``seen`` keeps what was met alive."""
+    yield type(value).__name__.encode()
+    if isinstance(value, _PLAIN):
+        yield repr(value).encode()
+        return
+    # Which constants are one object depends on whether the code was compiled or read.
+    if not isinstance(value, _CONSTANT):
+        if id(value) in seen:
+            return
+        seen[id(value)] = value
+    each = functools.partial(_each, seen=seen)
+    if isinstance(value, types.CodeType):
+        yield value.co_code
+        yield value.co_exceptiontable
+        yield from each((value.co_names, value.co_varnames, value.co_freevars, value.co_flags, *value.co_consts))
+    elif isinstance(value, tuple | list):
+        yield from each((len(value), *value))
+    elif isinstance(value, Mapping):
+        yield from each((len(value), *value.keys(), *value.values()))
+    elif isinstance(value, Set):
+        # Their order depends on the process.
+        yield from sorted(b" ".join(_pieces(item, dict(seen))) for item in value)
+    elif isinstance(value, types.ModuleType):
+        yield value.__name__.encode()
+    elif isinstance(value, types.FunctionType):
+        yield f"{value.__module__}.{value.__qualname__}".encode()
+        if _own(value.__code__.co_filename, value.__module__):
+            inside = inspect.getclosurevars(value).nonlocals
+            yield from each((value.__code__, value.__defaults__, value.__kwdefaults__, inside, _globals(value)))
+    elif isinstance(value, type):
+        yield f"{value.__module__}.{value.__qualname__}".encode()
+        if _own(_file(value), value.__module__):
+            own = {k: part for k, part in vars(value).items() if callable(part) or not k.startswith("__")}
+            yield from each((value.__bases__, own))
+    elif parts := [getattr(value, name) for name in _PARTS.get(type(value), ())]:
+        yield from each(parts)
+    elif (array := _array(value)) is not None:
+        yield from each(array.tolist()) if array.dtype == object else (content(array).encode(),)
+    elif _own(_file(type(value)), type(value).__module__) and hasattr(value, "__dict__"):
+        yield from each((type(value), vars(value)))
+    elif (wrapped := getattr(value, "__wrapped__", None)) is not None:
+        # Around a function: of functools.lru_cache, or of jax.jit.
+        yield from each((wrapped,))
+    else:
+        yield _ADDRESS.sub("", repr(value)).encode()
+
+
+# What may be one object or several equal ones.
+_CONSTANT = (tuple, frozenset, types.CodeType, types.MethodType)
+# Of what else holds functions, where.
+_PARTS: dict[type, tuple[str, ...]] = {
+    functools.partial: ("func", "args", "keywords"),
+    functools.cached_property: ("func",),
+    types.MethodType: ("__func__", "__self__"),
+    property: ("fget", "fset"),
+    classmethod: ("__func__",),
+    staticmethod: ("__func__",),
+}
+
+
+def _each(values: Iterable[Any], seen: dict[int, Any]) -> Iterator[bytes]:
+    for value in values:
+        yield from _pieces(value, seen)
+
+
+def _array(value: Any) -> np.ndarray | None:
+    if not (hasattr(value, "dtype") and hasattr(value, "shape")):
+        return None
+    try:
+        return np.asarray(value)
+    except Exception:
+        # A tensor of another package that wants to be asked in another way.
+        return None
+
+
+def _globals(fn: types.FunctionType) -> dict[str, Any]:
+    """The global values that a function names, and of modules that are no part of a package what it names of them."""
+    found, todo, names = {}, [fn.__code__], set()
+    while todo:
+        code = todo.pop()
+        names |= set(code.co_names)
+        todo += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    for name in sorted(names & fn.__globals__.keys()):
+        found[name] = value = fn.__globals__[name]
+        if isinstance(value, types.ModuleType) and _own(getattr(value, "__file__", None), value.__name__):
+            found |= {f"{name}.{part}": vars(value)[part] for part in sorted(names & vars(value).keys())}
+    return found
+
+
+def _file(cls: type) -> str | None:
+    return getattr(sys.modules.get(cls.__module__), "__file__", None)
+
+
+def _own(file: str | None, module: str | None) -> bool:
+    """Whether code is the caller's: no part of this package, of Python, or of what is installed."""
+    if module is None:
+        # Made of a text, in a name space without a name.
+        return True
+    if module.partition(".")[0] == __name__.partition(".")[0]:
+        return False
+    if not file:
+        # What is typed into a notebook or a shell has no file.
+        return module == "__main__"
+    path = Path(file)
+    return not ({"site-packages", "dist-packages"} & set(path.parts) or path.is_relative_to(sysconfig.get_path("stdlib")))
