@@ -212,6 +212,34 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(options, reason, 
     assert not (tmp_path / "out" / "samples").exists()
 
 
+def test_inception_is_asked_for_before_anything_is_drawn(place, tmp_path, capsys):
+    options = SMALL | dict(model=place / "tiny", data=place / "images.npz", features="inception", inception="nothing.pth")
+    with pytest.raises(SystemExit) as exit:
+        figure("edm_teleport", tmp_path / "out", **options)
+    assert exit.value.code == 2
+    assert "'nothing.pth': no such file" in (said := capsys.readouterr().err)
+    assert "expected the file pt_inception-2015-12-05-6726825d.pth of pytorch-fid, or the folder of a converted one" in said
+    assert not (tmp_path / "out" / "samples").exists()
+
+
+def test_published_statistics_are_the_reference(place, teleported, tmp_path, capsys):
+    """Those of half of the images, as EDM publishes its own: another distance, which NumPy knows."""
+    with np.load(place / "images.npz") as file:
+        z = (file["x"][:24].reshape(24, -1) + 0.5) / 256
+    np.savez(tmp_path / "reference.npz", mu=z.mean(0), sigma=np.cov(z, rowvar=False))
+    options = SMALL | dict(model=place / "tiny", data=place / "images.npz", reference=tmp_path / "reference.npz", most=1, every=1)
+    numbers = figure("edm_teleport", tmp_path / "out", **options)["numbers"]
+    x = (stored(tmp_path / "out", 0).reshape(N, -1) + 0.5) / 256
+    wanted = metrics.frechet_distance(x.mean(0), np.cov(x, rowvar=False), z.mean(0), np.cov(z, rowvar=False))
+    # Float32 features.
+    assert numbers["seeds"]["0"]["0"]["fid"] == pytest.approx(wanted, rel=1e-4)
+    assert numbers["reference"] == "reference.npz"
+    np.savez(tmp_path / "narrow.npz", mu=z.mean(0)[:5], sigma=np.eye(5))
+    with pytest.raises(SystemExit):
+        figure("edm_teleport", tmp_path / "other", **options | dict(reference=tmp_path / "narrow.npz"))
+    assert "reference = narrow.npz: of 5 features: expected 192" in capsys.readouterr().err
+
+
 def test_a_law_explains_all_of_itself(module):
     """The explained variance of an exact Gaussian by the moments of its own points is 1 but for what a finite set does not know."""
     explained, laws_of = module("explained_variance").explained, module("subject").laws_of
