@@ -37,16 +37,18 @@ PICTURED = (8, 32, 128, 512)
 def measure(options) -> dict:
     """Explained variance of the score and of the denoised mean: law -> column -> one number for each noise level."""
     who, y = subject(options)
-    size = int(np.prod(y.shape[1:]))
-    laws = laws_of(y, (options.few, options.many))
-    whole = laws["Gaussian"]
-    ranks = {f"rank {r}": Gaussian.low_rank(whole.mean, whole.basis[:, :r], whole.eigenvalues[:r]) for r in RANKS if r < size}
-    x, numbers = some_of(who, options.points), {}
+    return dict(model=who.origin, **explained(who.model, laws_of(y, (options.few, options.many)), some_of(who, options.points)))
+
+
+def explained(model, laws: dict, x: np.ndarray) -> dict:
+    """What the laws, and their Gaussian at low rank, explain of a model at points ``x``."""
+    whole, numbers = laws["Gaussian"], {}
+    ranks = {f"rank {r}": Gaussian.low_rank(whole.mean, whole.basis[:, :r], whole.eigenvalues[:r]) for r in RANKS if r < whole.size}
     for of in ("score", "denoised"):
-        found = explained_variance(who.model, laws | ranks, x, SIGMAS, of=of)
+        found = explained_variance(model, laws | ranks, x, SIGMAS, of=of)
         columns = ("mean_of_ratios", "standard_error", "ratio_of_means")
         numbers[of] = {name: {column: getattr(ev, column) for column in columns} for name, ev in found.items()}
-    return dict(model=who.origin, sigmas=SIGMAS, laws=list(laws), **numbers)
+    return dict(sigmas=SIGMAS, laws=list(laws), **numbers)
 
 
 def claims(numbers: dict) -> list[Claim]:
@@ -83,11 +85,16 @@ def figure(numbers: dict, data: str):
     return viz.panels(content, reference=("Gaussian",))
 
 
-def main(record) -> None:
-    numbers = record.cell(record.options.data, measure, record.options)
+def table(numbers: dict) -> None:
+    """Print the explained variance of every law."""
     print(f"explained variance of the score, mean of ratios\n{'sigma':20s}" + "".join(f"{s:9g}" for s in SIGMAS))
     for name, row in numbers["score"].items():
         print(f"{name:20s}" + "".join(f"{v:9.4f}" if v > -99 else "     <-99" for v in row["mean_of_ratios"]))
+
+
+def main(record) -> None:
+    numbers = record.cell(record.options.data, measure, record.options)
+    table(numbers)
     record.write(numbers, claims=claims(numbers), laws=figure(numbers, record.options.data))
 
 

@@ -29,14 +29,14 @@ def some_of(who: pretrained.Loaded, points: int, seed: int = 0) -> np.ndarray:
     return np.asarray(who.transform.encode(data.x[np.sort(np.random.default_rng(seed).permutation(len(data))[:points])]))
 
 
-def laws_of(y: np.ndarray, components: tuple[int, ...]) -> dict:
-    """Name -> law of the points ``y``, from the poorest to the richest."""
+def laws_of(y: np.ndarray, components: tuple[int, ...], rank: int = 256) -> dict:
+    """Name -> law of the points ``y``, from the poorest to the richest; ``rank`` of mixtures of more than a thousand numbers."""
     return {
         "mean": Gaussian.from_data(y, covariance="zero"),
         "isotropic Gaussian": Gaussian.from_data(y, covariance="isotropic"),
         "Gaussian": Gaussian.from_data(y),
         # A hundred full covariances of images of more than a thousand numbers would not fit in memory.
-        **{f"{k} Gaussians": GaussianMixture.fit(y, k, rank=None if y[0].size <= 1024 else 256) for k in components},
+        **{f"{k} Gaussians": GaussianMixture.fit(y, k, rank=None if y[0].size <= 1024 else rank) for k in components},
         "training set": Empirical(y),
     }
 

@@ -21,6 +21,7 @@ from scorelab.data.loaders import CifarBinary, IdxImages, IdxSplit
 from scorelab.experiment import Evaluate, ImageEvaluation, Sample, Train, check, checks
 from scorelab.experiment.train import coupled, state_like
 from scorelab.run.cli import main
+from tests.pretrained import drawn
 
 ROOT = next(root for root in reversed(CONFIG_ROOTS) if root.is_dir()).resolve()
 FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.gin"))
@@ -56,6 +57,7 @@ UPDATED = [
     "mnist/edm_cpu.gin",
     "paper/2502.15681/digits_consistency.gin",
     "paper/2502.15681/digits_dmd2.gin",
+    "paper/2502.15681/cifar10_edm.gin",
     "paper/2502.15681/mnist_teacher.gin",
     "paper/2303.08797/rings.gin",
     "paper/2510.02730/digits.gin",
@@ -110,9 +112,16 @@ def tiny_image_sets(tmp_path_factory):
         return CifarBinary(name="cifar10", archive=file, records=60)
 
     sets = {name: tiny(name) for name in ("mnist", "fashion_mnist", "kmnist")} | {"cifar10": cifar10()}
+    # In the place of a published checkpoint.
+    arguments = dict(
+        img_resolution=32, label_dim=10, model_channels=8, channel_mult=[1, 1, 1], num_blocks=4, attn_resolutions=[16],
+        augment_dim=9,
+    )  # fmt: skip
+    drawn.converted(folder / "cache" / "pretrained" / "edm-cifar10-32x32-cond-vp", arguments)
     sets["kmnist_halves"] = replace(registry.SETS["kmnist_halves"], source=sets["kmnist"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCORELAB_DATA_DIR", str(folder))
+        patch.setenv("SCORELAB_CACHE_DIR", str(folder / "cache"))
         patch.setattr(registry, "SETS", MappingProxyType({**registry.SETS, **sets}))
         yield
 

@@ -6,6 +6,8 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
+
 FILES = Path(__file__).resolve().parent.parent / "references" / "torch_files"
 # What the crafted files are read with: enough for any good one of them.
 STEPS = 20_000
@@ -382,3 +384,43 @@ def twice():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         return archive(state_dict(tensor()), more=(("archive/data/0", bytes(16)),))
+
+
+def plain(value):
+    """An argument of a network."""
+    if isinstance(value, list):
+        return op("](", *map(plain, value), b"e")
+    if isinstance(value, float):
+        return op("G", struct.pack(">d", value))
+    return number(value) if isinstance(value, int) else text(value)
+
+
+def published(tensors, kwargs, outer="EDMPrecond", inner="SongUNet", **attributes):
+    """A pickle of a network in its preconditioner, as EDM is published, of float32 tensors by name."""
+
+    def parameter(array):
+        array = np.ascontiguousarray(array)
+        strides = [stride // array.itemsize for stride in array.strides]
+        held = nested(storage(numel=array.size, more=b"N"), data=((array.size, array.tobytes()),))
+        return call(named("torch._utils", "_rebuild_parameter"), tensor(array.shape, strides, of=held), b"\x88", ORDERED)
+
+    def layer(prefix):
+        names = [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
+        below = dict.fromkeys(name.partition(".")[0] for name in names if "." in name)
+        return dict(
+            _parameters=dictionary(**{name: parameter(tensors[prefix + name]) for name in names if "." not in name}),
+            _modules=dictionary(**{name: module(prefix, name) for name in below}),
+        )
+
+    def module(prefix, name):
+        parts = layer(f"{prefix}{name}.")
+        if name in ("enc", "dec"):
+            return named("torch.nn.modules.container", "ModuleDict") + b")\x81" + dictionary(**parts) + b"b"
+        if (prefix, name) == ("", "model"):
+            arguments = dictionary(**{key: plain(value) for key, value in kwargs.items()})
+            return persistent(class_name=text(inner), state=dictionary(**parts, _init_args=b")", _init_kwargs=arguments))
+        return persistent(class_name=text("UNetBlock"), state=dictionary(**parts))
+
+    known = {name: plain(value) for name, value in attributes.items()}
+    state = dictionary(**layer(""), **known, _init_args=b")", _init_kwargs=dictionary())
+    return program(dictionary(ema=persistent(class_name=text(outer), state=state)), 4)
