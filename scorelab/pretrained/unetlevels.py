@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from scorelab.pretrained.layers import Conv, GroupNorm, Linear, resample, waves, wide
 from scorelab.pretrained.unetblocks import FIR, Downsample, ResnetBlock, Upsample
 from scorelab.schedules import Discrete
+from scorelab.validation import require_int, require_number, require_positive
 
 
 class Kind(NamedTuple):
@@ -111,7 +112,18 @@ class UNet(nn.Module):
         for field in dataclasses.fields(self):
             if isinstance(value := getattr(self, field.name, None), list):
                 object.__setattr__(self, field.name, tuple(value))
-        owner, levels = type(self).__name__, len(self.block_out_channels)
+        owner = type(self).__name__
+        for name in ("down_block_types", "up_block_types", "block_out_channels"):
+            if not isinstance(value := getattr(self, name), tuple):
+                raise ValueError(f"{owner}.{name} = {value!r}: expected a list, one for each level")
+        for name in ("in_channels", "out_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "sample_size"):
+            # Of some one number may do for all, or none.
+            value = getattr(self, name)
+            for each in value if isinstance(value, tuple) else () if value is None and name[0] in "ns" else (value,):
+                require_int(owner, 1, **{name: each})
+        require_positive(owner, norm_eps=self.norm_eps, mid_block_scale_factor=self.mid_block_scale_factor)
+        require_number(owner, 0, 1, freq_shift=self.freq_shift, dropout=self.dropout)
+        levels = len(self.block_out_channels)
         if not levels or not len(self.down_block_types) == len(self.up_block_types) == levels:
             raise ValueError(
                 f"{owner} has {len(self.down_block_types)} down_block_types, {len(self.up_block_types)} up_block_types and "
