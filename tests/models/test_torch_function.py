@@ -118,7 +118,7 @@ class Tensor:
 
 
 def test_tensors_go_there_and_back_by_dlpack(monkeypatch):
-    """With a stand-in of torch; ``test_own`` has the real one where it is installed."""
+    """With a stand-in of torch; ``tests/pretrained/test_own.py`` has the real one where it is installed."""
     seen = []
 
     class Mode:
