@@ -28,8 +28,8 @@ from scorelab.processes import LinearGaussian
 from scorelab.validation import require_choice
 
 if TYPE_CHECKING:
-    from scorelab.pretrained.text import TextEncoder  # pyright: ignore[reportMissingImports]
-    from scorelab.pretrained.vae import Latents  # pyright: ignore[reportMissingImports]
+    from scorelab.pretrained.text import TextEncoder
+    from scorelab.pretrained.vae import Latents
 
 # The scale of images of `ScoreSdeVeScheduler`, k / 255: cells whose outermost centres are 0 and 1.
 UNIT = Pixels(low=-1 / 510, high=511 / 510)

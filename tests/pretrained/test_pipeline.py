@@ -12,8 +12,6 @@ from scorelab.pretrained import kinds, store
 from tests.pretrained.crafted import FILES
 from tests.references.drawn import digest, drawn
 
-for part in ("unet2d", "vae", "dit", "text"):
-    pytest.importorskip(f"scorelab.pretrained.{part}")
 STORED = np.load(FILES.parent / "pretrained_pipeline.npz")
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
