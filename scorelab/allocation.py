@@ -13,12 +13,15 @@ KEPT = 2**31 - 1
 
 
 def keep_freed() -> bool:
-    """Let glibc keep what is freed at the end of its heap, up to 2 GB; False where the C library is another one.
+    """Let glibc keep what is freed, for the next call; False where the C library is another one.
 
     XLA allocates the temporaries of a program anew at every call on the CPU. Blocks of 32 MB and more are mapped for it and
     unmapped again, and every page is filled with zeros when it is touched first. That was a quarter of the gradient of a U-Net of
     28 x 28 images. Where the environment has a setting (``MALLOC_ARENA_MAX``, ``MALLOC_MMAP_MAX_``, ``MALLOC_TRIM_THRESHOLD_``,
     ``GLIBC_TUNABLES``), nothing is changed.
+
+    Of what is free at the end of the heap, all beyond 2 GB goes back to the system. What lies below a block in use stays with the
+    process, however much it is, and is used again by the next that asks for memory.
     """
     told = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     if told or not sys.platform.startswith("linux"):

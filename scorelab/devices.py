@@ -84,7 +84,7 @@ def use_all_cores(count: int | None = None) -> int:
     """Make the CPU as many devices of JAX as there are cores, so that ``mesh="auto"`` can use them; their number is returned.
 
     Call it before anything is computed: in a script or a notebook right after the imports. On a machine with an accelerator JAX
-    computes there as before. Several calls are as good as one. What a program frees stays with the process, up to 2 GB
+    computes there as before. Several calls are as good as one. What a program frees stays with the process
     (:mod:`scorelab.allocation`).
 
     Args:

@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Kind:
+        """Of the published name of a block, such as ``CrossAttnDownBlock2D``."""
         name = name.removeprefix("UNetRes")
         return cls(name.startswith("Attn"), name.startswith("CrossAttn"), "Skip" in name, name.startswith("Resnet"))
 
