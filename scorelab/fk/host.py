@@ -176,4 +176,4 @@ def _finish(solver, visit, state, index, records, known, log_weights):
     state = walk.finish(dataclasses.replace(solver, potential=potential), visit, state, index)
     x = solver.decode(visit.model.process, state.y, state.carry)
     outputs = dict(log_weights=log_weights) | solver.outputs(state.carry, records)
-    return dict(x=x, bad=state.bad, outputs=outputs, path=None)
+    return dict(x=x, bad=state.bad, outputs=outputs, path=None, zero=jnp.zeros((), log_weights.dtype))
