@@ -28,8 +28,9 @@ def fingerprint(fn: Callable) -> str:
 
     That is its compiled code, defaults, enclosed values and the global ones that it names; the same of the functions, classes and
     objects among them that are no part of an installed package; bytes of arrays and of tensors. An object of an installed package
-    counts by its ``repr`` and, where it has one, by its ``state_dict()``, as modules of torch do; a function of one by its name and
-    what it encloses. Comments do not count, and the version of Python does.
+    counts by its ``repr`` and by its ``state_dict()``, as modules of torch do, or else by the arrays, such modules, and functions
+    that its attributes hold; a function of one by its name and what it encloses. Comments do not count, and the version of Python
+    does.
 
     Values count as they are now. So does what a function collects while it is called, such as a list, but for the cache of
     ``functools.lru_cache`` and what ``__getstate__`` of a class of the caller leaves out, as for pickle.
@@ -95,9 +96,9 @@ def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
         yield from each((wrapped,))
     else:
         yield _ADDRESS.sub("", repr(value)).encode()
-        if callable(state := getattr(value, "state_dict", None)):
-            # A module of torch, whose repr has no weights.
-            yield from each((state(),))
+        # A repr has no weights, or few of them.
+        state = getattr(value, "state_dict", None)
+        yield from each((state(),) if callable(state) else _held(value))
 
 
 # What may be one object or several equal ones.
@@ -116,6 +117,29 @@ _PARTS: dict[type, tuple[str, ...]] = {
 def _each(values: Iterable[Any], seen: dict[int, Any]) -> Iterator[bytes]:
     for value in values:
         yield from _pieces(value, seen)
+
+
+def _held(value: Any) -> Iterator[Any]:
+    """The arrays, modules, functions and objects of the caller that an object of an installed package holds."""
+    todo, met = [value], {}
+    while todo:
+        part = todo.pop()
+        if isinstance(part, (*_PLAIN, type, types.ModuleType)) or id(part) in met:
+            continue
+        met[id(part)] = part
+        if isinstance(part, Mapping):
+            todo += reversed(part.values())
+        elif isinstance(part, tuple | list):
+            todo += reversed(part)
+        elif part is not value and (
+            isinstance(part, types.FunctionType | types.MethodType)
+            or (hasattr(part, "dtype") and hasattr(part, "shape"))
+            or callable(getattr(part, "state_dict", None))
+            or _own(_file(type(part)), type(part).__module__)
+        ):
+            yield part
+        else:
+            todo += reversed(getattr(part, "__dict__", {}).values())
 
 
 def _array(value: Any) -> np.ndarray | None:

@@ -165,6 +165,9 @@ class Holding:
     def __init__(self, network):
         self.network = network
 
+    def __repr__(self):
+        return "Holding(...)"
+
     def __call__(self, x):
         return self.network(x)
 
@@ -221,9 +224,11 @@ def test_weights_of_modules_of_torch_count(monkeypatch):
     # Of few bits, which NumPy does not know.
     small = [fingerprint(around(Module(values, dtype="torch.bfloat16"))) for values in (ones, others)]
     assert len({*small, fingerprint(around(Module(ones)))}) == 3
-    # The caller's own, which holds such a module.
-    own = [Holding(Module(values)) for values in (ones, others)]
-    assert fingerprint(own[0]) != fingerprint(own[1])
+    # The caller's own, which holds such a module, and a pipeline of a package.
+    for module in (Holding.__module__, "numpy"):
+        monkeypatch.setattr(Holding, "__module__", module)
+        held = [fingerprint(around(Holding({"parts": [Module(values)]}))) for values in (ones, ones, others)]
+        assert held[0] == held[1] != held[2]
     with pytest.raises(TypeError, match=r"refers to a Tensor of torch\.quint8 and shape \(3,\), whose numbers cannot be read"):
         fingerprint(around(Module(ones, dtype="torch.quint8")))
 
@@ -243,5 +248,7 @@ def test_a_function_in_a_decorator_of_a_package_counts():
     """As under ``torch.no_grad()``: what is called is the package's, under the name of what it wraps."""
     wrapped = [contextlib.contextmanager(eval(f"lambda x: x * {scale}")) for scale in (1, 1, 2)]
     first, equal, other = map(fingerprint, wrapped)
-    assert first == equal
-    assert first != other
+    assert first == equal != other
+    # An object of a package around it.
+    first, equal, other = (fingerprint(np.vectorize(eval(f"lambda x: x * {scale}"))) for scale in (1, 1, 2))
+    assert first == equal != other
