@@ -11,7 +11,7 @@ import sysconfig
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
     elif parts := [getattr(value, name) for name in _PARTS.get(type(value), ())]:
         yield from each(parts)
     elif (array := _array(value)) is not None:
-        yield str(value.dtype).encode()
+        yield str(cast(Any, value).dtype).encode()
         yield from each((array.shape, *array.ravel())) if array.dtype == object else (content(array).encode(),)
     elif _own(_file(type(value)), type(value).__module__):
         yield from each((type(value), value.__getstate__()))
@@ -128,7 +128,7 @@ def _held(value: Any) -> Iterator[Any]:
             continue
         met[id(part)] = part
         if isinstance(part, Mapping):
-            todo += reversed(part.values())
+            todo += reversed(tuple(part.values()))
         elif isinstance(part, tuple | list):
             todo += reversed(part)
         elif part is not value and (
@@ -139,7 +139,7 @@ def _held(value: Any) -> Iterator[Any]:
         ):
             yield part
         else:
-            todo += reversed(getattr(part, "__dict__", {}).values())
+            todo += reversed(tuple(getattr(part, "__dict__", {}).values()))
 
 
 def _array(value: Any) -> np.ndarray | None:

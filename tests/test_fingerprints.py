@@ -198,7 +198,9 @@ class Tensor:
 
 
 class Module:
-    """A module of an installed package, whose repr has no weights."""
+    """A module of an installed package, whose weights only ``state_dict`` shows."""
+
+    __slots__ = ("weight",)
 
     def __init__(self, *values, **more):
         self.weight = Tensor(*values, **more)
