@@ -16,8 +16,8 @@ _last: list[Exception] = []
 logging.getLogger("jax._src.callback").addFilter(lambda record: not (record.exc_info and record.exc_info[1] in _last))
 
 
-def remembered(fn: Callable, asks: Callable | None = None) -> Callable:
-    """``fn`` for a callback of JAX: what it raises is kept for :func:`own_errors`; ``asks`` is the caller's function in it."""
+def remembered(fn: Callable, *asks: Callable) -> Callable:
+    """``fn`` for a callback of JAX: what it raises is kept for :func:`own_errors`; ``asks`` are the caller's functions in it."""
 
     @functools.wraps(fn)
     def call(*args):

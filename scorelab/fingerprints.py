@@ -9,10 +9,12 @@ import re
 import sys
 import sysconfig
 import types
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scorelab.pytrees import content
@@ -25,24 +27,24 @@ def fingerprint(fn: Callable) -> str:
     """SHA-256 of what a function follows from, as far as Python shows it.
 
     That is its compiled code, defaults, enclosed values and the global ones that it names; the same of the functions, classes and
-    objects among them that are no part of an installed package; bytes of arrays. An object of an installed package counts by its
-    ``repr``, a function of one by its name. Comments do not count, and the version of Python does. One function has one
-    fingerprint in a process: what it collects while it is called, such as a cache, is no part.
+    objects among them that are no part of an installed package; bytes of arrays and of tensors. An object of an installed package
+    counts by its ``repr`` and by its ``state_dict()``, as modules of torch do, or else by the arrays, such modules, and functions
+    that its attributes hold; a function of one by its name and what it encloses. Comments do not count, and the version of Python
+    does.
+
+    Values count as they are now. So does what a function collects while it is called, such as a list, but for the cache of
+    ``functools.lru_cache`` and what ``__getstate__`` of a class of the caller leaves out, as for pickle.
+
+    Raises:
+        TypeError: a tensor whose numbers cannot be read.
     """
-    return _kept(fn) if isinstance(fn, Hashable) else _digest(fn)
-
-
-def _digest(fn: Callable) -> str:
     digest = hashlib.sha256("{}.{}".format(*sys.version_info).encode())
     for piece in _pieces(fn, {}):
         digest.update(b"%d " % len(piece) + piece)
     return digest.hexdigest()
 
 
-_kept = functools.lru_cache(maxsize=64)(_digest)
-
-
-def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+def _pieces(value: Any, seen: dict[int, tuple[int, Any]]) -> Iterator[bytes]:
     """What a value follows from, as texts in an order that does not depend on the process; ``seen`` keeps what was met alive."""
     yield type(value).__name__.encode()
     if isinstance(value, _PLAIN):
@@ -51,8 +53,10 @@ def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     # Which constants are one object depends on whether the code was compiled or read.
     if not isinstance(value, _CONSTANT):
         if id(value) in seen:
+            # Which one it is.
+            yield str(seen[id(value)][0]).encode()
             return
-        seen[id(value)] = value
+        seen[id(value)] = len(seen), value
     each = functools.partial(_each, seen=seen)
     if isinstance(value, types.CodeType):
         yield value.co_code
@@ -69,8 +73,11 @@ def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
         yield value.__name__.encode()
     elif isinstance(value, types.FunctionType):
         yield f"{value.__module__}.{value.__qualname__}".encode()
-        if _own(value.__code__.co_filename, value.__module__):
-            inside = inspect.getclosurevars(value).nonlocals
+        inside = inspect.getclosurevars(value).nonlocals
+        if not _own(value.__code__.co_filename, value.__module__):
+            # Around a function of the caller, such as torch.no_grad makes it.
+            yield from each((inside, getattr(value, "__wrapped__", None)))
+        else:
             yield from each((value.__code__, value.__defaults__, value.__kwdefaults__, inside, _globals(value)))
     elif isinstance(value, type):
         yield f"{value.__module__}.{value.__qualname__}".encode()
@@ -80,14 +87,18 @@ def _pieces(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     elif parts := [getattr(value, name) for name in _PARTS.get(type(value), ())]:
         yield from each(parts)
     elif (array := _array(value)) is not None:
-        yield from each(array.tolist()) if array.dtype == object else (content(array).encode(),)
-    elif _own(_file(type(value)), type(value).__module__) and hasattr(value, "__dict__"):
-        yield from each((type(value), vars(value)))
+        yield str(cast(Any, value).dtype).encode()
+        yield from each((array.shape, *array.ravel())) if array.dtype == object else (content(array).encode(),)
+    elif _own(_file(type(value)), type(value).__module__):
+        yield from each((type(value), value.__getstate__()))
     elif (wrapped := getattr(value, "__wrapped__", None)) is not None:
         # Around a function: of functools.lru_cache, or of jax.jit.
         yield from each((wrapped,))
     else:
         yield _ADDRESS.sub("", repr(value)).encode()
+        # A repr has no weights, or few of them.
+        state = getattr(value, "state_dict", None)
+        yield from each((state(),) if callable(state) else _held(value))
 
 
 # What may be one object or several equal ones.
@@ -108,14 +119,46 @@ def _each(values: Iterable[Any], seen: dict[int, Any]) -> Iterator[bytes]:
         yield from _pieces(value, seen)
 
 
+def _held(value: Any) -> Iterator[Any]:
+    """The arrays, modules, functions and objects of the caller that an object of an installed package holds."""
+    todo, met = [value], {}
+    while todo:
+        part = todo.pop()
+        if isinstance(part, (*_PLAIN, type, types.ModuleType)) or id(part) in met:
+            continue
+        met[id(part)] = part
+        if isinstance(part, Mapping):
+            todo += reversed(tuple(part.values()))
+        elif isinstance(part, tuple | list):
+            todo += reversed(part)
+        elif part is not value and (
+            isinstance(part, types.FunctionType | types.MethodType)
+            or (hasattr(part, "dtype") and hasattr(part, "shape"))
+            or callable(getattr(part, "state_dict", None))
+            or _own(_file(type(part)), type(part).__module__)
+        ):
+            yield part
+        else:
+            todo += reversed(tuple(getattr(part, "__dict__", {}).values()))
+
+
 def _array(value: Any) -> np.ndarray | None:
     if not (hasattr(value, "dtype") and hasattr(value, "shape")):
         return None
     try:
-        return np.asarray(value)
-    except Exception:
-        # A tensor of another package that wants to be asked in another way.
-        return None
+        if callable(getattr(value, "detach", None)):
+            # A tensor of torch. NumPy does not know all of its types: those of few bits are numbers of float32.
+            value = value.detach().cpu()
+            return (value.float() if "bfloat" in str(value.dtype) or "float8" in str(value.dtype) else value).numpy()
+        typed = isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(value) if typed else value)
+    except Exception as error:
+        raise TypeError(
+            f"a function that refers to a {type(value).__name__} of {value.dtype} and shape {value.shape}, whose numbers cannot be "
+            f"read: expected what NumPy can hold ({error})"
+        ) from error
+    # What only has a shape, and no numbers, becomes an array of itself.
+    return None if array.dtype == object and not array.ndim and array.item() is value else array
 
 
 def _globals(fn: types.FunctionType) -> dict[str, Any]:

@@ -415,10 +415,11 @@ def sample_to(
 
     The folder keeps a description: model, parameters, solver, grid, start, key, ids, conditions, shape, chunk, scale, devices,
     versions, and the program itself, so that changed code of the caller is seen. Samples of another description are never mixed.
-    The program does not hold the code of functions that it calls on the host, so none are accepted but the reward of
-    :class:`scorelab.fk.Callback`. Its description has the code of that function and the values and functions it refers to, but for
-    those of installed packages (:func:`scorelab.fingerprints.fingerprint`). What it follows from beside them, such as a file, is to
-    be named in ``record``.
+    The program does not hold the code of functions that it calls on the host, so none are accepted but those of
+    :class:`scorelab.fk.Callback`, :class:`scorelab.models.HostFunction` and :class:`scorelab.models.TorchFunction`. The description
+    has their code, and the values and functions they refer to as they are when this is called
+    (:func:`scorelab.fingerprints.fingerprint`, which says what it sees of installed packages). What they follow from beside them,
+    such as a file, is to be named in ``record``.
 
     Several hosts that share the folder take every ``hosts``-th chunk each, and compute on their own devices. They exchange
     nothing, so another number of them may go on.
@@ -660,26 +661,26 @@ def _refuse_others_shards(folder: Path, claimed: Mapping[str, Path], digest: str
 
 
 def _on_host(programs: Sequence[Any]) -> list[str]:
-    """The functions of the caller that programs call on the host, each with what it follows from.
+    """The functions of the caller that programs call on the host, in their order, each with what it follows from.
 
     Raises:
         ValueError: one that is not called through this package: nothing sees its code.
     """
-    found = set()
+    found: dict[str, None] = {}
     for equation in _equations(programs):
         if equation.primitive.name not in _CALLBACKS:
             continue
         fn = equation.params["callback"]
         fn = getattr(fn, "callback_func", fn)
-        if str(getattr(fn, "__module__", "")).split(".")[0] != __name__.split(".")[0]:
+        if not (asks := getattr(fn, "asks", ())):
             name = getattr(fn, "__qualname__", repr(fn))
             raise ValueError(
                 f"sample_to of a program that calls {name} on the host (jax.{equation.primitive.name}), whose code the description "
-                "cannot see: expected code that JAX traces, a reward through scorelab.fk.Callback, or scorelab.sample"
+                "cannot see: expected code that JAX traces, a reward through scorelab.fk.Callback, a model through "
+                "scorelab.models.HostFunction, or scorelab.sample"
             )
-        if (asks := getattr(fn, "asks", None)) is not None:
-            found.add(f"{getattr(asks, '__qualname__', type(asks).__qualname__)} {fingerprint(asks)}")
-    return sorted(found)
+        found |= {f"{getattr(asked, '__qualname__', type(asked).__qualname__)} {fingerprint(asked)}": None for asked in asks}
+    return list(found)
 
 
 def _equations(programs: Sequence[Any]) -> Iterator[Any]:

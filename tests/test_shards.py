@@ -20,6 +20,7 @@ import pytest
 
 import scorelab as sl
 from scorelab import NonFiniteSample, Shards, data, densities, fk, grids, models, processes, schedules, solvers, starts
+from scorelab.callbacks import remembered
 from scorelab.errors import ConfigError
 from scorelab.files import DamagedFile
 from scorelab.lock import Lock
@@ -616,7 +617,13 @@ def test_code_on_the_host_that_no_description_sees_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"doubled.* on the host \(jax\.pure_callback\), whose code the description cannot see"):
         sl.sample_to(tmp_path / "set", model, **given)
     assert not (tmp_path / "set").exists()
-    # The reward of the package's own is said in the documentation; what only prints changes no sample.
+    # So is what goes through this package and says nothing of the caller's function.
+    silent = lambda y, t, cond=None: jax.pure_callback(
+        remembered(lambda y: np.asarray(y) / 2), jax.ShapeDtypeStruct(y.shape, y.dtype), y, vmap_method="sequential"
+    )
+    with pytest.raises(ValueError, match="whose code the description cannot see"):
+        sl.sample_to(tmp_path / "set", models.FunctionModel(silent, EDM, returns="denoised"), **given)
+    # What only prints changes no sample.
     solver = fk.FeynmanKac(
         base=solvers.EulerMaruyama(), potential=fk.Difference(fk.Callback(lambda x: x[:, 0]), 1.0), policy=fk.Always(), particles=4
     )
@@ -644,14 +651,31 @@ def test_the_code_of_a_reward_on_the_host_is_part_of_the_description(tmp_path):
     for changed in (rewarded(2.0), rewarded(1.0, "scale + x[:, 0]")):
         with pytest.raises(ValueError, match=r"holds samples that were made otherwise: code on the host was \['<lambda> .* and is"):
             into(changed)
-    # What a function collects while it is called is not what it is.
-    asked = []
-    counted = lambda x: asked.append(len(x)) or x[:, 0]
-    into(counted, tmp_path / "counted")
-    assert asked
-    count = len(asked)
-    assert into(counted, tmp_path / "counted").missing == ()
-    assert len(asked) == count
+    # A name that is given another value, as in a notebook.
+    names = dict(scale=1.0)
+    named = eval("lambda x: scale * x[:, 0]", names)
+    into(named, tmp_path / "named")
+    names["scale"] = 2.0
+    with pytest.raises(ValueError, match="holds samples that were made otherwise: code on the host"):
+        into(named, tmp_path / "named")
+
+
+def test_the_code_of_a_model_on_the_host_is_part_of_the_description(tmp_path):
+    def into(*fns, vjp=None, kind=models.HostFunction):
+        hosted = [models.FunctionModel(kind(fn, **vjp or {}), EDM, returns="denoised") for fn in fns]
+        model = models.ClassifierFreeGuidance(model=hosted[0], unconditional=hosted[1], scale=2.0)
+        given = dict(solver=solvers.DDIM(), grid=grids.Karras(2), key=jax.random.key(0), shape=(4, 2), chunk=4)
+        return sl.sample_to(tmp_path / "set", model, **given)
+
+    half, third = (eval(f"lambda y, t, cond: y / {number}") for number in (2, 3))
+    first = into(half, third)
+    assert len(first.made["code on the host"]) == 2
+    # Equal functions go on; others, others in their places, and another derivative do not.
+    assert into(eval("lambda y, t, cond: y / 2"), third).digest == first.digest
+    changed = [((half, half), {}), ((third, half), {}), ((half, third), dict(vjp=dict(vjp=lambda y, t, cond, cotangent: y)))]
+    for fns, more in changed:
+        with pytest.raises(ValueError, match=r"holds samples that were made otherwise: .*code on the host"):
+            into(*fns, **more)
 
 
 def test_states_that_are_not_finite_are_told_with_their_ids(tmp_path):

@@ -78,7 +78,9 @@ def _on_host(owner: HostFunction, method: str, y: Array, *others: Any) -> Array:
             )
         return found.astype(y.dtype)
 
-    return jax.pure_callback(remembered(call), jax.ShapeDtypeStruct(y.shape, y.dtype), y, *others, vmap_method="sequential")
+    asks = [fn for fn in (owner.fn, owner.vjp) if fn is not None]
+    result = jax.ShapeDtypeStruct(y.shape, y.dtype)
+    return jax.pure_callback(remembered(call, *asks), result, y, *others, vmap_method="sequential")
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -122,8 +124,8 @@ _differentiable.defvjp(_forward, _backward)
 class TorchFunction(HostFunction):
     """A function ``(y, t, cond)`` of torch tensors, such as a module, as one of JAX; ``vjp`` is torch's own reverse mode.
 
-    Tensors on the CPU share the memory of the arrays of JAX, by dlpack; for another ``device`` they are copied there and back. It
-    imports torch when it is first called. See :class:`HostFunction` for what holds of both.
+    Tensors are copies of the arrays of JAX, so that the function may work in place. It imports torch when it is first called. See
+    :class:`HostFunction` for what holds of both.
 
     Attributes:
         device: of torch, such as ``"cuda"``, on which the function is called.
@@ -155,19 +157,13 @@ class TorchFunction(HostFunction):
         y, t, cond, cotangent = self._tensors(torch, (y, t, cond, cotangent))
         y = y.detach().requires_grad_(True)
         with torch.enable_grad():
-            out = self.fn(y, t, cond)
+            # A copy, since torch refuses to work in place on what a derivative is asked in.
+            out = self.fn(y.clone(), t, cond)
             return _back(torch.autograd.grad(out, y, cotangent.to(out.dtype))[0])
 
     def _tensors(self, torch: Any, tree: Pytree) -> Any:
-        return jax.tree.map(lambda array: _tensor(torch, array).to(self.device), tree)
-
-
-def _tensor(torch: Any, array: Array) -> Any:
-    try:
-        return torch.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError, ValueError, AttributeError):
-        # Memory that may not be shared, such as one that may not be written.
-        return torch.from_numpy(np.array(array))
+        # A tensor of dlpack shares the memory of JAX, which nothing may write to.
+        return jax.tree.map(lambda array: torch.from_dlpack(array).to(self.device, copy=True), tree)
 
 
 def _back(tensor: Any) -> Any:

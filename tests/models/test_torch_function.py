@@ -105,8 +105,11 @@ class Tensor:
 
     dtype = property(lambda self: self.array.dtype)
 
-    def to(self, where):
-        return self
+    def to(self, where, copy=False):
+        return Tensor(self.array.copy()) if copy else self
+
+    def clone(self):
+        return self.to(None, copy=True)
 
     detach = cpu = lambda self: self
 
@@ -145,6 +148,14 @@ def test_tensors_go_there_and_back_by_dlpack(monkeypatch):
     np.testing.assert_allclose(fn(y, 0.7), EXACT(y, 0.7).denoised, rtol=1e-6)
     assert seen
     assert np.ndarray not in seen
+
+    def in_place(y, t, cond):
+        """As ``ReLU(inplace=True)`` does."""
+        y.array *= 0
+        return Tensor(y.array + 1)
+
+    doubled, kept = jax.jit(lambda y: (TorchFunction(in_place)(y, 0.7), y))(y)
+    np.testing.assert_array_equal([doubled, kept, y], np.ones((3, 3, 2)))
     gradient = jax.grad(lambda y: fn(y, 0.7).sum())(y)
     np.testing.assert_allclose(gradient, jax.grad(lambda y: EXACT(y, 0.7).denoised.sum())(y), rtol=1e-6)
     with pytest.raises(TypeError, match="without one"):
