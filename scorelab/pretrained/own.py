@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from scorelab import processes, schedules
+from scorelab import data, processes, schedules
+from scorelab.data import Transform
 from scorelab.errors import WeightsError, shown
 from scorelab.experiment.describe import describe
 from scorelab.models import BoundDenoiser, Denoiser, nets
@@ -26,28 +27,44 @@ from scorelab.validation import require_spec
 KIND = "scorelab"
 # Where the classes in a config are looked up, and nowhere else.
 _PLACES = (nets, processes, schedules)
+# Of what `data` has, since the rest reads files; names are not those of the others, as `Identity` is in both.
+_TRANSFORMS = {
+    name: kind
+    for name in data.__all__
+    if isinstance(kind := getattr(data, name), type) and issubclass(kind, Transform) and dataclasses.is_dataclass(kind)
+}
 
 
 def export(
-    model: BoundDenoiser, folder: str | Path, *, event: tuple[int, ...], name: str = "", licence: str | None = None
+    model: BoundDenoiser,
+    folder: str | Path,
+    *,
+    event: tuple[int, ...],
+    transform: Transform | None = None,
+    name: str = "",
+    licence: str | None = None,
 ) -> Folder:
     """Write a denoiser as ``model.safetensors`` and ``config.json``, which :func:`model` and other programs read.
 
     Names are those of the layers with ``.`` between, kernels lie as torch has them: ``(out, in)``, and ``(out, in, k, k)`` of a
-    convolution. The config has the fields of the network, the parameterisation, the deviation of the data, and the process.
+    convolution. The config has the fields of the network, the parameterisation, the deviation of the data, the process, and the
+    scale of the data where that is given.
 
     Args:
         model: a denoiser with a network of :mod:`scorelab.models.nets`.
         folder: a new folder.
         event: the shape of one sample as the network sees it, ``(height, width, channels)``.
+        transform: from stored values to what the network sees, and back, one of :mod:`scorelab.data`; None for unknown.
         name: of the model; that of the folder by default.
         licence: of the weights, as SPDX has it; None for unknown.
 
     Raises:
-        WeightsError: a network or a process of another package, parameters that are not of the network, or there is something at
-            ``folder``.
+        WeightsError: a network, a process or a transform of another package, parameters that are not of the network, or there is
+            something at ``folder``.
+        TypeError: what is no model, or no transform.
     """
     require_spec("own.export", BoundDenoiser, model=model)
+    require_spec("own.export", Transform | None, transform=transform)
     folder, denoiser = Path(folder), model.denoiser
     said = describe(denoiser)
     config = dict(
@@ -59,8 +76,12 @@ def export(
         event=list(event),
         licence=dict(id=licence, url=None),
     )
-    for field, spec in (("network", denoiser.net), ("process", denoiser.process)):
-        if _built(config[field], shown(folder)) != spec:
+    stated: dict[str, tuple[Any, Any]] = dict(network=(denoiser.net, None), process=(denoiser.process, None))
+    if transform is not None:
+        config["transform"] = _plain(describe(transform))
+        stated["transform"] = transform, _TRANSFORMS
+    for field, (spec, among) in stated.items():
+        if _built(config[field], shown(folder), among) != spec:
             raise WeightsError(f"{shown(folder)}: {field} {spec!r}: expected one that is made of the classes of scorelab")
     expected = shapes(denoiser, event)
     if different := differences({"/".join(path): np.shape(leaf) for path, leaf in _flat(model.params).items()}, expected):
@@ -130,6 +151,20 @@ def model(folder: Folder) -> BoundDenoiser:
     return denoiser.bind(tree)
 
 
+def transform(folder: Folder) -> Transform | None:
+    """From stored values to what the network sees, and back, as :func:`export` was told; None where the folder does not say.
+
+    Raises:
+        WeightsError: what it says is no transform.
+    """
+    name = shown(folder.path)
+    if (said := folder.config.get("transform")) is None:
+        return None
+    if not isinstance(found := _built(said, name, _TRANSFORMS), Transform):
+        raise WeightsError(f"{name}: transform {said!r}: expected one of scorelab.data, such as Pixels")
+    return found
+
+
 def _flat(tree: Mapping[str, Any]) -> dict[Any, Any]:
     return flatten_dict(tree["params"])
 
@@ -149,20 +184,24 @@ def _plain(said: Any) -> Any:
     return [_plain(value) for value in said] if isinstance(said, list) else said
 
 
-def _built(said: Any, name: str) -> Any:
-    """The spec that a config states."""
+def _built(said: Any, name: str, among: Mapping[str, type] | None = None) -> Any:
+    """The spec that a config states; ``among`` has the classes by name where these are not those of the networks."""
     if isinstance(said, list):
-        return tuple(_built(value, name) for value in said)
+        return tuple(_built(value, name, among) for value in said)
     if said in ("inf", "-inf"):
         return math.inf if said == "inf" else -math.inf
     if not isinstance(said, Mapping):
         return said
-    fields = {key: _built(value, name) for key, value in said.items() if key != "type"}
+    fields = {key: _built(value, name, among) for key, value in said.items() if key != "type"}
     if "type" not in said:
         return fields
-    kind = next((getattr(place, said["type"]) for place in _PLACES if said["type"] in place.__all__), None)
+    if among is None:
+        kind = next((getattr(place, said["type"]) for place in _PLACES if said["type"] in place.__all__), None)
+    else:
+        kind = among.get(said["type"])
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise WeightsError(f"{name}: {said['type']!r}: expected a network, a condition, a process or a schedule of scorelab")
+        expected = "a network, a condition, a process or a schedule of scorelab" if among is None else ", ".join(among)
+        raise WeightsError(f"{name}: {said['type']!r}: expected {expected}")
     try:
         # Members by name are arguments of their own.
         return kind(**dict(fields["parts"])) if kind is nets.Composite else kind(**fields)
