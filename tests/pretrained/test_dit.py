@@ -177,6 +177,20 @@ def test_a_converted_folder_is_a_model_under_every_process(copied, tmp_path):
         assert np.abs(edm(x / alpha, sigma / alpha, labels).denoised - wanted).max() < most
 
 
+def test_beyond_both_ends_of_the_chain_it_is_told_the_end():
+    """Noise levels of EDM reach below and above those of the chain, 0.01 and 157."""
+    net, edm = dit.DiT(**TINY), processes.Gaussian(schedule=schedules.EDM(sigma_min=0.002))
+    tensors = drawn({key: array.shape for key, array in dit.published(zeros(dit.shapes(net))).items()}, 1)
+    tree, x = dit.params(net, tensors), jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
+    ask = lambda c_noise: asked(net, tree, x, jnp.full(2, c_noise, jnp.float32), jnp.array([2, 0]))
+    for sigma, end, inside in ((0.002, 0.0, 4.0), (200.0, 999.0, 980.0)):
+        wanted = ask(told(end))
+        # Float32 knows the index of an end to 1e-4.
+        assert error(ask(-edm.log_snr(sigma) / 8), wanted) < 1e-4
+        # An index as far inside as these levels are outside is told from the end.
+        assert error(ask(told(inside)), wanted) > 1e-3
+
+
 def test_other_tensors_are_refused_and_named(case):
     _, net, tensors = case
     less = {key: value for key, value in tensors.items() if key != "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"}
