@@ -12,7 +12,7 @@ import pytest
 from scorelab import pretrained
 from scorelab.errors import WeightsError
 from scorelab.models import ClassifierFreeGuidance
-from scorelab.pretrained import edm2, store
+from scorelab.pretrained import edm2, kinds, lora, store
 from tests.pretrained import crafted
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -236,6 +236,12 @@ def test_a_converted_file_is_a_model_with_its_preconditioner(case, tmp_path):
         jax.eval_shape(lambda model, y: ClassifierFreeGuidance(model=model, scale=2.0)(y, 1.0, jnp.asarray(labels)), model, x)
     with pytest.raises(WeightsError, match="kind 'edm': expected edm2"):
         edm2.model(store.write_folder(tmp_path / "other", tensors, dict(kind="edm", network=modules())))
+    # An adapter of the file's kernels is added before they are normalised, and these are.
+    for each in (model, kinds.narrowed(model, "bfloat16")):
+        with pytest.raises(WeightsError, match=r"adapter: edm2\.UNet: expected another network"):
+            lora.load(each, tmp_path / "adapter")
+        with pytest.raises(WeightsError, match=r"adapter: edm2\.UNet: expected another network"):
+            lora.save(tmp_path / "adapter", each, {})
 
 
 @pytest.mark.parametrize(
