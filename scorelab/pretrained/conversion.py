@@ -162,7 +162,7 @@ def parts(source: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
         if not isinstance(said, list) or len(said) != 2 or said[1] is None:
             continue
         if not re.fullmatch(r"[a-z]\w{0,59}", part) or not isinstance(said[1], str):
-            what = f"part {part[:80]!r} of class {str(said[1])[:80]!r}"
+            what = f"part {part[:80]!r} of class {repr(said[1])[:80]}"
             raise WeightsError(f"{shown(source / INDEX)}: {what}: expected names of a folder, of up to 60 letters, and of a class")
         place = source / part if (source / part).is_dir() else source
         if part in LEFT_OUT:
