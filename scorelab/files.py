@@ -90,9 +90,15 @@ def write_text(path: Path, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
-def write_json(path: Path, value: Any) -> Path:
-    """``write_bytes`` of indented JSON."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, limit: int | None = None) -> Path:
+    """``write_bytes`` of indented JSON; ValueError before anything is written where that has more than ``limit`` bytes."""
+    found = bytearray()
+    # Piece by piece: every element of a deep list is indented, so a small value can make a text that no memory holds.
+    for piece in json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False).iterencode(value):
+        found += piece.encode()
+        if limit is not None and len(found) >= limit:
+            raise ValueError(f"more than {limit:,} bytes of JSON")
+    return write_bytes(path, bytes(found + b"\n"))
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray], *, compressed: bool = True) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from scorelab.errors import WeightsError, shown
-from scorelab.files import write_json
 from scorelab.pretrained import torchfile
 from scorelab.pretrained.keys import listed
 from scorelab.pretrained.registry import PUBLISHED, Published
@@ -28,6 +28,7 @@ from scorelab.pretrained.store import (
     read_json,
     read_safetensors,
     sha256,
+    write_config,
     write_folder,
     write_tensors,
 )  # fmt: skip
@@ -75,10 +76,19 @@ def convert(
     Raises:
         WeightsError: the source cannot be read, is not the published file of this name, or there is something at ``out``.
         ConfigError: neither ``out`` nor a folder for downloads.
-        TypeError: ``source`` is no path.
+        TypeError: ``source`` or ``out`` is no path, or another argument is no text.
     """
     if not isinstance(source, str | Path):
         raise TypeError(f"pretrained.convert.source = {source!r}: expected a path")
+    if not isinstance(out, str | Path | None):
+        raise TypeError(f"pretrained.convert.out = {out!r}: expected a path or None")
+    if out is not None and not _is_text(os.fspath(out), "surrogateescape"):
+        raise WeightsError(f"convert.out = {str(out)!r}: expected a path without NUL and surrogates")
+    for field, value in dict(entry=entry, name=name, licence=licence, url=url, revision=revision).items():
+        if not isinstance(value, str | None):
+            raise TypeError(f"pretrained.convert.{field} = {value!r}: expected text or None")
+        if value is not None and not _is_text(value):
+            raise WeightsError(f"convert.{field} = {value!r}: expected text without NUL and surrogates")
     source = Path(source)
     name = source.stem if name is None and source.is_file() else source.name if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name):
@@ -102,6 +112,14 @@ def convert(
     return write_folder(out, tensors, config, _tokenizer(source, "tokenizer") if source.is_dir() else {})
 
 
+def _is_text(value: str, errors: str = "strict") -> bool:
+    """Whether a file can have it as its content or, with ``surrogateescape``, as its name."""
+    try:
+        return b"\0" not in value.encode(errors=errors)
+    except UnicodeEncodeError:
+        return False
+
+
 def _convert_pipeline(
     source: Path, out: Path, name: str, known: Published | None, said: dict[str, Any], origin: dict[str, Any]
 ) -> Pipeline:
@@ -123,7 +141,7 @@ def _convert_pipeline(
             format=FORMAT, name=name, kind=PIPELINE, network=index, parts=list(models), files=files, left_out=left_out,
             numbers=numbers, **said, source=dict(files=hashes, **origin),
         )  # fmt: skip
-        write_json(partial / CONFIG, config)
+        write_config(partial, config)
     found = open_any(out)
     assert isinstance(found, Pipeline)
     return found
@@ -143,10 +161,9 @@ def parts(source: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:
     for part, said in read_json(source / INDEX).items():
         if not isinstance(said, list) or len(said) != 2 or said[1] is None:
             continue
-        if not re.fullmatch(r"[a-z]\w*", part) or not isinstance(said[1], str):
-            raise WeightsError(
-                f"{shown(source / INDEX)}: part {part!r} of class {said[1]!r}: expected names of a folder and of a class"
-            )
+        if not re.fullmatch(r"[a-z]\w{0,59}", part) or not isinstance(said[1], str):
+            what = f"part {part[:80]!r} of class {repr(said[1])[:80]}"
+            raise WeightsError(f"{shown(source / INDEX)}: {what}: expected names of a folder, of up to 60 letters, and of a class")
         place = source / part if (source / part).is_dir() else source
         if part in LEFT_OUT:
             left_out.append(part)

@@ -40,7 +40,7 @@ _KEY = 1 << 60
 
 
 class Budget:
-    """How much may still be done for one file: an opcode costs 1, and so does every element that is copied; and bytes to copy."""
+    """How much may still be done for one file: an opcode costs 1, and so does every element that is copied; and text to make."""
 
     def __init__(self, steps: int, size: int = 0):
         self.steps, self.left = steps, steps
@@ -53,10 +53,10 @@ class Budget:
             raise WeightsError(f"more than {self.steps:,} opcodes and elements: expected no more of a file of weights")
 
     def copy(self, size: int) -> None:
-        """Take ``size`` bytes off; WeightsError where that is more than the file has."""
+        """Take ``size`` characters of text off; WeightsError where that is more than is left."""
         self.room -= size
         if self.room < 0:
-            raise WeightsError(f"more than {self.size:,} bytes, the size of the file, are made of text")
+            raise WeightsError(f"more than {self.size:,} characters of text are made: expected no more of a file of weights")
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,6 +30,8 @@ FORMAT = 1
 TENSORS, CONFIG = "model.safetensors", "config.json"
 # The kind of a folder of several models.
 PIPELINE = "pipeline"
+# A name of a file or of a folder in a config, that every system takes: 255 bytes are usual, and a letter has up to 4.
+_NAME = r"\w[\w.-]{0,59}"
 # The most bytes of a JSON file, and of a file that is copied.
 _JSON, _COPIED = 1 << 24, 1 << 26
 # Those of safetensors that arrays have.
@@ -45,14 +47,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:20]}, which is not finite")
+    return value
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; WeightsError where the file holds none."""
+    """A JSON object; WeightsError where the file holds none, or what JSON has not: NaN, infinity, or half of a character."""
     try:
         if path.stat().st_size > _JSON:
             raise ValueError(f"{path.stat().st_size:,} bytes, expected at most {_JSON:,}")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text, parse_constant=_finite, parse_float=_finite)
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}")
+        if "\\u" in text:
+            # Half of a pair can be written as an escape, and is no character.
+            json.dumps(found, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{shown(path)}: expected a JSON object: {error}") from error
     return found
@@ -166,7 +178,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _is_inside(name: Any) -> bool:
     """Whether a name is one of a file or of a folder below the folder that says it."""
-    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None
+    return isinstance(name, str) and re.fullmatch(rf"{_NAME}(/{_NAME})?", name) is not None
 
 
 def open_folder(path: Path) -> Folder:
@@ -190,7 +202,7 @@ def open_any(path: Path) -> Folder | Pipeline:
     config = _config(path)
     if config.get("kind") != PIPELINE:
         return open_folder(path)
-    _require_files(path, config["files"])
+    _require_files(path, config.get("files", {}))
     return Pipeline(path=path, config=config, parts={part: open_folder(path / part) for part in config["parts"]})
 
 
@@ -249,7 +261,15 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray], config: Mappi
         tensors=len(tensors),
         numbers=sum(math.prod(array.shape) for array in tensors.values()),
     )
-    write_json(folder / CONFIG, dict(format=FORMAT, **config, weights=weights))
+    write_config(folder, dict(format=FORMAT, **config, weights=weights))
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write ``config.json``; WeightsError where it would be none that :func:`read_json` reads."""
+    try:
+        write_json(folder / CONFIG, config, limit=_JSON)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{CONFIG} of {config.get('name')!r} cannot be written: {error}") from error
 
 
 def write_folder(

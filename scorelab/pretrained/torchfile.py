@@ -21,13 +21,15 @@ import numpy as np
 from scorelab.errors import WeightsError
 from scorelab.errors import shown as shown_path
 from scorelab.pretrained.pickles import Budget, about, load, shown
-from scorelab.pretrained.torchvalues import DEPTH, PERSISTENT, Module, Storage, Symbols, Tensor
+from scorelab.pretrained.torchvalues import DEPTH, PERSISTENT, Module, Storage, Symbols, Tensor, arguments
 from scorelab.validation import require_int
 
 # The most that is read by default: bytes of a file, opcodes and elements of its pickles.
 MOST_BYTES, MOST_STEPS = 1 << 33, 1_000_000
 # Tensors may share a storage, so a file may hold more than its size, up to a point.
 _SHARED, _SMALL = 4, 1 << 26
+# Characters of the names of tensors: a shared container or module gives what lies in it one more name each time.
+_NAMES = 1 << 22
 # Bytes of the directory of an archive.
 _DIRECTORY = 1 << 26
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -222,7 +224,7 @@ class TorchFile:
         """
         with about(self.name):
             tensors: dict[str, Tensor] = {}
-            for name, tensor in _walk(self._entry(entry), "", Budget(MOST_STEPS)):
+            for name, tensor in _walk(self._entry(entry), "", Budget(MOST_STEPS, _NAMES)):
                 if name in tensors:
                     raise WeightsError(f"two tensors {shown(name)}")
                 tensors[name] = tensor
@@ -245,8 +247,10 @@ class TorchFile:
             root = self._entry(entry)
             if not isinstance(root, Module):
                 return {}
-            parts = {str(name): part for name, part in root.members() if isinstance(part, Module) and part.kind in PERSISTENT}
-            return {name: part.facts() for name, part in {"": root, **parts}.items()}
+            members = root.members(Budget(MOST_STEPS))
+            parts = {str(name): part for name, part in members if isinstance(part, Module) and part.kind in PERSISTENT}
+            left = arguments()
+            return {name: part.facts(left) for name, part in {"": root, **parts}.items()}
 
     def beside(self, entry: str) -> dict[str, Any] | None:
         """Class, arguments and plain attributes of an entry of the outermost dict; None where it is no module.
@@ -255,7 +259,7 @@ class TorchFile:
         """
         with about(self.name):
             found = self._content.get(entry) if isinstance(self._content, dict) else None
-            return found.facts() if isinstance(found, Module) and found.kind in PERSISTENT else None
+            return found.facts(arguments()) if isinstance(found, Module) and found.kind in PERSISTENT else None
 
     def _entry(self, entry: str | None) -> Any:
         known = ", ".join(map(shown, self.entries))
@@ -269,10 +273,10 @@ class TorchFile:
         return self._content if entry == "" else self._content[entry]
 
 
-def _children(value: Any) -> Iterator[tuple[Any, Any]]:
+def _children(value: Any, budget: Budget) -> Iterator[tuple[Any, Any]]:
     """What lies in a module or container, by name."""
     if isinstance(value, Module):
-        yield from value.members()
+        yield from value.members(budget)
     elif isinstance(value, dict):
         yield from value.items()
     elif isinstance(value, list | tuple):
@@ -285,10 +289,12 @@ def _walk(value: Any, name: str, budget: Budget, depth: int = 0) -> Iterator[tup
         raise WeightsError(f"containers or modules {DEPTH} deep: expected fewer")
     if isinstance(value, Tensor):
         yield name, value
-    for key, inner in _children(value):
+    for key, inner in _children(value, budget):
         budget.spend()
         if isinstance(inner, Tensor | Module | dict | list | tuple):
-            yield from _walk(inner, f"{name}.{key}" if name else str(key), budget, depth + 1)
+            inside = f"{name}.{key}" if name else str(key)
+            budget.copy(len(inside))
+            yield from _walk(inner, inside, budget, depth + 1)
 
 
 def _entries(content: Any, budget: Budget) -> dict[str, int]:
@@ -336,7 +342,7 @@ def read(source: Path | str | bytes, *, name: str = "", limit: int = MOST_BYTES,
         else:
             kind = f"it begins with {bytes(data[:8])!r}"
             raise WeightsError(f"{kind}: expected a zip archive or a stream of torch.save, or a pickle of protocol 2 to 5")
-        return TorchFile(name, form, len(data), _entries(content, Budget(steps)), content)
+        return TorchFile(name, form, len(data), _entries(content, Budget(steps, _NAMES)), content)
 
 
 def _mapped(source: Path | str | bytes, limit: int) -> memoryview:

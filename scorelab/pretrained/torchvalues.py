@@ -15,8 +15,9 @@ from scorelab.pretrained.pickles import Budget, Built, Ordered, Symbol, require_
 
 # How deep containers and modules lie in one another.
 DEPTH = 100
-# Axes of a tensor, numbers and texts among the arguments of a network, and numbers of an array that is an attribute.
-_RANK, _ARGUMENTS, _SMALL = 32, 10_000, 64
+# Axes of a tensor, numbers and texts among the arguments of networks, characters of them, and numbers of an array that is an
+# attribute.
+_RANK, _ARGUMENTS, _TEXT, _SMALL = 32, 10_000, 1 << 20, 64
 _STORAGES = {
     "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16, "BFloat16Storage": ml_dtypes.bfloat16,
     "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
@@ -114,24 +115,33 @@ class Module(Built):
             raise WeightsError(f"{name or 'the state'} of {self.kind} is {shown(found)}: expected a dict")
         return found
 
-    def members(self) -> Iterator[tuple[str, Any]]:
-        """Parameters, buffers and modules by name, as ``state_dict`` has them."""
-        left_out = (self.state or {}).get("_non_persistent_buffers_set", ())
-        if not isinstance(left_out, set | frozenset | tuple | list):
-            raise WeightsError(f"_non_persistent_buffers_set of {self.kind} is {shown(left_out)}: expected a set")
+    def members(self, budget: Budget) -> Iterator[tuple[str, Any]]:
+        """Parameters, buffers and modules by name, as ``state_dict`` has them; what is left out is spent as well."""
+        names = (self.state or {}).get("_non_persistent_buffers_set", ())
+        if not isinstance(names, set | frozenset | tuple | list):
+            raise WeightsError(f"_non_persistent_buffers_set of {self.kind} is {shown(names)}: expected a set")
+        budget.spend(len(names))
+        left_out = frozenset(map(require_key, names))
         for part, kind in (("_parameters", Tensor), ("_buffers", Tensor), ("_modules", Module)):
             for name, value in self.part(part).items():
+                budget.spend()
                 if value is None or (part == "_buffers" and name in left_out):
                     continue
                 if not isinstance(value, kind):
                     raise WeightsError(f"{part}[{shown(name)}] of {self.kind} is {shown(value)}: expected a {kind.__name__}")
                 yield name, value
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, left: Budget) -> dict[str, Any]:
         """Its class, the arguments it was made with, and its attributes that are numbers, small arrays or text."""
+        left.spend(len(self.part("")))
         plain = {name: value for name, value in self.part("").items() if _is_plain(value) and not str(name).startswith("_")}
         args, kwargs = (self.state or {}).get("_init_args", ()), self.part("_init_kwargs")
-        return dict(type=self.kind, args=_plain(args), kwargs=_plain(kwargs), attributes=_plain(plain))
+        return dict(type=self.kind, args=_plain(args, left), kwargs=_plain(kwargs, left), attributes=_plain(plain, left))
+
+
+def arguments() -> Budget:
+    """What the arguments and attributes of all modules of a file may have together."""
+    return Budget(_ARGUMENTS, _TEXT)
 
 
 class _Dtype(Built):
@@ -200,20 +210,22 @@ def _is_plain(value: Any) -> bool:
     return _is_scalar(value) or (isinstance(value, _Array) and value.value is not None and value.value.size <= _SMALL)
 
 
-def _plain(value: Any, left: Budget | None = None, depth: int = 0) -> Any:
+def _plain(value: Any, left: Budget, depth: int = 0) -> Any:
     """Numbers, text and containers of them as JSON has them; numbers that are not finite become text."""
-    left = Budget(_ARGUMENTS) if left is None else left
     left.spend()
     if depth > DEPTH:
         raise WeightsError(f"arguments of a network {DEPTH} deep: expected fewer")
     if type(value) is float and not math.isfinite(value):
         return str(value)
     if _is_scalar(value):
+        # Text counts each time: a pickle says it once and names it again, JSON repeats it.
+        left.copy(len(value) if isinstance(value, str) else 0)
         return value
     if isinstance(value, _Array) and value.value is not None:
         left.spend(value.value.size)
         return _plain(value.value.tolist(), left, depth + 1)
     if isinstance(value, dict):
+        left.copy(sum(len(key) for key in value if isinstance(key, str)))
         return {str(key): _plain(item, left, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, left, depth + 1) for item in value]

@@ -235,7 +235,7 @@ def malicious(canary):
             + call(named("_codecs", "encode"), b"h\x00", text("latin1")) * 9,
             4,
         ),
-        "the size of the file",
+        "characters of text are made",
     )
     yield "a billion laughs of tuples", archive(program(dictionary(a=laughs(lambda a, b: a + b + b"\x86")))), "opcodes and elements"
     yield (
@@ -244,6 +244,7 @@ def malicious(canary):
         "opcodes and elements",
     )
     yield "a billion laughs in arguments", laughing(), "opcodes and elements"
+    yield from repeating()
     yield "deep lists", archive(program(dictionary(a=b"](" * (STEPS // 4) + b"e" * (STEPS // 4)))), "100 deep"
     yield "deep tuples", archive(program(dictionary(a=b")" + b"\x85" * (STEPS // 2)))), "100 deep"
     yield "deep modules", deep_modules(), "100 deep"
@@ -368,6 +369,38 @@ def laughing():
     weight = call(named("torch._utils", "_rebuild_parameter"), tensor(of=nested()), b"\x88", ORDERED)
     state = dictionary(_parameters=dictionary(weight=weight), _init_kwargs=dictionary(a=kwargs))
     return program(dictionary(ema=persistent(state=state)), 4)
+
+
+def repeating():
+    """What is written once and named again and again: a file of 100 kB says megabytes or takes minutes."""
+    weight = dictionary(weight=tensor(of=nested()))
+    ema = lambda state: program(dictionary(ema=persistent(state=state)), 4)
+    keys = text("a" * 5000) + b"q\x01", text("b" * 5000) + b"q\x02"
+    body = tensor() + b"q\x03"
+    for level in range(10):
+        # Below the dict of a level lies what it holds, which its tuple keeps.
+        first, second = keys if level == 0 else (b"h\x01", b"h\x02")
+        held, made = bytes([level + 3]), bytes([level + 4])
+        body = tupled(body, b"}" + op("(", first, b"h" + held, second, b"h" + held, b"u") + b"q" + made)
+    yield "names that double", archive(program(dictionary(a=body))), "characters of text are made"
+    long = text("x" * 100_000) + b"q\x00"
+    for what, repeated in (
+        ("a text", op("](", long, b"h\x00" * 200, b"e")),
+        ("a key", op("](", b"}" + long + b"Ns", b"}h\x00Ns" * 200, b"e")),
+    ):
+        yield f"{what} many times in arguments", ema(dictionary(_parameters=weight, _init_args=repeated)), "characters of text"
+    part = persistent(state=dictionary(_init_args=op("](", b"N" * 3000, b"e"))) + b"q\x00"
+    parts = dictionary(**{f"m{i}": b"h\x00" if i else part for i in range(20)})
+    yield "arguments of one module many times", ema(dictionary(_parameters=weight, _modules=parts)), "opcodes and elements"
+    names = op("](", *(text(f"b{i}") for i in range(2000)), b"e")
+    for what, fields in (
+        ("names left out", dict(_non_persistent_buffers_set=names)),
+        ("parameters of none", dict(_parameters=dictionary(**{f"b{i}": b"N" for i in range(2000)}))),
+    ):
+        part = persistent(class_name=text("UNetBlock"), state=dictionary(**fields)) + b"q\x00"
+        parts = dictionary(**{f"m{i}": b"h\x00" if i else part for i in range(100)})
+        yield f"{what} many times", ema(dictionary(_parameters=weight, _modules=parts)), "opcodes and elements"
+    yield "a name left out that is a list", ema(dictionary(_parameters=weight, _non_persistent_buffers_set=b"](]e")), "a key a list"
 
 
 def deep_modules(depth=300):

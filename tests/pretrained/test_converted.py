@@ -141,7 +141,7 @@ def test_bfloat16_is_kept(tmp_path):
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     source, out = FILES / "persistence4.pkl", tmp_path / "out"
-    monkeypatch.setattr(store, "write_json", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(store, "write_json", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="out"):
         pretrained.convert(source, out)
     assert not list(tmp_path.iterdir())
@@ -280,6 +280,66 @@ def test_the_commands(capsys, tmp_path, downloads):
         assert status == 2
         assert text.startswith("scorelab: error: ")
         assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "reason"),
+    [
+        (dict(name=5), TypeError, r"pretrained\.convert\.name = 5: expected text or None"),
+        (dict(out=7), TypeError, r"pretrained\.convert\.out = 7: expected a path or None"),
+        (dict(licence=float("nan")), TypeError, r"convert\.licence = nan"),
+        (dict(revision=object()), TypeError, r"convert\.revision = <object"),
+        (dict(entry=[]), TypeError, r"convert\.entry = \[\]"),
+        (dict(out="x\0y"), WeightsError, r"convert\.out = 'x\\x00y'"),
+        (dict(out="x\ud800"), WeightsError, r"convert\.out = 'x\\ud800'"),
+        (dict(url="\udcff"), WeightsError, r"convert\.url = '\\udcff'"),
+    ],
+)
+def test_arguments_are_refused_before_anything_is_written(given, error, reason, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "write_safetensors", None)
+    with pytest.raises(error, match=reason):
+        pretrained.convert(FILES / "persistence4.pkl", **(dict(out=tmp_path / "out") | given))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e999", '"\\ud800"', '{"\\udfff": 1}'])
+def test_what_json_has_not_is_refused_where_it_is_read(value, tmp_path):
+    (tmp_path / "config.json").write_text(f'{{"a": {value}}}')
+    with pytest.raises(WeightsError, match=r"config\.json: expected a JSON object: .*(not finite|surrogates not allowed)"):
+        store.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(r'{"a": "\ud83d\ude00", "b": -1.5e300}')
+    assert store.read_json(tmp_path / "config.json") == dict(a="\N{GRINNING FACE}", b=-1.5e300)
+
+
+def test_a_config_that_could_not_be_read_again_is_not_written(diffusers, downloads):
+    store.write_safetensors(diffusers / "model.safetensors", dict(a=np.ones(2)))
+    # Indented, each of these zeros is on a line of 1 kB.
+    (diffusers / "config.json").write_text(f'{{"a": {"[" * 500}{"0," * 40_000}0{"]" * 500}}}')
+    with pytest.raises(WeightsError, match=r"config\.json of 'unet' cannot be written: more than 16,777,216 bytes"):
+        pretrained.convert(diffusers)
+    assert not list(downloads.iterdir())
+    index = dict(_class_name="Any", unet=["diffusers", "UNet2DModel"])
+    (diffusers / "config.json").write_text(json.dumps(dict(_class_name="UNet2DModel")))
+    (diffusers.parent / "model_index.json").write_text(json.dumps(index)[:-1] + f', "a": {"[" * 500}{"0," * 40_000}0{"]" * 500}}}')
+    with pytest.raises(WeightsError, match=r"config\.json of 'own' cannot be written: more than 16,777,216 bytes"):
+        pretrained.convert(diffusers.parent, name="own")
+    assert not list(downloads.iterdir())
+
+
+def test_a_pipeline_without_other_files_is_opened(diffusers, downloads):
+    store.write_safetensors(diffusers / "model.safetensors", dict(a=np.ones(2)))
+    index = diffusers.parent / "model_index.json"
+    index.write_text(json.dumps({"unet": ["diffusers", "UNet2DModel"], "a" * 300: ["diffusers", "VQModel"]}))
+    with pytest.raises(WeightsError, match=r"model_index\.json: part 'a{80}' of class 'VQModel': .* up to 60 letters"):
+        pretrained.convert(diffusers.parent, name="own")
+    index.write_text(json.dumps(dict(unet=["diffusers", "UNet2DModel"])))
+    folder = pretrained.convert(diffusers.parent, name="own")
+    config = {field: value for field, value in folder.config.items() if field != "files"}
+    (folder.path / "config.json").write_text(json.dumps(config))
+    same(store.open_any(folder.path).parts["unet"].tensors(), dict(a=np.ones(2)))
+    change(folder.path / "config.json", parts=["a" * 300])
+    with pytest.raises(WeightsError, match="expected one that scorelab pretrained convert wrote"):
+        store.open_any(folder.path)
 
 
 def test_a_place_that_cannot_be_written(tmp_path):

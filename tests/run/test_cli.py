@@ -240,18 +240,25 @@ def in_a_new_process(code):
 
 def test_help_and_version_import_nothing_that_takes_time():
     code = """
-import sys
+import runpy, sys
 from scorelab.run.cli import main
 for option in ("--help", "--version"):
     try:
         main([option])
     except SystemExit as exit:
         assert exit.code == 0
+sys.argv[1:] = ["--version"]
+try:
+    runpy.run_module("scorelab", run_name="__main__")
+except SystemExit as exit:
+    assert exit.code == 0
 print(sorted({"jax", "numpy", "gin", "flax", "rich"} & set(sys.modules)))
 """
     status, out, err = in_a_new_process(code)
     assert (status, err) == (0, "")
     assert "scorelab run quickstart" in out
+    # The second of them by `python -m scorelab`.
+    assert out.splitlines()[-3] == out.splitlines()[-2]
     assert out.splitlines()[-2].startswith("scorelab ")
     assert out.splitlines()[-1] == "[]"
 
