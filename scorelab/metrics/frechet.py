@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from scorelab.files import read_npz, write_npz
 from scorelab.metrics.features import Features, blocks, in_memory
 from scorelab.metrics.value import MetricValue, extractor_id, numbers, points
+from scorelab.validation import require_int
 
 
 def _psd(cov: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -112,18 +114,22 @@ def read_moments(
         images: some that ``features`` are asked about, to count them.
 
     Raises:
-        ValueError: no such arrays, other shapes, numbers that are not finite, a ``sigma`` that is no covariance, another ``n``,
-            or another number of features than ``features`` has.
+        ValueError: no such arrays, other shapes, numbers that are not finite, a ``sigma`` that is no covariance, an ``n`` of the
+            caller that is no integer of at least 2, or one of the file that is none, is damaged, or is another; or another number
+            of features than ``features`` has.
         OSError: the file cannot be read.
     """
+    if n is not None:
+        require_int("read_moments", 2, n=n)
+        n = int(n)
     if (features is None) != (images is None):
         raise ValueError(f"read_moments: {'images' if images is None else 'features'} = None: expected both or neither")
     path = Path(path)
     found = read_npz(path, limit=_MOST, only=("mu", "sigma"))
-    try:
-        said = read_npz(path, limit=_MOST, only=("n",))["n"]
-    except ValueError:
-        said = None
+    # What is there and cannot be read is damage, and no reason to believe the caller.
+    with zipfile.ZipFile(path) as archive:
+        known = not {"n", "n.npy"}.isdisjoint(archive.namelist())
+    said = read_npz(path, limit=_MOST, only=("n",))["n"] if known else None
     mean, cov = (numbers(found[name], f"{path}: {name}") for name in ("mu", "sigma"))
     if mean.ndim != 1 or not mean.size or cov.shape != mean.shape * 2:
         raise ValueError(f"{path}: mu has shape {mean.shape} and sigma {cov.shape}: expected (d,) and (d, d)")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,13 @@ class Bounded(Wraps, KnowsScale, abc.ABC):
         return jnp.mean(changed, axis=tuple(range(1, changed.ndim)), dtype=denoised.dtype)
 
 
+def _require_set(spec: Bounded, **fields: Any) -> None:
+    """Raise ``TypeError`` naming the first field without numbers: constructors let it pass, as they do for placeholders."""
+    for name, value in fields.items():
+        if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+            raise TypeError(f"{type(spec).__name__}.{name} = {value!r}: expected a finite number, or one for each sample (n,)")
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Clipped(Bounded):
@@ -92,6 +100,7 @@ class Clipped(Bounded):
             raise ValueError(f"Clipped.low = {self.low!r} with high = {self.high!r}: expected low < high")
 
     def bound(self, denoised: Array) -> Array:
+        _require_set(self, low=self.low, high=self.high)
         return jnp.clip(denoised, *(per_example(end, denoised).astype(denoised.dtype) for end in (self.low, self.high)))
 
 
@@ -126,6 +135,7 @@ class DynamicThreshold(Bounded):
             raise ValueError(f"DynamicThreshold.limit = {self.limit!r} with size = {self.size!r}: expected limit >= size")
 
     def bound(self, denoised: Array) -> Array:
+        _require_set(self, quantile=self.quantile, size=self.size)
         flat = jnp.sort(jnp.abs(denoised).reshape(len(denoised), -1), axis=1)
         place = jnp.broadcast_to(jnp.asarray(self.quantile, denoised.dtype), (len(flat),)) * (flat.shape[1] - 1)
         below = jnp.clip(jnp.floor(place), 0, flat.shape[1] - 1).astype(jnp.int32)

@@ -23,8 +23,9 @@ from scorelab.data.files import cache_dir
 from scorelab.errors import WeightsError, shown
 from scorelab.metrics import NetworkFeatures
 from scorelab.pretrained import store, torchfile, trees
+from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import wide
-from scorelab.pytrees import computed
+from scorelab.pytrees import computed, content
 from scorelab.validation import require_choice
 
 # The sides of the images that the network looks at.
@@ -228,9 +229,13 @@ def params(tensors: Mapping[str, np.ndarray], *, name: str = "params") -> dict[s
     """The parameters, from published names ``Mixed_5b.branch1x1.conv.weight``.
 
     Raises:
-        WeightsError: a tensor that the network has not, or the other way round, or of another shape; each is named.
+        WeightsError: a tensor that the network has not, or the other way round, or of another shape, or numbers that are not
+            finite, or a variance below zero; each is named.
     """
-    return trees.params(shapes(), tensors, _place, name=name, network="the Inception network of 2015-12-05")
+    found = trees.params(shapes(), tensors, _place, name=name, network="the Inception network of 2015-12-05")
+    if wrong := [layer for layer, its in found["params"].items() if (its.get("var", np.zeros(1)) < 0).any()]:
+        raise WeightsError(f"{name}: variances below zero in {listed(wrong)}: expected none")
+    return found
 
 
 def published(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -240,18 +245,18 @@ def published(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 @functools.lru_cache(maxsize=2)
 def _stored(path: Path, stamp: int) -> tuple[dict[str, Any], str]:
-    """The parameters of a file or a converted folder and the first digits of its hash; ``stamp`` is when it was written."""
+    """The parameters of a file or a converted folder and the first digits of their hash; ``stamp`` is when it was written."""
     if path.is_dir():
-        folder = store.open_folder(path)
-        hashes = folder.config.get("source", {}).get("files", {})
-        digest, tensors = next(iter(hashes.values()), folder.config["weights"]["sha256"]), folder.tensors()
+        tensors = store.open_folder(path).tensors()
     else:
         digest = store.sha256(path)
         stated = re.search(r"-([0-9a-f]{8})$", path.stem)
         if stated and not digest.startswith(stated[1]):
             raise WeightsError(f"{shown(path)} has the hash {digest}: expected {stated[1]}..., as its name says")
         tensors = store.read_safetensors(path) if path.suffix == ".safetensors" else torchfile.read(path).tensors()
-    return params(tensors, name=shown(path)), digest[:8]
+    found = params(tensors, name=shown(path))
+    # Of the numbers alone: what a folder says of its source is protected by nothing. The order is that of the sorted names.
+    return found, content(found, names=False)[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +302,12 @@ class InceptionFeatures(NetworkFeatures):
 
     @computed
     def id(self) -> str:
-        """Such as ``inception(tf1-6726825d)``."""
+        """Mode, layer and weights, such as ``inception(tf1-0123abcd)``.
+
+        The digits are the first eight of a SHA-256 of the weights in the order of their places in the network. A file of torch, a
+        safetensors file and a folder of the same weights have one id. They are not those in the name of the published file, which
+        are of its bytes.
+        """
         layer = "" if self.layer == "2048" else f"{self.layer}-"
         return f"inception({self.mode}-{layer}{self._found()[1]})"
 
@@ -305,6 +315,13 @@ class InceptionFeatures(NetworkFeatures):
     def params(self) -> Any:
         """Of the network."""
         return self._found()[0]
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Vectors ``(n, d)`` of uint8 images ``(n, height, width, 3)``; WeightsError where they are not finite."""
+        found = super().__call__(images)
+        if wrong := np.count_nonzero(~np.isfinite(found)):
+            raise WeightsError(f"{self.id}: {wrong:,} features that are not finite: expected weights of which all are")
+        return found
 
     def forward(self, params, images):
         found: Any = Inception().apply(params, seen(images, self.mode))

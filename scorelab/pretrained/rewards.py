@@ -109,12 +109,18 @@ def affine(tensors: Mapping[str, np.ndarray], *, name: str = "tensors") -> tuple
     r"""The one map :math:`w, b` in float64 that a chain of linear layers ``layers.0.weight``, ``layers.0.bias``, ... is.
 
     Raises:
-        WeightsError: other tensors, or maps that do not follow each other to one number.
+        WeightsError: other tensors, numbers that are not finite, or maps that do not follow each other to one number.
     """
     found: dict[int, dict[str, np.ndarray]] = {}
     for key, value in tensors.items():
-        if (match := re.fullmatch(r"layers\.(\d+)\.(weight|bias)", key)) is None:
-            raise WeightsError(f"{name}: tensor {key!r}: expected layers.0.weight, layers.0.bias and so on, of linear layers alone")
+        # One name for a number alone: layers.00 would take the place of layers.0.
+        if (match := re.fullmatch(r"layers\.(0|[1-9][0-9]{0,3})\.(weight|bias)", key)) is None:
+            said = f"{name}: tensor {key[:80]!r}"
+            raise WeightsError(f"{said}: expected layers.0.weight, layers.0.bias and so on, of linear layers alone")
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise WeightsError(f"{name}: tensor {key!r} is {value.dtype}: expected numbers of floating point")
+        if not np.isfinite(value).all():
+            raise WeightsError(f"{name}: tensor {key!r} has numbers that are not finite: expected none")
         found.setdefault(int(match[1]), {})[match[2]] = np.asarray(value, np.float64)
     if halves := [f"layers.{i}" for i, layer in found.items() if len(layer) != 2]:
         raise WeightsError(f"{name}: {listed(halves)}: expected a weight and a bias each")

@@ -30,6 +30,10 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _ROLES = dict(bos_token=_START, eos_token=_END, unk_token=_END, pad_token=_END)
 # More than that is no length of a prompt: what a config says that has none.
 _LONGEST = 10_000
+# The most tokens that are looked for as they stand: what looks for them takes a second to make.
+_ADDED = 10_000
+# Numbers of tokens are int32.
+_LARGEST = 2**31 - 1
 
 
 def _bytes() -> dict[int, str]:
@@ -88,6 +92,20 @@ class Added:
     normalised: bool = False
 
 
+class _Finder:
+    """What finds added tokens in a text, made once: of many it is slow to make."""
+
+    def __init__(self, added: Sequence[Added]):
+        self.ids = {token.text: token.id for token in added}
+        self._pattern = re.compile("(" + "|".join(map(re.escape, sorted(self.ids, key=len, reverse=True))) + ")")
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """The numbers of the tokens, and the text between them; of two at one place the longer one."""
+        for part in self._pattern.split(text) if self.ids else [text]:
+            if part:
+                yield self.ids.get(part, part)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokenizer:
     """Prompts to ``(n, length)`` numbers of tokens, as ``CLIPTokenizer`` of transformers makes them.
@@ -99,8 +117,10 @@ class Tokenizer:
         end: the number after every prompt, also after one that had to be cut.
         pad: the number of what is missing to ``length``: ``end`` in SD 1, and 0 (``!``) in SD 2.
         unknown: the number of a symbol that ``vocab`` has not.
-        added: tokens that are found as they stand. The padding is one, so in SD 2 each ``!`` of a prompt is 0.
+        added: tokens that are found as they stand, at most 10,000. The padding is one, so in SD 2 each ``!`` of a prompt is 0.
         length: of every row.
+
+    Every number is of one text alone, and below 2**31.
     """
 
     vocab: Mapping[str, int] = field(repr=False)
@@ -112,15 +132,32 @@ class Tokenizer:
     added: tuple[Added, ...] = ()
     length: int = 77
     _ranks: dict[tuple[str, str], int] = field(init=False, repr=False)
+    _found: tuple[_Finder, _Finder] = field(init=False, repr=False)
 
     def __post_init__(self):
         require_int(self, 3, length=self.length)
+        if len(self.added) > _ADDED:
+            raise ValueError(f"Tokenizer.added has {len(self.added):,} tokens: expected at most {_ADDED:,}")
+        roles = dict(start=self.start, end=self.end, pad=self.pad, unknown=self.unknown)
+        numbers = {**self.vocab, **{token.text: token.id for token in self.added}}
+        if wrong := [f"{text!r} {number!r}" for text, number in (*roles.items(), *numbers.items()) if not _is_number(number)]:
+            raise ValueError(f"Tokenizer with the numbers {listed(wrong)}: expected integers from 0 to {_LARGEST}")
+        first: dict[int, str] = {}
+        if wrong := [
+            f"{other!r} and {text!r}" for text, number in numbers.items() if (other := first.setdefault(number, text)) != text
+        ]:
+            raise ValueError(f"Tokenizer.vocab and added with one number for {listed(wrong)}: expected a number for each text")
         wrong = [f"{a!r} {b!r}" for a, b in self.merges if not {a, b, a + b} <= self.vocab.keys()]
         if wrong:
             raise ValueError(
                 f"Tokenizer.merges with {listed(wrong)}: expected pairs that are in the vocabulary, as is what they become"
             )
         object.__setattr__(self, "_ranks", {pair: rank for rank, pair in enumerate(self.merges)})
+        late = [token.normalised for token in self.added]
+        split = tuple(
+            _Finder([token for token, its in zip(self.added, late, strict=True) if its == which]) for which in (False, True)
+        )
+        object.__setattr__(self, "_found", split)
 
     @property
     def most(self) -> int:
@@ -135,10 +172,10 @@ class Tokenizer:
         """
         if not isinstance(prompt, str):
             raise TypeError(f"Tokenizer got the prompt {prompt!r}: expected a text")
-        plain, late = ([token for token in self.added if token.normalised == is_late] for is_late in (False, True))
+        plain, late = self._found
         found: list[int] = []
-        for part in _split(prompt, plain):
-            for inner in [part] if isinstance(part, int) else _split(_normal(part), late) if late else [part]:
+        for part in plain.split(prompt):
+            for inner in [part] if isinstance(part, int) else late.split(_normal(part)) if late.ids else [part]:
                 found += [inner] if isinstance(inner, int) else [id for piece in pieces(inner) for id in self._merged(piece)]
         return found
 
@@ -169,15 +206,8 @@ class Tokenizer:
         return [self.vocab.get(symbol, self.unknown) for symbol in symbols]
 
 
-def _split(text: str, added: Sequence[Added]) -> Iterator[str | int]:
-    """The numbers of added tokens, and the text between them; of two at one place the longer one."""
-    if not added:
-        yield text
-        return
-    ids = {token.text: token.id for token in added}
-    for part in re.split("(" + "|".join(map(re.escape, sorted(ids, key=len, reverse=True))) + ")", text):
-        if part:
-            yield ids.get(part, part)
+def _is_number(number: Any) -> bool:
+    return type(number) is int and 0 <= number <= _LARGEST
 
 
 def read(folder: str | Path, *, length: int | None = None) -> Tokenizer:
@@ -217,7 +247,11 @@ def read(folder: str | Path, *, length: int | None = None) -> Tokenizer:
     for token, number in known:
         text, normalised = _token(folder, "added token", token)
         table[text] = Added(text=text, id=_number(folder, text, vocab.get(text, number)), normalised=normalised)
-    more = [*(config.get("additional_special_tokens") or ()), *(config.get("extra_special_tokens") or ())]
+    more = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        if not isinstance(several := config.get(name) or [], list):
+            raise WeightsError(f"{shown(folder)}: {name} {several!r}: expected a list of tokens")
+        more += several
     if other := [text for token in more if (text := _token(folder, "special token", token)[0]) not in table]:
         raise WeightsError(f"{shown(folder)}: special tokens {listed(other)}: expected them among the added tokens, with a number")
     numbers, named = {}, {}
@@ -259,7 +293,8 @@ def _vocabulary(folder: Path, whole: Mapping[str, Any]) -> tuple[dict[str, int],
     pairs: Any = (
         [tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in merges] if isinstance(merges, list) else [()]
     )
-    wrong = [repr(pair) for pair in pairs if len(pair) != 2 or not all(isinstance(part, str) for part in pair)]
+    is_pair = lambda pair: isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+    wrong = [repr(pair) for pair in pairs if not is_pair(pair)]
     if wrong:
         raise WeightsError(f"{shown(folder)}: merges {listed(wrong)}: expected two symbols each")
     return vocab, [(pair[0], pair[1]) for pair in pairs]
@@ -277,6 +312,7 @@ def _token(folder: Path, role: str, token: Any) -> tuple[str, bool]:
 
 def _number(folder: Path, text: str, number: Any) -> int:
     """The number of a token."""
-    if not str(number).isdecimal():
-        raise WeightsError(f"{shown(folder)}: the token {text!r} has the number {number}: expected one, in the vocabulary")
+    # More digits than those of the largest one would only have to be read.
+    if not re.fullmatch(r"[0-9]{1,10}", str(number)):
+        raise WeightsError(f"{shown(folder)}: the token {text!r} has the number {number!s:.40}: expected one, in the vocabulary")
     return int(number)

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scorelab.errors import WeightsError
-from scorelab.pretrained.keys import Shapes, differences
+from scorelab.pretrained.keys import Shapes, differences, listed
 
 Path = tuple[str, ...]
 # How a tensor of torch lies in a tree, by the name of the layout: the order of its axes, None for the same.
@@ -43,7 +43,7 @@ def params(
 
     Raises:
         WeightsError: a tensor that the network has not, or the other way round, or of another shape, or of integers, or two for one
-            place; each is named.
+            place, or numbers that are not finite; each is named.
     """
     flat: dict[str, np.ndarray] = {}
     keys: dict[str, str] = {}
@@ -61,6 +61,8 @@ def params(
         flat[at], keys[at] = array if axes is None else array.transpose(axes), key
     if different := differences({at: array.shape for at, array in flat.items()}, expected):
         raise WeightsError(f"{name}: {'; '.join(different)}: expected the {len(expected):,} tensors of {network}")
+    if wrong := [keys[at] for at, array in flat.items() if not np.isfinite(array).all()]:
+        raise WeightsError(f"{name}: numbers that are not finite in {listed(wrong)}: expected none")
     return {"params": unflatten_dict({tuple(at.split("/")): flat[at] for at in expected})}
 
 

@@ -1,5 +1,6 @@
 """Published statistics and the Inception score: closed forms, another program's values, and an evaluation by both."""
 
+import zipfile
 from pathlib import Path
 
 import jax
@@ -89,6 +90,26 @@ def test_published_statistics_are_moments(tmp_path):
         frechet(found, y, Coordinates())
 
 
+@pytest.mark.parametrize("n", [-3, 1, np.nan, 80.0, "x", np.array(-5), np.array(80), np.array([80], object), True])
+def test_a_number_of_images_is_an_integer_of_at_least_two(n, tmp_path):
+    np.savez(tmp_path / "ref.npz", mu=np.zeros(2), sigma=np.eye(2))
+    with pytest.raises(ValueError, match=r"read_moments\.n = .*: expected an integer >= 2"):
+        read_moments(tmp_path / "ref.npz", n=n)
+    assert type(read_moments(tmp_path / "ref.npz", n=np.int64(80)).n) is int
+
+
+def test_a_damaged_number_in_a_file_is_not_replaced_by_the_caller(tmp_path):
+    file = write_moments(tmp_path / "ref.npz", Moments(80, np.zeros(2), np.eye(2)))
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for name in ("n", "n.npy"):
+        with zipfile.ZipFile(file, "w") as archive:
+            for key, value in (parts | {"n.npy": parts["n.npy"][:-1]}).items():
+                archive.writestr(name if key == "n.npy" else key, value)
+        with pytest.raises(ValueError, match="damaged, or not an npz file"):
+            read_moments(file, n=7)
+
+
 @pytest.mark.parametrize(
     ("arrays", "match"),
     [
@@ -100,6 +121,7 @@ def test_published_statistics_are_moments(tmp_path):
         (dict(mu=np.array([0, np.nan]), sigma=np.eye(2)), "not finite"),
         (dict(mu=np.array([None, 1]), sigma=np.eye(2)), "not an npz file of plain arrays"),
         (dict(mu=np.zeros(2), sigma=np.eye(2), n=np.array(1)), "n is 1: expected an integer of at least 2"),
+        (dict(mu=np.zeros(2), sigma=np.eye(2), n=np.array([None])), "not an npz file of plain arrays"),
     ],
 )
 def test_other_files_are_no_statistics(arrays, match, tmp_path):

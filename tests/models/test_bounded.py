@@ -369,6 +369,8 @@ def test_thresholds_of_data_are_none_of_a_logarithm():
     [
         (lambda: models.Clipped(model=wide(VP), low=1.0, high=-1.0), ValueError, r"Clipped\.low = 1\.0 with high = -1\.0"),
         (lambda: models.Clipped(model=wide(VP), low=np.nan), ValueError, r"Clipped\.low = nan"),
+        (lambda: models.Clipped(model=wide(VP), low=None)(np.zeros((2, 5), "f4"), 0.5), TypeError, r"Clipped\.low = None: exp"),
+        (lambda: models.DynamicThreshold(model=wide(VP), size=None)(np.zeros((2, 5), "f4"), 0.5), TypeError, r"size = None: exp"),
         (lambda: models.DynamicThreshold(model=wide(VP), quantile=1.5), ValueError, r"quantile = 1\.5: expected a number in"),
         (lambda: models.DynamicThreshold(model=wide(VP), quantile=0.0), ValueError, r"quantile = 0\.0: expected a finite number"),
         (lambda: models.DynamicThreshold(model=wide(VP), size=-1.0), ValueError, r"size = -1\.0"),

@@ -107,6 +107,13 @@ def test_published_shape_of_the_predictor():
         ),
         (lambda t: {k: v for k, v in t.items() if "7" not in k}, "the last to one number"),
         (lambda t: t | {"layers.7.bias": np.zeros(2)}, "the last to one number"),
+        (lambda t: t | {"layers.00.weight": np.zeros((10, 12))}, r"'layers\.00\.weight': expected layers\.0\.weight"),
+        (lambda t: t | {f"layers.{'9' * 5000}.weight": np.zeros((1, 1))}, r"'layers\.9+': expected layers\.0\.weight"),
+        (
+            lambda t: t | {"layers.7.bias": np.zeros(1, np.complex64)},
+            r"'layers\.7\.bias' is complex64: expected numbers of floating",
+        ),
+        (lambda t: t | {"layers.7.bias": np.array([np.nan])}, r"'layers\.7\.bias' has numbers that are not finite: expected none"),
     ],
 )
 def test_other_predictors_are_refused(change, reason):

@@ -59,6 +59,11 @@ def test_published_names_go_to_the_tree_and_back(tensors, tree):
         ({name: tensors[name] for name in tensors if name != "fc.bias"}, "1 missing: fc/bias"),
         (tensors | {"AuxLogits.fc.weight": np.zeros((2, 2), "f4")}, "1 unexpected: AuxLogits"),
         (tensors | {"fc.bias": np.zeros(1000, "f4")}, "of another shape: fc/bias"),
+        (tensors | {"fc.bias": np.full(1008, np.nan, "f4")}, r"not finite in fc\.bias: expected none"),
+        (
+            tensors | {"Mixed_5b.branch1x1.bn.running_var": np.full(64, -1e-9, "f4")},
+            "variances below zero in Mixed_5b_branch1x1: expected none",
+        ),
     ):
         with pytest.raises(WeightsError, match=match):
             inception.params(broken, name="weights.pth")
@@ -114,8 +119,12 @@ def file(tensors, tmp_path_factory):
 
 def test_features_are_of_the_network_of_the_file(file, tree):
     features = pretrained.InceptionFeatures(weights=str(file), layer="64", batch_size=2)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
-    assert features.id == f"inception(tf1-64-{digest})"
+    # By the stated rule, of this package's tree: names sorted, shape, type and bytes of each.
+    digest = hashlib.sha256()
+    for _, layer in sorted(tree["params"].items()):
+        for _, leaf in sorted(layer.items()):
+            digest.update(f"{leaf.shape} float32 ".encode() + leaf.tobytes())
+    assert features.id == f"inception(tf1-64-{digest.hexdigest()[:8]})"
     images = np.concatenate([IMAGES[0]] * 3)
     found = features(images)
     assert found.shape == (3, 64)
@@ -137,12 +146,14 @@ def test_weights_are_found_by_path_and_name_and_checked(file, tensors, tmp_path,
     absent = pretrained.InceptionFeatures()
     with pytest.raises(WeightsError, match=r"'pt_inception-2015-12-05-6726825d': no such file"):
         _ = absent.id
-    folder = store.write_folder(
-        tmp_path / "pretrained" / "pt_inception-2015-12-05-6726825d",
-        tensors,
-        dict(kind="tensors", source=dict(files={"pt_inception-2015-12-05-6726825d.pth": "6726825d" + "0" * 56})),
-    )
-    assert absent.id == pretrained.InceptionFeatures(weights=str(folder.path)).id == "inception(tf1-6726825d)"
+    # Weights have one id, and what a folder says of its source has no part in it.
+    named, counted = "pt_inception-2015-12-05-6726825d", {"Mixed_5b.branch1x1.bn.num_batches_tracked": np.int64(3)}
+    store.write_folder(tmp_path / "pretrained" / named, tensors | counted, dict(kind="tensors", source=[1]))
+    assert absent.id == pretrained.InceptionFeatures(weights=str(file)).id
+    zeros = {name: np.zeros_like(value) for name, value in tensors.items()}
+    claimed = dict(kind="tensors", source=dict(files={f"{named}.pth": "6726825d" + "0" * 56}))
+    other = pretrained.InceptionFeatures(weights=str(store.write_folder(tmp_path / "zeros", zeros, claimed).path))
+    assert other.id not in (absent.id, "inception(tf1-6726825d)")
     wrong = tmp_path / "pt_inception-2015-12-05-6726825d.safetensors"
     wrong.write_bytes(file.read_bytes())
     with pytest.raises(WeightsError, match=r"has the hash .*: expected 6726825d\.\.\., as its name says"):
@@ -157,6 +168,16 @@ def test_weights_are_found_by_path_and_name_and_checked(file, tensors, tmp_path,
             pretrained.InceptionFeatures(**options)
     with pytest.raises(TypeError, match=r"InceptionFeatures\.weights = 3"):
         pretrained.InceptionFeatures(weights=3)
+
+
+def test_features_are_finite(file, tensors, monkeypatch):
+    features = pretrained.InceptionFeatures(weights=str(file), layer="64", batch_size=2)
+    tree = inception.params(tensors)
+    # Finite, and too large for what follows.
+    tree["params"]["Conv2d_2b_3x3"]["scale"] = np.full(64, 3e38, "f4")
+    monkeypatch.setattr(pretrained.InceptionFeatures, "params", tree)
+    with pytest.raises(WeightsError, match=r": [0-9]+ features that are not finite: expected weights of which all are"):
+        features(np.concatenate([IMAGES[0]] * 2))
 
 
 def test_class_probabilities_are_of_the_logits_without_bias(file):

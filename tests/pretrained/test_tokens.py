@@ -102,6 +102,18 @@ TOKEN = dict(content="!", lstrip=False, rstrip=False, normalized=False, single_w
         (dict(special_tokens_map__json=json.dumps(dict(pad_token=TOKEN | dict(lstrip=True)))), "'!' with lstrip: expected none"),
         (dict(tokenizer_config__json='{"model_max_length": 2}'), "length = 2"),
         (dict(added_tokens__json='{"<x>": -1}'), "'<x>' has the number -1"),
+        (dict(added_tokens__json=json.dumps({"<x>": "9" * 5000})), "'<x>' has the number 9999"),
+        (dict(added_tokens__json='{"<x>": 4294967296}'), "numbers '<x>' 4294967296: expected integers from 0 to 2147483647"),
+        (
+            dict(added_tokens__json=json.dumps({"<x>": START})),
+            r"one number for '<\|startoftext\|>' and '<x>': expected a number for",
+        ),
+        (dict(added_tokens__json=json.dumps({f"<{i}>": 6000 + i for i in range(10_001)})), "tokens: expected at most 10,000"),
+        (dict(vocab__json=json.dumps(VOCAB | {"a": 2**40})), "numbers 'a' 1099511627776: expected integers"),
+        (dict(vocab__json=json.dumps(dict.fromkeys(VOCAB, 0))), "with one number for .* more: expected a number for each text"),
+        (dict(special_tokens_map__json='{"additional_special_tokens": 5}'), "additional_special_tokens 5: expected a list"),
+        (dict(special_tokens_map__json='{"additional_special_tokens": "ab"}'), "additional_special_tokens 'ab': expected a list"),
+        (dict(tokenizer_config__json='{"extra_special_tokens": {"a": "b"}}'), "extra_special_tokens {'a': 'b'}: expected a list"),
         (
             dict(special_tokens_map__json='{"additional_special_tokens": ["<y>"]}'),
             "special tokens <y>: expected them among the added",
@@ -111,6 +123,22 @@ TOKEN = dict(content="!", lstrip=False, rstrip=False, normalized=False, single_w
 def test_files_that_are_no_tokenizer_are_refused(files, message, tmp_path):
     with pytest.raises(WeightsError, match=message):
         tokens.read(written(tmp_path / "bad", "sd1", **files))
+
+
+@pytest.mark.parametrize("merge", [5, None, ["a", 5], ["a"]])
+def test_merges_are_pairs_of_texts(merge, tmp_path):
+    model = json.loads(json.loads(str(STORED["tokens/saved/files"]))["tokenizer.json"])
+    model["model"]["merges"] = [merge]
+    with pytest.raises(WeightsError, match=r"merges .*: expected two symbols each"):
+        tokens.read(written(tmp_path / "bad", "saved", tokenizer__json=json.dumps(model)))
+
+
+def test_added_tokens_are_looked_for_by_what_was_made_once(tmp_path, monkeypatch):
+    more = {f"<{i}>": 6000 + i for i in range(3)}
+    found = tokens.read(written(tmp_path / "sd1", "sd1", added_tokens__json=json.dumps(more)))
+    monkeypatch.setattr(tokens.re, "compile", None)
+    monkeypatch.setattr(tokens.re, "split", None)
+    assert found.tokens("<2><0> <1>") == [6002, 6000, 6001]
 
 
 def test_prompts_are_texts(tmp_path):
