@@ -320,11 +320,15 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path):
     [
         ("Precond", dict(type="SongUNet"), "Precond around SongUNet: expected EDMPrecond"),
         ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, out_channels=6)), "out_channels = 6: expected 3, as"),
-        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, steps=6)), "arguments steps of SongUNet"),
-        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, channel_mult=[1, "2"])), r"channel_mult\[1\] = '2'"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, steps=6)), "fields steps of SongUNet"),
+        (
+            "EDMPrecond",
+            dict(type="SongUNet", kwargs=dict(img_resolution=8, channel_mult=[1, "2"])),
+            r"channel_mult = \[1, '2'\]: expected a list",
+        ),
         ("EDMPrecond", dict(type="DhariwalUNet", kwargs=dict(img_resolution=8.5)), "img_resolution = 8.5"),
         ("EDMPrecond", dict(type="UNet"), "EDMPrecond around UNet"),
-        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, colour=3)), "arguments colour of SongUNet"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, colour=3)), "fields colour of SongUNet"),
         ("EDMPrecond", dict(type="SongUNet", kwargs={}), "img_resolution"),
         ("EDMPrecond", dict(type="SongUNet", args=[8]), "arguments without names"),
         (
