@@ -413,7 +413,7 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
         fields.require_types(more, kind, name)
         given |= more
     net = fields.built(lambda: kind(**given, preconditioner=preconditioner), name)
-    require_size(net, name, max(net.channel_mult), net.channel_mult_emb, getattr(net, "channel_mult_noise", 1))
+    require_size(net, name, *net.channel_mult, net.channel_mult_emb, getattr(net, "channel_mult_noise", 1))
     return net
 
 
@@ -433,6 +433,8 @@ def table(said: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
 
 def require_size(net: Any, name: str, *multiples: int) -> None:
     """Raise WeightsError for a network of more blocks, or wider, than any published one; ``multiples`` are of its channels."""
+    if not net.channel_mult:
+        raise WeightsError(f"{name}: channel_mult of no level: expected one or more")
     blocks = (2 * net.num_blocks + 1) * len(net.channel_mult)
     fields.require_size(name, blocks=blocks, width=net.model_channels * max(multiples))
 

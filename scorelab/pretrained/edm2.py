@@ -297,7 +297,7 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
         raise WeightsError(f"{name}: {outer.get('type')} around {inner.get('type')}: expected Precond around UNet")
     given = arguments(inner, UNet, name=name)
     net = fields.built(lambda: UNet(**given), name)
-    require_size(net, name, max(net.channel_mult), net.channel_mult_noise or 1, net.channel_mult_emb or 1)
+    require_size(net, name, *net.channel_mult, net.channel_mult_noise or 1, net.channel_mult_emb or 1)
     return net
 
 

@@ -17,7 +17,7 @@ from scorelab.pretrained.keys import listed
 
 # The most of a width, side or number of classes; of blocks in a network; and of entries of a list. Published ones have at most
 # 49,408 tokens, some 100 blocks, and 8 levels.
-LARGEST, DEEPEST, LONGEST = 2**16, 256, 64
+LARGEST, DEEPEST, LONGEST = 2**16, 256, 16
 # Beyond it numbers of a config are not finite in any use.
 _FINITE = 1e300
 _TYPES = {bool: "true or false", int: f"an integer of at most {LARGEST:,}", float: "a finite number", str: "a text"}
@@ -49,9 +49,9 @@ def hints(kind: type) -> Mapping[str, Any]:
 
 
 def _options(wanted: Any) -> tuple[Any, ...]:
-    return (
-        typing.get_args(wanted) if isinstance(wanted, types.UnionType) or typing.get_origin(wanted) is typing.Union else (wanted,)
-    )
+    """The types of a union, or the one."""
+    several = isinstance(wanted, types.UnionType) or typing.get_origin(wanted) is typing.Union
+    return typing.get_args(wanted) if several else (wanted,)
 
 
 def _is(value: Any, wanted: Any) -> bool:

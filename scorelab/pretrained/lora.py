@@ -52,7 +52,7 @@ _PLAIN = {
 }  # fmt: skip
 
 
-# What PEFT looks modules up by are expressions, in which a dot is any character. Names are all that is stored; others can take for ever.
+# PEFT looks modules up by expressions, in which a dot is any character. What is stored are names; other ones can take for ever.
 _NAME = re.compile(r"\^?(?:\w|\\?[.-])+\$?", re.ASCII)
 
 
@@ -188,7 +188,7 @@ def _factors(name: str, module: str, given: Mapping[str, np.ndarray], config: Ma
 
 
 def _require_config(config: Mapping[str, Any], name: str) -> None:
-    """Raise WeightsError where the config of an adapter says another kind of it, or has a field of another type than it may have."""
+    """Raise WeightsError for the config of another kind of adapter, or a field of another type than it may have."""
     for field, plain in _PLAIN.items():
         if field in config and not fields.is_one_of(config[field], plain):
             raise WeightsError(
@@ -206,7 +206,8 @@ def _require_config(config: Mapping[str, Any], name: str) -> None:
         for key in table:
             if not _NAME.fullmatch(key):
                 raise WeightsError(
-                    f"{name}: {pattern} has {fields.told(key)}: expected the name of a module or its end, of letters, digits, _ and dots"
+                    f"{name}: {pattern} has {fields.told(key)}: expected the name of a module or the end of one, "
+                    "of letters, digits, _ and dots"
                 )
         stated = {f"{pattern}[{key!r}]": value for key, value in table.items()}
         for field, value in (stated | ({one: config[one]} if one in config else {})).items():

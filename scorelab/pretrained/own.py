@@ -121,6 +121,8 @@ def model(folder: Folder) -> BoundDenoiser:
         raise WeightsError(f"{name}: no {listed(missing)} in its config")
     try:
         net, process = (_built(config[field], name) for field in ("network", "process"))
+        if not isinstance(config["denoiser"], Mapping):
+            raise WeightsError(f"{name}: denoiser = {fields.told(config['denoiser'])}: expected a table")
         fields.require_types(config["denoiser"], Denoiser, name)
         denoiser = Denoiser(net=net, process=process, **config["denoiser"])
         if not isinstance(event := config["event"], list) or not all(

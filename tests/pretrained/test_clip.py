@@ -218,7 +218,7 @@ def test_configs_of_published_folders_are_read():
         (SD1 | dict(architectures=["T5EncoderModel"]), r"\['T5EncoderModel'\] of model_type 'clip_text_model'"),
         (SD1 | dict(architectures=["CLIPModel"]), "CLIPModel"),
         (SD1 | dict(architectures="CLIPTextModel"), "expected one of"),
-        (SD1 | dict(colour=3), "fields colour: expected vocab_size"),
+        (SD1 | dict(colour=3), "fields colour of TextTower: expected eos_token_id"),
         (SD1 | dict(pruned_heads={"0": [1]}), "pruned_heads"),
         (SD1 | dict(hidden_act="gelu_new"), "hidden_act = 'gelu_new'"),
         (SD1 | dict(num_attention_heads=7), "num_attention_heads = 7: expected a divisor of 768"),

@@ -205,7 +205,7 @@ def test_a_written_adapter_comes_back(case, tmp_path):
         (None, dict(r=2, use_dora=True), "use_dora = True: expected False"),
         (None, dict(r=2, bias="all"), "bias = 'all': expected 'none'"),
         (None, dict(r=4), "has rank 2: expected 4"),
-        (None, dict(r=2, lora_alpha="much"), "alpha of in is 'much'"),
+        (None, dict(r=2, lora_alpha="much"), "lora_alpha = 'much': expected a finite number"),
     ],
 )
 def test_what_is_no_adapter_of_the_network_is_refused(tensors, config, reason, tmp_path):

@@ -192,7 +192,7 @@ def test_other_tensors_are_refused_and_named(case):
         (dict(_class_name="VQModel"), "_class_name = 'VQModel': expected AutoencoderKL"),
         (dict(act_fn="relu"), "act_fn = 'relu': expected 'silu'"),
         (dict(latents_mean=[0.0]), r"latents_mean = \[0.0\]: expected None"),
-        (dict(colour=3), "fields colour: expected block_out_channels"),
+        (dict(colour=3), "fields colour of AutoencoderKL: expected block_out_channels"),
         (dict(down_block_types=["AttnDownEncoderBlock2D"]), "down_block_types = .*: expected 1 times 'DownEncoderBlock2D'"),
         (dict(block_out_channels=[64, 128]), "down_block_types = .*: expected 2 times 'DownEncoderBlock2D'"),
         (dict(block_out_channels=[40]), "block_out_channels = .40,.: expected integers that norm_num_groups = 32 divides"),
