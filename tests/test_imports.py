@@ -71,7 +71,7 @@ def test_imports_go_the_way_of_the_architecture_page():
     assert not packages_of("viz") & {*above, "data", "metrics"}
     below = (
         "arrays", "pytrees", "randomness", "validation", "names", "errors", "warn", "files", "lock", "callbacks", "fingerprints",
-        "hosts",
+        "hosts", "lasting", "allocation",
     )  # fmt: skip
     for name in below:
         assert not packages_of(name) & set(above), name

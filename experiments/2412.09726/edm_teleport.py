@@ -96,16 +96,10 @@ class Trial:
     def _reference(self) -> metrics.Moments:
         if self.options.reference is None:
             return metrics.feature_moments(self.who.images.x, self.features)
-        # As many images as the features look at together, so that nothing is compiled for them alone.
-        width = self.features(self.who.images.x[: getattr(self.features, "batch_size", 64)]).shape[1]
         try:
-            read = metrics.read_moments(self.options.reference)
+            return metrics.read_moments(self.options.reference, features=self.features, images=self.who.images.x)
         except ValueError as error:
             raise ConfigError(f"reference = {self.options.reference.name}: {error}") from error
-        if len(read.mean) != width:
-            name = self.options.reference.name
-            raise ConfigError(f"reference = {name}: of {len(read.mean)} features: expected {width}, as {self.features.id} has")
-        return read
 
     def start(self, skip: int) -> starts.Teleport:
         """The jump over so many steps."""

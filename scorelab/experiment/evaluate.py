@@ -133,11 +133,11 @@ class ReferenceEvaluation(Evaluation):
         if not least <= (samples if self.n is None else self.n) <= samples:
             raise ValueError(f"ReferenceEvaluation.n = {self.n}: expected {least} to {samples}, Sample.n")
         _check_features("ReferenceEvaluation", self.features, data)
-        self._moments()
+        self._moments(features=self.features, images=data.load().x)
 
-    def _moments(self) -> metrics.Moments:
+    def _moments(self, **of: Any) -> metrics.Moments:
         try:
-            return metrics.read_moments(self.reference)
+            return metrics.read_moments(self.reference, **of)
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"ReferenceEvaluation.reference = {str(self.reference)!r}: expected a file of statistics: {error}"

@@ -97,7 +97,9 @@ def _moments(x: Any, features: Features, name: str) -> Moments:
 _MOST = 8 * (4096**2 + 4096) + 1024
 
 
-def read_moments(path: str | os.PathLike[str], *, n: int | None = None) -> Moments:
+def read_moments(
+    path: str | os.PathLike[str], *, n: int | None = None, features: Features | None = None, images: Any = None
+) -> Moments:
     """Published statistics of features, an ``.npz`` file with ``mu`` ``(d,)`` and ``sigma`` ``(d, d)``, for :func:`frechet`.
 
     Such are the ``fid-refs`` of EDM and the files of pytorch-fid. They do not say of which features they are: those of EDM are of
@@ -106,11 +108,16 @@ def read_moments(path: str | os.PathLike[str], *, n: int | None = None) -> Momen
     Args:
         path: the file.
         n: the number of images, which these files do not say; where the file has an ``n`` (:func:`write_moments`), that.
+        features: what the statistics have to be of, as far as their number says it; None for any.
+        images: some that ``features`` are asked about, to count them.
 
     Raises:
-        ValueError: no such arrays, other shapes, numbers that are not finite, a ``sigma`` that is no covariance, or another ``n``.
+        ValueError: no such arrays, other shapes, numbers that are not finite, a ``sigma`` that is no covariance, another ``n``,
+            or another number of features than ``features`` has.
         OSError: the file cannot be read.
     """
+    if (features is None) != (images is None):
+        raise ValueError(f"read_moments: {'images' if images is None else 'features'} = None: expected both or neither")
     path = Path(path)
     found = read_npz(path, limit=_MOST, only=("mu", "sigma"))
     try:
@@ -125,6 +132,11 @@ def read_moments(path: str | os.PathLike[str], *, n: int | None = None) -> Momen
         if said.shape != () or said.dtype.kind not in "iu" or said < 2 or n not in (None, int(said)):
             raise ValueError(f"{path}: n is {said}: expected {'an integer of at least 2' if n is None else n}")
         n = int(said)
+    if features is not None:
+        # As many images as are looked at together, so that nothing is compiled for them alone.
+        width = features(np.asarray(images[: getattr(features, "batch_size", 64)])).shape[1]
+        if len(mean) != width:
+            raise ValueError(f"{path}: of {len(mean)} features: expected {width}, as {features.id} has")
     return Moments(n, mean, cov)
 
 

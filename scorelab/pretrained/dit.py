@@ -211,7 +211,7 @@ class DiT(nn.Module):
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """The noise at latents ``x (b, side, side, c)`` and ``c_noise (b,)`` or ``(1,)``, with classes ``cond (b,)``."""
         side = self._side(x)
-        t = jnp.asarray(self.schedule.time(-8 * c_noise.astype(wide(c_noise))))
+        t = schedulers.index(self.schedule, c_noise)
         labels = jnp.full(x.shape[:1], self.num_classes) if cond is None else cond
         h = _Patches(self.width, self.patch_size, name="pos_embed_proj")(x)
         h = h + positions(self.width, side, self.sample_size // self.patch_size, x.dtype)

@@ -25,8 +25,9 @@ from scorelab.errors import WeightsError, shown
 from scorelab.files import write_json
 from scorelab.models import Adapted, BoundDenoiser
 from scorelab.models.lora import adapted
-from scorelab.pretrained import fields, own
+from scorelab.pretrained import edm2, fields, own
 from scorelab.pretrained.keys import listed
+from scorelab.pretrained.kinds import Narrow
 from scorelab.pretrained.store import read_json, read_safetensors, write_safetensors
 from scorelab.validation import require_choice, require_number, require_spec
 
@@ -307,6 +308,19 @@ def _laid_out(name: str, module: str, given: Factors, kernel: tuple[int, ...]) -
     }
 
 
+def _network(model: BoundDenoiser, *, name: str) -> Any:
+    """The network of a denoiser, whatever the type that it is computed in; WeightsError where no adapter here fits it."""
+    net = model.denoiser.net
+    while isinstance(net, Narrow):
+        net = net.net
+    if isinstance(net, edm2.UNet):
+        raise WeightsError(
+            f"{name}: edm2.UNet: expected another network, since its kernels here are normalised already, and adapters of its file "
+            "are added before that"
+        )
+    return net
+
+
 def _family(net: Any) -> Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]]:
     """The names of the tensors of a network: of the published family it is of, or those under which ours are exported."""
     module = sys.modules[type(net).__module__]
@@ -329,17 +343,18 @@ def load(
         scale: of the whole adapter.
 
     Raises:
-        WeightsError: as :func:`read` and :func:`adapter`; several models in the file and no ``part``, or none of this name.
+        WeightsError: as :func:`read` and :func:`adapter`; several models in the file and no ``part``, or none of this name; a
+            network of EDM2, whose kernels are normalised before an adapter could be added.
     """
     require_spec("lora.load", BoundDenoiser, model=model)
     require_choice("lora.load", (True, False), merged=merged)
     require_number("lora.load", -1e6, 1e6, scale=scale)
-    parts = read(source)
+    net, parts = _network(model, name=shown(Path(source))), read(source)
     if part is None and len(parts) == 1:
         (part,) = parts
     if part not in parts:
         raise WeightsError(f"{shown(Path(source))}: part = {part!r}: expected one of {', '.join(map(repr, parts))}")
-    found = adapter(parts[part], model.params, _family(model.denoiser.net), name=shown(Path(source)))
+    found = adapter(parts[part], model.params, _family(net), name=shown(Path(source)))
     if not merged:
         return Adapted(model=model, adapter=found, scale=scale)
     return model.denoiser.bind(adapted(model.params, found, scale))
@@ -356,15 +371,16 @@ def save(folder: str | Path, model: BoundDenoiser, adapter: Pytree) -> Path:
         adapter: factors by the places of kernels, such as ``LoRA.adapter(params)``.
 
     Raises:
-        WeightsError: places that the network has no published name for.
+        WeightsError: places that the network has no published name for, or a network of EDM2.
     """
     require_spec("lora.save", BoundDenoiser, model=model)
     folder = Path(folder)
-    names = {at: key for key, at in places(model.params, _family(model.denoiser.net)).items()}
+    net = _network(model, name=shown(folder))
+    names = {at: key for key, at in places(model.params, _family(net)).items()}
     missing = sorted(set(adapter) - set(names))
     if missing or not adapter:
         said = listed(missing) if adapter else "an adapter of nothing"
-        raise WeightsError(f"{shown(folder)}: {said}: expected places of kernels of {type(model.denoiser.net).__name__}")
+        raise WeightsError(f"{shown(folder)}: {said}: expected places of kernels of {type(net).__name__}")
     # Shapes that fit no kernel are refused before anything is written.
     jax.eval_shape(adapted, model.params, adapter)
     tensors, ranks = {}, {}

@@ -10,10 +10,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scorelab.errors import WeightsError
 from scorelab.pretrained import fields
+from scorelab.pretrained.layers import wide
 from scorelab.schedules import VE, Discrete, GaussianSchedule
 
 # What the names of a prediction are as `Denoiser.predict`.
@@ -27,6 +30,17 @@ _CLASSES = (
     "KDPM2DiscreteScheduler", "LCMScheduler", "LMSDiscreteScheduler", "PNDMScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
 _VE = "ScoreSdeVeScheduler"
+# Betas of a config that does not say them, by its class: beta_start, beta_end, beta_schedule.
+_USUAL = (1e-4, 0.02, "linear")
+_UNUSUAL = {
+    "DPMSolverSDEScheduler": (0.00085, 0.012, "linear"),
+    "HeunDiscreteScheduler": (0.00085, 0.012, "linear"),
+    "KDPM2AncestralDiscreteScheduler": (0.00085, 0.012, "linear"),
+    "KDPM2DiscreteScheduler": (0.00085, 0.012, "linear"),
+    "LCMScheduler": (0.00085, 0.012, "scaled_linear"),
+}
+# What a network is told, or its noise, would be another one; and the values under which it is the one here.
+_PLAIN: dict[str, tuple[Any, ...]] = {"timestep_type": ("discrete", None), "use_flow_sigmas": (False, None)}
 
 
 class Noise(NamedTuple):
@@ -48,11 +62,12 @@ def read(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> N
     ``ScoreSdeVeScheduler`` becomes :class:`~scorelab.schedules.VE`.
 
     Args:
-        config: what ``scheduler_config.json`` holds; fields that it lacks are those of the scheduler's defaults.
+        config: what ``scheduler_config.json`` holds; fields that it lacks have the defaults of its class.
         name: of the file, for messages.
 
     Raises:
-        WeightsError: another kind of scheduler, betas that are none, or noise without signal under a network that predicts it.
+        WeightsError: another kind of scheduler, betas that are none, or noise without signal under a network that predicts it;
+            ``timestep_type`` other than ``discrete``, or ``use_flow_sigmas``.
     """
     kind = config.get("_class_name")
     if kind == _VE:
@@ -63,6 +78,9 @@ def read(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> N
         return fields.built(lambda: Noise(VE(**{key: float(value) for key, value in sigmas.items()}), "eps"), name)
     if kind not in _CLASSES:
         raise WeightsError(f"{name}: scheduler {kind!r}: expected {_VE} or one of betas, {', '.join(_CLASSES)}")
+    for field, plain in _PLAIN.items():
+        if not fields.is_one_of(value := config.get(field), plain):
+            raise WeightsError(f"{name}: {field} = {fields.told(value)}: expected {plain[0]!r}, for a network of the indices of betas")
     prediction, zero = config.get("prediction_type", "epsilon"), config.get("rescale_betas_zero_snr", False)
     if not isinstance(prediction, str) or prediction not in _PREDICTS:
         raise WeightsError(f"{name}: prediction_type = {fields.told(prediction)}: expected {', '.join(_PREDICTS)}")
@@ -90,6 +108,7 @@ def levels(config: Mapping[str, Any], *, name: str = "scheduler_config.json") ->
         WeightsError: betas that are not numbers between 0 and 1.
     """
     steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
+    *usual, form = _UNUSUAL.get(str(config.get("_class_name")), _USUAL)
     if trained is not None:
         if not isinstance(trained, list | tuple) or len(trained) < 3 or not all(map(fields.is_number, trained)):
             raise WeightsError(f"{name}: trained_betas = {fields.told(trained)}: expected a list of three or more numbers")
@@ -97,11 +116,11 @@ def levels(config: Mapping[str, Any], *, name: str = "scheduler_config.json") ->
             betas = np.asarray(trained, np.float64).astype(np.float32)
     elif isinstance(steps, bool) or not isinstance(steps, int) or not 3 <= steps <= 1_000_000:
         raise WeightsError(f"{name}: num_train_timesteps = {steps!r}: expected an integer from 3 to 1,000,000")
-    elif (kind := config.get("beta_schedule", "linear")) == "squaredcos_cap_v2":
+    elif (kind := config.get("beta_schedule", form)) == "squaredcos_cap_v2":
         bar = lambda i: math.cos((i / steps + 0.008) / 1.008 * math.pi / 2) ** 2
         betas = np.array([min(1 - bar(i + 1) / bar(i), 0.999) for i in range(steps)], np.float32)
     elif kind in _BETAS:
-        ends = [config.get(key, usual) for key, usual in (("beta_start", 1e-4), ("beta_end", 0.02))]
+        ends = [config.get(key, end) for key, end in zip(("beta_start", "beta_end"), usual, strict=True)]
         if not all(fields.is_number(end) and 0 < end < 1 for end in ends):
             raise WeightsError(f"{name}: beta_start = {ends[0]!r}, beta_end = {ends[1]!r}: expected numbers between 0 and 1")
         low, high = ends
@@ -120,3 +139,11 @@ def _line(start: float, end: float, steps: int) -> np.ndarray:
     step = np.float64((high - low) / np.float32(steps - 1))
     i = np.arange(steps)
     return np.where(i < steps // 2, low + step * i, high - step * (steps - 1 - i)).astype(np.float32)
+
+
+def index(schedule: Discrete, c_noise: jax.Array) -> jax.Array:
+    r"""What a network of indices is told at :math:`c = \log(\sigma / \alpha) / 4`: a real number from 0 to N - 1.
+
+    Samplers of other processes ask beyond both ends of the chain, where the network was not trained: it is told the end.
+    """
+    return jnp.clip(schedule.time(-8 * c_noise.astype(wide(c_noise))), 0.0, schedule.t_max)

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from scorelab.pretrained import scheduler as schedulers
 from scorelab.pretrained.layers import Conv, GroupNorm, Linear, resample, waves, wide
 from scorelab.pretrained.unetblocks import FIR, Downsample, ResnetBlock, Upsample
 from scorelab.schedules import Discrete
@@ -192,8 +193,7 @@ class UNet(nn.Module):
             time = _Fourier(features, name="time_proj")(4 * c)
         else:
             if self.schedule is not None:
-                # As other samplers ask beyond both ends of its levels, where it was not trained.
-                c = jnp.clip(self.schedule.time(-8 * c), 0.0, self.schedule.t_max)
+                c = schedulers.index(self.schedule, c_noise)
             elif not self.is_initializing():
                 raise ValueError(
                     f"{type(self).__name__}.schedule = None: expected the Discrete levels of its scheduler, which say what step "

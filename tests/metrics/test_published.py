@@ -156,6 +156,7 @@ def test_an_evaluation_by_published_statistics(tmp_path):
     write_moments(tmp_path / "pixels.npz", feature_moments(train, pixels(levels=17)))
     (only,) = plain(np.concatenate([test, test]), data, key)
     assert only.floor is None
+    write_moments(tmp_path / "narrow.npz", Moments(9, np.zeros(5), np.eye(5)))
     for bad, samples, match in (
         (spec, 100, "n = 200: expected 10 to 100"),
         (experiment.ReferenceEvaluation(features=features, reference="x", n=9), 100, "n = 9: expected 10 to 100"),
@@ -164,6 +165,12 @@ def test_an_evaluation_by_published_statistics(tmp_path):
             experiment.ReferenceEvaluation(features=features, reference=str(tmp_path / "none.npz")),
             100,
             "expected a file of statistics",
+        ),
+        # Another extractor's: found before anything is sampled.
+        (
+            experiment.ReferenceEvaluation(features=features, reference=str(tmp_path / "narrow.npz")),
+            100,
+            r"narrow\.npz: of 5 features: expected 64, as smallcnn",
         ),
     ):
         with pytest.raises(ValueError, match=match):

@@ -10,7 +10,7 @@ import pytest
 
 from scorelab import grids, models, processes, sample, schedules, solvers, starts
 from scorelab.errors import WeightsError
-from scorelab.pretrained import dit, store
+from scorelab.pretrained import dit, kinds, lora, store
 from tests.pretrained.crafted import FILES
 from tests.pretrained.drawn_weights import drawn, error, keys_digest, require_digest, text, zeros
 
@@ -175,6 +175,39 @@ def test_a_converted_folder_is_a_model_under_every_process(copied, tmp_path):
         most = 1e-5 * (1 + sigma) / alpha * np.abs(x).max()
         assert np.abs(model(x, t, labels).denoised - wanted).max() < most
         assert np.abs(edm(x / alpha, sigma / alpha, labels).denoised - wanted).max() < most
+
+
+def test_beyond_both_ends_of_the_chain_it_is_told_the_end():
+    """Noise levels of EDM reach below and above those of the chain, 0.01 and 157."""
+    net, edm = dit.DiT(**TINY), processes.Gaussian(schedule=schedules.EDM(sigma_min=0.002))
+    tensors = drawn({key: array.shape for key, array in dit.published(zeros(dit.shapes(net))).items()}, 1)
+    tree, x = dit.params(net, tensors), jax.random.normal(jax.random.key(0), (2, 4, 4, 4))
+    ask = lambda c_noise: asked(net, tree, x, jnp.full(2, c_noise, jnp.float32), jnp.array([2, 0]))
+    for sigma, end, inside in ((0.002, 0.0, 4.0), (200.0, 999.0, 980.0)):
+        wanted = ask(told(end, "float32"))
+        # Float32 knows the index of an end to 1e-4.
+        assert error(ask(-edm.log_snr(sigma) / 8), wanted) < 1e-4
+        # An index as far inside as these levels are outside is told from the end.
+        assert error(ask(told(inside, "float32")), wanted) > 1e-3
+
+
+def test_adapters_fit_a_model_in_bfloat16(tmp_path):
+    model = dit.model(folder(tmp_path / "in", copied=True)[0])
+    narrow = kinds.narrowed(model, "bfloat16")
+    rng, at = np.random.default_rng(0), "params/transformer_blocks_0/attn1.to_q/kernel"
+    adapter = {at: dict(down=rng.normal(size=(16, 2)).astype("f4"), up=rng.normal(size=(2, 16)).astype("f4"))}
+    saved = lora.save(tmp_path / "out", narrow, adapter)
+    assert set(store.read_safetensors(saved / lora.TENSORS)) == {
+        f"base_model.model.transformer_blocks.0.attn1.to_q.lora_{factor}.weight" for factor in "AB"
+    }
+    kernel = lambda model: model.params["params"]["transformer_blocks_0"]["attn1.to_q"]["kernel"]
+    found = kernel(lora.load(narrow, saved, scale=0.5))
+    assert found.dtype == jnp.bfloat16
+    wanted = kernel(narrow).astype("f4") + 0.5 * adapter[at]["down"] @ adapter[at]["up"]
+    # The sum in float32, rounded once to 8 bits.
+    assert np.abs(np.asarray(found, "f4") - wanted).max() <= 2**-8 * np.abs(wanted).max()
+    kept = lora.load(narrow, saved, merged=False)
+    assert all(np.array_equal(kept.adapter[at][which], adapter[at][which]) for which in ("down", "up"))
 
 
 def test_other_tensors_are_refused_and_named(case):

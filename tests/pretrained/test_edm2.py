@@ -11,7 +11,7 @@ import pytest
 
 from scorelab import pretrained
 from scorelab.errors import WeightsError
-from scorelab.pretrained import edm2, store
+from scorelab.pretrained import edm2, kinds, lora, store
 from tests.pretrained import crafted
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -232,6 +232,12 @@ def test_a_converted_file_is_a_model_with_its_preconditioner(case, tmp_path):
     assert np.abs(np.asarray(found) - wanted).max() < 1e-5 * np.abs(wanted).max()
     with pytest.raises(WeightsError, match="kind 'edm': expected edm2"):
         edm2.model(store.write_folder(tmp_path / "other", tensors, dict(kind="edm", network=modules())))
+    # An adapter of the file's kernels is added before they are normalised, and these are.
+    for each in (model, kinds.narrowed(model, "bfloat16")):
+        with pytest.raises(WeightsError, match=r"adapter: edm2\.UNet: expected another network"):
+            lora.load(each, tmp_path / "adapter")
+        with pytest.raises(WeightsError, match=r"adapter: edm2\.UNet: expected another network"):
+            lora.save(tmp_path / "adapter", each, {})
 
 
 @pytest.mark.parametrize(

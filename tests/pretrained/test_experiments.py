@@ -237,7 +237,7 @@ def test_published_statistics_are_the_reference(place, teleported, tmp_path, cap
     np.savez(tmp_path / "narrow.npz", mu=z.mean(0)[:5], sigma=np.eye(5))
     with pytest.raises(SystemExit):
         figure("edm_teleport", tmp_path / "other", **options | dict(reference=tmp_path / "narrow.npz"))
-    assert "reference = narrow.npz: of 5 features: expected 192" in capsys.readouterr().err
+    assert "narrow.npz: of 5 features: expected 192, as " in capsys.readouterr().err
 
 
 def test_a_law_explains_all_of_itself(module):

@@ -184,6 +184,37 @@ def test_levels_are_those_of_diffusers(name):
     assert np.max(np.abs(schedule.time(schedule.log_snr(i)) - i)) < 1e-12 * len(wanted)
 
 
+# Betas of a config without any, `inspect.signature` of every class in diffusers 0.42.1: beta_start, beta_end, beta_schedule.
+DEFAULTS = {
+    **dict.fromkeys(
+        ("DDIMInverse", "DDIMParallel", "DDIM", "DDPMParallel", "DDPM", "DEISMultistep", "DPMSolverMultistep",
+         "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "LMSDiscrete", "PNDM", "UniPCMultistep"),
+        (0.0001, 0.02, "linear"),
+    ),
+    **dict.fromkeys(("DPMSolverSDE", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete"), (0.00085, 0.012, "linear")),
+    "LCM": (0.00085, 0.012, "scaled_linear"),
+}  # fmt: skip
+# The last of `alphas_cumprod` of such a scheduler, float32.
+LAST = {
+    (0.0001, 0.02, "linear"): 4.035830352222547e-05,
+    (0.00085, 0.012, "linear"): 0.0015789627796038985,
+    (0.00085, 0.012, "scaled_linear"): 0.00466009508818388,
+}
+
+
+def test_betas_that_are_not_said_are_those_of_the_class():
+    assert {f"{name}Scheduler" for name in DEFAULTS} == set(scheduler._CLASSES)
+    for name, usual in DEFAULTS.items():
+        config = dict(_class_name=f"{name}Scheduler")
+        found = scheduler.levels(config)
+        assert found[-1] == LAST[usual], name
+        stated = dict(zip(("beta_start", "beta_end", "beta_schedule"), usual, strict=True))
+        for field in stated:
+            # One that is said leaves the others as they are.
+            assert np.array_equal(scheduler.levels(config | {field: stated[field]}), found), name
+        assert scheduler.read(config).schedule == scheduler.read(config | stated).schedule
+
+
 def test_zero_terminal_noise_is_refused_where_the_noise_is_predicted():
     config = dict(_class_name="DDIMScheduler", rescale_betas_zero_snr=True)
     noise = scheduler.read(config | dict(prediction_type="v_prediction"))
@@ -204,6 +235,8 @@ def test_zero_terminal_noise_is_refused_where_the_noise_is_predicted():
         (dict(_class_name="DDPMScheduler", num_train_timesteps=2), "num_train_timesteps = 2"),
         (dict(_class_name="DDPMScheduler", trained_betas=["a"] * 5), "expected a list of three or more numbers"),
         (dict(_class_name="DDPMScheduler", trained_betas=[0.1, 0.2, 1.5]), "betas from 0.1 to 1.5"),
+        (dict(_class_name="EulerDiscreteScheduler", timestep_type="continuous"), "timestep_type = 'continuous': expected 'disc"),
+        (dict(_class_name="UniPCMultistepScheduler", use_flow_sigmas=True), "use_flow_sigmas = True: expected False"),
         (dict(_class_name="ScoreSdeVeScheduler", sigma_min=3, sigma_max=2), r"VE\.sigma_max = 2"),
     ],
 )

@@ -647,6 +647,7 @@ def carried(tmp_path, imports, binding):
         ("from scorelab import pretrained", "@pretrained.write_npz()"),
         ("from scorelab import densities", "@densities.save_gaussian()"),
         ("from scorelab.metrics import smallcnn", "@smallcnn.save()"),
+        ("from scorelab import metrics", "@metrics.write_moments()"),
         ("from scorelab import viz", "@viz.save()"),
         ("", "@experiment.np.load()"),
         ("", "@experiment.functools.partial()"),
@@ -670,6 +671,7 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
         ("from flax import linen", "@linen.silu"), ("from scorelab import pretrained", "@pretrained.model"),
         ("from scorelab import pretrained", "@pretrained.clip_cosine"),
         ("from scorelab import pretrained", "@pretrained.aesthetic"), ("", "@experiment.measured_std"),
+        ("from scorelab import pretrained", "@pretrained.InceptionFeatures"),
     ):  # fmt: skip
         with read:
             carried(tmp_path, imports, binding)
