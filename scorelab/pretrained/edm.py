@@ -20,12 +20,14 @@ import numpy as np
 from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
+from scorelab.models.nets.conditions import Label
 from scorelab.pretrained import fields, trees
+from scorelab.pretrained.classes import Given
 from scorelab.pretrained.layers import Conv, GroupNorm, Linear, attention, fir, resample, waves, wide
 from scorelab.pretrained.store import Folder
 from scorelab.processes import Gaussian, LinearGaussian
 from scorelab.schedules import EDM
-from scorelab.validation import require_int
+from scorelab.validation import require_int, require_number
 
 # Of the classes of published files.
 _PRECONDITIONERS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm"}
@@ -130,12 +132,21 @@ def levels(net: Any, x: jax.Array, begin: Callable, block: Callable, *, everywhe
     return x
 
 
-def one_hot(cond: jax.Array | None, batch: int, classes: int, dtype: Any) -> jax.Array:
-    """One row ``(classes,)`` for each class, zero for none (``classes``, or no condition at all), NaN for what is no class."""
-    if cond is None:
-        return jnp.zeros((batch, classes), dtype)
-    cond = jnp.asarray(cond)
-    known = (cond >= 0) & (cond <= classes)
+def one_hot(net: Any, cond: jax.Array | None, batch: int, dtype: Any) -> jax.Array:
+    """One row ``(classes,)`` for each class of a module, NaN for what is no class.
+
+    A network that was trained without them as well, ``Label`` as its condition, has zeros for none: the label after the last, or
+    no condition at all. One that was not refuses the condition None.
+    """
+    condition = net.condition
+    classes = condition.num_classes
+    if isinstance(condition, Given):
+        cond, known_to = condition.told(net, cond, batch), classes
+    elif cond is None:
+        return jnp.zeros((1, classes), dtype)
+    else:
+        cond, known_to = jnp.asarray(cond), classes + 1
+    known = (cond >= 0) & (cond < known_to)
     return jnp.where(known[..., None], jax.nn.one_hot(cond, classes, dtype=dtype), jnp.nan)
 
 
@@ -147,6 +158,7 @@ class _UNet(nn.Module):
         in_channels: of the images.
         out_channels: of the result.
         label_dim: number of classes, 0 for none.
+        label_dropout: how often there was no class in training; at 0 a class has to be given.
         augment_dim: number of augmentation labels, which are zero in sampling.
         model_channels: channels of the first level.
         channel_mult: of every level.
@@ -171,6 +183,7 @@ class _UNet(nn.Module):
     num_blocks: int = 4
     attn_resolutions: tuple[int, ...] = (16,)
     dropout: float = 0.10
+    label_dropout: float = 0.0
     preconditioner: str = "edm"
     beta_d: float = 19.9
     beta_min: float = 0.1
@@ -197,12 +210,18 @@ class _UNet(nn.Module):
             **{f"channel_mult[{i}]": multiple for i, multiple in enumerate(self.channel_mult)},
         )  # fmt: skip
         require_int(type(self).__name__, 0, label_dim=self.label_dim, augment_dim=self.augment_dim)
+        require_number(type(self).__name__, 0, 1, label_dropout=self.label_dropout)
         super().__post_init__()
 
     @property
     def num_classes(self) -> int:
         """The number of classes, 0 for a network without."""
         return self.label_dim
+
+    @property
+    def condition(self) -> Label | None:
+        """Of the network: a class, which has to be given unless it was left out in training."""
+        return (Label if self.label_dropout else Given)(self.label_dim) if self.label_dim else None
 
     def asked(self, x: jax.Array, c_noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input and the noise label that the network was trained with."""
@@ -225,8 +244,8 @@ class _UNet(nn.Module):
         return -output if self.preconditioner == "ve" else output[..., : self.in_channels]
 
     def labels(self, cond: jax.Array | None, batch: int, dtype: Any) -> jax.Array:
-        """As :func:`one_hot`, for its classes."""
-        return one_hot(cond, batch, self.label_dim, dtype)
+        """As :func:`one_hot`."""
+        return one_hot(self, cond, batch, dtype)
 
 
 class SongUNet(_UNet):
@@ -406,7 +425,8 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
         found = f"{outer.get('type')} around {inner.get('type')}"
         raise WeightsError(f"{name}: {found}: expected {', '.join(_PRECONDITIONERS)} around {' or '.join(_CLASSES)}")
     kind = _CLASSES[inner["type"]]
-    given = arguments(inner, kind, name=name, without=("preconditioner", *_OUTER.values()), unused=("label_dropout", "use_fp16"))
+    # The type of the computation is the caller's.
+    given = arguments(inner, kind, name=name, without=("preconditioner", *_OUTER.values()), unused=("use_fp16",))
     preconditioner = _PRECONDITIONERS[outer["type"]]
     if preconditioner in ("vp", "iddpm"):
         more = {field: said(outer, key) for key, field in _OUTER.items() if said(outer, key) is not None}

@@ -22,6 +22,7 @@ from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.pretrained import fields, trees
+from scorelab.pretrained.classes import Given
 from scorelab.pretrained.edm import arguments, levels, number, one_hot, require_size, said, table
 from scorelab.pretrained.layers import attention, convolve, resample, wide
 from scorelab.pretrained.store import Folder
@@ -189,16 +190,21 @@ class UNet(nn.Module):
         """The number of classes, 0 for a network without."""
         return self.label_dim
 
+    @property
+    def condition(self) -> Given | None:
+        """Of the network: a class, which has to be given. What guides it is a network of its own, without classes."""
+        return Given(self.label_dim) if self.label_dim else None
+
     @nn.compact
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
-        """The output at ``x (b, h, w, c)`` and ``c_noise (b,)`` or ``(1,)``, with classes ``cond (b,)``, zero for none."""
+        """The output at ``x (b, h, w, c)`` and ``c_noise (b,)`` or ``(1,)``, with classes ``cond (b,)``."""
         widest = max(self.channel_mult) if self.channel_mult_emb is None else self.channel_mult_emb
         waves = self.channel_mult[0] if self.channel_mult_noise is None else self.channel_mult_noise
         c = c_noise.astype(wide(c_noise))
         embedding = _Waves(self.model_channels * waves, name="emb_fourier")(c)
         embedding = Kernel(self.model_channels * widest, name="emb_noise")(embedding)
         if self.label_dim:
-            labels = one_hot(cond, x.shape[0], self.label_dim, c.dtype)
+            labels = one_hot(self, cond, x.shape[0], c.dtype)
             classes = Kernel(self.model_channels * widest, name="emb_label")(labels * math.sqrt(self.label_dim))
             embedding = blend(embedding, classes, self.label_balance)
         embedding = silu(embedding).astype(x.dtype)
@@ -311,9 +317,14 @@ def latent_scale(config: Mapping[str, Any], *, name: str = "config.json") -> tup
     h is what the autoencoder returns, without a factor of its own. None for a network of pixels.
 
     Raises:
-        WeightsError: another encoder, or numbers that are none.
+        WeightsError: another encoder, or none for a network that is not of 1 or 3 channels, or numbers that are none.
     """
     encoder = config.get("encoder") or {}
+    if not encoder and (channels := said((config.get("network") or {}).get("unet", {}), "img_channels")) not in (None, 1, 3):
+        raise WeightsError(
+            f"{name}: img_channels = {channels!r} without an encoder, so that its scale is not known: expected 1 or 3, pixels, or the "
+            "whole pickle converted, which has the encoder beside the network"
+        )
     kind = encoder.get("type", "StandardRGBEncoder")
     if kind == "StandardRGBEncoder":
         return None

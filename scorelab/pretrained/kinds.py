@@ -20,6 +20,7 @@ from scorelab.arrays import Array, Key
 from scorelab.data import Pixels, Transform
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser
+from scorelab.pretrained import own
 from scorelab.pretrained.conversion import SCHEDULER
 from scorelab.pretrained.edm import LEVELS
 from scorelab.pretrained.edm2 import ByChannel, latent_scale
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from scorelab.pretrained.text import TextEncoder
     from scorelab.pretrained.vae import Latents
 
-# The scale of images of `ScoreSdeVeScheduler`, k / 255: cells whose outermost centres are 0 and 1.
+# The scale of images of `ScoreSdeVeScheduler` and `center_input_sample`, k / 255: cells whose outermost centres are 0 and 1.
 UNIT = Pixels(low=-1 / 510, high=511 / 510)
 DTYPES = ("float32", "bfloat16")
 
@@ -46,7 +47,8 @@ class Family:
         role: ``model``, ``latents``, ``text``, or ``features`` for what is part of no pipeline.
         latent: of latents, which an autoencoder makes.
         null: ``model`` takes the context of the empty text as well, ``null_context``.
-        own: of this package: ``model(folder)`` has the process that it was trained with, and the scale of its data is not said.
+        own: of this package: ``model(folder)`` has the process that it was trained with, and ``transform(folder)`` the scale of its
+            data, None where that is not said.
     """
 
     module: str
@@ -57,16 +59,8 @@ class Family:
     own: bool = False
 
     def build(self, folder: Folder, *args: Any, **named: Any) -> Any:
-        """What becomes of a converted folder; WeightsError where its family is not in this version."""
-        try:
-            module = importlib.import_module(self.module)
-        except ModuleNotFoundError as error:
-            if error.name != self.module:
-                raise
-            raise WeightsError(
-                f"{shown(folder.path)}: class {class_of(folder)}: this version of scorelab has no networks of it"
-            ) from error
-        return getattr(module, self.function)(folder, *args, **named)
+        """What becomes of a converted folder."""
+        return getattr(importlib.import_module(self.module), self.function)(folder, *args, **named)
 
 
 _EDM = Family("scorelab.pretrained.edm", "model", "model")
@@ -165,8 +159,8 @@ class Converted:
 
     Attributes:
         model: the denoiser, which knows its process.
-        transform: from stored images to what ``latents`` see, or the model where there are none, and back; None where that is not
-            known, as of a model of latents without its autoencoder.
+        transform: from stored images to what ``latents`` see, or the model where there are none, and back; None for a model of
+            latents without its autoencoder, and for one of this package whose export does not say it.
         config: what ``config.json`` says, with ``scheduler`` where the model was published with one.
         latents: the autoencoder of a model of latents, with ``encode`` and ``decode``; None for one of pixels.
         text: from prompts to conditions, None for a model without.
@@ -180,12 +174,17 @@ class Converted:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of a sample as it was trained: of images, or of their latents."""
+        """The shape of a sample as it was trained: of images, or of their latents; WeightsError where its sides are not said."""
         if "event" in self.config:
             return tuple(self.config["event"])
         net = self.model.denoiser.net
-        named = lambda *names: next(value for name in names if (value := getattr(net, name, None)) is not None)
+        named = lambda *names: next((value for name in names if (value := getattr(net, name, None)) is not None), None)
         side = named("img_resolution", "sample_size")
+        if side is None:
+            raise WeightsError(
+                f"Converted.event_shape of {self.config.get('name')!r}: sample_size is null in its config, so that the sides of its "
+                "samples are not known: expected a shape of your own in the place of event_shape"
+            )
         sides = tuple(side) if isinstance(side, Sequence) else (side, side)
         return (*sides, named("in_channels", "img_channels"))
 
@@ -214,8 +213,11 @@ class Converted:
     @property
     def _scale(self) -> Transform:
         if self.transform is None:
-            why = "the scale of its images is not said, or its latents have no autoencoder"
-            raise WeightsError(f"Converted of {self.config.get('name')!r}: {why}: expected pretrained.load(..., autoencoder=...)")
+            if self.config.get("kind") == "scorelab":
+                why = "its export does not say the scale of its data: expected pretrained.export(..., transform=...)"
+            else:
+                why = "its latents have no autoencoder: expected pretrained.load(..., autoencoder=...)"
+            raise WeightsError(f"Converted of {self.config.get('name')!r}: {why}")
         return self.transform
 
     def prompt(self, prompts: str | Sequence[str]) -> Array:
@@ -280,10 +282,17 @@ def load(
         text = by_role["text"][0].build(by_role["text"][1], tokenizer)
     null = dict(null_context=np.asarray(text.empty)) if made.null and text is not None else {}
     model = narrowed(made.build(folder, *(() if made.own else (process,)), **null), dtype)
-    unit = scheduler is not None and scheduler.get("_class_name") == "ScoreSdeVeScheduler"
+    if made.own:
+        transform = own.transform(folder)
+    elif latent:
+        transform = None if latents is None else LEVELS
+    else:
+        # Images in [0, 1], as they are or brought to [-1, 1] inside of the network.
+        by_level = scheduler is not None and scheduler.get("_class_name") == "ScoreSdeVeScheduler"
+        transform = UNIT if by_level or getattr(model.denoiser.net, "center_input_sample", False) else LEVELS
     return Converted(
         model=model,
-        transform=None if made.own or (latent and latents is None) else UNIT if unit else LEVELS,
+        transform=transform,
         config=found.config | (dict(scheduler=scheduler) if scheduler is not None else {}),
         latents=latents,
         text=text,

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from scorelab import processes, schedules
+from scorelab import data, processes, schedules
+from scorelab.data import Transform
 from scorelab.errors import WeightsError, shown
 from scorelab.experiment.describe import describe
 from scorelab.models import BoundDenoiser, Denoiser, nets
@@ -27,28 +28,40 @@ from scorelab.validation import require_spec
 KIND = "scorelab"
 # Where the classes in a config are looked up, and nowhere else.
 _PLACES = (nets, processes, schedules)
+# Of what `data` has: the rest reads files.
+_TRANSFORMS = {name: kind for name in data.__all__ if isinstance(kind := getattr(data, name), type) and issubclass(kind, Transform)}
 
 
 def export(
-    model: BoundDenoiser, folder: str | Path, *, event: tuple[int, ...], name: str = "", licence: str | None = None
+    model: BoundDenoiser,
+    folder: str | Path,
+    *,
+    event: tuple[int, ...],
+    transform: Transform | None = None,
+    name: str = "",
+    licence: str | None = None,
 ) -> Folder:
     """Write a denoiser as ``model.safetensors`` and ``config.json``, which :func:`model` and other programs read.
 
     Names are those of the layers with ``.`` between, kernels lie as torch has them: ``(out, in)``, and ``(out, in, k, k)`` of a
-    convolution. The config has the fields of the network, the parameterisation, the deviation of the data, and the process.
+    convolution. The config has the fields of the network, the parameterisation, the deviation of the data, the process, and the
+    scale of the data where that is given.
 
     Args:
         model: a denoiser with a network of :mod:`scorelab.models.nets`.
         folder: a new folder.
         event: the shape of one sample as the network sees it, ``(height, width, channels)``.
+        transform: from stored values to what the network sees, and back, one of :mod:`scorelab.data`; None for unknown.
         name: of the model; that of the folder by default.
         licence: of the weights, as SPDX has it; None for unknown.
 
     Raises:
-        WeightsError: a network or a process of another package, parameters that are not of the network, or there is something at
-            ``folder``.
+        WeightsError: a network, a process or a transform of another package, parameters that are not of the network, or there is
+            something at ``folder``.
+        TypeError: what is no model, or no transform.
     """
     require_spec("own.export", BoundDenoiser, model=model)
+    require_spec("own.export", Transform | None, transform=transform)
     folder, denoiser = Path(folder), model.denoiser
     said = describe(denoiser)
     config = dict(
@@ -60,7 +73,10 @@ def export(
         event=list(event),
         licence=dict(id=licence, url=None),
     )
-    for field, spec in (("network", denoiser.net), ("process", denoiser.process)):
+    stated = dict(network=denoiser.net, process=denoiser.process)
+    if transform is not None:
+        stated["transform"], config["transform"] = transform, _plain(describe(transform))
+    for field, spec in stated.items():
         if _built(config[field], shown(folder)) != spec:
             raise WeightsError(f"{shown(folder)}: {field} {spec!r}: expected one that is made of the classes of scorelab")
     expected = shapes(denoiser, event)
@@ -137,6 +153,20 @@ def model(folder: Folder) -> BoundDenoiser:
     return denoiser.bind(tree)
 
 
+def transform(folder: Folder) -> Transform | None:
+    """From stored values to what the network sees, and back, as :func:`export` was told; None where the folder does not say.
+
+    Raises:
+        WeightsError: what it says is no transform.
+    """
+    name = shown(folder.path)
+    if (said := folder.config.get("transform")) is None:
+        return None
+    if not isinstance(found := _built(said, name), Transform):
+        raise WeightsError(f"{name}: transform {said!r}: expected one of scorelab.data, such as Pixels")
+    return found
+
+
 def _flat(tree: Mapping[str, Any]) -> dict[Any, Any]:
     return flatten_dict(tree["params"])
 
@@ -168,8 +198,10 @@ def _built(said: Any, name: str) -> Any:
     if "type" not in said:
         return given
     kind = next((getattr(place, said["type"]) for place in _PLACES if said["type"] in place.__all__), None)
+    kind = kind or next((kind for name, kind in _TRANSFORMS.items() if name == said["type"]), None)
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        raise WeightsError(f"{name}: {said['type']!r}: expected a network, a condition, a process or a schedule of scorelab")
+        expected = "a network, a condition, a process, a schedule or a transform of scorelab"
+        raise WeightsError(f"{name}: {said['type']!r}: expected {expected}")
     if kind.__module__.startswith(nets.__name__):
         fields.require_types(given, kind, name)
         # One block for each level, where there are several.

@@ -80,7 +80,9 @@ def read(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> N
         raise WeightsError(f"{name}: scheduler {kind!r}: expected {_VE} or one of betas, {', '.join(_CLASSES)}")
     for field, plain in _PLAIN.items():
         if not fields.is_one_of(value := config.get(field), plain):
-            raise WeightsError(f"{name}: {field} = {fields.told(value)}: expected {plain[0]!r}, for a network of the indices of betas")
+            raise WeightsError(
+                f"{name}: {field} = {fields.told(value)}: expected {plain[0]!r}, for a network of the indices of betas"
+            )
     prediction, zero = config.get("prediction_type", "epsilon"), config.get("rescale_betas_zero_snr", False)
     if not isinstance(prediction, str) or prediction not in _PREDICTS:
         raise WeightsError(f"{name}: prediction_type = {fields.told(prediction)}: expected {', '.join(_PREDICTS)}")

@@ -8,7 +8,6 @@ It turns both into what it was trained with: the index of its step, or its noise
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -21,9 +20,10 @@ import numpy as np
 
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
-from scorelab.models.nets.conditions import Label, Sequence
+from scorelab.models.nets.conditions import Sequence
 from scorelab.pretrained import fields, trees, unetblocks
 from scorelab.pretrained import scheduler as schedulers
+from scorelab.pretrained.classes import Given
 from scorelab.pretrained.store import Folder
 from scorelab.pretrained.unetblocks import SpatialAttention, Transformer
 from scorelab.pretrained.unetlevels import UNet
@@ -45,19 +45,6 @@ class _ClassTable(nn.Module):
     def __call__(self, label: jax.Array) -> jax.Array:
         table = jnp.asarray(self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.features)))
         return table.at[jnp.where(label < 0, self.classes, label)].get(mode="fill", fill_value=jnp.nan)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Given(Label):
-    """A class, which has to be given."""
-
-    @property
-    def accepted(self):
-        return f"integer labels 0 to {self.num_classes - 1} of shape () or (batch,)"
-
-    def check_values(self, where, value):
-        if value.min() < 0 or value.max() >= self.num_classes:
-            raise ValueError(f"{where} has labels {value.min()} to {value.max()}: expected {self.accepted}")
 
 
 _SPATIAL = ("{0}Block2D", "Attn{0}Block2D", "Resnet{0}sampleBlock2D", "Skip{0}Block2D", "AttnSkip{0}Block2D")
@@ -97,9 +84,9 @@ class UNet2DModel(UNet):
         return self.num_class_embeds or 0
 
     @property
-    def condition(self) -> Label | None:
+    def condition(self) -> Given | None:
         """Of the network: a class, which has to be given."""
-        return _Given(self.num_classes) if self.num_classes else None
+        return Given(self.num_classes) if self.num_classes else None
 
     def resamples(self, how):
         return getattr(self, f"{how}sample_type") == "resnet"
@@ -109,11 +96,7 @@ class UNet2DModel(UNet):
             if cond is not None:
                 raise ValueError("cond was given to UNet2DModel, whose num_class_embeds is None: expected None")
             return None, None
-        if cond is None:
-            if not self.is_initializing():
-                raise ValueError(f"cond = None for UNet2DModel with classes: expected {self.condition.accepted}")
-            cond = jnp.zeros(1, jnp.int32)
-        label = jnp.asarray(self.condition.rows("cond", cond, batch))
+        label = self.condition.told(self, cond, batch)
         return _ClassTable(self.num_classes, width, name="class_embedding")(label), None
 
     def _attention(self, level: int, name: str, groups: int | None, scale: float) -> Callable[..., jax.Array]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab import pretrained
+from scorelab import grids, models, pretrained, sample, solvers
 from scorelab.errors import ConfigError, WeightsError
+from scorelab.models.base import check_condition
 from scorelab.pretrained import edm, store
 from scorelab.pretrained.layers import fir, resample
 from scorelab.pretrained.registry import PUBLISHED
@@ -67,6 +68,8 @@ def test_output_and_gradient_are_those_of_the_oracle(case, dtype):
         tree = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), edm.params(net, tensors))
         labels = jnp.asarray(STORED[f"{name}/labels"]) if net.num_classes else None
         x, c_noise, cotangent = (stored(name, part, dtype) for part in ("x", "c_noise", "cotangent"))
+        # As one that was trained without classes as well.
+        net = net.clone(label_dropout=0.1)
 
         @jax.jit
         def asked(tree, x, cond):
@@ -82,12 +85,15 @@ def test_output_and_gradient_are_those_of_the_oracle(case, dtype):
             assert np.abs(np.asarray(found) - wanted).max() < MOST[dtype] * np.abs(wanted).max(), part
 
 
-def test_what_is_no_class_is_no_number():
-    rows = edm.one_hot(jnp.array([0, 2, 3, 4, -1]), 5, 3, jnp.float32)
-    assert np.array_equal(rows[:3], np.eye(4)[[0, 2, 3], :3])
-    assert np.isnan(rows[3:]).all()
-    assert np.array_equal(edm.one_hot(jnp.asarray(1), 5, 3, jnp.float32), [0, 1, 0])
-    assert not edm.one_hot(None, 5, 3, jnp.float32).any()
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_what_is_no_class_is_no_number(dropout):
+    net = edm.SongUNet(8, label_dim=3, label_dropout=dropout)
+    rows = edm.one_hot(net, jnp.array([0, 2, 3, 4, -1]), 5, jnp.float32)
+    # The label after the last is a number where there was none of them in training.
+    known = 3 if dropout else 2
+    assert np.array_equal(rows[:known], np.eye(4)[[0, 2, 3], :3][:known])
+    assert np.isnan(rows[known:]).all()
+    assert np.array_equal(np.ravel(edm.one_hot(net, jnp.asarray(1), 5, jnp.float32)), [0, 1, 0])
 
 
 def test_published_names_come_back(case):
@@ -189,6 +195,35 @@ def folder(path, outer, more=None, tensors=None, **attributes):
     tree = {"params": flax.traverse_util.unflatten_dict(leaves)}
     config = dict(kind="edm", network={"": dict(type=outer, args=[], kwargs={}, attributes=attributes), "model": module})
     return store.write_folder(path, edm.published(tree) | (tensors or {}), config), net, tree
+
+
+def test_no_class_is_what_a_network_was_trained_with_or_nothing(tmp_path):
+    noise = jnp.zeros((2, 8, 8, 3))
+
+    def asked(model, cond=None):
+        return jax.eval_shape(lambda model, cond: model(noise, jnp.float32(1.0), cond).denoised, model, cond)
+
+    told = edm.model(folder(tmp_path / "told", "EDMPrecond")[0])
+    dropped = edm.model(folder(tmp_path / "dropped", "EDMPrecond", dict(label_dropout=0.1))[0])
+    assert asked(told, jnp.array([0, 2])).shape == noise.shape
+    refused = pytest.raises(ValueError, match=r"cond = None for SongUNet with classes: expected integer labels 0 to 2")
+    with refused:
+        asked(told)
+    with refused:
+        asked(models.ClassifierFreeGuidance(model=told, scale=2.0), jnp.array([0, 2]))
+    with refused:
+        sample(told, solver=solvers.DDIM(), grid=grids.Karras(steps=2), key=jax.random.key(0), shape=(2, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"labels 0 to 3: expected integer labels 0 to 2"):
+        check_condition(told, np.array([0, 3]))
+    # A label of each trained network is none of the other.
+    check_condition(dropped, np.array([0, 3]))
+    for model, cond in (
+        (dropped, None), (models.ClassifierFreeGuidance(model=dropped, scale=2.0), jnp.array([0, 2])),
+        (models.ClassifierFreeGuidance(model=told, scale=2.0, unconditional=dropped), jnp.array([0, 2])),
+    ):  # fmt: skip
+        assert asked(model, cond).shape == noise.shape
+    with pytest.raises(WeightsError, match="label_dropout = 'x': expected a number"):
+        edm.network({"": dict(type="EDMPrecond"), "model": dict(type="SongUNet", kwargs=TINY | dict(label_dropout="x"))})
 
 
 # D by the formulas of arXiv 2206.00364, table 1, at noise levels of which the time of VP is known.

@@ -11,6 +11,7 @@ import pytest
 
 from scorelab import pretrained
 from scorelab.errors import WeightsError
+from scorelab.models import ClassifierFreeGuidance
 from scorelab.pretrained import edm2, kinds, lora, store
 from tests.pretrained import crafted
 
@@ -128,7 +129,7 @@ def case():
     net = edm2.network(modules())
     tensors = drawn(net)
     x = np.random.default_rng(2).standard_normal((3, 8, 8, 2))
-    return net, tensors, Reference(tensors, TINY), x, np.array([2, 0, 3]), np.eye(4)[[2, 0, 3], :3]
+    return net, tensors, Reference(tensors, TINY), x, np.array([2, 0, 1]), np.eye(3)[[2, 0, 1]]
 
 
 def channels_first(x):
@@ -150,9 +151,10 @@ def test_output_is_that_of_the_formulas(case, dtype):
         # Of the largest number: sums in another order, as for the networks of EDM.
         most = dict(float64=1e-12, float32=1e-5)[dtype] * np.abs(wanted).max()
         assert np.abs(channels_first(np.asarray(found)) - wanted).max() < most
-        # No label at all is the row of zeros, that of the label after the last.
-        none = jnp.full(3, TINY["label_dim"])
-        assert np.abs(apply(tree, *given, None) - apply(tree, *given, none)).max() < most
+        # It was never trained without a class.
+        assert np.isnan(apply(tree, *given, jnp.array([2, 0, TINY["label_dim"]]))).all((1, 2, 3)).tolist() == [False, False, True]
+        with pytest.raises(ValueError, match="cond = None for UNet with classes: expected integer labels 0 to 2"):
+            apply(tree, *given, None)
 
 
 def test_gradient_is_that_of_the_formulas(case):
@@ -230,6 +232,8 @@ def test_a_converted_file_is_a_model_with_its_preconditioner(case, tmp_path):
     wanted = 0.6**2 / root**2 * sigma * x + 0.6 * sigma / root * raw
     found = model(jnp.asarray(sigma * x, jnp.float32), jnp.asarray(SIGMAS, jnp.float32), jnp.asarray(labels)).denoised
     assert np.abs(np.asarray(found) - wanted).max() < 1e-5 * np.abs(wanted).max()
+    with pytest.raises(ValueError, match="cond = None for UNet with classes"):
+        jax.eval_shape(lambda model, y: ClassifierFreeGuidance(model=model, scale=2.0)(y, 1.0, jnp.asarray(labels)), model, x)
     with pytest.raises(WeightsError, match="kind 'edm': expected edm2"):
         edm2.model(store.write_folder(tmp_path / "other", tensors, dict(kind="edm", network=modules())))
     # An adapter of the file's kernels is added before they are normalised, and these are.
@@ -262,7 +266,13 @@ def test_the_scale_of_latents_is_that_of_the_encoder():
     # One standard deviation above the mean is at half of one, as the network expects it.
     assert np.allclose(np.array(scale) * raw + shift, 0.5)
     assert edm2.latent_scale(dict(encoder=encoder(scale=[2.0, 3.0], bias=[0.0, 1.0]))) == ((2.0, 3.0), (0.0, 1.0))
+    # Without an encoder they are pixels, of one channel or of three.
     assert edm2.latent_scale({}) is None
+    for channels in (1, 3):
+        assert edm2.latent_scale(dict(network=modules(img_channels=channels))) is None
+    assert edm2.latent_scale(dict(network=modules(img_channels=2), encoder=dict(type="StandardRGBEncoder"))) is None
+    with pytest.raises(WeightsError, match="img_channels = 2 without an encoder"):
+        edm2.latent_scale(dict(network=modules(img_channels=2)))
     for bad in (dict(scale=[1.0, float("nan")], bias=[0, 0]), dict(scale=["x"]), dict(scale=[1.0, 2.0], bias=[1.0, 2.0, 3.0])):
         with pytest.raises(WeightsError, match="encoder"):
             edm2.latent_scale(dict(encoder=encoder(**bad)))

@@ -1,5 +1,6 @@
 """Converted folders and pipelines as models: each part by its family, and what it takes to use them beside."""
 
+import importlib
 import json
 import sys
 import types
@@ -199,9 +200,10 @@ def test_a_pipeline_that_was_changed_is_refused(source, broken, reason):
 class Net(nn.Module):
     """A network of images of which one number is told apart from another."""
 
-    sample_size: int = 4
+    sample_size: int | None = 4
     in_channels: int = 1
     num_classes: int = 0
+    center_input_sample: bool = False
 
     @nn.compact
     def __call__(self, x, c_noise, cond=None, *, train=False):
@@ -218,7 +220,9 @@ def families(monkeypatch):
         given.update(more, scheduler=folder.config.get("scheduler"))
         process = Gaussian(schedule=EDM(sigma_min=0.01, sigma_max=50.0)) if process is None else process
         tree = {"params": dict(w=folder.tensors()["w0"].astype("f2"))}
-        return Denoiser(net=Net(), process=process, predict="eps", data_std=1.0).bind(tree)
+        stated = folder.config.get("network") or {}
+        net = Net(**{name: stated[name] for name in ("sample_size", "center_input_sample") if name in stated})
+        return Denoiser(net=net, process=process, predict="eps", data_std=1.0).bind(tree)
 
     class Latents:
         net = types.SimpleNamespace(scaling_factor=0.5, shift_factor=3.0)
@@ -240,6 +244,7 @@ def families(monkeypatch):
         def __call__(self, prompts):
             return np.stack([self.empty] * len(prompts))
 
+    module.transform = lambda folder: None
     module.model, module.latents, module.load = model, lambda folder: Latents(), Text
     monkeypatch.setitem(sys.modules, "tiny_families", module)
     for name, role in dict(TinyUNet="model", TinyVAE="latents", TinyText="text").items():
@@ -247,7 +252,6 @@ def families(monkeypatch):
         flags = dict(latent=True, null=True) if role == "model" else {}
         monkeypatch.setitem(kinds.FAMILIES, name, kinds.Family("tiny_families", function, role, **flags))
     monkeypatch.setitem(kinds.FAMILIES, "TinyPixels", kinds.Family("tiny_families", "model", "model"))
-    monkeypatch.setitem(kinds.FAMILIES, "NotYet", kinds.Family("scorelab.pretrained.not_there_yet", "model", "model"))
     return given
 
 
@@ -292,6 +296,27 @@ def test_a_model_of_pixels_has_no_latents_and_no_text(source, families):
         who.prompt("a")
 
 
+@pytest.mark.parametrize("dtype", kinds.DTYPES)
+def test_images_that_the_network_centres_are_from_zero_to_one(dtype, families, tmp_path):
+    def loaded(**fields):
+        config = dict(kind="diffusers", network=dict(fields), scheduler=SCHEDULER)
+        path = store.write_folder(tmp_path / f"out{len(list(tmp_path.iterdir()))}", tensors(1), config).path
+        return pretrained.load(str(path), dtype=dtype)
+
+    # It has x at 2 x - 1: levels k / 255, whatever the scheduler.
+    assert loaded(_class_name="TinyPixels", center_input_sample=True).transform == kinds.UNIT
+    assert loaded(_class_name="TinyPixels").transform == kinds.LEVELS
+    # Of a model of latents that is no scale of images.
+    assert loaded(_class_name="TinyUNet", center_input_sample=True).transform is None
+
+
+def test_a_config_without_sides_has_no_shape(families, tmp_path):
+    config = dict(kind="diffusers", name="free", network=dict(_class_name="TinyPixels", sample_size=None))
+    who = pretrained.load(str(store.write_folder(tmp_path / "out", tensors(1), config).path))
+    with pytest.raises(WeightsError, match=r"event_shape of 'free': sample_size is null in its config.*expected a shape"):
+        _ = who.event_shape
+
+
 def test_what_is_no_denoiser_is_refused_by_name(source, families, tmp_path):
     whole = pretrained.convert(source, tmp_path / "whole").path
     with pytest.raises(WeightsError, match="TinyVAE is for latents: expected a denoiser"):
@@ -330,10 +355,6 @@ def test_what_is_no_denoiser_is_refused_by_name(source, families, tmp_path):
         (dict(kind="diffusers", network=dict(_class_name=["x"])), "kind 'diffusers': expected one of"),
         (dict(kind="diffusers", network=None), "kind 'diffusers': expected one of"),
         (dict(kind="tensors", network={}), "kind 'tensors': expected one of"),
-        (
-            dict(kind="diffusers", network=dict(_class_name="NotYet")),
-            "class NotYet: this version of scorelab has no networks of it",
-        ),
     ):
         place = store.write_folder(tmp_path / f"other{len(list(tmp_path.iterdir()))}", tensors(1), config).path
         with pytest.raises(WeightsError, match=reason):
@@ -390,6 +411,12 @@ def test_latents_of_edm2_have_a_scale_for_each_channel(source, families, tmp_pat
     assert pretrained.load(str(pixels)).transform == kinds.LEVELS
     with pytest.raises(WeightsError, match=r"\(Precond\), .*vae as its autoencoder: expected one, of a model of latents"):
         pretrained.load(str(pixels), autoencoder=str(vae))
+    # Four channels are no image: without the encoder of the file their scale is not known, with an autoencoder or without.
+    lost = dict(kind="edm2", network=edm2_modules(img_channels=4))
+    four = str(store.write_folder(tmp_path / "four", edm2_drawn(edm2.network(lost["network"])), lost).path)
+    for named in ({}, dict(autoencoder=str(vae))):
+        with pytest.raises(WeightsError, match="img_channels = 4 without an encoder.*: expected 1 or 3, pixels, or the whole"):
+            pretrained.load(four, **named)
 
 
 @pytest.mark.usefixtures("quick_compilation")
@@ -413,10 +440,9 @@ def test_bfloat16_is_that_of_kernels_and_of_the_computation(tmp_path):
         _ = narrow.denoiser.net.nothing
 
 
-def test_every_family_that_is_here_has_its_function():
+def test_every_family_has_its_function():
     for name, family in kinds.FAMILIES.items():
-        if family.module in ("scorelab.pretrained.edm", "scorelab.pretrained.edm2"):
-            module = __import__(family.module, fromlist=["x"])
-            assert callable(getattr(module, family.function)), name
+        module = importlib.import_module(family.module)
+        assert callable(getattr(module, family.function)), name
     assert isinstance(kinds.UNIT, Pixels)
     assert kinds.LEVELS == edm.LEVELS

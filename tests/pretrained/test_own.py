@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from scorelab import pretrained
+from scorelab.data import Identity, Pixels
 from scorelab.errors import WeightsError
 from scorelab.models import Adapted, Denoiser, FunctionModel, TorchFunction
 from scorelab.models.nets import MLP, Composite, DiT, Image, Label, UNet
@@ -240,7 +242,43 @@ def test_a_config_of_something_else_makes_no_model(change, reason, tmp_path):
         own.model(store.write_folder(tmp_path / "out", tensors, config))
 
 
+@pytest.mark.parametrize("scale", [Pixels(low=-1.0, high=1.0), Pixels(levels=17, low=-256 / 255, high=256 / 255), Identity(), None])
+def test_the_scale_of_the_data_comes_back(scale, tmp_path):
+    denoiser = Denoiser(net=MLP(width=8, depth=1, embed=8), process=Gaussian(schedule=EDM()))
+    shapes = jax.eval_shape(lambda key: denoiser.init(key, (3,)), jax.random.key(0))
+    model = denoiser.bind(jax.tree.map(lambda s: np.zeros(s.shape, "f4"), shapes))
+    own.export(model, tmp_path / "out", event=(3,), transform=scale)
+    who = pretrained.load(str(tmp_path / "out"))
+    assert (who.transform, who.event_shape) == (scale, (3,))
+    if scale is None:
+        with pytest.raises(
+            WeightsError, match=r"'out': its export does not say the scale of its data: .*export\(\.\.\., transform=\.\.\."
+        ):
+            who.decode(jnp.zeros((1, 3)))
+    else:
+        x = np.arange(12, dtype="u1" if scale.levels else "f4").reshape(4, 3)
+        assert np.array_equal(who.decode(who.encode(x)), x)
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [
+        (dict(type="ImageFolder", path="."), "'ImageFolder': expected a network.*or a transform"),
+        (dict(type="Pixels", levels=1), "Pixels: .*levels = 1"),
+        (dict(type="VPLinear"), "transform .*VPLinear.*: expected one of scorelab.data, such as Pixels"),
+        (3, "transform 3: expected one of scorelab.data"),
+    ],
+)
+def test_what_is_no_scale_of_this_package_is_refused(stated, reason, tmp_path):
+    with pytest.raises(WeightsError, match=reason):
+        own.transform(store.write_folder(tmp_path / "out", {"w": np.zeros(1, "f4")}, dict(kind="scorelab", transform=stated)))
+
+
 def test_what_is_not_of_this_package_is_not_exported(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Tenth(Identity):
+        pass
+
     class Other(DiT):
         pass
 
@@ -251,6 +289,10 @@ def test_what_is_not_of_this_package_is_not_exported(tmp_path):
     model = Denoiser(net=DiT(patch=2, width=8, depth=1, heads=2), process=Gaussian(schedule=EDM())).bind({"params": {}})
     with pytest.raises(WeightsError, match="missing"):
         own.export(model, tmp_path / "out", event=(4, 4, 1))
+    with pytest.raises(WeightsError, match="'Tenth': expected a network"):
+        own.export(model, tmp_path / "out", event=(4, 4, 1), transform=Tenth())
+    with pytest.raises(TypeError, match="transform"):
+        own.export(model, tmp_path / "out", event=(4, 4, 1), transform="Pixels")
     assert not (tmp_path / "out").exists()
 
 
