@@ -131,8 +131,7 @@ def model(folder: Folder) -> BoundDenoiser:
         WeightsError: the folder is of another kind, its config makes no denoiser, or its tensors are not those of the network.
     """
     name, config = shown(folder.path), folder.config
-    if config.get("kind") != KIND:
-        raise WeightsError(f"{name}: kind {config.get('kind')!r}: expected {KIND}, as own.export writes")
+    folder.network(KIND)
     if missing := sorted({"network", "process", "denoiser", "event"} - config.keys()):
         raise WeightsError(f"{name}: no {listed(missing)} in its config")
     try:

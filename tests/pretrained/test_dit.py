@@ -234,6 +234,11 @@ def test_other_tensors_are_refused_and_named(case):
         (dict(out_channels=5), "out_channels = 5: expected one of None, 4, 8"),
         (dict(num_embeds_ada_norm=None), "num_embeds_ada_norm = None: expected an integer"),
         (dict(num_attention_heads=3, attention_head_dim=3), "expected a product that 4 divides"),
+        (dict(num_layers=10**9), "num_layers = 1000000000: expected an integer of at most 65,536"),
+        (dict(num_layers=1000), "1,000 blocks: expected at most 256"),
+        (dict(num_attention_heads=10000), "width = 720,000: expected at most 65,536"),
+        (dict(attention_bias="no"), "attention_bias = 'no': expected true or false"),
+        (dict(norm_elementwise_affine=0), "norm_elementwise_affine = 0: expected False"),
         (dict(patch_size=3), "patch_size = 3: expected a divisor of sample_size = 32"),
     ],
 )

@@ -249,6 +249,7 @@ def test_a_converted_file_is_a_model_with_its_preconditioner(case, tmp_path):
     [
         (dict(colour=3), "fields colour of UNet"), (dict(img_resolution="8"), "img_resolution = '8'"),
         (dict(channel_mult=3), "channel_mult = 3: expected a list"), (dict(label_dim=-1), "label_dim = -1"),
+        (dict(res_balance="0.3"), r"res_balance = '0\.3': expected a finite number"), (dict(num_blocks=200), "blocks: expected at most 256"),
     ],
 )  # fmt: skip
 def test_other_networks_are_refused(change, reason):

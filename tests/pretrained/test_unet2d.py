@@ -238,6 +238,11 @@ def test_zero_terminal_noise_is_refused_where_the_noise_is_predicted():
         (dict(_class_name="EulerDiscreteScheduler", timestep_type="continuous"), "timestep_type = 'continuous': expected 'disc"),
         (dict(_class_name="UniPCMultistepScheduler", use_flow_sigmas=True), "use_flow_sigmas = True: expected False"),
         (dict(_class_name="ScoreSdeVeScheduler", sigma_min=3, sigma_max=2), r"VE\.sigma_max = 2"),
+        (dict(_class_name="ScoreSdeVeScheduler", sigma_max="90"), "sigma_max = '90': expected a finite number"),
+        (dict(_class_name="DDPMScheduler", prediction_type=[]), r"prediction_type = \[\]: expected epsilon"),
+        (dict(_class_name="DDPMScheduler", rescale_betas_zero_snr=1), "rescale_betas_zero_snr = 1: expected true or false"),
+        (dict(_class_name="DDPMScheduler", trained_betas=[0.1, 0.2, 10**400]), "trained_betas = .*: expected a list of three"),
+        (dict(_class_name="DDPMScheduler", trained_betas=[0.1, 0.2, "0.3"]), "trained_betas = .*: expected a list of three"),
     ],
 )
 def test_other_schedulers_are_refused(config, reason):
@@ -393,6 +398,21 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path):
         (dict(out_channels=4), "out_channels = 4: expected 3 or 6"),
         (dict(time_embedding_type="learned"), "time_embedding_type = 'learned'"),
         (dict(class_embed_type="timestep"), "class_embed_type = 'timestep': expected None"),
+        (dict(center_input_sample="false"), "UNet2DModel.center_input_sample = 'false': expected true or false"),
+        (dict(flip_sin_to_cos=1.5), r"flip_sin_to_cos = 1\.5: expected true or false"),
+        (dict(add_attention=math.nan), "add_attention = nan: expected true or false"),
+        (dict(norm_num_groups=[]), r"norm_num_groups = \[\]: expected an integer"),
+        (dict(attn_norm_num_groups=True), "attn_norm_num_groups = True: expected an integer"),
+        (dict(attention_head_dim=True), "attention_head_dim = True: expected an integer"),
+        (dict(mid_block_type=[]), r"mid_block_type = \[\]: expected a text or null"),
+        (dict(norm_eps=10**400), "norm_eps = 1000.*: expected a finite number"),
+        (dict(conv_in_kernel=True), "conv_in_kernel = True: expected 3"),
+        (dict(layers_per_block=[]), r"layers_per_block = \(\): expected an integer, or one for each of 2 levels"),
+        (dict(layers_per_block=[1]), r"layers_per_block = \(1,\): expected an integer, or one for each of 2 levels"),
+        (dict(layers_per_block=10**9), "layers_per_block = 1000000000: expected an integer of at most 65,536"),
+        (dict(layers_per_block=100), "402 blocks: expected at most 256"),
+        (dict(block_out_channels=[32, 10**9]), r"block_out_channels = \[32, 1000000000\]: expected a list of at most 16"),
+        (dict(_class_name=[]), r"_class_name = \[\]: expected UNet2DModel or"),
     ],
 )
 def test_other_networks_are_refused(config, reason):
@@ -407,7 +427,9 @@ def test_networks_under_texts_say_what_they_are_not():
         (dict(only_cross_attention=True), "only_cross_attention = True: expected False"),
         (dict(attention_head_dim=[4]), r"attention_head_dim = \(4,\): expected an integer, or one for each of 2"),
         (dict(in_channels=9, out_channels=4), "out_channels = 4: expected 9 or 18"),
-        (dict(cross_attention_dim=[24, 24]), r"cross_attention_dim = \(24, 24\)|cross_attention_dim = \[24, 24\]"),
+        (dict(cross_attention_dim=[24, 24]), r"cross_attention_dim = \[24, 24\]: expected an integer"),
+        (dict(use_linear_projection=[]), r"use_linear_projection = \[\]: expected true or false"),
+        (dict(transformer_layers_per_block=[100, 2]), "306 blocks: expected at most 256"),
     ):
         with pytest.raises(WeightsError, match=reason):
             unet2d.network(config | more)
