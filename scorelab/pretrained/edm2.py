@@ -319,7 +319,7 @@ def latent_scale(config: Mapping[str, Any], *, name: str = "config.json") -> tup
     Raises:
         WeightsError: another encoder, or none for a network that is not of 1 or 3 channels, or numbers that are none.
     """
-    encoder = config.get("encoder") or {}
+    encoder = table({"encoder": config.get("encoder") or {}}, "encoder", name)
     if not encoder and (channels := said((config.get("network") or {}).get("unet", {}), "img_channels")) not in (None, 1, 3):
         raise WeightsError(
             f"{name}: img_channels = {channels!r} without an encoder, so that its scale is not known: expected 1 or 3, pixels, or the "
