@@ -25,7 +25,7 @@ class Given(Label):
             raise ValueError(f"{where} has labels {value.min()} to {value.max()}: expected {self.accepted}")
 
     def told(self, net: Any, cond: Array | None, batch: int) -> jax.Array:
-        """The labels ``(batch,)`` or ``(1,)`` of a module ``net``; ValueError where they are not given, unless it is initialised."""
+        """The labels of a module ``net``, ``(batch,)`` or ``(1,)``; ValueError where none are given and it is not initialised."""
         if cond is None:
             if not net.is_initializing():
                 raise ValueError(f"cond = None for {type(net).__name__} with classes: expected {self.accepted}")

@@ -322,8 +322,8 @@ def latent_scale(config: Mapping[str, Any], *, name: str = "config.json") -> tup
     encoder = table({"encoder": config.get("encoder") or {}}, "encoder", name)
     if not encoder and (channels := said((config.get("network") or {}).get("unet", {}), "img_channels")) not in (None, 1, 3):
         raise WeightsError(
-            f"{name}: img_channels = {channels!r} without an encoder, so that its scale is not known: expected 1 or 3, pixels, or the "
-            "whole pickle converted, which has the encoder beside the network"
+            f"{name}: img_channels = {channels!r} without an encoder, so that its scale is not known: expected 1 or 3, pixels, or "
+            "the whole pickle converted, which has the encoder beside the network"
         )
     kind = encoder.get("type", "StandardRGBEncoder")
     if kind == "StandardRGBEncoder":

@@ -178,12 +178,12 @@ class Converted:
         if "event" in self.config:
             return tuple(self.config["event"])
         net = self.model.denoiser.net
-        named = lambda *names: next((value for name in names if (value := getattr(net, name, None)) is not None), None)
+        named: Any = lambda *names: next((value for name in names if (value := getattr(net, name, None)) is not None), None)
         side = named("img_resolution", "sample_size")
         if side is None:
             raise WeightsError(
-                f"Converted.event_shape of {self.config.get('name')!r}: sample_size is null in its config, so that the sides of its "
-                "samples are not known: expected a shape of your own in the place of event_shape"
+                f"Converted.event_shape of {self.config.get('name')!r}: sample_size is null in its config, so that the sides of "
+                "its samples are not known: expected a shape of your own in the place of event_shape"
             )
         sides = tuple(side) if isinstance(side, Sequence) else (side, side)
         return (*sides, named("in_channels", "img_channels"))

@@ -28,8 +28,12 @@ from scorelab.validation import require_spec
 KIND = "scorelab"
 # Where the classes in a config are looked up, and nowhere else.
 _PLACES = (nets, processes, schedules)
-# Of what `data` has: the rest reads files.
-_TRANSFORMS = {name: kind for name in data.__all__ if isinstance(kind := getattr(data, name), type) and issubclass(kind, Transform)}
+# Of what `data` has, since the rest reads files; names are not those of the others, as `Identity` is in both.
+_TRANSFORMS = {
+    name: kind
+    for name in data.__all__
+    if isinstance(kind := getattr(data, name), type) and issubclass(kind, Transform) and dataclasses.is_dataclass(kind)
+}
 
 
 def export(
@@ -73,11 +77,12 @@ def export(
         event=list(event),
         licence=dict(id=licence, url=None),
     )
-    stated = dict(network=denoiser.net, process=denoiser.process)
+    stated: dict[str, tuple[Any, Any]] = dict(network=(denoiser.net, None), process=(denoiser.process, None))
     if transform is not None:
-        stated["transform"], config["transform"] = transform, _plain(describe(transform))
-    for field, spec in stated.items():
-        if _built(config[field], shown(folder)) != spec:
+        config["transform"] = _plain(describe(transform))
+        stated["transform"] = transform, _TRANSFORMS
+    for field, (spec, among) in stated.items():
+        if _built(config[field], shown(folder), among) != spec:
             raise WeightsError(f"{shown(folder)}: {field} {spec!r}: expected one that is made of the classes of scorelab")
     expected = shapes(denoiser, event)
     if different := differences({"/".join(path): np.shape(leaf) for path, leaf in _flat(model.params).items()}, expected):
@@ -161,7 +166,7 @@ def transform(folder: Folder) -> Transform | None:
     name = shown(folder.path)
     if (said := folder.config.get("transform")) is None:
         return None
-    if not isinstance(found := _built(said, name), Transform):
+    if not isinstance(found := _built(said, name, _TRANSFORMS), Transform):
         raise WeightsError(f"{name}: transform {said!r}: expected one of scorelab.data, such as Pixels")
     return found
 
@@ -185,21 +190,23 @@ def _plain(said: Any) -> Any:
     return [_plain(value) for value in said] if isinstance(said, list) else said
 
 
-def _built(said: Any, name: str) -> Any:
-    """The spec that a config states."""
+def _built(said: Any, name: str, among: Mapping[str, type] | None = None) -> Any:
+    """The spec that a config states; ``among`` has the classes by name where these are not those of the networks."""
     if isinstance(said, list):
-        return tuple(_built(value, name) for value in said)
+        return tuple(_built(value, name, among) for value in said)
     if said in ("inf", "-inf"):
         return math.inf if said == "inf" else -math.inf
     if not isinstance(said, Mapping):
         return said
-    given = {key: _built(value, name) for key, value in said.items() if key != "type"}
+    given = {key: _built(value, name, among) for key, value in said.items() if key != "type"}
     if "type" not in said:
         return given
-    kind = next((getattr(place, said["type"]) for place in _PLACES if said["type"] in place.__all__), None)
-    kind = kind or next((kind for name, kind in _TRANSFORMS.items() if name == said["type"]), None)
+    if among is None:
+        kind = next((getattr(place, said["type"]) for place in _PLACES if said["type"] in place.__all__), None)
+    else:
+        kind = among.get(str(said["type"]))
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        expected = "a network, a condition, a process, a schedule or a transform of scorelab"
+        expected = "a network, a condition, a process or a schedule of scorelab" if among is None else ", ".join(among)
         raise WeightsError(f"{name}: {said['type']!r}: expected {expected}")
     if kind.__module__.startswith(nets.__name__):
         fields.require_types(given, kind, name)

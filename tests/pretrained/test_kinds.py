@@ -415,7 +415,7 @@ def test_latents_of_edm2_have_a_scale_for_each_channel(source, families, tmp_pat
     lost = dict(kind="edm2", network=edm2_modules(img_channels=4))
     four = str(store.write_folder(tmp_path / "four", edm2_drawn(edm2.network(lost["network"])), lost).path)
     for named in ({}, dict(autoencoder=str(vae))):
-        with pytest.raises(WeightsError, match="img_channels = 4 without an encoder.*: expected 1 or 3, pixels, or the whole"):
+        with pytest.raises(WeightsError, match=r"img_channels = 4 without an encoder.*: expected 1 or 3, pixels, or the whole"):
             pretrained.load(four, **named)
 
 

@@ -293,9 +293,7 @@ def test_the_scale_of_the_data_comes_back(scale, tmp_path):
     who = pretrained.load(str(tmp_path / "out"))
     assert (who.transform, who.event_shape) == (scale, (3,))
     if scale is None:
-        with pytest.raises(
-            WeightsError, match=r"'out': its export does not say the scale of its data: .*export\(\.\.\., transform=\.\.\."
-        ):
+        with pytest.raises(WeightsError, match=r"'out': its export does not say the scale of its data: .*transform="):
             who.decode(jnp.zeros((1, 3)))
     else:
         x = np.arange(12, dtype="u1" if scale.levels else "f4").reshape(4, 3)
@@ -305,9 +303,9 @@ def test_the_scale_of_the_data_comes_back(scale, tmp_path):
 @pytest.mark.parametrize(
     ("stated", "reason"),
     [
-        (dict(type="ImageFolder", path="."), "'ImageFolder': expected a network.*or a transform"),
+        (dict(type="ImageFolder", path="."), "'ImageFolder': expected Identity, Pixels"),
         (dict(type="Pixels", levels=1), "Pixels: .*levels = 1"),
-        (dict(type="VPLinear"), "transform .*VPLinear.*: expected one of scorelab.data, such as Pixels"),
+        (dict(type="VPLinear"), "'VPLinear': expected Identity, Pixels"),
         (3, "transform 3: expected one of scorelab.data"),
     ],
 )
@@ -331,7 +329,7 @@ def test_what_is_not_of_this_package_is_not_exported(tmp_path):
     model = Denoiser(net=DiT(patch=2, width=8, depth=1, heads=2), process=Gaussian(schedule=EDM())).bind({"params": {}})
     with pytest.raises(WeightsError, match="missing"):
         own.export(model, tmp_path / "out", event=(4, 4, 1))
-    with pytest.raises(WeightsError, match="'Tenth': expected a network"):
+    with pytest.raises(WeightsError, match="'Tenth': expected Identity, Pixels"):
         own.export(model, tmp_path / "out", event=(4, 4, 1), transform=Tenth())
     with pytest.raises(TypeError, match="transform"):
         own.export(model, tmp_path / "out", event=(4, 4, 1), transform="Pixels")
