@@ -17,8 +17,7 @@ import numpy as np
 
 from scorelab.arrays import Array
 from scorelab.errors import WeightsError, shown
-from scorelab.pretrained import trees
-from scorelab.pretrained.keys import listed
+from scorelab.pretrained import fields, trees
 from scorelab.pretrained.layers import LayerNorm, Linear, attend, wide
 from scorelab.pretrained.store import Folder
 from scorelab.validation import require_choice, require_int, require_positive
@@ -416,14 +415,8 @@ _UNUSED = frozenset(
     problem_type use_cache gradient_checkpointing
     """.split()  # noqa: SIM905
 )
-_TEXT = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings",
-    "hidden_act", "layer_norm_eps", "eos_token_id", "projection_dim",
-)  # fmt: skip
-_VISION = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels", "image_size", "patch_size",
-    "hidden_act", "layer_norm_eps", "projection_dim",
-)  # fmt: skip
+# All heads are there.
+_HEADS = {"pruned_heads": ({}, [], None)}
 # By architecture: its type, and whether it has a projection.
 _ARCHITECTURES = {
     "CLIPTextModel": ("clip_text_model", False),
@@ -449,7 +442,8 @@ def network(config: Mapping[str, Any], *, name: str = "config.json") -> Network:
         raise WeightsError(f"{name}: architectures {said} of model_type {kind!r}: expected one of {', '.join(_ARCHITECTURES)}")
     if found != "clip":
         return _tower(found, config, projects, name)
-    _require_known(config, ("text_config", "vision_config", "text_config_dict", "vision_config_dict", "projection_dim"), name)
+    known = ("text_config", "vision_config", "text_config_dict", "vision_config_dict", "projection_dim")
+    config = fields.kept(config, known, "CLIP", name=name, usual=_HEADS, unused=_UNUSED)
     towers = []
     for part in ("text", "vision"):
         # Old files have a second table, which replaces the first one.
@@ -459,33 +453,24 @@ def network(config: Mapping[str, Any], *, name: str = "config.json") -> Network:
         # Both towers go to the one space.
         inner = {**inner, "projection_dim": config.get("projection_dim", 512)}
         towers.append(_tower(f"clip_{part}_model", inner, projects, f"{name}, {part}_config"))
-    try:
-        return CLIP(*towers)
-    except ValueError as error:
-        raise WeightsError(f"{name}: {error}") from error
-
-
-def _require_known(config: Mapping[str, Any], known: tuple[str, ...], name: str) -> None:
-    if config.get("pruned_heads"):
-        raise WeightsError(f"{name}: pruned_heads = {config['pruned_heads']!r}: expected none")
-    if unknown := sorted(config.keys() - {*known, "pruned_heads"} - _UNUSED):
-        raise WeightsError(f"{name}: fields {listed(unknown)}: expected {', '.join(known)}")
+    return fields.built(lambda: CLIP(*towers), name)
 
 
 def _tower(kind: str, config: Mapping[str, Any], projects: bool, name: str) -> Any:
-    known, build = (_TEXT, TextTower) if kind == "clip_text_model" else (_VISION, VisionTower)
-    # Every old config has the number of an end token, and the tower of images no use for it.
-    _require_known(config, (*known, "eos_token_id"), name)
-    given = {field: config[field] for field in known if field in config}
+    build = TextTower if kind == "clip_text_model" else VisionTower
+    config = dict(config)
     for side in ("image_size", "patch_size"):
         # Of squares both ways of saying it are in use.
-        if isinstance(both := given.get(side), list) and len(both) == 2 and both[0] == both[1]:
-            given[side] = both[0]
+        if isinstance(both := config.get(side), list) and len(both) == 2 and both[0] == both[1]:
+            config[side] = both[0]
+    # Every old config has the number of an end token, and the tower of images no use for it.
+    given = fields.read(config, build, name=name, usual=_HEADS, unused=_UNUSED | {"eos_token_id"})
     given["projection_dim"] = given.get("projection_dim", 512) if projects else None
-    try:
-        return build(**given)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: {error}") from error
+    net: Any = fields.built(lambda: build(**given), name)
+    fields.require_size(name, blocks=net.num_hidden_layers)
+    if isinstance(net, VisionTower):
+        fields.require_size(name, tokens=(net.image_size // net.patch_size) ** 2)
+    return net
 
 
 def load(folder: Folder) -> tuple[Network, dict[str, Any]]:
@@ -495,9 +480,7 @@ def load(folder: Folder) -> tuple[Network, dict[str, Any]]:
         WeightsError: the folder has weights of another kind, or of another network than it says.
     """
     name = shown(folder.path)
-    if folder.config.get("kind") != "transformers":
-        raise WeightsError(f"{name}: kind {folder.config.get('kind')!r}: expected transformers")
-    net = network(folder.config["network"], name=name)
+    net = network(folder.network("transformers"), name=name)
     return net, params(net, folder.tensors(), name=name)
 
 

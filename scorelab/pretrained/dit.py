@@ -6,7 +6,6 @@ index of the discrete chain that it was trained with.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +17,8 @@ import numpy as np
 
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
+from scorelab.pretrained import fields, trees
 from scorelab.pretrained import scheduler as schedulers
-from scorelab.pretrained import trees
 from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import Linear, convolve, waves, wide
 from scorelab.pretrained.store import Folder
@@ -247,9 +246,9 @@ class DiT(nn.Module):
 _UNUSED = ("norm_num_groups", "upcast_attention")
 # What others of the class for all transformers have, and this one has not.
 _WITHOUT = dict(
-    norm_type="ada_norm_zero", norm_elementwise_affine=False, cross_attention_dim=None, num_vector_embeds=None,
-    only_cross_attention=False, double_self_attention=False, use_linear_projection=False, attention_type="default",
-    caption_channels=None, interpolation_scale=None,
+    norm_type=("ada_norm_zero",), norm_elementwise_affine=(False,), cross_attention_dim=(None,), num_vector_embeds=(None,),
+    only_cross_attention=(False,), double_self_attention=(False,), use_linear_projection=(False,), attention_type=("default",),
+    caption_channels=(None,), interpolation_scale=(None,),
 )  # fmt: skip
 _PAPER = {"_class_name": "DDIMScheduler"}
 # Files of before it had a class of its own have the class for all transformers.
@@ -273,20 +272,13 @@ def network(config: Mapping[str, Any], schedule: Discrete | None = None, *, name
     """
     if config.get("_class_name", _CLASSES[0]) not in _CLASSES:
         raise WeightsError(f"{name}: _class_name = {config['_class_name']!r}: expected {' or '.join(_CLASSES)}")
-    given: dict[str, Any] = {field: value for field, value in config.items() if not field.startswith("_") and field not in _UNUSED}
-    for field in _WITHOUT.keys() & given.keys():
-        if (value := given.pop(field)) != _WITHOUT[field]:
-            raise WeightsError(f"{name}: {field} = {value!r}: expected {_WITHOUT[field]!r}, as a DiT has it")
-    known = {field.name for field in dataclasses.fields(DiT)}
-    known -= {"parent", "name", "freq_shift", "one_embedding", "schedule"}
-    if unknown := sorted(given.keys() - known):
-        raise WeightsError(f"{name}: fields {listed(unknown)}: expected {', '.join(sorted(known))}")
+    ours = ("freq_shift", "one_embedding", "schedule")
+    given = fields.read(config, DiT, name=name, without=ours, usual=_WITHOUT, unused=_UNUSED)
     if schedule is not None:
         given["schedule"] = schedule
-    try:
-        return DiT(**given)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: {error}") from error
+    net = fields.built(lambda: DiT(**given), name)
+    fields.require_size(name, blocks=net.num_layers, width=net.width)
+    return net
 
 
 def _place(key: str) -> tuple[trees.Path, str]:
@@ -316,7 +308,8 @@ def _key(path: trees.Path) -> tuple[str, str]:
 
 def shapes(net: DiT) -> dict[str, tuple[int, ...]]:
     """The shapes of the parameters by their places in the tree, found without computing anything."""
-    side, one = net.sample_size, jax.ShapeDtypeStruct((1,), jnp.float32)
+    # Of one patch: those of more have no others.
+    side, one = net.patch_size, jax.ShapeDtypeStruct((1,), jnp.float32)
     return trees.shapes(net, jax.ShapeDtypeStruct((1, side, side, net.in_channels), jnp.float32), one)
 
 
@@ -376,10 +369,7 @@ def model(folder: Folder, process: LinearGaussian | None = None, *, scheduler: M
         WeightsError: the folder has weights of another kind, or of another network than it says.
     """
     name = shown(folder.path)
-    config = folder.config.get("network", {})
-    if folder.config.get("kind") != "diffusers" or config.get("_class_name") not in _CLASSES:
-        found = f"kind {folder.config.get('kind')!r}, class {config.get('_class_name')!r}"
-        raise WeightsError(f"{name}: {found}: expected diffusers, {' or '.join(_CLASSES)}")
+    config = folder.network("diffusers", *_CLASSES)
     said = scheduler or folder.config.get("scheduler") or _PAPER
     noise = schedulers.read(said, name=f"{name}: scheduler")
     if not isinstance(noise.schedule, Discrete):

@@ -7,7 +7,6 @@ with.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -22,9 +21,8 @@ from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.models.nets.conditions import Label
-from scorelab.pretrained import trees
+from scorelab.pretrained import fields, trees
 from scorelab.pretrained.classes import Given
-from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import Conv, GroupNorm, Linear, attention, fir, resample, waves, wide
 from scorelab.pretrained.store import Folder
 from scorelab.processes import Gaussian, LinearGaussian
@@ -422,26 +420,43 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
     Raises:
         WeightsError: another preconditioner or network, or arguments that none of them has.
     """
-    outer, inner = modules.get("", {}), modules.get("model", {})
-    if outer.get("type") not in _PRECONDITIONERS or inner.get("type") not in _CLASSES:
+    outer, inner = table(modules, "", name), table(modules, "model", name)
+    if str(outer.get("type")) not in _PRECONDITIONERS or str(inner.get("type")) not in _CLASSES:
         found = f"{outer.get('type')} around {inner.get('type')}"
         raise WeightsError(f"{name}: {found}: expected {', '.join(_PRECONDITIONERS)} around {' or '.join(_CLASSES)}")
-    given = dict(inner.get("kwargs", {}))
-    if inner.get("args"):
-        raise WeightsError(f"{name}: arguments without names, {inner['args']}: expected names only")
-    # The type of the computation, which is the caller's.
-    given.pop("use_fp16", None)
     kind = _CLASSES[inner["type"]]
-    known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name", "preconditioner", *_OUTER.values()}
-    if unknown := sorted(given.keys() - known):
-        raise WeightsError(f"{name}: arguments {listed(unknown)} of {inner['type']}: expected {', '.join(sorted(known))}")
+    # The type of the computation is the caller's.
+    given = arguments(inner, kind, name=name, without=("preconditioner", *_OUTER.values()), unused=("use_fp16",))
     preconditioner = _PRECONDITIONERS[outer["type"]]
     if preconditioner in ("vp", "iddpm"):
-        given |= {field: said(outer, key) for key, field in _OUTER.items() if said(outer, key) is not None}
-    try:
-        return kind(**given, preconditioner=preconditioner)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: {error}") from error
+        more = {field: said(outer, key) for key, field in _OUTER.items() if said(outer, key) is not None}
+        fields.require_types(more, kind, name)
+        given |= more
+    net = fields.built(lambda: kind(**given, preconditioner=preconditioner), name)
+    require_size(net, name, *net.channel_mult, net.channel_mult_emb, getattr(net, "channel_mult_noise", 1))
+    return net
+
+
+def arguments(inner: Mapping[str, Any], kind: type, *, name: str, **how: Any) -> dict[str, Any]:
+    """The arguments of a module of a file, as :func:`scorelab.pretrained.fields.read` says; WeightsError for some without names."""
+    if inner.get("args"):
+        raise WeightsError(f"{name}: arguments without names, {fields.told(inner['args'])}: expected names only")
+    return fields.read(table(inner, "kwargs", name), kind, name=name, **how)
+
+
+def table(said: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+    """A table of a config, empty where there is none; WeightsError for something else."""
+    if not isinstance(found := said.get(key, {}), Mapping):
+        raise WeightsError(f"{name}: {key or 'network'} = {fields.told(found)}: expected a table")
+    return found
+
+
+def require_size(net: Any, name: str, *multiples: int) -> None:
+    """Raise WeightsError for a network of more blocks, or wider, than any published one; ``multiples`` are of its channels."""
+    if not net.channel_mult:
+        raise WeightsError(f"{name}: channel_mult of no level: expected one or more")
+    blocks = (2 * net.num_blocks + 1) * len(net.channel_mult)
+    fields.require_size(name, blocks=blocks, width=net.model_channels * max(multiples))
 
 
 # Arguments of a preconditioner that its network is asked with, and our names of them.
@@ -450,17 +465,17 @@ _OUTER = {"beta_d": "beta_d", "beta_min": "beta_min", "M": "steps"}
 
 def said(outer: Mapping[str, Any], key: str) -> Any:
     """An attribute or argument of a module of a file; None where it says nothing."""
-    return {**outer.get("kwargs", {}), **outer.get("attributes", {})}.get(key)
+    return {**table(outer, "kwargs", "config.json"), **table(outer, "attributes", "config.json")}.get(key)
 
 
 def number(outer: Mapping[str, Any], key: str, default: float, name: str) -> float:
     """As :func:`said`, a number; WeightsError for another value."""
     if (found := said(outer, key)) is None:
         return default
-    try:
-        return float(found)
-    except (TypeError, ValueError):
-        raise WeightsError(f"{name}: {key} = {found!r}: expected a number") from None
+    # A range without an end is one.
+    if not fields.is_number(found) and found != math.inf:
+        raise WeightsError(f"{name}: {key} = {fields.told(found)}: expected a number")
+    return float(found)
 
 
 def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoiser:
@@ -474,9 +489,7 @@ def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoise
         WeightsError: the folder has weights of another kind, or of another network than it says.
     """
     name = shown(folder.path)
-    if folder.config.get("kind") != "edm":
-        raise WeightsError(f"{name}: kind {folder.config.get('kind')!r}: expected edm")
-    modules = folder.config["network"]
+    modules = folder.network("edm")
     net = network(modules, name=name)
     tree = params(net, folder.tensors(), name=name)
     if process is None:

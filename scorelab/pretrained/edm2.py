@@ -6,7 +6,6 @@ weight over its own magnitude, :math:`w / (\epsilon + |w| / \sqrt{n}) / \sqrt{n}
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -22,10 +21,9 @@ from scorelab.arrays import Array, Key
 from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
-from scorelab.pretrained import trees
+from scorelab.pretrained import fields, trees
 from scorelab.pretrained.classes import Given
-from scorelab.pretrained.edm import levels, number, one_hot, said
-from scorelab.pretrained.keys import listed
+from scorelab.pretrained.edm import arguments, levels, number, one_hot, require_size, said, table
 from scorelab.pretrained.layers import attention, convolve, resample, wide
 from scorelab.pretrained.store import Folder
 from scorelab.processes import Gaussian, LinearGaussian
@@ -300,19 +298,13 @@ def network(modules: Mapping[str, Mapping[str, Any]], *, name: str = "config.jso
     Raises:
         WeightsError: another preconditioner or network, or arguments that it has not.
     """
-    outer, inner = modules.get("", {}), modules.get("unet", {})
+    outer, inner = table(modules, "", name), table(modules, "unet", name)
     if outer.get("type") != "Precond" or inner.get("type") != "UNet":
         raise WeightsError(f"{name}: {outer.get('type')} around {inner.get('type')}: expected Precond around UNet")
-    if inner.get("args"):
-        raise WeightsError(f"{name}: arguments without names, {inner['args']}: expected names only")
-    given = dict(inner.get("kwargs", {}))
-    known = {field.name for field in dataclasses.fields(UNet)} - {"parent", "name"}
-    if unknown := sorted(given.keys() - known):
-        raise WeightsError(f"{name}: arguments {listed(unknown)} of UNet: expected {', '.join(sorted(known))}")
-    try:
-        return UNet(**given)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: {error}") from error
+    given = arguments(inner, UNet, name=name)
+    net = fields.built(lambda: UNet(**given), name)
+    require_size(net, name, *net.channel_mult, net.channel_mult_noise or 1, net.channel_mult_emb or 1)
+    return net
 
 
 # Of the latents of Stable Diffusion's encoder, in the published files.
@@ -327,7 +319,7 @@ def latent_scale(config: Mapping[str, Any], *, name: str = "config.json") -> tup
     Raises:
         WeightsError: another encoder, or none for a network that is not of 1 or 3 channels, or numbers that are none.
     """
-    encoder = config.get("encoder") or {}
+    encoder = table({"encoder": config.get("encoder") or {}}, "encoder", name)
     if not encoder and (channels := said((config.get("network") or {}).get("unet", {}), "img_channels")) not in (None, 1, 3):
         raise WeightsError(
             f"{name}: img_channels = {channels!r} without an encoder, so that its scale is not known: expected 1 or 3, pixels, or "
@@ -417,9 +409,7 @@ def model(folder: Folder, process: LinearGaussian | None = None) -> BoundDenoise
         WeightsError: the folder has weights of another kind, or of another network than it says.
     """
     name = shown(folder.path)
-    if folder.config.get("kind") != "edm2":
-        raise WeightsError(f"{name}: kind {folder.config.get('kind')!r}: expected edm2")
-    modules = folder.config["network"]
+    modules = folder.network("edm2")
     net = network(modules, name=name)
     tree = params(net, folder.tensors(), name=name)
     std = number(modules[""], "sigma_data", 0.5, name)

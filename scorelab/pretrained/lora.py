@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict
@@ -24,7 +25,7 @@ from scorelab.errors import WeightsError, shown
 from scorelab.files import write_json
 from scorelab.models import Adapted, BoundDenoiser
 from scorelab.models.lora import adapted
-from scorelab.pretrained import edm2, own
+from scorelab.pretrained import edm2, fields, own
 from scorelab.pretrained.keys import listed
 from scorelab.pretrained.kinds import Narrow
 from scorelab.pretrained.store import read_json, read_safetensors, write_safetensors
@@ -52,6 +53,10 @@ _PLAIN = {
 }  # fmt: skip
 
 
+# PEFT looks modules up by expressions, in which a dot is any character. What is stored are names; other ones can take for ever.
+_NAME = re.compile(r"\^?(?:\w|\\?[.-])+\$?", re.ASCII)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Factors:
     """What a file says of one module.
@@ -76,7 +81,7 @@ def read(source: str | Path) -> dict[str, dict[str, Factors]]:
 
     Raises:
         WeightsError: no such file, another kind of adapter (DoRA, LoHa, LoKr, biases), a tensor whose name says nothing, a factor
-            without the other one, or factors of different ranks.
+            without the other one, factors of different ranks, or a config with a field of another type than PEFT gives it.
     """
     require_spec("lora.read", str | Path, source=source)
     source = Path(source)
@@ -91,6 +96,8 @@ def read(source: str | Path) -> dict[str, dict[str, Factors]]:
         config = {"": read_json(beside)}
     elif stated := _metadata(file):
         config = stated
+    for stated in config.values():
+        _require_config(stated, name)
     found: dict[tuple[str, str], dict[str, np.ndarray]] = {}
     unknown = []
     for key, array in tensors.items():
@@ -154,36 +161,59 @@ def _factors(name: str, module: str, given: Mapping[str, np.ndarray], config: Ma
     if missing := sorted({"down", "up"} - given.keys()):
         raise WeightsError(f"{name}: {module} has no {' and no '.join(missing)}: expected both factors")
     down, up = given["down"], given["up"]
+    for kind, array in (("lora_A", down), ("lora_B", up)):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise WeightsError(f"{name}: {kind} of {module} is {array.dtype}: expected numbers of floating point")
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != down.shape[0] or up.shape[2:] not in ((), (1, 1)):
         raise WeightsError(
             f"{name}: {module} has factors {down.shape} and {up.shape}: expected (r, in) and (out, r), or (r, in, k, k) and "
             "(out, r, 1, 1)"
         )
-    rank = down.shape[0]
-    if "alpha" in given:
-        if given["alpha"].size != 1:
-            raise WeightsError(f"{name}: {module}.alpha has shape {given['alpha'].shape}: expected one number")
-        return Factors(down=down, up=up, scale=_finite(name, module, given["alpha"].reshape(())[()]) / rank)
+    if (rank := down.shape[0]) < 1:
+        raise WeightsError(f"{name}: {module} has rank 0: expected 1 or more")
+    if (stored := given.get("alpha")) is not None:
+        if stored.size != 1:
+            raise WeightsError(f"{name}: {module}.alpha has shape {stored.shape}: expected one number")
+        if not any(jnp.issubdtype(stored.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+            raise WeightsError(f"{name}: {module}.alpha is {stored.dtype}: expected a real number")
+        if not math.isfinite(alpha := float(stored.reshape(())[()])):
+            raise WeightsError(f"{name}: {module}.alpha is {alpha!r}: expected a finite number")
+        return Factors(down=down, up=up, scale=alpha / rank)
     if config is None:
         return Factors(down=down, up=up, scale=1.0)
-    for field, plain in _PLAIN.items():
-        if field in config and config[field] not in plain:
-            raise WeightsError(f"{name}: {field} = {config[field]!r}: expected {plain[0]!r}, as other adapters are not read here")
     stated = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
     if stated != rank:
         raise WeightsError(f"{name}: {module} has rank {rank}: expected {stated}, as its config says")
-    alpha = _finite(name, module, _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank)))
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
     return Factors(down=down, up=up, scale=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def _finite(name: str, module: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise WeightsError(f"{name}: alpha of {module} is {value!r}: expected a finite number")
-    return number
+def _require_config(config: Mapping[str, Any], name: str) -> None:
+    """Raise WeightsError for the config of another kind of adapter, or a field of another type than it may have."""
+    for field, plain in _PLAIN.items():
+        if field in config and not fields.is_one_of(config[field], plain):
+            raise WeightsError(
+                f"{name}: {field} = {fields.told(config[field])}: expected {plain[0]!r}, as other adapters are not read here"
+            )
+    if not fields.is_one_of(config.get("use_rslora"), (True, False, None)):
+        raise WeightsError(f"{name}: use_rslora = {fields.told(config['use_rslora'])}: expected true or false")
+    for one, pattern, wanted in (
+        ("r", "rank_pattern", "an integer of 1 or more"),
+        ("lora_alpha", "alpha_pattern", "a finite number"),
+    ):
+        table = {} if (said := config.get(pattern)) is None else said
+        if not isinstance(table, Mapping):
+            raise WeightsError(f"{name}: {pattern} = {fields.told(said)}: expected a table")
+        for key in table:
+            if not _NAME.fullmatch(key):
+                raise WeightsError(
+                    f"{name}: {pattern} has {fields.told(key)}: expected the name of a module or the end of one, "
+                    "of letters, digits, _ and dots"
+                )
+        stated = {f"{pattern}[{key!r}]": value for key, value in table.items()}
+        for field, value in (stated | ({one: config[one]} if one in config else {})).items():
+            if not fields.is_number(value) or (one == "r" and not (isinstance(value, int) and value >= 1)):
+                raise WeightsError(f"{name}: {field} = {fields.told(value)}: expected {wanted}")
 
 
 def _pattern(table: Any, module: str, default: Any) -> Any:

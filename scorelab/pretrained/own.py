@@ -20,6 +20,7 @@ from scorelab.data import Transform
 from scorelab.errors import WeightsError, shown
 from scorelab.experiment.describe import describe
 from scorelab.models import BoundDenoiser, Denoiser, nets
+from scorelab.pretrained import fields
 from scorelab.pretrained.keys import differences, listed
 from scorelab.pretrained.store import Folder, write_folder
 from scorelab.validation import require_spec
@@ -135,15 +136,20 @@ def model(folder: Folder) -> BoundDenoiser:
         WeightsError: the folder is of another kind, its config makes no denoiser, or its tensors are not those of the network.
     """
     name, config = shown(folder.path), folder.config
-    if config.get("kind") != KIND:
-        raise WeightsError(f"{name}: kind {config.get('kind')!r}: expected {KIND}, as own.export writes")
+    folder.network(KIND)
     if missing := sorted({"network", "process", "denoiser", "event"} - config.keys()):
         raise WeightsError(f"{name}: no {listed(missing)} in its config")
     try:
         net, process = (_built(config[field], name) for field in ("network", "process"))
+        if not isinstance(config["denoiser"], Mapping):
+            raise WeightsError(f"{name}: denoiser = {fields.told(config['denoiser'])}: expected a table")
+        fields.require_types(config["denoiser"], Denoiser, name)
         denoiser = Denoiser(net=net, process=process, **config["denoiser"])
-        event = tuple(int(side) for side in config["event"])
-        tree = params(denoiser, event, folder.tensors(), name=name)
+        if not isinstance(event := config["event"], list) or not all(
+            type(side) is int and 0 < side <= fields.LARGEST for side in event
+        ):
+            raise WeightsError(f"{name}: event = {fields.told(event)}: expected a list of integers from 1 to {fields.LARGEST:,}")
+        tree = params(denoiser, tuple(event), folder.tensors(), name=name)
     except WeightsError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
@@ -192,18 +198,24 @@ def _built(said: Any, name: str, among: Mapping[str, type] | None = None) -> Any
         return math.inf if said == "inf" else -math.inf
     if not isinstance(said, Mapping):
         return said
-    fields = {key: _built(value, name, among) for key, value in said.items() if key != "type"}
+    given = {key: _built(value, name, among) for key, value in said.items() if key != "type"}
     if "type" not in said:
-        return fields
+        return given
     if among is None:
         kind = next((getattr(place, said["type"]) for place in _PLACES if said["type"] in place.__all__), None)
     else:
-        kind = among.get(said["type"])
+        kind = among.get(str(said["type"]))
     if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
         expected = "a network, a condition, a process or a schedule of scorelab" if among is None else ", ".join(among)
         raise WeightsError(f"{name}: {said['type']!r}: expected {expected}")
+    if kind.__module__.startswith(nets.__name__):
+        fields.require_types(given, kind, name)
+        # One block for each level, where there are several.
+        blocks = given.get("depth", given.get("blocks", 1))
+        levels = given.get("channels", (0,))
+        fields.require_size(f"{name}: {said['type']}", blocks=blocks * (len(levels) if isinstance(levels, tuple) else 1))
     try:
         # Members by name are arguments of their own.
-        return kind(**dict(fields["parts"])) if kind is nets.Composite else kind(**fields)
+        return kind(**dict(given["parts"])) if kind is nets.Composite else kind(**given)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{name}: {said['type']}: {error}") from error

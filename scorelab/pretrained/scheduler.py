@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.errors import WeightsError
+from scorelab.pretrained import fields
 from scorelab.pretrained.layers import wide
 from scorelab.schedules import VE, Discrete, GaussianSchedule
 
@@ -70,37 +71,34 @@ def read(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> N
     """
     kind = config.get("_class_name")
     if kind == _VE:
-        return _read(name, lambda: Noise(VE(**{key: float(config.get(key, usual)) for key, usual in _SIGMAS.items()}), "eps"))
+        sigmas = {key: config.get(key, usual) for key, usual in _SIGMAS.items()}
+        for key, value in sigmas.items():
+            if not fields.is_number(value):
+                raise WeightsError(f"{name}: {key} = {fields.told(value)}: expected a finite number")
+        return fields.built(lambda: Noise(VE(**{key: float(value) for key, value in sigmas.items()}), "eps"), name)
     if kind not in _CLASSES:
         raise WeightsError(f"{name}: scheduler {kind!r}: expected {_VE} or one of betas, {', '.join(_CLASSES)}")
     for field, plain in _PLAIN.items():
-        if (value := config.get(field)) not in plain:
-            raise WeightsError(f"{name}: {field} = {value!r}: expected {plain[0]!r}, for a network of the indices of betas")
+        if not fields.is_one_of(value := config.get(field), plain):
+            raise WeightsError(
+                f"{name}: {field} = {fields.told(value)}: expected {plain[0]!r}, for a network of the indices of betas"
+            )
     prediction, zero = config.get("prediction_type", "epsilon"), config.get("rescale_betas_zero_snr", False)
-    if prediction not in _PREDICTS:
-        raise WeightsError(f"{name}: prediction_type = {prediction!r}: expected {', '.join(_PREDICTS)}")
-    if zero not in (True, False, None):
+    if not isinstance(prediction, str) or prediction not in _PREDICTS:
+        raise WeightsError(f"{name}: prediction_type = {fields.told(prediction)}: expected {', '.join(_PREDICTS)}")
+    if not fields.is_one_of(zero, (True, False, None)):
         raise WeightsError(f"{name}: rescale_betas_zero_snr = {zero!r}: expected true or false")
     if zero and prediction == "epsilon":
         raise WeightsError(
             f"{name}: rescale_betas_zero_snr with prediction_type = 'epsilon': expected v_prediction or sample, since pure noise "
             "does not tell the data"
         )
-    schedule = _read(name, lambda: Discrete(alphas_cumprod=tuple(levels(config, name=name)), zero_terminal=bool(zero)))
+    make = lambda: Discrete(alphas_cumprod=tuple(levels(config, name=name)), zero_terminal=bool(zero))
+    schedule = fields.built(make, name)
     return Noise(schedule, _PREDICTS[prediction])
 
 
 _SIGMAS = {"sigma_min": 0.01, "sigma_max": 1348.0}
-
-
-def _read(name: str, make: Any) -> Any:
-    """What ``make`` makes; its errors are those of the file."""
-    try:
-        return make()
-    except WeightsError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: {error}") from error
 
 
 def levels(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> np.ndarray:
@@ -114,9 +112,10 @@ def levels(config: Mapping[str, Any], *, name: str = "scheduler_config.json") ->
     steps, trained = config.get("num_train_timesteps", 1000), config.get("trained_betas")
     *usual, form = _UNUSUAL.get(str(config.get("_class_name")), _USUAL)
     if trained is not None:
-        betas = _read(name, lambda: np.asarray(trained, np.float64).astype(np.float32))
-        if betas.ndim != 1 or len(betas) < 3:
-            raise WeightsError(f"{name}: trained_betas of shape {betas.shape}: expected three or more numbers")
+        if not isinstance(trained, list | tuple) or len(trained) < 3 or not all(map(fields.is_number, trained)):
+            raise WeightsError(f"{name}: trained_betas = {fields.told(trained)}: expected a list of three or more numbers")
+        with np.errstate(over="ignore"):
+            betas = np.asarray(trained, np.float64).astype(np.float32)
     elif isinstance(steps, bool) or not isinstance(steps, int) or not 3 <= steps <= 1_000_000:
         raise WeightsError(f"{name}: num_train_timesteps = {steps!r}: expected an integer from 3 to 1,000,000")
     elif (kind := config.get("beta_schedule", form)) == "squaredcos_cap_v2":
@@ -124,7 +123,7 @@ def levels(config: Mapping[str, Any], *, name: str = "scheduler_config.json") ->
         betas = np.array([min(1 - bar(i + 1) / bar(i), 0.999) for i in range(steps)], np.float32)
     elif kind in _BETAS:
         ends = [config.get(key, end) for key, end in zip(("beta_start", "beta_end"), usual, strict=True)]
-        if not all(isinstance(end, int | float) and 0 < end < 1 for end in ends):
+        if not all(fields.is_number(end) and 0 < end < 1 for end in ends):
             raise WeightsError(f"{name}: beta_start = {ends[0]!r}, beta_end = {ends[1]!r}: expected numbers between 0 and 1")
         low, high = ends
         betas = _line(low, high, steps) if kind == "linear" else _line(low**0.5, high**0.5, steps) ** 2

@@ -125,6 +125,19 @@ class Folder:
     path: Path
     config: dict[str, Any]
 
+    def network(self, kind: str, *classes: str) -> Mapping[str, Any]:
+        """What its config says of the network; WeightsError where it is of another kind, or not of one of ``classes``."""
+        network = self.config.get("network", {})
+        found, wanted = f"kind {self.config.get('kind')!r}", kind
+        whole = self.config.get("kind") == kind and isinstance(network, Mapping)
+        if classes:
+            said = network.get("_class_name") if isinstance(network, Mapping) else None
+            whole = whole and said in classes
+            found, wanted = f"{found}, class {said!r}", f"{kind}, {' or '.join(classes)}"
+        if not whole:
+            raise WeightsError(f"{shown(self.path)}: {found}: expected {wanted}")
+        return network
+
     def tensors(self) -> dict[str, np.ndarray]:
         """The tensors by their published names."""
         return read_safetensors(self.path / TENSORS)

@@ -8,7 +8,6 @@ It turns both into what it was trained with: the index of its step, or its noise
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -22,10 +21,9 @@ import numpy as np
 from scorelab.errors import WeightsError, shown
 from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.models.nets.conditions import Sequence
+from scorelab.pretrained import fields, trees, unetblocks
 from scorelab.pretrained import scheduler as schedulers
-from scorelab.pretrained import trees, unetblocks
 from scorelab.pretrained.classes import Given
-from scorelab.pretrained.keys import listed
 from scorelab.pretrained.store import Folder
 from scorelab.pretrained.unetblocks import SpatialAttention, Transformer
 from scorelab.pretrained.unetlevels import UNet
@@ -202,7 +200,7 @@ class UNet2DConditionModel(UNet):
         return None if self.single else self._transformer(level, "mid_block_attentions_0")
 
 
-_CLASSES: dict[Any, type[UNet2DModel] | type[UNet2DConditionModel]] = {
+_CLASSES: dict[str, type[UNet2DModel] | type[UNet2DConditionModel]] = {
     kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel)
 }
 # Fields that networks here have not, each with the values under which the function is the one that is here.
@@ -262,22 +260,16 @@ def network(
     Raises:
         WeightsError: another class, a field that the networks here have not, or a value that they do not know.
     """
-    kind = _CLASSES.get(config.get("_class_name"))
+    kind = _CLASSES.get(str(config.get("_class_name")))
     if kind is None:
         raise WeightsError(f"{name}: _class_name = {config.get('_class_name')!r}: expected {' or '.join(_CLASSES)}")
-    given = {key: value for key, value in config.items() if not key.startswith("_") and key not in _UNUSED}
-    own = {field.name for field in dataclasses.fields(kind)} - {"parent", "name", "schedule", "tokens"}
-    for key in given.keys() & _USUAL.keys() - own:
-        if (value := given.pop(key)) not in _USUAL[key]:
-            raise WeightsError(f"{name}: {key} = {value!r}: expected {' or '.join(map(repr, _USUAL[key]))}")
-    if unknown := sorted(given.keys() - own):
-        raise WeightsError(f"{name}: fields {listed(unknown)} of {kind.__name__}: expected {', '.join(sorted(own))}")
-    try:
-        net = kind(**_DEFAULTS[kind.__name__] | given, schedule=schedule)
-        hash(net)
-        shapes(net)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise WeightsError(f"{name}: {error}") from error
+    given = fields.read(config, kind, name=name, without=("schedule", "tokens"), usual=_USUAL, unused=_UNUSED)
+    net = fields.built(lambda: kind(**_DEFAULTS[kind.__name__] | given, schedule=schedule), name)
+    inside = net.each("transformer_layers_per_block") if isinstance(net, UNet2DConditionModel) else (1,) * net.levels
+    blocks = sum((2 * layers + 1) * each for layers, each in zip(net.each("layers_per_block"), inside, strict=True))
+    fields.require_size(name, blocks=blocks)
+    # The rest is found where it is called, such as groups that do not divide the channels.
+    fields.built(lambda: shapes(net), name)
     return net
 
 
@@ -371,14 +363,13 @@ def model(
         WeightsError: weights of another kind, of another network than the folder says, or no scheduler.
     """
     name = shown(folder.path)
-    if folder.config.get("kind") != "diffusers":
-        raise WeightsError(f"{name}: kind {folder.config.get('kind')!r}: expected diffusers")
+    config = folder.network("diffusers")
     said = folder.config.get("scheduler") if scheduler is None else scheduler
     if not isinstance(said, Mapping):
         raise WeightsError(f"{name}: no scheduler: expected the content of its scheduler_config.json")
     noise = schedulers.read(said, name=f"{name}: scheduler")
     discrete = noise.schedule if isinstance(noise.schedule, Discrete) else None
-    net = network(folder.config["network"], discrete, name=name)
+    net = network(config, discrete, name=name)
     by_level = net.time_embedding_type == "fourier"
     if by_level != isinstance(noise.schedule, VE) or (by_level and noise.predict != "eps"):
         raise WeightsError(

@@ -131,6 +131,10 @@ class UNet(nn.Module):
                 f"{owner} has {len(self.down_block_types)} down_block_types, {len(self.up_block_types)} up_block_types and "
                 f"{levels} block_out_channels: expected as many of each"
             )
+        if len(self.each("layers_per_block")) != levels:
+            raise ValueError(
+                f"{owner}.layers_per_block = {self.layers_per_block!r}: expected an integer, or one for each of {levels} levels"
+            )
         for name, known in zip(("down_block_types", "mid_block_type", "up_block_types"), self.blocks, strict=True):
             value = getattr(self, name)
             for each in value if isinstance(value, tuple) else (value,):
@@ -153,6 +157,11 @@ class UNet(nn.Module):
         if self.schedule is not None and not isinstance(self.schedule, Discrete):
             raise TypeError(f"{owner}.schedule = {self.schedule!r}: expected a Discrete schedule")
         super().__post_init__()
+
+    @property
+    def levels(self) -> int:
+        """How many sides the images have on their way."""
+        return len(self.block_out_channels)
 
     def each(self, name: str) -> tuple[Any, ...]:
         """A field with one value for each level, which may be one for all."""

@@ -6,7 +6,6 @@ width, 3)`` on the scale [-1, 1]; latents are smaller by the factor 8 along both
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -21,9 +20,8 @@ import numpy as np
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.data import Pixels
 from scorelab.errors import WeightsError, shown
-from scorelab.pretrained import trees, unetblocks
+from scorelab.pretrained import fields, trees, unetblocks
 from scorelab.pretrained.edm import LEVELS
-from scorelab.pretrained.keys import listed
 from scorelab.pretrained.layers import Conv, GroupNorm
 from scorelab.pretrained.store import Folder
 from scorelab.pretrained.unetblocks import Downsample, ResnetBlock, SpatialAttention, Upsample
@@ -143,7 +141,7 @@ class AutoencoderKL(nn.Module):
 
 # What changes neither the functions nor their weights, and what has one value in the files that are read here.
 _UNUSED = ("force_upcast",)
-_WITH = dict(act_fn="silu", latents_mean=None, latents_std=None)
+_WITH = dict(act_fn=("silu",), latents_mean=(None,), latents_std=(None,))
 _BLOCKS = dict(down_block_types="DownEncoderBlock2D", up_block_types="UpDecoderBlock2D")
 _OLD = re.compile(r"\.attentions\.\d+\.(query|key|value|proj_attn|to_[qkv]|to_out\.0)\.weight$")
 
@@ -156,21 +154,14 @@ def network(config: Mapping[str, Any], *, name: str = "config.json") -> Autoenco
     """
     if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
         raise WeightsError(f"{name}: _class_name = {config['_class_name']!r}: expected AutoencoderKL")
-    given: dict[str, Any] = {key: value for key, value in config.items() if not key.startswith("_") and key not in _UNUSED}
-    for key in _WITH.keys() & given.keys():
-        if (value := given.pop(key)) != _WITH[key]:
-            raise WeightsError(f"{name}: {key} = {value!r}: expected {_WITH[key]!r}")
-    types = {key: given.pop(key, [block]) for key, block in _BLOCKS.items()}
-    known = {each.name for each in dataclasses.fields(AutoencoderKL)} - {"parent", "name"}
-    if unknown := sorted(given.keys() - known):
-        raise WeightsError(f"{name}: fields {listed(unknown)}: expected {', '.join(sorted(known))}")
+    types = {key: config.get(key, [block]) for key, block in _BLOCKS.items()}
+    config = {key: value for key, value in config.items() if key not in _BLOCKS}
     # Some files have a side for each axis.
-    if isinstance(size := given.get("sample_size"), list | tuple) and len(set(size)) == 1:
-        given["sample_size"] = size[0]
-    try:
-        net = AutoencoderKL(**given)
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{name}: {error}") from error
+    if isinstance(size := config.get("sample_size"), list | tuple) and len(size) == 2 and size[0] == size[1]:
+        config["sample_size"] = size[0]
+    given = fields.read(config, AutoencoderKL, name=name, usual=_WITH, unused=_UNUSED)
+    net = fields.built(lambda: AutoencoderKL(**given), name)
+    fields.require_size(name, blocks=(2 * net.layers_per_block + 1) * len(net.block_out_channels))
     for key, block in _BLOCKS.items():
         levels = len(net.block_out_channels)
         if not isinstance(types[key], list | tuple) or list(types[key]) != [block] * levels:
@@ -431,9 +422,6 @@ def latents(folder: Folder, *, chunk: int | None = None, tile: int | None = None
         ValueError: no such chunk or tile.
     """
     name = shown(folder.path)
-    config = folder.config.get("network", {})
-    if folder.config.get("kind") != "diffusers" or config.get("_class_name") != "AutoencoderKL":
-        found = f"kind {folder.config.get('kind')!r}, class {config.get('_class_name')!r}"
-        raise WeightsError(f"{name}: {found}: expected diffusers, AutoencoderKL")
+    config = folder.network("diffusers", "AutoencoderKL")
     net = network(config, name=name)
     return Latents(params=params(net, folder.tensors(), name=name), net=net, chunk=chunk, tile=tile)

@@ -345,6 +345,9 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path):
     converted, _, _ = folder(tmp_path / "text", "EDMPrecond", sigma_data="x")
     with pytest.raises(WeightsError, match="text: sigma_data = 'x': expected a number"):
         edm.model(converted)
+    converted, _, _ = folder(tmp_path / "digits", "EDMPrecond", sigma_data="0.5")
+    with pytest.raises(WeightsError, match=r"digits: sigma_data = '0\.5': expected a number"):
+        edm.model(converted)
     other = store.write_folder(tmp_path / "out", dict(a=np.zeros(1)), dict(kind="tensors", network={}))
     with pytest.raises(WeightsError, match="kind 'tensors': expected edm"):
         edm.model(other)
@@ -355,13 +358,23 @@ def test_a_folder_of_another_kind_is_no_model(tmp_path):
     [
         ("Precond", dict(type="SongUNet"), "Precond around SongUNet: expected EDMPrecond"),
         ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, out_channels=6)), "out_channels = 6: expected 3, as"),
-        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, steps=6)), "arguments steps of SongUNet"),
-        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, channel_mult=[1, "2"])), r"channel_mult\[1\] = '2'"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, steps=6)), "fields steps of SongUNet"),
+        (
+            "EDMPrecond",
+            dict(type="SongUNet", kwargs=dict(img_resolution=8, channel_mult=[1, "2"])),
+            r"channel_mult = \[1, '2'\]: expected a list",
+        ),
         ("EDMPrecond", dict(type="DhariwalUNet", kwargs=dict(img_resolution=8.5)), "img_resolution = 8.5"),
         ("EDMPrecond", dict(type="UNet"), "EDMPrecond around UNet"),
-        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, colour=3)), "arguments colour of SongUNet"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, colour=3)), "fields colour of SongUNet"),
         ("EDMPrecond", dict(type="SongUNet", kwargs={}), "img_resolution"),
         ("EDMPrecond", dict(type="SongUNet", args=[8]), "arguments without names"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=[8]), r"kwargs = \[8\]: expected a table"),
+        ([], dict(type="SongUNet"), r"\[\] around SongUNet: expected EDMPrecond"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, label_dim=True)), "label_dim = True"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, num_blocks=100)), "804 blocks: expected at most 256"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, channel_mult=[])), "channel_mult of no level"),
+        ("EDMPrecond", dict(type="SongUNet", kwargs=dict(img_resolution=8, model_channels=60000)), "width = 240,000: expected"),
         (
             "EDMPrecond",
             dict(type="SongUNet", kwargs=dict(img_resolution=8, encoder_type="skip")),

@@ -247,12 +247,14 @@ def test_a_converted_file_is_a_model_with_its_preconditioner(case, tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (dict(colour=3), "arguments colour of UNet"), (dict(img_resolution="8"), "img_resolution = '8'"),
-        (dict(channel_mult=3), "channel_mult"), (dict(label_dim=-1), "label_dim = -1"),
+        (dict(colour=3), "fields colour of UNet"), (dict(img_resolution="8"), "img_resolution = '8'"),
+        (dict(channel_mult=3), "channel_mult = 3: expected a list"), (dict(label_dim=-1), "label_dim = -1"),
+        (dict(res_balance="0.3"), r"res_balance = '0\.3': expected a finite number"),
+        (dict(num_blocks=200), "blocks: expected at most 256"),
     ],
 )  # fmt: skip
 def test_other_networks_are_refused(change, reason):
-    with pytest.raises(WeightsError, match=reason if reason != "channel_mult" else "not iterable"):
+    with pytest.raises(WeightsError, match=reason):
         edm2.network(modules(**change))
 
 
@@ -276,6 +278,8 @@ def test_the_scale_of_latents_is_that_of_the_encoder():
     for bad in (dict(scale=[1.0, float("nan")], bias=[0, 0]), dict(scale=["x"]), dict(scale=[1.0, 2.0], bias=[1.0, 2.0, 3.0])):
         with pytest.raises(WeightsError, match="encoder"):
             edm2.latent_scale(dict(encoder=encoder(**bad)))
+    with pytest.raises(WeightsError, match="encoder = 3: expected a table"):
+        edm2.latent_scale(dict(encoder=3))
     with pytest.raises(WeightsError, match="encoder 'Other': expected StandardRGBEncoder or"):
         edm2.latent_scale(dict(encoder=dict(type="Other")))
 

@@ -207,13 +207,34 @@ def test_a_written_adapter_comes_back(case, tmp_path):
         (None, dict(r=2, use_dora=True), "use_dora = True: expected False"),
         (None, dict(r=2, bias="all"), "bias = 'all': expected 'none'"),
         (None, dict(r=4), "has rank 2: expected 4"),
-        (None, dict(r=2, lora_alpha="much"), "alpha of in is 'much'"),
+        (None, dict(r=2, use_rslora="false"), "use_rslora = 'false': expected true or false"),
+        (None, dict(r=2, lora_alpha=True), "lora_alpha = True: expected a finite number"),
+        (None, dict(r=2, lora_alpha=10**400), "lora_alpha = 1000.*: expected a finite number"),
+        (None, dict(r=2.0), r"r = 2\.0: expected an integer of 1 or more"),
+        (None, dict(r=2, rank_pattern=[1]), r"rank_pattern = \[1\]: expected a table"),
+        (None, dict(r=2, alpha_pattern="x"), "alpha_pattern = 'x': expected a table"),
+        (None, dict(r=2, alpha_pattern={"in": "4"}), r"alpha_pattern\['in'\] = '4': expected a finite number"),
+        (None, dict(r=2, rank_pattern={"(a+)+b": 4}), r"rank_pattern has '\(a\+\)\+b': expected the name of a module"),
+        (None, dict(r=2, alpha_pattern={"(": 4}), r"alpha_pattern has '\(': expected the name of a module"),
+        ({"in.lora_A.weight": (0, 4), "in.lora_B.weight": (32, 0)}, {}, "in has rank 0: expected 1 or more"),
+        (
+            {"in.lora_A.weight": np.ones((2, 4), "i1"), "in.lora_B.weight": (32, 2)},
+            {},
+            "lora_A of in is int8: expected numbers of floating point",
+        ),
+        (
+            {"in.lora_A.weight": (2, 4), "in.lora_B.weight": (32, 2), "in.alpha": np.array(4 + 3j, "c8")},
+            {},
+            "in.alpha is complex64: expected a real number",
+        ),
+        (None, dict(r=2, lora_alpha="much"), "lora_alpha = 'much': expected a finite number"),
     ],
 )
 def test_what_is_no_adapter_of_the_network_is_refused(tensors, config, reason, tmp_path):
     if tensors is None:
         tensors = {"in.lora_A.weight": (2, 4), "in.lora_B.weight": (32, 2)}
-    safetensors.numpy.save_file({key: np.ones(shape, "f4") for key, shape in tensors.items()}, tmp_path / lora.TENSORS)
+    arrays = {key: said if isinstance(said, np.ndarray) else np.ones(said, "f4") for key, said in tensors.items()}
+    safetensors.numpy.save_file(arrays, tmp_path / lora.TENSORS)
     if config:
         (tmp_path / lora.CONFIG).write_text(json.dumps(config))
     denoiser = Denoiser(net=DiT(patch=2, width=32, depth=1, heads=4), process=Gaussian(schedule=EDM()))
@@ -221,6 +242,19 @@ def test_what_is_no_adapter_of_the_network_is_refused(tensors, config, reason, t
     model = denoiser.bind(jax.tree.map(lambda s: np.zeros(s.shape, "f4"), shapes))
     with pytest.raises(WeightsError, match=reason):
         lora.load(model, tmp_path)
+
+
+@pytest.mark.parametrize("key", ["in", "block.in", r"block\.in", "^a.block.in", "n_x|in"])
+def test_patterns_are_names_of_modules_or_their_ends(key, tmp_path):
+    tensors = {f"a.{module}.lora_{which}.weight": np.ones((2, 2), "f4") for module in ("block.in", "block.main") for which in "AB"}
+    safetensors.numpy.save_file(tensors, tmp_path / lora.TENSORS)
+    (tmp_path / lora.CONFIG).write_text(json.dumps(dict(r=2, lora_alpha=2, alpha_pattern={key: 8})))
+    if "|" in key:
+        with pytest.raises(WeightsError, match="alpha_pattern has"):
+            lora.read(tmp_path)
+        return
+    found = lora.read(tmp_path)[""]
+    assert (found["a.block.in"].scale, found["a.block.main"].scale) == (4.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +265,14 @@ def test_what_is_no_adapter_of_the_network_is_refused(tensors, config, reason, t
         (dict(network=dict(type="UNet", colour=3)), "colour"),
         (dict(process=dict(type="require_same_process")), "expected a network"),
         (dict(event=[4, 4]), "DiT accepts"),
+        (dict(event=[8.5, 7, 1]), r"event = \[8\.5, 7, 1\]: expected a list of integers"),
+        (dict(denoiser=3), "denoiser = 3: expected a table"),
+        (dict(denoiser=dict(data_std=True)), "Denoiser.data_std = True: expected a finite number"),
+        (dict(network=dict(type="DiT", patch=3, depth=10**9)), "DiT.depth = 1000000000: expected an integer of at most 65,536"),
+        (dict(network=dict(type="DiT", patch=3, depth=1000)), "DiT: 1,000 blocks: expected at most 256"),
+        (dict(network=dict(type="MLP", embed=10**9)), "MLP.embed = 1000000000: expected an integer of at most 65,536"),
+        (dict(network=dict(type="UNet", channels=[8] * 16, blocks=100)), "UNet: 1,600 blocks: expected at most 256"),
+        (dict(network=dict(type="UNet", remat="false")), "UNet.remat = 'false': expected true or false"),
         (dict(denoiser=dict(predict="w")), "predict"),
         (dict(network=dict(type="DiT", patch=3, width=32, depth=1, heads=4, mlp_ratio=2)), "unexpected: block1"),
     ],

@@ -192,12 +192,16 @@ def test_other_tensors_are_refused_and_named(case):
         (dict(_class_name="VQModel"), "_class_name = 'VQModel': expected AutoencoderKL"),
         (dict(act_fn="relu"), "act_fn = 'relu': expected 'silu'"),
         (dict(latents_mean=[0.0]), r"latents_mean = \[0.0\]: expected None"),
-        (dict(colour=3), "fields colour: expected block_out_channels"),
+        (dict(colour=3), "fields colour of AutoencoderKL: expected block_out_channels"),
         (dict(down_block_types=["AttnDownEncoderBlock2D"]), "down_block_types = .*: expected 1 times 'DownEncoderBlock2D'"),
         (dict(block_out_channels=[64, 128]), "down_block_types = .*: expected 2 times 'DownEncoderBlock2D'"),
         (dict(block_out_channels=[40]), "block_out_channels = .40,.: expected integers that norm_num_groups = 32 divides"),
         (dict(scaling_factor=0), "scaling_factor = 0: expected a finite number above 0"),
         (dict(sample_size=[32, 64]), r"sample_size = \[32, 64\]: expected an integer"),
+        (dict(layers_per_block=10**9), "layers_per_block = 1000000000: expected an integer of at most 65,536"),
+        (dict(layers_per_block=1000), "2,001 blocks: expected at most 256"),
+        (dict(use_quant_conv=1), "use_quant_conv = 1: expected true or false"),
+        (dict(scaling_factor="0.2"), r"scaling_factor = '0\.2': expected a finite number"),
     ],
 )
 def test_other_configs_are_refused(config, reason):
