@@ -197,7 +197,7 @@ def main(record) -> None:
     if not trial.events():
         raise ConfigError(f"every = {o.every} of {o.steps} steps: no event between {WINDOW[0]:g} and {WINDOW[1]:g} of them")
     # Of other weights or prompts a cell is another one.
-    known = subject.origin | dict(prompts=list(subject.texts))
+    known = dict(model=subject.origin, judge=judge.origin, prompts=list(subject.texts))
     pairs = [(i, seed) for i in range(len(subject.texts)) for seed in range(o.seeds)]
     where = lambda i, seed: f"{i} {subject.texts[i]}, seed {seed}"
     plain = record.cells(unsteered, {f"{where(i, s)}, unsteered": (trial, known, i, s) for i, s in pairs})
@@ -212,8 +212,9 @@ def main(record) -> None:
         prompts.setdefault(f"{i} {subject.texts[i]}", {})[str(s)] = row
     every, looks = o.most + sum(ks[1:]), o.most + sum(ks[1:]) * (trial.events() + 2)
     numbers: dict = dict(
-        model=subject.origin, texts=subject.classes is None, reward=judge.name, potential=o.potential, scale=o.scale, particles=ks,
-        events=trial.events(), published=published(subject.origin["name"]), prompts=prompts,
+        model=subject.origin, judge=judge.origin, texts=subject.classes is None, reward=judge.name,
+        potential=o.potential, scale=o.scale, particles=ks, events=trial.events(),
+        published=published(subject.origin["name"]), prompts=prompts,
         cost_of_a_prompt=estimate(every * o.steps, subject.flops(o.guidance), looks, judge.flops()),
     )  # fmt: skip
     for j, k in enumerate(ks):

@@ -9,7 +9,7 @@ the published code, an increment counts up to `clamp` away from the mean of its 
 The default is Stable Diffusion 1.5. EDM2 needs more names: `model=edm2-img512-xs-2147483-0.045`, the other network as
 `unconditional`, `autoencoder`, and a file of `prompts` with a class and its text on every line. The reward is as in the figure of
 steering: `clip` with `tokenizer`, `predictor`, or `host`. Variety is one minus the mean cosine of two images in the space of CLIP,
-in that of pixels where CLIP does not look: of a population, and of one image of each. At small size the model is that of the digits.
+in that of pixels where CLIP does not look: of a population, and of one image of each. At small size the model is of the digits.
 
 By its operations alone, 8 images of a prompt by Stable Diffusion take 1.3 PFLOP, and four numbers of particles 5.2: 35 s of a GPU
 at an assumed 150 TFLOP/s. The memory is an estimated 18 GB with 8 images at once. Neither was measured. The network is in float32,
@@ -147,7 +147,7 @@ def main(record) -> None:
         raise ConfigError(f"most = {o.most}: expected a power of two from 2, the largest number of particles")
     if o.clamp < 0:
         raise ConfigError(f"clamp = {o.clamp:g}: expected a number above 0, or 0 for none")
-    known = subject.origin | dict(prompts=list(subject.texts))
+    known = dict(model=subject.origin, judge=judge.origin, prompts=list(subject.texts))
     where = lambda i, s, k: f"{i} {subject.texts[i]}, seed {s}, {k}"
     pairs = [(i, s) for i in range(len(subject.texts)) for s in range(o.seeds)]
     found = record.cells(corrected, {where(i, s, k): (trial, known, i, s, k) for i, s in pairs for k in ks})
@@ -156,8 +156,8 @@ def main(record) -> None:
         rows = {str(k): {name: v for name, v in found[where(i, s, k)].items() if name != "images"} for k in ks}
         prompts.setdefault(f"{i} {subject.texts[i]}", {})[str(s)] = rows
     numbers: dict = dict(
-        model=subject.origin, published=subject.latents is not None, reward=judge.name, guidance=o.guidance, clamp=o.clamp,
-        particles=ks, prompts=prompts,
+        model=subject.origin, judge=judge.origin, published=subject.latents is not None, reward=judge.name,
+        guidance=o.guidance, clamp=o.clamp, particles=ks, prompts=prompts,
         cost_of_a_prompt=estimate(len(ks) * o.most * o.steps, subject.flops(o.guidance), len(ks) * o.most, judge.flops()),
     )  # fmt: skip
     for j, k in enumerate(ks):

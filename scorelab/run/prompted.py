@@ -57,7 +57,7 @@ class Subject:
         transform: from stored images to decoded ones, and back.
         event: the shape of a sample.
         texts: what the images should show, one for each prompt.
-        origin: name and hash of the weights.
+        origin: name and hashes of the weights.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class Subject:
         self.transform, self.event = who.transform, tuple(who.event_shape)
         self.texts, self._labels = _prompts(prompts, first, who)
         name = who.config["name"] if isinstance(who, pretrained.Converted) else Path(model).name
-        self.origin = dict(name=name, weights=parameters_hash(self.model.params), free=parameters_hash(self.free.params))
+        parts = dict(weights=self.model.params, unconditional=self.free.params, autoencoder=self.latents)
+        self.origin = dict(name=name, **{part: tree and parameters_hash(jax.tree.leaves(tree)) for part, tree in parts.items()})
 
     @property
     def levels(self) -> int:
@@ -161,6 +162,7 @@ class Judge:
         name: of the reward.
         unit: what a reward is multiplied with where it is told, 100 for the CLIP score.
         with_cond: the reward takes the conditions of the samples.
+        origin: name of the reward and hash of its weights, None for a function.
     """
 
     def __init__(
@@ -193,6 +195,8 @@ class Judge:
             self._targets = np.asarray(load_text(store.open_folder(cast(Path, store.find(clip))), tokenizer).projected(texts))
         if reward in ("clip", "aesthetic"):
             self._reward = jax.device_put(self._reward)
+        leaves = jax.tree.leaves(self._reward) if reward in ("clip", "aesthetic") else None
+        self.origin = dict(reward=reward, weights=leaves and parameters_hash(leaves))
 
     def of_images(self, i: int) -> Any:
         """The reward of decoded images under prompt ``i``."""
