@@ -19,13 +19,16 @@ import numpy as np
 from scorelab.arrays import Array, Key
 from scorelab.data import Pixels, Transform
 from scorelab.errors import WeightsError, shown
+from scorelab.grids import Explicit
 from scorelab.models import BoundDenoiser
 from scorelab.pretrained import own
 from scorelab.pretrained.conversion import SCHEDULER
 from scorelab.pretrained.edm import LEVELS
 from scorelab.pretrained.edm2 import ByChannel, latent_scale
+from scorelab.pretrained.scheduler import steps_of
 from scorelab.pretrained.store import Folder, Pipeline, open_any, open_folder
 from scorelab.processes import LinearGaussian
+from scorelab.schedules import Discrete
 from scorelab.validation import require_choice
 
 if TYPE_CHECKING:
@@ -219,6 +222,16 @@ class Converted:
                 why = "its latents have no autoencoder: expected pretrained.load(..., autoencoder=...)"
             raise WeightsError(f"Converted of {self.config.get('name')!r}: {why}")
         return self.transform
+
+    def grid(self, steps: int) -> Explicit:
+        """The grid of DDIM in so many steps as it was published; WeightsError for a model without a scheduler of betas.
+
+        It is that of the model's own noise, and not of another ``process``.
+        """
+        scheduler = self.config.get("scheduler")
+        if scheduler is None or not isinstance(getattr(self.model.process, "schedule", None), Discrete):
+            raise WeightsError(f"Converted.grid of {self.config.get('name')!r}: no scheduler of betas: expected a grid of yours")
+        return steps_of(scheduler, steps, name=f"{self.config.get('name')}: scheduler")
 
     def prompt(self, prompts: str | Sequence[str]) -> Array:
         """The condition of one prompt or several; WeightsError for a model without text."""

@@ -1,6 +1,6 @@
 """What the config of a published scheduler says of a model: its noise levels, and what its network predicts.
 
-How to sample is said there as well: spacing of the steps, clipping, the last step. That is the part of solvers, grids and
+How to sample is said there as well. The spacing of the steps and the last one are a grid, :func:`steps_of`; clipping is that of
 :class:`scorelab.models.Clipped`, and is not read here.
 """
 
@@ -15,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.errors import WeightsError
+from scorelab.grids import Explicit
 from scorelab.pretrained import fields
 from scorelab.pretrained.layers import wide
 from scorelab.schedules import VE, Discrete, GaussianSchedule
+from scorelab.validation import require_int
 
 # What the names of a prediction are as `Denoiser.predict`.
 _PREDICTS: dict[Any, Literal["eps", "v", "x0"]] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -149,3 +151,38 @@ def index(schedule: Discrete, c_noise: jax.Array) -> jax.Array:
     Samplers of other processes ask beyond both ends of the chain, where the network was not trained: it is told the end.
     """
     return jnp.clip(schedule.time(-8 * c_noise.astype(wide(c_noise))), 0.0, schedule.t_max)
+
+
+def steps_of(config: Mapping[str, Any], steps: int, *, name: str = "scheduler_config.json") -> Explicit:
+    r"""The grid on which DDIM of diffusers walks so many steps under the config of a scheduler of betas.
+
+    ``leading`` spacing, the default there, asks at :math:`k\lfloor N/n\rfloor` and ``steps_offset``, from the last k to 0;
+    ``trailing`` at :math:`N - 1 - kN/n`. The walk ends at clean data, or at the first level without ``set_alpha_to_one``.
+
+    Args:
+        config: what ``scheduler_config.json`` holds.
+        steps: how many, at most the levels; with ``trailing`` spacing a divisor of them.
+        name: of the file, for messages.
+
+    Raises:
+        ValueError: another number of steps.
+        WeightsError: spacing that is not one of these two, or a first time outside of the levels.
+    """
+    require_int("steps_of", 1, steps=steps)
+    total = len(levels(config, name=name))
+    spacing, offset = config.get("timestep_spacing", "leading"), config.get("steps_offset", 0)
+    clean = bool(config.get("set_alpha_to_one", True))
+    if spacing not in ("leading", "trailing"):
+        raise WeightsError(f"{name}: timestep_spacing = {spacing!r}: expected leading or trailing, whose steps are equal")
+    if steps > total or (spacing == "trailing" and total % steps):
+        raise ValueError(f"steps_of.steps = {steps}: expected {'a divisor of' if spacing == 'trailing' else 'at most'} {total}")
+    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
+        raise WeightsError(f"{name}: steps_offset = {offset!r}: expected an integer from 0")
+    # Trailing spacing counts from the end, and has no offset.
+    times = np.arange(steps)[::-1] * (total // steps) + (offset if spacing == "leading" else total // steps - 1)
+    if times[0] >= total:
+        raise WeightsError(
+            f"{name}: steps_offset = {offset} in {steps} steps asks at {times[0]}: expected levels up to {total - 1}"
+        )
+    last = () if clean or times[-1] == 0 else (0,)
+    return Explicit((*times.tolist(), *last), clean=clean)
