@@ -178,6 +178,11 @@ class Converted:
     latents: Latents | ByChannel | None = None
     text: TextEncoder | None = None
 
+    # The weights would be pages of numbers.
+    def __repr__(self) -> str:
+        name, parts = self.config.get("name"), [part for part in ("latents", "text") if getattr(self, part) is not None]
+        return f"Converted({name!r}, event_shape={self.event_shape}, classes={self.classes}, with {', '.join(parts) or 'no more'})"
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of a sample as it was trained: of images, or of their latents."""
@@ -214,8 +219,10 @@ class Converted:
     @property
     def _scale(self) -> Transform:
         if self.transform is None:
-            why = "the scale of its images is not said, or its latents have no autoencoder"
-            raise WeightsError(f"Converted of {self.config.get('name')!r}: {why}: expected pretrained.load(..., autoencoder=...)")
+            who = f"Converted of {self.config.get('name')!r}"
+            if self.config.get("kind") == "scorelab":
+                raise WeightsError(f"{who}: the scale of its images is not in the file: expected the transform of its training")
+            raise WeightsError(f"{who}: its latents have no autoencoder: expected pretrained.load(..., autoencoder=...)")
         return self.transform
 
     def prompt(self, prompts: str | Sequence[str]) -> Array:

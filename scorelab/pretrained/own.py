@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from scorelab import processes, schedules
 from scorelab.errors import WeightsError, shown
 from scorelab.experiment.describe import describe
 from scorelab.models import BoundDenoiser, Denoiser, nets
+from scorelab.pretrained.conversion import writer
 from scorelab.pretrained.keys import differences, listed
 from scorelab.pretrained.store import Folder, write_folder
 from scorelab.validation import require_spec
@@ -47,7 +48,9 @@ def export(
         WeightsError: a network or a process of another package, parameters that are not of the network, or there is something at
             ``folder``.
     """
-    require_spec("own.export", BoundDenoiser, model=model)
+    require_spec("pretrained.export", BoundDenoiser, model=model)
+    if not isinstance(event, Sequence) or not all(isinstance(side, int) and side > 0 for side in event):
+        raise TypeError(f"pretrained.export.event = {event!r}: expected the shape of one sample, such as (28, 28, 1)")
     folder, denoiser = Path(folder), model.denoiser
     said = describe(denoiser)
     config = dict(
@@ -58,6 +61,7 @@ def export(
         process=_plain(said["process"]),
         event=list(event),
         licence=dict(id=licence, url=None),
+        written_by=writer(),
     )
     for field, spec in (("network", denoiser.net), ("process", denoiser.process)):
         if _built(config[field], shown(folder)) != spec:
