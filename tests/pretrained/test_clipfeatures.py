@@ -7,6 +7,7 @@ import pytest
 from scorelab import metrics, pretrained
 from scorelab.errors import WeightsError
 from scorelab.pretrained import clip
+from scorelab.pretrained.registry import PUBLISHED
 from tests.pretrained.test_clip import STORED, converted
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -61,3 +62,12 @@ def test_what_is_no_clip_is_refused(features, tmp_path, monkeypatch):
         pretrained.ClipFeatures(levels=17)
     with pytest.raises(ValueError, match=r"\(2, 8, 8, 1\): expected 3 channels"):
         named(np.zeros((2, 8, 8, 1), np.uint8))
+
+
+def test_the_count_of_the_published_tower_is_that_of_its_network():
+    """ViT-L/14 at 336: 24 layers of 1024, of which only the positions know the size of images."""
+    text = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    vision = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14)
+    config = dict(model_type="clip", text_config=text, vision_config=vision | dict(image_size=336), projection_dim=768)
+    found = clip.shapes(clip.network(config))
+    assert sum(int(np.prod(shape)) for shape in found.values()) == PUBLISHED["clip-vit-large-patch14-336"].parameters
