@@ -76,7 +76,7 @@ class Loaded:
     model: BoundDenoiser = field(repr=False)
     transform: Transform
     config: Experiment = field(repr=False)
-    record: dict[str, Any]
+    record: dict[str, Any] = field(repr=False)
     card: Card | None = None
 
     # What it has in common with a published one: it makes points or images, and is told no text.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+
 from scorelab.data.files import cache_dir
 from scorelab.errors import WeightsError, shown
 from scorelab.metrics import NetworkFeatures
@@ -71,4 +73,4 @@ class ClipFeatures(NetworkFeatures):
         return self._found()[1]
 
     def forward(self, params, images):
-        return clip.unit(clip.image_features(self._found()[0], params, images / 255))
+        return jnp.asarray(clip.unit(clip.image_features(self._found()[0], params, images / 255)))

@@ -180,8 +180,8 @@ class Converted:
 
     # The weights would be pages of numbers.
     def __repr__(self) -> str:
-        name, parts = self.config.get("name"), [part for part in ("latents", "text") if getattr(self, part) is not None]
-        return f"Converted({name!r}, event_shape={self.event_shape}, classes={self.classes}, with {', '.join(parts) or 'no more'})"
+        parts = "".join(f", with {part}" for part in ("latents", "text") if getattr(self, part) is not None)
+        return f"Converted({self.config.get('name')!r}, event_shape={self.event_shape}, classes={self.classes}{parts})"
 
     @property
     def event_shape(self) -> tuple[int, ...]:

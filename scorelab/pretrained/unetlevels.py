@@ -27,6 +27,7 @@ class Kind(NamedTuple):
 
     @classmethod
     def of(cls, name: str) -> Kind:
+        """What a published name, such as ``AttnSkipDownBlock2D``, says of its block."""
         name = name.removeprefix("UNetRes")
         return cls(name.startswith("Attn"), name.startswith("CrossAttn"), "Skip" in name, name.startswith("Resnet"))
 

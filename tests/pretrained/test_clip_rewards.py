@@ -123,7 +123,7 @@ def test_they_are_built_from_folders(tmp_path, monkeypatch):
     # The prompt of the first row of the file; float32.
     assert np.allclose(clip.unit(found.target), STORED["both/texts"][0], atol=1e-5)
     # None is the one that came with the weights.
-    with pytest.raises(WeightsError, match="both: no tokenizer/: expected pretrained.clip_cosine.tokenizer"):
+    with pytest.raises(WeightsError, match=r"both: no tokenizer/: expected pretrained\.clip_cosine\.tokenizer"):
         pretrained.clip_cosine("both", None, "")
     shutil.copytree(tokenizer, folder.path / "tokenizer")
     assert np.array_equal(pretrained.clip_cosine("both", None, "").target, found.target)
