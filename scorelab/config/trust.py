@@ -38,6 +38,7 @@ _OPEN_AGAIN = tuple(f"scorelab.experiment.{name}" for name in _SPECS)
 _FUNCTIONS = {
     *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.kept") for name in ("load", "model")),
     *((place, name) for place in ("scorelab.pretrained", "scorelab.pretrained.rewards") for name in ("aesthetic", "clip_cosine")),
+    *((place, "ClipFeatures") for place in ("scorelab.pretrained", "scorelab.pretrained.clipfeatures")),
     *((place, "InceptionFeatures") for place in ("scorelab.pretrained", "scorelab.pretrained.inception")),
     ("scorelab.data.registry", "Named"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,8 @@ from scorelab.metrics import MetricValue
 from scorelab.models import BoundDenoiser
 from scorelab.pretrained import kinds, lora, store
 from scorelab.pretrained.cards import Card, Measured, card, facts, names, read
-from scorelab.pretrained.conversion import INDEX, convert
+from scorelab.pretrained.clipfeatures import ClipFeatures
+from scorelab.pretrained.conversion import FILES, INDEX, convert
 from scorelab.pretrained.hub import fetch
 from scorelab.pretrained.inception import InceptionFeatures
 from scorelab.pretrained.kept import find, keep, require_hash, stored
@@ -39,6 +40,7 @@ __all__ = [
     "Aesthetic",
     "Card",
     "ClipCosine",
+    "ClipFeatures",
     "Converted",
     "InceptionFeatures",
     "Loaded",
@@ -71,10 +73,10 @@ class Loaded:
         card: the card of a model that the package carries, None for others.
     """
 
-    model: BoundDenoiser
+    model: BoundDenoiser = field(repr=False)
     transform: Transform
-    config: Experiment
-    record: dict[str, Any]
+    config: Experiment = field(repr=False)
+    record: dict[str, Any] = field(repr=False)
     card: Card | None = None
 
     # What it has in common with a published one: it makes points or images, and is told no text.
@@ -227,10 +229,12 @@ def _converted(name: str) -> Path | None:
 
 
 def _is_unconverted(name: Any) -> bool:
-    """Whether this is a folder of a published model, and no work directory."""
+    """Whether this is the file or the folder of a published model, and no work directory."""
     if not isinstance(name, str | os.PathLike) or not os.fspath(name).strip():
         return False
     try:
+        if Path(name).is_file():
+            return Path(name).suffix in FILES
         published = any((Path(name) / file).is_file() for file in (INDEX, store.CONFIG))
         return published and not any((Path(name) / part).exists() for part in ("config.gin", "checkpoints"))
     except OSError:

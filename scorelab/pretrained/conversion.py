@@ -38,6 +38,8 @@ WEIGHTS = (
     "diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors.index.json", "diffusion_pytorch_model.bin", "pytorch_model.bin",
 )  # fmt: skip
+# The endings of single files.
+FILES = (".pkl", ".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 # What a pipeline says of its parts, and how its noise is said.
 INDEX, SCHEDULER = "model_index.json", "scheduler_config.json"
 # The files of a tokenizer.
@@ -97,7 +99,7 @@ def convert(
     out = place(name) if out is None else Path(out)
     said = dict(
         licence=dict(id=licence or (known.licence if known else None), url=known.licence_url if known and not licence else None),
-        written_by=_writer(),
+        written_by=writer(),
     )
     origin = dict(url=url or (known.url if known else None)) | (dict(revision=revision) if revision else {})
     if (source / INDEX).is_file():
@@ -213,13 +215,20 @@ def _require_published(source: Path, known: Published | None, hashes: dict[str, 
         raise WeightsError(
             f"{shown(source)} has the hash {', '.join(hashes.values())}: expected {known.sha256}, of the published {known.file}"
         )
+    # Of torch: what a file's name ends with is the beginning of its hash.
+    digits = re.search(r"-([0-9a-f]{8})\.pth$", known.file)
+    if digits and not any(digest.startswith(digits[1]) for digest in hashes.values()):
+        raise WeightsError(
+            f"{shown(source)} has the hash {', '.join(hashes.values())}: expected {digits[1]}..., as the name of {known.file} says"
+        )
     if numbers < (known.parameters or 0):
         raise WeightsError(
             f"{shown(source)} has {numbers:,} numbers: expected {known.parameters:,} or more, of the published {known.name}"
         )
 
 
-def _writer() -> str:
+def writer() -> str:
+    """This version, as a ``config.json`` has it."""
     try:
         return f"scorelab {importlib.metadata.version('scorelab')}"
     except importlib.metadata.PackageNotFoundError:

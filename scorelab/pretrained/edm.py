@@ -225,6 +225,9 @@ class _UNet(nn.Module):
 
     def asked(self, x: jax.Array, c_noise: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The input and the noise label that the network was trained with."""
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            wanted = f"(batch, height, width, {self.in_channels})"
+            raise ValueError(f"{type(self).__name__}: images of shape {x.shape}: expected {wanted}")
         c = c_noise.astype(wide(c_noise))
         if self.preconditioner == "edm":
             return x, c

@@ -200,6 +200,8 @@ class UNet(nn.Module):
         """The output at ``x (b, h, w, c)`` and ``c_noise (b,)`` or ``(1,)``, with classes ``cond (b,)``."""
         widest = max(self.channel_mult) if self.channel_mult_emb is None else self.channel_mult_emb
         waves = self.channel_mult[0] if self.channel_mult_noise is None else self.channel_mult_noise
+        if x.ndim != 4 or x.shape[-1] != self.img_channels:
+            raise ValueError(f"UNet of EDM2: images of shape {x.shape}: expected (batch, height, width, {self.img_channels})")
         c = c_noise.astype(wide(c_noise))
         embedding = _Waves(self.model_channels * waves, name="emb_fourier")(c)
         embedding = Kernel(self.model_channels * widest, name="emb_noise")(embedding)

@@ -26,6 +26,8 @@ from scorelab.experiment.workdir import Workdir
 from scorelab.files import read_npz, write_npz
 from scorelab.models import BoundDenoiser
 from scorelab.names import did_you_mean
+from scorelab.pretrained.registry import PUBLISHED
+from scorelab.pretrained.store import converted
 from scorelab.processes.scale import ScaleWarning
 from scorelab.pytrees import content
 
@@ -141,10 +143,11 @@ def find(name: str | os.PathLike[str]) -> Path:
     found = next((place for place in places if name.strip() and _exists(place)), None)
     if found is None:
         known = sorted(file.stem for file in MODELS.glob("*.npz"))
+        near = did_you_mean(name, (*known, *PUBLISHED, *converted()))
         raise ConfigError(
             f"pretrained.model.name = {name!r}: no such model, file or folder; expected {', '.join(known)}, a file that "
             "pretrained.keep wrote, the work directory of a trained config, or a converted model, as `scorelab pretrained list` "
-            f"has them. {did_you_mean(name, known)}".rstrip()
+            f"has them. {near}".rstrip()
         )
     return found
 

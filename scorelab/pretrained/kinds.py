@@ -175,6 +175,11 @@ class Converted:
     latents: Latents | ByChannel | None = None
     text: TextEncoder | None = None
 
+    # The weights would be pages of numbers.
+    def __repr__(self) -> str:
+        parts = "".join(f", with {part}" for part in ("latents", "text") if getattr(self, part) is not None)
+        return f"Converted({self.config.get('name')!r}, event_shape={self.event_shape}, classes={self.classes}{parts})"
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of a sample as it was trained: of images, or of their latents; WeightsError where its sides are not said."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from scorelab.errors import WeightsError, shown
 from scorelab.experiment.describe import describe
 from scorelab.models import BoundDenoiser, Denoiser, nets
 from scorelab.pretrained import fields
+from scorelab.pretrained.conversion import writer
 from scorelab.pretrained.keys import differences, listed
 from scorelab.pretrained.store import Folder, write_folder
 from scorelab.validation import require_spec
@@ -64,8 +65,10 @@ def export(
             something at ``folder``.
         TypeError: what is no model, or no transform.
     """
-    require_spec("own.export", BoundDenoiser, model=model)
-    require_spec("own.export", Transform | None, transform=transform)
+    require_spec("pretrained.export", BoundDenoiser, model=model)
+    require_spec("pretrained.export", Transform | None, transform=transform)
+    if not isinstance(event, Sequence) or not all(isinstance(side, int) and side > 0 for side in event):
+        raise TypeError(f"pretrained.export.event = {event!r}: expected the shape of one sample, such as (28, 28, 1)")
     folder, denoiser = Path(folder), model.denoiser
     said = describe(denoiser)
     config = dict(
@@ -76,6 +79,7 @@ def export(
         process=_plain(said["process"]),
         event=list(event),
         licence=dict(id=licence, url=None),
+        written_by=writer(),
     )
     stated: dict[str, tuple[Any, Any]] = dict(network=(denoiser.net, None), process=(denoiser.process, None))
     if transform is not None:

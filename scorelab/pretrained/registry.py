@@ -56,6 +56,7 @@ class Published:
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
 _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/posthoc-reconstructions/"
 _HUB = "https://huggingface.co/"
+_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 _BY_NC_SA = ("CC-BY-NC-SA-4.0", "https://creativecommons.org/licenses/by-nc-sa/4.0/")
 _BY_NC = ("CC-BY-NC-4.0", "https://creativecommons.org/licenses/by-nc/4.0/")
 _APACHE = ("Apache-2.0", "https://www.apache.org/licenses/LICENSE-2.0")
@@ -122,13 +123,15 @@ _ROWS: tuple[_Row, ...] = (
     (f"{_HUB}facebook/DiT-XL-2-256", "ImageNet at 256 with classes, DiT-XL/2 on latents", 833_480_327, _BY_NC),
     (f"{_HUB}facebook/DiT-XL-2-512", "ImageNet at 512 with classes, DiT-XL/2 on latents", 833_480_327, _BY_NC),
     (f"{_HUB}openai/clip-vit-large-patch14", "CLIP ViT-L/14", 427_616_513, _MIT),
+    (f"{_HUB}openai/clip-vit-large-patch14-336", "CLIP ViT-L/14 at 336", 427_944_193, _MIT),
     (f"{_HUB}openai/clip-vit-base-patch32", "CLIP ViT-B/32", 151_277_313, _MIT),
     (f"{_HUB}laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "OpenCLIP ViT-H/14", None, _MIT),
+    (f"{_FID}pt_inception-2015-12-05-6726825d.pth", "Inception network of published Frechet distances", 23_850_960, _APACHE),
 )  # fmt: skip
 
 
 def _row(url: str, what: str, parameters: int | None, licence: tuple[str, str]) -> Published:
-    name = url.rpartition("/")[2].removesuffix(".pkl")
+    name = url.rpartition("/")[2].removesuffix(".pkl").removesuffix(".pth")
     repo = url.removeprefix(_HUB) if url.startswith(_HUB) else None
     return Published(name=name, url=url, what=what, parameters=parameters, licence=licence[0], licence_url=licence[1], repo=repo)
 

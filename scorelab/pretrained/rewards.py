@@ -136,26 +136,31 @@ def affine(tensors: Mapping[str, np.ndarray], *, name: str = "tensors") -> tuple
     return weight[0], float(bias[0])
 
 
-def clip_cosine(folder: str | Path, tokenizer: str | Path, prompt: str, *, low: float = -1.0, high: float = 1.0) -> ClipCosine:
+def clip_cosine(
+    folder: str | Path, tokenizer: str | Path | None, prompt: str, *, low: float = -1.0, high: float = 1.0
+) -> ClipCosine:
     """The cosine to a prompt by a converted ``CLIPModel``; ``low`` and ``high`` are the scale of the images.
 
     Args:
         folder: the converted model, by its name or folder.
-        tokenizer: the folder of its tokenizer, see ``pretrained.tokens.read``.
+        tokenizer: the folder of its tokenizer, see ``pretrained.tokens.read``; None for the one that was converted with it.
         prompt: what the images should show.
         low: the lower end of the scale of the images.
         high: its upper end.
 
     Raises:
-        ConfigError: there is none, or its weights are not those of a ``CLIPModel``.
+        ConfigError: there is none.
+        WeightsError: its weights are not those of a ``CLIPModel``, or it came without a tokenizer.
         TypeError: a prompt that is no text, or a tokenizer that is no path.
     """
     require_spec("pretrained.clip_cosine", str, prompt=prompt)
-    require_spec("pretrained.clip_cosine", str | Path, tokenizer=tokenizer)
+    require_spec("pretrained.clip_cosine", str | Path | None, tokenizer=tokenizer)
     net, tree = clip.load(opened := _opened("clip_cosine", folder))
     if not isinstance(net, clip.CLIP):
         raise WeightsError(f"{shown(opened.path)}: a {type(net).__name__}: expected a CLIP with both towers, whose space is one")
     own = lambda part: {"params": tree["params"][part]}
+    if tokenizer is None and not (tokenizer := opened.path / "tokenizer").is_dir():
+        raise WeightsError(f"{shown(opened.path)}: no tokenizer/: expected pretrained.clip_cosine.tokenizer, the folder of one")
     encoder = text.encoder(net.text_model, own("text_model"), tokenizer, name=shown(opened.path))
     target = np.asarray(encoder.projected(prompt)[0])
     return ClipCosine(net=net.vision_model, params=own("vision_model"), target=target, low=low, high=high)

@@ -324,11 +324,17 @@ def find(name: str | os.PathLike[str]) -> Path | None:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether there is a converted model or pipeline; a name that no file can have is none."""
+    """Whether there is a converted model or pipeline; a name that no file can have is none, nor is a folder as it was published."""
     try:
-        return (path / CONFIG).is_file() and ((path / TENSORS).is_file() or read_json(path / CONFIG).get("kind") == PIPELINE)
-    except (OSError, WeightsError):
+        if not (path / CONFIG).is_file():
+            return False
+        config = read_json(path / CONFIG)
+    except OSError:
         return False
+    except WeightsError:
+        # One whose config is damaged, which is refused by what it is.
+        return (path / TENSORS).is_file()
+    return "format" in config or "weights" in config
 
 
 def converted() -> list[str]:

@@ -207,6 +207,9 @@ class UNet(nn.Module):
     def __call__(self, x: jax.Array, c_noise: jax.Array, cond: jax.Array | None = None, *, train: bool = False) -> jax.Array:
         """The output at ``x (b, h, w, c)`` and ``c_noise (b,)`` or ``(1,)`` under ``cond``."""
         channels, levels = self.block_out_channels, len(self.block_out_channels)
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            wanted = f"(batch, height, width, {self.in_channels})"
+            raise ValueError(f"{type(self).__name__}: images of shape {x.shape}: expected {wanted}")
         if any(side % 2 ** (levels - 1) for side in x.shape[1:3]):
             raise ValueError(f"{type(self).__name__}: images of shape {x.shape}: expected sides that 2 ** {levels - 1} divides")
         given = x.shape[-1]

@@ -33,19 +33,22 @@ def print_list() -> None:
 
 
 def print_model(name: str) -> None:
-    """Print the card of a model, or what is known of a published one; ConfigError for an unknown name."""
-    converted = store.converted()
+    """Print the card of a model, or what is known of a published or a converted one; ConfigError for what is none of them."""
     if name in pretrained.names():
         print(f"{name}: {pretrained.card(name)}")
-    elif name in PUBLISHED or name in converted:
-        print(name)
-        if name in PUBLISHED:
-            print(PUBLISHED[name])
-        if name in converted:
-            print_folder(store.open_any(store.place(name)))
-    else:
-        known = tuple(dict.fromkeys((*pretrained.names(), *PUBLISHED, *converted)))
-        raise ConfigError(f"pretrained {name}: expected one of {', '.join(known)}. {did_you_mean(name, known)}".rstrip())
+        return
+    found = store.find(name)
+    if name not in PUBLISHED and found is None:
+        known = (*pretrained.names(), *PUBLISHED, *store.converted())
+        raise ConfigError(
+            f"pretrained show {name}: expected one of {', '.join(pretrained.names())}, another one that scorelab pretrained list "
+            f"has, or the folder of a converted model. {did_you_mean(name, known)}".rstrip()
+        )
+    print(name)
+    if name in PUBLISHED:
+        print(PUBLISHED[name])
+    if found is not None:
+        print_folder(store.open_any(found))
 
 
 def print_folder(folder: store.Folder | store.Pipeline) -> None:
@@ -59,7 +62,7 @@ def print_folder(folder: store.Folder | store.Pipeline) -> None:
     lines = [
         ("here", f"{shown(folder.path)}, kind {config.get('kind')}, format {config['format']}, {config.get('written_by')}"),
         *(("weights", each) for each in weights),
-        ("from", "; ".join(f"{file}, sha256 {digest}" for file, digest in (source.get("files") or {}).items())),
+        *(("from", f"{file}, sha256 {digest}") for file, digest in (source.get("files") or {}).items()),
         *((("commit", source["revision"]),) if source.get("revision") else ()),
         ("licence", licence.get("id") or "not stated: ask where the file comes from"),
     ]

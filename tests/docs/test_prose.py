@@ -51,6 +51,7 @@ def test_what_counts_as_a_sentence():
         "docs/limits.md",
         "docs/scaling.md",
         "docs/precision.md",
+        "docs/pretrained.md",
         "docs/reliability.md",
     ],
 )

@@ -1,5 +1,7 @@
 """Rewards by CLIP: the cosine of the oracle, a chain of linear layers as one map, and both inside a sampler."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +129,11 @@ def test_they_are_built_from_folders(tmp_path, monkeypatch):
     found = pretrained.clip_cosine("both", tokenizer, "")
     # The prompt of the first row of the file; float32.
     assert np.allclose(clip.unit(found.target), STORED["both/texts"][0], atol=1e-5)
+    # None is the one that came with the weights.
+    with pytest.raises(WeightsError, match=r"both: no tokenizer/: expected pretrained\.clip_cosine\.tokenizer"):
+        pretrained.clip_cosine("both", None, "")
+    shutil.copytree(tokenizer, folder.path / "tokenizer")
+    assert np.array_equal(pretrained.clip_cosine("both", None, "").target, found.target)
     x = unseen(np.float32)
     assert np.abs(found(x)).max() <= 1
     file = store.write_safetensors(tmp_path / "predictor.safetensors", chain())

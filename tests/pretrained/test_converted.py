@@ -246,6 +246,39 @@ def test_names_are_names_of_folders(name, downloads):
         pretrained.convert(FILES / "persistence4.pkl", name=name)
 
 
+def test_what_was_downloaded_does_not_hide_what_became_of_it(tmp_path, monkeypatch, downloads):
+    """Files in a folder of the name of their model, as the commands ask for it, and then that name in the same place."""
+    source = tmp_path / "tiny"
+    source.mkdir()
+    (source / "config.json").write_text('{"model_type": "clip"}')
+    store.write_safetensors(source / "model.safetensors", dict(a=np.ones(2)))
+    monkeypatch.chdir(tmp_path)
+    assert store.find("tiny") is None
+    with pytest.raises(WeightsError, match="tiny: a published model as it came: expected scorelab pretrained convert tiny first"):
+        pretrained.load("tiny")
+    pretrained.convert("tiny")
+    assert store.find("tiny") == downloads / "tiny"
+    # A converted one in the working folder comes first, and one whose config is damaged is refused by what it is.
+    here = pretrained.convert("tiny", "here").path
+    assert store.find("here") == here
+    (here / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json: expected a JSON object"):
+        pretrained.load("here")
+
+
+@pytest.mark.parametrize("name", ["persistence4.pkl", "checkpoint.pth"])
+def test_a_file_as_it_came_is_to_be_converted_first(name):
+    with pytest.raises(WeightsError, match=rf"{name}: a published model as it came: expected scorelab pretrained convert .*{name}"):
+        pretrained.load(str(FILES / name))
+
+
+def test_a_name_that_ends_with_digits_is_held_to_the_hash(tmp_path):
+    other = tmp_path / "pt_inception-2015-12-05-6726825d.pth"
+    other.write_bytes((FILES / "zip.pth").read_bytes())
+    with pytest.raises(WeightsError, match=r"has the hash .*: expected 6726825d\.\.\., as the name of pt_inception.*pth says"):
+        pretrained.convert(other)
+
+
 def said(capsys, *words):
     status = main(["pretrained", *map(str, words)])
     out = capsys.readouterr()
@@ -268,6 +301,12 @@ def test_the_commands(capsys, tmp_path, downloads):
     assert f"{downloads / 'mine'}" in said(capsys, "show", "mine")[1]
     assert "55,733,891 parameters" in said(capsys, "show", "edm-cifar10-32x32-uncond-vp")[1]
     assert said(capsys, "check", downloads / "mine")[1].endswith("mine: whole\n")
+    # A folder elsewhere, by its path.
+    elsewhere = pretrained.convert(FILES / "persistence4.pkl", tmp_path / "elsewhere").path
+    assert f"{elsewhere}, kind edm" in said(capsys, "show", elsewhere)[1]
+    status, text = said(capsys, "show", "mina")
+    assert status == 2
+    assert text.endswith("scorelab pretrained list has, or the folder of a converted model. Did you mean mine?\n")
     status, text = said(capsys, "check", FILES / "checkpoint.pth")
     assert "entry state_dict: 7 tensors of float32, int64, 29 numbers" in text
     for words in (

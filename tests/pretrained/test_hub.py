@@ -160,6 +160,6 @@ def test_every_row_says_where_it_comes_from_and_under_which_licence():
         assert row.url.startswith("https://")
         assert row.licence
         assert row.licence_url.startswith("https://")
-        assert (row.repo is None) == row.url.endswith(".pkl")
+        assert (row.repo is None) == row.url.endswith((".pkl", ".pth"))
         assert row.repo is None or row.url == f"https://huggingface.co/{row.repo}"
         assert name in row.how

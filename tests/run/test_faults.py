@@ -672,6 +672,7 @@ def test_what_builds_an_experiment_may_be_used_and_more_with_trust(tmp_path):
         ("from scorelab import pretrained", "@pretrained.clip_cosine"),
         ("from scorelab import pretrained", "@pretrained.aesthetic"), ("", "@experiment.measured_std"),
         ("from scorelab import pretrained", "@pretrained.InceptionFeatures"),
+        ("from scorelab import pretrained", "@pretrained.ClipFeatures"),
     ):  # fmt: skip
         with read:
             carried(tmp_path, imports, binding)
