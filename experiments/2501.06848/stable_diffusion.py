@@ -2,7 +2,7 @@
 
 The form is that of the published code: DDIM with eta 1 in 100 steps, guidance 7.5, lambda 10, a potential at every 20th step from
 20 to 80 and at the end, resampling at each. The reward is that of decoded denoised means: the CLIP score (`clip`, `tokenizer`), the
-aesthetic predictor (`predictor`), or any function `score(prompt, images)` of a Python file (`host`), such as ImageReward. `scale`
+aesthetic predictor (`predictor`), or any function `reward(prompt, images)` of a Python file (`host`), such as ImageReward. `scale`
 is in the unit of the reward; the CLIP score is 100 times the cosine. Particles keep their weights at the end: the mean is weighted,
 and the best is that of all particles. Unsteered draws of a prompt are the same for every k.
 

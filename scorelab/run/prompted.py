@@ -134,24 +134,24 @@ class HostReward:
     """What a Python function says of images under one of several prompts; another prompt compiles nothing.
 
     Attributes:
-        score: ``score(prompt, images)`` of a text and images (n, h, w, c) uint8, to n numbers. It must not use JAX.
+        fn: ``reward(prompt, images)`` of a text and images (n, h, w, c) uint8, to n numbers. It must not use JAX.
         texts: all prompts.
         which: the number of the one; a leaf.
     """
 
-    score: Callable[[str, np.ndarray], Any]
+    fn: Callable[[str, np.ndarray], Any]
     texts: tuple[str, ...]
     which: Array | int = 0
 
     def __call__(self, x: Array) -> Array:
         """Rewards ``(n,)`` of decoded images, on the scale [-1, 1]."""
-        asked = remembered(functools.partial(_on_host, self.score, self.texts), self.score)
+        asked = remembered(functools.partial(_on_host, self.fn, self.texts), self.fn)
         found = jax.ShapeDtypeStruct(x.shape[:1], x.dtype)
         return jax.pure_callback(asked, found, x, jnp.asarray(self.which, jnp.int32), vmap_method="sequential")
 
 
-def _on_host(score: Callable, texts: tuple[str, ...], x: Array, which: Array) -> np.ndarray:
-    of_images = lambda x: score(texts[int(which)], np.clip(np.floor(127.5 * x + 128), 0, 255).astype(np.uint8))
+def _on_host(fn: Callable, texts: tuple[str, ...], x: Array, which: Array) -> np.ndarray:
+    of_images = lambda x: fn(texts[int(which)], np.clip(np.floor(127.5 * x + 128), 0, 255).astype(np.uint8))
     return fk.Callback(of_images).on_host(np.asarray(x))
 
 
@@ -178,7 +178,7 @@ class Judge:
         self.subject, self.name, self.unit, self.with_cond, self._targets = subject, reward, 1.0, False, None
         texts = tuple(subject.texts)
         if reward == "host":
-            self._reward = HostReward(score=_score_of(host), texts=texts)
+            self._reward = HostReward(fn=_reward_of(host), texts=texts)
         elif reward == "classifier":
             # Its condition is the class.
             data = getattr(getattr(subject.who, "config", None), "data", None)
@@ -321,14 +321,14 @@ def _given(option: str, value: Path | None, what: str) -> Path:
     return value
 
 
-def _score_of(file: Path | None) -> Callable:
-    """The function ``score`` of a Python file."""
-    file = _given("host", file, "a Python file with a function score(prompt, images)")
+def _reward_of(file: Path | None) -> Callable:
+    """The function ``reward`` of a Python file."""
+    file = _given("host", file, "a Python file with a function reward(prompt, images)")
     spec = importlib.util.spec_from_file_location(f"_{file.stem}", file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"host = {file.name}: expected a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not callable(score := getattr(module, "score", None)):
-        raise ConfigError(f"host = {file.name}: expected a function score(prompt, images) in it")
-    return score
+    if not callable(found := getattr(module, "reward", None)):
+        raise ConfigError(f"host = {file.name}: expected a function reward(prompt, images) in it")
+    return found

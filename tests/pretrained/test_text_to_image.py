@@ -29,7 +29,7 @@ SCALE = 0.05
 HOST = """
 import numpy as np
 
-def score(prompt, images):
+def reward(prompt, images):
     assert images.dtype == np.uint8 and images.shape[1:] == (16, 16, 3)
     return images[..., 0 if "cat" in prompt else 1].mean((1, 2)) - images[..., 2].mean((1, 2))
 """
@@ -302,8 +302,8 @@ def test_a_model_of_classes_takes_lines_of_a_class_and_its_text(tmp_path):
         (dict(reward="clip"), "tokenizer = None: expected the folder of the tokenizer of the CLIP"),
         (dict(reward="clip", tokenizer="sd1", clip="nothing"), "no such converted model"),
         (dict(reward="aesthetic"), "predictor = None: expected the file of the aesthetic predictor"),
-        (dict(reward="host"), r"host = None: expected a Python file with a function score\(prompt, images\)"),
-        (dict(reward="host", host="empty.py"), r"host = empty\.py: expected a function score\(prompt, images\) in it"),
+        (dict(reward="host"), r"host = None: expected a Python file with a function reward\(prompt, images\)"),
+        (dict(reward="host", host="empty.py"), r"host = empty\.py: expected a function reward\(prompt, images\) in it"),
         (dict(reward="classifier"), "reward = classifier: expected a model of classes that was trained here"),
         (dict(prompts="nothing.txt"), r"prompts = nothing\.txt: .*: expected a text file with a prompt on each line"),
         (dict(most=3), "most = 3: expected a power of two from 2"),
