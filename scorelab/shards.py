@@ -418,7 +418,7 @@ def sample_to(
     The program does not hold the code of functions that it calls on the host, so none are accepted but those of
     :class:`scorelab.fk.Callback`, :class:`scorelab.models.HostFunction` and :class:`scorelab.models.TorchFunction`. The description
     has their code, and the values and functions they refer to as they are when this is called
-    (:func:`scorelab.fingerprints.fingerprint`, which says what it sees of installed packages). What they follow from beside them,
+    (``scorelab.fingerprints.fingerprint``, which says what it sees of installed packages). What they follow from beside them,
     such as a file, is to be named in ``record``.
 
     Several hosts that share the folder take every ``hosts``-th chunk each, and compute on their own devices. They exchange

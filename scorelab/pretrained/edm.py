@@ -475,8 +475,10 @@ def number(outer: Mapping[str, Any], key: str, default: float, name: str) -> flo
     """As :func:`said`, a number; WeightsError for another value."""
     if (found := said(outer, key)) is None:
         return default
-    # A range without an end is one.
-    if not fields.is_number(found) and found != math.inf:
+    # A range without an end is one, which JSON has no number for.
+    if found in (math.inf, "inf"):
+        return math.inf
+    if not fields.is_number(found):
         raise WeightsError(f"{name}: {key} = {fields.told(found)}: expected a number")
     return float(found)
 

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,11 @@ from scorelab.pretrained.edm import LEVELS
 from scorelab.pretrained.edm2 import ByChannel, latent_scale
 from scorelab.pretrained.scheduler import steps_of
 from scorelab.pretrained.store import Folder, Pipeline, open_any, open_folder
+from scorelab.pretrained.text import TextEncoder
+from scorelab.pretrained.vae import Latents
 from scorelab.processes import LinearGaussian
 from scorelab.schedules import Discrete
 from scorelab.validation import require_choice
-
-if TYPE_CHECKING:
-    from scorelab.pretrained.text import TextEncoder
-    from scorelab.pretrained.vae import Latents
 
 # The scale of images of `ScoreSdeVeScheduler` and `center_input_sample`, k / 255: cells whose outermost centres are 0 and 1.
 UNIT = Pixels(low=-1 / 510, high=511 / 510)
@@ -182,7 +180,7 @@ class Converted:
 
     @property
     def event_shape(self) -> tuple[int, ...]:
-        """The shape of a sample as it was trained: of images, or of their latents; WeightsError where its sides are not said."""
+        """The shape of a sample as it was trained, of images or of latents; WeightsError where its sides are not said."""
         if "event" in self.config:
             return tuple(self.config["event"])
         net = self.model.denoiser.net
@@ -203,7 +201,7 @@ class Converted:
 
     @property
     def licence(self) -> dict[str, Any]:
-        """Of the weights: ``id`` and ``url``, None where nobody said it."""
+        """``id`` and ``url`` of that of the weights, None where nobody said them."""
         return self.config.get("licence") or dict(id=None, url=None)
 
     def encode(self, images: Array, key: Key | None = None) -> Array:
