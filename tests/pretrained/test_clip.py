@@ -102,7 +102,7 @@ def test_the_two_rules_of_the_end_differ_where_tokens_were_added():
     # Row 1 has a token that is larger than the end token.
     (old, tensors, _), (new, _, _) = made("text_quick"), made("text_gelu")
     assert (old.eos_token_id, new.eos_token_id) == (2, IDS[0, 1])
-    other = clip.TextTower(**{name: getattr(old, name) for name in clip._TEXT} | dict(eos_token_id=new.eos_token_id))
+    other = old.clone(eos_token_id=new.eos_token_id)
     tree = clip.params(old, tensors)
     at = lambda net, ids: np.asarray(net.apply(tree, ids).pooled)
     same = (at(old, IDS) == at(other, IDS)).all(1)
@@ -312,7 +312,7 @@ def test_a_folder_is_a_text_encoder(tmp_path):
         text.load(folder, tokenizer, layer="first")
     with pytest.raises(WeightsError, match=r"TextEncoder\.tokenizer has rows of 77 with numbers up to"):
         text.load(folder, written(tmp_path / "long", "sd1", tokenizer_config__json=None))
-    ended = clip.TextTower(**{name: getattr(net, name) for name in clip._TEXT} | dict(eos_token_id=7))
+    ended = net.clone(eos_token_id=7)
     other = text.encoder(ended, found.params, tokenizer)
     assert other(prompts).shape == (3, 20, 32)
     with pytest.raises(ValueError, match=r"TextEncoder\.net\.eos_token_id = 7: expected \d+, that of the tokenizer"):

@@ -153,7 +153,7 @@ def test_they_are_built_from_folders(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="low = 1"):
         pretrained.clip_cosine("both", tokenizer, "a cat", low=1.0)
     tower, tensors, _ = made("vision")
-    without = clip.VisionTower(**{name: getattr(tower, name) for name in clip._VISION} | dict(projection_dim=None))
+    without = tower.clone(projection_dim=None)
     with pytest.raises(ValueError, match=r"Aesthetic\.net has no projection"):
         rewards.Aesthetic(net=without, params=clip.params(tower, tensors), weight=np.ones(12), offset=0.0)
 

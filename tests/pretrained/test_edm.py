@@ -222,7 +222,7 @@ def test_no_class_is_what_a_network_was_trained_with_or_nothing(tmp_path):
         (models.ClassifierFreeGuidance(model=told, scale=2.0, unconditional=dropped), jnp.array([0, 2])),
     ):  # fmt: skip
         assert asked(model, cond).shape == noise.shape
-    with pytest.raises(WeightsError, match="label_dropout = 'x': expected a number"):
+    with pytest.raises(WeightsError, match="label_dropout = 'x': expected a finite number"):
         edm.network({"": dict(type="EDMPrecond"), "model": dict(type="SongUNet", kwargs=TINY | dict(label_dropout="x"))})
 
 
