@@ -12,12 +12,12 @@ from scorelab import grids, models, processes, sample, schedules, solvers, start
 from scorelab.errors import WeightsError
 from scorelab.pretrained import dit, kinds, lora, store
 from tests.pretrained.crafted import FILES
+from tests.pretrained.derivatives import require_derivatives
 from tests.pretrained.drawn_weights import drawn, error, keys_digest, require_digest, text, zeros
 
 STORED = np.load(FILES.parent / "pretrained_dit.npz")
 CASES = STORED["cases"].tolist()
 # Of the largest number: in float64 sums are formed in another order; in float32 the oracle itself is 3e-7 off its float64.
-MOST, MOST_GRADIENT = dict(float64=1e-12, float32=1e-5), dict(float64=1e-11, float32=2e-5)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -56,18 +56,11 @@ def test_output_and_gradients_are_those_of_the_oracle(case, dtype):
         x, cotangent = of(name, "x", dtype), of(name, "cotangent", dtype)
         c_noise, labels = told(STORED[f"{name}/t"], dtype), STORED[f"{name}/labels"]
 
-        @jax.jit
-        def both(tree, x):
-            out, pull = jax.vjp(lambda tree, x: net.apply(tree, x, c_noise, labels), tree, x)
-            return out, *pull(cotangent)
-
-        out, parameters, gradient = both(tree, x)
-        assert out.dtype == gradient.dtype == dtype
-        assert error(out, STORED[f"{name}/output"]) < MOST[dtype]
-        assert error(gradient, STORED[f"{name}/gradient"]) < MOST_GRADIENT[dtype]
-        along, directions = dit.published(parameters), drawn({key: value.shape for key, value in tensors.items()}, 9)
-        slopes = [np.vdot(along[key], directions[key].astype(dtype)) for key in tensors]
-        assert error(slopes, STORED[f"{name}/slopes"]) < MOST_GRADIENT[dtype]
+        require_derivatives(
+            lambda tree, x: net.apply(tree, x, c_noise, labels), tree, x, cotangent, output=STORED[f"{name}/output"],
+            gradient=STORED[f"{name}/gradient"], slopes=STORED[f"{name}/slopes"], published=dit.published, tensors=tensors,
+            dtype=dtype,
+        )  # fmt: skip
 
 
 def test_other_sides_the_original_waves_and_one_embedding(case):

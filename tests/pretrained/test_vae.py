@@ -8,12 +8,12 @@ import pytest
 from scorelab.errors import WeightsError
 from scorelab.pretrained import store, vae
 from tests.pretrained.crafted import FILES
+from tests.pretrained.derivatives import require_derivatives
 from tests.pretrained.drawn_weights import drawn, error, keys_digest, require_digest, text, zeros
 
 STORED = np.load(FILES.parent / "pretrained_vae.npz")
 CASES = STORED["cases"].tolist()
 # Of the largest number: in float64 sums are formed in another order; in float32 the oracle itself is 3e-6 off its float64.
-MOST, MOST_GRADIENT = dict(float64=1e-12, float32=1e-5), dict(float64=1e-11, float32=2e-5)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -42,18 +42,11 @@ def test_outputs_and_gradients_are_those_of_the_oracle(case, part, given, which,
     with jax.enable_x64(dtype == "float64"):
         tree, x, cotangent = bound(net, tensors, dtype).params, of(name, given, dtype), of(name, f"{part}_cotangent", dtype)
 
-        @jax.jit
-        def both(tree, x):
-            out, pull = jax.vjp(lambda tree, x: net.apply(tree, x, part=which), tree, x)
-            return out, *pull(cotangent)
-
-        out, parameters, gradient = both(tree, x)
-        assert out.dtype == gradient.dtype == dtype
-        assert error(out, STORED[f"{name}/{part}"]) < MOST[dtype]
-        assert error(gradient, STORED[f"{name}/{part}_gradient"]) < MOST_GRADIENT[dtype]
-        along, directions = vae.published(parameters), drawn({key: value.shape for key, value in tensors.items()}, 9)
-        slopes = [np.vdot(along[key], directions[key].astype(dtype)) for key in tensors]
-        assert error(slopes, STORED[f"{name}/{part}_slopes"]) < MOST_GRADIENT[dtype]
+        require_derivatives(
+            lambda tree, x: net.apply(tree, x, part=which), tree, x, cotangent,
+            output=STORED[f"{name}/{part}"], gradient=STORED[f"{name}/{part}_gradient"], slopes=STORED[f"{name}/{part}_slopes"], published=vae.published, tensors=tensors,
+            dtype=dtype,
+        )  # fmt: skip
 
 
 def test_tiles_are_blended_as_in_the_oracle(case):
