@@ -43,10 +43,17 @@ def test_outputs_and_gradients_are_those_of_the_oracle(case, part, given, which,
         tree, x, cotangent = bound(net, tensors, dtype).params, of(name, given, dtype), of(name, f"{part}_cotangent", dtype)
 
         require_derivatives(
-            lambda tree, x: net.apply(tree, x, part=which), tree, x, cotangent,
-            output=STORED[f"{name}/{part}"], gradient=STORED[f"{name}/{part}_gradient"], slopes=STORED[f"{name}/{part}_slopes"], published=vae.published, tensors=tensors,
+            lambda tree, x: net.apply(tree, x, part=which),
+            tree,
+            x,
+            cotangent,
+            output=STORED[f"{name}/{part}"],
+            gradient=STORED[f"{name}/{part}_gradient"],
+            slopes=STORED[f"{name}/{part}_slopes"],
+            published=vae.published,
+            tensors=tensors,
             dtype=dtype,
-        )  # fmt: skip
+        )
 
 
 def test_tiles_are_blended_as_in_the_oracle(case):
