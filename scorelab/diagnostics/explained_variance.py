@@ -14,6 +14,7 @@ import numpy as np
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.densities import Density
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
+from scorelab.diagnostics.levels import noise_levels
 from scorelab.models.base import Model, ask
 from scorelab.models.function import as_pytree
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -90,7 +91,7 @@ def explained_variance(
     process = model.process
     require_spec(explained_variance, LinearGaussian, process=process)
     laws = {name: value.in_chart(process.chart) for name, value in laws.items()}
-    sigmas, times = _levels(process, sigmas)
+    sigmas, times = noise_levels("explained_variance", process, sigmas)
     keys = [jax.random.fold_in(jax.random.key(0) if key is None else key, k) for k in range(len(times))]
 
     size = np.empty((len(times), n))
@@ -161,19 +162,3 @@ def _check(laws: dict[str, Density], data: np.ndarray, of: str, cond: Pytree, ba
     require_finite("explained_variance.data", data)
     require_leading("explained_variance", cond, len(data))
     return len(data)
-
-
-def _levels(process: LinearGaussian, sigmas: Array) -> tuple[np.ndarray, np.ndarray]:
-    """The noise ratios in float64 and their times."""
-    sigmas = np.asarray(sigmas, np.float64)
-    if sigmas.ndim != 1 or len(sigmas) == 0:
-        raise ValueError(f"explained_variance.sigmas has shape {sigmas.shape}: expected (k,) with k >= 1")
-    low, high = (float(process.noise_ratio(t)) for t in (process.t_min, process.t_max))
-    outside = ~((sigmas > 0) & np.isfinite(sigmas) & (sigmas >= low * (1 - 1e-6)) & (sigmas <= high * (1 + 1e-6)))
-    if np.any(outside):
-        raise ValueError(
-            f"explained_variance.sigmas has the value {sigmas[outside][0]:g}: expected noise ratios from {low:.4g} to "
-            f"{high:.4g}, those of {process!r}"
-        )
-    # Rounding must not lead out of the times that the model knows.
-    return sigmas, np.clip(process.schedule.time(-2 * np.log(sigmas)), process.t_min, process.t_max)

@@ -6,7 +6,7 @@ from scorelab.experiment.bits import BitsPerDim
 from scorelab.experiment.checks import check
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
-from scorelab.experiment.diagnose import Diagnose, Diagnostic, ExplainedVariance, Finding
+from scorelab.experiment.diagnose import ByNoiseLevel, Diagnose, Diagnostic, ExplainedVariance, Finding
 from scorelab.experiment.evaluate import (
     ConditionError,
     Evaluate,
@@ -30,6 +30,7 @@ from scorelab.experiment.workdir import Workdir
 
 __all__ = [
     "BitsPerDim",
+    "ByNoiseLevel",
     "ConditionError",
     "Console",
     "DataSpec",

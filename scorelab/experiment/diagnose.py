@@ -21,6 +21,7 @@ from scorelab.experiment.train import Train, trained_state
 from scorelab.experiment.workdir import NAME, Workdir
 from scorelab.files import write_bytes, write_json
 from scorelab.models.base import Model
+from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.validation import require_int, require_positive, require_spec
 
 
@@ -147,9 +148,16 @@ def _in_short(finding: Finding) -> str:
     return "".join(f", {name} {value.item():.4g}" for name, value in list(single.items())[:3])
 
 
+def points(data: DataSpec, n: int) -> tuple[np.ndarray, Any]:
+    """Up to ``n`` points of the training data as the model sees them, and their conditions; spread over data sorted by class."""
+    arrays = data.load()
+    rows = np.unique(np.linspace(0, len(arrays) - 1, min(n, len(arrays))).round().astype(int))
+    return np.asarray(data.transform.encode(arrays.x[rows])), data.condition_of(rows)
+
+
 @dataclass(frozen=True, kw_only=True)
-class ExplainedVariance(Diagnostic):
-    """The share of the model's score that the Gaussian with the moments of the data explains, over noise ratios.
+class ByNoiseLevel(Diagnostic):
+    """A question that is asked at noised data, noise level by noise level; a new one states its ``name`` and ``__call__``.
 
     Attributes:
         n: points of the training data that are asked about.
@@ -158,7 +166,6 @@ class ExplainedVariance(Diagnostic):
         levels: how many, equally spaced in the logarithm.
     """
 
-    name: str = "explained_variance"
     n: int = 256
     sigma_min: float = 0.02
     sigma_max: float = 20.0
@@ -169,7 +176,8 @@ class ExplainedVariance(Diagnostic):
         require_int(self, 2, levels=self.levels)
         require_positive(self, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"ExplainedVariance.sigma_min = {self.sigma_min}: expected less than sigma_max = {self.sigma_max}")
+            what = f"{type(self).__name__}.sigma_min = {self.sigma_min}"
+            raise ValueError(f"{what}: expected less than sigma_max = {self.sigma_max}")
 
     @property
     def sigmas(self) -> np.ndarray:
@@ -179,19 +187,24 @@ class ExplainedVariance(Diagnostic):
     def check(self, experiment):
         """Whether the process has these noise ratios."""
         process = experiment.process
+        require_spec(f"{type(self).__name__}: the process", LinearGaussian, process=process)
         low, high = (float(process.noise_ratio(t)) for t in (process.t_min, process.t_max))
         for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
             if not low <= value <= high:
-                raise ValueError(f"ExplainedVariance.{name} = {value}: expected {low:.4g} to {high:.4g}, those of {process!r}")
+                what = f"{type(self).__name__}.{name} = {value}"
+                raise ValueError(f"{what}: expected {low:.4g} to {high:.4g}, those of {process!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedVariance(ByNoiseLevel):
+    """The share of the model's score that the Gaussian with the moments of the data explains, over noise ratios."""
+
+    name: str = "explained_variance"
 
     def __call__(self, model, data, key):
         """By noise ratio, as a mean of ratios (the published definition) and a ratio of means."""
-        arrays, chart = data.load(), model.process.chart
-        law = Gaussian.from_data(data.encoded(chart))
-        # Spread over the data, which may be sorted by class.
-        rows = np.unique(np.linspace(0, len(arrays) - 1, min(self.n, len(arrays))).round().astype(int))
-        x = np.asarray(data.transform.encode(arrays.x[rows]))
-        cond = data.condition_of(rows)
+        law = Gaussian.from_data(data.encoded(model.process.chart))
+        x, cond = points(data, self.n)
         by_law = diagnostics.explained_variance(model, {"law": law}, x, self.sigmas, cond=cond, key=key)
         found = cast(Mapping, by_law)["law"]
         curves = {"mean of ratios": (self.sigmas, found.mean_of_ratios), "ratio of means": (self.sigmas, found.ratio_of_means)}
