@@ -180,11 +180,12 @@ def torch(rounds: int, quick: bool) -> Iterator[Row]:
 
     Before it is timed, the gradients of both networks have to agree.
     """
+    # First of all: the C library keeps the arenas that the threads of torch have made by then.
+    sl.use_all_cores()
     import torch
 
     from benchmarks.torch_peers import to_torch, torch_network, torch_weight
 
-    sl.use_all_cores()
     torch.set_num_threads(sl.devices.cores())
     net, event, _, _ = NETS["UNet"]
     model, (_, _, batches, steps) = denoiser(net, event), TRAINING["UNet, 28x28"]
