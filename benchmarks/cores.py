@@ -34,7 +34,7 @@ TRAINING = {
     "MLP, 8x8": (nets.MLP(width=512, depth=4), (64,), (128, 1024), 20),
     "DiT, 8x8": (nets.DiT(patch=2, width=64, depth=2), (8, 8, 1), (16, 64), 10),
     "UNet, 8x8": (nets.UNet(channels=(16, 32)), (8, 8, 1), (16, 64), 10),
-    "UNet, 28x28": (NETS["UNet"].net, (28, 28, 1), (32,), 2),
+    "UNet, 28x28": (NETS["UNet"].net, (28, 28, 1), (32,), 8),
 }
 # Sides, channels and features of convolutions in the U-Net of the table.
 CONVOLUTIONS = ((28, 32, 32), (28, 96, 32), (14, 64, 64), (7, 128, 64))
@@ -180,11 +180,12 @@ def torch(rounds: int, quick: bool) -> Iterator[Row]:
 
     Before it is timed, the gradients of both networks have to agree.
     """
+    # First of all: the C library keeps the arenas that the threads of torch have made by then.
+    sl.use_all_cores()
     import torch
 
     from benchmarks.torch_peers import to_torch, torch_network, torch_weight
 
-    sl.use_all_cores()
     torch.set_num_threads(sl.devices.cores())
     net, event, _, _ = NETS["UNet"]
     model, (_, _, batches, steps) = denoiser(net, event), TRAINING["UNet, 28x28"]

@@ -190,7 +190,10 @@ def training_mesh(learner: Any, batch: Pytree, key: Key) -> Mesh:
     rows = min((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.shape), default=1)
 
     def most() -> float:
-        state = jax.eval_shape(learner.init, key, batch)
+        if is_model_pytree(learner):
+            state = jax.eval_shape(_begun, key, batch, learner)
+        else:
+            state = jax.eval_shape(functools.partial(_begun_by, learner=learner), key, batch)
         numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
         if is_model_pytree(learner):
             work = operations(_updated, state, batch, key, learner)
@@ -208,7 +211,13 @@ def _update(state: Pytree, batch: Pytree, key: Key, learner: Any) -> Pytree:
     return learner.update(state, batch, key)
 
 
+def _init(key: Key, batch: Pytree, learner: Any) -> Pytree:
+    return learner.init(key, batch)
+
+
+# Traced once for equal learners and shapes, however often it is asked.
 _updated, _updated_by = jax.jit(_update), jax.jit(_update, static_argnames="learner")
+_begun, _begun_by = jax.jit(_init), jax.jit(_init, static_argnames="learner")
 
 
 def operations(function: Any, *arguments: Pytree, **static: Any) -> float:
