@@ -5,6 +5,7 @@ from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
 from scorelab.models.bounded import Bounded, Clipped, DynamicThreshold
 from scorelab.models.bridge import ExactBridge, ExactInterpolantPrediction, Pieces
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
+from scorelab.models.energy import BoundEnergy, Energy, EnergyPrediction
 from scorelab.models.estimates import SeesEstimate, informed
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
@@ -25,6 +26,7 @@ __all__ = [
     "Adapted",
     "Autoguidance",
     "BoundDenoiser",
+    "BoundEnergy",
     "BoundInterpolantField",
     "Bounded",
     "ClassifierFreeGuidance",
@@ -32,6 +34,8 @@ __all__ = [
     "Conditioned",
     "Denoiser",
     "DynamicThreshold",
+    "Energy",
+    "EnergyPrediction",
     "ExactBridge",
     "ExactGeodesic",
     "ExactGeodesicPrediction",
