@@ -19,6 +19,7 @@ from scorelab.models.known import Known, KnownPrediction
 from scorelab.models.lora import Adapted, LoRA
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
+from scorelab.models.product import Product
 
 __all__ = [
     "DPS",
@@ -57,6 +58,7 @@ __all__ = [
     "Model",
     "PiGDM",
     "Pieces",
+    "Product",
     "RewardGradient",
     "ScaleAt",
     "SeesEstimate",
