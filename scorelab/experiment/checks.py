@@ -139,7 +139,7 @@ def _check_scale(experiment: Experiment) -> None:
     if not 1 / SCALE <= size / given <= SCALE:
         warn(
             f"{type(network).__name__}.data_std = {given:.4g}, but {experiment.data.measured(experiment.process.chart)}: expected "
-            f"their root mean square, {size:.4g}, up to a factor of {SCALE:g}. Set data_std = @experiment.measured_std(), or centre "
-            "and scale the data in DataSpec.transform",
+            f"their root mean square, {size:.4g}, up to a factor of {SCALE:g}. Set data_std = @experiment.measured_std(), or "
+            "centre and scale the data in DataSpec.transform",
             ConfigWarning,
         )

@@ -17,6 +17,8 @@ the form :math:`\langle x, G\rangle`, by :math:`G=\int_0^1\nabla\phi(ux)\,du`; a
 
 from __future__ import annotations
 
+import copy
+import functools
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -56,8 +58,9 @@ class Energy(Denoiser):
     r"""A :class:`Denoiser` whose score is a gradient: the network makes one scalar, :math:`\langle x, G(x)\rangle`, and no field.
 
     Goes wherever a ``Denoiser`` does. Its predictions have a ``log_prob``, known up to a constant of ``t`` and of the condition.
-    A call costs a forward and a backward pass through the network, and a gradient of a loss differentiates the backward pass. On
-    the CPU a convolutional network wants ``loop_safe=True``, since it is differentiated inside the loop of a sampler.
+    A call costs a forward and a backward pass through the network, and a gradient of a loss differentiates the backward pass.
+    Samplers differentiate it in a loop, so on the CPU a network with the field ``loop_safe`` is called with it, unless the energy is
+    bound for training. Training inside a loop (``ScoreLearner.accumulate``) wants ``loop_safe`` of the network as ever.
 
     Attributes:
         net: as of a ``Denoiser``: its output has the shape of its input.
@@ -84,8 +87,9 @@ class Energy(Denoiser):
         return super().init(key, x, cond, like)
 
     def bind(self, params: Pytree, dropout: Key | None = None) -> BoundEnergy:
-        """The model with these parameters; a pytree whose leaves are the parameters."""
-        return BoundEnergy(params=params, denoiser=self, dropout=dropout if getattr(self.net, "dropout", 0.0) else None)
+        """The model with these parameters; a pytree whose leaves are the parameters. With the key ``dropout`` as in training."""
+        kept = dropout if getattr(self.net, "dropout", 0.0) else None
+        return BoundEnergy(params=params, denoiser=self, dropout=kept, trains=dropout is not None)
 
     def potential(self, params: Pytree, y: Array, t: Array | float, cond: Pytree = None, **options: Any) -> Potential:
         r""":math:`\phi` and its gradient, one forward and one backward pass; ``options`` go to the network."""
@@ -121,8 +125,20 @@ class BoundEnergy(BoundDenoiser, KnowsDensity):
     """An energy with parameters: a model that knows its density. Its leaves are the parameters; the energy is static."""
 
     denoiser: Energy = field(metadata={"static": True})
+    trains: bool = field(default=False, metadata={"static": True})
 
     def __call__(self, y: Array, t: Array | float, cond: Pytree = None) -> EnergyPrediction:
         """Predict for ``y`` of shape ``(batch, *event)``."""
         options = {} if self.dropout is None else dict(train=True, rngs={"dropout": self.dropout})
-        return self.denoiser.density(self.denoiser.potential(self.params, y, t, cond, **options), y, t)
+        energy = self.denoiser if self.trains or jax.default_backend() != "cpu" else _in_loops(self.denoiser)
+        return energy.density(energy.potential(self.params, y, t, cond, **options), y, t)
+
+
+@functools.cache
+def _in_loops(energy: Energy) -> Energy:
+    """The same energy, with the derivatives of convolutions that are fast in loops on the CPU, by a factor of ten."""
+    if getattr(energy.net, "loop_safe", True):
+        return energy
+    safe = copy.copy(energy)
+    object.__setattr__(safe, "net", energy.net.clone(loop_safe=True))
+    return safe
