@@ -59,7 +59,7 @@ class Energy(Denoiser):
 
     Goes wherever a ``Denoiser`` does. Its predictions have a ``log_prob``, known up to a constant of ``t`` and of the condition.
     A call costs a forward and a backward pass through the network, and a gradient of a loss differentiates the backward pass.
-    Samplers differentiate it in a loop, so on the CPU a network with the field ``loop_safe`` is called with it, unless the energy is
+    Samplers differentiate it in a loop: on the CPU a network with the field ``loop_safe`` is called with it, unless the energy is
     bound for training. Training inside a loop (``ScoreLearner.accumulate``) wants ``loop_safe`` of the network as ever.
 
     Attributes:
