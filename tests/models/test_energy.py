@@ -63,7 +63,7 @@ class Normal:
         return {"mean": jnp.asarray(MEAN), "variance": jnp.asarray(VARIANCE)}
 
     def apply(self, params, x, c_noise, cond=None):
-        # phi = (r/s) (|x|^2 / 2 - |z - mean|^2 / 2(variance + r^2)) for the noise ratio r, z = sqrt(s^2 + r^2) x, without a constant.
+        # phi = (r/s) (|x|^2 / 2 - |z - mean|^2 / 2(variance + r^2)) without its constant, of z = sqrt(s^2 + r^2) x and the ratio r.
         ratio = jnp.exp(4 * c_noise)[:, None]
         square, width = self.std**2 + ratio**2, params["variance"] + ratio**2
         return ratio / self.std * (x / 2 - (square * x / 2 - jnp.sqrt(square) * params["mean"]) / width)
@@ -190,7 +190,8 @@ def test_weighted_particles_are_those_of_the_exact_law():
     np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-3, atol=1e-3)
     # The constants of the log-densities are the same for all particles.
     centred = lambda out: out.log_weights - np.mean(out.log_weights)
-    np.testing.assert_allclose(centred(ours), centred(theirs), atol=1e-3)
+    # They are sums of some hundred in float32.
+    np.testing.assert_allclose(centred(ours), centred(theirs), atol=1e-5 * np.abs(theirs.log_weights).max())
     assert np.ptp(theirs.log_weights) > 0.1
 
 
@@ -255,7 +256,7 @@ def test_one_noise_level_for_all_is_that_of_each():
     net, event = members.NETWORKS["mlp"]  # which embeds it once
     energy = Energy(net=net, process=PROCESSES[0])
     params, y = drawn(energy, event), np.random.default_rng(1).normal(size=(3, *event)).astype(np.float32)
-    shared, each = (ask(energy.bind(params), y, t) for t in (0.8, np.full(3, 0.8, np.float32)))
+    shared, each = jax.jit(lambda model: [ask(model, y, t) for t in (0.8, np.full(3, 0.8, np.float32))])(energy.bind(params))
     for name in ("denoised", "eps", "log_prob"):
         np.testing.assert_allclose(getattr(shared, name), getattr(each, name), rtol=1e-4, atol=1e-4)
 
@@ -318,12 +319,14 @@ def test_it_learns_a_normal_law_under_labels_that_are_dropped():
     y, none = jnp.array([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]]), jnp.full(3, 2)
     t = float(process.schedule.time(np.log(4.0)))  # alpha = 2 sigma
     alpha = float(process.alpha(t))
-    at = lambda label: np.asarray(ask(model, alpha * y, t, label).denoised)
-    assert at(jnp.zeros(3, int)).mean() < -0.5 < 0.5 < at(jnp.ones(3, int)).mean()
-    assert np.abs(at(none)[2]).max() < 0.5
+    ask_under = jax.jit(lambda label: ask(model, alpha * y, t, label))
+    zero, one, neither = (ask_under(label) for label in (jnp.zeros(3, int), jnp.ones(3, int), none))
+    # The exact means are halfway from the point to that of the label, for the last one -1/2 and 1/2.
+    assert zero.denoised[2].mean() < -0.2 < 0.2 < one.denoised[2].mean()
+    assert np.abs(neither.denoised[2]).max() < 0.2
     # The higher density is where the label says.
-    density = np.asarray(model.log_prob(alpha * y, t, jnp.zeros(3, int)))
-    assert density[0] > density[2] > density[1]
+    assert zero.log_prob[0] > zero.log_prob[2] > zero.log_prob[1]
+    assert one.log_prob[0] < one.log_prob[2] < one.log_prob[1]
 
 
 def test_what_is_asked_of_a_prediction_is_there_and_guidance_takes_it():
@@ -383,8 +386,8 @@ class Total(Waves):
             r"Energy\.self_condition = True: expected False",
         ),
         (
-            lambda: Energy(net=Total(), process=PROCESSES[0]).bind(Waves().init(KEY, jnp.ones((1, 2)), None))(jnp.ones((4, 2)), 1.0),
-            ValueError, r"the output of Total has shape \(4,\) for y of shape \(4, 2\)",
+            lambda: Energy(net=Total(), process=PROCESSES[0]).bind(waves(PROCESSES[0]).params)(jnp.ones((4, 2)), 1.0), ValueError,
+            r"the output of Total has shape \(4,\) for y of shape \(4, 2\)",
         ),
         (
             lambda: Energy(net=Waves(), process=PROCESSES[0]).init(

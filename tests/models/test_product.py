@@ -55,8 +55,8 @@ def test_the_score_is_the_gradient_of_the_log_density():
     y, t = points(VP)
     mixture = ExactModel(densities.GaussianMixture([0.4, 0.6], np.array([[-1.0, 0.5], [1.0, 0.0]]), 0.2), VP)
     model = Product(models=(waves(VP), mixture, normal(VP)), powers=(0.7, -0.2, 1.1))
-    gradient = jax.grad(lambda y: jnp.sum(model.log_prob(y, t)))(y)
-    np.testing.assert_allclose(ask(model, y, t).score, gradient, rtol=1e-9, atol=1e-9)
+    both = jax.jit(lambda y: (ask(model, y, t).score, jax.grad(lambda y: jnp.sum(model.log_prob(y, t)))(y)))
+    np.testing.assert_allclose(*both(y), rtol=1e-9, atol=1e-9)
 
 
 @double
@@ -108,8 +108,8 @@ def test_a_solver_does_not_sample_the_product_but_what_the_closed_form_says():
     process = Gaussian(schedule=EDM(sigma_max=top))
     law = ExactModel(densities.Gaussian(np.zeros(2), v), process)
     model = Product(models=(law, law), powers=(1.0, 1.0))
-    out = sample(model, solver=solvers.Heun(), grid=grids.Karras(200), key=KEY, shape=(64, 2), keep="all")
-    # The flow is linear. Heun's method is of second order: 200 steps leave about 1e-4.
+    out = sample(model, solver=solvers.Heun(), grid=grids.Karras(400), key=KEY, shape=(64, 2), keep="all")
+    # The flow is linear. Heun's method is of second order: 200 steps leave 1.1e-3, and these a quarter of it.
     np.testing.assert_allclose(out.x / out.trajectory[0], v / (v + top**2), rtol=1e-3)
 
 
@@ -135,7 +135,7 @@ FREE = Denoiser(net=Waves(), process=VP)
         (lambda: Product(models=(exact(VP),), powers=(1.0, 2.0)), ValueError, "1 models and 2 powers"),
         (lambda: Product(models=exact(VP), powers=(1.0,)), TypeError, r"Product\.models = .*: expected a tuple"),
         (lambda: Product(models=(exact(VP),), powers=1.0), TypeError, r"Product\.powers = 1\.0: expected a tuple"),
-        (lambda: Product(models=(exact(VP),), powers=(np.nan,)), ValueError, r"Product\.powers\[0\] = nan: expected a finite number"),
+        (lambda: Product(models=(exact(VP),), powers=(np.nan,)), ValueError, r"Product\.powers\[0\] = nan: expected a finite"),
         (
             lambda: Product(models=(exact(VP), FREE.bind(FREE.init(KEY, (2,)))), powers=(1.0, 1.0)), TypeError,
             r"Product\.models\[1\] is BoundDenoiser, which does not know its density: expected an exact law or an energy",
