@@ -138,8 +138,8 @@ def _check_scale(experiment: Experiment) -> None:
     size = math.hypot(mean, std)
     if not 1 / SCALE <= size / given <= SCALE:
         warn(
-            f"Denoiser.data_std = {given:.4g}, but {experiment.data.measured(experiment.process.chart)}: expected their root mean "
-            f"square, {size:.4g}, up to a factor of {SCALE:g}. Set data_std = @experiment.measured_std(), or centre and scale the "
-            "data in DataSpec.transform",
+            f"{type(network).__name__}.data_std = {given:.4g}, but {experiment.data.measured(experiment.process.chart)}: expected "
+            f"their root mean square, {size:.4g}, up to a factor of {SCALE:g}. Set data_std = @experiment.measured_std(), or "
+            "centre and scale the data in DataSpec.transform",
             ConfigWarning,
         )

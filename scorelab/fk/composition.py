@@ -23,7 +23,7 @@ where they are all noise. Hence its weights are quiet at high noise. Stochastic 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -34,6 +34,7 @@ from scorelab.arrays import Array, Key, Pytree, per_example
 from scorelab.divergence import dot, pushed, signs, trace
 from scorelab.fk.checks import require_scalar
 from scorelab.models.base import KnowsDensity, Model, ask, model_name, require_model
+from scorelab.models.product import multiplied, weighted_sum
 from scorelab.models.rewards import one_each, rewards_of
 from scorelab.processes.base import require_same_process
 from scorelab.processes.interpolant import StochasticInterpolant
@@ -268,15 +269,8 @@ class Composition:
         factor = 1.0 if self.anchor == "score" else (1 / total + kappa) / (1 + kappa)
         c = [bi * factor for bi in b]
         process = self.process
-        alpha, sigma, offset = (per_example(f(t), y) for f in (process.alpha, process.sigma, process.offset))
+        alpha, sigma = (per_example(f(t), y) for f in (process.alpha, process.sigma))
         pull = kappa / (1 + kappa) * slope
-        centred = (y - offset) / alpha
-        denoised = centred + weighted_sum(c, [p.denoised - centred for p in predictions])
-        denoised = denoised + sigma**2 / alpha * pull
-        eps = weighted_sum(c, [p.eps for p in predictions]) - sigma * pull
+        pair = multiplied(predictions, c, y)
+        denoised, eps = pair.denoised + sigma**2 / alpha * pull, pair.eps - sigma * pull
         return GaussianPrediction(denoised=denoised, eps=eps, t=t, process=process)
-
-
-def weighted_sum(factors: Iterable[Array], terms: Iterable[Array]) -> Array:
-    """The sum of the products."""
-    return cast(Array, sum(factor * term for factor, term in zip(factors, terms, strict=True)))

@@ -26,8 +26,9 @@ import jax.numpy as jnp
 
 from scorelab.arrays import Array, per_example
 from scorelab.divergence import dot
-from scorelab.fk.composition import Composition, weighted_sum
+from scorelab.fk.composition import Composition
 from scorelab.models.base import model_name
+from scorelab.models.product import weighted_sum
 from scorelab.processes.interpolant import FlowPrediction, StochasticInterpolant
 from scorelab.processes.predictions import HasLatent, HasScore, HasVelocity, require_capabilities
 from scorelab.pytrees import partly_static

@@ -5,6 +5,7 @@ from scorelab.models.base import KnowsDensity, Model, Trainable, Wraps, ask
 from scorelab.models.bounded import Bounded, Clipped, DynamicThreshold
 from scorelab.models.bridge import ExactBridge, ExactInterpolantPrediction, Pieces
 from scorelab.models.denoiser import BoundDenoiser, Denoiser
+from scorelab.models.energy import BoundEnergy, Energy, EnergyPrediction
 from scorelab.models.estimates import SeesEstimate, informed
 from scorelab.models.exact import ExactModel, ExactPrediction
 from scorelab.models.function import FunctionModel
@@ -18,6 +19,7 @@ from scorelab.models.known import Known, KnownPrediction
 from scorelab.models.lora import Adapted, LoRA
 from scorelab.models.measurement import LinearMeasurement, exact_posterior
 from scorelab.models.posterior import DPS, SDA, MeasurementGuided, PiGDM, TweedieCovariance
+from scorelab.models.product import Product
 
 __all__ = [
     "DPS",
@@ -25,6 +27,7 @@ __all__ = [
     "Adapted",
     "Autoguidance",
     "BoundDenoiser",
+    "BoundEnergy",
     "BoundInterpolantField",
     "Bounded",
     "ClassifierFreeGuidance",
@@ -32,6 +35,8 @@ __all__ = [
     "Conditioned",
     "Denoiser",
     "DynamicThreshold",
+    "Energy",
+    "EnergyPrediction",
     "ExactBridge",
     "ExactGeodesic",
     "ExactGeodesicPrediction",
@@ -53,6 +58,7 @@ __all__ = [
     "Model",
     "PiGDM",
     "Pieces",
+    "Product",
     "RewardGradient",
     "ScaleAt",
     "SeesEstimate",

@@ -22,7 +22,7 @@ from scorelab.models.estimates import SeesEstimate
 from scorelab.models.nets import conditions
 from scorelab.processes.linear_gaussian import GaussianPrediction, LinearGaussian
 from scorelab.processes.scale import warn_scale
-from scorelab.validation import require_choice, require_int, require_positive, require_shape, require_spec
+from scorelab.validation import owner, require_choice, require_int, require_positive, require_shape, require_spec
 
 
 class Coefficients(NamedTuple):
@@ -148,16 +148,16 @@ class Denoiser(Trainable):
         require_choice(self, (True, False), self_condition=self.self_condition)
         if self.self_condition and not getattr(self.net, "takes_estimate", False):
             raise ValueError(
-                f"Denoiser.self_condition = True for {type(self.net).__name__}: expected False, or a network with "
+                f"{owner(self)}.self_condition = True for {type(self.net).__name__}: expected False, or a network with "
                 "takes_estimate = True that is called with estimate=, shaped like x"
             )
         require_choice(self, tuple(PARAMETERISATIONS), predict=self.predict)
         require_positive(self, data_std=self.data_std)
         if self.predict == "eps":
-            require_signal("Denoiser.predict = 'eps'", self.process)
+            require_signal(f"{owner(self)}.predict = 'eps'", self.process)
         if not (callable(getattr(self.net, "init", None)) and callable(getattr(self.net, "apply", None))):
-            raise TypeError(f"Denoiser.net = {self.net!r}: expected an object with init and apply, such as a Flax module")
-        warn_scale("Denoiser.data_std", self.process, self.process.t_max, std=self.data_std)
+            raise TypeError(f"{owner(self)}.net = {self.net!r}: expected an object with init and apply, such as a Flax module")
+        warn_scale(f"{owner(self)}.data_std", self.process, self.process.t_max, std=self.data_std)
 
     @property
     def network(self) -> Denoiser:
@@ -171,7 +171,7 @@ class Denoiser(Trainable):
 
         ``ValueError`` where ``like`` has parameters of other names or shapes than this network.
         """
-        one = example("Denoiser.init", x)
+        one = example(f"{owner(self)}.init", x)
 
         def fresh():
             sees = {"estimate": jnp.zeros_like(one)} if self.self_condition else {}
@@ -179,8 +179,8 @@ class Denoiser(Trainable):
 
         if like is None:
             return fresh()
-        require_spec("Denoiser.init", BoundDenoiser, like=like)
-        return copied("Denoiser.init", like.params, fresh)
+        require_spec(f"{owner(self)}.init", BoundDenoiser, like=like)
+        return copied(f"{owner(self)}.init", like.params, fresh)
 
     def bind(self, params: Pytree, dropout: Key | None = None) -> BoundDenoiser:
         """The model with these parameters; a pytree whose leaves are the parameters.
@@ -216,7 +216,7 @@ class Denoiser(Trainable):
     def _apply(
         self, params: Pytree, y: Array, t: Array | float, cond: Pytree, estimate: Array | float | None = None, **options: Any
     ) -> Any:
-        self.process.check_times("Denoiser.t", t)
+        self.process.check_times(f"{owner(self)}.t", t)
         if self.self_condition:
             options["estimate"] = self._seen(estimate, y)
         self.check_condition(cond)
@@ -257,12 +257,14 @@ class Denoiser(Trainable):
         found = held.get("intermediates", {})
         missing = [name for name in names if name not in found]
         if missing:
-            raise ValueError(f"Denoiser.features.names = {names}: {type(self.net).__name__} has no submodule {', '.join(missing)}")
+            raise ValueError(
+                f"{owner(self)}.features.names = {names}: {type(self.net).__name__} has no submodule {', '.join(missing)}"
+            )
         return tuple(found[name]["__call__"][0] for name in names)
 
     def prediction(self, output: Array, y: Array, t: Array | float) -> GaussianPrediction:
         """The network's output ``F`` as a prediction."""
-        require_shape("Denoiser.prediction.output", output, y)
+        require_shape(f"{owner(self)}.prediction.output", output, y)
         t = jnp.asarray(t, y.dtype)
         c = Coefficients(*(per_example(value, y) for value in self.coefficients(t)))
         centred = y - per_example(self.process.offset(t), y)

@@ -19,7 +19,7 @@ from scorelab import data, processes, schedules
 from scorelab.data import Transform
 from scorelab.errors import WeightsError, shown
 from scorelab.experiment.describe import describe
-from scorelab.models import BoundDenoiser, Denoiser, nets
+from scorelab.models import BoundDenoiser, Denoiser, Energy, nets
 from scorelab.pretrained import fields
 from scorelab.pretrained.conversion import writer
 from scorelab.pretrained.keys import differences, listed
@@ -71,11 +71,15 @@ def export(
         raise TypeError(f"pretrained.export.event = {event!r}: expected the shape of one sample, such as (28, 28, 1)")
     folder, denoiser = Path(folder), model.denoiser
     said = describe(denoiser)
+    form: dict[str, Any] = dict(predict=denoiser.predict, data_std=float(denoiser.data_std), self_condition=denoiser.self_condition)
+    if isinstance(denoiser, Energy):
+        # Said of energies alone: a reader that does not know them refuses the name, and takes no energy for a field.
+        form["energy"] = True
     config = dict(
         kind=KIND,
         name=name or folder.name,
         network=_plain(said["net"]),
-        denoiser=dict(predict=denoiser.predict, data_std=float(denoiser.data_std), self_condition=denoiser.self_condition),
+        denoiser=form,
         process=_plain(said["process"]),
         event=list(event),
         licence=dict(id=licence, url=None),
@@ -147,8 +151,11 @@ def model(folder: Folder) -> BoundDenoiser:
         net, process = (_built(config[field], name) for field in ("network", "process"))
         if not isinstance(config["denoiser"], Mapping):
             raise WeightsError(f"{name}: denoiser = {fields.told(config['denoiser'])}: expected a table")
-        fields.require_types(config["denoiser"], Denoiser, name)
-        denoiser = Denoiser(net=net, process=process, **config["denoiser"])
+        form = dict(config["denoiser"])
+        if type(energy := form.pop("energy", False)) is not bool:
+            raise WeightsError(f"{name}: energy = {fields.told(energy)}: expected true or false")
+        fields.require_types(form, Denoiser, name)
+        denoiser = (Energy if energy else Denoiser)(net=net, process=process, **form)
         if not isinstance(event := config["event"], list) or not all(
             type(side) is int and 0 < side <= fields.LARGEST for side in event
         ):

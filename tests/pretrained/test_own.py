@@ -274,6 +274,7 @@ def test_patterns_are_names_of_modules_or_their_ends(key, tmp_path):
         (dict(network=dict(type="UNet", channels=[8] * 16, blocks=100)), "UNet: 1,600 blocks: expected at most 256"),
         (dict(network=dict(type="UNet", remat="false")), "UNet.remat = 'false': expected true or false"),
         (dict(denoiser=dict(predict="w")), "predict"),
+        (dict(denoiser=dict(energy=1)), "energy = 1: expected true or false"),
         (dict(network=dict(type="DiT", patch=3, width=32, depth=1, heads=4, mlp_ratio=2)), "unexpected: block1"),
     ],
 )
