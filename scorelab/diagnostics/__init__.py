@@ -2,6 +2,15 @@
 
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
 from scorelab.diagnostics.features import Emergence, feature_emergence
+from scorelab.diagnostics.intrinsic_dimension import (
+    DimensionEstimator,
+    FlowJacobian,
+    IntrinsicDimension,
+    NoiseSlope,
+    ScoreSVD,
+    SymmetricJacobian,
+    intrinsic_dimension,
+)
 from scorelab.diagnostics.trajectories import (
     bounded_along,
     denoised_along,
@@ -11,12 +20,19 @@ from scorelab.diagnostics.trajectories import (
 )
 
 __all__ = [
+    "DimensionEstimator",
     "Emergence",
     "ExplainedVariance",
+    "FlowJacobian",
+    "IntrinsicDimension",
+    "NoiseSlope",
+    "ScoreSVD",
+    "SymmetricJacobian",
     "bounded_along",
     "denoised_along",
     "explained_variance",
     "feature_emergence",
+    "intrinsic_dimension",
     "perturbation_sensitivity",
     "planarity",
     "trajectory_error",

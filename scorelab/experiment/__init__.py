@@ -19,6 +19,7 @@ from scorelab.experiment.evaluate import (
 )
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.inpaint import Inpainting
+from scorelab.experiment.intrinsic_dimension import IntrinsicDimension
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.rectify import Rectify
 from scorelab.experiment.report import Report
@@ -48,6 +49,7 @@ __all__ = [
     "FromData",
     "ImageEvaluation",
     "Inpainting",
+    "IntrinsicDimension",
     "Pairs",
     "PointEvaluation",
     "Rectify",

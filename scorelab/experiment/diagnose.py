@@ -148,11 +148,16 @@ def _in_short(finding: Finding) -> str:
     return "".join(f", {name} {value.item():.4g}" for name, value in list(single.items())[:3])
 
 
+def rows(data: DataSpec, n: int) -> np.ndarray:
+    """The numbers of up to ``n`` rows of the training data, spread over data sorted by class."""
+    count = len(data.load())
+    return np.unique(np.linspace(0, count - 1, min(n, count)).round().astype(int))
+
+
 def points(data: DataSpec, n: int) -> tuple[np.ndarray, Any]:
-    """Up to ``n`` points of the training data as the model sees them, and their conditions; spread over data sorted by class."""
-    arrays = data.load()
-    rows = np.unique(np.linspace(0, len(arrays) - 1, min(n, len(arrays))).round().astype(int))
-    return np.asarray(data.transform.encode(arrays.x[rows])), data.condition_of(rows)
+    """Up to ``n`` points of the training data as the model sees them, those of :func:`rows`, and their conditions."""
+    chosen = rows(data, n)
+    return np.asarray(data.transform.encode(data.load().x[chosen])), data.condition_of(chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
