@@ -2,6 +2,7 @@
 
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
 from scorelab.diagnostics.features import Emergence, feature_emergence
+from scorelab.diagnostics.ntk import KernelPath, kernel_path, relu_ntk
 from scorelab.diagnostics.trajectories import (
     bounded_along,
     denoised_along,
@@ -13,11 +14,14 @@ from scorelab.diagnostics.trajectories import (
 __all__ = [
     "Emergence",
     "ExplainedVariance",
+    "KernelPath",
     "bounded_along",
     "denoised_along",
     "explained_variance",
     "feature_emergence",
+    "kernel_path",
     "perturbation_sensitivity",
     "planarity",
+    "relu_ntk",
     "trajectory_error",
 ]
