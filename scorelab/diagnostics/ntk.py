@@ -17,10 +17,9 @@ _ROUNDING = 1e-13
 def relu_ntk(x: Array, y: Array | None = None, *, bias: float = 1.0) -> np.ndarray:
     r"""The neural tangent kernel of a network with one hidden layer of ReLUs, in the limit of infinite width.
 
-    .. math:: f(x) = \sqrt{\tfrac{2}{m}}\sum_{j\le m} a_j\,(w_j\cdot\tilde x)_+, \qquad \tilde x = (x, b), \qquad a_j, w_j\sim N(0, I),
+    .. math:: f(x) = \sqrt{\tfrac{2}{m}}\sum_{j\le m} a_j\,(w_j\cdot\tilde x)_+, \; \tilde x = (x, b), \; a_j, w_j\sim N(0, I),
 
-    with both layers trained, has for :math:`u` the cosine of the angle :math:`\theta` between :math:`\tilde x` and
-    :math:`\tilde y`
+    with both layers trained. With :math:`\theta` the angle between :math:`\tilde x` and :math:`\tilde y`, :math:`u = \cos\theta`,
 
     .. math:: K(x, y) = \lVert\tilde x\rVert\,\lVert\tilde y\rVert\,
               \frac{\sin\theta + 2\,u\,(\pi - \theta)}{\pi}.
@@ -46,12 +45,14 @@ def relu_ntk(x: Array, y: Array | None = None, *, bias: float = 1.0) -> np.ndarr
     one = _extended("relu_ntk.x", x, bias)
     two = one if y is None else _extended("relu_ntk.y", y, bias)
     if one.shape[1] != two.shape[1]:
-        raise ValueError(f"relu_ntk.y has shape {np.shape(y)} beside x of shape {np.shape(x)}: expected points of one shape")
+        raise ValueError(
+            f"relu_ntk.y has shape {np.shape(x if y is None else y)} beside x of shape {np.shape(x)}: expected points of one shape"
+        )
     sizes = [np.linalg.norm(points, axis=1, keepdims=True) for points in (one, two)]
     # A point at zero without a bias has no direction, and the kernel is 0 there, whatever the angle.
     ends = [points / np.where(size > 0, size, 1.0) for points, size in zip((one, two), sizes, strict=True)]
     # By differences of unit vectors: the arc cosine of a number near 1 has half of the digits, and the kernel is not flat there.
-    angle = 2 * np.arctan2(cdist(*ends), cdist(ends[0], -ends[1]))
+    angle = 2 * np.arctan2(cdist(ends[0], ends[1]), cdist(ends[0], -ends[1]))
     return sizes[0] * sizes[1].T * (np.sin(angle) + 2 * np.cos(angle) * (np.pi - angle)) / np.pi
 
 
