@@ -1,8 +1,10 @@
 """Early stopping of score estimation: the risk over the time of training, for a kernel, for a network, and for images.
 
-Kernel and network: two Gaussians on a line at one noise level. A network of one hidden layer in the parameterisation of its neural
-tangent kernel is trained on all points by gradient descent, beside the flow of the kernel in closed form; the time of the network is
-the number of steps times the rate. Digits: a model of 100 digits by a config with early stopping, trained beyond its stop; held-out
+Kernel and network: two Gaussians on a line at one noise level. A network of one hidden layer, in the parameterisation of its neural
+tangent kernel, is trained on all points by gradient descent, beside the flow of the kernel in closed form. The time of the network
+is the number of steps times the rate.
+
+Digits: a model of 100 digits by a config with early stopping, trained beyond its stop; held-out
 loss, and how near samples of the best and of the last state are to the digits that were trained on.
 """
 
@@ -26,8 +28,8 @@ from scorelab.run.figure import Claim, Figure
 FIGURE = Figure(
     __doc__,
     answers="",
-    claims="A wide network that is trained by gradient descent estimates the score as kernel regression with noisy labels does, and "
-    "has to be stopped early.",
+    claims="A wide network that is trained by gradient descent estimates the score as kernel regression with noisy labels does, "
+    "and has to be stopped early.",
     look_for="The risk falls and rises again, ever later for more points, and the network follows its kernel. The held-out loss of "
     "100 digits turns early; samples of the last state are copies of training digits.",
     minutes=dict(small=3, full=None, gpu=None),
@@ -119,29 +121,31 @@ def claims(paths: dict, net: dict, images: dict, o) -> list[Claim]:
     best = [np.mean([TIMES[np.argmin(path["risk"])] for path in paths[n]]) for n in SIZES]
     # Where the risk of the network is smallest.
     apart = net["risk"].min(axis=0) / net["kernel"].min(axis=0)
+    off = abs(apart.mean() - 1)
     distance = np.sqrt(np.mean((net["risk"] / net["kernel"] - 1) ** 2, axis=0))
     # A copy is a sample that is nearer to a training digit than any but one in a hundred of the test digits is.
     near = np.quantile(images["of_test"], 0.01)
+    low, high = images["losses"].min(), images["losses"][-1]
     copies = {keep: float(np.mean(images[keep] < near)) for keep in ("best", "last")}
     return [
         Claim(
-            says="Gradient descent has to be stopped early.", value=float(ratio.mean()), spread=spread(ratio),
+            says="Gradient descent has to be stopped early.", value=ratio.mean(), spread=spread(ratio),
             unit=f"times the risk at the best time is that at the end, n = {SIZES[-1]}",
             verdict="reproduced" if ratio.mean() > 10 else "not reproduced",
             why=f"The best times for {SIZES} points are {', '.join(f'{t:.1f}' for t in best)}. Ten times is asked for.",
         ),
         Claim(
-            says="A wide network learns the score as its neural tangent kernel does.", value=float(apart.mean()), spread=spread(apart),
+            says="A wide network learns the score as its neural tangent kernel does.", value=apart.mean(), spread=spread(apart),
             unit=f"times the smallest risk of the kernel is that of a network of width {o.width}, n = {o.n}",
-            verdict="reproduced" if abs(apart.mean() - 1) < 0.1 else "in shape" if abs(apart.mean() - 1) < 0.5 else "not reproduced",
+            verdict="reproduced" if off < 0.1 else "in shape" if off < 0.5 else "not reproduced",
             why=f"Root mean square relative distance of the two risks over the time: {distance.mean():.3f}. A tenth is allowed.",
         ),
         Claim(
             says="Beyond the stop a network learns its data by heart (our question).", value=copies["last"], spread=0.0,
             unit="of the samples of the last state are copies of training digits",
             verdict="reproduced" if copies["last"] > 2 * copies["best"] + 0.05 else "not reproduced",
-            why=f"{copies['best']:.2f} of those of the best state; a copy is nearer than all but 1% of the test digits. Held-out loss "
-            f"{images['losses'].min():.3f} at step {images['best_step']}, {images['losses'][-1]:.3f} at step {images['last_step']}.",
+            why=f"{copies['best']:.2f} of those of the best state; a copy is nearer than all but 1% of the test digits. Held-out "
+            f"loss {low:.3f} at step {images['best_step']}, {high:.3f} at step {images['last_step']}.",
         ),
     ]  # fmt: skip
 

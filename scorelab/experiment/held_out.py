@@ -12,6 +12,7 @@ from typing import Any
 from scorelab import hosts
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment
+from scorelab.experiment.console import Console
 from scorelab.experiment.describe import describe
 from scorelab.experiment.workdir import Workdir, append_line, read_lines
 from scorelab.training import EarlyStopping, HeldOutLoss
@@ -68,9 +69,14 @@ def best_steps(early: EarlyStopping | None, records: Sequence[HeldOutLoss], step
     return {record.step for record in best if record is not None}
 
 
-def best_step(experiment: Experiment, workdir: Workdir, early: EarlyStopping, last: int) -> int:
-    """The step with the smallest loss up to step ``last``; ConfigError where there is none."""
+def best_step(workdir: Workdir, early: EarlyStopping, last: int) -> int:
+    """The step with the smallest loss up to ``last``, which it is itself before the first loss is due; ConfigError without any."""
     best = early.best([record for record in read(workdir) if record.step <= last])
+    if best is None and last < early.every:
+        Console().line(
+            f"note: no held-out loss was taken up to step {last} (Train.early has every = {early.every}): it is the best"
+        )
+        return last
     if best is None:
         raise ConfigError(
             f"{shown(workdir.root)} has no held-out loss up to step {last}, its last checkpoint: expected one for Train.keep = "

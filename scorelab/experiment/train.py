@@ -57,7 +57,8 @@ class Train(Stage):
             never. Its ``every`` is a multiple of ``checkpoint_every``, so that the best state is a checkpoint, which is kept beside
             the newest ones. ``held_out.jsonl`` has the losses. A run that has ended early goes on with more ``patience``.
         held_out: the split of those points. An evaluation on the same split is of points that have chosen the state.
-        keep: the checkpoint that the following stages take, the ``"last"`` one or that with the smallest held-out loss, ``"best"``.
+        keep: the checkpoint that the following stages take, the ``"last"`` one or that with the smallest held-out loss, ``"best"``;
+            of a run without any loss yet, which is shorter than ``early.every``, that is the last one too.
     """
 
     steps: int = 1000
@@ -106,8 +107,6 @@ class Train(Stage):
                 f"Train.early has every = {early.every}: expected a multiple of Train.checkpoint_every = {self.checkpoint_every}, "
                 "since the best state is a checkpoint"
             )
-        if early.every > self.steps:
-            raise ValueError(f"Train.early has every = {early.every}: expected at most Train.steps = {self.steps}")
         if self.rectify is not None:
             raise ValueError("Train.early beside rectify: expected one of them, since each round has pairs of its own")
 
@@ -276,8 +275,10 @@ def watching(
 
 def _early_end(watch: Watch | None, step: int, steps: int) -> str:
     """What the console says of the end of a training with held-out points."""
-    if watch is None or watch.best is None:
+    if watch is None:
         return ""
+    if watch.best is None:
+        return f"; no held-out loss yet, Train.early has every = {watch.every}"
     ended = f"; stopped early, {watch.spec.patience} evaluations without a smaller loss" if watch.stopped and step < steps else ""
     return f"{ended}; best held-out loss {watch.best.loss:.4g} at step {watch.best.step}"
 
@@ -488,7 +489,7 @@ def _best(checkpoints: Checkpoints, experiment: Experiment, workdir: Workdir, on
         raise ValueError("trained_state.keep = 'best' with Train.early = None: expected 'last', or an EarlyStopping")
     step = None
     if (hosts.first() or not on_every_host) and (steps := checkpoints.steps()):
-        step = held_out.best_step(experiment, workdir, early, steps[-1])
+        step = held_out.best_step(workdir, early, steps[-1])
     step = hosts.agreed(step) if on_every_host else step
     if step is None:
         return None
