@@ -4,8 +4,8 @@ Kernel and network: two Gaussians on a line at one noise level. A network of one
 tangent kernel, is trained on all points by gradient descent, beside the flow of the kernel in closed form. The time of the network
 is the number of steps times the rate.
 
-Digits: a model of 100 digits by a config with early stopping, trained beyond its stop; held-out
-loss, and how near samples of the best and of the last state are to the digits that were trained on.
+Digits: a model of 100 digits by a config with early stopping, trained beyond its stop; its held-out loss, and how near samples of
+the best and of the last state are to the digits that were trained on.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def claims(paths: dict, net: dict, images: dict, o) -> list[Claim]:
             says="A wide network learns the score as its neural tangent kernel does.", value=apart.mean(), spread=spread(apart),
             unit=f"times the smallest risk of the kernel is that of a network of width {o.width}, n = {o.n}",
             verdict="reproduced" if off < 0.1 else "in shape" if off < 0.5 else "not reproduced",
-            why=f"Root mean square relative distance of the two risks over the time: {distance.mean():.3f}. A tenth is allowed.",
+            why=f"Root mean square relative distance of the two risks over the time: {distance.mean():.3f}. A tenth is allowed for "
+            "the smallest.",
         ),
         Claim(
             says="Beyond the stop a network learns its data by heart (our question).", value=copies["last"], spread=0.0,
@@ -168,8 +169,8 @@ def panels_of(paths: dict, net: dict, images: dict, o):
         [
             viz.Panel(series=risks, title="Two Gaussians", xlabel="time of the flow", ylabel="excess risk", logx=True, logy=True),
             viz.Panel(
-                series={"held out": (images["steps"], losses), **marks}, title="100 digits", xlabel="step",
-                ylabel="held-out denoising loss", logx=True, logy=True,
+                series={"held out": (images["steps"], losses), **marks}, title="100 digits, best step and then the stop",
+                xlabel="step", ylabel="held-out denoising loss", logx=True, logy=True,
             ),
             viz.Panel(series=shares, title="100 digits", xlabel="distance to the nearest training digit", ylabel="share"),
         ],
