@@ -11,6 +11,7 @@ from scorelab.diagnostics.intrinsic_dimension import (
     SymmetricJacobian,
     intrinsic_dimension,
 )
+from scorelab.diagnostics.ntk import KernelPath, kernel_path, relu_ntk
 from scorelab.diagnostics.trajectories import (
     bounded_along,
     denoised_along,
@@ -25,6 +26,7 @@ __all__ = [
     "ExplainedVariance",
     "FlowJacobian",
     "IntrinsicDimension",
+    "KernelPath",
     "NoiseSlope",
     "ScoreSVD",
     "SymmetricJacobian",
@@ -33,7 +35,9 @@ __all__ = [
     "explained_variance",
     "feature_emergence",
     "intrinsic_dimension",
+    "kernel_path",
     "perturbation_sensitivity",
     "planarity",
+    "relu_ntk",
     "trajectory_error",
 ]

@@ -17,7 +17,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,10 +43,15 @@ class Checkpoints:
     was renamed is not believed. A checkpoint is written under a temporary name, flushed to the disk and renamed, so one that a kill
     interrupted is never seen. The state is stored as host arrays: it can be read with another number of devices. Reading changes
     nothing in the folder.
+
+    Args:
+        folder: where they are.
+        keep: how many of the newest stay.
+        beside: from the steps that stay to further ones that do, such as the best up to each of them.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2):
-        self._folder, self._keep = folder, keep
+    def __init__(self, folder: Path, *, keep: int = 2, beside: Callable[[Sequence[int]], set[int]] = lambda steps: set()):
+        self._folder, self._keep, self._beside = folder, keep, beside
         self._begun: _Writing | None = None
 
     def steps(self) -> list[int]:
@@ -157,8 +162,11 @@ class Checkpoints:
                 sync_folder(self._folder)
             finally:
                 _remove(partial)
-            for old in self.steps()[: -self._keep]:
-                shutil.rmtree(self._folder / str(old))
+            steps = self.steps()
+            stay = self._beside(steps[-self._keep :])
+            for old in steps[: -self._keep]:
+                if old not in stay:
+                    shutil.rmtree(self._folder / str(old))
 
     def restore(self, step: int, like: Pytree) -> Pytree:
         """The state of ``step`` as host arrays; ``like`` has its structure, shapes and dtypes.

@@ -167,6 +167,13 @@ class DataSpec:
             batches = datasets.Dequantised(batches, seed)
         return Prepared(batches, transform=self.transform, cond=self.condition)
 
+    def held_out(self, n: int, seed: int, split: str) -> Prepared:
+        """Random points of another split, up to ``n`` of them, as the first of batches of that many."""
+        arrays = self.load(split)
+        batches = datasets.Batches(arrays, batch_size=min(n, len(arrays)), seed=seed)
+        placed = datasets.Dequantised(batches, seed) if self.dequantise else batches
+        return Prepared(placed, transform=self.transform, cond=self.condition)
+
     def batches(self, batch_size: int, seed: int) -> Prepared | WithPairs:
         """The training batches, as ``scorelab.training.fit`` takes them; pairs are made here."""
         data = self.examples(batch_size, seed)

@@ -15,7 +15,7 @@ import numpy as np
 
 from scorelab import viz
 from scorelab.errors import shown
-from scorelab.experiment import previews
+from scorelab.experiment import held_out, previews
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.describe import describe, spelled
 from scorelab.experiment.diagnose import Diagnose, Diagnostic, read_finding
@@ -57,7 +57,7 @@ def write_report(run: Run, places: Sequence[Workdir], into: Workdir) -> None:
         facts("What this describes", _subject(run, sets)),
         *(part for found in sets for part in (_pictures(experiment, found), _metrics(found), _trajectory(found))),
         _previews(experiment, workdir),
-        _training(workdir),
+        _training(experiment, workdir),
         _learner_diagnostics(workdir),
         *(_finding(workdir, question) for stage in experiment.all(Diagnose) for question in stage.questions),
         facts("Times", times),
@@ -256,7 +256,7 @@ def _previews(experiment: Experiment, workdir: Workdir) -> str:
     return f"<section><h2>On the way</h2>{figure(viz.to_png_bytes(image), caption)}</section>"
 
 
-def _training(workdir: Workdir) -> str:
+def _training(experiment: Experiment, workdir: Workdir) -> str:
     lines = [record for _, record in read_lines(workdir.metrics_log)]
     if not lines:
         return ""
@@ -279,7 +279,30 @@ def _training(workdir: Workdir) -> str:
     if steps:
         shown_steps = ", ".join(map(str, steps[:20])) + (", ..." if len(steps) > 20 else "")
         skipped = f"<p>Batches skipped, since their loss or gradient was not finite: {len(steps)}, at the steps {shown_steps}.</p>"
-    return f'<section><h2>Training</h2>{image}<div class="pair">{others}</div>{skipped}</section>'
+    curve, chosen = _held_out(experiment, workdir, series("loss"))
+    return f'<section><h2>Training</h2>{image}{curve}<div class="pair">{others}</div>{skipped}{chosen}</section>'
+
+
+def _held_out(experiment: Experiment, workdir: Workdir, loss: tuple[list[int], list[float]]) -> tuple[str, str]:
+    """The held-out loss beside that of training, and which checkpoint it chooses; nothing without early stopping."""
+    stage, records = experiment.one(Train), held_out.read(workdir)
+    if stage.early is None or not records:
+        return "", ""
+    best = stage.early.best(records)
+    held = np.array([record.loss for record in records])
+    series = {
+        "training": (np.array(loss[0]), np.array(loss[1], float)),
+        "held out": (np.array([record.step for record in records]), held),
+    }
+    if best is not None:
+        series["best"] = (np.full(2, best.step), np.array([np.nanmin(held), np.nanmax(held)]))
+    drawn = viz.lines(series, reference=("best",), xlabel="step", ylabel="loss", markers=True)
+    image = figure(viz.to_png_bytes(drawn), "Loss of the model that is sampled at held-out points; the dashed line is the best")
+    ended = (
+        f"The training stopped early at step {records[-1].step}. " if stage.early.waited(records) >= stage.early.patience else ""
+    )
+    chosen = "" if best is None else f"The smallest held-out loss is {best.loss:.4g}, at step {best.step}. "
+    return image, f"<p>{ended}{chosen}Stages after the training take the {stage.keep} checkpoint.</p>"
 
 
 def _learner_diagnostics(workdir: Workdir) -> str:

@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -204,12 +205,19 @@ def trained(record: Mapping[str, Any], time: float) -> Row:
     return Row(step=record["step"], values=values, time=time)
 
 
+def held(step: int, loss: float | None, time: float) -> Row:
+    """The row of a held-out loss."""
+    return Row(step=step, values={"held_out/loss": loss if loss is not None and math.isfinite(loss) else None}, time=time)
+
+
 def _rows(workdir: Workdir) -> list[Row]:
     times = {record["step"]: record["time"] for _, record in read_lines(workdir.timings_log)}
     # A window that a signal cut short is made whole when the run goes on.
     cut = (workdir.read_json(workdir.window) or {}).get("step")
     lines = (record for _, record in read_lines(workdir.metrics_log) if record["step"] != cut)
     rows = [trained(record, times.get(record["step"], 0.0)) for record in lines]
+    losses = (record for _, record in read_lines(workdir.held_out_log))
+    rows += [held(record["step"], record["loss"], times.get(record["step"], 0.0)) for record in losses]
     rows += [
         Row(step=record["step"], values=record["values"], time=record["time"]) for _, record in read_lines(workdir.evaluations_log)
     ]

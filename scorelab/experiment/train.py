@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -19,16 +19,17 @@ from scorelab.data import Coupled, Rectified
 from scorelab.data.memory import require_memory
 from scorelab.devices import Spread
 from scorelab.errors import ConfigError, shown
+from scorelab.experiment import held_out
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.checkpoints import Checkpoints, SaveEvery, host_state, size_of
 from scorelab.experiment.console import Console, Tick
 from scorelab.experiment.faults import Signals, Stopped
 from scorelab.experiment.rectify import Rectify
-from scorelab.experiment.sinks import Row, Sink, opened, trained
+from scorelab.experiment.sinks import Row, Sink, held, opened, trained
 from scorelab.experiment.workdir import Workdir, append_line, cut_lines
 from scorelab.files import DamagedFile, write_json
 from scorelab.processes import Bridge
-from scorelab.training import Learner, Memory, Sharding, Window, fit
+from scorelab.training import EarlyStopping, HeldOutLoss, Learner, Memory, Sharding, Watch, Window, fit
 from scorelab.training.loop import SKIPPED, WHOLE
 from scorelab.validation import require_choice, require_int, require_spec
 
@@ -52,6 +53,12 @@ class Train(Stage):
         sharding: how the state lies on the devices (:class:`scorelab.training.Sharding`), whole on each unless it says otherwise.
             Sampling afterwards has it so as well. A run that goes on may have another one.
         sinks: where the metrics go beside ``metrics.jsonl`` (:mod:`scorelab.experiment.sinks`).
+        early: when to end before ``steps``, by the loss of held-out points (:class:`scorelab.training.EarlyStopping`); None for
+            never. Its ``every`` is a multiple of ``checkpoint_every``, so that the best state is a checkpoint, which is kept beside
+            the newest ones. ``held_out.jsonl`` has the losses. A run that has ended early goes on with more ``patience``.
+        held_out: the split of those points. An evaluation on the same split is of points that have chosen the state.
+        keep: the checkpoint that the following stages take, the ``"last"`` one or that with the smallest held-out loss, ``"best"``;
+            of a run without any loss yet, which is shorter than ``early.every``, that is the last one too.
     """
 
     steps: int = 1000
@@ -64,8 +71,12 @@ class Train(Stage):
     skip_nonfinite: int = 0
     rectify: Rectify | None = None
     sharding: Sharding = WHOLE
+    early: EarlyStopping | None = None
+    held_out: str = "test"
+    keep: Literal["last", "best"] = "last"
 
-    may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite", "sharding")
+    # Of ``early``, what changes the losses may not: the run itself looks after that, since they are on record.
+    may_change = ("steps", "keep_checkpoints", "previews", "sinks", "skip_nonfinite", "sharding", "early", "keep")
     on_every_host = True
 
     def __post_init__(self):
@@ -79,9 +90,25 @@ class Train(Stage):
         if self.rectify is not None:
             require_spec(self, Rectify, rectify=self.rectify)
         require_spec(self, Sharding, sharding=self.sharding)
+        require_choice(self, ("last", "best"), keep=self.keep)
+        require_spec(self, str, held_out=self.held_out)
+        if self.early is None and self.keep == "best":
+            raise ValueError("Train.keep = 'best' with early = None: expected an EarlyStopping, whose losses say which is the best")
+        if self.early is not None:
+            self._check_early(self.early)
         kinds = [type(sink) for sink in self.sinks]
         if twice := next((kind for kind in kinds if kinds.count(kind) > 1), None):
             raise ValueError(f"Train.sinks has {twice.__name__} twice: expected each once, since a kind has one place to write to")
+
+    def _check_early(self, early: Any) -> None:
+        require_spec(self, EarlyStopping, early=early)
+        if early.every % self.checkpoint_every:
+            raise ValueError(
+                f"Train.early has every = {early.every}: expected a multiple of Train.checkpoint_every = {self.checkpoint_every}, "
+                "since the best state is a checkpoint"
+            )
+        if self.rectify is not None:
+            raise ValueError("Train.early beside rectify: expected one of them, since each round has pairs of its own")
 
     def check(self, experiment, like):
         """The state and the devices, the scale of the data, the pairs of a teacher, the coupling of an interpolant, the sinks."""
@@ -113,6 +140,16 @@ class Train(Stage):
             )
         if isinstance(joined := coupled(experiment, experiment.data.examples(self.batch_size, experiment.seed)), Coupled):
             joined.at(0)
+        if self.early is not None:
+            splits = experiment.data.dataset.splits
+            if self.held_out == "train" or self.held_out not in splits:
+                others = [name for name in splits if name != "train"]
+                raise ValueError(
+                    f"Train.held_out = {self.held_out!r} for {experiment.data.name}: expected a split that is not trained on, "
+                    f"one of {others}" + ("" if others else ", of which it has none; set Train.early = None")
+                )
+            self.early.loss_of(experiment.learner)
+            watching(experiment, self.early)
 
     def __call__(self, run: Run) -> None:
         """Train up to ``steps``."""
@@ -136,17 +173,26 @@ def train(run: Run) -> Any:
     experiment, workdir, console = run.experiment, run.workdir, run.console
     stage = experiment.one(Train)
     key = experiment.keys()[0]
-    checkpoints = Checkpoints(workdir.checkpoints, keep=stage.keep_checkpoints)
+    losses: list[HeldOutLoss] = []
+    # Each checkpoint that the run may go on from has its best one beside it.
+    kept = lambda steps: held_out.best_steps(stage.early, losses, steps)
+    checkpoints = Checkpoints(workdir.checkpoints, keep=stage.keep_checkpoints, beside=kept)
     like, state, done = state_like(experiment), None, 0
     if (found := _newest_of_first(checkpoints, like, workdir, owned=True)) is not None:
         done, state = found
     if done > stage.steps:
         raise ConfigError(f"{shown(workdir.checkpoints)} is at step {done}, past Train.steps = {stage.steps}")
     log = _Log(stage, workdir, done, experiment.learner.learning_rate())
-    if done == stage.steps:
+    watch = None
+    if stage.early is not None:
+        early, of = stage.early, held_out.digest(experiment, stage.early, stage.held_out)
+        tell = lambda record: log.held_out(record, of, held_out.told(early, losses))
+        watch = watching(experiment, stage.early, held_out.of_first(workdir, of), tell)
+        losses = watch.records
+    if done == stage.steps or (watch is not None and watch.stopped):
         with opened(run, _sinks(stage)):
             pass
-        console.stage("train", f"nothing to do, already at step {done}")
+        console.stage("train", f"nothing to do, already at step {done}{_early_end(watch, done, stage.steps)}")
         return state
     require_space(stage, workdir, size_of(like))
     size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(getattr(like, "params", ())))
@@ -196,8 +242,11 @@ def train(run: Run) -> Any:
                 skip_nonfinite=stage.skip_nonfinite,
                 sharding=stage.sharding,
                 memory=say,
+                early=watch,
             )
             at, say = until, None
+            if watch is not None and watch.stopped:
+                break
             if hosts.signal_of(hosts.exchange(signals.received)) is not None:
                 break
     if (received := hosts.signal_of(hosts.exchange(signals.received))) is not None:
@@ -206,8 +255,32 @@ def train(run: Run) -> Any:
     if not hosts.first():
         return state
     workdir.window.unlink(missing_ok=True)
-    console.stage("train", f"{stage.steps - done} steps in {time.monotonic() - began:.1f} s{log.note}")
+    end = int(state.step)
+    console.stage("train", f"{end - done} steps in {time.monotonic() - began:.1f} s{log.note}{_early_end(watch, end, stage.steps)}")
     return state
+
+
+def watching(
+    experiment: Experiment,
+    early: EarlyStopping,
+    records: Sequence[HeldOutLoss] = (),
+    tell: Callable[[HeldOutLoss], None] | None = None,
+) -> Watch:
+    """The early stopping at work on held-out points of the experiment; errors as those of the data."""
+    split = experiment.one(Train).held_out
+    points = coupled(experiment, experiment.data.held_out(early.n, experiment.seed, split)).at(0)
+    # The best state is a checkpoint.
+    return early.watch(points, records=records, tell=tell, keep_state=False)
+
+
+def _early_end(watch: Watch | None, step: int, steps: int) -> str:
+    """What the console says of the end of a training with held-out points."""
+    if watch is None:
+        return ""
+    if watch.best is None:
+        return f"; no held-out loss yet, Train.early has every = {watch.every}"
+    ended = f"; stopped early, {watch.spec.patience} evaluations without a smaller loss" if watch.stopped and step < steps else ""
+    return f"{ended}; best held-out loss {watch.best.loss:.4g} at step {watch.best.step}"
 
 
 def _chooses(mesh: Spread) -> bool:
@@ -235,7 +308,9 @@ def require_space(stage: Train, workdir: Workdir, size: int) -> None:
 
     One more than are kept: the next is complete before the oldest is removed.
     """
-    kept = min(stage.keep_checkpoints + 1, -(-stage.steps // stage.checkpoint_every) + 1)
+    # With early stopping the best one stays too, and the best one before as long as a run may go on from there.
+    beside = 0 if stage.early is None else 2
+    kept = min(stage.keep_checkpoints + 1 + beside, -(-stage.steps // stage.checkpoint_every) + 1)
     there = len(Checkpoints(workdir.checkpoints).steps())
     needed, free = max(kept - there, 1) * size, shutil.disk_usage(workdir.root).free
     if needed > free:
@@ -254,14 +329,15 @@ class _Log:
 
     def __init__(self, stage: Train, workdir: Workdir, done: int, rate: Callable[[int], float] | None = None):
         if hosts.first():
-            for log in (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log, workdir.skipped_log):
+            logs = (workdir.metrics_log, workdir.timings_log, workdir.diagnostics_log, workdir.skipped_log, workdir.held_out_log)
+            for log in logs:
                 cut_lines(log, done)
         self._every = (stage.log_every, stage.checkpoint_every)
         self._steps, self._workdir, self._rate = stage.steps, workdir, rate
         self._last, self._cut = time.monotonic(), None
         self.tick: Tick = lambda done, note="": None
         self.write: Callable[[Row], None] = lambda row: None
-        self.note = ""
+        self.note = self.beside = ""
         cut = workdir.read_json(workdir.window) if hosts.first() else None
         # It stays until a later one takes its place: the run that goes on may be killed before its first checkpoint.
         if cut is not None and cut["first"] <= done <= cut["step"]:
@@ -298,7 +374,15 @@ class _Log:
         # None where every batch of the window was skipped.
         loss = math.nan if numbers["loss"] is None else numbers["loss"]
         self._last, self.note = now, f", loss {loss:.4g}"
-        self.tick(window.last, f"loss {loss:.4f}" + (f", {len(window.skipped)} skipped" if window.skipped else ""))
+        skipped = f", {len(window.skipped)} skipped" if window.skipped else ""
+        self.tick(window.last, f"loss {loss:.4f}{skipped}{self.beside}")
+
+    def held_out(self, record: HeldOutLoss, of: str, said: str) -> None:
+        """Write a held-out loss, and show it beside the loss."""
+        self.beside = f", {said}"
+        if hosts.first():
+            held_out.write(self._workdir, record, of)
+            self.write(held(record.step, record.loss, time.time()))
 
 
 def joined(first: int, before: Mapping[str, Any], window: Window) -> Window:
@@ -364,20 +448,58 @@ def state_like(experiment: Experiment, batch: Mapping[str, Any] | None = None) -
     return jax.eval_shape(init, jax.random.key(0), batch)
 
 
-def trained_state(experiment: Experiment, workdir: Workdir, *, on_every_host: bool = False) -> tuple[Any, int]:
-    """The state of the newest whole checkpoint, and its step; ConfigError where there is none.
+def trained_state(
+    experiment: Experiment, workdir: Workdir, *, on_every_host: bool = False, keep: Literal["last", "best"] | None = None
+) -> tuple[Any, int]:
+    """The state of the newest whole checkpoint, or of the one with the smallest held-out loss, and its step.
 
     It is on the host, or split over the devices where ``Train.sharding`` splits it and their number allows that. Where all hosts
     ask for it, ``on_every_host``, it is the one that host 0 sees.
+
+    Args:
+        experiment: what was trained.
+        workdir: where.
+        on_every_host: whether all hosts ask.
+        keep: ``"last"`` or ``"best"``; None for ``Train.keep``.
+
+    Raises:
+        ConfigError: there is no checkpoint, or none that held-out losses choose.
+        ValueError: ``keep`` is another word, or ``"best"`` without ``Train.early``.
     """
+    stage = experiment.one(Train)
+    keep = stage.keep if keep is None else keep
+    require_choice("trained_state", ("last", "best"), keep=keep)
     checkpoints = Checkpoints(workdir.checkpoints)
-    newest = _newest_of_first if on_every_host else _newest
-    if (found := newest(checkpoints, state_like(experiment), workdir)) is None:
+    if keep == "best":
+        found = _best(checkpoints, experiment, workdir, on_every_host)
+    else:
+        newest = _newest_of_first if on_every_host else _newest
+        found = newest(checkpoints, state_like(experiment), workdir)
+    if found is None:
         raise ConfigError(f"{shown(workdir.root)} holds no checkpoint: run `scorelab train` first")
     (step, state), (sharding, _) = found, layout_of(experiment)
     # One host of several has not the devices for it.
     alone = hosts.count() > 1 and not on_every_host
     return (state if sharding.whole or alone else sharding.place(state, sharding.mesh())), step
+
+
+def _best(checkpoints: Checkpoints, experiment: Experiment, workdir: Workdir, on_every_host: bool) -> tuple[int, Pytree] | None:
+    """The checkpoint with the smallest held-out loss; None where there is no checkpoint at all."""
+    if (early := experiment.one(Train).early) is None:
+        raise ValueError("trained_state.keep = 'best' with Train.early = None: expected 'last', or an EarlyStopping")
+    step = None
+    if (hosts.first() or not on_every_host) and (steps := checkpoints.steps()):
+        step = held_out.best_step(workdir, early, steps[-1])
+    step = hosts.agreed(step) if on_every_host else step
+    if step is None:
+        return None
+    try:
+        return step, checkpoints.restore(step, state_like(experiment))
+    except (DamagedFile, FileNotFoundError) as error:
+        raise ConfigError(
+            f"the checkpoint of step {step}, which has the smallest held-out loss, is damaged or gone: {error}; set Train.keep = "
+            "'last' for the last state"
+        ) from error
 
 
 def layout_of(experiment: Experiment) -> tuple[Sharding, Spread]:

@@ -85,6 +85,11 @@ class Workdir:
         return self.root / "diagnostics.jsonl"
 
     @property
+    def held_out_log(self) -> Path:
+        """One line for each held-out loss of a training with early stopping."""
+        return self.root / "held_out.jsonl"
+
+    @property
     def skipped_log(self) -> Path:
         """One line for each batch that training skipped, where it may."""
         return self.root / "skipped.jsonl"
@@ -166,7 +171,7 @@ class Workdir:
 
     def _leftover(self, path: Path) -> bool:
         ours = ("config", "specs", "versions", "metrics_log", "timings_log", "diagnostics_log", "samples", "samples_picture")
-        ours = (*ours, "window", "trajectory_picture", "metrics", "report", "evaluations_log", "skipped_log")
+        ours = (*ours, "window", "trajectory_picture", "metrics", "report", "evaluations_log", "skipped_log", "held_out_log")
         names = {getattr(self, attribute).name for attribute in ours} | {"lock"}
         wanted = temporary_of(path)
         return (wanted in names or (wanted is not None and path.parent == self.previews)) and path.is_file()

@@ -1,5 +1,6 @@
 """Training: learners, averages of parameters, the loop, one device and many."""
 
+from scorelab.training.early import EarlyStopping, HeldOutLoss, Watch
 from scorelab.training.ema import (
     EMA,
     Average,
@@ -21,6 +22,8 @@ from scorelab.training.prepare import Prepare, Prepared
 __all__ = [
     "EMA",
     "Average",
+    "EarlyStopping",
+    "HeldOutLoss",
     "Hook",
     "Learner",
     "Memory",
@@ -35,6 +38,7 @@ __all__ = [
     "Sharding",
     "SkippedBatchWarning",
     "Snapshot",
+    "Watch",
     "Window",
     "data_mesh",
     "exponentiated_gradient",

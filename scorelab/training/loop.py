@@ -23,6 +23,7 @@ from scorelab.arrays import Array, Key, Pytree
 from scorelab.models.base import check_condition
 from scorelab.processes.geodesic import Geodesic
 from scorelab.pytrees import is_model_pytree
+from scorelab.training.early import Watch
 from scorelab.training.learner import Learner
 from scorelab.training.memory import Memory, exhausted, measured, ran_out
 from scorelab.training.parallel import Sharding, gathered, laid_out, replicate, replicated, shard_batch
@@ -141,12 +142,13 @@ def fit(
     stop: Callable[[], bool] | None = None,
     skip_nonfinite: int = 0,
     memory: Callable[[Memory], None] | None = None,
+    early: Watch | None = None,
 ) -> Pytree:
     """Train ``learner`` until ``state.step == steps`` and return the state.
 
     Steps are dispatched without waiting for the device, at most ``STEPS_AHEAD`` in advance. Metrics stay on
     the device until a window ends: at every multiple of ``log_every``, at every multiple of a hook's
-    ``every``, and at the last step. Windows thus partition the steps without gaps, and are the same in a run
+    ``every`` or of ``early.every``, and at the last step. Windows thus partition the steps without gaps, and are the same in a run
     resumed from a hook's checkpoint as in one that was never stopped (drop the logged windows with ``last``
     beyond the checkpoint). At the end of a window its metrics are checked, then logged, then the state is checked
     where a hook is due, then the hooks due are called in order.
@@ -178,6 +180,10 @@ def fit(
             They are counted from where ``fit`` begins.
         memory: called once before the first step with the :class:`~scorelab.training.Memory` that a step takes on each device. It
             costs nothing, since the program that is asked is the one that runs.
+        early: an :class:`~scorelab.training.EarlyStopping` at work, ``EarlyStopping(...).watch(held_out)``. It evaluates the state
+            at its multiples of ``every``, before hooks are called, and may make that step the last one. The last state is returned;
+            ``early.best_state`` is the one with the smallest held-out loss. Where it has ended the training before, nothing is
+            done.
 
     Raises:
         NonFiniteLoss: names the exact step; the finite steps before it have been logged. With ``skip_nonfinite`` the first step
@@ -187,7 +193,7 @@ def fit(
         ValueError: a batch that the devices do not divide, a mesh without the axes of ``sharding``, a metric that is not a scalar,
             no metric ``"loss"``.
     """
-    _check(learner, data, steps, log_every, hooks, skip_nonfinite, sharding, memory)
+    _check(learner, data, steps, log_every, hooks, skip_nonfinite, sharding, memory, early)
     devices.require_mesh("fit", mesh)
     start = 0 if state is None else int(state.step)
     if start >= steps:
@@ -198,6 +204,10 @@ def fit(
         mesh = devices.training_mesh(learner, jax.eval_shape(prepare, first), key)
     mesh = sharding.mesh() if mesh is None or isinstance(mesh, str) else mesh
     sharding.check(mesh)
+    if early is not None:
+        early.begin(learner, prepare, mesh, start)
+        if early.stopped:
+            return state
     program = (prepare, mesh, skip_nonfinite > 0, sharding)
     size = lambda: jax.tree.leaves(first)[0].shape[0] * jax.process_count()
     of_step = lambda compiles: measured(update, *like, mesh=mesh, compiles=compiles)
@@ -240,7 +250,8 @@ def fit(
                 raise
             raise too_large(step, error) from error
         due = [hook for hook in hooks if step % hook.every == 0 or last]
-        if due or step % log_every == 0 or last:
+        held_out = early is not None and step % early.every == 0
+        if due or held_out or step % log_every == 0 or last:
             try:
                 window, in_a_row = _finish(pending, step, log, skip_nonfinite, in_a_row)
             except NonFiniteLoss as error:
@@ -256,8 +267,10 @@ def fit(
                 _say_skipped(skipped, window, _cause(learner.model(state), data, skipped, shard))
             if int(state.step) != step:
                 raise ValueError(f"{type(learner).__name__} made step = {state.step} of update {step}: expected {step}")
-            if due or last:
+            if due or held_out or last:
                 _require_finite(learner, step, state)
+            if early is not None and held_out and early(step, state):
+                last, due = True, hooks
             for hook in due:
                 hook(step, state, window)
         if last:
@@ -493,13 +506,15 @@ def _as_is(tree: Pytree) -> Pytree:
     return tree
 
 
-def _check(learner, data, steps, log_every, hooks, skip_nonfinite, sharding, memory) -> None:
+def _check(learner, data, steps, log_every, hooks, skip_nonfinite, sharding, memory, early) -> None:
     require_spec(fit, Learner, learner=learner)
     require_spec(fit, Sharding, sharding=sharding)
     if memory is not None and not callable(memory):
         raise TypeError(f"fit.memory = {memory!r}: expected a function of a Memory, or None")
     require_int(fit, 1, steps=steps, log_every=log_every)
     require_int(fit, 0, skip_nonfinite=skip_nonfinite)
+    if early is not None:
+        require_spec(fit, Watch, early=early)
     if not callable(getattr(data, "at", None)):
         raise TypeError(f"fit.data = {data!r}: expected an object with at(step)")
     for hook in hooks:
