@@ -2,6 +2,9 @@
 
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
 from scorelab.diagnostics.features import Emergence, feature_emergence
+from scorelab.diagnostics.fokker_planck import FokkerPlanckResidual, fokker_planck_residual
+from scorelab.diagnostics.gap import Distance, OdeSdeGap, ode_sde_gap
+from scorelab.diagnostics.gaussian_gap import GaussianGap, gaussian_gap
 from scorelab.diagnostics.trajectories import (
     bounded_along,
     denoised_along,
@@ -11,12 +14,19 @@ from scorelab.diagnostics.trajectories import (
 )
 
 __all__ = [
+    "Distance",
     "Emergence",
     "ExplainedVariance",
+    "FokkerPlanckResidual",
+    "GaussianGap",
+    "OdeSdeGap",
     "bounded_along",
     "denoised_along",
     "explained_variance",
     "feature_emergence",
+    "fokker_planck_residual",
+    "gaussian_gap",
+    "ode_sde_gap",
     "perturbation_sensitivity",
     "planarity",
     "trajectory_error",
