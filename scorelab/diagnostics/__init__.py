@@ -2,6 +2,9 @@
 
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
 from scorelab.diagnostics.features import Emergence, feature_emergence
+from scorelab.diagnostics.fokker_planck import FokkerPlanckResidual, fokker_planck_residual
+from scorelab.diagnostics.gap import Distance, OdeSdeGap, ode_sde_gap
+from scorelab.diagnostics.gaussian_gap import GaussianGap, gaussian_gap
 from scorelab.diagnostics.intrinsic_dimension import (
     DimensionEstimator,
     FlowJacobian,
@@ -22,20 +25,29 @@ from scorelab.diagnostics.trajectories import (
 
 __all__ = [
     "DimensionEstimator",
+    "Distance",
+    "Emergence",
     "Emergence",
     "ExplainedVariance",
+    "ExplainedVariance",
     "FlowJacobian",
+    "FokkerPlanckResidual",
+    "GaussianGap",
     "IntrinsicDimension",
     "KernelPath",
     "NoiseSlope",
+    "OdeSdeGap",
     "ScoreSVD",
     "SymmetricJacobian",
     "bounded_along",
     "denoised_along",
     "explained_variance",
     "feature_emergence",
+    "fokker_planck_residual",
+    "gaussian_gap",
     "intrinsic_dimension",
     "kernel_path",
+    "ode_sde_gap",
     "perturbation_sensitivity",
     "planarity",
     "relu_ntk",

@@ -18,6 +18,7 @@ from scorelab.experiment.evaluate import (
     StatisticEvaluation,
 )
 from scorelab.experiment.faults import Signals
+from scorelab.experiment.fokker_planck import FokkerPlanck, Gap
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.intrinsic_dimension import IntrinsicDimension
 from scorelab.experiment.pairs import Pairs
@@ -46,7 +47,9 @@ __all__ = [
     "ExplainedVariance",
     "FieldEvaluation",
     "Finding",
+    "FokkerPlanck",
     "FromData",
+    "Gap",
     "ImageEvaluation",
     "Inpainting",
     "IntrinsicDimension",

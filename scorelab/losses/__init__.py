@@ -12,6 +12,7 @@ the paper says only with that law (each docstring below names it).
 from scorelab.losses.base import Batch, Loss, PredictionLoss
 from scorelab.losses.conditions import ConditionDropout
 from scorelab.losses.denoising import DenoisingScoreMatching
+from scorelab.losses.fokker_planck import FokkerPlanck
 from scorelab.losses.implicit import ImplicitScoreMatching
 from scorelab.losses.interpolant import InterpolantMatching
 from scorelab.losses.joint import Joint
@@ -52,6 +53,7 @@ __all__ = [
     "DenoisingScoreMatching",
     "EDMWeighting",
     "FlowWeighting",
+    "FokkerPlanck",
     "ImplicitScoreMatching",
     "InterpolantMatching",
     "Joint",

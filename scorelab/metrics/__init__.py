@@ -8,7 +8,7 @@ from scorelab.metrics.frechet import Moments, feature_moments, frechet, frechet_
 from scorelab.metrics.kernel import kid, median_bandwidth, mmd, mmd2_unbiased
 from scorelab.metrics.precision_recall import PrecisionRecall, precision_recall
 from scorelab.metrics.spectrum import PowerSpectrum, power_spectrum, shell_average, spectral_error
-from scorelab.metrics.transport import sinkhorn, sliced_wasserstein, wasserstein_1d
+from scorelab.metrics.transport import sinkhorn, sliced_wasserstein, wasserstein, wasserstein_1d
 from scorelab.metrics.value import MetricValue
 from scorelab.metrics.vendi import hill_number, vendi, vendi_from_kernel, vendi_from_points
 
@@ -50,6 +50,7 @@ __all__ = [
     "vendi",
     "vendi_from_kernel",
     "vendi_from_points",
+    "wasserstein",
     "wasserstein_1d",
     "write_moments",
 ]

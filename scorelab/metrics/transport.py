@@ -1,4 +1,4 @@
-"""Optimal-transport distances: sliced Wasserstein on the host, Sinkhorn divergence through ott-jax."""
+"""Optimal-transport distances: exact and sliced Wasserstein on the host, Sinkhorn divergence through ott-jax."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from scorelab.validation import require_int, require_number, require_positive
 
 # Rows of a cost matrix held at once.
 _BLOCK = 1024
+# Points of an exact assignment, whose time grows with their cube: a minute or so.
+_ASSIGNED = 8192
 
 
 def wasserstein_1d(x: np.ndarray, y: np.ndarray, p: float = 2.0) -> np.ndarray:
@@ -46,6 +48,44 @@ def _gaps(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cuts = np.union1d(np.arange(n + 1) * m, np.arange(m + 1) * n)
     left, width = cuts[:-1], np.diff(cuts) / (n * m)
     return np.abs(np.sort(x, 0)[left // m] - np.sort(y, 0)[left // n]), width
+
+
+def wasserstein(x: np.ndarray, y: np.ndarray, *, p: float = 2.0, features: Features | None = None) -> MetricValue:
+    r""":math:`W_p` of two empirical laws with equally many points, exactly, by the best assignment.
+
+    .. math:: W_p = \Big(\min_\pi\frac1n\sum_i\lVert x_i - y_{\pi(i)}\rVert^p\Big)^{1/p} .
+
+    x, y: ``(n, d)``. Between two sets of one law it is far from zero, of the order :math:`n^{-1/d}` for :math:`d > 2p`: compare it
+    with such a floor. Time grows as :math:`n^3`: two seconds for 2000 points.
+
+    Raises:
+        ValueError: other numbers of points in x and y, or more than 8192.
+
+    Source: Peyre and Cuturi, "Computational optimal transport", 2019, arXiv 1803.00567, proposition 2.1.
+    """
+    if not 1 <= p < math.inf:
+        raise ValueError(f"p={p}: expected a finite number of at least 1")
+    a, b = point_pair(x, y, features, least=1, power=2)
+    if len(a) != len(b) or len(a) > _ASSIGNED:
+        raise ValueError(
+            f"wasserstein: x has {len(a)} points and y {len(b)}: expected equally many, at most {_ASSIGNED}; sliced_wasserstein "
+            "takes others"
+        )
+    # The costs have the rounding of squared norms, the pairs that are chosen have not.
+    paired = a - b[_assigned(a, b, p)] if a.shape[1] > 1 else np.sort(a, 0) - np.sort(b, 0)
+    gap = np.linalg.norm(paired, axis=1)
+    unit = float(gap.max()) or 1.0
+    value = unit * float(np.mean((gap / unit) ** p)) ** (1 / p)
+    return MetricValue(name=f"W{p:g}", value=value, extractor=extractor_id(features), n=len(a), reference_n=len(b))
+
+
+def _assigned(a: np.ndarray, b: np.ndarray, p: float) -> np.ndarray:
+    """The row of b for every row of a."""
+    # SciPy is a dependency of JAX, and takes its time to import.
+    from scipy.optimize import linear_sum_assignment
+
+    squares = squared_distances(a, b)
+    return linear_sum_assignment((squares / (float(squares.max()) or 1.0)) ** (p / 2))[1]
 
 
 def sliced_wasserstein(
