@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +214,8 @@ class _Error:
 
     probes: int
 
-    def __call__(self, model: _Beside, noised: Noised) -> _AtPoint:
+    def __call__(self, model: Model, noised: Noised) -> _AtPoint:
+        model = cast(_Beside, model)
         said = predicted_noise("gauge_residual", model.model, noised)
         exact = predicted_noise("gauge_residual", model.exact, noised._replace(cond=None))
         error, product = pushed(lambda y: said(y) - exact(y), noised.y)

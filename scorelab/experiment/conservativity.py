@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -48,12 +49,10 @@ class Conservativity(ByNoiseLevel):
             sigmas=self.sigmas, asymmetry=found.asymmetry, asymmetry_error=found.asymmetry_error, mean_square=found.mean_square,
             standard_error=found.standard_error,
         )  # fmt: skip
-        shown = dict(xlabel="noise ratio", logx=True)
-        panels = [viz.Panel(series={"asymmetry": (self.sigmas, found.asymmetry)}, ylabel="asymmetry of the Jacobian", **shown)]
+        panel = functools.partial(viz.Panel, xlabel="noise ratio", logx=True)
+        panels = [panel(series={"asymmetry": (self.sigmas, found.asymmetry)}, ylabel="asymmetry of the Jacobian")]
         if self.nodes:
-            values |= dict(
-                loop=found.loop, loop_error=found.loop_error, circulation=found.circulation, quadrature=found.quadrature
-            )  # fmt: skip
+            values |= dict(loop=found.loop, loop_error=found.loop_error, circulation=found.circulation, quadrature=found.quadrature)
             loops = {"loop": (self.sigmas, found.loop), "not resolved below": (self.sigmas, found.quadrature)}
-            panels.append(viz.Panel(series=loops, ylabel="integral round a loop", **shown))
+            panels.append(panel(series=loops, ylabel="integral round a loop"))
         return Finding(values=values, figure=viz.panels(panels, reference=("not resolved below",), height=2.8))

@@ -104,7 +104,7 @@ def test_probes_have_the_exact_norms_for_their_mean():
     for name in ("asymmetry", "jacobian"):
         for estimate in (getattr(one, name), getattr(several, name)):
             error = float(jnp.std(estimate)) / 64
-            assert 0 < error
+            assert error > 0
             assert abs(float(jnp.mean(estimate) - getattr(exact, name)[0])) < 4.5 * error
         # The variance of a mean of three.
         assert float(jnp.var(getattr(several, name)) / jnp.var(getattr(one, name))) == pytest.approx(1 / 3, rel=0.15)
@@ -238,7 +238,8 @@ def test_the_batch_does_not_matter_and_errors_are_those_over_points():
         np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), rtol=1e-4, atol=1e-7)
     assert calls[-1] == (30, 30)
     single = diagnostics.conservativity(model, data[:1], SIGMAS)
-    assert np.isnan(single.asymmetry_error).all() and np.isfinite(single.asymmetry).all()
+    assert np.isnan(single.asymmetry_error).all()
+    assert np.isfinite(single.asymmetry).all()
     # Over independent sets of points the values scatter by the errors that are told: 24 sets, within a factor of 1.5.
     sets = [
         diagnostics.conservativity(model, np.asarray(law.sample(jax.random.key(k), 100)), (1.0,), key=jax.random.key(k))
@@ -253,11 +254,13 @@ def test_the_stage_has_numbers_and_a_figure():
     spec = experiment.DataSpec(dataset=Named(name="eight_gaussians"), labels=False)
     question = experiment.Conservativity(n=16, sigma_min=0.1, sigma_max=5.0, levels=3)
     finding = question(mapped(mixture(), VP, np.eye(2) + turn(2, 0.3)), spec, KEY)
-    assert finding.figure is not None and len(finding.figure.axes) == 2
-    assert np.all(finding.values["asymmetry"] > 0.01) and np.all(finding.values["loop"] > 10 * finding.values["quadrature"])
+    assert len(finding.figure.axes) == 2
+    assert np.all(finding.values["asymmetry"] > 0.01)
+    assert np.all(finding.values["loop"] > 10 * finding.values["quadrature"])
     plain = experiment.Conservativity(n=16, sigma_min=0.1, sigma_max=5.0, levels=3, nodes=0)
     finding = plain(models.ExactModel(mixture(), VP), spec, KEY)
-    assert "loop" not in finding.values and len(finding.figure.axes) == 1
+    assert "loop" not in finding.values
+    assert len(finding.figure.axes) == 1
     np.testing.assert_allclose(finding.values["asymmetry"], 0.0, atol=1e-5)
 
 
@@ -294,7 +297,7 @@ def test_another_kind_of_process_is_refused():
     model = models.ExactModel(densities.Gaussian(np.ones(2), 0.5), bridge)
     with pytest.raises(TypeError, match="expected a LinearGaussian"):
         diagnostics.conservativity(model, np.zeros((3, 2), np.float32), SIGMAS)
-    with pytest.raises(TypeError, match="Conservativity.process = .*expected a LinearGaussian"):
+    with pytest.raises(TypeError, match=r"Conservativity.process = .*expected a LinearGaussian"):
         losses.Conservativity()(model, at_one_point(model, np.zeros(2, np.float32), 0.5, 2))
     with pytest.raises(ValueError, match="keys = None"):
         losses.Conservativity()(
