@@ -166,7 +166,8 @@ def main(record) -> None:
             mean = lambda what: np.mean([what(cell) for cell in cells])
             print(
                 f"{kind:24} {delta:5} A {mean(lambda c: np.mean(c['asymmetry'])):.3f} KL {mean(lambda c: c['kl']):.5f} "
-                f"W2 flow {mean(lambda c: c['w2']['flow']):.4f} SDE {mean(lambda c: c['w2']['SDE']):.4f} floor {mean(lambda c: c['floor']):.4f}"
+                f"W2 flow {mean(lambda c: c['w2']['flow']):.4f} SDE {mean(lambda c: c['w2']['SDE']):.4f} "
+                f"floor {mean(lambda c: c['floor']):.4f}"
             )
     record.write(numbers, claims=claims(numbers), curves=curves(numbers))
 
