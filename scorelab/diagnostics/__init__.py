@@ -1,9 +1,11 @@
 """What a model has learned, beside laws in closed form: explained variance of its score, paths, features, sensitivity."""
 
+from scorelab.diagnostics.conservativity import Conservativity, conservativity
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
 from scorelab.diagnostics.features import Emergence, feature_emergence
 from scorelab.diagnostics.fokker_planck import FokkerPlanckResidual, fokker_planck_residual
 from scorelab.diagnostics.gap import Distance, OdeSdeGap, ode_sde_gap
+from scorelab.diagnostics.gauge import GaugeResidual, Waves, gauge_residual, quadratic
 from scorelab.diagnostics.gaussian_gap import GaussianGap, gaussian_gap
 from scorelab.diagnostics.intrinsic_dimension import (
     DimensionEstimator,
@@ -24,14 +26,18 @@ from scorelab.diagnostics.trajectories import (
 )
 
 __all__ = [
+    "Conservativity",
     "DimensionEstimator",
     "Distance",
     "Emergence",
     "Emergence",
+    "Emergence",
+    "ExplainedVariance",
     "ExplainedVariance",
     "ExplainedVariance",
     "FlowJacobian",
     "FokkerPlanckResidual",
+    "GaugeResidual",
     "GaussianGap",
     "IntrinsicDimension",
     "KernelPath",
@@ -39,17 +45,23 @@ __all__ = [
     "OdeSdeGap",
     "ScoreSVD",
     "SymmetricJacobian",
+    "Waves",
     "bounded_along",
+    "conservativity",
     "denoised_along",
     "explained_variance",
     "feature_emergence",
     "fokker_planck_residual",
+    "gauge_residual",
     "gaussian_gap",
     "intrinsic_dimension",
     "kernel_path",
     "ode_sde_gap",
     "perturbation_sensitivity",
+    "perturbation_sensitivity",
     "planarity",
+    "planarity",
+    "quadratic",
     "relu_ntk",
     "trajectory_error",
 ]

@@ -4,6 +4,7 @@
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.bits import BitsPerDim
 from scorelab.experiment.checks import check
+from scorelab.experiment.conservativity import Conservativity
 from scorelab.experiment.console import Console
 from scorelab.experiment.data import DataSpec, measured_std
 from scorelab.experiment.diagnose import ByNoiseLevel, Diagnose, Diagnostic, ExplainedVariance, Finding
@@ -34,6 +35,7 @@ __all__ = [
     "BitsPerDim",
     "ByNoiseLevel",
     "ConditionError",
+    "Conservativity",
     "Console",
     "DataSpec",
     "DataStart",

@@ -11,6 +11,7 @@ the paper says only with that law (each docstring below names it).
 
 from scorelab.losses.base import Batch, Loss, PredictionLoss
 from scorelab.losses.conditions import ConditionDropout
+from scorelab.losses.conservativity import Conservativity
 from scorelab.losses.denoising import DenoisingScoreMatching
 from scorelab.losses.fokker_planck import FokkerPlanck
 from scorelab.losses.implicit import ImplicitScoreMatching
@@ -50,6 +51,7 @@ __all__ = [
     "ArcsineTimes",
     "Batch",
     "ConditionDropout",
+    "Conservativity",
     "DenoisingScoreMatching",
     "EDMWeighting",
     "FlowWeighting",
