@@ -20,6 +20,7 @@ from scorelab.data.ends import Classes, Encoded, Upsampled, WithBase
 from scorelab.data.files import DataCorrupt, DataNotFound, PublishedFile
 from scorelab.data.own import ArrayFile, ImageFolder, Indexed, Rows
 from scorelab.data.registry import Named, load, names
+from scorelab.data.subset import Subset
 from scorelab.data.transforms import Cells, Identity, Pixels, Positive, Transform
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "RowSource",
     "Rows",
     "StatefulIterator",
+    "Subset",
     "SuperResolution",
     "Transform",
     "Upsampled",

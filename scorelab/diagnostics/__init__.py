@@ -2,6 +2,7 @@
 
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
 from scorelab.diagnostics.features import Emergence, feature_emergence
+from scorelab.diagnostics.memorisation import Memorisation, memorisation
 from scorelab.diagnostics.trajectories import (
     bounded_along,
     denoised_along,
@@ -13,10 +14,12 @@ from scorelab.diagnostics.trajectories import (
 __all__ = [
     "Emergence",
     "ExplainedVariance",
+    "Memorisation",
     "bounded_along",
     "denoised_along",
     "explained_variance",
     "feature_emergence",
+    "memorisation",
     "perturbation_sensitivity",
     "planarity",
     "trajectory_error",

@@ -19,6 +19,7 @@ from scorelab.experiment.evaluate import (
 )
 from scorelab.experiment.faults import Signals
 from scorelab.experiment.inpaint import Inpainting
+from scorelab.experiment.memorisation import Memorisation
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.rectify import Rectify
 from scorelab.experiment.report import Report
@@ -48,6 +49,7 @@ __all__ = [
     "FromData",
     "ImageEvaluation",
     "Inpainting",
+    "Memorisation",
     "Pairs",
     "PointEvaluation",
     "Rectify",
