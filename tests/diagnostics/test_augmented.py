@@ -104,7 +104,8 @@ def law():
 def truth(T, y, alpha, sigma, before=False):
     r""":math:`E[T x_0\mid T(\alpha x_0 + \sigma\epsilon) = y]` and the log-density on the range of ``T``.
 
-    Of white noise where it is added after the transform (``before``). Of ``y (n, d)`` and ``T (n, d, d)``: Gaussian conditioning with the pseudo-inverse, component by component.
+    Of white noise where it is added after the transform (``before``). Of ``y (n, d)`` and ``T (n, d, d)``: Gaussian conditioning
+    with the pseudo-inverse, component by component.
     """
     logs, denoised, across = [], [], lambda of: of[:, None, None] ** 2
     noise = jnp.eye(9) if before else T @ jnp.swapaxes(T, 1, 2)
