@@ -16,6 +16,7 @@ from scorelab.diagnostics.intrinsic_dimension import (
     SymmetricJacobian,
     intrinsic_dimension,
 )
+from scorelab.diagnostics.memorisation import Memorisation, memorisation
 from scorelab.diagnostics.ntk import KernelPath, kernel_path, relu_ntk
 from scorelab.diagnostics.trajectories import (
     bounded_along,
@@ -30,10 +31,6 @@ __all__ = [
     "DimensionEstimator",
     "Distance",
     "Emergence",
-    "Emergence",
-    "Emergence",
-    "ExplainedVariance",
-    "ExplainedVariance",
     "ExplainedVariance",
     "FlowJacobian",
     "FokkerPlanckResidual",
@@ -41,6 +38,7 @@ __all__ = [
     "GaussianGap",
     "IntrinsicDimension",
     "KernelPath",
+    "Memorisation",
     "NoiseSlope",
     "OdeSdeGap",
     "ScoreSVD",
@@ -56,10 +54,9 @@ __all__ = [
     "gaussian_gap",
     "intrinsic_dimension",
     "kernel_path",
+    "memorisation",
     "ode_sde_gap",
     "perturbation_sensitivity",
-    "perturbation_sensitivity",
-    "planarity",
     "planarity",
     "quadratic",
     "relu_ntk",

@@ -22,6 +22,7 @@ from scorelab.experiment.faults import Signals
 from scorelab.experiment.fokker_planck import FokkerPlanck, Gap
 from scorelab.experiment.inpaint import Inpainting
 from scorelab.experiment.intrinsic_dimension import IntrinsicDimension
+from scorelab.experiment.memorisation import Memorisation
 from scorelab.experiment.pairs import Pairs
 from scorelab.experiment.rectify import Rectify
 from scorelab.experiment.report import Report
@@ -55,6 +56,7 @@ __all__ = [
     "ImageEvaluation",
     "Inpainting",
     "IntrinsicDimension",
+    "Memorisation",
     "Pairs",
     "PointEvaluation",
     "Rectify",

@@ -9,6 +9,7 @@ Neither corrects for the other. A weighting that a paper states together with a 
 the paper says only with that law (each docstring below names it).
 """
 
+from scorelab.losses.augmented import ScoreAugmented
 from scorelab.losses.base import Batch, Loss, PredictionLoss
 from scorelab.losses.conditions import ConditionDropout
 from scorelab.losses.conservativity import Conservativity
@@ -33,6 +34,7 @@ from scorelab.losses.times import (
     UniformLogSNRTimes,
     UniformTimes,
 )
+from scorelab.losses.transforms import Brightness, Cutout, Flip, LinearTransform, Rotation, Translation
 from scorelab.losses.weightings import (
     EDMWeighting,
     FlowWeighting,
@@ -50,10 +52,13 @@ from scorelab.losses.weightings import (
 __all__ = [
     "ArcsineTimes",
     "Batch",
+    "Brightness",
     "ConditionDropout",
     "Conservativity",
+    "Cutout",
     "DenoisingScoreMatching",
     "EDMWeighting",
+    "Flip",
     "FlowWeighting",
     "FokkerPlanck",
     "ImplicitScoreMatching",
@@ -61,6 +66,7 @@ __all__ = [
     "Joint",
     "KarrasTimes",
     "LikelihoodWeighting",
+    "LinearTransform",
     "LogNormalTimes",
     "LogitNormalTimes",
     "Loss",
@@ -71,10 +77,13 @@ __all__ = [
     "PredictionLoss",
     "Regularised",
     "Regulariser",
+    "Rotation",
     "SNRWeighting",
+    "ScoreAugmented",
     "SelfConditioned",
     "SigmoidWeighting",
     "Times",
+    "Translation",
     "TruncatedSNR",
     "UniformLogSNRTimes",
     "UniformTimes",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.losses.conditions import ConditionDropout
 from scorelab.models.base import Model, ask, require_model
+from scorelab.models.nets.conditions import Condition
 from scorelab.processes.base import Noised, Process, require_same_process
 from scorelab.pytrees import computed
 
@@ -25,12 +26,14 @@ class Loss(abc.ABC):
         label_dropout: the share of conditions that ``draw`` replaces by the null one.
         null_label: the null condition, None where it replaces none.
         condition_dropout: what it replaces of a condition with members, None for nothing beside labels.
+        coloured: whether it draws points whose noise is not that of the process, at which a term about a law has no meaning.
     """
 
     process: Any
     label_dropout: float = 0.0
     null_label: int | None = None
     condition_dropout: ConditionDropout | None = None
+    coloured: bool = False
 
     @property
     def unconditional(self) -> float:
@@ -51,6 +54,9 @@ class Loss(abc.ABC):
     def evaluate(self, model: Model, noised: Noised) -> tuple[Array, dict[str, Any]]:
         """:meth:`error`, and scalar metrics by name that come with it."""
         return self.error(model, noised), {}
+
+    def check_condition(self, condition: Condition | None) -> None:  # noqa: B027
+        """Raise ``ValueError`` where a network with this condition is not one that it trains."""
 
     def ask(self, model: Model, y: Pytree, t: Array, cond: Pytree = None) -> Any:
         """What ``model`` says of ``y``; ValueError for a model of another process, whose numbers would look right."""
@@ -92,6 +98,15 @@ class LossAround(Loss):
     def condition_dropout(self) -> ConditionDropout | None:
         """That of the other."""
         return self.loss.condition_dropout
+
+    @computed
+    def coloured(self) -> bool:
+        """As the other."""
+        return self.loss.coloured
+
+    def check_condition(self, condition: Condition | None) -> None:
+        """As the other."""
+        self.loss.check_condition(condition)
 
     def draw(self, key: Key, batch: Batch) -> Noised:
         """As the other."""

@@ -39,6 +39,11 @@ class Regularised(LossAround):
 
     def __post_init__(self):
         require_spec(self, Loss, loss=self.loss)
+        if self.loss.coloured:
+            raise ValueError(
+                f"Regularised.loss = {self.loss!r} draws points whose noise is not that of the process: expected another loss, "
+                "or ScoreAugmented with orthogonal transforms or before=True, since terms are asked at these points"
+            )
         object.__setattr__(self, "terms", tuple(tuple(term) for term in self.terms))
         if not self.terms or any(len(term) != 2 or not callable(term[0]) for term in self.terms):
             raise TypeError(f"Regularised.terms = {self.terms!r}: expected pairs of a function (model, noised) and a weight")

@@ -16,6 +16,7 @@ from scorelab.arrays import Array, Key, Pytree
 from scorelab.losses import Batch, ConditionDropout, Loss
 from scorelab.models.base import Model, Trainable, require_model
 from scorelab.models.denoiser import Denoiser
+from scorelab.models.nets.conditions import of_network
 from scorelab.processes.base import require_same_process
 from scorelab.pytrees import computed, partly_static
 from scorelab.training.ema import EMA, Average, average_specs, moved_averages
@@ -134,6 +135,8 @@ class ScoreLearner(Learner):
         require_spec(self, optax.GradientTransformation, optimizer=self.optimizer)
         require_spec(self, Loss, loss=self.loss)
         require_same_process("ScoreLearner", loss=self.loss.process, denoiser=self.denoiser.process)
+        if self.network is not None:
+            self.loss.check_condition(of_network(self.network.net))
         average_specs(self, self.ema)
         if self.clip_norm is not None:
             require_positive(self, clip_norm=self.clip_norm)

@@ -10,12 +10,12 @@ import pytest
 from scorelab import sample
 from scorelab.grids import Karras
 from scorelab.models import Denoiser
-from scorelab.models.nets import MLP, Composite, DiT, Image, Label, Sequence, Transformer, UNet, Vector
+from scorelab.models.nets import MLP, Augmentation, Composite, DiT, Image, Label, Sequence, Transformer, UNet, Vector
 from scorelab.processes import Gaussian
 from scorelab.schedules import EDM
 from scorelab.solvers import DDIM
 
-ALL = Composite(label=Label(3), vector=Vector(2), image=Image(1), tokens=Sequence(3, length=2))
+ALL = Composite(label=Label(3), vector=Vector(2), altered=Augmentation(2), image=Image(1), tokens=Sequence(3, length=2))
 # The same beside sequences and volumes.
 LINE, VOLUME = (
     Composite(label=Label(3), vector=Vector(2), image=Image(1, axes=axes), tokens=Sequence(3, length=2)) for axes in (1, 3)
@@ -147,6 +147,15 @@ def test_gradients_are_finite_with_null_rows_and_reach_every_parameter(net, even
         assert np.any(leaf), path
 
 
+def test_zeros_are_no_augmentation():
+    net, event = UNETS.clone(condition=ALL), (8, 4, 2)
+    (x, c), params, cond = points(event), parameters(net, event), given(net.condition, event)
+    zeros, null = ({**cond, "altered": np.full((N, 2), value, np.float32)} for value in (0.0, np.nan))
+    of_zeros, of_null, of_none = (apply(net, params, x, c, value) for value in (zeros, null, {**cond, "altered": None}))
+    np.testing.assert_array_equal(of_zeros, of_null)
+    np.testing.assert_array_equal(of_zeros, of_none)
+
+
 def test_label_is_num_classes_with_the_same_parameters():
     for net, event in ((MLPS, (4, 3)), (UNETS, (8, 4, 2)), (DITS, (8, 12, 1))):
         short, long = net.clone(num_classes=3), net.clone(condition=Label(3))
@@ -177,8 +186,8 @@ CASES = [
         np.zeros((N, 4, 4, 2), np.float32),
         r"cond has shape \(4, 4, 4, 2\) for 4 examples: expected floating point numbers",
     ),
-    (ALL, np.zeros(N, np.int32), r"cond is int\d+ of shape \(4,\): expected a dict with the names \['image', 'label'"),
-    (ALL, {"labels": np.zeros(N, np.int32)}, r"cond has the name 'labels': expected \['image', 'label'"),
+    (ALL, np.zeros(N, np.int32), r"cond is int\d+ of shape \(4,\): expected a dict with the names \['altered', 'image', 'label'"),
+    (ALL, {"labels": np.zeros(N, np.int32)}, r"cond has the name 'labels': expected \['altered', 'image', 'label'"),
     (ALL, {"tokens": np.zeros((N, 3, 3), np.float32)}, r'cond\["tokens"\] has shape \(4, 3, 3\) for 4 examples'),
     (ALL, {"image": np.full((N, 4, 4, 1), np.inf, np.float32)}, r'cond\["image"\] has 4 rows of 4 that are not finite'),
 ]

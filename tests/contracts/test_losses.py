@@ -1,6 +1,6 @@
 """What every loss promises: at the truth its gradient is zero, and elsewhere it is not; a new one adds a row."""
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,8 @@ LOSSES = {
     "implicit, probes": losses.ImplicitScoreMatching(EDM, probes=2, times=losses.LogNormalTimes()),
     "implicit, reverse mode": losses.ImplicitScoreMatching(VP, reverse=True),
     "regularised": losses.Regularised(losses.DenoisingScoreMatching(EDM), ((lambda model, noised: jnp.zeros(len(noised.y)), 2.0),)),
+    "augmented": losses.ScoreAugmented(losses.DenoisingScoreMatching(EDM), (losses.Brightness(3.0),), identity=0.2),
+    "augmented before": losses.ScoreAugmented(losses.DenoisingScoreMatching(VP), (losses.Brightness(3.0),), before=True),
     "self-conditioned": losses.SelfConditioned(losses.DenoisingScoreMatching(EDM)),
     "multiplicative denoising": losses.MultiplicativeDenoisingScoreMatching(GBM),
     "multiplicative explicit": losses.MultiplicativeExplicitScoreMatching(GBM, LAW),
@@ -74,8 +76,30 @@ class Seeing(models.Wraps, models.SeesEstimate):
         return models.ask(self.model, y, t, cond)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Scaled(models.Wraps):
+    """The exact model of data that are multiplied by a known factor, with the noise or before it is added."""
+
+    model: models.ExactModel
+    before: bool = field(metadata={"static": True})
+
+    def __call__(self, y, t, cond=None):
+        factor = 3.0 ** cond["augmentation"]
+        law = self.model.law
+        if self.before:
+            mean, variance = factor * law.mean, factor**2 * jnp.diagonal(law.covariance())
+            alpha, sigma = (of(t)[:, None] for of in (self.process.alpha, self.process.sigma))
+            denoised = mean + alpha * variance / (alpha**2 * variance + sigma**2) * (y - alpha * mean)
+        else:
+            denoised = factor * models.ask(self.model, y / factor, t).denoised
+        return self.process.predict(y, t, denoised=denoised)
+
+
 def learned(parameters, loss):
     exact = model(parameters, loss.process)
+    if isinstance(loss, losses.ScoreAugmented):
+        return Scaled(exact, loss.before)
     return Seeing(exact) if isinstance(loss, losses.SelfConditioned) else exact
 
 
@@ -157,6 +181,7 @@ MEMBERS = losses.DenoisingScoreMatching(
 AROUND = {
     losses.Regularised: lambda loss: losses.Regularised(loss, ((lambda model, noised: noised.t, 1.0),)),
     losses.SelfConditioned: losses.SelfConditioned,
+    losses.ScoreAugmented: lambda loss: losses.ScoreAugmented(loss, (losses.Brightness(),), member=None),
 }
 
 

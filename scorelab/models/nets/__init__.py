@@ -1,6 +1,6 @@
 """Networks: flax linen modules called as ``net(x, c_noise, cond=None, *, estimate=None, train=False)``."""
 
-from scorelab.models.nets.conditions import Composite, Condition, Image, Label, Member, Numbers, Sequence, Vector
+from scorelab.models.nets.conditions import Augmentation, Composite, Condition, Image, Label, Member, Numbers, Sequence, Vector
 from scorelab.models.nets.dit import DiT
 from scorelab.models.nets.layers import Conv, GroupNorm
 from scorelab.models.nets.mlp import MLP
@@ -9,6 +9,7 @@ from scorelab.models.nets.unet import UNet
 
 __all__ = [
     "MLP",
+    "Augmentation",
     "Composite",
     "Condition",
     "Conv",

@@ -246,6 +246,22 @@ class Vector(Numbers):
 
 
 @dataclass(frozen=True)
+class Augmentation(Vector):
+    """What was done to the data that a network is shown: numbers ``(batch, size)``, zeros for nothing.
+
+    "Not given" means nothing as well: None, a null row and zeros are one to the network, bit by bit. So whoever samples without it
+    asks for the data as they are (:class:`scorelab.losses.ScoreAugmented`).
+
+    Attributes:
+        size: how many numbers.
+    """
+
+    def embed(self, layer: str, value: Array, width: int, dtype: str) -> jax.Array:
+        """Their embedding, ``(rows, width)``, of a null row that of zeros."""
+        return _Augmentation(width, dtype, name=layer)(value)
+
+
+@dataclass(frozen=True)
 class Image(Numbers):
     """An image ``(batch, height, width, channels)`` beside the input: its channels are added to those of the noised one.
 
@@ -465,6 +481,20 @@ class _Vector(nn.Module):
         h = Dense(self.width, dtype=self.dtype, name="out")(h)
         null = self.param("null", nn.initializers.normal(1.0), (self.width,), jnp.float32)
         return jnp.where(missing, null, h.astype(jnp.float32)).astype(h.dtype)
+
+
+class _Augmentation(nn.Module):
+    """``W_2 (silu(W_1 v) - silu(W_1 0))``, whose difference is 0 without rounding for zeros and for none."""
+
+    width: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, value: Array) -> jax.Array:
+        _, value = _split(value)
+        hidden = Dense(self.width, dtype=self.dtype, name="hidden")
+        h = nn.silu(hidden(value.astype(self.dtype))) - nn.silu(hidden(jnp.zeros((1, value.shape[-1]), self.dtype)))
+        return Dense(self.width, dtype=self.dtype, name="out")(h)
 
 
 class _Image(nn.Module):
