@@ -1,4 +1,4 @@
-"""Parts of the networks: convolutions with a backward pass for loops, GroupNorm, forward times, and times in bfloat16."""
+"""Parts of the networks: convolutions with a backward pass for loops, GroupNorm, forward times, bfloat16, energies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from benchmarks.common import NETS, Row, in_turns, interleaved, perturbed
+import scorelab as sl
+from benchmarks.common import EDM, NETS, Row, denoiser, drawn, in_turns, interleaved, perturbed
 from scorelab.models.nets import MLP, DiT, GroupNorm, UNet
 
 
@@ -96,4 +97,34 @@ def bfloat16(rounds: int, quick: bool) -> Iterator[Row]:
             yield from in_turns(functions, rounds, base="float32", case=f"{label} in {{}}: {name}, batch {batch}")
 
 
-PARTS = {"forward": forward, "norms": norms, "loops": loops, "bfloat16": bfloat16}
+def energy(rounds: int, quick: bool) -> Iterator[Row]:
+    """A sampling step and a training step of an energy over those of the denoiser with the same network and parameters."""
+    loss = sl.losses.DenoisingScoreMatching(EDM)
+    for name, (net, event, batch, steps) in NETS.items():
+        free = denoiser(net, event)
+        models = {"denoiser": free, "energy": sl.models.Energy(net=net, process=EDM, data_std=0.5).bind(free.params)}
+        case = f"{{}}: {name}, batch {batch}"
+        walks = {
+            kind: drawn(model, (batch, *event), sl.solvers.DDIM(), sl.grids.Karras(min(steps, 4) if quick else steps))
+            for kind, model in models.items()
+        }
+        yield from in_turns(walks, rounds, base="denoiser", goal=3.2, case=f"sampling step of an {case}")
+
+        def step(spec):
+            def update(params, key, x):
+                noised = loss.draw(key, {"x": x})
+                mean = lambda p: jnp.mean(loss.error(spec.bind(p, dropout=key), noised))
+                return jax.tree.map(lambda p, g: p - 1e-3 * g, params, jax.grad(mean)(params))
+
+            compiled, x = jax.jit(update), jax.random.normal(jax.random.key(2), (batch, *event))
+            return lambda: compiled(free.params, jax.random.key(1), x)
+
+        yield from in_turns(
+            {kind: step(model.denoiser) for kind, model in models.items()},
+            max(rounds // 2, 3),
+            base="denoiser",
+            case=f"training step of an {case}",
+        )
+
+
+PARTS = {"forward": forward, "norms": norms, "loops": loops, "bfloat16": bfloat16, "energy": energy}

@@ -59,7 +59,8 @@ class Product(KnowsDensity):
                     f"Product.models[{i}] is {model_name(model)}, which does not know its density: expected an exact law or an "
                     "energy; scores alone are joined by fk.Composition"
                 )
-            require_numbers(self, **{f"powers[{i}]": power})
+            named: dict[str, Any] = {f"powers[{i}]": power}
+            require_numbers(self, **named)
         require_spec(self, LinearGaussian, process=self.process)
         require_same_process("Product", **{f"models[{i}]": model.process for i, model in enumerate(self.models)})
 

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from scorelab.arrays import Array, BatchTime, Coefficient, Key, Time, per_example
 from scorelab.processes.base import Noised, Process, Start
 from scorelab.processes.charts import Chart, Identity
-from scorelab.processes.predictions import HasDenoised, HasNoise, HasScore, HasVelocity
+from scorelab.processes.predictions import HasDenoised, HasLogProb, HasNoise, HasScore, HasVelocity
 from scorelab.pytrees import computed
 from scorelab.randomness import per_example_normal
 from scorelab.schedules import GaussianSchedule, namespace
@@ -180,6 +180,10 @@ class LinearGaussian(Process):
         if jnp.shape(prediction.t) not in ((), y.shape[:1]):
             raise ValueError(
                 f"{name}: t has shape {jnp.shape(prediction.t)} for y of shape {y.shape}: expected () or {y.shape[:1]}"
+            )
+        if isinstance(prediction, HasLogProb) and jnp.shape(prediction.log_prob) != y.shape[:1]:
+            raise ValueError(
+                f"{name}: log_prob has shape {jnp.shape(prediction.log_prob)} for y of shape {y.shape}: expected {y.shape[:1]}"
             )
         denoised, eps = (jnp.asarray(value).astype(y.dtype) for value in (prediction.denoised, prediction.eps))
         return dataclasses.replace(prediction, denoised=denoised, eps=eps, t=jnp.asarray(prediction.t, y.dtype))

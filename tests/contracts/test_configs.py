@@ -49,6 +49,7 @@ TRAINED = [
     "paper/2502.15681/digits_dmd.gin",
     "paper/2502.15681/digits_sid.gin",
     "paper/2510.02730/annealed/kmnist_dale.gin",
+    "toys/energy.gin",
     "toys/synaptic_weights.gin",
 ]
 # The update of a network at full size: each learner, loss, student and network. A distillation is trained at full size above.

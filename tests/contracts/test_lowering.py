@@ -240,6 +240,10 @@ LEARNERS = {
         NET, losses.DenoisingScoreMatching(VP), optax.MultiSteps(ADAM, 2).gradient_transformation(),
         ema=(training.EMA(), training.PowerEMA()),
     ),
+    "score, energy": lambda key: training.ScoreLearner(
+        models.Energy(net=nets.MLP(width=8, depth=1, embed=8, dropout=0.1), process=VP, data_std=1.0),
+        losses.DenoisingScoreMatching(VP), ADAM,
+    ),
     "progressive": lambda key: training.ScoreLearner(
         NET, distill.ProgressiveDistillation(VP, teacher=teacher(key), grid=grids.Uniform(4, t_max=0.99)), ADAM
     ),

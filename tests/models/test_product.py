@@ -1,5 +1,7 @@
 """Products of powers: closed forms of normal laws, guidance with a density, and what they are not."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,16 @@ def test_it_is_finite_where_alpha_is_zero():
 FREE = Denoiser(net=Waves(), process=VP)
 
 
+class Column(KnowsDensity):
+    """A model whose log-density would broadcast against that of others."""
+
+    process = VP
+
+    def __call__(self, y, t, cond=None):
+        prediction = ask(exact(VP), y, t)
+        return dataclasses.replace(prediction, log_prob=prediction.log_prob[:, None])
+
+
 @pytest.mark.parametrize(
     ("act", "error", "match"),
     [
@@ -148,6 +160,10 @@ FREE = Denoiser(net=Waves(), process=VP)
             lambda: Product(models=(exact(VP), RewardGradient(model=exact(VP), reward=lambda x: x[:, 0])), powers=(1.0, 1.0)),
             TypeError, r"Product\.models\[1\] is RewardGradient",
         ),
+        (
+            lambda: Product(models=(exact(VP), Column()), powers=(1.0, 1.0))(jnp.ones((4, 2)), 0.5), ValueError,
+            r"Column: log_prob has shape \(4, 1\) for y of shape \(4, 2\): expected \(4,\)",
+        ),
         (lambda: Product(models=(jnp.sin,), powers=(1.0,)), TypeError, r"Product\.models\[0\] = .*: expected a model"),
         (
             lambda: Product(
@@ -156,7 +172,7 @@ FREE = Denoiser(net=Waves(), process=VP)
             TypeError, r"(?s)Product\.process = .*: expected a LinearGaussian",
         ),
     ],
-    ids=["none", "count", "models", "powers", "nan", "field", "processes", "guided", "function", "interpolant"],
+    ids=["none", "count", "models", "powers", "nan", "field", "processes", "guided", "column", "function", "interpolant"],
 )  # fmt: skip
 def test_what_is_no_product_is_named(act, error, match):
     with pytest.raises(error, match=match):
