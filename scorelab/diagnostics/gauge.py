@@ -251,6 +251,13 @@ def _projected(potentials: Potentials, y: np.ndarray, error: np.ndarray, truth: 
     """The projection of ``error`` ``(n, d)`` on the gradients of the potentials, and the gauge residual ``(n,)`` of that."""
     scale = max(float(y.std(axis=0).max()), np.finfo(np.float64).tiny)
     gradients, laplacians = (np.asarray(v, np.float64) for v in _derivatives((y - y.mean(axis=0)) / scale, potentials=potentials))
+    if bad := np.count_nonzero(~np.isfinite(gradients)) + np.count_nonzero(~np.isfinite(laplacians)):
+        raise ValueError(
+            f"gauge_residual.potentials have {bad} derivatives that are not finite: expected none at the noised points"
+        )
+    if not np.all(np.isfinite(error)):
+        # A model that says nothing finite is told by all numbers alike.
+        return np.full_like(error, np.nan), np.full(len(error), np.nan)
     rows = np.moveaxis(gradients, 1, 2).reshape(-1, gradients.shape[1])
     # Potentials have any size; least squares are to see none of it.
     norms = np.linalg.norm(rows, axis=0)

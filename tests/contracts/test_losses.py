@@ -44,6 +44,7 @@ LOSSES = {
     "regularised": losses.Regularised(losses.DenoisingScoreMatching(EDM), ((lambda model, noised: jnp.zeros(len(noised.y)), 2.0),)),
     "augmented": losses.ScoreAugmented(losses.DenoisingScoreMatching(EDM), (losses.Brightness(3.0),), identity=0.2),
     "augmented before": losses.ScoreAugmented(losses.DenoisingScoreMatching(VP), (losses.Brightness(3.0),), before=True),
+    "regularised, conservativity": losses.Regularised(losses.DenoisingScoreMatching(VP), ((losses.Conservativity(), 1.0),)),
     "self-conditioned": losses.SelfConditioned(losses.DenoisingScoreMatching(EDM)),
     "multiplicative denoising": losses.MultiplicativeDenoisingScoreMatching(GBM),
     "multiplicative explicit": losses.MultiplicativeExplicitScoreMatching(GBM, LAW),

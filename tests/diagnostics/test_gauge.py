@@ -191,6 +191,12 @@ def test_a_law_in_data_space_is_taken_to_the_chart():
     )
 
 
+def test_a_model_that_is_not_finite_is_told_as_such():
+    broken = models.FunctionModel(lambda y, t, cond: y * np.nan, VP, returns="eps")
+    found = diagnostics.gauge_residual(broken, mixture(), np.zeros((9, 2), np.float32), (1.0,))
+    assert np.isnan([found.mean_square, found.error, found.gradient, found.remainder, found.remainder_residual]).all()
+
+
 def of(**options):
     given = dict(law=mixture(), data=np.zeros((9, 2), np.float32), sigmas=SIGMAS) | options
     model = given.pop("model", models.ExactModel(mixture(), VP))
@@ -207,6 +213,7 @@ def of(**options):
         (of(data=np.zeros((4, 2), np.float32)), "gauge_residual.potentials are 5 for 4 points"),
         (of(potentials=3), "gauge_residual.potentials = 3: expected a function"),
         (of(potentials=lambda z: z[:, 0]), r"gauge_residual.potentials returned shape \(3,\)"),
+        (of(potentials=lambda z: z * np.nan), "gauge_residual.potentials have .* derivatives that are not finite"),
         (of(sigmas=(-1.0,)), "gauge_residual.sigmas has the value -1"),
         (of(model=abs), "expected a model, which knows its process"),
         (lambda: diagnostics.Waves(count=0), "Waves.count = 0: expected an integer >= 1"),
