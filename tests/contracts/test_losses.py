@@ -42,6 +42,9 @@ LOSSES = {
     "implicit, probes": losses.ImplicitScoreMatching(EDM, probes=2, times=losses.LogNormalTimes()),
     "implicit, reverse mode": losses.ImplicitScoreMatching(VP, reverse=True),
     "regularised": losses.Regularised(losses.DenoisingScoreMatching(EDM), ((lambda model, noised: jnp.zeros(len(noised.y)), 2.0),)),
+    "regularised, Fokker-Planck": losses.Regularised(
+        losses.DenoisingScoreMatching(EDM, times=losses.LogNormalTimes(mean=0.0)), ((losses.FokkerPlanck(), 0.5),)
+    ),
     "self-conditioned": losses.SelfConditioned(losses.DenoisingScoreMatching(EDM)),
     "multiplicative denoising": losses.MultiplicativeDenoisingScoreMatching(GBM),
     "multiplicative explicit": losses.MultiplicativeExplicitScoreMatching(GBM, LAW),
