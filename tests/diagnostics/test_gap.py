@@ -224,6 +224,7 @@ def test_a_metric_of_ones_own():
     [
         (dict(data=np.zeros((100, 2))), "data has shape .100, 2.: expected .200 or more, 2., 4 sets of 50 points"),
         (dict(data=np.full((200, 2), np.nan)), "values that are not finite"),
+        (dict(shape=5, data=np.zeros((200, 2))), "shape"),
         (dict(sets=1), "sets = 1: expected an integer >= 2"),
         (dict(metric="w2"), "metric = 'w2': expected one of 'exact', 'sliced'"),
         (dict(ode=solvers.DPMSolverPP(eta=1.0)), "ode = .*expected a solver without noise"),
