@@ -22,6 +22,7 @@ from scorelab.sampling import sample
 from scorelab.solvers import DPMSolverPP, Heun
 from scorelab.solvers.base import Solver
 from scorelab.validation import require_choice, require_int, require_spec
+from scorelab.walk import check_shape
 
 Metric = Literal["exact", "sliced"] | Callable[[np.ndarray, np.ndarray], float]
 # Its directions do not depend on the key, so that values of models are compared along the same ones.
@@ -125,6 +126,7 @@ def ode_sde_gap(
     require_int(where, 2, sets=sets)
     if not callable(metric):
         require_choice(where, ("exact", "sliced"), metric=metric)
+    check_shape(shape)
     points = None if data is None else _sets_of(data, sets, shape)
 
     found: dict[str, list[np.ndarray]] = {"ode": [], "sde": []}

@@ -94,7 +94,8 @@ class Gap(Diagnostic):
             model, grid=self.grid, key=key, shape=shape, data=x, cond=cond, sets=self.sets, metric=self.metric
         )
         values = {}
-        for name, distance in (("gap", found.gap), ("ode", found.ode), ("sde", found.sde)):
+        for name in ("gap", "ode", "sde"):
+            distance: diagnostics.Distance = getattr(found, name)
             values |= {name: distance.value, f"{name}_error": distance.standard_error, f"{name}_floor": distance.floor}
         figure = None
         if arrays.event_shape == (2,):

@@ -72,8 +72,8 @@ class FokkerPlanck:
     different noise levels compare, and a model that is written for another process has the same. The mean of the second (with
     ``constant="free"``) is at most that of the first, by the inequality of Poincare.
 
-    Zero says that the model's laws at all noise levels belong together, so that the probability flow and the reverse SDE have the
-    same marginals. It does not say that they are the data's: the exact scores of another law have the residual zero.
+    Zero says that the model's laws at all noise levels belong together, so that the probability flow and the reverse SDE that begin
+    in them have the same marginals. It does not say that these are the data's: the exact scores of another law have it too.
 
     The change along the drift holds for fields that are no gradients too, as the equation in ``z``; the form
     :math:`\nabla(\mu\cdot s)` of other works differs from it by :math:`(J^\top - J)\mu` there, and depends on the process.

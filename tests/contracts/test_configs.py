@@ -61,6 +61,7 @@ UPDATED = [
     "paper/2502.15681/cifar10_edm.gin",
     "paper/2502.15681/mnist_teacher.gin",
     "paper/2303.08797/rings.gin",
+    "paper/2311.15996/eight_gaussians.gin",
     "paper/2510.02730/digits.gin",
     "shapes/gaussian_process.gin",
 ]

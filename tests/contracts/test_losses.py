@@ -45,6 +45,9 @@ LOSSES = {
     "augmented": losses.ScoreAugmented(losses.DenoisingScoreMatching(EDM), (losses.Brightness(3.0),), identity=0.2),
     "augmented before": losses.ScoreAugmented(losses.DenoisingScoreMatching(VP), (losses.Brightness(3.0),), before=True),
     "regularised, conservativity": losses.Regularised(losses.DenoisingScoreMatching(VP), ((losses.Conservativity(), 1.0),)),
+    "regularised, Fokker-Planck": losses.Regularised(
+        losses.DenoisingScoreMatching(EDM, times=losses.LogNormalTimes(mean=0.0)), ((losses.FokkerPlanck(), 0.5),)
+    ),
     "self-conditioned": losses.SelfConditioned(losses.DenoisingScoreMatching(EDM)),
     "multiplicative denoising": losses.MultiplicativeDenoisingScoreMatching(GBM),
     "multiplicative explicit": losses.MultiplicativeExplicitScoreMatching(GBM, LAW),

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from scorelab import densities, losses, models, processes, schedules
+from scorelab import config, data, densities, experiment, grids, losses, models, processes, schedules
 from scorelab.arrays import per_example
 from scorelab.diagnostics import fokker_planck_residual
 from scorelab.diagnostics.levels import by_level
@@ -266,6 +266,37 @@ def test_the_diagnostic_is_the_mean_of_the_regulariser():
     np.testing.assert_allclose(found.mean_square, values.mean(1), rtol=1e-12)
     np.testing.assert_allclose(found.standard_error, values.std(1, ddof=1) / np.sqrt(40), rtol=1e-12)
     np.testing.assert_allclose(found.root_mean_square**2, found.mean_square, rtol=1e-12)
+
+
+# In an experiment ----------------------------------------------------------------------------------------------
+SPEC = experiment.DataSpec(dataset=data.Named(name="rings", n=256))
+
+
+def test_the_stages_say_what_the_functions_do():
+    model, key = models.ExactModel(densities.Rings(), EDM), jax.random.key(0)
+    asked = experiment.FokkerPlanck(n=16, levels=3, sigma_min=0.1, sigma_max=10.0)
+    found = asked(model, SPEC, key)
+    x = SPEC.load().x[np.linspace(0, 255, 16).round().astype(int)]
+    np.testing.assert_array_equal(found.values["mean_square"], fokker_planck_residual(model, x, asked.sigmas, key=key).mean_square)
+    assert found.figure is not None
+    found = experiment.Gap(n=60, sets=3, grid=grids.Karras(12))(model, SPEC, key)
+    assert {"gap", "gap_error", "gap_floor", "ode", "sde", "sde_floor"} <= set(found.values)
+    assert found.values["gap"] < 2 * found.values["gap_floor"]
+    assert found.figure is not None
+
+
+def test_what_the_stages_refuse_before_the_training():
+    experiment_of = config.load("paper/2311.15996/eight_gaussians.gin").experiment
+    for asked in experiment_of.one(experiment.Diagnose).questions:
+        asked.check(experiment_of)
+    with pytest.raises(ValueError, match=r"Gap\.n = 20000 in 4 sets: expected at most 50000 points in all"):
+        experiment.Gap(n=20_000, grid=grids.Karras(12)).check(experiment_of)
+    with pytest.raises(ValueError, match=r"FokkerPlanck\.sigma_max = 500\.0: expected"):
+        experiment.FokkerPlanck(sigma_max=500.0).check(experiment_of)
+    with pytest.raises(TypeError, match="residual = 3: expected a FokkerPlanck"):
+        experiment.FokkerPlanck(residual=3)
+    with pytest.raises(ValueError, match="metric = 'w2'"):
+        experiment.Gap(metric="w2")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The gap between flow and SDE: closed forms of the Gaussian case, the bound by the residual, and samples."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,7 +136,8 @@ def test_the_bound_holds_for_a_law_that_is_not_gaussian():
         return np.exp(-((z - means) ** 2) / (2 * (spread + w))).sum(0) / np.sqrt(8 * np.pi * (spread + w))
 
     def score(w):
-        weights = np.exp(-((z - means) ** 2) / (2 * (spread + w)))
+        powers = -((z - means) ** 2) / (2 * (spread + w))
+        weights = np.exp(powers - powers.max(0))
         exact = -((z - means) * weights).sum(0) / (weights.sum(0) * (spread + w))
         return exact + 0.3 * np.exp(-w) * np.sin(2 * z) * np.exp(-((z / 4) ** 2))
 
@@ -206,6 +209,9 @@ def test_a_metric_of_ones_own():
     expected = [abs(a.mean() - b.mean()) for a, b in zip(x["ode"], x["sde"], strict=True)]
     assert means.gap.value == pytest.approx(np.mean(expected), rel=1e-5)
     assert means.gap.standard_error == pytest.approx(np.std(expected, ddof=1) / np.sqrt(3), rel=1e-5)
+    within = [abs(a.mean() - b.mean()) for parts in x.values() for a, b in itertools.pairwise(parts)]
+    assert means.gap.floor == pytest.approx(np.sqrt(np.mean(np.square(within))), rel=1e-5)
+    assert means.gap.above == pytest.approx(np.sqrt(max(means.gap.value**2 - means.gap.floor**2, 0)))
     assert means.ode is None
     sliced = ode_sde_gap(models.ExactModel(law, OU), **options, metric="sliced")
     assert 0 < sliced.gap.value < 1
@@ -218,6 +224,7 @@ def test_a_metric_of_ones_own():
     [
         (dict(data=np.zeros((100, 2))), "data has shape .100, 2.: expected .200 or more, 2., 4 sets of 50 points"),
         (dict(data=np.full((200, 2), np.nan)), "values that are not finite"),
+        (dict(shape=5, data=np.zeros((200, 2))), "shape"),
         (dict(sets=1), "sets = 1: expected an integer >= 2"),
         (dict(metric="w2"), "metric = 'w2': expected one of 'exact', 'sliced'"),
         (dict(ode=solvers.DPMSolverPP(eta=1.0)), "ode = .*expected a solver without noise"),
