@@ -59,7 +59,7 @@ class EarlyStopping:
             one with the smallest loss, whatever ``min_delta`` is.
         n: held-out points at most, the first ones.
         draws: times and noises of each point.
-        batch: points evaluated at once.
+        batch: points evaluated at once; the draw depends on it.
         loss: another loss than that of the learner, such as one without a regulariser; needed for a learner without one.
         seed: of times and noise.
     """

@@ -244,20 +244,21 @@ def everything():
     from scorelab import fk, sample
     from scorelab.arrays import on_host
     from scorelab.experiment.checkpoints import host_state
-    from scorelab.losses import DenoisingScoreMatching
     from scorelab.training import EarlyStopping, data_mesh, fit
     from tests.distill.test_fdistill import KEY, Points, networks
     from tests.fk.chains import BASE, GRID, MODEL, SCALE, reward
+    from tests.training import small
 
     mesh = data_mesh()
-    # 20 points in blocks of 8 on devices that do not divide the last one.
-    early = EarlyStopping(every=1, batch=8, draws=1, loss=DenoisingScoreMatching(networks().process))
-    watch = early.watch({name: value[:20] for name, value in Points().at(100).items()})
-    state = host_state(fit(networks(), Shared(Points()), steps=3, key=KEY, mesh=mesh, early=watch))
+    state = host_state(fit(networks(), Shared(Points()), steps=3, key=KEY, mesh=mesh))
+    # No loss is smaller by 1, so that all hosts stop at step 4.
+    watch = EarlyStopping(every=2, batch=24, draws=2, patience=1, min_delta=1.0).watch({"x": small.Points(50).at(100)["x"]})
+    stopped = fit(small.learner(), Shared(small.Points()), steps=20, key=KEY, mesh=mesh, early=watch)
+    assert int(stopped.step) == 4
     solver = fk.FeynmanKac(base=BASE, potential=fk.Difference(reward, SCALE, every=5), record_ancestors=True)
     out = sample(MODEL, solver=solver, grid=GRID, key=jax.random.key(0), shape=(512, 1), mesh=mesh)
     found = {f"distilled {i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    found["distilled held out"] = np.array([record.loss for record in watch.records])
+    found["held out"] = np.array([record.loss for record in watch.records])
     return found | dict(x=on_host(out.x), log_z=on_host(out.log_z), ancestors=on_host(out.diagnostics["ancestors"]))
 
 
@@ -336,7 +337,7 @@ def test_hosts_together_do_what_one_does(count, tiny_run, tmp_path):
         np.testing.assert_array_equal(found["ancestors"], expected["ancestors"])
         for name in ("x", "log_z"):
             np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
-        for name in (name for name in expected if name.startswith("distilled")):
+        for name in (name for name in expected if name.startswith(("distilled", "held out"))):
             # As on several devices of one process (tests/training/test_parallel.py).
             a, b = np.float64(found[name]), np.float64(expected[name])
             assert np.all(np.abs(a - b) <= 2e-5 * (1 + np.abs(b))), name
