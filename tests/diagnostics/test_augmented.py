@@ -231,6 +231,14 @@ def test_the_noised_points_are_transformed_and_a_pair_stays_consistent(process):
     none = ~np.any(np.asarray(w), axis=1)
     assert none.any()
     np.testing.assert_array_equal(drawn.y[none], plain.y[none])
+    # Each by its own parameters.
+    first, moved = 0, np.array(plain.y0)
+    for transform in TRANSFORMS:
+        own = np.asarray(w)[:, first : first + transform.size]
+        rows = np.any(own != 0, axis=1)
+        moved[rows] = transform(plain.y0[rows], own[rows])
+        first += transform.size
+    np.testing.assert_array_equal(drawn.y0, moved)
 
 
 def test_augmentation_before_the_noise_ties_for_orthogonal_transforms_and_for_no_others():
