@@ -25,8 +25,9 @@ FIGURE = Figure(
     answers="",
     claims="Diffusion models overfit where data are few. Transforms of noised data mitigate it, and gain more than augmentation of "
     "clean data.",
-    look_for="Without augmentation the held-out loss turns and rises, and with few images samples become copies. The two methods that "
-    "are told of the same transforms, before and after the noise, are alike. The Frechet distance is best where copies are most.",
+    look_for="Without augmentation the held-out loss turns and rises, and with few images samples become copies. The two methods "
+    "that are told of the same transforms, before and after the noise, are alike. The Frechet distance is best where copies are "
+    "most.",
     minutes=dict(small=1.5, full=14, gpu=None),
     options=dict(data=("digits", "mnist"), seeds=3, steps=6000, sizes=[50, 200, 1000], n=500),
     small=dict(seeds=1, steps=1500, sizes=[50, 200]),

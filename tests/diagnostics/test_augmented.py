@@ -163,6 +163,9 @@ def test_what_a_transform_loses_is_averaged_over(transform):
         jnp.einsum("nij,nj->ni", T, models.ExactModel(law(), EDM)(xt.reshape(n, *EVENT), 1.0).denoised.reshape(n, 9))
     )
     assert np.abs(denoised - knowing).max() > 0.5
+    # What is lost is white noise to data that lost it before: it says nothing, and the target is the same.
+    before = truth(T, y, jnp.ones(n), sigmas, before=True)[0]
+    np.testing.assert_allclose(before, denoised, atol=1e-11)
     target = np.asarray(jnp.einsum("nij,nj->ni", T, x0))
     excess = np.sum((denoised - target) ** 2 - (knowing - target) ** 2 - (denoised - knowing) ** 2, axis=1)
     between = np.sum((denoised - knowing) ** 2, axis=1)
