@@ -23,7 +23,7 @@ FIGURE = Figure(
     "augmentation of clean data does not set.",
     look_for="Left: for invertible transforms nothing is left but rounding; those that lose pixels have another target. Right: but "
     "for the brightness, the minimiser is that of clean augmentation of which the network is told.",
-    minutes=dict(small=0.3, full=None, gpu=None),
+    minutes=dict(small=0.1, full=None, gpu=None),
 )
 
 SIGMAS = np.geomspace(0.05, 5.0, 9)

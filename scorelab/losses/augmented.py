@@ -36,8 +36,8 @@ class ScoreAugmented(LossAround):
     The noise of :math:`T_w y_t` has the covariance :math:`\sigma_t^2 T_w T_w^\top`. An orthogonal transform leaves it white. There,
     the same pairs come from data that were transformed before the noise was added, which is augmentation of the data told to the
     network: ``before=True``. Shifts and holes have the minimiser of such an augmentation as well, and show zeros where that shows
-    noise. Only a change of brightness is another task. The score that a prediction derives from its denoised mean under
-    :math:`w\neq0` is that of a law for orthogonal transforms alone.
+    noise. Of the transforms here, only a change of brightness is another task. The score that a prediction derives from its
+    denoised mean under :math:`w\neq0` is that of a law for orthogonal transforms alone.
 
     The transform acts in the chart, on :math:`y - b_t`. The noise is transformed with the data, :math:`T_w y_t = \alpha_t T_w y_0
     + \sigma_t T_w\epsilon`, so the error in the noise that the loss measures at low noise is that of the data there.

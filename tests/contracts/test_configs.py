@@ -62,14 +62,15 @@ UPDATED = [
     "paper/2502.15681/mnist_teacher.gin",
     "paper/2303.08797/rings.gin",
     "paper/2311.15996/eight_gaussians.gin",
+    "paper/2508.07926/digits.gin",
     "paper/2510.02730/digits.gin",
     "shapes/gaussian_process.gin",
 ]
 # Its state: each network.
 SHAPED = [
     *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2303.08797/translation.gin", "paper/2412.09726/cifar10.gin",
-    "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin", "paper/2506.22780/regimes.gin", "shapes/blobs.gin",
-    "shapes/spots.gin", "toys/checkerboard.gin",
+    "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin", "paper/2506.22780/regimes.gin",
+    "paper/2508.07926/mnist.gin", "shapes/blobs.gin", "shapes/spots.gin", "toys/checkerboard.gin",
 ]  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def by_default(names):
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_image_sets(tmp_path_factory):
-    """A folder laid out as SCORELAB_DATA_DIR with 256 generated images in the place of each set of images."""
+    """A folder laid out as SCORELAB_DATA_DIR with 1024 generated images in the place of each set of images."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
 
@@ -91,9 +92,9 @@ def tiny_image_sets(tmp_path_factory):
         return PublishedFile(name=file, sha256=sha256(packed), raw_sha256=sha256(raw), raw_size=len(raw))
 
     def split(name, prefix):
-        images = write(name, f"{prefix}-images-idx3-ubyte.gz", rng.integers(0, 256, (256, 28, 28), np.uint8))
-        labels = write(name, f"{prefix}-labels-idx1-ubyte.gz", (np.arange(256) // 2 % 10).astype(np.uint8))
-        return IdxSplit(images=images, labels=labels, shape=(256, 28, 28))
+        images = write(name, f"{prefix}-images-idx3-ubyte.gz", rng.integers(0, 256, (1024, 28, 28), np.uint8))
+        labels = write(name, f"{prefix}-labels-idx1-ubyte.gz", (np.arange(1024) // 2 % 10).astype(np.uint8))
+        return IdxSplit(images=images, labels=labels, shape=(1024, 28, 28))
 
     def tiny(name):
         (folder / name).mkdir()

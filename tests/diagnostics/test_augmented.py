@@ -163,6 +163,9 @@ def test_what_a_transform_loses_is_averaged_over(transform):
         jnp.einsum("nij,nj->ni", T, models.ExactModel(law(), EDM)(xt.reshape(n, *EVENT), 1.0).denoised.reshape(n, 9))
     )
     assert np.abs(denoised - knowing).max() > 0.5
+    # What is lost is white noise to data that lost it before: it says nothing, and the target is the same.
+    before = truth(T, y, jnp.ones(n), sigmas, before=True)[0]
+    np.testing.assert_allclose(before, denoised, atol=1e-11)
     target = np.asarray(jnp.einsum("nij,nj->ni", T, x0))
     excess = np.sum((denoised - target) ** 2 - (knowing - target) ** 2 - (denoised - knowing) ** 2, axis=1)
     between = np.sum((denoised - knowing) ** 2, axis=1)
@@ -231,6 +234,14 @@ def test_the_noised_points_are_transformed_and_a_pair_stays_consistent(process):
     none = ~np.any(np.asarray(w), axis=1)
     assert none.any()
     np.testing.assert_array_equal(drawn.y[none], plain.y[none])
+    # Each by its own parameters.
+    first, moved = 0, np.array(plain.y0)
+    for transform in TRANSFORMS:
+        own = np.asarray(w)[:, first : first + transform.size]
+        rows = np.any(own != 0, axis=1)
+        moved[rows] = transform(plain.y0[rows], own[rows])
+        first += transform.size
+    np.testing.assert_array_equal(drawn.y0, moved)
 
 
 def test_augmentation_before_the_noise_ties_for_orthogonal_transforms_and_for_no_others():

@@ -18,6 +18,8 @@ def test_copies_are_told_from_fresh_points():
     train, held = normal(0, 100), normal(1, 200)
     copies = diagnostics.memorisation(train[:50], train, held)
     assert (copies.ratio, copies.copied, copies.nearest) == (0.0, 1.0, 1.0)
+    both = diagnostics.memorisation(train[:2], train, np.concatenate([train[:2], held]))
+    assert both.nearest == 0.5
     near = train[:50] + 1e-3 * normal(2, 50) / np.linalg.norm(normal(2, 50), axis=1, keepdims=True)
     found = diagnostics.memorisation(near, train, held)
     # Rounding of |a|^2 + |b|^2, some 1e-15, against squared distances of 1e-6.
