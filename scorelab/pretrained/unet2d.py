@@ -263,6 +263,10 @@ def network(
     kind = _CLASSES.get(str(config.get("_class_name")))
     if kind is None:
         raise WeightsError(f"{name}: _class_name = {config.get('_class_name')!r}: expected {' or '.join(_CLASSES)}")
+    if config.get("addition_embed_type") == "text_time":
+        raise WeightsError(
+            f"{name}: addition_embed_type = 'text_time', a U-Net of SDXL: expected None, as in Stable Diffusion 1.x and 2.x"
+        )
     given = fields.read(config, kind, name=name, without=("schedule", "tokens"), usual=_USUAL, unused=_UNUSED)
     net = fields.built(lambda: kind(**_DEFAULTS[kind.__name__] | given, schedule=schedule), name)
     inside = net.each("transformer_layers_per_block") if isinstance(net, UNet2DConditionModel) else (1,) * net.levels
