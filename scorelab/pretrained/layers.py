@@ -137,7 +137,7 @@ def attention(qkv: jax.Array, heads: int) -> jax.Array:
     """Self-attention of pixels, ``(b, h, w, 3 c)`` to ``(b, h, w, c)``; channel ``(head d + i) 3 + {0, 1, 2}`` is of q, k, v."""
     batch, height, width, channels = qkv.shape
     parts = qkv.reshape(batch, height * width, channels // 3, 3)
-    return attend(*(parts[..., i] for i in range(3)), heads).reshape(batch, height, width, channels // 3)
+    return attend(parts[..., 0], parts[..., 1], parts[..., 2], heads).reshape(batch, height, width, channels // 3)
 
 
 def waves(c: jax.Array, features: int, *, endpoint: float) -> jax.Array:
