@@ -22,6 +22,7 @@ where they are all noise. Hence its weights are quiet at high noise. Stochastic 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -241,14 +242,28 @@ class Composition:
         return sum(factor * p.eps for factor, p in zip(factors, tangents, strict=True)) / -self.process.sigma(t)
 
     def _rate(self, y, t, a: list[Array], b: list[Array], predictions: list[Any], extra: Array) -> tuple[Array, Array]:
-        """The rate without a tilt, and the anchor's drift in generation time."""
+        r"""The rate without a tilt, and the anchor's drift in generation time.
+
+        With :math:`a_i=k b_i` its bracket is formed from differences of scores, which at low noise are small beside the scores:
+
+        .. math:: A\cdot S-\sum_i b_i|s_i|^2=(kB-1)\sum_i b_i|s_i|^2-k\sum_{i<j}b_ib_j|s_i-s_j|^2 .
+        """
         process, scores = self.process, [p.score for p in predictions]
-        half = 0.5 * process.schedule.diffusion_rate(t)
-        mean, moved = weighted_sum(b, scores), weighted_sum(a, scores)
-        square = weighted_sum(b, [dot(s, s) for s in scores])
-        rate = (sum(b) - 1) * math.prod(y.shape[1:]) * process.schedule.drift_rate(t)
-        rate = rate + half * (dot(moved, mean) - square + extra)
-        return rate, half * moved - process.latent_drift(y, t)
+        half, excess = 0.5 * process.schedule.diffusion_rate(t), sum(b) - 1
+        pairs = itertools.combinations(zip(b, predictions, strict=True), 2)
+        apart = sum((bi * bj * self._apart(p, q, t) for (bi, p), (bj, q) in pairs), jnp.zeros(len(y), y.dtype))
+        if self.anchor == "score":
+            bracket = excess * weighted_sum(b, [dot(s, s) for s in scores]) - apart
+        else:
+            bracket = -apart / sum(b)
+        rate = excess * math.prod(y.shape[1:]) * process.schedule.drift_rate(t) + half * (bracket + extra)
+        return rate, half * weighted_sum(a, scores) - process.latent_drift(y, t)
+
+    def _apart(self, p: Any, q: Any, t: Array) -> Array:
+        """The squared distance of two scores, ``(batch,)``: from the noise where that is small, and else from the data."""
+        alpha, sigma = (per_example(f(t), p.eps) for f in (self.process.alpha, self.process.sigma))
+        gap = jnp.where(sigma < alpha, q.eps - p.eps, (p.denoised - q.denoised) * (alpha / sigma)) / sigma
+        return dot(gap, gap)
 
     def _tilt(self, y, t, cond) -> Array:
         return one_each("Composition.tilt", self.tilt(y, t, self.process, cond), y)

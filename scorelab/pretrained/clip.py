@@ -18,7 +18,7 @@ import numpy as np
 from scorelab.arrays import Array
 from scorelab.errors import WeightsError, shown
 from scorelab.pretrained import fields, trees
-from scorelab.pretrained.layers import LayerNorm, Linear, attend, wide
+from scorelab.pretrained.layers import LayerNorm, Linear, Patches, Table, attend, wide
 from scorelab.pretrained.store import Folder
 from scorelab.validation import require_choice, require_int, require_positive
 
@@ -135,22 +135,9 @@ class _Tower(nn.Module):
             found.append(layer(found[-1]))
         return found
 
-    def table(self, name: str, rows: int) -> jax.Array:
-        """A table of embeddings ``(rows, width)``."""
-        return _Table(rows, self.hidden_size, name=name)()
-
     def projected(self, name: str, pooled: jax.Array) -> jax.Array | None:
         """The point of the common space, where there is one."""
         return None if self.projection_dim is None else Linear(self.projection_dim, bias=False, name=name)(pooled)
-
-
-class _Table(nn.Module):
-    rows: int
-    width: int
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.width))
 
 
 class TextTower(_Tower):
@@ -188,11 +175,11 @@ class TextTower(_Tower):
             raise ValueError(
                 f"TextTower got {ids.dtype} {ids.shape}: expected integers (n, length), at most {self.max_position_embeddings} long"
             )
-        known = (ids >= 0) & (ids < self.vocab_size)
-        tokens = self.table("token_embedding", self.vocab_size)[jnp.where(known, ids, 0)]
+        x = Table(self.vocab_size, self.hidden_size, name="token_embedding")(ids)
         # Everything is computed in the type of the table, but for float16, whose range is small.
-        x = jnp.where(known[..., None], tokens, jnp.nan).astype(wide(tokens) if tokens.dtype == jnp.float16 else tokens.dtype)
-        x = x + self.table("position_embedding", self.max_position_embeddings)[: ids.shape[1]].astype(x.dtype)
+        x = x.astype(wide(x)) if x.dtype == jnp.float16 else x
+        places = Table(self.max_position_embeddings, self.hidden_size, name="position_embedding")()
+        x = x + places[: ids.shape[1]].astype(x.dtype)
         states = self.layers(x, causal=True)
         last = LayerNorm(self.layer_norm_eps, name="final_layer_norm")(states[-1])
         ends = ids == (ids.max(1, keepdims=True) if self.eos_token_id == 2 else self.eos_token_id)
@@ -230,27 +217,15 @@ class VisionTower(_Tower):
             raise ValueError(
                 f"VisionTower got images {x.shape}: expected (n, {self.image_size}, {self.image_size}, {self.num_channels})"
             )
-        # Patches do not overlap, so their convolution is a product of matrices, whose gradient is fast in a loop too.
-        p, side = self.patch_size, self.image_size // self.patch_size
-        patches = x[:, : side * p, : side * p].reshape(-1, side, p, side, p, self.num_channels).swapaxes(2, 3)
-        kernel = _Kernel((p, p, self.num_channels, self.hidden_size), name="patch_embedding")().astype(x.dtype)
-        tokens = patches.reshape(len(x), side * side, -1) @ kernel.reshape(-1, self.hidden_size)
+        tokens = Patches(self.hidden_size, self.patch_size, bias=False, name="patch_embedding")(x)
         first = self.param("class_embedding", nn.initializers.normal(0.02), (self.hidden_size,)).astype(x.dtype)
         tokens = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, self.hidden_size)), tokens], 1)
-        tokens = tokens + self.table("position_embedding", 1 + side * side).astype(x.dtype)
+        tokens = tokens + Table(tokens.shape[1], self.hidden_size, name="position_embedding")().astype(x.dtype)
         # Spelt as in the files.
         tokens = LayerNorm(self.layer_norm_eps, name="pre_layrnorm")(tokens)
         last = self.layers(tokens, causal=False)[-1]
         pooled = LayerNorm(self.layer_norm_eps, name="post_layernorm")(last[:, 0])
         return Image(last, pooled, self.projected("visual_projection", pooled))
-
-
-class _Kernel(nn.Module):
-    shape: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        return self.param("kernel", nn.initializers.lecun_normal(), self.shape)
 
 
 class CLIP(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def _convert_pipeline(
 ) -> Pipeline:
     """A pipeline of diffusers, one folder for each of its models."""
     index = read_json(source / INDEX)
+    require_known(index, shown(source / INDEX))
     models, copied, left_out = parts(source)
     with new_folder(out) as partial:
         numbers = 0
@@ -147,6 +149,15 @@ def _convert_pipeline(
     found = open_any(out)
     assert isinstance(found, Pipeline)
     return found
+
+
+def require_known(index: Any, name: str) -> None:
+    """Raise ``WeightsError`` for a pipeline whose parts have the classes of known ones, and that no network here is part of."""
+    if isinstance(index, Mapping) and (kind := str(index.get("_class_name"))).startswith("StableDiffusionXL"):
+        raise WeightsError(
+            f"{name}: _class_name = {kind!r}: expected a pipeline with one text encoder, as Stable Diffusion 1.x and 2.x are; of "
+            "SDXL the autoencoder is read, from its folder vae by itself"
+        )
 
 
 def parts(source: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:

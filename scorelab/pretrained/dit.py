@@ -20,9 +20,8 @@ from scorelab.models import BoundDenoiser, Denoiser
 from scorelab.pretrained import fields, trees
 from scorelab.pretrained import scheduler as schedulers
 from scorelab.pretrained.keys import listed
-from scorelab.pretrained.layers import Linear, convolve, waves, wide
+from scorelab.pretrained.layers import LayerNorm, Linear, Patches, Table, attend, waves
 from scorelab.pretrained.store import Folder
-from scorelab.pretrained.unetblocks import attend
 from scorelab.processes import Gaussian, LinearGaussian
 from scorelab.schedules import Discrete
 from scorelab.validation import require_choice, require_int, require_number, require_positive, require_spec
@@ -45,26 +44,6 @@ def positions(features: int, side: int, base: int, dtype: Any) -> jax.Array:
     return jnp.concatenate([jnp.broadcast_to(line, shape), jnp.broadcast_to(line[:, None], shape)], -1).reshape(side**2, -1)
 
 
-def _normalised(x: jax.Array, epsilon: float) -> jax.Array:
-    """Tokens with mean 0 and variance 1, the variance from centred values."""
-    h = x.astype(wide(x))
-    h = h - h.mean(-1, keepdims=True)
-    return (h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + epsilon)).astype(x.dtype)
-
-
-class _Table(nn.Module):
-    """A row for each class; NaN for a number that is none."""
-
-    rows: int
-    features: int
-
-    @nn.compact
-    def __call__(self, labels: jax.Array) -> jax.Array:
-        table = self.param("embedding", nn.initializers.normal(0.02), (self.rows, self.features))
-        # Negative ones would count from the end.
-        return jnp.take(table, jnp.where(labels < 0, self.rows, labels), axis=0, mode="fill", fill_value=jnp.nan)
-
-
 class Embedder(nn.Module):
     """The sum of the embeddings of the index and of the class.
 
@@ -84,7 +63,7 @@ class Embedder(nn.Module):
         h = waves(t, _WAVES, endpoint=bool(self.freq_shift))
         h = nn.silu(Linear(self.features, name="timestep_embedder.linear_1")(h))
         h = Linear(self.features, name="timestep_embedder.linear_2")(h)
-        return h + _Table(self.classes + 1, self.features, name="class_embedder.embedding_table")(labels).astype(h.dtype)
+        return h + Table(self.classes + 1, self.features, name="class_embedder.embedding_table")(labels).astype(h.dtype)
 
 
 class Block(nn.Module):
@@ -111,27 +90,12 @@ class Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         parts = jnp.split(Linear(6 * width, name="norm1.linear")(nn.silu(embedding))[:, None], 6, -1)
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = parts
-        h = _normalised(x, 1e-6) * (1 + scale) + shift
+        h = LayerNorm(1e-6, affine=False)(x) * (1 + scale) + shift
         q, k, v = (Linear(width, self.bias, name=f"attn1.to_{part}")(h) for part in "qkv")
         x = x + gate * drop(Linear(width, name="attn1.to_out.0")(attend(q, k, v, self.heads)))
-        h = _normalised(x, self.epsilon) * (1 + scale_mlp) + shift_mlp
+        h = LayerNorm(self.epsilon, affine=False)(x) * (1 + scale_mlp) + shift_mlp
         h = nn.gelu(Linear(_HIDDEN * width, name="ff.net.0.proj")(h), approximate=self.tanh)
         return x + gate_mlp * Linear(width, name="ff.net.2")(drop(h))
-
-
-class _Patches(nn.Module):
-    """Squares of pixels as tokens."""
-
-    features: int
-    size: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x.dtype)
-        h = convolve(x, kernel, 0, stride=self.size)
-        h = h + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-        return h.reshape(len(h), -1, self.features)
 
 
 class DiT(nn.Module):
@@ -213,7 +177,7 @@ class DiT(nn.Module):
         side = self._side(x)
         t = schedulers.index(self.schedule, c_noise)
         labels = jnp.full(x.shape[:1], self.num_classes) if cond is None else cond
-        h = _Patches(self.width, self.patch_size, name="pos_embed_proj")(x)
+        h = Patches(self.width, self.patch_size, name="pos_embed_proj")(x)
         h = h + positions(self.width, side, self.sample_size // self.patch_size, x.dtype)
         tanh = self.activation_fn == "gelu-approximate"
         place = "transformer_blocks_{}_norm1_emb".format
@@ -227,7 +191,7 @@ class DiT(nn.Module):
             )
             h = block(h, embedding, train)
         shift, scale = jnp.split(Linear(2 * self.width, name="proj_out_1")(nn.silu(first))[:, None], 2, -1)
-        h = _normalised(h, 1e-6) * (1 + scale) + shift
+        h = LayerNorm(1e-6, affine=False)(h) * (1 + scale) + shift
         channels, patch = self.out_channels or self.in_channels, self.patch_size
         h = Linear(patch**2 * channels, name="proj_out_2")(h).reshape(-1, side, side, patch, patch, channels)
         return h.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side * patch, side * patch, channels)[..., : self.in_channels]

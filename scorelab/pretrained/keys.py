@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import jax.numpy as jnp
+import numpy as np
+
 from scorelab.errors import WeightsError
 
-# Differences of one kind that a message names before it counts.
-_NAMED = 10
+# Differences of one kind that a message names before it counts, and the most letters of a name.
+_NAMED, _LONG = 10, 200
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -27,9 +30,19 @@ def differences(found: Shapes, expected: Shapes) -> list[str]:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first ten names, and how many there are beside."""
+    """The first ten names, long ones cut, and how many there are beside."""
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    named = (name if len(name) <= _LONG else f"{name[:_LONG]}..." for name in names[:_NAMED])
+    return ", ".join(named) + (f" and {more:,} more" if more > 0 else "")
+
+
+def require_real(tensors: Mapping[str, np.ndarray], name: str) -> None:
+    """Raise ``WeightsError`` for tensors that are not of floating point, or have NaN or infinity; ``name`` is that of the file."""
+    for key, array in tensors.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise WeightsError(f"{name}: tensor {key!r} is {array.dtype}: expected numbers of floating point")
+    if wrong := [key for key, array in tensors.items() if not np.isfinite(array).all()]:
+        raise WeightsError(f"{name}: numbers that are not finite in {listed(wrong)}: expected none")
 
 
 def require_keys(found: Shapes, expected: Shapes, name: str) -> None:

@@ -22,7 +22,7 @@ from scorelab.errors import WeightsError, shown
 from scorelab.grids import Explicit
 from scorelab.models import BoundDenoiser
 from scorelab.pretrained import own
-from scorelab.pretrained.conversion import SCHEDULER
+from scorelab.pretrained.conversion import SCHEDULER, require_known
 from scorelab.pretrained.edm import LEVELS
 from scorelab.pretrained.edm2 import ByChannel, latent_scale
 from scorelab.pretrained.scheduler import steps_of
@@ -176,7 +176,12 @@ class Converted:
     # The weights would be pages of numbers.
     def __repr__(self) -> str:
         parts = "".join(f", with {part}" for part in ("latents", "text") if getattr(self, part) is not None)
-        return f"Converted({self.config.get('name')!r}, event_shape={self.event_shape}, classes={self.classes}{parts})"
+        try:
+            shape = self.event_shape
+        except WeightsError:
+            shape = None
+        said = f"event_shape={shape}, classes={self.classes}, licence={self.licence['id']!r}"
+        return f"Converted({self.config.get('name')!r}, {said}{parts})"
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -261,6 +266,7 @@ def load(
     """
     require_choice("pretrained.load", DTYPES, dtype=dtype)
     found = open_any(path)
+    require_known(found.config.get("network"), shown(path))
     parts = found.parts if isinstance(found, Pipeline) else {"": found}
     by_role: dict[str, tuple[Family, Folder]] = {}
     for folder in parts.values():

@@ -33,14 +33,34 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: int, *, stride: int = 1, 
     )  # fmt: skip
 
 
+# The filter of means of two by two pixels and, upwards, of repetition.
+MEAN = (1, 1)
+
+
 def resample(x: jax.Array, taps: tuple[int, ...], how: str, padding: int | None = None) -> jax.Array:
     """Each channel at half the sides (``down``) or twice (``up``), smoothed by the filter of ``taps``; zeros around."""
+    if taps == MEAN and not padding:
+        return _half(x) if how == "down" else _twice(x)
     channels, half = x.shape[-1], (len(taps) - 1) // 2
     kernel = np.repeat(fir(taps)[:, :, None, None], channels, -1)
     if how == "down":
         return convolve(x, jnp.asarray(kernel, x.dtype), half if padding is None else padding, stride=2, groups=channels)
     # A transposed convolution: zeros between, then the filter, which is symmetric.
     return convolve(x, jnp.asarray(4 * kernel, x.dtype), len(taps) - 1 - half, dilation=2, groups=channels)
+
+
+def _half(x: jax.Array) -> jax.Array:
+    """The mean of every two by two pixels; a last one without a partner is left out."""
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return x.mean((2, 4))
+
+
+def _twice(x: jax.Array) -> jax.Array:
+    """Every pixel as two by two of them."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class Linear(nn.Module):
@@ -72,7 +92,7 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     how: str = ""
-    taps: tuple[int, ...] = (1, 1)
+    taps: tuple[int, ...] = MEAN
     fused: bool = False
     stride: int = 1
     padding: int = -1
@@ -116,11 +136,8 @@ class GroupNorm(nn.Module):
 def attention(qkv: jax.Array, heads: int) -> jax.Array:
     """Self-attention of pixels, ``(b, h, w, 3 c)`` to ``(b, h, w, c)``; channel ``(head d + i) 3 + {0, 1, 2}`` is of q, k, v."""
     batch, height, width, channels = qkv.shape
-    parts = qkv.reshape(batch, height * width, heads, channels // (3 * heads), 3)
-    q, k, v = (parts[..., i] for i in range(3))
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k).astype(wide(qkv)) / math.sqrt(q.shape[-1])
-    out = jnp.einsum("bnqk,bknd->bqnd", nn.softmax(logits, -1).astype(v.dtype), v)
-    return out.reshape(batch, height, width, channels // 3)
+    parts = qkv.reshape(batch, height * width, channels // 3, 3)
+    return attend(parts[..., 0], parts[..., 1], parts[..., 2], heads).reshape(batch, height, width, channels // 3)
 
 
 def waves(c: jax.Array, features: int, *, endpoint: float) -> jax.Array:
@@ -132,9 +149,15 @@ def waves(c: jax.Array, features: int, *, endpoint: float) -> jax.Array:
 
 
 class LayerNorm(nn.Module):
-    """Normalisation of the last axis, the variance from centred values."""
+    """Normalisation of the last axis, the variance from centred values.
+
+    Attributes:
+        epsilon: beside the variance.
+        affine: scaled and shifted by parameters.
+    """
 
     epsilon: float = 1e-5
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -142,6 +165,8 @@ class LayerNorm(nn.Module):
         h = x.astype(wide(x))
         h = h - h.mean(-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + self.epsilon)
+        if not self.affine:
+            return h.astype(x.dtype)
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         return (h * scale + self.param("bias", nn.initializers.zeros, x.shape[-1:])).astype(x.dtype)
 
@@ -157,3 +182,51 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, heads: int, *, causal: bool
         logits = jnp.where(jnp.tri(*logits.shape[-2:], dtype=bool), logits, -jnp.inf)
     out = jnp.einsum("bnqk,bknd->bqnd", nn.softmax(logits, -1).astype(v.dtype), v)
     return out.reshape(*out.shape[:2], -1)
+
+
+class Table(nn.Module):
+    """Rows of numbers, ``(rows, features)``.
+
+    Attributes:
+        rows: their number.
+        features: of each.
+        std: of the numbers that an untrained one draws.
+    """
+
+    rows: int
+    features: int
+    std: float = 0.02
+
+    @nn.compact
+    def __call__(self, numbers: jax.Array | None = None) -> jax.Array:
+        """The rows of these numbers, NaN for a number that is none; without numbers the whole table."""
+        table = jnp.asarray(self.param("embedding", nn.initializers.normal(self.std), (self.rows, self.features)))
+        if numbers is None:
+            return table
+        # Negative ones would count from the end.
+        return table.at[jnp.where(numbers < 0, self.rows, numbers)].get(mode="fill", fill_value=jnp.nan)
+
+
+class Patches(nn.Module):
+    """Squares of pixels as tokens, row after row; what is left over at the right and the bottom is left out.
+
+    Attributes:
+        features: numbers of a token.
+        size: side of a square.
+        bias: added to each token.
+    """
+
+    features: int
+    size: int
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Tokens ``(b, n, features)`` of images."""
+        p, (batch, height, width, channels) = self.size, x.shape
+        rows, columns = height // p, width // p
+        # Squares do not overlap, so their convolution is a product of matrices, whose gradient is fast in a loop too.
+        squares = x[:, : rows * p, : columns * p].reshape(batch, rows, p, columns, p, channels).swapaxes(2, 3)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (p, p, channels, self.features)).astype(x.dtype)
+        tokens = squares.reshape(batch, rows * columns, -1) @ kernel.reshape(-1, self.features)
+        return tokens + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype) if self.bias else tokens

@@ -26,7 +26,7 @@ from scorelab.files import write_json
 from scorelab.models import Adapted, BoundDenoiser
 from scorelab.models.lora import adapted
 from scorelab.pretrained import edm2, fields, own
-from scorelab.pretrained.keys import listed
+from scorelab.pretrained.keys import listed, require_real
 from scorelab.pretrained.kinds import Narrow
 from scorelab.pretrained.store import read_json, read_safetensors, write_safetensors
 from scorelab.validation import require_choice, require_number, require_spec
@@ -161,9 +161,7 @@ def _factors(name: str, module: str, given: Mapping[str, np.ndarray], config: Ma
     if missing := sorted({"down", "up"} - given.keys()):
         raise WeightsError(f"{name}: {module} has no {' and no '.join(missing)}: expected both factors")
     down, up = given["down"], given["up"]
-    for kind, array in (("lora_A", down), ("lora_B", up)):
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise WeightsError(f"{name}: {kind} of {module} is {array.dtype}: expected numbers of floating point")
+    require_real({f"lora_A of {module}": down, f"lora_B of {module}": up}, name)
     if down.ndim not in (2, 4) or up.ndim not in (2, 4) or up.shape[1] != down.shape[0] or up.shape[2:] not in ((), (1, 1)):
         raise WeightsError(
             f"{name}: {module} has factors {down.shape} and {up.shape}: expected (r, in) and (out, r), or (r, in, k, k) and "

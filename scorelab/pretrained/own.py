@@ -22,7 +22,7 @@ from scorelab.experiment.describe import describe
 from scorelab.models import BoundDenoiser, Denoiser, Energy, nets
 from scorelab.pretrained import fields
 from scorelab.pretrained.conversion import writer
-from scorelab.pretrained.keys import differences, listed
+from scorelab.pretrained.keys import differences, listed, require_real
 from scorelab.pretrained.store import Folder, write_folder
 from scorelab.validation import require_spec
 
@@ -61,8 +61,8 @@ def export(
         licence: of the weights, as SPDX has it; None for unknown.
 
     Raises:
-        WeightsError: a network, a process or a transform of another package, parameters that are not of the network, or there is
-            something at ``folder``.
+        WeightsError: a network, a process or a transform of another package, parameters that are not of the network or not finite,
+            or there is something at ``folder``.
         TypeError: what is no model, or no transform.
     """
     require_spec("pretrained.export", BoundDenoiser, model=model)
@@ -95,7 +95,10 @@ def export(
     expected = shapes(denoiser, event)
     if different := differences({"/".join(path): np.shape(leaf) for path, leaf in _flat(model.params).items()}, expected):
         raise WeightsError(f"{shown(folder)}: {'; '.join(different)}: expected the parameters of {type(denoiser.net).__name__}")
-    return write_folder(folder, published(model.params), config)
+    tensors = published(model.params)
+    # What could not be read again is not written.
+    require_real(tensors, shown(folder))
+    return write_folder(folder, tensors, config)
 
 
 def shapes(denoiser: Denoiser, event: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -121,7 +124,8 @@ def params(
     """The other direction of :func:`published`: every tensor is used once, and every place filled once.
 
     Raises:
-        WeightsError: a tensor that the network has not, or the other way round, or of another shape; each is named.
+        WeightsError: a tensor that the network has not, or the other way round, or of another shape, or of integers, or with
+            numbers that are not finite; each is named.
     """
     expected = shapes(denoiser, event)
     places = {_name(path): path for path in (tuple(at.split("/")) for at in expected)}
@@ -134,6 +138,7 @@ def params(
         raise WeightsError(
             f"{name}: {'; '.join(different)}: expected the {len(expected):,} tensors of {type(denoiser.net).__name__}"
         )
+    require_real(tensors, name)
     return {"params": unflatten_dict({tuple(at.split("/")): flat[at] for at in expected})}
 
 
@@ -156,14 +161,17 @@ def model(folder: Folder) -> BoundDenoiser:
             raise WeightsError(f"{name}: energy = {fields.told(energy)}: expected true or false")
         fields.require_types(form, Denoiser, name)
         denoiser = (Energy if energy else Denoiser)(net=net, process=process, **form)
-        if not isinstance(event := config["event"], list) or not all(
-            type(side) is int and 0 < side <= fields.LARGEST for side in event
-        ):
-            raise WeightsError(f"{name}: event = {fields.told(event)}: expected a list of integers from 1 to {fields.LARGEST:,}")
+        event = config["event"]
+        is_side = lambda side: type(side) is int and 0 < side <= fields.LARGEST
+        if not isinstance(event, list) or len(event) > fields.LONGEST or not all(map(is_side, event)):
+            raise WeightsError(
+                f"{name}: event = {fields.told(event)}: expected a list of integers from 1 to {fields.LARGEST:,}, at most "
+                f"{fields.LONGEST}"
+            )
         tree = params(denoiser, tuple(event), folder.tensors(), name=name)
     except WeightsError:
         raise
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{name}: {error}") from error
     return denoiser.bind(tree)
 
@@ -225,8 +233,15 @@ def _built(said: Any, name: str, among: Mapping[str, type] | None = None) -> Any
         blocks = given.get("depth", given.get("blocks", 1))
         levels = given.get("channels", (0,))
         fields.require_size(f"{name}: {said['type']}", blocks=blocks * (len(levels) if isinstance(levels, tuple) else 1))
+    else:
+        # Levels of a schedule are made when it is.
+        for field, value in given.items():
+            if isinstance(value, int) and abs(value) > fields.LARGEST:
+                raise WeightsError(
+                    f"{name}: {said['type']}.{field} = {fields.told(value)}: expected an integer of at most {fields.LARGEST:,}"
+                )
     try:
         # Members by name are arguments of their own.
         return kind(**dict(given["parts"])) if kind is nets.Composite else kind(**given)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise WeightsError(f"{name}: {said['type']}: {error}") from error

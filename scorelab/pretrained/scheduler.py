@@ -95,7 +95,7 @@ def read(config: Mapping[str, Any], *, name: str = "scheduler_config.json") -> N
             f"{name}: rescale_betas_zero_snr with prediction_type = 'epsilon': expected v_prediction or sample, since pure noise "
             "does not tell the data"
         )
-    make = lambda: Discrete(alphas_cumprod=tuple(levels(config, name=name)), zero_terminal=bool(zero))
+    make = lambda: Discrete(alphas_cumprod=tuple(levels(config, name=name).tolist()), zero_terminal=bool(zero))
     schedule = fields.built(make, name)
     return Noise(schedule, _PREDICTS[prediction])
 

@@ -32,13 +32,15 @@ TENSORS, CONFIG = "model.safetensors", "config.json"
 PIPELINE = "pipeline"
 # A name of a file or of a folder in a config, that every system takes: 255 bytes are usual, and a letter has up to 4.
 _NAME = r"\w[\w.-]{0,59}"
-# The most bytes of a JSON file, and of a file that is copied.
-_JSON, _COPIED = 1 << 24, 1 << 26
+# The most bytes of a JSON file, of a file that is copied, and of one with weights: the largest published one has 11 GB.
+_JSON, _COPIED, _WEIGHTS = 1 << 24, 1 << 26, 1 << 34
 # Those of safetensors that arrays have.
 _DTYPES = (
     "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
     "complex64",
 )  # fmt: skip
+# The same by their names in a file.
+_HEADER = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL", "C64")
 
 
 def sha256(path: Path) -> str:
@@ -53,13 +55,23 @@ def _finite(text: str) -> float:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            # Of two values readers take the first or the last.
+            raise ValueError(f"the key {key[:80]!r} twice")
+        found[key] = value
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; WeightsError where the file holds none, or what JSON has not: NaN, infinity, or half of a character."""
+    """A JSON object; WeightsError where the file holds none, a key twice, or what JSON has not: NaN, infinity, half a character."""
     try:
         if path.stat().st_size > _JSON:
             raise ValueError(f"{path.stat().st_size:,} bytes, expected at most {_JSON:,}")
         text = path.read_text(encoding="utf-8")
-        found = json.loads(text, parse_constant=_finite, parse_float=_finite)
+        found = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_unique)
         if not isinstance(found, dict):
             raise ValueError(f"a {type(found).__name__}")
         if "\\u" in text:
@@ -74,17 +86,28 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file by name, bfloat16 too.
 
     Raises:
-        WeightsError: the file is not there, is damaged, or has a type that arrays have not. The message names the file.
+        WeightsError: the file is not there, is damaged, has a tensor twice, a type that arrays have not, or more than 16 GiB. The
+            message names the file.
     """
+    _require_weights(path)
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            found = dict(file.get_tensors())
+            with open(path, "rb") as raw:
+                header = json.loads(raw.read(int.from_bytes(raw.read(8), "little")), object_pairs_hook=_unique)
+            for name, said in header.items():
+                if name != "__metadata__" and said["dtype"] not in _HEADER:
+                    raise ValueError(f"tensor {name[:80]!r} is {said['dtype']}, expected one of {', '.join(_HEADER)}")
+            return dict(file.get_tensors())
     except Exception as error:
         raise WeightsError(f"{shown(path)}: not a safetensors file that can be read: {error}") from error
-    for name, array in found.items():
-        if array.dtype.name not in _DTYPES:
-            raise WeightsError(f"{shown(path)}: tensor {name!r} is {array.dtype}: expected one of {', '.join(_DTYPES)}")
-    return found
+
+
+def _require_weights(path: Path) -> None:
+    """Raise ``WeightsError`` for what is no file, as a pipe that would be waited for, and for one that is too large to be read."""
+    if not path.is_file():
+        raise WeightsError(f"{shown(path)}: no such file: expected a file of weights")
+    if (size := path.stat().st_size) > _WEIGHTS:
+        raise WeightsError(f"{shown(path)}: {size:,} bytes: expected at most {_WEIGHTS:,}")
 
 
 def _require_tensors(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -205,6 +228,7 @@ def open_folder(path: Path) -> Folder:
         raise WeightsError(f"{shown(path)}: a pipeline: expected one of its folders {', '.join(config['parts'])}")
     if not (path / TENSORS).is_file():
         raise WeightsError(f"{shown(path)}: no {TENSORS}")
+    _require_weights(path / TENSORS)
     require_sha256(path / TENSORS, config["weights"]["sha256"])
     _require_files(path, config.get("files", {}))
     return Folder(path=path, config=config)

@@ -7,12 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scorelab.errors import WeightsError
-from scorelab.pretrained.keys import Shapes, differences, listed
+from scorelab.pretrained.keys import Shapes, differences, require_real
 
 Path = tuple[str, ...]
 # How a tensor of torch lies in a tree, by the name of the layout: the order of its axes, None for the same.
@@ -56,13 +55,10 @@ def params(
             raise WeightsError(f"{name}: tensors {keys[at]!r} and {key!r} for the one {at}: expected one of them")
         if axes is not None and array.ndim != len(axes):
             raise WeightsError(f"{name}: tensor {key!r} of shape {array.shape}: expected {len(axes)} axes, as a {layout} layer has")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise WeightsError(f"{name}: tensor {key!r} is {array.dtype}: expected numbers of floating point")
         flat[at], keys[at] = array if axes is None else array.transpose(axes), key
     if different := differences({at: array.shape for at, array in flat.items()}, expected):
         raise WeightsError(f"{name}: {'; '.join(different)}: expected the {len(expected):,} tensors of {network}")
-    if wrong := [keys[at] for at, array in flat.items() if not np.isfinite(array).all()]:
-        raise WeightsError(f"{name}: numbers that are not finite in {listed(wrong)}: expected none")
+    require_real({keys[at]: array for at, array in flat.items()}, name)
     return {"params": unflatten_dict({tuple(at.split("/")): flat[at] for at in expected})}
 
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from scorelab.models.nets.conditions import Sequence
 from scorelab.pretrained import fields, trees, unetblocks
 from scorelab.pretrained import scheduler as schedulers
 from scorelab.pretrained.classes import Given
+from scorelab.pretrained.layers import Table
 from scorelab.pretrained.store import Folder
 from scorelab.pretrained.unetblocks import SpatialAttention, Transformer
 from scorelab.pretrained.unetlevels import UNet
@@ -33,18 +33,6 @@ from scorelab.validation import require_int
 
 # The tokens of a text; the leaf of the parameters with those of the empty one.
 TOKENS, NULL = 77, "null_context"
-
-
-class _ClassTable(nn.Module):
-    """A row for each class; NaN for what is none, since a file has no row for that."""
-
-    classes: int
-    features: int
-
-    @nn.compact
-    def __call__(self, label: jax.Array) -> jax.Array:
-        table = jnp.asarray(self.param("embedding", nn.initializers.normal(1.0), (self.classes, self.features)))
-        return table.at[jnp.where(label < 0, self.classes, label)].get(mode="fill", fill_value=jnp.nan)
 
 
 _SPATIAL = ("{0}Block2D", "Attn{0}Block2D", "Resnet{0}sampleBlock2D", "Skip{0}Block2D", "AttnSkip{0}Block2D")
@@ -97,7 +85,7 @@ class UNet2DModel(UNet):
                 raise ValueError("cond was given to UNet2DModel, whose num_class_embeds is None: expected None")
             return None, None
         label = self.condition.told(self, cond, batch)
-        return _ClassTable(self.num_classes, width, name="class_embedding")(label), None
+        return Table(self.num_classes, width, 1.0, name="class_embedding")(label), None
 
     def _attention(self, level: int, name: str, groups: int | None, scale: float) -> Callable[..., jax.Array]:
         features = self.block_out_channels[level]
@@ -263,6 +251,10 @@ def network(
     kind = _CLASSES.get(str(config.get("_class_name")))
     if kind is None:
         raise WeightsError(f"{name}: _class_name = {config.get('_class_name')!r}: expected {' or '.join(_CLASSES)}")
+    if config.get("addition_embed_type") == "text_time":
+        raise WeightsError(
+            f"{name}: addition_embed_type = 'text_time', a U-Net of SDXL: expected None, as in Stable Diffusion 1.x and 2.x"
+        )
     given = fields.read(config, kind, name=name, without=("schedule", "tokens"), usual=_USUAL, unused=_UNUSED)
     net = fields.built(lambda: kind(**_DEFAULTS[kind.__name__] | given, schedule=schedule), name)
     inside = net.each("transformer_layers_per_block") if isinstance(net, UNet2DConditionModel) else (1,) * net.levels

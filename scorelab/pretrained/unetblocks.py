@@ -13,25 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from scorelab.pretrained.layers import Conv, GroupNorm, LayerNorm, Linear, attend, resample
+from scorelab.pretrained.layers import MEAN, Conv, GroupNorm, LayerNorm, Linear, attend, resample
 from scorelab.pretrained.trees import Path
 
 # The filter of the blocks with a skip image.
 FIR = (1, 3, 3, 1)
-
-
-def half(x: jax.Array) -> jax.Array:
-    """The mean of every two by two pixels; a last one without a partner is left out."""
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return x.mean((2, 4))
-
-
-def twice(x: jax.Array) -> jax.Array:
-    """Every pixel as two by two of them."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class ResnetBlock(nn.Module):
@@ -64,8 +50,7 @@ class ResnetBlock(nn.Module):
         """The block at images ``x`` under ``embedding (b or 1, e)``, to which silu has been applied; None for a block without."""
         h = nn.silu(GroupNorm(self.epsilon, self.groups, name="norm1")(x))
         if self.how:
-            way = (lambda x: resample(x, FIR, self.how)) if self.smooth else half if self.how == "down" else twice
-            x, h = way(x), way(h)
+            x, h = (resample(each, FIR if self.smooth else MEAN, self.how) for each in (x, h))
         h = Conv(self.features, name="conv1")(h)
         norm = GroupNorm(self.epsilon, self.groups_out or self.groups, name="norm2")
         if embedding is None:
@@ -107,7 +92,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Of images."""
-        return Conv(x.shape[-1], name="conv")(twice(x))
+        return Conv(x.shape[-1], how="up", name="conv")(x)
 
 
 def _attention(x: jax.Array, context: jax.Array, heads: int, width: int, bias: bool) -> jax.Array:

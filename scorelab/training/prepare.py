@@ -27,7 +27,8 @@ class Prepare:
     A condition is taken as it is stored: integers ``(batch,)`` are the numbers of classes, and become int32; floating point numbers
     stay. Images that are stored as pixels, uint8 ``(batch, height, width, channels)``, are scaled by the transform as ``x`` is.
     Where a batch has ``places`` (:class:`scorelab.data.Dequantised`), the levels of ``x`` go there in their cells. All other arrays
-    of the batch stay beside, as they are.
+    of the batch stay beside, as they are. An array that is named ``cond`` and is not the condition is refused, since a model would
+    be trained without it.
 
     Attributes:
         transform: such as ``scorelab.data.Pixels()``; None casts ``x``, and pixels, to float32.
@@ -47,6 +48,8 @@ class Prepare:
         x = batch["x"]
         if missing := [name for name in self.taken if name not in batch]:
             raise ValueError(f"Prepare.cond = {missing[0]!r}: expected one of {sorted(batch)}")
+        if batch.get("cond") is not None:
+            self.require_used("Prepare")
         if "places" in batch:
             x = self._placed(x, batch["places"])
         else:
@@ -71,6 +74,13 @@ class Prepare:
     def taken(self) -> tuple[str, ...]:
         """The names of the arrays that the condition is made of."""
         return (self.cond,) if isinstance(self.cond, str) else tuple(key for _, key in self.cond or ())
+
+    def require_used(self, owner: str) -> None:
+        """Raise ValueError where an array of the name ``cond`` would be left out."""
+        if "cond" not in self.taken:
+            raise ValueError(
+                f"{owner}.cond = {self.cond!r} for data with an array that is named 'cond': expected cond='cond', or no such array"
+            )
 
     def _member(self, value: Array) -> Array:
         value = jnp.asarray(value)
@@ -108,7 +118,8 @@ class Prepared:
         cond: see :class:`Prepare`.
 
     Errors, where the batches are of arrays in memory: ValueError or TypeError for data that the transform does not take, for an
-    unknown ``cond``, for classes below 0 and for conditions that are not finite.
+    unknown ``cond``, for an array named ``cond`` that is not the condition, for classes below 0 and for conditions that are not
+    finite.
     """
 
     batches: Any
@@ -126,6 +137,8 @@ class Prepared:
     def _check(self, columns: Mapping[str, Any], levels: int | None) -> None:
         if "x" not in columns:
             raise ValueError(f"Prepared.batches has the arrays {sorted(columns)}: expected one that is named 'x'")
+        if "cond" in columns:
+            self.prepare.require_used("Prepared")
         if self.transform is not None:
             self.transform.check(np.asarray(columns["x"]), levels)
         for name in self.prepare.taken:

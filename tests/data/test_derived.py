@@ -85,6 +85,30 @@ def test_batches_keep_every_array_and_conditions_are_taken_by_name():
     assert Prepare()(batch)["cond"] is None
 
 
+@pytest.mark.parametrize("cond", [None, "label", {"kind": "label"}])
+def test_an_array_named_cond_is_the_condition_or_is_refused(cond):
+    # Left out in silence, it would be a training without its condition.
+    columns = {"x": np.zeros((4, 2), np.float32), "label": np.arange(4) % 2, "cond": np.arange(4)}
+    said = "an array that is named 'cond': expected cond='cond', or no such array"
+    with pytest.raises(ValueError, match=rf"^Prepared\.cond = .*{said}"):
+        Prepared(Batches(columns, 2), cond=cond)
+    # Where rows are read when they are asked for, it is seen in the first batch.
+    with pytest.raises(ValueError, match=rf"^Prepare\.cond = .*{said}"):
+        Prepare(cond=cond)(columns)
+    assert set(Prepare(cond=cond)({**columns, "cond": None})) == {"x", "cond", *(() if cond else ("label",))}
+
+
+def test_an_array_named_cond_is_taken_where_it_is_named():
+    columns = {"x": np.zeros((4, 2), np.float32), "label": np.arange(4) % 2, "cond": np.arange(4)}
+    data = Prepared(Batches(columns, 4), cond="cond")
+    batch = data.at(0)
+    got = data.prepare(batch)
+    np.testing.assert_array_equal(got["cond"], batch["cond"])
+    np.testing.assert_array_equal(got["label"], batch["label"])
+    members = Prepared(Batches(columns, 4), cond=("label", "cond"))
+    np.testing.assert_array_equal(members.prepare(batch)["cond"]["cond"], batch["cond"])
+
+
 def test_own_files_and_rows_have_further_arrays(tmp_path):
     columns = stored()
     np.savez(tmp_path / "train.npz", **columns)

@@ -78,6 +78,30 @@ def test_the_rate_balances_the_fokker_planck_equation(path, anchor, noises):
             np.testing.assert_allclose(rate, balance, rtol=1e-10, atol=1e-9)
 
 
+@pytest.mark.parametrize("anchor", ["score", "flow"])
+@pytest.mark.parametrize("exponents", [(2.5, -1.5), (1.5, -0.75, 0.25)])
+def test_a_rate_of_near_experts_keeps_its_digits_at_low_noise(exponents, anchor):
+    r"""Points N(m_i, v) of exponents with the sum 1: h = -g^2/2 sum_{i<j} b_i b_j |m_i - m_j|^2 / (v + sigma^2)^2.
+
+    Scores are about 1 / sigma and differ by a hundredth of that. Each has three roundings of 2^-24, so their difference is off by
+    3e-5 of itself at most, and its square by 6e-5. A difference of squares would be off by a hundred times as much.
+    """
+    sigma, variance, d = 2.0**-7, 2.0**-20, 16
+    rng = np.random.default_rng(0)
+    mean = rng.normal(size=d)
+    means = [np.float32(mean + 0.01 * sigma * rng.normal(size=d)) for _ in exponents]
+    y = np.float32(mean + sigma * rng.normal(size=(32, d)))
+    members = [models.ExactModel(densities.Gaussian.diagonal(m, np.full(d, np.float32(variance))), EDM) for m in means]
+    model = fk.weighted(members, exponents, anchor=anchor).model
+    t = jnp.float32(EDM.schedule.time(-2 * np.log(sigma)))
+    rate = jax.jit(lambda y: model.evaluate(y, t, None, jax.random.split(jax.random.key(1), len(y)), 0).rate)(y)
+    assert rate.dtype == jnp.float32
+    gap = lambda i, j: np.sum((means[i].astype(float) - means[j]) ** 2)
+    apart = sum(exponents[i] * exponents[j] * gap(i, j) for j in range(len(exponents)) for i in range(j))
+    # Of EDM the noise level is the time, so that g^2 = 2 sigma.
+    np.testing.assert_allclose(rate, -sigma * apart / (variance + sigma**2) ** 2, rtol=1e-4)
+
+
 def test_published_cases():
     """Propositions 3.1 to 3.4 of arXiv 2503.02819, written out."""
     reward, ramp = lambda x: jnp.sin(x[:, 0]) + x[:, 1] ** 2, lambda process, t: 1 - t

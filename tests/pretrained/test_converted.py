@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import struct
 
 import ml_dtypes
@@ -79,6 +80,41 @@ def test_damaged_safetensors_are_refused_by_name(raw, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(raw)
     with pytest.raises(WeightsError, match=r"x\.safetensors"):
         store.read_safetensors(tmp_path / "x.safetensors")
+
+
+def test_safetensors_say_what_is_wrong_with_them(tmp_path, monkeypatch):
+    file, one = tmp_path / "x.safetensors", b'"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}'
+    for raw, reason in (
+        # Another program may take the first one.
+        (header(b"{" + one + b", " + one + b"}"), "the key 'a' twice"),
+        (header(dict(a=dict(dtype="F8_E4M3", shape=[8], data_offsets=[0, 8]))), "tensor 'a' is F8_E4M3, expected one of F64, F32"),
+        (header(dict(a=dict(dtype="F32", shape=[2**40], data_offsets=[0, 2**42]))), "not fully covered"),
+    ):
+        file.write_bytes(raw)
+        with pytest.raises(WeightsError, match=rf"x\.safetensors: not a safetensors file that can be read: .*{reason}"):
+            store.read_safetensors(file)
+    # A file may claim more bytes than the disk has, and is not read for that.
+    file.write_bytes(header(b"{" + one + b"}"))
+    monkeypatch.setattr(store, "_WEIGHTS", file.stat().st_size - 1)
+    with pytest.raises(WeightsError, match=r"x\.safetensors: \d+ bytes: expected at most \d+"):
+        store.read_safetensors(file)
+    monkeypatch.undo()
+    assert list(store.read_safetensors(file)) == ["a"]
+
+
+def test_a_pipe_is_not_waited_for(diffusers):
+    os.mkfifo(diffusers / "one.safetensors")
+    (diffusers / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=dict(a="one.safetensors"))))
+    with pytest.raises(WeightsError, match=r"one\.safetensors: no such file: expected a file of weights"):
+        conversion.read(diffusers)
+    os.mkfifo(diffusers / "model.safetensors")
+    (diffusers / "config.json").write_text(json.dumps(dict(format=1, written_by="x", weights=dict(sha256="0"))))
+    with pytest.raises(WeightsError, match=r"no model\.safetensors"):
+        store.open_folder(diffusers)
+
+
+def test_long_names_are_cut_in_messages():
+    assert keys.listed(["a" * 1000, "b"]) == "a" * 200 + "..., b"
 
 
 @pytest.mark.parametrize(
@@ -348,6 +384,13 @@ def test_what_json_has_not_is_refused_where_it_is_read(value, tmp_path):
         store.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text(r'{"a": "\ud83d\ude00", "b": -1.5e300}')
     assert store.read_json(tmp_path / "config.json") == dict(a="\N{GRINNING FACE}", b=-1.5e300)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "b": 2, "a": 1}', '{"b": [{"a": 1, "a": 2}]}'])
+def test_a_key_of_a_config_that_is_there_twice_is_named(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"config\.json: expected a JSON object: the key 'a' twice"):
+        store.read_json(tmp_path / "config.json")
 
 
 def test_a_config_that_could_not_be_read_again_is_not_written(diffusers, downloads):

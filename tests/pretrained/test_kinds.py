@@ -315,6 +315,22 @@ def test_a_config_without_sides_has_no_shape(families, tmp_path):
     who = pretrained.load(str(store.write_folder(tmp_path / "out", tensors(1), config).path))
     with pytest.raises(WeightsError, match=r"event_shape of 'free': sample_size is null in its config.*expected a shape"):
         _ = who.event_shape
+    assert repr(who) == "Converted('free', event_shape=None, classes=None, licence=None)"
+
+
+def test_pipelines_of_sdxl_are_refused_by_name(source, families, tmp_path):
+    """Before anything is converted, and where an earlier version has converted one."""
+    change(source / "model_index.json", _class_name="StableDiffusionXLPipeline")
+    with pytest.raises(WeightsError, match=r"model_index\.json: _class_name = 'StableDiffusionXLPipeline': expected .*1\.x"):
+        pretrained.convert(source, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+    change(source / "model_index.json", _class_name="TinyPipeline")
+    place = pretrained.convert(source, tmp_path / "whole", licence="MIT").path
+    assert "classes=None, licence='MIT', with latents, with text)" in repr(pretrained.load(str(place)))
+    said = json.loads((place / "config.json").read_text())
+    written(place / "config.json", said | dict(network=dict(_class_name="StableDiffusionXLInpaintPipeline")))
+    with pytest.raises(WeightsError, match="whole: _class_name = 'StableDiffusionXLInpaintPipeline': expected a pipeline with"):
+        pretrained.load(str(place))
 
 
 def test_what_is_no_denoiser_is_refused_by_name(source, families, tmp_path):

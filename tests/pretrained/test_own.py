@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -220,7 +221,12 @@ def test_a_written_adapter_comes_back(case, tmp_path):
         (
             {"in.lora_A.weight": np.ones((2, 4), "i1"), "in.lora_B.weight": (32, 2)},
             {},
-            "lora_A of in is int8: expected numbers of floating point",
+            "tensor 'lora_A of in' is int8: expected numbers of floating point",
+        ),
+        (
+            {"in.lora_A.weight": (2, 4), "in.lora_B.weight": np.full((32, 2), np.nan, "f4")},
+            {},
+            "not finite in lora_B of in: expected none",
         ),
         (
             {"in.lora_A.weight": (2, 4), "in.lora_B.weight": (32, 2), "in.alpha": np.array(4 + 3j, "c8")},
@@ -264,8 +270,14 @@ def test_patterns_are_names_of_modules_or_their_ends(key, tmp_path):
         (dict(network=dict(type="Popen")), "'Popen': expected a network"),
         (dict(network=dict(type="UNet", colour=3)), "colour"),
         (dict(process=dict(type="require_same_process")), "expected a network"),
+        (
+            dict(process=dict(type="Gaussian", schedule=dict(type="Discrete", steps=10**10))),
+            "Discrete.steps = 10000000000: expected an",
+        ),
+        (dict(process=dict(type="Gaussian", schedule=dict(type="EDM", sigma_max=10**400))), "EDM.sigma_max = 1000.*: expected an"),
         (dict(event=[4, 4]), "DiT accepts"),
         (dict(event=[8.5, 7, 1]), r"event = \[8\.5, 7, 1\]: expected a list of integers"),
+        (dict(event=[65536] * 300), r"event = \[65536, .*: expected a list of integers from 1 to 65,536, at most 16"),
         (dict(denoiser=3), "denoiser = 3: expected a table"),
         (dict(denoiser=dict(data_std=True)), "Denoiser.data_std = True: expected a finite number"),
         (dict(network=dict(type="DiT", patch=3, depth=10**9)), "DiT.depth = 1000000000: expected an integer of at most 65,536"),
@@ -283,6 +295,30 @@ def test_a_config_of_something_else_makes_no_model(change, reason, tmp_path):
     tensors = MADE["weights"](json.loads(str(STORED["dit/shapes"])), 1)
     with pytest.raises(WeightsError, match=reason):
         own.model(store.write_folder(tmp_path / "out", tensors, config))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (np.full(8, np.inf, "f4"), r"numbers that are not finite in {}: expected none"),
+        (np.ones(8, "i4"), r"tensor '{}' is int32: expected numbers of floating point"),
+    ],
+)
+def test_parameters_that_are_no_numbers_are_refused_by_name(value, reason, tmp_path):
+    denoiser = Denoiser(net=MLP(width=8, depth=1, embed=8), process=Gaussian(schedule=EDM()))
+    shapes = jax.eval_shape(lambda key: denoiser.init(key, (3,)), jax.random.key(0))
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, "f4"), shapes)
+    folder = own.export(denoiser.bind(zeros), tmp_path / "out", event=(3,))
+    name = next(key for key, array in folder.tensors().items() if array.shape == value.shape)
+    config = {key: said for key, said in folder.config.items() if key not in ("format", "weights")}
+    changed = store.write_folder(tmp_path / "changed", folder.tensors() | {name: value}, config)
+    with pytest.raises(WeightsError, match="changed: " + reason.format(re.escape(name))):
+        pretrained.load(str(changed.path))
+    # What could not be read again is not written.
+    broken = jax.tree.map(lambda leaf: value if leaf.shape == value.shape else leaf, zeros)
+    with pytest.raises(WeightsError, match=r"none: .*expected n"):
+        own.export(denoiser.bind(broken), tmp_path / "none", event=(3,))
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("scale", [Pixels(low=-1.0, high=1.0), Pixels(levels=17, low=-256 / 255, high=256 / 255), Identity(), None])

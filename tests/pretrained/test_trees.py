@@ -55,6 +55,7 @@ def test_a_tree_is_the_layers_of_torch_and_comes_back(dtype):
     [
         ({"old_norm.scale": np.ones(5, "f4")}, r"tensors 'norm.scale' and 'old_norm.scale' for the one norm/scale"),
         ({"norm.scale": np.ones(5, "i8")}, r"tensor 'norm\.scale' is int64: expected numbers of floating point"),
+        ({"norm.scale": np.full(5, np.inf, "f4")}, r"^x\.safetensors: numbers that are not finite in norm\.scale: expected none"),
         ({"conv.kernel": np.ones((5, 2), "f4")}, r"tensor 'conv\.kernel' of shape \(5, 2\): expected 4 axes, as a conv layer has"),
         (
             {"dense.kernel": np.ones((4, 6), "f4")},

@@ -423,7 +423,7 @@ def test_other_networks_are_refused(config, reason):
 def test_networks_under_texts_say_what_they_are_not():
     config = told("sd1/info")["config"]
     for more, reason in (
-        (dict(addition_embed_type="text_time"), "addition_embed_type = 'text_time'"),
+        (dict(addition_embed_type="text_time"), "addition_embed_type = 'text_time', a U-Net of SDXL: expected None"),
         (dict(only_cross_attention=True), "only_cross_attention = True: expected False"),
         (dict(attention_head_dim=[4]), r"attention_head_dim = \(4,\): expected an integer, or one for each of 2"),
         (dict(in_channels=9, out_channels=4), "out_channels = 4: expected 9 or 18"),
