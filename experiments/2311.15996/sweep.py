@@ -19,7 +19,6 @@ import optax
 
 import scorelab as sl
 from scorelab import viz
-from scorelab.models.energy import Energy
 from scorelab.run.figure import Claim, Figure, plus_minus
 
 FIGURE = Figure(
@@ -56,7 +55,7 @@ def law(name):
 def learner(data, weight, options):
     """Denoising, and the residual where it has a weight."""
     net = sl.models.nets.MLP(width=options.width, depth=3, embed=16, zero_init=False)
-    energy = Energy(net=net, process=PROCESS, data_std=data)
+    energy = sl.models.Energy(net=net, process=PROCESS, data_std=data)
     times = sl.losses.UniformLogSNRTimes(log_snr_min=-6.0, log_snr_max=6.0)
     loss = sl.losses.DenoisingScoreMatching(PROCESS, weighting=sl.losses.SNRWeighting(), times=times)
     if weight:
