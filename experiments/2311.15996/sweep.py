@@ -19,7 +19,6 @@ import optax
 
 import scorelab as sl
 from scorelab import viz
-from scorelab.models.energy import Energy
 from scorelab.run.figure import Claim, Figure, plus_minus
 
 FIGURE = Figure(
@@ -28,9 +27,9 @@ FIGURE = Figure(
     claims="The regulariser brings the laws of flow and SDE together, on nine blobs from W2 .123 to .054 at weights 0 to 10. The "
     "flow improves at small weights, and the SDE gets worse.",
     look_for="The residual and the gap fall with the weight. Whether the flow gains depends on how far it was off.",
-    minutes=dict(small=2, full=25, gpu=None),
+    minutes=dict(small=3, full=None, gpu=None),
     options=dict(sets=["blobs", "circles", "checkerboard"], seeds=5, steps=6000, batch=512, width=80, n=5000),
-    small=dict(sets=["blobs"], seeds=2, steps=1000, batch=256, width=48, n=2000),
+    small=dict(sets=["blobs"], seeds=1, steps=1000, batch=256, width=48, n=2000),
 )
 
 # Twice the process dx = -x dt + dw in squares: data are times sqrt(2), and lengths are reported times sqrt(1/2).
@@ -56,7 +55,7 @@ def law(name):
 def learner(data, weight, options):
     """Denoising, and the residual where it has a weight."""
     net = sl.models.nets.MLP(width=options.width, depth=3, embed=16, zero_init=False)
-    energy = Energy(net=net, process=PROCESS, data_std=data)
+    energy = sl.models.Energy(net=net, process=PROCESS, data_std=data)
     times = sl.losses.UniformLogSNRTimes(log_snr_min=-6.0, log_snr_max=6.0)
     loss = sl.losses.DenoisingScoreMatching(PROCESS, weighting=sl.losses.SNRWeighting(), times=times)
     if weight:
@@ -73,9 +72,10 @@ def measure(name, weight, seed, options) -> dict:
     batches = sl.data.Batches({"x": x}, batch_size=options.batch, seed=seed)
     # The compilation is no part of a step.
     sl.training.fit(taught, batches, steps=2, key=jax.random.key(seed))
-    began = time.monotonic()
+    # Of the processor: other work does not enter.
+    began = time.process_time()
     state = sl.training.fit(taught, batches, steps=options.steps, key=jax.random.key(seed))
-    seconds = (time.monotonic() - began) / options.steps
+    seconds = (time.process_time() - began) / options.steps
     model = taught.model(state)
     held = np.asarray(which.sample(jax.random.key(200 + seed), SETS * options.n))
     found = sl.diagnostics.ode_sde_gap(
@@ -147,33 +147,39 @@ def claims(found: dict) -> list[Claim]:
     gap, ode, sde, mean = (column(rows, key) for key in ("gap above", "ode above", "sde above", "mean"))
     seconds = column(rows, "seconds").mean(1)
     spread = lambda values: values.std(ddof=len(values) > 1)
-    shrunk, best = gap[-1] / gap[0], ode.mean(1).argmin()
-    gain, loss, cost = ode[best] / ode[0], sde[-1] / sde[0], seconds[1:].mean() / seconds[0]
+    best, cost = ode.mean(1).argmin(), seconds[1:].mean() / seconds[0]
+    # Over the mean of the seeds: a single gap may lie below its floor.
+    shrunk, gain, loss = gap[-1] / gap[0].mean(), ode[best] / ode[0].mean(), sde[-1] / sde[0].mean()
+    # One training is no law.
+    judged = lambda reproduced, shape: (
+        "reproduced" if reproduced and gap.shape[1] > 1 else "in shape" if shape else "not reproduced"
+    )
     listed = lambda values: ", ".join(f"{w:g}: {plus_minus(v)}" for w, v in zip(WEIGHTS, values, strict=True))
     floor = column(rows, "gap floor").mean()
     return [
         Claim(
             says="The gap falls from .123 to .054 on nine blobs, at weights 0 and 10.", value=shrunk.mean(), spread=spread(shrunk),
             unit=f"of the gap is left at weight 10, on {name}",
-            verdict="reproduced" if shrunk.mean() < 0.6 else "in shape" if shrunk.mean() < 0.9 else "not reproduced",
+            verdict=judged(shrunk.mean() < 0.6, shrunk.mean() < 0.9),
             why=f"The paper's is .44. W2 above a floor of {floor:.3f}, by weight: {listed(gap)}. Residual: {listed(mean)}.",
         ),
         Claim(
             says="The flow is better at small weights: .120 at 0, .083 at 1.", value=gain.mean(), spread=spread(gain),
             unit=f"of the distance of the flow to the data is left at the best weight, {WEIGHTS[best]:g}",
-            verdict="reproduced" if best and gain.mean() < 0.85 else "in shape" if best else "not reproduced",
+            verdict=judged(best and gain.mean() < 0.85, best),
             why=f"By weight: {listed(ode)}.",
         ),
         Claim(
             says="The SDE gets worse: .053 at 0, .145 at 10.", value=loss.mean(), spread=spread(loss),
             unit="times the distance of the SDE to the data at weight 0 is that at weight 10",
-            verdict="reproduced" if loss.mean() > 1.5 else "in shape" if loss.mean() > 1.1 else "not reproduced",
+            verdict=judged(loss.mean() > 1.5, loss.mean() > 1.1),
             why=f"By weight: {listed(sde)}. Denoising loss above that of the exact score: {listed(column(rows, 'excess'))}.",
         ),
         Claim(
             says="The regulariser costs time.", value=cost, spread=0.0, unit="times as long takes a step of training with it",
             verdict="reproduced" if cost > 1 else "not reproduced",
-            why=f"{1e3 * seconds[0]:.1f} ms without it. The residual is asked at two points, with all second derivatives.",
+            why=f"{1e3 * seconds[0]:.1f} ms of the processor without it. The residual is asked at two points, with "
+            "all second derivatives.",
         ),
     ]  # fmt: skip
 
