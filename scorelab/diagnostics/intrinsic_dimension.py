@@ -29,7 +29,7 @@ from scorelab.processes.base import Noised
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.randomness import folded, per_example_normal
 from scorelab.schedules import namespace
-from scorelab.validation import require_choice, require_int, require_positive, require_spec
+from scorelab.validation import require_choice, require_int, require_positive, require_real, require_spec
 
 # Of a cut, in a spectrum that goes from 1 to 0: no other gap can be as wide.
 CLEAR = 0.5
@@ -344,6 +344,8 @@ def intrinsic_dimension(
     require_spec(where, LinearGaussian, process=model.process)
     estimator = as_estimator(where, method)
     data = np.asarray(data)
+    require_real(f"{where}.data", data)
+    require_real(f"{where}.sigmas", np.asarray(sigmas))
     sigmas, _ = noise_levels(where, model.process, np.atleast_1d(np.asarray(sigmas, np.float64)))
     estimator.check(model.process, sigmas)
     size = math.prod(data.shape[1:])
