@@ -17,8 +17,8 @@ FIGURE = Figure(
     __doc__,
     answers="",
     claims="Local intrinsic dimension can be read off models of images, and differs between classes of digits: ones are simplest.",
-    look_for="Ones lie lowest, and eights highest, while the noise is below a third. Hardly any point has a clear gap, unlike points "
-    "of a manifold: the count falls smoothly with the noise.",
+    look_for="Ones lie lowest, and eights highest, while the noise is below a third. Hardly any point has a clear gap, unlike on "
+    "a manifold: the count falls smoothly with the noise.",
     minutes=dict(small=1, full=None, gpu=None),
     options=dict(data=("digits", "mnist"), each=50),
     small=dict(each=12),
