@@ -23,7 +23,7 @@ FIGURE = Figure(
     claims="Estimators of intrinsic dimension work on trained models of a Swiss roll in 3 and 5 dimensions, and gain from fields "
     "that are conservative.",
     look_for="The share of points with two dimensions is highest between the noise that the network has not learned and the noise "
-    "that sees both sides of the roll. All four methods agree there; a flow that reaches the next turn does not.",
+    "that sees both sides of the roll. The flow is worst, since it passes through larger noise.",
     minutes=dict(small=6, full=30, gpu=None),
     options=dict(seeds=5, steps=10_000, points=200),
     small=dict(steps=1500, points=40),
