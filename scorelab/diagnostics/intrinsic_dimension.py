@@ -29,14 +29,14 @@ from scorelab.processes.base import Noised
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.randomness import folded, per_example_normal
 from scorelab.schedules import namespace
-from scorelab.validation import require_choice, require_int, require_positive, require_spec
+from scorelab.validation import require_choice, require_int, require_positive, require_real, require_spec
 
 # Of a cut, in a spectrum that goes from 1 to 0: no other gap can be as wide.
 CLEAR = 0.5
 # Entries of Jacobians that are held at once, where the caller does not say how many points.
 _HELD = 1 << 22
 # How far out a flow goes in units of the noise where it begins, and at least: on a shorter way all values are alike.
-_REACH, _LEAST = 8.0, 1.5
+_REACH, _LEAST = 3.0, 1.5
 
 Method = Literal["symmetric", "svd", "flow", "slope"]
 
@@ -156,7 +156,7 @@ class FlowJacobian(DimensionEstimator):
     A flow that ends above the scale at which the data curve, or lie side by side, sees them there as a cloud of all dimensions.
 
     Attributes:
-        sigma_max: the noise ratio where the flow ends; by default eight times the one it begins at, or the largest of the process.
+        sigma_max: the noise ratio where the flow ends; by default three times the one it begins at, or the largest of the process.
         steps: of the classical Runge-Kutta rule, equal in :math:`\log r`. Each takes four Jacobians.
 
     Source: arXiv 2402.03845, where the flow goes on to the largest noise.
@@ -344,6 +344,8 @@ def intrinsic_dimension(
     require_spec(where, LinearGaussian, process=model.process)
     estimator = as_estimator(where, method)
     data = np.asarray(data)
+    require_real(f"{where}.data", data)
+    require_real(f"{where}.sigmas", np.asarray(sigmas))
     sigmas, _ = noise_levels(where, model.process, np.atleast_1d(np.asarray(sigmas, np.float64)))
     estimator.check(model.process, sigmas)
     size = math.prod(data.shape[1:])
