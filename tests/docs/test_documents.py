@@ -98,7 +98,9 @@ def test_the_first_hour_leaves_its_pictures(tmp_path, monkeypatch, capsys):
 
 
 # The pages -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("page", ["coming_from", "concepts", "howto", "recipes", "networks", "interpolants", "likelihood"])
+@pytest.mark.parametrize(
+    "page", ["coming_from", "concepts", "howto", "recipes", "networks", "interpolants", "likelihood", "diagnostics"]
+)
 def test_the_blocks_of_a_page_run_and_their_assertions_hold(page):
     found = blocks(f"docs/{page}.md", "python")
     assert sum(block.count("assert ") for block in found) >= 1
