@@ -22,7 +22,7 @@ from scorelab.arrays import Array, Key
 # Directions pushed through a model at once.
 BLOCK = 16
 
-Product = Callable[[Array], Array]
+Map = Callable[[Array], Array]
 
 
 def pushed(fn: Callable[[Array], Any], y: Float[Array, " batch *event"]) -> tuple[Any, Callable[[Array], Any]]:
@@ -30,7 +30,7 @@ def pushed(fn: Callable[[Array], Any], y: Float[Array, " batch *event"]) -> tupl
     return jax.linearize(fn, y)
 
 
-def pulled(fn: Callable[[Array], Array], y: Float[Array, " batch *event"]) -> tuple[Float[Array, " batch *event"], Product]:
+def pulled(fn: Callable[[Array], Array], y: Float[Array, " batch *event"]) -> tuple[Float[Array, " batch *event"], Map]:
     """``fn(y)``, and ``v -> J^T v``: memory of one backward pass, and cheaper where ``fn`` is a gradient itself."""
     value, back = jax.vjp(fn, y)
     return value, lambda v: back(v)[0]
@@ -44,7 +44,7 @@ def signs(keys: Key | None, probes: int, like: Float[Array, " batch *event"]) ->
 
 
 def trace(
-    product: Product, y: Float[Array, " batch *event"], probes: Float[Array, " probes batch *event"] | None = None
+    product: Map, y: Float[Array, " batch *event"], probes: Float[Array, " probes batch *event"] | None = None
 ) -> Float[jax.Array, " batch"]:
     """The trace of the Jacobian behind ``product`` for every example, ``(batch,)``.
 

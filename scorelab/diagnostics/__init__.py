@@ -1,4 +1,4 @@
-"""What a model has learned, beside laws in closed form: explained variance of its score, paths, features, sensitivity."""
+"""What a model has learned: whether its field is a score, of what law and dimension, and how it goes beside laws in closed form."""
 
 from scorelab.diagnostics.conservativity import Conservativity, conservativity
 from scorelab.diagnostics.explained_variance import ExplainedVariance, explained_variance
@@ -16,6 +16,7 @@ from scorelab.diagnostics.intrinsic_dimension import (
     SymmetricJacobian,
     intrinsic_dimension,
 )
+from scorelab.diagnostics.levels import by_level
 from scorelab.diagnostics.memorisation import Memorisation, memorisation
 from scorelab.diagnostics.ntk import KernelPath, kernel_path, relu_ntk
 from scorelab.diagnostics.trajectories import (
@@ -45,6 +46,7 @@ __all__ = [
     "SymmetricJacobian",
     "Waves",
     "bounded_along",
+    "by_level",
     "conservativity",
     "denoised_along",
     "explained_variance",

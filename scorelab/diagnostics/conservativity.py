@@ -93,7 +93,7 @@ def conservativity(
         Both by noise level.
 
     Raises:
-        ValueError: as :func:`scorelab.diagnostics.levels.by_level`; points of one element, an argument out of range.
+        ValueError: as :func:`scorelab.diagnostics.by_level`; points of one element, an argument out of range.
         TypeError: a process that is not linear-Gaussian, what is no model.
 
     Source: both tests arXiv 2509.00336; scales and estimates are ours.

@@ -68,7 +68,7 @@ def fokker_planck_residual(
         The residual by noise level.
 
     Raises:
-        ValueError: as :func:`scorelab.diagnostics.levels.by_level`; noise ratios at which nothing of the data is left.
+        ValueError: as :func:`scorelab.diagnostics.by_level`; noise ratios at which nothing of the data is left.
         TypeError: a process that is not linear-Gaussian, a model without what the form needs.
 
     Source: arXiv 2311.15996.

@@ -46,7 +46,7 @@ class Distance:
 
     @property
     def above(self) -> float:
-        r""":math:`\sqrt{\max(v^2 - f^2, 0)}` of value and floor: the distance without most of what the number of points makes."""
+        r"""The distance without most of what the number of points makes, :math:`\sqrt{\max(v^2 - f^2, 0)}` of value and floor."""
         return float(np.sqrt(max(self.value**2 - self.floor**2, 0.0)))
 
     def __float__(self) -> float:

@@ -139,7 +139,7 @@ def gauge_residual(
         Residual and decomposition by noise level.
 
     Raises:
-        ValueError: as :func:`scorelab.diagnostics.levels.by_level`; points of another shape than the law's, more potentials than
+        ValueError: as :func:`scorelab.diagnostics.by_level`; points of another shape than the law's, more potentials than
             points.
         TypeError: a law that is no :class:`scorelab.densities.Density`, a process that is not linear-Gaussian, what is no model.
 

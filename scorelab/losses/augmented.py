@@ -96,7 +96,7 @@ class ScoreAugmented(LossAround):
 
     @computed
     def coloured(self) -> bool:
-        """Whether some noise is no longer white: after a transform that is not orthogonal."""
+        """Whether some noise is no longer white, as it is after a transform that is not orthogonal."""
         return not self.before and not all(each.orthogonal for each in self.transforms)
 
     def transformed(self, x: Array, w: Array) -> Array:

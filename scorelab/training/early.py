@@ -167,7 +167,7 @@ class Watch:
 
     @property
     def stopped(self) -> bool:
-        """Whether the training is to end: ``patience`` evaluations without an improvement."""
+        """Whether the training is to end, after ``patience`` evaluations without an improvement."""
         return self.spec.waited(self.records) >= self.spec.patience
 
     def begin(self, learner: Learner, prepare: Callable, mesh: Mesh, start: int) -> None:
