@@ -68,8 +68,8 @@ UPDATED = [
 ]
 # Its state: each network.
 SHAPED = [
-    *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2303.08797/translation.gin", "paper/2412.09726/cifar10.gin",
-    "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin", "paper/2506.22780/regimes.gin",
+    *UPDATED, "digits/moments.gin", "mnist/edm.gin", "paper/2303.08797/translation.gin", "paper/2401.15604/points.gin",
+    "paper/2412.09726/cifar10.gin", "paper/2412.09726/digits.gin", "paper/2412.09726/mnist.gin", "paper/2506.22780/regimes.gin",
     "paper/2508.07926/mnist.gin", "shapes/blobs.gin", "shapes/spots.gin", "toys/checkerboard.gin",
 ]  # fmt: skip
 
