@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from scorelab.arrays import Array, Pytree
+from scorelab.validation import require_real
 
 
 def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -24,8 +25,10 @@ def require_batch(function: str, batch: int) -> None:
 
 
 def require_finite(name: str, value: Array) -> None:
-    """Raise ``ValueError`` for values that are not finite; ``name`` is ``function.argument``."""
-    if bad := np.count_nonzero(~np.isfinite(np.asarray(value))):
+    """Raise ``ValueError`` for values that are not real or not finite; ``name`` is ``function.argument``."""
+    value = np.asarray(value)
+    require_real(name, value)
+    if bad := np.count_nonzero(~np.isfinite(value)):
         raise ValueError(f"{name} has {bad} values that are not finite: expected none")
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from scorelab.arguments import check_key
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
 from scorelab.models.base import Model
@@ -17,7 +18,7 @@ from scorelab.models.function import as_pytree
 from scorelab.processes.base import Noised
 from scorelab.processes.linear_gaussian import LinearGaussian
 from scorelab.randomness import per_example_keys, per_example_normal
-from scorelab.validation import require_spec
+from scorelab.validation import require_real, require_spec
 
 
 def by_level(
@@ -60,6 +61,8 @@ def by_level(
     require_finite(f"{where}.data", data)
     require_leading(where, cond, len(data))
     require_batch(where, batch)
+    if key is not None:
+        check_key(where, key)
     model = as_pytree(where, model)
     require_spec(where, LinearGaussian, process=model.process)
     sigmas, times = noise_levels(where, model.process, sigmas)
@@ -90,6 +93,7 @@ def _values(model, key, y0, t, ids, cond, *, term):
 
 def noise_levels(where: str, process: LinearGaussian, sigmas: Array) -> tuple[np.ndarray, np.ndarray]:
     """The noise ratios in float64 and their times; ValueError for what is none of the process."""
+    require_real(f"{where}.sigmas", np.asarray(sigmas))
     sigmas = np.asarray(sigmas, np.float64)
     if sigmas.ndim != 1 or len(sigmas) == 0:
         raise ValueError(f"{where}.sigmas has shape {sigmas.shape}: expected (k,) with k >= 1")

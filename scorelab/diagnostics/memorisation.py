@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def _rows(name: str, value: Any, features: Features | None) -> np.ndarray:
     value = np.asarray(value)
     if value.ndim < 2:
         raise ValueError(f"{name} has shape {value.shape}: expected (n, *event)")
-    return value if features is not None else value.reshape(len(value), -1)
+    return value if features is not None else value.reshape(len(value), math.prod(value.shape[1:]))
 
 
 def _two_nearest(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

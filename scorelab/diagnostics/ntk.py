@@ -100,9 +100,9 @@ def kernel_path(kernel: Array, labels: Array, at: Array, times: Array) -> Kernel
 
     Source: arXiv 2401.15604.
     """
-    kernel, labels, at, times = (np.asarray(value, np.float64) for value in (kernel, labels, at, times))
     for name, value in dict(kernel=kernel, labels=labels, at=at, times=times).items():
         require_finite(f"kernel_path.{name}", value)
+    kernel, labels, at, times = (np.asarray(value, np.float64) for value in (kernel, labels, at, times))
     n = len(kernel) if kernel.ndim else 0
     if kernel.shape != (n, n) or n == 0:
         raise ValueError(f"kernel_path.kernel has shape {kernel.shape}: expected (n, n) with n >= 1")
@@ -137,9 +137,9 @@ def kernel_path(kernel: Array, labels: Array, at: Array, times: Array) -> Kernel
 
 def _extended(name: str, x: Array, bias: float) -> np.ndarray:
     """Points in rows, with the bias as one more element."""
+    require_finite(name, x)
     x = np.asarray(x, np.float64)
     if x.ndim < 2 or len(x) == 0:
         raise ValueError(f"{name} has shape {x.shape}: expected (n, *event) with at least one point")
-    require_finite(name, x)
     flat = x.reshape(len(x), -1)
     return np.concatenate([flat, np.full((len(flat), 1), bias)], axis=1)

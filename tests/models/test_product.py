@@ -164,6 +164,10 @@ class Column(KnowsDensity):
             lambda: Product(models=(exact(VP), Column()), powers=(1.0, 1.0))(jnp.ones((4, 2)), 0.5), ValueError,
             r"Column: log_prob has shape \(4, 1\) for y of shape \(4, 2\): expected \(4,\)",
         ),
+        (
+            lambda: Product(models=(exact(VP),), powers=(jnp.ones(5),))(jnp.ones((6, 2)), 0.5), ValueError,
+            r"Product\.powers\[0\] has shape \(5,\): expected \(\) or \(6,\)",
+        ),
         (lambda: Product(models=(jnp.sin,), powers=(1.0,)), TypeError, r"Product\.models\[0\] = .*: expected a model"),
         (
             lambda: Product(
@@ -172,7 +176,7 @@ class Column(KnowsDensity):
             TypeError, r"(?s)Product\.process = .*: expected a LinearGaussian",
         ),
     ],
-    ids=["none", "count", "models", "powers", "nan", "field", "processes", "guided", "column", "function", "interpolant"],
+    ids=["none", "count", "models", "powers", "nan", "field", "processes", "guided", "column", "length", "function", "interpolant"],
 )  # fmt: skip
 def test_what_is_no_product_is_named(act, error, match):
     with pytest.raises(error, match=match):
