@@ -73,7 +73,7 @@ class Product(KnowsDensity):
         """Predict for ``y`` of shape ``(batch, *event)``; all factors are asked under ``cond``."""
         for i, power in enumerate(self.powers):
             if jnp.shape(power) not in ((), (len(y),)):
-                raise ValueError(f"Product.powers[{i}] has shape {jnp.shape(power)}: expected () or ({len(y)},), one for each point")
+                raise ValueError(f"Product.powers[{i}] has shape {jnp.shape(power)}: expected () or ({len(y)},), one per point")
         predictions = [ask(model, y, t, cond) for model in self.models]
         for model, prediction in zip(self.models, predictions, strict=True):
             require_capabilities(f"Product of {model_name(model)}", prediction, (HasLogProb,))
