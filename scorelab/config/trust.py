@@ -31,8 +31,8 @@ _CLOSED = (
     "scorelab.data.registry",
 )
 _SPECS = (
-    "base", "bits", "data", "diagnose", "evaluate", "inpaint", "pairs", "rectify", "report", "sample", "sinks", "starts",
-    "straightness", "train",
+    "base", "bits", "conservativity", "data", "diagnose", "evaluate", "fokker_planck", "inpaint", "intrinsic_dimension",
+    "memorisation", "pairs", "rectify", "report", "sample", "sinks", "starts", "straightness", "train",
 )  # fmt: skip
 _OPEN_AGAIN = tuple(f"scorelab.experiment.{name}" for name in _SPECS)
 _FUNCTIONS = {
