@@ -27,9 +27,9 @@ FIGURE = Figure(
     claims="The regulariser brings the laws of flow and SDE together, on nine blobs from W2 .123 to .054 at weights 0 to 10. The "
     "flow improves at small weights, and the SDE gets worse.",
     look_for="The residual and the gap fall with the weight. Whether the flow gains depends on how far it was off.",
-    minutes=dict(small=8, full=None, gpu=None),
+    minutes=dict(small=5, full=None, gpu=None),
     options=dict(sets=["blobs", "circles", "checkerboard"], seeds=5, steps=6000, batch=512, width=80, n=5000),
-    small=dict(sets=["blobs"], seeds=5, steps=1000, batch=256, width=48, n=8000),
+    small=dict(sets=["blobs"], seeds=3, steps=1000, batch=256, width=48, n=8000),
 )
 
 # Twice the process dx = -x dt + dw in squares: data are times sqrt(2), and lengths are reported times sqrt(1/2).
