@@ -24,9 +24,9 @@ FIGURE = Figure(
     "that are conservative.",
     look_for="The share of points with two dimensions is highest between the noise that the network has not learned and the noise "
     "that sees both sides of the roll. The flow is worst, since it passes through larger noise.",
-    minutes=dict(small=6, full=30, gpu=None),
+    minutes=dict(small=4, full=30, gpu=None),
     options=dict(seeds=5, steps=10_000, points=200),
-    small=dict(steps=1500, points=40),
+    small=dict(seeds=3, steps=1500, points=40),
 )
 
 KINDS = {"free": sl.models.Denoiser, "energy": sl.models.Energy}
