@@ -1,4 +1,4 @@
-"""Free networks and energies: is the field that a network learns a gradient, and does it matter?
+"""Free networks and energies: whether the field that a network learns is a gradient, and whether that matters.
 
 Equal networks of as many parameters, trained alike: one that predicts a field, the same with a weighted asymmetry of its Jacobian
 in the loss, and one whose scalar output is differentiated (an energy). Data are a mixture in the plane whose score is known, the
