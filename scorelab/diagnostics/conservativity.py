@@ -110,7 +110,7 @@ def conservativity(
             f"{where}.data has shape {data.shape}: expected at least two elements in a point, one is always a gradient"
         )
     term = _Both(Asymmetry(probes=probes), Circle(radius=float(radius), nodes=nodes) if nodes else None)
-    sigmas, (squares, circle) = by_level(where, term, model, data, sigmas, cond=cond, key=key, batch=batch, progress=progress)
+    sigmas, (squares, circle) = by_level(term, model, data, sigmas, cond=cond, key=key, batch=batch, progress=progress, where=where)
     share, share_error = ratio_of_means(squares.asymmetry, squares.jacobian)
     asymmetry = np.sqrt(share)
     with np.errstate(invalid="ignore"):

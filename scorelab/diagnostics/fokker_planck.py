@@ -76,7 +76,7 @@ def fokker_planck_residual(
     residual = FokkerPlanck() if residual is None else residual
     require_spec("fokker_planck_residual", FokkerPlanck, residual=residual)
     sigmas, found = by_level(
-        "fokker_planck_residual", _Squares(residual), model, data, sigmas, cond=cond, key=key, batch=batch, progress=progress
+        _Squares(residual), model, data, sigmas, cond=cond, key=key, batch=batch, progress=progress, where="fokker_planck_residual"
     )
     square, change, n = found.residual, found.change.mean(axis=1), found.residual.shape[1]
     mean = square.mean(axis=1)

@@ -10,6 +10,7 @@ from typing import Literal
 import jax
 import numpy as np
 
+from scorelab.arguments import check_key
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.diagnostics.blocks import require_finite
 from scorelab.grids import Grid
@@ -118,6 +119,7 @@ def ode_sde_gap(
     where = "ode_sde_gap"
     model = as_pytree(where, model)
     require_spec(where, LinearGaussian, process=model.process)
+    check_key(where, key)
     ode, sde = Heun() if ode is None else ode, DPMSolverPP(eta=1.0) if sde is None else sde
     require_spec(where, Solver, ode=ode, sde=sde)
     for name, solver, noisy in (("ode", ode, False), ("sde", sde, True)):
@@ -166,8 +168,8 @@ def _distance(metric: Metric, a: np.ndarray, b: np.ndarray) -> float:
     if metric == "sliced":
         return sliced_wasserstein(jax.random.key(0), a, b, projections=_DIRECTIONS).value
     value = np.asarray(metric(a, b), np.float64)
-    if value.shape != () or not np.isfinite(value):
-        raise ValueError(f"ode_sde_gap.metric returned {value!r}: expected one finite number")
+    if value.shape != () or not np.isfinite(value) or value < 0:
+        raise ValueError(f"ode_sde_gap.metric returned {value!r}: expected one finite number, at least 0")
     return float(value)
 
 

@@ -158,7 +158,7 @@ def gauge_residual(
         raise ValueError(f"{where}.data has shape {data.shape}: expected (n, *{tuple(law.event)}), as law has")
     count = 0 if potentials is None else _count(where, potentials, len(data), int(np.prod(law.event)))
     pair = _Beside(model, ExactModel(law, model.process))
-    sigmas, at = by_level(where, _Error(probes), pair, data, sigmas, cond=cond, key=key, batch=batch, progress=progress)
+    sigmas, at = by_level(_Error(probes), pair, data, sigmas, cond=cond, key=key, batch=batch, progress=progress, where=where)
 
     size = at.error[0, 0].size
     square = (at.residual**2 - at.scatter) / size

@@ -351,7 +351,7 @@ def intrinsic_dimension(
     size = math.prod(data.shape[1:])
     if batch is None:
         batch = max(1, min(256, _HELD // max(size, 1) ** 2))
-    sigmas, found = by_level(where, estimator, model, data, sigmas, cond=cond, key=key, batch=batch, progress=progress)
+    sigmas, found = by_level(estimator, model, data, sigmas, cond=cond, key=key, batch=batch, progress=progress, where=where)
     known = np.isfinite(found).reshape(*found.shape[:2], -1).all(axis=-1)
     dimension, gap = estimator.read(found, sigmas, model.process, size)
     dimension, gap = (np.where(known, value, np.nan) for value in (dimension, gap))

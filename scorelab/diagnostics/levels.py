@@ -22,7 +22,6 @@ from scorelab.validation import require_real, require_spec
 
 
 def by_level(
-    where: str,
     term: Callable[[Model, Noised], Pytree],
     model: Model,
     data: Array,
@@ -32,11 +31,11 @@ def by_level(
     key: Key | None = None,
     batch: int = 256,
     progress: Callable[[int, int], None] | None = None,
+    where: str = "by_level",
 ) -> tuple[np.ndarray, Pytree]:
     r"""The values of ``term`` at points :math:`y = \alpha y_0 + b + \sigma\epsilon`, for every point of data and every noise ratio.
 
     Args:
-        where: the name of the function that asks, for messages.
         term: a hashable function ``(model, noised)``, such as a regulariser, of values ``(batch,)`` or a pytree of them. What is
             random in it comes from ``noised.keys``.
         model: a model of a linear-Gaussian process.
@@ -47,6 +46,7 @@ def by_level(
             the number of the level only.
         batch: points evaluated at once.
         progress: called with (points done, points wanted) after each batch.
+        where: the name of the function that asks, for messages.
 
     Returns:
         The noise ratios in float64, and the values as float64 arrays ``(k, n)``.
@@ -75,6 +75,11 @@ def by_level(
         part = jax.tree.map(lambda c: jnp.asarray(c)[index], cond)
         for k, t in enumerate(times):
             values = _values(model, keys[k], y0, jnp.asarray(t, y0.dtype), index, part, term=term)
+            for leaf in jax.tree.leaves(values):
+                if jnp.shape(leaf)[:1] != (len(y0),):
+                    raise ValueError(
+                        f"{where}.term returned shape {jnp.shape(leaf)} for {len(y0)} points: expected a leading axis of them"
+                    )
             found[k].append(jax.tree.map(lambda value: np.asarray(value, np.float64)[:count], values))
         done += count
         if progress is not None:

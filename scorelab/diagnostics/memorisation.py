@@ -14,8 +14,8 @@ from scorelab.metrics.value import points
 
 # A sample is called a copy where its nearest training point is at most this share of the way to the next one.
 COPY = 1 / 3
-# Rows of a matrix of distances that are held at once.
-_BLOCK = 1024
+# Entries of a matrix of distances that are held at once.
+_HELD = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,8 @@ def _rows(name: str, value: Any, features: Features | None) -> np.ndarray:
 
 def _two_nearest(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances of every row of ``x`` to its nearest and second nearest row of ``y``."""
-    nearest = [np.partition(squared_distances(x[i : i + _BLOCK], y), 1, axis=1)[:, :2] for i in range(0, len(x), _BLOCK)]
-    first, second = np.sqrt(np.concatenate(nearest)).T
+    nearest, rows = np.empty((len(x), 2)), max(1, _HELD // len(y))
+    for i in range(0, len(x), rows):
+        nearest[i : i + rows] = np.partition(squared_distances(x[i : i + rows], y), 1, axis=1)[:, :2]
+    first, second = np.sqrt(nearest).T
     return first, second

@@ -46,7 +46,8 @@ class Conservativity(ByNoiseLevel):
             model, x, self.sigmas, probes=self.probes, radius=self.radius, nodes=self.nodes, cond=cond, key=key
         )
         values = dict(
-            sigmas=self.sigmas, asymmetry=found.asymmetry, asymmetry_error=found.asymmetry_error, mean_square=found.mean_square,
+            largest_asymmetry=found.asymmetry.max(), sigmas=self.sigmas,
+            asymmetry=found.asymmetry, asymmetry_error=found.asymmetry_error, mean_square=found.mean_square,
             standard_error=found.standard_error,
         )  # fmt: skip
         panel = functools.partial(viz.Panel, xlabel="noise ratio", logx=True)

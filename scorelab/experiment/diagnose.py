@@ -13,6 +13,7 @@ import numpy as np
 from scorelab import diagnostics, viz
 from scorelab.arrays import Key
 from scorelab.densities import Gaussian
+from scorelab.distill import ConsistencyTraining, Distillation
 from scorelab.errors import ConfigError, shown
 from scorelab.experiment.base import Experiment, Run, Stage
 from scorelab.experiment.data import DataSpec
@@ -160,6 +161,14 @@ def points(data: DataSpec, n: int) -> tuple[np.ndarray, Any]:
     return np.asarray(data.transform.encode(data.load().x[chosen])), data.condition_of(chosen)
 
 
+def require_denoiser(diagnostic: Diagnostic, experiment: Experiment) -> None:
+    """ValueError for an experiment whose network ends paths: what it says of noised data is no mean, and so no score."""
+    learner = experiment.learner
+    if isinstance(learner, Distillation) or isinstance(getattr(learner, "loss", None), ConsistencyTraining):
+        what = f"{type(diagnostic).__name__} of a student of {type(learner).__name__}"
+        raise ValueError(f"{what}: expected a learner of a denoised mean, since what a student says is no score")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ByNoiseLevel(Diagnostic):
     """A question that is asked at noised data, noise level by noise level; a new one states its ``name`` and ``__call__``.
@@ -192,6 +201,7 @@ class ByNoiseLevel(Diagnostic):
     def check(self, experiment):
         """Whether the process has these noise ratios."""
         process = experiment.process
+        require_denoiser(self, experiment)
         require_spec(f"{type(self).__name__}: the process", LinearGaussian, process=process)
         low, high = (float(process.noise_ratio(t)) for t in (process.t_min, process.t_max))
         for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):

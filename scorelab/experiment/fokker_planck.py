@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from scorelab import diagnostics, viz
-from scorelab.experiment.diagnose import ByNoiseLevel, Diagnostic, Finding, points
+from scorelab.experiment.diagnose import ByNoiseLevel, Diagnostic, Finding, points, require_denoiser
 from scorelab.grids import Grid, LogSNR
 from scorelab.losses import FokkerPlanck as Residual
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -42,7 +42,8 @@ class FokkerPlanck(ByNoiseLevel):
             curves, xlabel="noise ratio", ylabel="Fokker-Planck residual", logx=True, logy=bool(np.any(found.mean_square > 0))
         )
         values = dict(
-            sigmas=self.sigmas, root_mean_square=found.root_mean_square, mean_square=found.mean_square,
+            largest_residual=found.root_mean_square.max(), sigmas=self.sigmas,
+            root_mean_square=found.root_mean_square, mean_square=found.mean_square,
             standard_error=found.standard_error, relative=found.relative,
         )  # fmt: skip
         return Finding(values=values, figure=figure)
@@ -52,7 +53,8 @@ class FokkerPlanck(ByNoiseLevel):
 class Gap(Diagnostic):
     """The distance between samples of the flow and of the SDE, and of each to data (:func:`scorelab.diagnostics.ode_sde_gap`).
 
-    Under a condition it is that of random rows of the data, in stored order the same ones for all sets.
+    Under a condition it is that of random rows of the data, the same ones for all sets of samples. Sets of data have conditions of
+    their own, so distances to data hold the difference of their shares as well.
 
     Attributes:
         n: samples of a set.
@@ -76,6 +78,7 @@ class Gap(Diagnostic):
     def check(self, experiment):
         """Whether the process has a flow and an SDE of one chart, and the data have as many points as are compared."""
         process = experiment.process
+        require_denoiser(self, experiment)
         require_spec("Gap: the process", LinearGaussian, process=process)
         self.grid.times(process)
         if process.has_signs:
@@ -96,7 +99,10 @@ class Gap(Diagnostic):
         values = {}
         for name in ("gap", "ode", "sde"):
             distance: diagnostics.Distance = getattr(found, name)
-            values |= {name: distance.value, f"{name}_error": distance.standard_error, f"{name}_floor": distance.floor}
+            values |= {
+                f"{name}_above_floor": distance.above, name: distance.value, f"{name}_error": distance.standard_error,
+                f"{name}_floor": distance.floor,
+            }  # fmt: skip
         figure = None
         if arrays.event_shape == (2,):
             shown = {"flow": found.samples["ode"][0], "SDE": found.samples["sde"][0], "data": x[: self.n]}

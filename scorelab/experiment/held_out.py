@@ -89,7 +89,7 @@ def told(early: EarlyStopping, records: Sequence[HeldOutLoss]) -> str:
     """What the console says of the last loss."""
     last, best = records[-1], early.best(records)
     smallest = "" if best is None or best is last else f", best {best.loss:.4f} at {best.step}"
-    return f"held-out {last.loss:.4f}{smallest}"
+    return f"held-out {last.loss:.4f} at {last.step}{smallest}"
 
 
 def _number(value: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +52,14 @@ class IntrinsicDimension(ByNoiseLevel):
         )  # fmt: skip
         groups = _groups(data.load().label, rows(data, self.n))
         clear = found.clear.mean(axis=1)
-        shown = int(np.argmax(clear))
+        # Where the noise hides all directions, or none, the gap is clear and says nothing.
+        inside = (found.mean > 0.5) & (found.mean < math.prod(x.shape[1:]) - 0.5)
+        shown = int(np.argmax(np.where(inside | ~inside.any(), clear, -1.0)))
         by_class = np.stack([found.dimension[:, group].mean(axis=1) for group in groups.values()])
         values = dict(
+            dimension_mean=found.mean[shown], at_noise_ratio=found.sigmas[shown], clear_share=clear[shown],
             sigmas=found.sigmas, mean=found.mean, standard_error=found.standard_error, clear=clear,
-            shown=found.sigmas[shown], dimension=found.dimension[shown], by_class=by_class,
+            dimension=found.dimension[shown], by_class=by_class,
         )  # fmt: skip
         return Finding(values=values, figure=_figure(found, groups, shown))
 

@@ -31,7 +31,7 @@ class Regularised(LossAround):
         loss: what draws.
         terms: pairs of a regulariser and its weight, a finite number.
 
-    Metrics: those of the loss, and the mean of every term under its name.
+    Metrics: those of the loss, and the mean of every term under its name, with a number where there is another of that name.
     """
 
     loss: Loss
@@ -44,9 +44,11 @@ class Regularised(LossAround):
                 f"Regularised.loss = {self.loss!r} draws points whose noise is not that of the process: expected another loss, "
                 "or ScoreAugmented with orthogonal transforms or before=True, since terms are asked at these points"
             )
-        object.__setattr__(self, "terms", tuple(tuple(term) for term in self.terms))
-        if not self.terms or any(len(term) != 2 or not callable(term[0]) for term in self.terms):
+        is_pair = lambda term: isinstance(term, tuple | list) and len(term) == 2
+        is_term = lambda term: is_pair(term) and callable(term[0]) and not isinstance(term[0], type)
+        if not isinstance(self.terms, tuple | list) or not self.terms or not all(map(is_term, self.terms)):
             raise TypeError(f"Regularised.terms = {self.terms!r}: expected pairs of a function (model, noised) and a weight")
+        object.__setattr__(self, "terms", tuple(tuple(term) for term in self.terms))
         for _, weight in self.terms:
             require_number(self, -1e30, 1e30, terms=weight)
 
@@ -58,7 +60,11 @@ class Regularised(LossAround):
                 raise ValueError(
                     f"{_name(regulariser)} returned shape {jnp.shape(value)}: expected {jnp.shape(total)}, one per example"
                 )
-            total, metrics = total + weight * value, metrics | {_name(regulariser): jnp.mean(value)}
+            name, number = _name(regulariser), 1
+            while name in metrics:
+                number += 1
+                name = f"{_name(regulariser)}_{number}"
+            total, metrics = total + weight * value, metrics | {name: jnp.mean(value)}
         return total, metrics
 
 

@@ -13,7 +13,7 @@ from scorelab.training.ema import (
     synthesise,
 )
 from scorelab.training.exponentiated import exponentiated_gradient
-from scorelab.training.learner import Learner, ScoreLearner, ScoreState
+from scorelab.training.learner import ConditionWarning, Learner, ScoreLearner, ScoreState
 from scorelab.training.loop import Hook, NonFiniteLoss, NonFiniteState, SkippedBatchWarning, Window, fit
 from scorelab.training.memory import Memory, OutOfMemory
 from scorelab.training.parallel import Sharding, data_mesh, gathered
@@ -22,6 +22,7 @@ from scorelab.training.prepare import Prepare, Prepared
 __all__ = [
     "EMA",
     "Average",
+    "ConditionWarning",
     "EarlyStopping",
     "HeldOutLoss",
     "Hook",

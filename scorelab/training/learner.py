@@ -23,6 +23,7 @@ from scorelab.training.ema import EMA, Average, average_specs, moved_averages
 from scorelab.training.parallel import gathered
 from scorelab.training.rates import learning_rate
 from scorelab.validation import require_int, require_positive, require_spec
+from scorelab.warn import warn
 
 
 class Learner(abc.ABC):
@@ -91,6 +92,10 @@ class ScoreState:
     params: Pytree
     opt_state: Pytree
     averages: tuple[Pytree, ...]
+
+
+class ConditionWarning(UserWarning):
+    """A network with a condition is trained on batches that have none, and other arrays in its place."""
 
 
 @partly_static("denoiser", "loss", "initial")
@@ -174,7 +179,15 @@ class ScoreLearner(Learner):
         return average_specs(self, self.ema)
 
     def init(self, key: Key, batch: Batch) -> ScoreState:
-        """The first parameters, for data shaped like ``batch``."""
+        """The first parameters, for data shaped like ``batch``; a ConditionWarning for arrays that its condition may have meant."""
+        others = sorted(set(batch) - {"x", "cond"})
+        condition = None if self.network is None else of_network(self.network.net)
+        if condition is not None and others and batch.get("cond") is None:
+            warn(
+                f"the network has the condition {condition!r}, and the batch has {', '.join(map(repr, others))} and no 'cond': it "
+                f"is trained without one; training.Prepared(data, cond={others[0]!r}) makes a condition of a column",
+                ConditionWarning,
+            )
         params = self.denoiser.init(key, batch["x"], batch.get("cond"), like=self.initial)
         return ScoreState(
             step=jnp.zeros((), jnp.int32),

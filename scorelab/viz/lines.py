@@ -134,6 +134,6 @@ def _plain_ticks(axis, values: np.ndarray) -> None:
     if len(values) <= 8:
         axis.set_major_locator(FixedLocator(values.tolist()))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.3g}'):g}"))
     elif values[0] > 0 and values[-1] < 1e3 * values[0]:
         few_log_ticks(axis, values)

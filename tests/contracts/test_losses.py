@@ -175,6 +175,9 @@ def test_terms_are_added_with_their_weights_and_reported():
     np.testing.assert_allclose(errors, plain.error(exact, noised) + 0.5 * square(exact, noised) + 2.0, rtol=1e-5)
     assert float(metrics["square"]) == pytest.approx(float(jnp.mean(square(exact, noised))), rel=1e-5)
     assert loss.process == EDM
+    # Two terms of one name are two metrics.
+    twice = losses.Regularised(plain, ((square, 0.5), (square, 2.0))).evaluate(exact, noised)[1]
+    assert twice["square"] == twice["square_2"] == metrics["square"]
 
 
 LABELS = losses.DenoisingScoreMatching(EDM, label_dropout=0.25, null_label=3)
@@ -216,6 +219,8 @@ def test_every_loss_around_another_is_in_the_table_or_refuses_dropped_conditions
     [
         (lambda: losses.Regularised(losses.DenoisingScoreMatching(EDM), ()), "expected pairs"),
         (lambda: losses.Regularised(losses.DenoisingScoreMatching(EDM), ((3, 1.0),)), "expected pairs"),
+        (lambda: losses.Regularised(losses.DenoisingScoreMatching(EDM), (losses.Conservativity(),)), "expected pairs"),
+        (lambda: losses.Regularised(losses.DenoisingScoreMatching(EDM), ((losses.Conservativity, 1.0),)), "expected pairs"),
         (lambda: losses.Regularised(losses.DenoisingScoreMatching(EDM), ((abs, np.nan),)), "terms"),
         (lambda: losses.Regularised(abs, ((abs, 1.0),)), "expected a Loss"),
         (lambda: losses.ImplicitScoreMatching(EDM, probes=-1), "probes = -1"),

@@ -171,7 +171,7 @@ def test_the_regulariser_is_its_diagnostic():
     law = mixture()
     model, data = mapped(law, VP, np.eye(2) + turn(2, 0.3)), np.asarray(law.sample(KEY, 50))
     regulariser = losses.Conservativity(probes=2)
-    _, values = by_level("test", regulariser, model, data, SIGMAS, batch=16)
+    _, values = by_level(regulariser, model, data, SIGMAS, batch=16)
     found = diagnostics.conservativity(model, data, SIGMAS, probes=2, nodes=0, batch=16)
     np.testing.assert_allclose(values.mean(axis=1), found.mean_square, rtol=1e-5)
     np.testing.assert_allclose(values.std(axis=1, ddof=1) / np.sqrt(50), found.standard_error, rtol=1e-5)

@@ -262,7 +262,7 @@ def test_the_diagnostic_is_the_mean_of_the_regulariser():
     x = law().sample(jax.random.key(3), 40)
     model, key = Slanted(jnp.array(0.8), VP), jax.random.key(4)
     found = fokker_planck_residual(model, x, RATIOS, key=key, batch=16)
-    _, values = by_level("here", LOG, model, x, RATIOS, key=key)
+    _, values = by_level(LOG, model, x, RATIOS, key=key)
     np.testing.assert_allclose(found.mean_square, values.mean(1), rtol=1e-12)
     np.testing.assert_allclose(found.standard_error, values.std(1, ddof=1) / np.sqrt(40), rtol=1e-12)
     np.testing.assert_allclose(found.root_mean_square**2, found.mean_square, rtol=1e-12)

@@ -230,6 +230,7 @@ def test_a_metric_of_ones_own():
         (dict(ode=solvers.DPMSolverPP(eta=1.0)), "ode = .*expected a solver without noise"),
         (dict(sde=solvers.Heun()), "sde = .*expected a solver with noise"),
         (dict(metric=lambda a, b: np.nan), "expected one finite number"),
+        (dict(metric=lambda a, b: -1.0), "expected one finite number, at least 0"),
         (dict(grid=3), "grid = 3: expected a Grid"),
     ],
 )

@@ -82,7 +82,7 @@ def test_the_residual_of_a_point_is_that_of_the_formula():
     model = mapped(law, VE, np.eye(4) + np.arange(16).reshape(4, 4) / 20)
     data = np.asarray(law.sample(KEY, 6))
     found = diagnostics.gauge_residual(model, law, data, (sigma,), potentials=None)
-    _, y = by_level("test", _y, model, data, (sigma,))
+    _, y = by_level(_y, model, data, (sigma,))
     y, p = y[0] - np.arange(4) / 4, np.linalg.inv(COV + sigma**2 * np.eye(4))
     field = -(np.arange(16).reshape(4, 4) / 20) @ p
     g = -(sigma**2) * (np.trace(field) - np.sum((y @ field.T) * (y @ p), axis=1))

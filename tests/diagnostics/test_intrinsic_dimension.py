@@ -440,7 +440,7 @@ def test_the_stage_tells_classes_apart(method):
     found = question(model, experiment.DataSpec(dataset=Parts()), KEY)
     # Of the slope: k r^2 (z^2 - 1).
     np.testing.assert_allclose(found.values["by_class"], [[1, 1], [2, 2]], atol=0.02 if method == "slope" else 0)
-    assert found.values["shown"] == pytest.approx(0.02)
+    assert found.values["at_noise_ratio"] == pytest.approx(0.02)
     assert found.values["dimension"].shape == (40,)
     over, histogram = found.figure.axes
     assert (over.get_ylabel(), histogram.get_ylabel()) == ("dimension", "share of the points")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorelab import diagnostics, models, processes, schedules
+from scorelab import config, diagnostics, experiment, models, processes, schedules
 from scorelab.densities import Gaussian
 
 PROCESS = processes.Gaussian(schedule=schedules.VPLinear())
@@ -20,7 +20,7 @@ def noise(model, noised):
 
 
 def asked(**options):
-    return diagnostics.by_level("here", noise, MODEL, **{"data": DATA, "sigmas": SIGMAS} | options)
+    return diagnostics.by_level(noise, MODEL, where="here", **{"data": DATA, "sigmas": SIGMAS} | options)
 
 
 def test_values_are_of_every_point_at_every_level_whatever_the_batch():
@@ -40,7 +40,7 @@ def test_points_are_noised_to_the_ratios():
         t = noised.t
         return (noised.y - model.process.alpha(t) * noised.y0)[:, 0] / noised.noise[:, 0] / model.process.alpha(t)
 
-    _, ratio = diagnostics.by_level("here", scaled, MODEL, DATA, SIGMAS)
+    _, ratio = diagnostics.by_level(scaled, MODEL, DATA, SIGMAS)
     # Float32, divided by noise that may be small.
     np.testing.assert_allclose(np.median(ratio, axis=1), SIGMAS, rtol=1e-4)
 
@@ -64,6 +64,24 @@ def test_bad_input_is_named(options, message):
         asked(**options)
 
 
+def test_a_term_without_a_value_for_each_point_is_named():
+    with pytest.raises(ValueError, match=r"by_level\.term returned shape \(\) for 7 points"):
+        diagnostics.by_level(lambda model, noised: jnp.mean(noised.y), MODEL, DATA, SIGMAS)
+
+
 def test_a_key_that_is_none_is_named():
     with pytest.raises(TypeError, match=r"here\.key is 3"):
         asked(key=3)
+
+
+QUESTIONS = (
+    experiment.ExplainedVariance, experiment.Conservativity, experiment.FokkerPlanck, experiment.IntrinsicDimension, experiment.Gap,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["paper/2502.15681/digits", "paper/2502.15681/digits_consistency"])
+def test_a_student_is_asked_for_no_score(name):
+    made = config.load(name).experiment
+    for question in QUESTIONS:
+        with pytest.raises(ValueError, match=f"{question.__name__} of a student of .*: expected a learner of a denoised mean"):
+            question().check(made)

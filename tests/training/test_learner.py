@@ -1,5 +1,6 @@
 """The score learner: what it learns, its averages, clipping and precision."""
 
+import warnings
 from dataclasses import dataclass, replace
 
 import jax
@@ -11,9 +12,10 @@ import pytest
 from scorelab.losses import DenoisingScoreMatching, Loss, Regularised
 from scorelab.models.base import Trainable
 from scorelab.models.denoiser import Denoiser
+from scorelab.models.nets import MLP
 from scorelab.processes import Gaussian, Noised
 from scorelab.schedules import VPLinear
-from scorelab.training import EMA, NonFiniteLoss, PowerEMA, ScoreLearner, fit, power_exponent
+from scorelab.training import EMA, ConditionWarning, NonFiniteLoss, PowerEMA, ScoreLearner, fit, power_exponent
 from tests.training.small import PROCESS, Net, Points, equal, learner
 
 KEY = jax.random.key(0)
@@ -196,3 +198,16 @@ def test_errors_name_the_field():
     with pytest.raises(ValueError, match=r"ScoreLearner\.clip_norm"):
         ScoreLearner(denoiser, loss, optimizer, clip_norm=0.0)
     assert hash(ScoreLearner(denoiser, loss, optimizer)) == hash(ScoreLearner(denoiser, loss, optimizer))
+
+
+def test_a_column_that_no_condition_reads_is_told():
+    """A network with classes that is never shown one would be sampled under any label, and no number would say so."""
+    net = MLP(num_classes=3, width=4, depth=1)
+    member = ScoreLearner(Denoiser(net=net, process=PROCESS), DenoisingScoreMatching(PROCESS), optax.adam(1e-3))
+    batch = {"x": np.ones((4, 2), np.float32), "label": np.zeros(4, np.int32)}
+    with pytest.warns(ConditionWarning, match=r"Label\(.*the batch has 'label' and no 'cond'.*Prepared\(data, cond='label'\)"):
+        jax.eval_shape(member.init, KEY, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConditionWarning)
+        for quiet in ({"x": batch["x"]}, {"x": batch["x"], "cond": batch["label"]}):
+            jax.eval_shape(member.init, KEY, quiet)
