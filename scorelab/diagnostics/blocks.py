@@ -18,6 +18,12 @@ def blocks(n: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield np.minimum(np.arange(low, low + size), n - 1), min(size, n - low)
 
 
+def standard_error(values: np.ndarray) -> np.ndarray:
+    """Of the means over the points of ``values (k, n)``, ``(k,)``; NaN for a single point."""
+    n = values.shape[1]
+    return values.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
+
+
 def require_batch(function: str, batch: int) -> None:
     """Raise ``ValueError`` unless ``batch`` is a positive integer."""
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:

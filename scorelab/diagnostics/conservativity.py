@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree, per_example
+from scorelab.diagnostics.blocks import standard_error
 from scorelab.diagnostics.levels import by_level
 from scorelab.divergence import BLOCK, dot
 from scorelab.losses.conservativity import Conservativity as Asymmetry
@@ -199,12 +200,6 @@ class _Both:
 
     def __call__(self, model: Model, noised: Noised) -> tuple[Squares, Circulation | None]:
         return self.asymmetry.squares(model, noised), None if self.circle is None else self.circle(model, noised)
-
-
-def standard_error(values: np.ndarray) -> np.ndarray:
-    """Of the means over the points of ``values`` ``(k, n)``; NaN for one point."""
-    n = values.shape[1]
-    return values.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(values), np.nan)
 
 
 def ratio_of_means(part: np.ndarray, whole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.densities import Density
-from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading
+from scorelab.diagnostics.blocks import blocks, require_batch, require_finite, require_leading, standard_error
 from scorelab.diagnostics.levels import noise_levels
 from scorelab.models.base import Model, ask
 from scorelab.models.function import as_pytree
@@ -135,13 +135,12 @@ def _squared_norm(value: Array) -> Array:
 
 
 def _summary(sigmas: np.ndarray, error: np.ndarray, size: np.ndarray) -> ExplainedVariance:
-    n = size.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):  # a model that says exactly zero
         share = 1 - error / size
         return ExplainedVariance(
             sigmas=sigmas,
             mean_of_ratios=share.mean(axis=1),
-            standard_error=share.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(sigmas), np.nan),
+            standard_error=standard_error(share),
             ratio_of_means=1 - error.mean(axis=1) / size.mean(axis=1),
         )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree
+from scorelab.diagnostics.blocks import standard_error
 from scorelab.diagnostics.levels import by_level
 from scorelab.losses.fokker_planck import FokkerPlanck, Squares
 from scorelab.models.base import Model
@@ -78,14 +79,14 @@ def fokker_planck_residual(
     sigmas, found = by_level(
         _Squares(residual), model, data, sigmas, cond=cond, key=key, batch=batch, progress=progress, where="fokker_planck_residual"
     )
-    square, change, n = found.residual, found.change.mean(axis=1), found.residual.shape[1]
+    square, change = found.residual, found.change.mean(axis=1)
     mean = square.mean(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
         relative = np.where(change > 0, np.sqrt(np.maximum(mean, 0.0) / change), np.nan)
     return FokkerPlanckResidual(
         sigmas=sigmas,
         mean_square=mean,
-        standard_error=square.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(sigmas), np.nan),
+        standard_error=standard_error(square),
         relative=relative,
     )
 

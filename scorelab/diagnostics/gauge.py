@@ -13,7 +13,7 @@ import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree
 from scorelab.densities import Density
-from scorelab.diagnostics.conservativity import standard_error
+from scorelab.diagnostics.blocks import standard_error
 from scorelab.diagnostics.levels import by_level
 from scorelab.divergence import BLOCK, dot, pushed, signs, trace
 from scorelab.losses.conservativity import predicted_noise

@@ -22,8 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorelab.arrays import Array, Key, Pytree
+from scorelab.diagnostics.blocks import standard_error
 from scorelab.diagnostics.levels import by_level, noise_levels
 from scorelab.divergence import BLOCK, dot, pushed, signs, trace
+from scorelab.losses.conservativity import predicted_noise
 from scorelab.models.base import Model, ask, require_model
 from scorelab.processes.base import Noised
 from scorelab.processes.linear_gaussian import LinearGaussian
@@ -247,7 +249,7 @@ class NoiseSlope(DimensionEstimator):
     def __call__(self, model, noised):
         """The slope."""
         y = _clean(model, noised)
-        eps, product = pushed(_noise_of(model, noised), y)
+        eps, product = pushed(predicted_noise("intrinsic_dimension", model, noised), y)
         probes = signs(noised.keys, self.probes, y) if self.probes else None
         return math.prod(y.shape[1:]) - model.process.sigma(noised.t) * trace(product, y, probes) + dot(eps, eps)
 
@@ -295,8 +297,7 @@ class IntrinsicDimension:
     @property
     def standard_error(self) -> np.ndarray:
         """Of the mean, over the points, ``(k,)``; NaN for a single point."""
-        n = self.dimension.shape[1]
-        return self.dimension.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.full(len(self.sigmas), np.nan)
+        return standard_error(self.dimension)
 
 
 def intrinsic_dimension(
@@ -368,10 +369,6 @@ def as_estimator(where: object, method: str | DimensionEstimator) -> DimensionEs
     return METHODS[method]
 
 
-def _noise_of(model: Model, noised: Noised) -> Callable[[Array], Array]:
-    return lambda y: ask(model, y, noised.t, noised.cond).eps
-
-
 def _clean(model: Model, noised: Noised) -> Array:
     """The clean points, on the scale of the noised ones."""
     return model.process.alpha(noised.t) * noised.y0 + model.process.offset(noised.t)
@@ -380,7 +377,7 @@ def _clean(model: Model, noised: Noised) -> Array:
 def _normalised_jacobian(model: Model, noised: Noised, y: Array) -> Array:
     """``H`` at points ``y`` shaped ``(batch, *event)``, transposed: ``(batch, d, d)``."""
     size = math.prod(y.shape[1:])
-    value, product = pushed(_noise_of(model, noised), y)
+    value, product = pushed(predicted_noise("intrinsic_dimension", model, noised), y)
 
     def column(i):
         unit = jnp.zeros(size, y.dtype).at[i].set(1.0).reshape(y.shape[1:])

@@ -73,7 +73,11 @@ def memorisation(samples: Any, train: Any, held_out: Any, *, features: Features 
     # One origin: |a|^2 + |b|^2 - 2 a.b loses digits where the points are far from it.
     centre = seen.mean(0)
     x, seen, unseen = x - centre, seen - centre, unseen - centre
-    (first, second), (floor_first, floor_second) = _two_nearest(x, seen), _two_nearest(unseen, seen)
+    # A point that is stored twice is one point: its twin is no second nearest.
+    distinct = np.unique(seen, axis=0)
+    if len(distinct) < 2:
+        raise ValueError("train has one point many times: expected two that differ")
+    (first, second), (floor_first, floor_second) = _two_nearest(x, distinct), _two_nearest(unseen, distinct)
     elsewhere = _two_nearest(x, unseen)[0]
     floor = floor_first.mean()
     if floor == 0:

@@ -89,7 +89,8 @@ class FokkerPlanck:
             probes. Pairs of different ones give the square without bias, so single values may be below zero.
         difference: 0 for the exact change along the drift, in forward mode; else the step in :math:`\log\rho` of a central
             difference, whose error is of second order (one-sided, and of first order, at the ends of the process). It takes two
-            more calls of the model in the place of the derivative.
+            more calls of the model in the place of the derivative. Rounding is divided by the step: in float32 the residual of an
+            exact law was .005 of its change at a step of 1e-3, and .06 at 1e-4. Take .01 and more there.
 
     Raises:
         TypeError: a process that is not linear-Gaussian, a model without what the form needs.
@@ -188,18 +189,12 @@ class FokkerPlanck:
                 "FokkerPlanck.constant = 'free' for a batch whose keys are None: expected one key for each example, as a loss "
                 "draws them, or constant = 'kept', which needs no second point"
             )
-        n = len(noised.y)
         other = model.process.noised(per_example_normal(folded(noised.keys, 1), noised.y), noised.y0, noised.t).y
-        both = lambda a, b: jnp.concatenate([a, b])
-        t = noised.t if jnp.ndim(noised.t) == 0 else both(noised.t, noised.t)
-        cond = jax.tree.map(lambda c: both(c, c), noised.cond)
-        probes = None
-        if self.probes:
-            # One probe for both points: what it gets wrong at both alike is gone too.
-            probes = signs(noised.keys, self.probes, noised.y)
-            probes = jnp.concatenate([probes, probes], axis=1)
-        found = self._of_log_prob(model, both(noised.y, other), t, cond, probes)
-        half = lambda value: (value[..., :n] - value[..., n:]) / math.sqrt(2)
+        # One probe for both points: what it gets wrong at both alike is gone too.
+        probes = signs(noised.keys, self.probes, noised.y) if self.probes else None
+        # Apart, since a model may have a number for each example, and not as one batch of twice the size.
+        found = jax.vmap(lambda y: self._of_log_prob(model, y, noised.t, noised.cond, probes))(jnp.stack([noised.y, other]))
+        half = lambda value: (value[0] - value[1]) / math.sqrt(2)
         return Residual(half(found.off), half(found.change))
 
     def _along_drift(self, fn: Callable[[Array, Array], Array], process: LinearGaussian, y: Array, t: Array) -> tuple[Array, Array]:

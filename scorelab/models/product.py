@@ -83,9 +83,11 @@ class Product(KnowsDensity):
 
 
 def multiplied(predictions: Sequence[Any], powers: Iterable[Array | float], y: Array) -> GaussianPrediction:
-    r"""The pair with the score :math:`\sum_i w_i s_i` of predictions of one process about ``y``, formed without cancellation.
+    r"""The pair with the score :math:`\sum_i w_i s_i` of predictions of one process about ``y``.
 
-    .. math:: \hat\epsilon = \sum_i w_i\hat\epsilon_i,\qquad D = \tilde y/\alpha + \sum_i w_i (D_i - \tilde y/\alpha) .
+    .. math:: \hat\epsilon = \sum_i w_i\hat\epsilon_i,\qquad D = \sum_i w_i D_i + \Big(1 - \sum_i w_i\Big)\tilde y/\alpha ,
+
+    where the last term, which may be large at high noise, is gone for powers that sum to one.
 
     At :math:`\alpha = 0`, where the score does not say it, the denoised mean is :math:`\sum_i w_i D_i`.
     """
@@ -94,7 +96,7 @@ def multiplied(predictions: Sequence[Any], powers: Iterable[Array | float], y: A
     alpha, offset = (per_example(f(t), y) for f in (process.alpha, process.offset))
     factors = [per_example(jnp.asarray(w, y.dtype), y) for w in powers]
     centred = jnp.where(alpha > 0, (y - offset) / jnp.where(alpha > 0, alpha, 1.0), 0.0)
-    denoised = centred + weighted_sum(factors, [p.denoised - centred for p in predictions])
+    denoised = weighted_sum(factors, [p.denoised for p in predictions]) + (1 - sum(factors)) * centred
     return GaussianPrediction(denoised=denoised, eps=weighted_sum(factors, [p.eps for p in predictions]), t=t, process=process)
 
 

@@ -54,6 +54,16 @@ def test_exact_laws_have_none(name):
         assert np.max(squares.change) > 0.1
 
 
+@pytest.mark.parametrize("form", [LOG, KEPT, SCORE])
+@double
+def test_a_model_may_have_a_number_for_each_point(form):
+    """A tempered law is no noised one, so there is a residual; its power may be one number, or one for each point."""
+    points = noised(VP)
+    of = lambda power: form(models.Product(models=(models.ExactModel(law(), VP),), powers=(power,)), points)
+    np.testing.assert_allclose(of(jnp.full(len(points.y), 1.5)), of(1.5), rtol=1e-10)
+    assert np.min(of(1.5)) > 1e-4
+
+
 @double
 def test_zero_says_that_the_laws_belong_together_and_not_that_they_are_the_datas():
     x = law().sample(jax.random.key(0), 32)

@@ -105,3 +105,14 @@ def test_the_stage_tells_the_law_of_the_data_from_its_training_points():
 def test_fields_of_the_stage_are_checked(build, message):
     with pytest.raises((TypeError, ValueError), match=message):
         build()
+
+
+def test_copies_are_told_where_training_points_are_stored_twice():
+    train, held_out = normal(1, 40), normal(2, 40)
+    samples = train + 1e-3 * normal(3, 40)
+    once = diagnostics.memorisation(samples, train, held_out)
+    twice = diagnostics.memorisation(samples, np.concatenate([train, train]), held_out)
+    assert once.copied == twice.copied > 0.9
+    assert once.ratio == pytest.approx(twice.ratio, rel=1e-12)
+    with pytest.raises(ValueError, match="train has one point many times"):
+        diagnostics.memorisation(samples, np.repeat(train[:1], 5, axis=0), held_out)
