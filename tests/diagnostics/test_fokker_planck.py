@@ -61,7 +61,7 @@ def test_a_model_may_have_a_number_for_each_point(form):
     points = noised(VP)
     of = lambda power: form(models.Product(models=(models.ExactModel(law(), VP),), powers=(power,)), points)
     np.testing.assert_allclose(of(jnp.full(len(points.y), 1.5)), of(1.5), rtol=1e-10)
-    assert np.min(of(1.5)) > 1e-4
+    assert np.mean(of(1.5)) > 0.1
 
 
 @double
