@@ -449,7 +449,7 @@ def test_the_stage_tells_classes_apart(method):
 
 
 def test_the_stage_refuses_before_the_training():
-    asked = lambda **options: experiment.IntrinsicDimension(**options).check(SimpleNamespace(process=VE))
+    asked = lambda **options: experiment.IntrinsicDimension(**options).check(SimpleNamespace(process=VE, learner=None))
     asked(sigma_max=50.0)
     for options, match in (
         (dict(sigma_max=200.0), "IntrinsicDimension.sigma_max = 200.0: expected 0.001 to 100"),
