@@ -288,11 +288,13 @@ def test_the_stages_say_what_the_functions_do():
     found = asked(model, SPEC, key)
     x = SPEC.load().x[np.linspace(0, 255, 16).round().astype(int)]
     np.testing.assert_array_equal(found.values["mean_square"], fokker_planck_residual(model, x, asked.sigmas, key=key).mean_square)
-    assert found.figure is not None
+    curve = found.figure.axes[0].lines[0]
+    np.testing.assert_allclose(curve.get_xdata(), asked.sigmas)
+    np.testing.assert_allclose(curve.get_ydata(), found.values["root_mean_square"])
     found = experiment.Gap(n=60, sets=3, grid=grids.Karras(12))(model, SPEC, key)
     assert {"gap", "gap_error", "gap_floor", "ode", "sde", "sde_floor"} <= set(found.values)
     assert found.values["gap"] < 2 * found.values["gap_floor"]
-    assert found.figure is not None
+    assert [axes.get_title() for axes in found.figure.axes] == ["flow", "SDE", "data"]
 
 
 def test_what_the_stages_refuse_before_the_training():

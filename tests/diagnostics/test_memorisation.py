@@ -91,7 +91,10 @@ def test_the_stage_tells_the_law_of_the_data_from_its_training_points():
     assert found["copies"].values["nearest"] == 1.0
     assert found["smooth"].values["copied"] < 0.1
     assert found["smooth"].values["ratio"] > 0.5
-    assert found["copies"].figure is not None
+    # Both laws of the distance: those of the copies end near zero, where those of held-out digits have not begun.
+    samples, held_out = (line.get_xdata() for line in found["copies"].figure.axes[0].lines)
+    assert len(samples) == 60
+    assert np.max(samples) < np.min(held_out)
 
 
 @pytest.mark.parametrize(
